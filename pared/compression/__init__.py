@@ -1,0 +1,1 @@
+"""The compression library: torch only, works without the service."""

@@ -1,0 +1,75 @@
+"""What a compression method is handed: the files it works on, where results go, and who is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Stage = Literal["validate", "baseline", "compress", "retrain", "evaluate", "export"]
+
+
+class Observer(Protocol):
+    """Who follows a running method. In the service it is the child's pipe to its parent."""
+
+    def stage(self, name: Stage) -> None:
+        """A stage of the job begins."""
+
+    def progress(self, fraction: float, *, epoch: int | None = None, epochs: int | None = None) -> None:
+        """The whole job is this far, 0 to 1. Also the sign of life: call it at least every few seconds of work."""
+
+    def metric(self, name: str, value: float, *, step: int, phase: str) -> None:
+        """One point of a curve, such as `train_loss` at an epoch."""
+
+    def log(self, text: str) -> None:
+        """One line for the person who follows."""
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep this state durably: nested dicts and lists of tensors, numbers and strings (`weights_only` loadable)."""
+
+    def resume(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint of an earlier attempt, if there is one."""
+
+
+class SilentObserver:
+    """An observer that keeps nothing: for use as a library."""
+
+    def stage(self, name: Stage) -> None: ...
+    def progress(self, fraction: float, *, epoch: int | None = None, epochs: int | None = None) -> None: ...
+    def metric(self, name: str, value: float, *, step: int, phase: str) -> None: ...
+    def log(self, text: str) -> None: ...
+    def checkpoint(self, state: dict[str, Any]) -> None: ...
+    def resume(self) -> dict[str, Any] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An upload as a local file. `architecture` is what was posted with it, if anything."""
+
+    path: Path
+    filename: str
+    sha256: str
+    architecture: Any | None = None
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """A data set as a local file, or a built-in one by its `builtin:` name."""
+
+    path: Path | None
+    filename: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run of a method. The files it leaves in `directory` are the job's artifacts."""
+
+    models: dict[str, ModelFile]
+    dataset: DatasetFile | None
+    directory: Path
+    observer: Observer = field(default_factory=SilentObserver)
+    device: str = "cpu"
+    threads: int = 1
+    sandbox: str = "none"

@@ -1,0 +1,164 @@
+"""What pared says about a model: the inspection of an upload and the before/after report of a job.
+
+Units are in the names. Every figure is measured on the files themselves: `before` on the upload as
+it was loaded, `after` on the result.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# -- inspection ---------------------------------------------------------------------------------
+
+
+class LayerInspection(_Part):
+    """One layer that has weights, and whether its units can be removed."""
+
+    name: str
+    kind: str = Field(description="Operator that uses the weights, such as conv2d or linear.")
+    weights: dict[str, list[int]] = Field(description="Tensor name (within the model) to shape.")
+    parameters: int
+    channels: int | None = Field(None, description="Output channels or neurons, where the layer has them.")
+    prunable_channels: bool = False
+    reason: str | None = Field(None, description="Why channels cannot be removed, naming the operator.")
+
+
+class ModelInspection(_Part):
+    """What opening the file in the sandbox showed."""
+
+    format: Literal["torchscript", "state_dict"]
+    flavour: Literal["scripted", "traced", "frozen", "state_dict"]
+    parameters: int
+    trainable_parameters: int
+    inputs: list[dict[str, Any]] | None = Field(None, description="Shape and dtype of each input, as far as known.")
+    architecture: dict[str, Any] | None = None
+    layers: list[LayerInspection] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    sandbox: str = "none"
+
+
+class DatasetInspection(_Part):
+    """What is in a data set."""
+
+    format: str
+    inputs: list[dict[str, Any]] = Field(description="Shape of one sample and dtype, an entry an input.")
+    samples: dict[str, int] = Field(description="Samples in each split.")
+    splits: Literal["given", "by_seed"]
+    target: dict[str, Any] = Field(description="dtype and, for classes, their number.")
+    warnings: list[str] = Field(default_factory=list)
+
+
+# -- report -------------------------------------------------------------------------------------
+
+
+class Interval(_Part):
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Latency(_Part):
+    """Wall-clock time of one forward pass, milliseconds, measured alternately with the other model."""
+
+    batch_size: int
+    p50_ms: float
+    p95_ms: float
+    noise: float = Field(description="Relative spread (interquartile range / median) of the runs.")
+    runs: int
+
+
+class Quality(_Part):
+    """How well the model does on the test split, which no step ever trained or chose on."""
+
+    metric: Literal["accuracy", "r2"]
+    test: Interval
+    validation: float
+    loss: float = Field(description="Mean test loss: cross-entropy or squared error.")
+    samples: int
+
+
+class Measurement(_Part):
+    """One model, measured."""
+
+    parameters: int
+    nonzero_parameters: int
+    macs: int | None = Field(None, description="Multiply-adds of one sample; None where they could not be counted.")
+    file_bytes: int
+    compressed_bytes: int = Field(description="The same file under gzip -6.")
+    latency: list[Latency] = Field(default_factory=list)
+    quality: Quality | None = None
+
+
+class Comparison(_Part):
+    """The result against the baseline on the same test samples."""
+
+    quality_difference: Interval = Field(description="after − before, in the metric's own unit.")
+    p_value: float = Field(description="McNemar's exact test for classes, paired t-test for regression.")
+    test: Literal["mcnemar", "paired_t"]
+    equal_predictions: float | None = Field(None, description="Share of test samples both answer alike.")
+    per_class: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class LayerReport(_Part):
+    """One layer before and after."""
+
+    name: str
+    shape_before: list[int]
+    shape_after: list[int]
+    sparsity: float = Field(description="Share of exact zeros in the layer's weights afterwards.")
+    removed_units: list[int] | None = Field(None, description="Indices, in the upload, of removed output channels.")
+    reason: str | None = Field(None, description="Why it was left alone.")
+
+
+class EpochRecord(_Part):
+    """One epoch of training."""
+
+    phase: str
+    epoch: int
+    train_loss: float
+    validation: float | None
+    seconds: float
+
+
+class Reproduce(_Part):
+    """All that is needed to run this again."""
+
+    spec: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    device: str
+    threads: int
+    inputs: dict[str, str] = Field(description="File to SHA-256.")
+    outputs: dict[str, str] = Field(default_factory=dict, description="File to SHA-256.")
+
+
+class Report(_Part):
+    """The before/after report of one job."""
+
+    type: Literal["prune", "distill"]
+    verdict: str
+    before: Measurement
+    after: Measurement
+    before_retraining: Quality | None = Field(None, description="prune: after removal, before any retraining.")
+    comparison: Comparison | None = None
+    labels_only: Quality | None = Field(None, description="distill: the same student trained on labels alone.")
+    layers: list[LayerReport] = Field(default_factory=list)
+    removed: dict[str, dict[str, list[int]]] = Field(
+        default_factory=dict,
+        description="channel pruning: tensor name -> dimension -> removed indices, in the upload's own numbering.",
+    )
+    history: list[EpochRecord] = Field(default_factory=list)
+    best_epoch: int | None = None
+    seconds: dict[str, float] = Field(default_factory=dict, description="Wall-clock seconds of each stage.")
+    warnings: list[str] = Field(default_factory=list)
+    sandbox: str = "none"
+    reproduce: Reproduce

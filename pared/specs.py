@@ -1,0 +1,200 @@
+"""Job specs: the one contract that the API, the worker, the client and the compression library share."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
+
+BUILTIN_DATASETS = ("builtin:digits",)
+
+ModelId = Annotated[str, Field(pattern=r"^mdl_[0-9A-Za-z]{26}$", examples=["mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"])]
+
+
+def _dataset_reference(value: str) -> str:
+    if value in BUILTIN_DATASETS or (value.startswith("dst_") and len(value) == 30):
+        return value
+    raise ValueError(f"must be the id of an uploaded data set (dst_…) or one of {', '.join(BUILTIN_DATASETS)}")
+
+
+DatasetReference = Annotated[str, AfterValidator(_dataset_reference)]
+
+
+class Spec(BaseModel):
+    """Base of every spec: frozen, and a field it does not know is an error, not a silent no-op."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# -- architectures ------------------------------------------------------------------------------
+
+
+class NamedArchitecture(Spec):
+    """An architecture pared knows by name (`pared.compression.architectures.ARCHITECTURES`)."""
+
+    name: str = Field(min_length=1, max_length=64)
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class LayeredArchitecture(Spec):
+    """Layers in order: `["Conv2d", {kwargs}]`, or with the name its weights have, `["Conv2d", {kwargs}, "conv1"]`."""
+
+    layers: list[Any] = Field(min_length=1, max_length=1000)
+
+
+Architecture = str | NamedArchitecture | LayeredArchitecture
+
+
+# -- parts --------------------------------------------------------------------------------------
+
+
+class TensorSpec(Spec):
+    """Shape (batch first) and type of one model input, for jobs that bring no data."""
+
+    shape: list[Annotated[int, Field(ge=1, le=1 << 20)]] = Field(min_length=1, max_length=8)
+    dtype: Literal["float32", "int64"] = "float32"
+
+    @model_validator(mode="after")
+    def _bounded(self) -> TensorSpec:
+        if math.prod(self.shape) > 1 << 28:
+            raise ValueError("must have at most 2^28 elements in all")
+        return self
+
+
+class Preprocess(Spec):
+    """How stored arrays become model inputs: `(x * scale - mean) / std`, mean and std a channel (dim 1)."""
+
+    scale: float = Field(1.0, gt=0)
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+
+
+class Train(Spec):
+    """One training run. The epoch with the best validation score is kept, not the last."""
+
+    epochs: int = Field(5, ge=0, le=1000)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(0.01, gt=0, le=10)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only.")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    batch_size: int = Field(64, ge=1, le=65536)
+
+
+class OutputMse(Spec):
+    """Output distillation: L = (1/N) Σ ‖f(x_i; θ_t) − f'(x_i; θ_s)‖²."""
+
+    kind: Literal["output_mse"]
+
+
+class Knowledge(Spec):
+    """Knowledge distillation: L = α · output distance + (1−α) · T² · KL(teacher ‖ student)."""
+
+    kind: Literal["knowledge"]
+    alpha: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0, le=100)
+    features: list[tuple[str, str]] | None = Field(
+        None,
+        max_length=16,
+        description="Pairs [teacher layer, student layer]. With pairs, the KL term runs over the softened outputs of "
+        "these layers (projected where widths differ); without, over the logits.",
+    )
+    labels: float = Field(0.0, ge=0, lt=1, description="Share of the loss on the hard labels.")
+
+
+DistillLoss = Annotated[OutputMse | Knowledge, Field(discriminator="kind")]
+
+
+class FromTeacher(Spec):
+    """A student made from the teacher by keeping this share of its channels (and their weights)."""
+
+    class Width(Spec):
+        """`width`: the share of channels kept in every layer."""
+
+        width: float = Field(gt=0, lt=1)
+
+    from_teacher: Width
+
+
+Output = Literal["torchscript", "state_dict", "onnx"]
+Outputs = Annotated[list[Output], Field(min_length=1, max_length=3)]
+
+
+class CommonFields(Spec):
+    """What every compression job has."""
+
+    seed: int = Field(0, ge=0, lt=1 << 32)
+    task: Literal["classification", "regression"] = "classification"
+    preprocess: Preprocess | None = None
+    outputs: Outputs = Field(default_factory=lambda: ["torchscript"])
+    time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
+
+    @model_validator(mode="after")
+    def _outputs_once(self) -> CommonFields:
+        if len(set(self.outputs)) != len(self.outputs):
+            raise ValueError("outputs names a format twice")
+        return self
+
+
+# -- jobs ---------------------------------------------------------------------------------------
+
+
+class PruneSpec(CommonFields):
+    """Remove weights or whole channels by score, then retrain."""
+
+    type: Literal["prune"]
+    model: ModelId
+    architecture: Architecture | None = Field(None, description="For a state dict that was uploaded without one.")
+    dataset: DatasetReference | None = Field(None, description="None: no retraining and no accuracy.")
+    example_inputs: list[TensorSpec] | None = Field(
+        None, max_length=8, description="The model's inputs, where there is no data set to take them from."
+    )
+    granularity: Literal["weight", "channel"] = Field(
+        "channel", description="`weight` zeroes single weights; `channel` removes neurons and channels physically."
+    )
+    criterion: Literal["magnitude", "random"] = "magnitude"
+    scope: Literal["global", "layer"] = Field("global", description="Rank all units together, or layer by layer.")
+    amount: float = Field(gt=0, lt=1, description="Share of weights or channels to remove.", examples=[0.5])
+    schedule: Literal["one_shot", "iterative"] = "one_shot"
+    steps: int = Field(5, ge=2, le=100, description="`iterative`: prune and retrain this many times.")
+    include: list[str] = Field(default_factory=lambda: ["*"], min_length=1, description="Layer name patterns.")
+    exclude: list[str] = Field(default_factory=list, description="Layer name patterns, stronger than include.")
+    retrain: Train | None = Field(default_factory=Train, description="None, or no data set: prune only.")
+
+
+class DistillSpec(CommonFields):
+    """Train a smaller student to answer as the teacher does."""
+
+    type: Literal["distill"]
+    teacher: ModelId
+    teacher_architecture: Architecture | None = None
+    student: ModelId | FromTeacher | NamedArchitecture | LayeredArchitecture
+    student_architecture: Architecture | None = Field(None, description="For an uploaded student state dict.")
+    dataset: DatasetReference
+    loss: DistillLoss = Field(default_factory=lambda: Knowledge(kind="knowledge"))
+    train: Train = Field(default_factory=Train)
+    compare_with_labels_only: bool = Field(
+        False, description="Also train the same student from the same start on labels alone, and report it."
+    )
+
+
+class InspectSpec(Spec):
+    """Open an upload in the sandbox and say what is in it. Made by the API itself on upload."""
+
+    type: Literal["inspect"]
+    subject: str
+    architecture: Architecture | None = None
+
+
+CompressionSpec = Annotated[PruneSpec | DistillSpec, Field(discriminator="type")]
+JobSpec = Annotated[PruneSpec | DistillSpec | InspectSpec, Field(discriminator="type")]
+
+compression_spec: TypeAdapter[PruneSpec | DistillSpec] = TypeAdapter(CompressionSpec)
+job_spec: TypeAdapter[PruneSpec | DistillSpec | InspectSpec] = TypeAdapter(JobSpec)

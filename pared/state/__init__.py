@@ -1,0 +1,1 @@
+"""What must survive: settings, tables, objects and the queue. Never imports torch or fastapi."""

@@ -1,0 +1,81 @@
+"""The one settings class: every setting of every process, read from `PARED_…` environment variables."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings with their defaults: the embedded service, everything under one data directory.
+
+    The three URLs move state to servers; all else may stay as it is.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="PARED_", extra="ignore")
+
+    data_dir: Path = Path("pared-data")
+    """Where the embedded defaults keep the database, the objects and the broker's files."""
+    database_url: str = ""
+    """SQLAlchemy URL. Empty: `sqlite:///{data_dir}/pared.db`. Servers: `postgresql+psycopg://…`."""
+    broker_url: str = ""
+    """Celery broker. Empty: kombu's filesystem transport under `{data_dir}/broker`. Servers: `redis://…`."""
+    objects_url: str = ""
+    """Object store. Empty: `file://{data_dir}/objects`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    require_keys: bool | None = None
+    """None: keys are needed unless the bind is loopback."""
+    max_upload_bytes: int = 16 * 2**30
+    max_json_bytes: int = 2**20
+    """Largest body of a request that is not an upload."""
+
+    lease_s: float = 45.0
+    heartbeat_s: float = 10.0
+    sweep_s: float = 5.0
+    ring_again_s: float = 30.0
+    """A queued job whose message was sent this long ago is rung again."""
+    max_attempts: int = 3
+    """Attempts that may crash (die, stall, run out of memory) before a job is failed."""
+    max_lost_attempts: int = 20
+    """Attempts that may be lost with their worker before a job is failed."""
+    stall_s: float = 600.0
+    """A child silent for so long is killed."""
+    inspect_time_s: float = 60.0
+    """Wall clock of one inspection."""
+    job_time_s: float = 86400.0
+    """Wall clock of a job that sets no `time_limit_s`."""
+    cancel_grace_s: float = 10.0
+    """Between TERM and KILL."""
+    memory_bytes: int = Field(default=8 * 2**30)
+    """Most resident memory of one child."""
+    keep_unreferenced_s: float = 86400.0
+    allow_weak_sandbox: bool = False
+    """Open TorchScript below the sandbox level `standard`."""
+    threads: int = 0
+    """Threads of one job; 0 is one for each core this process may use."""
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database URL with the embedded default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'pared.db'}"
+
+    @property
+    def effective_broker_url(self) -> str:
+        """The broker URL with the embedded default filled in."""
+        return self.broker_url or "filesystem://"
+
+    @property
+    def effective_objects_url(self) -> str:
+        """The object store URL with the embedded default filled in."""
+        return self.objects_url or f"file://{self.data_dir.resolve() / 'objects'}"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()
