@@ -1,6 +1,20 @@
 """pared makes trained PyTorch models smaller: a REST service, a client and a compression library."""
 
-from pared.client import AsyncClient, Client, Job, JobFailed
+from __future__ import annotations
 
-__all__ = ["AsyncClient", "Client", "Job", "JobFailed", "__version__"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pared.client import APIError, AsyncClient, Client, Job, JobFailed, Report
+
+__all__ = ["APIError", "AsyncClient", "Client", "Job", "JobFailed", "Report", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load the client when it is asked for: the worker's sandboxed child imports `pared` too, and needs no HTTP."""
+    if name in __all__:
+        from pared import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -133,7 +133,7 @@ class CommonFields(Spec):
     seed: int = Field(0, ge=0, lt=1 << 32)
     task: Literal["classification", "regression"] = "classification"
     preprocess: Preprocess | None = None
-    outputs: Outputs = Field(default_factory=lambda: ["torchscript"])
+    outputs: Outputs = ["torchscript"]
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
 
     @model_validator(mode="after")

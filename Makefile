@@ -1,0 +1,52 @@
+# Every target sets up what it needs in .venv, from exact versions, with nothing but Python 3.11+, make and git.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint bench-mnist faults clean
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN := .venv/bin
+RUN := .venv/.run-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+DEV := .venv/.dev-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared, show before and after
+	$(BIN)/pared demo
+
+up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data
+	$(BIN)/pared up
+
+test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
+	$(BIN)/python -m pytest
+
+lint: $(DEV)  ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/mnist.py
+
+faults: $(DEV)  ## The long fault campaigns, counted
+	$(BIN)/python -m pytest tests/faults -m campaign -s
+
+clean:  ## Remove what make made
+	rm -rf .venv build dist ./*.egg-info demo-data
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "pared needs Python 3.11 or newer with venv and pip; none was found." \
+		"Install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+
+# The stamps carry a checksum of what they were made from, so that a pull with new versions sets up again.
+$(RUN): | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[service,worker,onnx]'
+	@rm -f .venv/.run-* && touch $@
+
+$(DEV): | $(RUN)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[service,worker,onnx,dev]'
+	@rm -f .venv/.dev-* && touch $@
