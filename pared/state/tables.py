@@ -39,7 +39,8 @@ JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "ca
 ENDED = ("succeeded", "failed", "canceled")
 HELD = ("running", "canceling")
 
-Json = JSON().with_variant(JSONB(), "postgresql")
+# None is SQL's NULL, not JSON's null, so that `is_(None)` means what it says.
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
@@ -326,6 +327,8 @@ class Outbox(Base):
     """A doorbell owed: written in the job's own transaction, deleted once the broker has it."""
 
     __tablename__ = "outbox"
+    # No id is used twice: a relay that is late then cannot delete a newer job's row.
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
@@ -354,7 +357,7 @@ class Artifact(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     name: Mapped[str] = mapped_column(String(255))
     media_type: Mapped[str] = mapped_column(String(100))
-    object_key: Mapped[str] = mapped_column(String(255))
+    object_key: Mapped[str] = mapped_column(String(255), index=True)
     sha256: Mapped[str] = mapped_column(String(64), index=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())

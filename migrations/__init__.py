@@ -1,0 +1,1 @@
+"""The only way tables come to be; run by `pared.state.session.migrate`."""

@@ -1,0 +1,274 @@
+"""Owns the bytes: uploads, checkpoints and artifacts, stored whole and under their SHA-256 or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from pared.errors import CorruptObject, StorageFull
+
+CHUNK_BYTES = 1 << 20
+# No segment starts with a dot, so neither `..` nor the store's own folder can be named.
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was stored: the bytes are on disk when one of these exists."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+class ObjectWriter(Protocol):
+    """Takes one object piece by piece. Nothing is visible before `commit`."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Add bytes. Raises StorageFull."""
+
+    def commit(self, key: str | None = None) -> Stored:
+        """Make the object durable and visible; without a key it is stored under its content."""
+
+    def abort(self) -> None:
+        """Forget what was written. Harmless after `commit`."""
+
+
+class ObjectStore(Protocol):
+    """Bytes under keys that this server made; a user's file name is never part of one."""
+
+    def put(self, chunks: Iterable[bytes], *, key: str | None = None) -> Stored:
+        """Store a stream. Without a key it goes under its content, and the same bytes are kept once."""
+
+    def writer(self) -> ObjectWriter:
+        """For a producer that cannot hand over an iterable."""
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`. Raises CorruptObject when the object is gone."""
+
+    def fetch(self, key: str, path: Path) -> str:
+        """Copy the object to a new local file and return the SHA-256 of what was copied."""
+
+    def size(self, key: str) -> int:
+        """Size in bytes. Raises CorruptObject when the object is gone."""
+
+    def version(self, key: str) -> str:
+        """A token that changes whenever the stored file was written to."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+
+    def delete(self, key: str, *, unless_newer_than_s: float | None = None) -> bool:
+        """Remove the object, unless it was put again within the last so many seconds. True: it is gone."""
+
+    def list_older_than(self, seconds: float) -> Iterator[str]:
+        """Keys of objects whose last put is longer ago."""
+
+    def drop_abandoned(self, seconds: float) -> int:
+        """Remove what writers that died left behind, if untouched for so long. Returns how many."""
+
+
+def open_store(url: str) -> ObjectStore:
+    """The store behind a `file://` URL; its folder is made if it is missing."""
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise ValueError(f"PARED_OBJECTS_URL must look like file:///var/lib/pared/objects, not {url!r}")
+    return DirectoryStore(Path(unquote(parts.path)))
+
+
+def content_key(sha256: str) -> str:
+    """The key of an object stored under its content."""
+    return f"sha256/{sha256[:2]}/{sha256}"
+
+
+class DirectoryStore:
+    """Objects as files of one local or shared directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Args: root: the directory; made if missing."""
+        self.root = root
+        self._incoming = root / ".incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def put(self, chunks: Iterable[bytes], *, key: str | None = None) -> Stored:
+        writer = self.writer()
+        try:
+            for chunk in chunks:
+                writer.write(chunk)
+            return writer.commit(key)
+        finally:
+            writer.abort()
+
+    def writer(self) -> DirectoryWriter:
+        return DirectoryWriter(self, self._incoming)
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        with self._open(key) as fd:
+            size = os.fstat(fd).st_size
+            stop = size if end is None else min(end, size)
+            while start < stop and (chunk := os.pread(fd, min(CHUNK_BYTES, stop - start), start)):
+                yield chunk
+                start += len(chunk)
+
+    def fetch(self, key: str, path: Path) -> str:
+        digest = hashlib.sha256()
+        with _no_room_is_named(), path.open("xb") as out:
+            for chunk in self.read(key):
+                digest.update(chunk)
+                out.write(chunk)
+        return digest.hexdigest()
+
+    def size(self, key: str) -> int:
+        with self._open(key) as fd:
+            return os.fstat(fd).st_size
+
+    def version(self, key: str) -> str:
+        with self._open(key) as fd:
+            found = os.fstat(fd)
+            return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def delete(self, key: str, *, unless_newer_than_s: float | None = None) -> bool:
+        path = self.path(key)
+        # Alone against every commit: an object that was just put again under this key must stay.
+        with self._lock(fcntl.LOCK_EX):
+            try:
+                if unless_newer_than_s is not None and time.time() - path.stat().st_mtime < unless_newer_than_s:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return True
+        with suppress(OSError):
+            path.parent.rmdir()  # succeeds only for an empty folder
+        return True
+
+    def list_older_than(self, seconds: float) -> Iterator[str]:
+        limit = time.time() - seconds
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                path = Path(folder, name)
+                with suppress(FileNotFoundError):
+                    if not name.startswith(".") and path.stat().st_mtime < limit:
+                        yield path.relative_to(self.root).as_posix()
+
+    def drop_abandoned(self, seconds: float) -> int:
+        limit, dropped = time.time() - seconds, 0
+        for path in self._incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+                    dropped += 1
+        return dropped
+
+    def path(self, key: str) -> Path:
+        """Where an object lies. Raises ValueError for anything that is not a key this server could have made."""
+        if len(key) > 255 or not _KEY.fullmatch(key):
+            raise ValueError(f"not an object key: {key!r}")
+        return self.root / key
+
+    def publish(self, temporary: Path, key: str) -> None:
+        """Move a finished file under its key, durably. An object already there is replaced in one step."""
+        path = self.path(key)
+        # Other committers may pass; only `delete` is kept out, so that it cannot take away the folder.
+        with self._lock(fcntl.LOCK_SH):
+            for folder in reversed(path.parents):
+                if folder.is_relative_to(self.root) and not folder.exists():
+                    folder.mkdir(exist_ok=True)
+                    _sync_folder(folder.parent)
+            # Also when the same bytes are there: that renews their age and heals a damaged copy.
+            os.utime(temporary)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+
+    @contextmanager
+    def _open(self, key: str) -> Iterator[int]:
+        try:
+            fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise CorruptObject("The stored bytes are missing. Upload the file again.") from None
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        fd = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, kind)
+            yield
+        finally:
+            os.close(fd)
+
+
+class DirectoryWriter:
+    """One object on its way into a `DirectoryStore`."""
+
+    def __init__(self, store: DirectoryStore, folder: Path) -> None:
+        """Args: store: who publishes; folder: where the temporary file goes, on the store's own file system."""
+        self._store = store
+        self._digest = hashlib.sha256()
+        self._size = 0
+        with _no_room_is_named():
+            self._fd, name = tempfile.mkstemp(dir=folder)
+        os.fchmod(self._fd, 0o644)
+        self._path = Path(name)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        self._digest.update(view)
+        self._size += len(view)
+        with _no_room_is_named():
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def commit(self, key: str | None = None) -> Stored:
+        sha256 = self._digest.hexdigest()
+        key = key or content_key(sha256)
+        with _no_room_is_named():
+            os.fsync(self._fd)
+            self._store.publish(self._path, key)
+        os.close(self._fd)
+        self._fd = -1
+        return Stored(key, sha256, self._size)
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_room_is_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise StorageFull(
+                "The server's disk is full. Delete models you no longer need, or try again later."
+            ) from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

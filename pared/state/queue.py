@@ -1,0 +1,173 @@
+"""Owns the doorbell: the Celery app, and ringing it for jobs whose rows are already committed.
+
+A message carries a job's id and nothing else. Losing, repeating or reordering messages is safe: the
+worker that hears one claims the row, and a queued row that nobody took is rung again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery import Celery
+from kombu.exceptions import ChannelError, KombuError
+from sqlalchemy import delete, exists, func, select, update
+
+from pared.errors import Unavailable
+from pared.state.session import Sessions
+from pared.state.settings import Settings
+from pared.state.settings import settings as process_settings
+from pared.state.tables import Job, Outbox, db_now
+
+QUEUE = "pared"
+TASK = "run_job"
+
+log = structlog.get_logger()
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app for these settings."""
+    app = Celery("pared", set_as_current=False)
+    app.conf.update(
+        broker_url=settings.effective_broker_url,
+        task_default_queue=QUEUE,
+        task_acks_late=False,
+        task_ignore_result=True,
+        task_publish_retry=False,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=5,
+        broker_transport_options=_server_options(),
+    )
+    if settings.effective_broker_url.startswith("filesystem:"):
+        app.conf.update(broker_transport="pared.state.broker:Transport", broker_transport_options=_folders(settings))
+    else:
+        app.conf.update(worker_disable_prefetch=True)
+    return app
+
+
+def enqueue(job_id: str, *, queue: Celery | None = None) -> None:
+    """Ring once for this job. Only after its row is committed.
+
+    Raises:
+        Unavailable: the broker does not take messages now; the outbox will ring later.
+    """
+    celery = queue or app
+    try:
+        # Unlike send_task, a signature honours task_always_eager.
+        celery.signature(TASK, args=[job_id]).apply_async(retry=False)
+    except _outages(celery) as error:
+        raise Unavailable("The job queue does not take messages now; the job starts when it does.") from error
+
+
+def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, queue: Celery | None = None) -> int:
+    """Ring for jobs whose doorbell is owed. Returns how many were rung; 0 also when the broker is down.
+
+    Two relays at once may ring twice, never not at all: a row goes only after the broker has its message.
+    """
+    with sessions() as session:
+        owed = session.execute(
+            select(Outbox.id, Outbox.job_id)
+            .where(Outbox.created_at <= db_now() - older_than_s)
+            .order_by(Outbox.id)
+            .limit(limit)
+        ).all()
+    rung: list[tuple[int, str]] = []
+    for row_id, job_id in owed:
+        try:
+            enqueue(job_id, queue=queue)
+        except Unavailable as error:
+            log.warning("broker_down", owed=len(owed) - len(rung), reason=str(error.__cause__))
+            break
+        rung.append((row_id, job_id))
+    if rung:
+        with sessions.begin() as session:
+            session.execute(update(Job).where(Job.id.in_([job_id for _, job_id in rung])).values(last_rung_at=db_now()))
+            session.execute(delete(Outbox).where(Outbox.id.in_([row_id for row_id, _ in rung])))
+    return len(rung)
+
+
+def ring_again(sessions: Sessions, ring_again_s: float, *, limit: int = 100, queue: Celery | None = None) -> int:
+    """Ring for queued jobs whose message may be lost. Returns how many were rung.
+
+    While the broker holds at least as many messages as jobs wait, none is missing, so a long queue
+    behind a busy worker does not fill the broker.
+    """
+    with sessions() as session:
+        waiting = session.scalar(select(func.count()).where(Job.status == "queued", Job.run_after <= db_now())) or 0
+        candidates = session.scalars(
+            select(Job.id)
+            .where(Job.needs_ring(ring_again_s), ~exists().where(Outbox.job_id == Job.id))
+            .order_by(Job.id)
+            .limit(limit)
+        ).all()
+    rung = 0
+    try:
+        if not candidates or messages_waiting(queue=queue) >= waiting:
+            return 0
+        for job_id in candidates:
+            with sessions.begin() as session:
+                marked = session.execute(
+                    update(Job)
+                    .where(Job.id == job_id, Job.needs_ring(ring_again_s))
+                    .values(last_rung_at=db_now())
+                    .returning(Job.id)
+                ).first()
+            if marked:
+                enqueue(job_id, queue=queue)
+                rung += 1
+    except Unavailable as error:
+        log.warning("broker_down", owed=len(candidates) - rung, reason=str(error.__cause__))
+    return rung
+
+
+def messages_waiting(*, queue: Celery | None = None) -> int:
+    """How many messages the broker holds. Raises Unavailable when it does not answer."""
+    celery = queue or app
+    with celery.connection_for_write() as connection:
+        try:
+            channel = connection.ensure_connection(max_retries=1, interval_start=0, timeout=5).default_channel
+            return int(channel.queue_declare(QUEUE, passive=True).message_count)
+        except ChannelError:
+            return 0  # Redis has no such thing as an empty queue
+        except _outages(celery) as error:
+            raise Unavailable("The job queue does not answer.") from error
+
+
+def _outages(celery: Celery) -> tuple[type[Exception], ...]:
+    return (*celery.connection_for_write().connection_errors, KombuError, OSError)
+
+
+def _server_options() -> dict[str, Any]:
+    return {
+        # Messages are acknowledged when a job starts, so this is only about messages fetched and not begun.
+        "visibility_timeout": 3600,
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        # For publishing: give up at once, the outbox tries again.
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_max": 0.5,
+    }
+
+
+def _folders(settings: Settings) -> dict[str, Any]:
+    broker = settings.data_dir.resolve() / "broker"
+    return {
+        "data_folder_in": str(broker / "messages"),
+        "data_folder_out": str(broker / "messages"),
+        "processed_folder": str(broker / "taken"),
+        "control_folder": str(broker / "control"),
+        "store_processed": True,
+        "polling_interval": 0.2,
+    }
+
+
+app = make_app(process_settings())

@@ -1,0 +1,166 @@
+"""Owns how a process reaches the database: the engine, the sessions, and bringing the tables up to date."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, sessionmaker
+
+from pared.errors import ParedError, Unavailable
+from pared.state.settings import Settings
+
+BUSY_TIMEOUT_MS = 10_000
+_MIGRATION_LOCK = 0x70617265  # one number for all of pared's migrators: "pare"
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for SQLite (WAL, every commit on disk) or PostgreSQL through psycopg 3."""
+    target = make_url(url)
+    if target.drivername == "postgresql":
+        target = target.set(drivername="postgresql+psycopg")
+    if target.get_backend_name() != "sqlite":
+        return create_engine(
+            target,
+            pool_pre_ping=True,
+            pool_size=5,
+            max_overflow=25,
+            pool_timeout=10,
+            connect_args={"connect_timeout": 5},
+        )
+    _make_parent(target.database)
+    engine = create_engine(target, pool_size=5, max_overflow=50, pool_timeout=10)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+class Sessions(sessionmaker[Session]):
+    """`with sessions() as session` reads; `with sessions.begin() as session` writes and commits."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Args: engine: from `make_engine`."""
+        super().__init__(engine, expire_on_commit=False)
+        self.engine = engine
+        # The same pool; the option tells `_begin_sqlite` to take the write lock at once, for a
+        # transaction that starts by reading cannot wait for it later.
+        self._writing = engine.execution_options(pared_writes=True)
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """A transaction that writes: committed at the end of the block, rolled back on an error."""
+        with self(bind=self._writing) as session, session.begin():
+            yield session
+
+
+def make_sessions(engine: Engine) -> Sessions:
+    """The session factory of a process."""
+    return Sessions(engine)
+
+
+def migrate(settings: Settings) -> None:
+    """Bring the database to the newest revision. Safe when several processes call it at once.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    url = make_url(settings.effective_database_url)
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    sqlite = url.get_backend_name() == "sqlite"
+    if sqlite:
+        _make_parent(url.database)
+    engine = create_engine(url, poolclass=NullPool)
+    if sqlite:
+        # Rebuilding a table drops the old one; with foreign keys enforced that would cascade to its children.
+        event.listen(engine, "connect", _prepare_sqlite_for_migration)
+        event.listen(engine, "begin", _begin_sqlite)
+    try:
+        with engine.execution_options(pared_writes=True).begin() as connection:
+            if not sqlite:
+                connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+            command.upgrade(alembic_config(connection), "head")
+    except DBAPIError as error:
+        raise database_problem(error) from error
+    finally:
+        engine.dispose()
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration without a file, so that an installed wheel migrates too."""
+    config = Config()
+    config.set_main_option("script_location", str(_migrations_folder()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def database_problem(error: Exception) -> ParedError:
+    """The named error for a database that does not answer; any other error is the programmer's and is raised again."""
+    if isinstance(error, PoolTimeout):
+        return Unavailable("The database is too busy. Try again in a few seconds.")
+    if isinstance(error, DBAPIError) and (error.connection_invalidated or _is_outage(error)):
+        return Unavailable("The database does not answer. Try again in a few seconds.")
+    raise error
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    if type(error).__name__ not in {"OperationalError", "InterfaceError"}:
+        return False
+    # SQLite files every missing table under "operational" too; that one waiting does not cure.
+    return not (isinstance(error.orig, sqlite3.OperationalError) and "no such" in str(error.orig))
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # pysqlite's own implicit BEGIN is deferred; with None the "begin" event decides.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    _enter_wal(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _prepare_sqlite_for_migration(connection: sqlite3.Connection, record: Any) -> None:
+    _prepare_sqlite(connection, record)
+    connection.execute("PRAGMA foreign_keys=OFF")
+
+
+def _enter_wal(connection: sqlite3.Connection) -> None:
+    # Switching a new file to WAL needs it alone and does not honour the busy timeout.
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("pared_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _make_parent(database: str | None) -> None:
+    if database and database != ":memory:":
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _migrations_folder() -> Path:
+    spec = find_spec("migrations")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the package `migrations` is not installed beside pared")
+    return Path(spec.origin).parent
