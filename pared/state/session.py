@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
@@ -22,6 +24,7 @@ from pared.errors import ParedError, Unavailable
 from pared.state.settings import Settings
 
 BUSY_TIMEOUT_MS = 10_000
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _MIGRATION_LOCK = 0x70617265  # one number for all of pared's migrators: "pare"
 
 
@@ -33,6 +36,7 @@ def make_engine(url: str) -> Engine:
     if target.get_backend_name() != "sqlite":
         return create_engine(
             target,
+            json_serializer=to_json,
             pool_pre_ping=True,
             pool_size=5,
             max_overflow=25,
@@ -40,7 +44,7 @@ def make_engine(url: str) -> Engine:
             connect_args={"connect_timeout": 5},
         )
     _make_parent(target.database)
-    engine = create_engine(target, pool_size=5, max_overflow=50, pool_timeout=10)
+    engine = create_engine(target, json_serializer=to_json, pool_size=5, max_overflow=50, pool_timeout=10)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -97,6 +101,15 @@ def migrate(settings: Settings) -> None:
         engine.dispose()
 
 
+def to_json(value: Any) -> str:
+    """JSON that every database takes: a metric that is NaN becomes null, a NUL in a log line the replacement mark."""
+    try:
+        encoded = pydantic_core.to_json(value, inf_nan_mode="null").decode()
+    except pydantic_core.PydanticSerializationError:  # half a surrogate pair, from JSON that escapes one
+        encoded = pydantic_core.to_json(_without_surrogates(value), inf_nan_mode="null").decode()
+    return _NUL.sub(r"\1\\ufffd", encoded)
+
+
 def alembic_config(connection: Connection | None = None) -> Config:
     """Alembic's configuration without a file, so that an installed wheel migrates too."""
     config = Config()
@@ -112,6 +125,14 @@ def database_problem(error: Exception) -> ParedError:
     if isinstance(error, DBAPIError) and (error.connection_invalidated or _is_outage(error)):
         return Unavailable("The database does not answer. Try again in a few seconds.")
     raise error
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return [_without_surrogates(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _is_outage(error: DBAPIError) -> bool:

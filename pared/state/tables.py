@@ -280,7 +280,7 @@ class Job(Base):
     @classmethod
     def reap(cls, max_lost_attempts: int, out_of_attempts: dict[str, Any]) -> list[Update]:
         """The sweep's three answers to a lease that ran out. Each may run in many processes at once."""
-        lost = and_(cls.status.in_(HELD), cls.lease_expires_at < db_now())
+        lost = cls.lost()
         return [
             update(cls).where(lost, cls.cancel_requested_at.is_not(None)).values(status="canceled", **cls._ending()),
             update(cls)
@@ -298,6 +298,11 @@ class Job(Base):
                 updated_at=db_now(),
             ),
         ]
+
+    @classmethod
+    def lost(cls) -> Any:
+        """WHERE clause: held by a worker whose lease ran out."""
+        return and_(cls.status.in_(HELD), cls.lease_expires_at < db_now())
 
     @classmethod
     def needs_ring(cls, ring_again_s: float) -> Any:

@@ -1,0 +1,133 @@
+"""Owns the sweep: what keeps jobs moving and the store clean, whichever process died. Safe to run in many at once."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+import structlog
+from celery import Celery
+from sqlalchemy import delete, exists, or_, select
+from sqlalchemy.orm import Session
+
+from pared.errors import OutOfAttempts
+from pared.state.jobs import record, reject_upload
+from pared.state.objects import ObjectStore, content_key, open_store
+from pared.state.queue import relay, ring_again
+from pared.state.session import Sessions
+from pared.state.settings import Settings
+from pared.state.tables import ENDED, Artifact, Dataset, IdempotencyKey, Job, Model, WorkerHeartbeat, db_now
+
+IDEMPOTENCY_S = 86_400.0
+FORGET_WORKER_S = 3_600.0
+_RELAY_AFTER_S = 2.0  # the API rings for its own jobs at once; the sweep only for those it did not manage
+_ORPHAN_S = 120.0
+
+log = structlog.get_logger()
+
+
+class Sweep:
+    """One process's sweep: call it every `settings.sweep_s`."""
+
+    def __init__(
+        self, sessions: Sessions, settings: Settings, *, store: ObjectStore | None = None, queue: Celery | None = None
+    ) -> None:
+        """Args: store, queue: those of the process, where it has them already."""
+        self._sessions = sessions
+        self._settings = settings
+        self._store = store or open_store(settings.effective_objects_url)
+        self._queue = queue
+        self._last_reap: float | None = None
+        self._no_reap_before = 0.0
+        self._collect_at = time.monotonic()
+
+    def __call__(self) -> None:
+        """Reap lost jobs, ring for what nobody took and, now and then, throw away what nobody needs."""
+        self.reap()
+        relay(self._sessions, older_than_s=_RELAY_AFTER_S, queue=self._queue)
+        ring_again(self._sessions, self._settings.ring_again_s, queue=self._queue)
+        if time.monotonic() >= self._collect_at:
+            self._collect_at = time.monotonic() + min(600.0, max(self._settings.keep_unreferenced_s / 4, 1.0))
+            self.collect()
+
+    def reap(self) -> list[str]:
+        """Requeue, cancel or fail jobs whose lease ran out. Returns their ids."""
+        if self._workers_may_have_been_cut_off():
+            return []
+        settings = self._settings
+        out_of_attempts = OutOfAttempts(
+            f"The worker running this job was lost {settings.max_lost_attempts} times. "
+            "Ask whoever runs this server to look at the workers' log, then submit the job again."
+        ).as_job_error()
+        with self._sessions() as session:
+            lost = session.scalars(select(Job.id).where(Job.lost()).limit(1)).all()
+        if not lost:
+            return []
+        reaped: list[str] = []
+        with self._sessions.begin() as session:
+            for statement in Job.reap(settings.max_lost_attempts, out_of_attempts):
+                reaped += session.scalars(statement.returning(Job.id)).all()
+            for job_id in reaped:
+                record(session, job_id)
+        if reaped:
+            log.warning("leases_ran_out", jobs=reaped)
+        return reaped
+
+    def collect(self) -> None:
+        """Delete unreferenced objects, expired keys, and what dead processes left."""
+        settings = self._settings
+        with self._sessions.begin() as session:
+            session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < db_now() - IDEMPOTENCY_S))
+            session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < db_now() - FORGET_WORKER_S))
+            _reject_orphans(session)
+        self._store.drop_abandoned(settings.keep_unreferenced_s)
+        dropped = 0
+        listing = self._store.list_older_than(settings.keep_unreferenced_s)
+        while keys := list(itertools.islice(listing, 200)):
+            with self._sessions() as session:
+                kept = _referenced(session, keys)
+            for key in set(keys) - kept:
+                # It may have been uploaded again since it was listed: that renewed its age.
+                dropped += self._store.delete(key, unless_newer_than_s=settings.keep_unreferenced_s)
+        if dropped:
+            log.info("objects_collected", objects=dropped)
+
+    def _workers_may_have_been_cut_off(self) -> bool:
+        """After a pause of the database (or of the whole machine) give living workers one lease to renew theirs."""
+        with self._sessions() as session:
+            now = session.scalar(select(db_now())) or 0.0
+        if self._last_reap is not None and now - self._last_reap > self._settings.lease_s / 2:
+            self._no_reap_before = now + self._settings.lease_s
+            log.warning("sweep_was_interrupted", seconds=round(now - self._last_reap, 1))
+        self._last_reap = now
+        return now < self._no_reap_before
+
+
+def _referenced(session: Session, keys: Sequence[str]) -> set[str]:
+    digests = [key.rpartition("/")[2] for key in keys if key.startswith("sha256/")]
+    kept = set(session.scalars(select(Artifact.object_key).where(Artifact.object_key.in_(keys))))
+    for table in (Model, Dataset):
+        rows = session.scalars(select(table.sha256).where(table.sha256.in_(digests), table.deleted_at.is_(None)))
+        kept |= {content_key(sha256) for sha256 in rows}
+    checkpoints = session.execute(
+        select(Job.checkpoint_key, Job.previous_checkpoint_key).where(
+            Job.status.not_in(ENDED), or_(Job.checkpoint_key.in_(keys), Job.previous_checkpoint_key.in_(keys))
+        )
+    )
+    return kept | {key for row in checkpoints for key in row if key}
+
+
+def _reject_orphans(session: Session) -> None:
+    """Uploads still `inspecting` though no unfinished inspection is about them; none of our paths leaves one."""
+    for table in (Model, Dataset):
+        open_inspection = exists().where(
+            Job.type == "inspect", Job.status.not_in(ENDED), Job.spec["subject"].as_string() == table.id
+        )
+        orphans = session.scalars(
+            select(table.id).where(
+                table.status == "inspecting", table.created_at < db_now() - _ORPHAN_S, ~open_inspection
+            )
+        ).all()
+        for upload_id in orphans:
+            reject_upload(session, upload_id, None)
