@@ -1,0 +1,14 @@
+"""Which channels of a model must go together, found on the model itself, without its source.
+
+`find_groups` runs the model's TorchScript graph once on an example, ties the indices of all weights
+that belong to one channel (`rules.py`), and then *checks*: for every group it really removes channels
+and compares the shrunk model with the original whose same channels are zeroed. What does not hold is
+left alone, with the operator named. `remove` takes chosen channels out of a model for good.
+
+Why not a ready-made dependency graph: `docs/decisions/0002-coupling-by-unit-labels.md`.
+"""
+
+from pared.compression.coupling.groups import ChannelGroup, Coupling, LayerUse, find_groups
+from pared.compression.coupling.shrink import Removed, compose_removed, remove
+
+__all__ = ["ChannelGroup", "Coupling", "LayerUse", "Removed", "compose_removed", "find_groups", "remove"]

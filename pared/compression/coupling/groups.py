@@ -1,0 +1,278 @@
+"""From a model and an example to groups of channels that can be removed, each checked by really removing some."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, reloaded
+from pared.compression.coupling.labels import Labels, Tracked, Units, along
+from pared.compression.coupling.reference import Mismatch, check
+from pared.compression.coupling.rules import Patch, Rules
+from pared.compression.coupling.shrink import Removed, remove
+from pared.errors import ModelFailed
+
+Axis = tuple[str, int]
+"""A tensor's name in the model, and a dimension of it."""
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are interchangeable: the outputs of one layer, or of several tied by additions.
+
+    `members[axis]` has the length of that dimension and gives, for each index, the number of the unit
+    it belongs to (0 to units−1), or −1.
+    """
+
+    layers: list[str]
+    units: int
+    members: dict[Axis, Labels]
+    out_axes: list[Axis]
+    """The axes that make the channels: their incoming weights are what a score looks at."""
+
+    def removal(self, units: Sequence[int]) -> Removed:
+        """The tensor indices that go when these units go."""
+        removed: Removed = {}
+        for (name, dim), unit_of in self.members.items():
+            indices = np.flatnonzero(np.isin(unit_of, list(units)))
+            if len(indices):
+                removed.setdefault(name, {})[str(dim)] = indices.tolist()
+        return removed
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """A layer as the graph uses it."""
+
+    name: str
+    kind: str
+    weights: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """What `find_groups` found.
+
+    `script`: the TorchScript twin it looked at; `patches` count its nodes.
+    `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
+    follow what is removed; they matter for TorchScript only.
+    """
+
+    script: torch.jit.ScriptModule
+    groups: list[ChannelGroup]
+    reasons: dict[str, str]
+    layers: list[LayerUse]
+    patches: list[CountedPatch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CountedPatch:
+    """A literal of the graph that counts the kept among axis indices: `members` gives (axis, index) of each."""
+
+    patch: Patch
+    members: list[tuple[Axis, int] | None]
+
+
+class _Registry:
+    """Gives every weight its units, the same ones however often and under whichever name it is met."""
+
+    def __init__(self, units: Units) -> None:
+        self.units = units
+        self.tensors: dict[str, Tensor] = {}
+        self.axes: dict[Axis, Labels] = {}
+        self._by_storage: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+        self.aliases: dict[str, str] = {}
+
+    def wrap(self, name: str, tensor: Tensor) -> Tracked:
+        """The `Tracked` of a parameter or buffer."""
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        first = self._by_storage.setdefault(key, name) if tensor.numel() else name
+        if first != name:
+            self.aliases[name] = first
+        if first not in self.tensors:
+            self.tensors[first] = tensor
+            for dim, size in enumerate(tensor.shape):
+                # A single index can't be told from a broadcast dimension and could never go anyway.
+                if size > 1 and tensor.is_floating_point():
+                    self.axes[first, dim] = self.units.make(size)
+        layers = [
+            along(self.axes[first, dim], dim, tensor.dim()) for dim in range(tensor.dim()) if (first, dim) in self.axes
+        ]
+        return Tracked(tensor, layers, name=first)
+
+
+def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
+    """The channel groups of a model that can be removed.
+
+    Args:
+        module: a ScriptModule, or a module that `torch.jit.trace` can trace. In eval mode, on CPU. Not changed.
+        example: its inputs, with a batch of at least 2 so that nothing hides in a dimension of size 1.
+
+    Raises:
+        ModelFailed: the model does not run on the example.
+    """
+    script = scripted(module, example)
+    units = Units()
+    registry = _Registry(units)
+    rules = Rules(units)
+    try:
+        with torch.enable_grad():
+            output = Interpreter(reloaded(script), registry.wrap, rules).run(example)
+    except UnsupportedGraph as unsupported:
+        reason = f"{unsupported}: this operator of the graph cannot be followed"
+        return Coupling(script, [], dict.fromkeys(_weight_layers(script), reason), [])
+    except Exception as error:
+        raise ModelFailed(f"The model failed on an example of its inputs: {_first_line(error)}") from error
+    for tracked in _outputs(output):
+        for layer in tracked.layers:
+            units.fix(layer, "the model's output")
+
+    groups = _grouped(units, registry, rules)
+    patches = _counted(units, registry, rules)
+    layers = [LayerUse(name, use.kind, use.weights) for name, use in rules.uses.items()]
+    sound, failures = _sound(script, example, groups, patches)
+    reasons = _reasons(units, registry, rules, sound, failures)
+    return Coupling(script, sound, reasons, layers, patches)
+
+
+def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
+    """A private TorchScript twin of the module, its tensors under the same names."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return reloaded(module)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # tracing warns of literals; those are looked at here
+        try:
+            return torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise ModelFailed(f"The model failed on an example of its inputs: {_first_line(error)}") from error
+
+
+def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGroup]:
+    """Units that live on exactly the same axes make one group."""
+    roots = {axis: units.roots(labels) for axis, labels in registry.axes.items()}
+    signature: dict[int, list[Axis]] = {}
+    for axis, labels in roots.items():
+        for root in np.unique(labels):
+            signature.setdefault(int(root), []).append(axis)
+    signature.pop(0, None)
+    by_axes: dict[tuple[Axis, ...], list[int]] = {}
+    for root, axes in signature.items():
+        by_axes.setdefault(tuple(axes), []).append(root)
+    groups = []
+    for axes, members in by_axes.items():
+        outs = [axis for axis in axes if axis in rules.out_axes] or [axis for axis in axes if _makes(registry, axis)]
+        # A group is the outputs of some layer and is read by another; anything else is not a channel.
+        if not outs or len(members) < 2:
+            continue
+        number = {root: index for index, root in enumerate(sorted(members))}
+        unit_of = {
+            axis: np.array([number.get(int(root), -1) for root in roots[axis]], dtype=np.int64) for axis in axes
+        }
+        layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in outs))
+        groups.append(ChannelGroup(layers, len(members), unit_of, outs))
+    return groups
+
+
+def _makes(registry: _Registry, axis: Axis) -> bool:
+    name, dim = axis
+    return dim == 0 and registry.tensors[name].dim() >= 2
+
+
+def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPatch]:
+    """Patches in terms of weight indices, which stay meaningful when units are numbered anew."""
+    owner: dict[int, tuple[Axis, int]] = {}
+    for axis, labels in registry.axes.items():
+        for index, root in enumerate(units.roots(labels).tolist()):
+            owner.setdefault(root, (axis, index))
+    counted = []
+    for patch in rules.patches.values():
+        roots = units.roots(patch.labels)
+        if roots.any():
+            counted.append(CountedPatch(patch, [owner[root] if root else None for root in roots.tolist()]))
+    return counted
+
+
+def _sound(
+    script: torch.jit.ScriptModule,
+    example: Sequence[Tensor],
+    groups: list[ChannelGroup],
+    patches: list[CountedPatch],
+) -> tuple[list[ChannelGroup], dict[Axis, str]]:
+    """The groups that survive the check, and for the axes of each other one why not: halving on failure."""
+    failures: dict[Axis, str] = {}
+
+    def tried(some: list[ChannelGroup]) -> list[ChannelGroup]:
+        if not some:
+            return []
+        removed: Removed = {}
+        for group in some:
+            merge(removed, group.removal(range(0, group.units, 2)))  # every other unit, at least one stays
+        try:
+            check(script, example, removed, remove(script, removed, patches))
+        except Mismatch as mismatch:
+            if len(some) == 1:
+                failures.update(dict.fromkeys(some[0].members, str(mismatch)))
+                return []
+            half = len(some) // 2
+            return tried(some[:half]) + tried(some[half:])
+        return some
+
+    sound = tried(groups)
+    # Halves that hold apart must hold together too.
+    while len(sound) < len(groups) and sound:
+        again = tried(sound)
+        if len(again) == len(sound):
+            break
+        sound = again
+    return sound, failures
+
+
+def merge(into: Removed, more: Removed) -> None:
+    """Add a removal to another of the same model."""
+    for name, by_dim in more.items():
+        for dim, indices in by_dim.items():
+            known = into.setdefault(name, {}).setdefault(dim, [])
+            known[:] = sorted({*known, *indices})
+
+
+def _reasons(
+    units: Units, registry: _Registry, rules: Rules, sound: list[ChannelGroup], failed_on: dict[Axis, str]
+) -> dict[str, str]:
+    """For each layer none of whose output channels can go: why."""
+    prunable = {axis for group in sound for axis in group.members}
+    reasons: dict[str, str] = {}
+    for layer, use in rules.uses.items():
+        axis = use.out_axis
+        if axis is None or axis in prunable:
+            continue
+        if axis not in registry.axes:
+            reasons[layer] = "it has a single output channel"
+            continue
+        fixed = [units.fixed_reason(int(label)) for label in registry.axes[axis]]
+        failed = failed_on.get(axis, "its channels are tied to fixed ones")
+        reasons[layer] = next((reason for reason in fixed if reason), failed)
+    return reasons
+
+
+def _weight_layers(script: torch.jit.ScriptModule) -> list[str]:
+    return list(dict.fromkeys(n.rpartition(".")[0] or n for n, p in script.named_parameters() if p.dim() >= 2))
+
+
+def _outputs(value: object) -> list[Tracked]:
+    if isinstance(value, Tracked):
+        return [value]
+    if isinstance(value, dict):
+        return [tracked for item in value.values() for tracked in _outputs(item)]
+    if isinstance(value, (list, tuple)):
+        return [tracked for item in value for tracked in _outputs(item)]
+    return []
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:500] if lines else type(error).__name__

@@ -1,0 +1,307 @@
+"""Runs the inlined graph of a ScriptModule node by node in Python, so that each operator can be looked at.
+
+TorchScript's own executor gives no way to see the values between two operators. This one does: tensors
+travel as `Tracked`, every `aten` operator is called through its own registered schema, and a visitor is
+shown each call. Control flow is followed for real, with the example's values.
+
+The graph API used here is private to torch; `tests/compression/test_coupling.py` pins what is relied on.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from pared.compression.coupling.labels import Tracked
+
+Node = Any  # torch._C.Node
+Visitor = Callable[["Call"], None]
+
+
+class UnsupportedGraph(Exception):
+    """The graph holds a construct that this interpreter does not run; the message names it."""
+
+
+class Call:
+    """One executed `aten` operator: its node, arguments by schema name, and outputs.
+
+    A visitor may replace `outputs` (before it is stored) or the labels in them.
+    """
+
+    def __init__(self, node: Node, index: int, arguments: dict[str, Any], outputs: list[Any]) -> None:
+        self.node = node
+        self.index = index
+        self.kind: str = node.kind()
+        self.arguments = arguments
+        self.outputs = outputs
+
+    @property
+    def tensors(self) -> list[Tracked]:
+        """All tensor arguments, those in lists included."""
+        return list(_tracked(list(self.arguments.values())))
+
+    @property
+    def results(self) -> list[Tracked]:
+        """All tensor outputs, those in lists included."""
+        return list(_tracked(self.outputs))
+
+    def input_value(self, argument: str) -> Any:
+        """The graph value (torch._C.Value) that feeds this argument."""
+        return list(self.node.inputs())[list(self.arguments).index(argument)]
+
+
+class Interpreter:
+    """Runs one module's `forward`.
+
+    Args:
+        module: a ScriptModule; its forward graph is inlined in place (what it computes is unchanged).
+        wrap: makes the `Tracked` of a parameter or buffer, from its full name and tensor.
+        visit: called after every `aten` operator.
+    """
+
+    def __init__(
+        self, module: torch.jit.ScriptModule, wrap: Callable[[str, torch.Tensor], Tracked], visit: Visitor
+    ) -> None:
+        self._module = module
+        self._wrap = wrap
+        self._visit = visit
+        self.graph = inlined_graph(module)
+        self._index = {id_of(node): index for index, node in enumerate(nodes_of(self.graph))}
+        self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> Any:
+        """The module's outputs for these inputs, tensors as `Tracked`."""
+        graph_inputs = list(self.graph.inputs())
+        env: dict[str, Any] = {graph_inputs[0].debugName(): _Attribute(self._module._c, "")}
+        for value, tensor in zip(graph_inputs[1:], inputs, strict=False):
+            env[value.debugName()] = Tracked(tensor)
+        if len(graph_inputs) - 1 != len(inputs):
+            for value in graph_inputs[1 + len(inputs) :]:  # optional inputs that keep their default
+                env[value.debugName()] = None
+        self._run_block(self.graph, env)
+        outputs = [env[value.debugName()] for value in self.graph.outputs()]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _run_block(self, block: Any, env: dict[str, Any]) -> None:
+        for node in block.nodes():
+            outputs = self._run_node(node, env)
+            for value, result in zip(node.outputs(), outputs, strict=True):
+                env[value.debugName()] = result
+
+    def _run_node(self, node: Node, env: dict[str, Any]) -> list[Any]:
+        kind: str = node.kind()
+        if kind == "prim::Constant":
+            value = node.output().toIValue() if node.hasAttribute("value") else None
+            return [Tracked(value) if isinstance(value, torch.Tensor) else value]
+        args = [env[value.debugName()] for value in node.inputs()]
+        if kind == "prim::GetAttr":
+            return [self._get_attribute(args[0], node.s("name"))]
+        if kind == "prim::SetAttr":
+            return []  # only counters do this (num_batches_tracked); the shrunk file does it by itself
+        if kind == "prim::If":
+            block = list(node.blocks())[0 if _truth(args[0]) else 1]
+            self._run_block(block, env)
+            return [env[value.debugName()] for value in block.outputs()]
+        if kind == "prim::Loop":
+            return self._run_loop(node, args, env)
+        if kind == "prim::RaiseException":
+            raise RuntimeError(str(args[0]))
+        if kind in _ON_LISTS and isinstance(args[0], list):
+            return _ON_LISTS[kind](args)
+        if kind in _PYTHON:
+            return _PYTHON[kind](node, args)
+        return self._call(node, args)
+
+    def _run_loop(self, node: Node, args: list[Any], env: dict[str, Any]) -> list[Any]:
+        (block,) = node.blocks()
+        trips, condition, carried = args[0], _truth(args[1]), args[2:]
+        names = [value.debugName() for value in block.inputs()]
+        trip = 0
+        while condition and trip < trips:
+            env.update(zip(names, [trip, *carried], strict=True))
+            self._run_block(block, env)
+            condition, *carried = (env[value.debugName()] for value in block.outputs())
+            condition = _truth(condition)
+            trip += 1
+        return carried
+
+    def _get_attribute(self, owner: _Attribute, name: str) -> Any:
+        value = owner.object.getattr(name)
+        full_name = f"{owner.name}.{name}" if owner.name else name
+        if isinstance(value, torch.Tensor):
+            return self._wrap(full_name, value)
+        if isinstance(value, torch._C.ScriptModule):
+            return _Attribute(value, full_name)
+        return _wrapped(value)
+
+    def _call(self, node: Node, args: list[Any]) -> list[Any]:
+        schema_text = node.schema()
+        if schema_text == "(no schema)":
+            raise UnsupportedGraph(node.kind())
+        if schema_text not in self._operators:
+            schema = torch._C.parse_schema(schema_text)
+            operator = torch._C._get_operation_overload(schema.name, schema.overload_name)
+            if operator is None:
+                raise UnsupportedGraph(node.kind())
+            self._operators[schema_text] = (operator[0], [(a.name, a.kwarg_only) for a in schema.arguments])
+        operator, formal = self._operators[schema_text]
+        plain = [_unwrapped(arg) for arg in args]
+        positional = [value for value, (_, kwarg_only) in zip(plain, formal, strict=True) if not kwarg_only]
+        named = {name: value for value, (name, kwarg_only) in zip(plain, formal, strict=True) if kwarg_only}
+        result = operator(*positional, **named)
+        results = list(result) if len(list(node.outputs())) > 1 else [result] if len(list(node.outputs())) else []
+        arguments = dict(zip((name for name, _ in formal), args, strict=True))
+        call = Call(node, self._index[id_of(node)], arguments, [_wrapped(result) for result in results])
+        self._visit(call)
+        if node.kind().endswith("_") and isinstance(args[0], Tracked) and call.results:
+            args[0].layers = call.results[0].layers  # in place: all who hold the tensor see the result
+        return call.outputs
+
+
+class _Attribute:
+    """A module inside the module, with its path."""
+
+    def __init__(self, module: Any, name: str) -> None:
+        self.object = module
+        self.name = name
+
+
+def inlined_graph(module: torch.jit.ScriptModule) -> Any:
+    """The forward graph with every call inlined, in place, so that an edit of it is an edit of the module."""
+    graph = module.graph
+    torch._C._jit_pass_inline(graph)
+    return graph
+
+
+def nodes_of(block: Any) -> Iterator[Node]:
+    """All nodes, those of inner blocks included, in one fixed order."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from nodes_of(inner)
+
+
+def id_of(node: Node) -> str:
+    """A name for a node that is the same whichever Python object wraps it."""
+    names = [value.debugName() for value in node.outputs()]
+    return f"{node.kind()}:{','.join(names)}" if names else f"{node.kind()}:{hash(node)}"
+
+
+def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """A deep copy through TorchScript's own format, so that no compiled plan of the original comes along."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    copied = torch.jit.load(buffer, map_location="cpu")
+    # Gradients are not asked for by the file for tensors that were frozen by hand.
+    for new, old in zip(copied.parameters(), module.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return copied.train(module.training)
+
+
+def is_static(value: Any) -> bool:
+    """Whether an int in the graph is written in the file, rather than computed from a tensor's shape."""
+    node = value.node()
+    kind = node.kind()
+    if kind in ("prim::Constant", "prim::GetAttr"):
+        return True
+    if kind in ("prim::Param", "prim::If", "prim::Loop", "aten::size", "aten::len", "prim::shape"):
+        return False
+    if kind == "prim::NumToTensor" or kind.startswith("aten::"):
+        inputs = list(node.inputs())
+        return bool(inputs) and all(is_static(value) for value in inputs)
+    return False
+
+
+def _tracked(value: Any) -> Iterator[Tracked]:
+    if isinstance(value, Tracked):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tracked(item)
+
+
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return Tracked(value)
+    if isinstance(value, list):
+        return [_wrapped(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_wrapped(item) for item in value)
+    return value
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, Tracked):
+        return value.tensor
+    if isinstance(value, list):
+        return [_unwrapped(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_unwrapped(item) for item in value)
+    return value
+
+
+def _truth(value: Any) -> bool:
+    return bool(_unwrapped(value))
+
+
+def _isinstance(node: Node, args: list[Any]) -> list[Any]:
+    raise UnsupportedGraph("prim::isinstance")
+
+
+def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], list[Any]]:
+    def run(node: Node, args: list[Any]) -> list[Any]:
+        mutate(args)
+        return [args[0]] if list(node.outputs()) else []
+
+    return run
+
+
+# What is done on Python's own values: containers keep the `Tracked` in them, with their labels.
+_PYTHON: dict[str, Callable[[Node, list[Any]], list[Any]]] = {
+    "prim::ListConstruct": lambda node, args: [list(args)],
+    "prim::TupleConstruct": lambda node, args: [tuple(args)],
+    "prim::DictConstruct": lambda node, args: [dict(zip(args[::2], args[1::2], strict=True))],
+    "prim::ListUnpack": lambda node, args: list(args[0]),
+    "prim::TupleUnpack": lambda node, args: list(args[0]),
+    "prim::TupleIndex": lambda node, args: [args[0][args[1]]],
+    "prim::TupleSlice": lambda node, args: [args[0][node.i("beg") : node.i("end")]],
+    "prim::unchecked_cast": lambda node, args: [args[0]],
+    "prim::unchecked_unwrap_optional": lambda node, args: [args[0]],
+    "aten::_unwrap_optional": lambda node, args: [args[0]],
+    "prim::data": lambda node, args: [args[0]],
+    "prim::Uninitialized": lambda node, args: [None],
+    "prim::Print": lambda node, args: [],
+    "prim::isinstance": _isinstance,
+    "aten::warn": lambda node, args: [],
+    "aten::format": lambda node, args: [str(args[0]).format(*(_unwrapped(arg) for arg in args[1:]))],
+    # Generic builtins: their schemas take any type, which Python's way of calling them does not.
+    "aten::__is__": lambda node, args: [args[0] is args[1]],
+    "aten::__isnot__": lambda node, args: [args[0] is not args[1]],
+    "aten::__contains__": lambda node, args: [_unwrapped(args[1]) in _unwrapped(args[0])],
+    "aten::len": lambda node, args: [len(_unwrapped(args[0]))],
+    "aten::append": _mutated(lambda args: args[0].append(args[1])),
+    "aten::extend": _mutated(lambda args: args[0].extend(args[1])),
+    "aten::insert": _mutated(lambda args: args[0].insert(args[1], args[2])),
+    "aten::_set_item": _mutated(lambda args: args[0].__setitem__(args[1], args[2])),
+    "aten::clear": _mutated(lambda args: args[0].clear()),
+    "aten::reverse": _mutated(lambda args: args[0].reverse()),
+    "aten::__getitem__": lambda node, args: [args[0][args[1]]],
+    "aten::pop": lambda node, args: [args[0].pop(args[1])],
+    "aten::list": lambda node, args: [list(args[0])],
+    "aten::copy": lambda node, args: [copy.copy(args[0])],
+    "aten::keys": lambda node, args: [list(args[0].keys())],
+    "aten::values": lambda node, args: [list(args[0].values())],
+    "aten::items": lambda node, args: [list(args[0].items())],
+    "aten::get": lambda node, args: [args[0].get(*args[1:])],
+}
+
+_ON_LISTS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "aten::slice": lambda args: [args[0][args[1] : args[2] : args[3]]],
+    "aten::add": lambda args: [args[0] + args[1]],
+    "aten::mul": lambda args: [args[0] * args[1]],
+}

@@ -1,0 +1,128 @@
+"""Which elements of which tensors belong together: unit labels and the union-find that merges them.
+
+Every index of every dimension of every weight starts as a unit of its own. Operators merge units that
+can only be removed together (`Units.union`) or fix units that cannot be removed at all (`Units.fix`).
+A tensor carries *layers* of labels: integer arrays of the tensor's own rank, of size 1 in each dimension
+along which the label does not change. A weight has a layer for each dimension; an activation usually
+has one, along its channels. An element goes when any layer's unit at its position goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Labels = npt.NDArray[np.int64]
+
+FIXED = 0
+
+
+class Units:
+    """Union-find over unit numbers; unit 0 is what can never be removed."""
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(1, dtype=np.int64)
+        self._reason: dict[int, str] = {FIXED: ""}  # of each fixed representative
+
+    def make(self, count: int) -> Labels:
+        """`count` new units of one element each."""
+        start = len(self._parent)
+        new = np.arange(start, start + count, dtype=np.int64)
+        self._parent = np.concatenate([self._parent, new])
+        return new
+
+    def roots(self, labels: Labels) -> Labels:
+        """The representative of each label, FIXED where its unit cannot be removed; same shape."""
+        roots = self._find(labels)
+        fixed = np.fromiter(self._reason, dtype=np.int64)
+        return np.where(np.isin(roots, fixed), FIXED, roots)
+
+    def union(self, a: Labels, b: Labels, reason: str) -> None:
+        """Merge a[i] with b[i] for all i (shapes broadcast). Merging with a fixed unit fixes, for `reason`."""
+        a, b = np.broadcast_arrays(a, b)
+        while True:  # each round merges representatives; one that met several others needs another round
+            left, right = self._find(a.ravel()), self._find(b.ravel())
+            differ = left != right
+            pairs = np.unique(np.stack([left[differ], right[differ]], axis=1), axis=0)
+            pairs = pairs[[not (self._fixes(int(x), int(y), reason)) for x, y in pairs]]
+            if not len(pairs):
+                return
+            for low, high in zip(pairs.min(axis=1).tolist(), pairs.max(axis=1).tolist(), strict=True):
+                if self._parent[high] == high:
+                    self._parent[high] = low
+                    if high in self._reason:
+                        self._reason.setdefault(low, self._reason.pop(high))
+
+    def fix(self, labels: Labels, reason: str) -> None:
+        """These units can never be removed, because of `reason`."""
+        for root in np.unique(self._find(labels)).tolist():
+            self._reason.setdefault(root, reason)
+
+    def fixed_reason(self, label: int) -> str | None:
+        """Why this unit cannot be removed, or None if it can."""
+        return self._reason.get(int(self._find(np.array([label], dtype=np.int64))[0]))
+
+    def _fixes(self, x: int, y: int, reason: str) -> bool:
+        """Where one of two representatives is unit 0, fix the other instead of merging."""
+        if FIXED not in (x, y):
+            return False
+        self._reason.setdefault(max(x, y), reason)
+        return True
+
+    def _find(self, labels: Labels) -> Labels:
+        parent = self._parent
+        roots = parent[labels]
+        while not np.array_equal(upper := parent[roots], roots):
+            roots = upper
+        parent[labels.ravel()] = roots.ravel()
+        return roots
+
+
+@dataclass
+class Tracked:
+    """A tensor met while a graph runs, with its label layers."""
+
+    tensor: torch.Tensor
+    layers: list[Labels] = field(default_factory=list)
+    name: str | None = None
+    """The tensor's name in the model, for a parameter or buffer itself."""
+
+    def axis(self, dim: int) -> Labels:
+        """Labels along one dimension, shape (size of dim,): fixed where no layer runs along it alone."""
+        dim %= self.tensor.dim()
+        for layer in self.layers:
+            if spanned(layer) == {dim}:
+                return layer.reshape(-1)
+        return np.zeros(self.tensor.shape[dim], dtype=np.int64)
+
+    def spanning(self, dims: set[int]) -> list[Labels]:
+        """The layers that change along any of these dimensions."""
+        return [layer for layer in self.layers if spanned(layer) & dims]
+
+
+def spanned(layer: Labels) -> set[int]:
+    """The dimensions along which a layer changes."""
+    return {dim for dim, size in enumerate(layer.shape) if size > 1}
+
+
+def along(labels: Labels, dim: int, rank: int) -> Labels:
+    """1-D labels as a layer of a tensor of this rank, along `dim`."""
+    shape = [1] * rank
+    shape[dim % rank] = len(labels)
+    return labels.reshape(shape)
+
+
+def compressed(units: Units, full: Labels) -> Labels | None:
+    """A layer with every dimension along which its units do not change cut to size 1; None if all is fixed."""
+    roots = units.roots(full)
+    if not roots.any():
+        return None
+    for dim, size in enumerate(roots.shape):
+        if size > 1:
+            first = np.take(roots, [0], axis=dim)
+            if np.array_equal(np.broadcast_to(first, roots.shape), roots):
+                roots = first
+    return roots

@@ -1,0 +1,132 @@
+"""The check behind every removal: the shrunk model against the original with the same channels zeroed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling.interpreter import Call, Interpreter, reloaded
+from pared.compression.coupling.labels import Tracked, Units, along
+from pared.compression.coupling.rules import Rules
+from pared.compression.coupling.shrink import Removed, kept_part
+
+TOLERANCE = 1e-5
+"""Largest difference allowed, relative to the largest reference output (and to 1)."""
+
+
+class Mismatch(Exception):
+    """The shrunk model fails, or does not answer as the original with those channels zeroed."""
+
+
+def check(script: torch.jit.ScriptModule, example: Sequence[Tensor], removed: Removed, shrunk: nn.Module) -> None:
+    """Raise `Mismatch` unless `shrunk` answers the example as `script` does with the removed channels zeroed."""
+    expected = zeroed_outputs(script, example, removed)
+    try:
+        with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]
+            actual = flat_tensors(shrunk(*example))
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise Mismatch(f"the shrunk model does not run: {lines[-1] if lines else type(error).__name__}") from error
+    for want, got in zip(expected, actual, strict=True):
+        if want.shape != got.shape:
+            raise Mismatch(f"the output's shape would change from {tuple(want.shape)} to {tuple(got.shape)}")
+        if not want.is_floating_point():
+            continue
+        scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
+        difference = float((want - got).abs().max()) if want.numel() else 0.0
+        if not difference <= TOLERANCE * scale:
+            raise Mismatch(f"the output would differ by {difference:.2g} from the original with those channels zeroed")
+
+
+def zeroed_outputs(script: torch.jit.ScriptModule, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
+    """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept."""
+    zeroed = reloaded(script)
+    units = Units()
+    gone = units.make(1)  # one unit stands for all that is removed
+    stays = units.make(1)
+    by_storage: dict[tuple[int, tuple[int, ...]], dict[str, list[int]]] = {}
+    with torch.no_grad():
+        for name, tensor in [*zeroed.named_parameters(), *zeroed.named_buffers()]:
+            for dim, indices in removed.get(name, {}).items():
+                tensor.index_fill_(int(dim), torch.tensor(indices), 0)
+                by_storage[tensor.data_ptr(), tuple(tensor.shape)] = removed[name]
+
+    def wrap(name: str, tensor: Tensor) -> Tracked:
+        layers = []
+        for dim, indices in by_storage.get((tensor.data_ptr(), tuple(tensor.shape)), {}).items():
+            labels = np.full(tensor.shape[int(dim)], stays[0], dtype=np.int64)
+            labels[indices] = gone[0]
+            layers.append(along(labels, int(dim), tensor.dim()))
+        return Tracked(tensor, layers, name=name)
+
+    rules = Rules(units, frozen=True)
+
+    def visit(call: Call) -> None:
+        rules(call)
+        _norm_over_kept(call, int(gone[0]))
+
+    with torch.no_grad():
+        return flat_tensors(Interpreter(zeroed, wrap, visit).run(example))
+
+
+def _norm_over_kept(call: Call, gone: int) -> None:
+    """Replace the output of a norm over removed elements by the norm over the kept ones, zero elsewhere."""
+    norm = _NORMS.get(call.kind)
+    if norm is None:
+        return
+    x: Tracked = call.arguments["input"]
+    layers = [layer for layer in call.results[0].layers if (layer == gone).any()]
+    if not layers:
+        return
+    (layer,) = layers  # rules keep channels along one dimension
+    dim = int(np.argmax(layer.shape))
+    removed = np.flatnonzero(layer.reshape(-1) == gone).tolist()
+    kept = [index for index in range(layer.shape[dim]) if index not in set(removed)]
+    part = norm(call, kept_part(x.tensor, {str(dim): removed}), dim, len(kept), removed)
+    result = torch.zeros_like(x.tensor)
+    result.index_copy_(dim, torch.tensor(kept), part)
+    call.outputs[0].tensor = result
+
+
+def _layer_norm(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:
+    shape = list(x.shape[x.dim() - len(call.arguments["normalized_shape"]) :])
+    parts = []
+    for name in ("weight", "bias"):
+        part = call.arguments.get(name)
+        offset = dim - (x.dim() - len(shape))
+        parts.append(None if part is None else kept_part(part.tensor, {str(offset): removed} if offset >= 0 else {}))
+    if call.kind == "aten::rms_norm":
+        return torch.nn.functional.rms_norm(x, shape, parts[0], call.arguments["eps"])
+    return torch.nn.functional.layer_norm(x, shape, parts[0], parts[1], call.arguments["eps"])
+
+
+def _group_norm(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:
+    groups = int(call.arguments["num_groups"])
+    channels = kept + len(removed)
+    parts = [call.arguments.get(name) for name in ("weight", "bias")]
+    weight, bias = (None if part is None else kept_part(part.tensor, {"0": removed}) for part in parts)
+    return torch.nn.functional.group_norm(x, kept if groups == channels else groups, weight, bias, call.arguments["eps"])
+
+
+_NORMS: dict[str, Any] = {
+    "aten::layer_norm": _layer_norm,
+    "aten::rms_norm": _layer_norm,
+    "aten::group_norm": _group_norm,
+}
+
+
+def flat_tensors(value: Any) -> list[Tensor]:
+    """All tensors of a module's output, in order."""
+    if isinstance(value, Tracked):
+        return [value.tensor]
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in flat_tensors(item)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in flat_tensors(item)]
+    return []

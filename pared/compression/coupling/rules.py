@@ -1,0 +1,684 @@
+"""How each operator carries unit labels from its inputs to its outputs, and which units it ties together.
+
+A rule looks at one executed call, merges units that can only go together, fixes those that cannot go,
+sets the label layers of the outputs, and notes `Patch`es: literal sizes written in the file (a `view`
+to 128 columns, the `groups` of a depthwise convolution) that must follow when units go.
+
+Rules may be cautious but never wrong: an operator without a rule fixes every unit that reaches it, and
+whatever the rules conclude is checked on the shrunk model itself before it is believed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pared.compression.coupling.interpreter import Call, is_static
+from pared.compression.coupling.labels import Labels, Tracked, Units, along, compressed, spanned
+
+
+@dataclass
+class Patch:
+    """An int literal of a node that counts the kept among some units.
+
+    `node`: index of the node in `nodes_of`; `argument`: index of its input; `element`: index in that
+    input's list, or None for a plain int; `labels`: the units counted, shape (n,).
+    """
+
+    node: int
+    argument: int
+    element: int | None
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Use:
+    """A layer: one operator's use of its weights."""
+
+    kind: str
+    weights: dict[str, list[int]]
+    out_axis: tuple[str, int] | None
+
+
+class Rules:
+    """Applies the rule of every call, and gathers patches and layer uses.
+
+    Args:
+        units: the union-find to write to. With `frozen`, nothing is merged or noted any more: labels
+            are only carried along, which is how a reference run knows which elements are removed.
+    """
+
+    def __init__(self, units: Units, *, frozen: bool = False) -> None:
+        self.units = units
+        self.frozen = frozen
+        self.patches: dict[tuple[int, int, int | None], Patch] = {}
+        self.uses: dict[str, Use] = {}
+        self.out_axes: set[tuple[str, int]] = set()
+
+    def __call__(self, call: Call) -> None:
+        """The visitor of `Interpreter`."""
+        if not any(tracked.layers for tracked in call.tensors):
+            return
+        kind = call.kind if call.kind.endswith("__") else call.kind.removesuffix("_")
+        rule = _RULES.get(kind)
+        if rule is None:
+            for tracked in call.tensors:
+                self.fix(tracked.layers, call)
+            return
+        rule(self, call)
+
+    # -- what rules do ---------------------------------------------------------------------------
+
+    def union(self, a: Labels, b: Labels, call: Call, why: str = "") -> None:
+        """Tie units together."""
+        if not self.frozen:
+            self.units.union(a, b, self._reason(call, why))
+
+    def fix(self, layers: Iterable[Labels], call: Call, why: str = "") -> None:
+        """Units that cannot go, for what this call does."""
+        if not self.frozen:
+            for layer in layers:
+                self.units.fix(layer, self._reason(call, why))
+
+    def patch(self, call: Call, argument: str, element: int | None, labels: Labels) -> None:
+        """Note that a literal of this call counts these units."""
+        if self.frozen:
+            return
+        names = list(call.arguments)
+        key = (call.index, names.index(argument), element)
+        if key in self.patches:  # a node in a loop: each turn must count the same
+            if self.patches[key].labels.shape == labels.shape:
+                self.union(self.patches[key].labels, labels, call)
+            else:
+                self.fix([self.patches[key].labels, labels], call, "one literal in a loop counts different things")
+            return
+        self.patches[key] = Patch(*key, labels)
+
+    def use(self, call: Call, weights: dict[str, Tracked | None], out: tuple[str, int] | None) -> None:
+        """Note a layer. `out`: which weight, and which of its dimensions, makes the output channels."""
+        if self.frozen:
+            return
+        named = {role: tracked for role, tracked in weights.items() if tracked is not None and tracked.name}
+        if not named:
+            return
+        first = next(iter(named.values())).name or ""
+        axis = None
+        if out is not None and out[0] in named:
+            axis = (named[out[0]].name or "", out[1])
+            self.out_axes.add(axis)
+        layer = first.rpartition(".")[0] or first
+        if layer not in self.uses:
+            shapes = {t.name or "": list(t.tensor.shape) for t in named.values()}
+            self.uses[layer] = Use(call.kind.split("::")[1].lstrip("_"), shapes, axis)
+
+    @staticmethod
+    def _reason(call: Call, why: str) -> str:
+        return f"{call.kind}{': ' + why if why else ''}"
+
+
+# -- elementwise --------------------------------------------------------------------------------
+
+
+def _elementwise(rules: Rules, call: Call) -> None:
+    """Operands broadcast; elements at one position go together."""
+    out = call.results[0] if call.results else None
+    if out is None:
+        return
+    out.layers = _broadcast(rules, call, call.tensors, out.tensor.dim())
+
+
+def _broadcast(rules: Rules, call: Call, operands: list[Tracked], rank: int) -> list[Labels]:
+    """Ties labels of broadcast operands; gives the layers of the result."""
+    shapes = [(1,) * (rank - t.tensor.dim()) + tuple(t.tensor.shape) for t in operands]
+    layers = [[layer.reshape((1,) * (rank - layer.ndim) + layer.shape) for layer in t.layers] for t in operands]
+    result: list[Labels] = []
+    for me, mine in enumerate(layers):
+        for layer in mine:
+            dims = spanned(layer)
+            for other, theirs in enumerate(layers):
+                if other == me or all(shapes[other][dim] == 1 for dim in dims):
+                    continue
+                met = [their for their in theirs if spanned(their) & dims]
+                if not met:
+                    rules.fix([layer], call, "meets a tensor with fixed channels")
+                for their in met:
+                    rules.union(layer, their, call, "meets a tensor with fixed channels")
+            if not any(spanned(known) >= dims for known in result):
+                result = [known for known in result if not spanned(known) <= dims]
+                result.append(layer)
+    return result
+
+
+def _unary(rules: Rules, call: Call) -> None:
+    """Each element by itself: labels pass (also through type changes, dropout, activations)."""
+    call.results[0].layers = list(_first(call).layers)
+
+
+def _prelu(rules: Rules, call: Call) -> None:
+    """prelu(x, w): w is one number or one a channel (dimension 1)."""
+    x, w = call.arguments["self"], call.arguments["weight"]
+    if w.tensor.numel() > 1:
+        rules.union(x.axis(1), w.axis(0), call)
+    rules.use(call, {"weight": w}, None)
+    call.results[0].layers = list(x.layers)
+
+
+# -- contractions -------------------------------------------------------------------------------
+
+
+def _contract(rules: Rules, call: Call, operands: list[tuple[Tracked, str]], out_letters: str) -> list[Labels]:
+    """Einstein notation: dimensions of one letter are tied together; those in the output carry on."""
+    by_letter: dict[str, Labels] = {}
+    sizes: dict[str, int] = {}
+    for tracked, letters in operands:
+        for letter, size in zip(letters, tracked.tensor.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    for tracked, letters in operands:
+        for layer in tracked.layers:
+            if len(spanned(layer)) > 1:
+                rules.fix([layer], call, "channels spread over several dimensions")
+        for dim, letter in enumerate(letters):
+            if tracked.tensor.shape[dim] == 1:
+                continue  # broadcast, or nothing to remove
+            labels = tracked.axis(dim)
+            if letter in by_letter:
+                rules.union(by_letter[letter], labels, call, "contracted with fixed channels")
+            else:
+                by_letter[letter] = labels
+    rank = len(out_letters)
+    return [
+        along(by_letter[letter], dim, rank)
+        for dim, letter in enumerate(out_letters)
+        if letter in by_letter and by_letter[letter].any()
+    ]
+
+
+def _linear(rules: Rules, call: Call) -> None:
+    """y[..., o] = Σ_i x[..., i] w[o, i] + b[o]."""
+    x, w, b = call.arguments["input"], call.arguments["weight"], call.arguments.get("bias")
+    batch = _letters(x.tensor.dim() - 1)
+    out = batch + "O" if w.tensor.dim() == 2 else batch
+    w_letters = "OI" if w.tensor.dim() == 2 else "I"
+    operands = [(x, batch + "I"), (w, w_letters)]
+    if b is not None and b.tensor.dim() == 1:
+        operands.append((b, "O"))
+    call.results[0].layers = _contract(rules, call, operands, out)
+    rules.use(call, {"weight": w, "bias": b}, ("weight", 0))
+
+
+def _matmul(rules: Rules, call: Call) -> None:
+    """Matrix products: mm, bmm, matmul, with broadcasting of the batch dimensions."""
+    a, b = call.tensors[:2]
+    rules.use(call, {"weight": b, "other": a}, None)
+    if a.tensor.dim() < 2 or b.tensor.dim() < 2:
+        rules.fix([*a.layers, *b.layers], call)
+        return
+    batch = _letters(max(a.tensor.dim(), b.tensor.dim()) - 2)
+    a_batch = batch[len(batch) - (a.tensor.dim() - 2) :]
+    b_batch = batch[len(batch) - (b.tensor.dim() - 2) :]
+    call.results[0].layers = _contract(rules, call, [(a, a_batch + "MK"), (b, b_batch + "KN")], batch + "MN")
+
+
+def _addmm(rules: Rules, call: Call) -> None:
+    """addmm, baddbmm: c + a @ b."""
+    c, a, b = call.tensors[:3]
+    rules.use(call, {"weight": b, "bias": c}, None)
+    batch = _letters(a.tensor.dim() - 2)
+    product = Tracked(call.results[0].tensor)
+    product.layers = _contract(rules, call, [(a, batch + "MK"), (b, batch + "KN")], batch + "MN")
+    call.results[0].layers = _broadcast(rules, call, [product, c], product.tensor.dim())
+
+
+def _einsum(rules: Rules, call: Call) -> None:
+    """torch.einsum without ellipsis."""
+    equation = call.arguments["equation"].replace(" ", "")
+    operands = call.arguments["tensors"]
+    if "." in equation or "->" not in equation:
+        rules.fix([layer for t in operands for layer in t.layers], call)
+        return
+    left, out = equation.split("->")
+    call.results[0].layers = _contract(rules, call, list(zip(operands, left.split(","), strict=True)), out)
+
+
+def _attention(rules: Rules, call: Call) -> None:
+    """scaled_dot_product_attention: q (..., L, E), k (..., S, E), v (..., S, V) -> (..., L, V)."""
+    q, k, v = (call.arguments[name] for name in ("query", "key", "value"))
+    if call.arguments.get("scale") is None:
+        # The default scale is 1/sqrt(E): with fewer features it would be another function.
+        rules.fix(q.spanning({q.tensor.dim() - 1}) + k.spanning({k.tensor.dim() - 1}), call, "scale follows the width")
+    batch = _letters(q.tensor.dim() - 2)
+    operands = [(q, batch + "LE"), (k, batch + "SE"), (v, batch + "SV")]
+    mask = call.arguments.get("attn_mask")
+    if isinstance(mask, Tracked):
+        rules.fix(mask.layers, call)
+    call.results[0].layers = _contract(rules, call, operands, batch + "LV")
+
+
+# -- convolutions -------------------------------------------------------------------------------
+
+
+def _convolution(rules: Rules, call: Call) -> None:
+    """conv1d/2d/3d, conv_transpose1d/2d/3d and the traced `_convolution`: x (N, C, ...), w (O, C/groups, ...)."""
+    x, w, b = call.arguments["input"], call.arguments["weight"], call.arguments.get("bias")
+    transposed = bool(call.arguments.get("transposed", "transpose" in call.kind))
+    groups = int(call.arguments["groups"])
+    out = call.results[0]
+    batched = x.tensor.dim() == w.tensor.dim()
+    channel = 1 if batched else 0
+    rules.fix(x.spanning(set(range(x.tensor.dim())) - {channel}), call, "channels in a spatial dimension")
+    rules.fix(w.spanning(set(range(2, w.tensor.dim()))), call)
+    x_units = x.axis(channel)
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    rules.use(call, {"weight": w, "bias": b}, ("weight", out_dim))
+    if groups == 1:
+        rules.union(x_units, w.axis(in_dim), call, "its input channels are fixed")
+        units = w.axis(out_dim)
+    elif groups == len(x_units):  # depthwise: a channel and its filters go together, and `groups` counts them
+        rules.patch(call, "groups", None, x_units)
+        _must_be_literal(rules, call, "groups", x_units)
+        multiplier = out.tensor.shape[channel] // groups
+        if transposed:
+            rules.union(x_units, w.axis(0), call, "its input channels are fixed")
+            rules.fix([w.axis(1)], call, "depthwise with a multiplier")
+            units = np.repeat(x_units, multiplier)
+        else:
+            rules.union(np.repeat(x_units, multiplier), w.axis(0), call, "its input channels are fixed")
+            units = w.axis(0)
+    else:  # the number of groups stays: the same channel goes from every group
+        per_group = x_units.reshape(groups, -1)
+        rules.union(per_group, per_group[:1], call, "its input channels are fixed")
+        if transposed:
+            rules.union(x_units, w.axis(0), call, "its input channels are fixed")
+            units = np.tile(w.axis(1), groups)
+        else:
+            rules.union(per_group, w.axis(1)[None], call, "its input channels are fixed")
+            units = w.axis(0)
+            rules.union(units.reshape(groups, -1), units.reshape(groups, -1)[:1], call)
+    if b is not None:
+        rules.union(units, b.axis(0), call)
+    if units.any():
+        out.layers = [along(units, channel, out.tensor.dim())]
+
+
+# -- norms --------------------------------------------------------------------------------------
+
+
+def _batch_norm(rules: Rules, call: Call) -> None:
+    """batch_norm, instance_norm: statistics and affine parameters a channel (dimension 1)."""
+    x = call.arguments["input"]
+    parts = {name: call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")}
+    rules.use(call, parts, None)
+    rules.fix(x.spanning(set(range(x.tensor.dim())) - {1}), call, "channels in a spatial dimension")
+    for part in parts.values():
+        if part is not None:
+            rules.union(x.axis(1), part.axis(0), call, "its channels are fixed")
+    call.results[0].layers = list(x.layers)
+
+
+def _group_norm(rules: Rules, call: Call) -> None:
+    """group_norm: the number of groups stays and every group gives the same channels; or one channel a group."""
+    x, groups = call.arguments["input"], int(call.arguments["num_groups"])
+    parts = {name: call.arguments.get(name) for name in ("weight", "bias")}
+    rules.use(call, parts, None)
+    rules.fix(x.spanning(set(range(x.tensor.dim())) - {1}), call, "channels in a spatial dimension")
+    units = x.axis(1)
+    if groups == len(units):
+        rules.patch(call, "num_groups", None, units)
+        _must_be_literal(rules, call, "num_groups", units)
+    else:
+        rules.union(units.reshape(groups, -1), units.reshape(groups, -1)[:1], call)
+    for part in parts.values():
+        if part is not None:
+            rules.union(units, part.axis(0), call, "its channels are fixed")
+    call.results[0].layers = list(x.layers)
+
+
+def _layer_norm(rules: Rules, call: Call) -> None:
+    """layer_norm, rms_norm over the last dimensions: affine parameters are tied to what they scale."""
+    x, shape = call.arguments["input"], call.arguments["normalized_shape"]
+    parts = [call.arguments.get(name) for name in ("weight", "bias")]
+    rules.use(call, {"weight": parts[0], "bias": parts[1]}, None)
+    rank = x.tensor.dim()
+    layers = _broadcast(rules, call, [x, *(part for part in parts if part is not None)], rank)
+    for position in range(len(shape)):
+        dim = rank - len(shape) + position
+        for layer in x.spanning({dim}):
+            if spanned(layer) == {dim}:
+                _follow_literal(rules, call, "normalized_shape", position, layer.reshape(-1))
+    call.results[0].layers = layers
+
+
+# -- embedding and reductions -------------------------------------------------------------------
+
+
+def _embedding(rules: Rules, call: Call) -> None:
+    """embedding(w, ids): w (tokens, width) -> (..., width)."""
+    w = call.arguments["weight"]
+    rules.use(call, {"weight": w}, ("weight", 1))
+    rules.fix(w.spanning({0}), call, "one row is one token")
+    out = call.results[0]
+    units = w.axis(1)
+    if units.any():
+        out.layers = [along(units, -1, out.tensor.dim())]
+
+
+def _reduce(rules: Rules, call: Call) -> None:
+    """mean, sum, max...: channels must not be reduced over; other dimensions may."""
+    if "other" in call.arguments:  # max(a, b) and min(a, b) are elementwise
+        _elementwise(rules, call)
+        return
+    x = _first(call)
+    rank = x.tensor.dim()
+    dims = call.arguments.get("dim", call.arguments.get("dims"))
+    if dims is None or dims == []:
+        reduced = set(range(rank))
+    else:
+        reduced = {dim % rank for dim in (dims if isinstance(dims, list) else [dims])}
+    rules.fix(x.spanning(reduced), call, "reduces over the channels")
+    for out in call.results:
+        if out.tensor.dim() == rank:
+            out.layers = [layer for layer in x.layers if not spanned(layer) & reduced]
+        else:
+            kept = [dim for dim in range(rank) if dim not in reduced]
+            out.layers = [
+                layer.transpose([*kept, *reduced]).reshape([layer.shape[dim] for dim in kept])
+                for layer in x.layers
+                if not spanned(layer) & reduced
+            ]
+
+
+def _along_one_dim(rules: Rules, call: Call) -> None:
+    """softmax, cumsum...: mixes along one dimension, which must not hold the channels."""
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    rules.fix(x.spanning({dim}), call, "mixes the channels")
+    call.results[0].layers = [layer for layer in x.layers if dim not in spanned(layer)]
+
+
+def _spatial(rules: Rules, call: Call) -> None:
+    """Pooling and resizing over the last dimensions, which must not hold the channels."""
+    x, out = _first(call), call.results[0]
+    count = next(int(c) for c in call.kind if c.isdigit())
+    spatial = set(range(x.tensor.dim() - count, x.tensor.dim()))
+    rules.fix(x.spanning(spatial), call, "channels in a spatial dimension")
+    for result in call.results or [out]:
+        result.layers = [layer for layer in x.layers if not spanned(layer) & spatial]
+
+
+def _glu(rules: Rules, call: Call) -> None:
+    """glu: the first half times the sigmoid of the second."""
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    units = x.axis(dim).reshape(2, -1)
+    rules.fix([layer for layer in x.layers if len(spanned(layer)) > 1], call)
+    rules.union(units[0], units[1], call)
+    others = [layer for layer in x.layers if dim not in spanned(layer)]
+    halves = [along(units[0], dim, x.tensor.dim())] if units.any() else []
+    call.results[0].layers = others + halves
+
+
+def _encoder_layer(rules: Rules, call: Call) -> None:
+    """The fused nn.TransformerEncoderLayer: only its feed-forward width can change."""
+    names = ("ffn_weight_1", "ffn_bias_1", "ffn_weight_2")
+    first, bias, second = (call.arguments[name] for name in names)
+    rules.use(call, {"weight": first, "bias": bias}, ("weight", 0))
+    rules.union(first.axis(0), bias.axis(0), call)
+    rules.union(first.axis(0), second.axis(1), call)
+    for tracked in call.tensors:
+        hidden = [first.axis(0), second.axis(1), bias.axis(0)]
+        for layer in tracked.layers:
+            if not any(np.array_equal(layer.reshape(-1), units) for units in hidden):
+                rules.fix([layer], call, "the width of the residual stream and the heads")
+
+
+# -- layout: operators that only move elements --------------------------------------------------
+
+
+def _layout(rules: Rules, call: Call) -> None:
+    """Runs the operator itself on the labels, element for element, and reads where they went."""
+    operands = call.tensors
+    depth = max(len(t.layers) for t in operands)
+    ordered = [sorted(t.layers, key=lambda layer: sorted(spanned(layer))) for t in operands]
+    moved: list[list[torch.Tensor]] = []
+    for level in range(depth):
+        full = []
+        for tracked, layers in zip(operands, ordered, strict=True):
+            labels = layers[level] if level < len(layers) else np.zeros((1,) * tracked.tensor.dim(), dtype=np.int64)
+            full.append(torch.from_numpy(np.broadcast_to(labels, tuple(tracked.tensor.shape)).copy()))
+        moved.append(_run_on(call, full))
+    for position, out in enumerate(call.results):
+        out.layers = []
+        for tensors in moved:
+            layer = compressed(rules.units, tensors[position].numpy())
+            if layer is not None:
+                out.layers.append(_rectangular(rules, call, layer))
+
+
+def _run_on(call: Call, replacements: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The call again, with its tensors replaced in order of appearance."""
+    remaining = iter(replacements)
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Tracked):
+            return next(remaining)
+        if isinstance(value, list):
+            return [replaced(item) for item in value]
+        return value
+
+    schema = torch._C.parse_schema(call.node.schema())
+    operator = torch._C._get_operation_overload(schema.name, schema.overload_name)[0]
+    values = [(argument, replaced(call.arguments[argument.name])) for argument in schema.arguments]
+    result = operator(
+        *[value for argument, value in values if not argument.kwarg_only],
+        **{argument.name: value for argument, value in values if argument.kwarg_only},
+    )
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
+    """Labels along one dimension alone: what is kept of a tensor must be a box.
+
+    Where a reshape splits channels over several dimensions, whole slices of one of them go together.
+    A split of the last dimension is read as (heads, width), so heads go whole; one of a middle
+    dimension as (groups, channels), so the same channel goes from every group.
+    """
+    dims = sorted(spanned(layer))
+    if len(dims) <= 1:
+        return layer
+    before = {dim for t in call.tensors for known in t.layers for dim in spanned(known)}
+    if call.kind in ("aten::cat", "aten::stack", "aten::index_put"):
+        kept = next((dim for dim in dims if dim in before), dims[-1])
+    elif dims[-1] == layer.ndim - 1:
+        kept = dims[-2]
+    else:
+        kept = dims[-1]
+    first = layer
+    for dim in dims:
+        if dim != kept:
+            first = np.take(first, [0], axis=dim)
+    rules.union(layer, first, call, "its channels spread over several dimensions")
+    return first if rules.frozen else rules.units.roots(first)
+
+
+def _sized_layout(rules: Rules, call: Call) -> None:
+    """view, reshape, expand...: a layout whose sizes may be written in the file."""
+    _layout(rules, call)
+    name = next(n for n in ("size", "shape", "sizes") if n in call.arguments)
+    sizes = call.arguments[name]
+    out = call.results[0]
+    offset = call.arguments["dim"] % _first(call).tensor.dim() if "dim" in call.arguments else 0
+    for layer in out.layers:
+        for dim in spanned(layer):
+            position = dim - offset
+            if 0 <= position < len(sizes) and sizes[position] != -1:
+                _follow_literal(rules, call, name, position, layer.reshape(-1))
+
+
+def _slice(rules: Rules, call: Call) -> None:
+    """slice(x, dim, start, end, step): along the channels, literal bounds count the kept before them."""
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    crossed = x.spanning({dim})
+    if call.arguments["step"] != 1:
+        rules.fix(crossed, call, "a stride over the channels")
+    size = x.tensor.shape[dim]
+    for layer in crossed:
+        units = layer.reshape(-1)
+        for name in ("start", "end"):
+            bound = call.arguments[name]
+            if bound is None or bound == 0 or bound >= size:
+                continue
+            if bound < 0:
+                rules.fix([layer], call, "a bound counted from the end")
+                continue
+            _follow_literal(rules, call, name, None, units[:bound])
+    _layout(rules, call)
+
+
+def _split(rules: Rules, call: Call) -> None:
+    """split, chunk: parts of equal size lose equally many; listed sizes follow what each part keeps."""
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    for layer in x.spanning({dim}):
+        if spanned(layer) != {dim}:
+            rules.fix([layer], call)
+            continue
+        units = layer.reshape(-1)
+        sizes = call.arguments.get("split_sizes", call.arguments.get("split_size"))
+        if isinstance(sizes, list):
+            name = "split_sizes" if "split_sizes" in call.arguments else "split_size"
+            for position, part in enumerate(np.split(units, np.cumsum(sizes)[:-1])):
+                _follow_literal(rules, call, name, position, part)
+            continue
+        count = int(call.arguments.get("chunks") or math.ceil(len(units) / sizes))
+        if len(units) % count:
+            rules.fix([layer], call, "parts of unequal size")
+            continue
+        parts = units.reshape(count, -1)
+        rules.union(parts, parts[:1], call)
+        if sizes is not None:
+            name = "split_size" if "split_size" in call.arguments else "split_size_or_sections"
+            _follow_literal(rules, call, name, None, parts[0])
+    _layout(rules, call)
+
+
+def _select(rules: Rules, call: Call) -> None:
+    """select, unbind: picking single channels fixes them."""
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    rules.fix(x.spanning({dim}), call, "picks single channels")
+    _layout(rules, call)
+
+
+def _pixel_shuffle(rules: Rules, call: Call) -> None:
+    """pixel_shuffle(x, r): r² neighbouring channels make one."""
+    x, r = _first(call), call.arguments["upscale_factor"]
+    units = x.axis(x.tensor.dim() - 3).reshape(-1, r * r)
+    rules.union(units, units[:, :1], call)
+    _layout(rules, call)
+
+
+def _pad(rules: Rules, call: Call) -> None:
+    """pad: other dimensions than the channels."""
+    x, out = _first(call), call.results[0]
+    padded = {d for d in range(x.tensor.dim()) if x.tensor.shape[d] != out.tensor.shape[d]}
+    rules.fix(x.spanning(padded), call, "pads the channels")
+    out.layers = [layer for layer in x.layers if not spanned(layer) & padded]
+
+
+def _shape_only(rules: Rules, call: Call) -> None:
+    """Reads only shape, type or device: nothing is tied."""
+
+
+def _follow_literal(rules: Rules, call: Call, argument: str, element: int | None, labels: Labels) -> None:
+    """Patch a size if it is written in the file; one computed from a shape follows by itself."""
+    if rules.frozen:
+        return
+    value = call.input_value(argument)
+    if element is not None and value.node().kind() == "prim::ListConstruct":
+        value = list(value.node().inputs())[element]
+    if is_static(value):
+        rules.patch(call, argument, element, labels)
+
+
+def _must_be_literal(rules: Rules, call: Call, argument: str, labels: Labels) -> None:
+    if not rules.frozen and not is_static(call.input_value(argument)):
+        rules.fix([labels], call, f"{argument} is computed")
+
+
+def _first(call: Call) -> Tracked:
+    return call.tensors[0]
+
+
+def _letters(count: int) -> str:
+    return "abcdefghijklmnopqrstuvwxyz"[:count]
+
+
+Rule = Callable[[Rules, Call], None]
+
+
+def _named(rule: Rule, names: str) -> dict[str, Rule]:
+    return {f"aten::{name}": rule for name in names.split()}
+
+
+_RULES: dict[str, Rule] = {
+    **_named(
+        _elementwise,
+        "add sub mul div rsub where maximum minimum pow lerp addcmul addcdiv eq ne lt gt le ge logical_and logical_or "
+        "masked_fill fmod remainder atan2 __and__ __or__ bitwise_and bitwise_or floor_divide type_as true_divide",
+    ),
+    **_named(
+        _unary,
+        "relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus "
+        "softsign logsigmoid log_sigmoid exp log sqrt rsqrt abs neg square sin cos erf clamp clamp_min clamp_max "
+        "dropout feature_dropout alpha_dropout contiguous clone to detach alias logical_not threshold rrelu "
+        "hardshrink softshrink tanhshrink float half double bfloat16 native_dropout reciprocal sign ceil floor round "
+        "log1p expm1 nan_to_num isnan isinf fill _to_copy lift_fresh requires_grad",
+    ),
+    **_named(_shape_only, "size dim numel len is_floating_point is_complex __is__ __isnot__ sym_size"),
+    **{f"prim::{name}": _shape_only for name in "device dtype layout is_nested requires_grad shape type".split()},
+    **_named(_shape_only, "zeros_like ones_like full_like rand_like empty_like new_zeros new_ones new_full"),
+    **_named(_shape_only, "is_nonzero Bool Int Float item any all isfinite"),
+    "aten::prelu": _prelu,
+    "aten::linear": _linear,
+    **_named(_matmul, "matmul mm bmm"),
+    **_named(_addmm, "addmm baddbmm"),
+    "aten::einsum": _einsum,
+    "aten::scaled_dot_product_attention": _attention,
+    **_named(
+        _convolution,
+        "_convolution convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    ),
+    **_named(_batch_norm, "batch_norm instance_norm"),
+    "aten::group_norm": _group_norm,
+    **_named(_layer_norm, "layer_norm rms_norm"),
+    "aten::embedding": _embedding,
+    **_named(_reduce, "mean sum amax amin prod std var norm max min logsumexp median argmax"),
+    **_named(_along_one_dim, "softmax log_softmax _softmax _log_softmax cumsum softmin"),
+    **_named(
+        _spatial,
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+        "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d "
+        "upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d "
+        "upsample_trilinear3d max_pool2d_with_indices max_pool1d_with_indices lp_pool2d "
+        "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d",
+    ),
+    **_named(_pad, "pad constant_pad_nd"),
+    "aten::glu": _glu,
+    "aten::_transformer_encoder_layer_fwd": _encoder_layer,
+    **_named(_sized_layout, "view reshape expand unflatten _unsafe_view _reshape_alias"),
+    **_named(
+        _layout,
+        "flatten squeeze unsqueeze permute transpose t numpy_T movedim swapaxes flip roll cat concat stack repeat "
+        "expand_as view_as reshape_as channel_shuffle pixel_unshuffle mT ravel unfold",
+    ),
+    "aten::slice": _slice,
+    **_named(_split, "split split_with_sizes chunk"),
+    **_named(_select, "select unbind"),
+    "aten::pixel_shuffle": _pixel_shuffle,
+}

@@ -1,0 +1,116 @@
+"""Takes chosen indices out of a model's tensors, and lets the sizes written in its file follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+
+if TYPE_CHECKING:
+    from pared.compression.coupling.groups import CountedPatch
+
+Removed = dict[str, dict[str, list[int]]]
+"""Tensor name -> dimension (as text, for JSON) -> removed indices, sorted."""
+
+
+def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch]) -> torch.jit.ScriptModule:
+    """A copy of a ScriptModule without these indices.
+
+    Its own code is untouched unless a size written in it must change: then calls are inlined and that
+    literal alone is replaced. The copy loads anywhere without source, as the original does.
+    """
+    shrunk = reloaded(module)
+    slice_tensors(shrunk, removed)
+    changed = [counted for counted in patches if _kept(counted, removed) != len(counted.members)]
+    if changed:
+        graph = inlined_graph(shrunk)
+        nodes = list(nodes_of(graph))
+        for counted in changed:
+            _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, removed))
+    # Through the file format once more: an executor must never have seen the graph before its edit.
+    return reloaded(shrunk)
+
+
+def slice_tensors(module: nn.Module, removed: Removed) -> None:
+    """Replace every named tensor, in place in the module, by its kept part. Tied tensors stay tied."""
+    tensors = dict(module.named_parameters(remove_duplicate=False))
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    replaced: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    by_storage = {
+        (tensor.data_ptr(), tuple(tensor.shape)): removed[name]
+        for name, tensor in {**tensors, **buffers}.items()
+        if name in removed
+    }
+    for name, tensor in {**buffers, **tensors}.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if key not in by_storage:
+            continue
+        if key not in replaced:
+            part = kept_part(tensor.detach(), by_storage[key])
+            is_parameter = name in tensors
+            replaced[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if is_parameter else part
+        *owners, leaf = name.split(".")
+        owner = module
+        for part_name in owners:  # a ScriptModule has no get_submodule
+            owner = getattr(owner, part_name)
+        setattr(owner, leaf, replaced[key])
+
+
+def kept_part(tensor: Tensor, by_dim: dict[str, list[int]]) -> Tensor:
+    """The tensor without the removed indices of each dimension, contiguous."""
+    for dim, indices in by_dim.items():
+        keep = torch.ones(tensor.shape[int(dim)], dtype=torch.bool)
+        keep[indices] = False
+        tensor = tensor.index_select(int(dim), keep.nonzero().squeeze(1))
+    return tensor.contiguous()
+
+
+def compose_removed(first: Removed, second: Removed, shapes: dict[str, tuple[int, ...]]) -> Removed:
+    """Two removals one after the other, as one in the first model's numbering.
+
+    Args:
+        shapes: tensor name -> shape in the first model.
+    """
+    composed: Removed = {name: {dim: list(indices) for dim, indices in dims.items()} for name, dims in first.items()}
+    for name, dims in second.items():
+        for dim, indices in dims.items():
+            gone = set(first.get(name, {}).get(dim, []))
+            left = [index for index in range(shapes[name][int(dim)]) if index not in gone]
+            composed.setdefault(name, {})[dim] = sorted(gone | {left[index] for index in indices})
+    return composed
+
+
+def _kept(counted: CountedPatch, removed: Removed) -> int:
+    gone = {
+        (name, int(dim), index)
+        for name, dims in removed.items()
+        for dim, indices in dims.items()
+        for index in indices
+    }
+    return sum(member is None or (*member[0], member[1]) not in gone for member in counted.members)
+
+
+def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) -> None:
+    """Set one int input of a node, or one element of a list input, for this use alone."""
+    patch = counted.patch
+    value = list(node.inputs())[patch.argument]
+    with graph.insert_point_guard(node):
+        if patch.element is None:
+            node.replaceInput(patch.argument, graph.insertConstant(kept))
+            return
+        maker = value.node()
+        if maker.kind() == "prim::Constant":
+            values = list(maker.output().toIValue())
+            values[patch.element] = kept
+            node.replaceInput(patch.argument, graph.insertConstant(values))
+            return
+        # The list may serve other nodes too: this use gets a list of its own.
+        fresh = graph.create("prim::ListConstruct", 1)
+        for index, item in enumerate(maker.inputs()):
+            fresh.addInput(graph.insertConstant(kept) if index == patch.element else item)
+        fresh.output().setType(value.type())
+        graph.insertNode(fresh)
+        node.replaceInput(patch.argument, fresh.output())
