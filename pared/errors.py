@@ -54,6 +54,12 @@ class Unauthorized(ParedError):
     code, title, status = "unauthorized", "An API key is needed", 401
 
 
+class Forbidden(ParedError):
+    """The request comes from where requests to this server must not come from."""
+
+    code, title, status = "forbidden", "Not allowed from there", 403
+
+
 class NotFound(ParedError):
     """No such thing, or it belongs to another key."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
@@ -136,10 +136,13 @@ def check_references(session: Session, owner: str, spec: PruneSpec | DistillSpec
     for pointer, upload_id in references(spec):
         table: type[Model | Dataset] = Model if upload_id.startswith("mdl_") else Dataset
         # Locked until the job is there, so that a delete at the same moment sees the job.
-        upload: Model | Dataset | None = session.scalar(
-            select(table)
-            .where(table.id == upload_id, table.owner == owner, table.deleted_at.is_(None))
-            .with_for_update(read=True)
+        upload = cast(
+            "Model | Dataset | None",
+            session.scalar(
+                select(table)
+                .where(table.id == upload_id, table.owner == owner, table.deleted_at.is_(None))
+                .with_for_update(read=True)
+            ),
         )
         kind = "model" if table is Model else "data set"
         if upload is None:

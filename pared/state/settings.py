@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field
@@ -58,6 +59,21 @@ class Settings(BaseSettings):
     """Open TorchScript below the sandbox level `standard`."""
     threads: int = 0
     """Threads of one job; 0 is one for each core this process may use."""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the API."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether every request needs an API key."""
+        return not self.loopback if self.require_keys is None else self.require_keys
 
     @property
     def effective_database_url(self) -> str:

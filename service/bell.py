@@ -1,0 +1,53 @@
+"""Owns the API's background thread: it rings for committed jobs at once and runs the sweep."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import structlog
+from celery import Celery
+
+from pared.state.queue import relay
+from pared.state.session import Sessions
+from pared.state.sweep import Sweep
+
+RELAY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Bell(threading.Thread):
+    """One thread, so that requests never wait for the broker and a burst of them rings in one go."""
+
+    def __init__(self, sessions: Sessions, queue: Celery, sweep: Sweep, sweep_s: float) -> None:
+        """Args: sweep_s: seconds between two runs of the sweep."""
+        super().__init__(name="bell", daemon=True)
+        self._sessions, self._queue, self._sweep, self._sweep_s = sessions, queue, sweep, sweep_s
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+
+    def ring(self) -> None:
+        """There is something in the outbox. Returns at once."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._stopped.set()
+        self._wake.set()
+        self.join(timeout=10)
+
+    def run(self) -> None:
+        """Relay when rung and every second; sweep every `sweep_s`."""
+        sweep_at = time.monotonic()
+        while not self._stopped.is_set():
+            self._wake.wait(RELAY_S)
+            self._wake.clear()
+            try:
+                while relay(self._sessions, queue=self._queue, limit=100) == 100:  # noqa: PLR2004 - a full batch: there may be more
+                    pass
+                if time.monotonic() >= sweep_at:
+                    sweep_at = time.monotonic() + self._sweep_s
+                    self._sweep()
+            except Exception:  # noqa: BLE001 - a database that is away now comes back; the thread must still be here
+                log.warning("sweep_failed", exc_info=True)

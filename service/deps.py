@@ -1,0 +1,103 @@
+"""Owns what routes are handed: the process's parts, wired once, and who is asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from celery import Celery
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from pared.errors import NotFound, Unauthorized
+from pared.state.jobs import find_job
+from pared.state.keys import key_of
+from pared.state.objects import ObjectStore, open_store
+from pared.state.queue import make_app
+from pared.state.session import Sessions, make_engine, make_sessions
+from pared.state.settings import Settings
+from pared.state.sweep import Sweep
+from pared.state.tables import Job
+from service.bell import Bell
+from service.verified import VerifiedObjects
+
+LOCAL_OWNER = "local"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything one API process holds."""
+
+    settings: Settings
+    sessions: Sessions
+    store: ObjectStore
+    verified: VerifiedObjects
+    queue: Celery
+    bell: Bell
+
+
+def wire(settings: Settings) -> Parts:
+    """Build the parts from the settings; nothing is started yet."""
+    sessions = make_sessions(make_engine(settings.effective_database_url))
+    store = open_store(settings.effective_objects_url)
+    queue = make_app(settings)
+    sweep = Sweep(sessions, settings, store=store, queue=queue)
+    bell = Bell(sessions, queue, sweep, settings.sweep_s)
+    return Parts(settings, sessions, store, VerifiedObjects(store), queue, bell)
+
+
+def parts_of(request: Request) -> Parts:
+    """The parts of the process that serves this request."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer pared_…`.")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own.")
+
+
+def owner_of(
+    parts: Annotated[Parts, Depends(parts_of)],
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_header)],
+) -> str:
+    """Who is asking: the key's id, or `local` where no key is needed and none was sent.
+
+    Raises:
+        Unauthorized: a key is needed and none was sent, or the one sent does not work.
+    """
+    secret = bearer.credentials if bearer else header
+    if secret is None:
+        if parts.settings.keys_required:
+            raise Unauthorized(
+                "Send your key as `Authorization: Bearer pared_…`. Whoever runs this server makes one with "
+                "`pared keys add NAME`."
+            )
+        return LOCAL_OWNER
+    owner = key_of(parts.sessions, secret)
+    if owner is None:
+        raise Unauthorized("This API key is unknown or was revoked.")
+    return owner
+
+
+PartsOf = Annotated[Parts, Depends(parts_of)]
+Owner = Annotated[str, Depends(owner_of)]
+
+
+def owned_job(job_id: str, parts: PartsOf, owner: Owner) -> Job:
+    """The job in the path, if it is the asker's. Raises NotFound."""
+    check_id(job_id, "job")
+    with parts.sessions() as session:
+        return find_job(session, owner, job_id)
+
+
+def check_id(value: str, prefix: str) -> None:
+    """Raise NotFound for what cannot be an id of this kind, with a hint when it is one of another kind."""
+    if value.startswith(f"{prefix}_") and len(value) == 30 and value.isascii() and value[4:].isalnum():
+        return
+    raise NotFound(f"{_NAMES[prefix]} ids look like {prefix}_01K9Q5V7M3W8Z2X4Y6A0B1C2D3; there is no such one.")
+
+
+_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job"}
+
+OwnedJob = Annotated[Job, Depends(owned_job)]
