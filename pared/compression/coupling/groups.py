@@ -14,7 +14,7 @@ from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph
 from pared.compression.coupling.labels import Labels, Tracked, Units, along
 from pared.compression.coupling.reference import Mismatch, check
 from pared.compression.coupling.rules import Patch, Rules
-from pared.compression.coupling.shrink import Removed, remove
+from pared.compression.coupling.shrink import Removed, StorageKey, remove, storage_key
 from pared.errors import ModelFailed
 
 Axis = tuple[str, int]
@@ -58,12 +58,13 @@ class LayerUse:
 class Coupling:
     """What `find_groups` found.
 
-    `script`: the TorchScript twin it looked at; `patches` count its nodes.
+    `script`: the model's TorchScript twin, whose nodes `patches` count; `original` runs a copy of it.
     `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
     follow what is removed; they matter for TorchScript only.
     """
 
     script: torch.jit.ScriptModule
+    original: Interpreter
     groups: list[ChannelGroup]
     reasons: dict[str, str]
     layers: list[LayerUse]
@@ -85,15 +86,11 @@ class _Registry:
         self.units = units
         self.tensors: dict[str, Tensor] = {}
         self.axes: dict[Axis, Labels] = {}
-        self._by_storage: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
-        self.aliases: dict[str, str] = {}
+        self._by_storage: dict[StorageKey, str] = {}
 
     def wrap(self, name: str, tensor: Tensor) -> Tracked:
         """The `Tracked` of a parameter or buffer."""
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        first = self._by_storage.setdefault(key, name) if tensor.numel() else name
-        if first != name:
-            self.aliases[name] = first
+        first = self._by_storage.setdefault(storage_key(tensor), name) if tensor.numel() else name
         if first not in self.tensors:
             self.tensors[first] = tensor
             for dim, size in enumerate(tensor.shape):
@@ -117,15 +114,16 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
         ModelFailed: the model does not run on the example.
     """
     script = scripted(module, example)
+    original = Interpreter(reloaded(script))
     units = Units()
     registry = _Registry(units)
     rules = Rules(units)
     try:
         with torch.enable_grad():
-            output = Interpreter(reloaded(script), registry.wrap, rules).run(example)
+            output = original.run(example, registry.wrap, rules)
     except UnsupportedGraph as unsupported:
         reason = f"{unsupported}: this operator of the graph cannot be followed"
-        return Coupling(script, [], dict.fromkeys(_weight_layers(script), reason), [])
+        return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
     except Exception as error:
         raise ModelFailed(f"The model failed on an example of its inputs: {_first_line(error)}") from error
     for tracked in _outputs(output):
@@ -135,9 +133,9 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
     groups = _grouped(units, registry, rules)
     patches = _counted(units, registry, rules)
     layers = [LayerUse(name, use.kind, use.weights) for name, use in rules.uses.items()]
-    sound, failures = _sound(script, example, groups, patches)
+    sound, failures = _sound(script, original, example, groups, patches)
     reasons = _reasons(units, registry, rules, sound, failures)
-    return Coupling(script, sound, reasons, layers, patches)
+    return Coupling(script, original, sound, reasons, layers, patches)
 
 
 def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -147,9 +145,10 @@ def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptMo
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # tracing warns of literals; those are looked at here
         try:
-            return torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-any-return]
+            traced: torch.jit.ScriptModule = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception as error:
             raise ModelFailed(f"The model failed on an example of its inputs: {_first_line(error)}") from error
+    return traced
 
 
 def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGroup]:
@@ -161,8 +160,8 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
             signature.setdefault(int(root), []).append(axis)
     signature.pop(0, None)
     by_axes: dict[tuple[Axis, ...], list[int]] = {}
-    for root, axes in signature.items():
-        by_axes.setdefault(tuple(axes), []).append(root)
+    for root, on in signature.items():
+        by_axes.setdefault(tuple(on), []).append(root)
     groups = []
     for axes, members in by_axes.items():
         outs = [axis for axis in axes if axis in rules.out_axes] or [axis for axis in axes if _makes(registry, axis)]
@@ -170,9 +169,7 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
         if not outs or len(members) < 2:
             continue
         number = {root: index for index, root in enumerate(sorted(members))}
-        unit_of = {
-            axis: np.array([number.get(int(root), -1) for root in roots[axis]], dtype=np.int64) for axis in axes
-        }
+        unit_of = {axis: np.array([number.get(int(root), -1) for root in roots[axis]], dtype=np.int64) for axis in axes}
         layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in outs))
         groups.append(ChannelGroup(layers, len(members), unit_of, outs))
     return groups
@@ -199,6 +196,7 @@ def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPat
 
 def _sound(
     script: torch.jit.ScriptModule,
+    original: Interpreter,
     example: Sequence[Tensor],
     groups: list[ChannelGroup],
     patches: list[CountedPatch],
@@ -213,7 +211,7 @@ def _sound(
         for group in some:
             merge(removed, group.removal(range(0, group.units, 2)))  # every other unit, at least one stays
         try:
-            check(script, example, removed, remove(script, removed, patches))
+            check(original, example, removed, remove(script, removed, patches))
         except Mismatch as mismatch:
             if len(some) == 1:
                 failures.update(dict.fromkeys(some[0].members, str(mismatch)))

@@ -19,6 +19,7 @@ import torch
 from pared.compression.coupling.labels import Tracked
 
 Node = Any  # torch._C.Node
+Wrap = Callable[[str, torch.Tensor], Tracked]
 Visitor = Callable[["Call"], None]
 
 
@@ -55,35 +56,35 @@ class Call:
 
 
 class Interpreter:
-    """Runs one module's `forward`.
+    """Runs one module's `forward`, as often as wanted.
 
     Args:
-        module: a ScriptModule; its forward graph is inlined in place (what it computes is unchanged).
-        wrap: makes the `Tracked` of a parameter or buffer, from its full name and tensor.
-        visit: called after every `aten` operator.
+        module: a ScriptModule of the caller's own; its forward graph is inlined in place (what it
+            computes is unchanged). Its tensors are not changed.
     """
 
-    def __init__(
-        self, module: torch.jit.ScriptModule, wrap: Callable[[str, torch.Tensor], Tracked], visit: Visitor
-    ) -> None:
-        self._module = module
-        self._wrap = wrap
-        self._visit = visit
-        self.graph = inlined_graph(module)
-        self._index = {id_of(node): index for index, node in enumerate(nodes_of(self.graph))}
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self.module = module
+        self._graph = inlined_graph(module)
+        self._index = {id_of(node): index for index, node in enumerate(nodes_of(self._graph))}
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> Any:
-        """The module's outputs for these inputs, tensors as `Tracked`."""
-        graph_inputs = list(self.graph.inputs())
-        env: dict[str, Any] = {graph_inputs[0].debugName(): _Attribute(self._module._c, "")}
+    def run(self, inputs: Sequence[torch.Tensor], wrap: Wrap, visit: Visitor) -> Any:
+        """The module's outputs for these inputs, tensors as `Tracked`.
+
+        Args:
+            wrap: makes the `Tracked` of a parameter or buffer, from its full name and tensor.
+            visit: called after every operator.
+        """
+        self._wrap, self._visit = wrap, visit
+        graph_inputs = list(self._graph.inputs())
+        env: dict[str, Any] = {graph_inputs[0].debugName(): _Attribute(self.module._c, "")}
+        for value in graph_inputs[1 + len(inputs) :]:  # optional inputs that keep their default
+            env[value.debugName()] = None
         for value, tensor in zip(graph_inputs[1:], inputs, strict=False):
             env[value.debugName()] = Tracked(tensor)
-        if len(graph_inputs) - 1 != len(inputs):
-            for value in graph_inputs[1 + len(inputs) :]:  # optional inputs that keep their default
-                env[value.debugName()] = None
-        self._run_block(self.graph, env)
-        outputs = [env[value.debugName()] for value in self.graph.outputs()]
+        self._run_block(self._graph, env)
+        outputs = [env[value.debugName()] for value in self._graph.outputs()]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _run_block(self, block: Any, env: dict[str, Any]) -> None:
@@ -153,7 +154,7 @@ class Interpreter:
         positional = [value for value, (_, kwarg_only) in zip(plain, formal, strict=True) if not kwarg_only]
         named = {name: value for value, (name, kwarg_only) in zip(plain, formal, strict=True) if kwarg_only}
         result = operator(*positional, **named)
-        results = list(result) if len(list(node.outputs())) > 1 else [result] if len(list(node.outputs())) else []
+        results = list(result) if len(list(node.outputs())) > 1 else [result] if list(node.outputs()) else []
         arguments = dict(zip((name for name, _ in formal), args, strict=True))
         call = Call(node, self._index[id_of(node)], arguments, [_wrapped(result) for result in results])
         self._visit(call)
@@ -196,11 +197,12 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     buffer = io.BytesIO()
     torch.jit.save(module, buffer)
     buffer.seek(0)
-    copied = torch.jit.load(buffer, map_location="cpu")
+    copied: torch.jit.ScriptModule = torch.jit.load(buffer, map_location="cpu")  # type: ignore[no-untyped-call]
     # Gradients are not asked for by the file for tensors that were frozen by hand.
     for new, old in zip(copied.parameters(), module.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
-    return copied.train(module.training)
+    copied.train(module.training)
+    return copied
 
 
 def is_static(value: Any) -> bool:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import Call, Interpreter, reloaded
+from pared.compression.coupling.interpreter import Call, Interpreter
 from pared.compression.coupling.labels import Tracked, Units, along
 from pared.compression.coupling.rules import Rules
-from pared.compression.coupling.shrink import Removed, kept_part
+from pared.compression.coupling.shrink import Removed, StorageKey, kept_part, storage_key
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference output (and to 1)."""
@@ -22,11 +23,11 @@ class Mismatch(Exception):
     """The shrunk model fails, or does not answer as the original with those channels zeroed."""
 
 
-def check(script: torch.jit.ScriptModule, example: Sequence[Tensor], removed: Removed, shrunk: nn.Module) -> None:
-    """Raise `Mismatch` unless `shrunk` answers the example as `script` does with the removed channels zeroed."""
-    expected = zeroed_outputs(script, example, removed)
+def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, shrunk: nn.Module) -> None:
+    """Raise `Mismatch` unless `shrunk` answers the example as `original` does with the removed channels zeroed."""
+    expected = zeroed_outputs(original, example, removed)
     try:
-        with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]
+        with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
             actual = flat_tensors(shrunk(*example))
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -42,35 +43,34 @@ def check(script: torch.jit.ScriptModule, example: Sequence[Tensor], removed: Re
             raise Mismatch(f"the output would differ by {difference:.2g} from the original with those channels zeroed")
 
 
-def zeroed_outputs(script: torch.jit.ScriptModule, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
+def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
     """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept."""
-    zeroed = reloaded(script)
     units = Units()
-    gone = units.make(1)  # one unit stands for all that is removed
-    stays = units.make(1)
-    by_storage: dict[tuple[int, tuple[int, ...]], dict[str, list[int]]] = {}
-    with torch.no_grad():
-        for name, tensor in [*zeroed.named_parameters(), *zeroed.named_buffers()]:
-            for dim, indices in removed.get(name, {}).items():
-                tensor.index_fill_(int(dim), torch.tensor(indices), 0)
-                by_storage[tensor.data_ptr(), tuple(tensor.shape)] = removed[name]
+    gone, stays = units.make(2)
+    tensors = dict(original.module.named_parameters()) | dict(original.module.named_buffers())
+    by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
+    zeroed: dict[StorageKey, Tensor] = {}
 
     def wrap(name: str, tensor: Tensor) -> Tracked:
+        key = storage_key(tensor)
         layers = []
-        for dim, indices in by_storage.get((tensor.data_ptr(), tuple(tensor.shape)), {}).items():
-            labels = np.full(tensor.shape[int(dim)], stays[0], dtype=np.int64)
-            labels[indices] = gone[0]
+        for dim, indices in by_storage.get(key, {}).items():
+            if key not in zeroed:
+                zeroed[key] = tensor.detach().clone()
+            zeroed[key].index_fill_(int(dim), torch.tensor(indices), 0)
+            labels = np.full(tensor.shape[int(dim)], stays, dtype=np.int64)
+            labels[indices] = gone
             layers.append(along(labels, int(dim), tensor.dim()))
-        return Tracked(tensor, layers, name=name)
+        return Tracked(zeroed.get(key, tensor), layers, name=name)
 
     rules = Rules(units, frozen=True)
 
     def visit(call: Call) -> None:
         rules(call)
-        _norm_over_kept(call, int(gone[0]))
+        _norm_over_kept(call, int(gone))
 
     with torch.no_grad():
-        return flat_tensors(Interpreter(zeroed, wrap, visit).run(example))
+        return flat_tensors(original.run(example, wrap, visit))
 
 
 def _norm_over_kept(call: Call, gone: int) -> None:
@@ -109,7 +109,8 @@ def _group_norm(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) 
     channels = kept + len(removed)
     parts = [call.arguments.get(name) for name in ("weight", "bias")]
     weight, bias = (None if part is None else kept_part(part.tensor, {"0": removed}) for part in parts)
-    return torch.nn.functional.group_norm(x, kept if groups == channels else groups, weight, bias, call.arguments["eps"])
+    groups = kept if groups == channels else groups
+    return torch.nn.functional.group_norm(x, groups, weight, bias, call.arguments["eps"])
 
 
 _NORMS: dict[str, Any] = {

@@ -555,7 +555,7 @@ def _split(rules: Rules, call: Call) -> None:
             for position, part in enumerate(np.split(units, np.cumsum(sizes)[:-1])):
                 _follow_literal(rules, call, name, position, part)
             continue
-        count = int(call.arguments.get("chunks") or math.ceil(len(units) / sizes))
+        count = int(call.arguments["chunks"]) if sizes is None else math.ceil(len(units) / int(sizes))
         if len(units) % count:
             rules.fix([layer], call, "parts of unequal size")
             continue
@@ -641,7 +641,7 @@ _RULES: dict[str, Rule] = {
         "log1p expm1 nan_to_num isnan isinf fill _to_copy lift_fresh requires_grad",
     ),
     **_named(_shape_only, "size dim numel len is_floating_point is_complex __is__ __isnot__ sym_size"),
-    **{f"prim::{name}": _shape_only for name in "device dtype layout is_nested requires_grad shape type".split()},
+    **{f"prim::{name}": _shape_only for name in ("device", "dtype", "layout", "is_nested", "requires_grad", "type")},
     **_named(_shape_only, "zeros_like ones_like full_like rand_like empty_like new_zeros new_ones new_full"),
     **_named(_shape_only, "is_nonzero Bool Int Float item any all isfinite"),
     "aten::prelu": _prelu,

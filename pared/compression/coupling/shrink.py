@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Removed = dict[str, dict[str, list[int]]]
 """Tensor name -> dimension (as text, for JSON) -> removed indices, sorted."""
 
+StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
+
 
 def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch]) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule without these indices.
@@ -25,38 +27,38 @@ def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[Count
     shrunk = reloaded(module)
     slice_tensors(shrunk, removed)
     changed = [counted for counted in patches if _kept(counted, removed) != len(counted.members)]
-    if changed:
-        graph = inlined_graph(shrunk)
-        nodes = list(nodes_of(graph))
-        for counted in changed:
-            _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, removed))
-    # Through the file format once more: an executor must never have seen the graph before its edit.
-    return reloaded(shrunk)
+    if not changed:
+        return shrunk
+    graph = inlined_graph(shrunk)
+    nodes = list(nodes_of(graph))
+    for counted in changed:
+        _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, removed))
+    return reloaded(shrunk)  # so that what is checked and trained is what the file will say
 
 
 def slice_tensors(module: nn.Module, removed: Removed) -> None:
     """Replace every named tensor, in place in the module, by its kept part. Tied tensors stay tied."""
-    tensors = dict(module.named_parameters(remove_duplicate=False))
-    buffers = dict(module.named_buffers(remove_duplicate=False))
-    replaced: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-    by_storage = {
-        (tensor.data_ptr(), tuple(tensor.shape)): removed[name]
-        for name, tensor in {**tensors, **buffers}.items()
-        if name in removed
-    }
-    for name, tensor in {**buffers, **tensors}.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    tensors = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
+    by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
+    replaced: dict[StorageKey, Tensor] = {}
+    for name, tensor in tensors.items():
+        key = storage_key(tensor)
         if key not in by_storage:
             continue
         if key not in replaced:
             part = kept_part(tensor.detach(), by_storage[key])
-            is_parameter = name in tensors
-            replaced[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if is_parameter else part
+            replaced[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
         *owners, leaf = name.split(".")
         owner = module
         for part_name in owners:  # a ScriptModule has no get_submodule
             owner = getattr(owner, part_name)
         setattr(owner, leaf, replaced[key])
+
+
+def storage_key(tensor: Tensor) -> StorageKey:
+    """The same for all names of one tensor."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def kept_part(tensor: Tensor, by_dim: dict[str, list[int]]) -> Tensor:
@@ -85,10 +87,7 @@ def compose_removed(first: Removed, second: Removed, shapes: dict[str, tuple[int
 
 def _kept(counted: CountedPatch, removed: Removed) -> int:
     gone = {
-        (name, int(dim), index)
-        for name, dims in removed.items()
-        for dim, indices in dims.items()
-        for index in indices
+        (name, int(dim), index) for name, dims in removed.items() for dim, indices in dims.items() for index in indices
     }
     return sum(member is None or (*member[0], member[1]) not in gone for member in counted.members)
 

@@ -1,0 +1,301 @@
+"""Pruning: scores, amounts, masks for single weights, and the physical removal of channels.
+
+Magnitude pruning is Han et al. 2015 (arXiv:1506.02626) for weights and Li et al. 2017 (arXiv:1608.08710)
+for channels: score a unit by the sum of |w| of its incoming weights, sort, remove the lowest k %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pared.compression.architectures import build, resize
+from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups
+from pared.compression.coupling.groups import merge
+from pared.compression.coupling.reference import Mismatch, check
+from pared.compression.coupling.shrink import kept_part, remove, storage_key
+from pared.compression.intake import LoadedModel
+from pared.errors import NothingToPrune
+from pared.specs import PruneSpec
+
+Criterion = Literal["magnitude", "random"]
+Scope = Literal["global", "layer"]
+
+__all__ = [
+    "ChannelRemoval",
+    "Masks",
+    "apply_removal",
+    "compose_removed",
+    "remove_channels",
+    "step_amounts",
+    "weight_masks",
+]
+
+
+def step_amounts(spec: PruneSpec) -> list[float]:
+    """The share removed in all after each step: geometric, so that each step removes the same share of what is left."""
+    if spec.schedule == "one_shot":
+        return [spec.amount]
+    return [1 - (1 - spec.amount) ** (step / spec.steps) for step in range(1, spec.steps)] + [spec.amount]
+
+
+# -- weights ------------------------------------------------------------------------------------
+
+
+class Masks:
+    """Which weights live: tensor name -> bool tensor of its shape, True where kept."""
+
+    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        self.kept = dict(kept)
+
+    def apply(self, module: nn.Module) -> None:
+        """Set every pruned weight to exactly zero."""
+        with torch.no_grad():
+            for name, parameter in self._of(module):
+                parameter.mul_(self.kept[name].to(parameter.device))
+                # A product keeps the sign of zero and NaN; a pruned weight is +0.
+                parameter.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
+
+    def mask_gradients(self, module: nn.Module) -> None:
+        """Zero the gradients of pruned weights, so that momentum never learns of them."""
+        for name, parameter in self._of(module):
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
+
+    def sparsity(self) -> float:
+        """Share of pruned weights among those that the masks cover."""
+        total = sum(mask.numel() for mask in self.kept.values())
+        return 1 - sum(int(mask.sum()) for mask in self.kept.values()) / total if total else 0.0
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return dict(self.kept)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Masks:
+        """Masks from a checkpoint."""
+        return cls(state)
+
+    def _of(self, module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in module.named_parameters() if name in self.kept)
+
+
+def weight_masks(
+    module: nn.Module,
+    *,
+    amount: float,
+    criterion: Criterion = "magnitude",
+    scope: Scope = "global",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+) -> Masks:
+    """Masks that remove the `amount` lowest-scored single weights, exactly round(amount · n) of n.
+
+    Biases and norms are never pruned: eligible are float tensors of two or more dimensions in layers
+    that match. A pruned weight's score is 0, so a later, larger amount keeps what an earlier one removed.
+
+    Raises:
+        NothingToPrune: no layer matches, or the model has no weights.
+    """
+    eligible = {
+        name: parameter.detach()
+        for name, parameter in module.named_parameters()
+        if parameter.dim() >= 2 and parameter.is_floating_point() and _matches(_layer(name), include, exclude)
+    }
+    if not eligible:
+        names = sorted({_layer(n) for n, p in module.named_parameters() if p.dim() >= 2})
+        raise NothingToPrune(_no_match("weights", names, include, exclude))
+    scores = {name: _weight_scores(weight, criterion, generator) for name, weight in eligible.items()}
+    pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
+    kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in eligible.items()}
+    for names in pools:
+        pooled = torch.cat([scores[name].flatten() for name in names])
+        lowest = torch.argsort(pooled, stable=True)[: round(amount * len(pooled))]
+        mask = torch.ones(len(pooled), dtype=torch.bool)
+        mask[lowest] = False
+        for name, part in zip(names, mask.split([scores[name].numel() for name in names]), strict=True):
+            kept[name] = part.reshape(eligible[name].shape)
+    return Masks(kept)
+
+
+def _weight_scores(weight: Tensor, criterion: Criterion, generator: torch.Generator | None) -> Tensor:
+    """|w|, or chance; already pruned weights (exact zeros) come first either way."""
+    if criterion == "magnitude":
+        return weight.abs().float().cpu()
+    return torch.rand(weight.shape, generator=generator).add_(1e-6).masked_fill_(weight.cpu() == 0, 0.0)
+
+
+# -- channels -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChannelRemoval:
+    """A model without the removed channels.
+
+    `removed` is in the numbering of the model that was given. `reasons`: layer name -> why none of its
+    channels could go. `units`: how many channels could be chosen from, and how many went.
+    """
+
+    loaded: LoadedModel
+    removed: Removed
+    reasons: dict[str, str]
+    units: int
+    removed_units: int
+
+
+def remove_channels(
+    loaded: LoadedModel,
+    example: Sequence[Tensor],
+    *,
+    amount: float,
+    criterion: Criterion = "magnitude",
+    scope: Scope = "global",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+) -> ChannelRemoval:
+    """Remove the `amount` lowest-scored channels and neurons physically; the result is checked on the example.
+
+    Every group of coupled layers keeps at least one channel, and the model's outputs are never touched.
+
+    Args:
+        example: the model's inputs, on CPU, in a batch of at least 2.
+
+    Raises:
+        NothingToPrune: no channel can go; the detail names layers, operators and what to do.
+    """
+    coupling = find_groups(loaded.module, example)
+    groups, reasons = _eligible(coupling, include, exclude)
+    units = sum(group.units for group in groups)
+    if not units:
+        raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
+    tensors = _tensors(loaded.module)
+    scores = [_unit_scores(group, tensors, criterion, generator) for group in groups]
+    chosen = _lowest(scores, amount, scope)
+    removed: Removed = {}
+    for group, units_of_group in zip(groups, chosen, strict=True):
+        merge(removed, group.removal(units_of_group))
+    count = sum(len(units_of_group) for units_of_group in chosen)
+    if not count:
+        raise NothingToPrune(
+            f"An amount of {amount:g} is less than one channel here: {units} channels can be chosen from. "
+            "Give a larger amount."
+        )
+    smaller = _without(loaded, coupling, removed)
+    try:
+        check(coupling.original, example, removed, smaller.module)
+    except Mismatch as mismatch:  # every group passed alone and all together; this would be a defect of ours
+        raise NothingToPrune(f"These channels cannot be removed together: {mismatch}.") from mismatch
+    return ChannelRemoval(smaller, removed, reasons, units, count)
+
+
+def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Removed) -> LoadedModel:
+    """Replay a recorded removal on the same upload: how a resumed job gets its shrunk model back."""
+    if not removed:
+        return loaded
+    return _without(loaded, find_groups(loaded.module, example), removed)
+
+
+def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
+    if loaded.format == "torchscript":
+        return replace(loaded, module=remove(coupling.script, removed, coupling.patches))
+    state = dict(loaded.module.state_dict())
+    by_storage = {storage_key(state[name]): by_dim for name, by_dim in removed.items()}
+    state = {name: kept_part(tensor, by_storage.get(storage_key(tensor), {})) for name, tensor in state.items()}
+    architecture = resize(loaded.architecture, state)
+    module = build(architecture)
+    module.load_state_dict(state)
+    return replace(loaded, module=module.eval(), architecture=architecture)
+
+
+def _eligible(
+    coupling: Coupling, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Groups all of whose layers may be touched; a layer that is tied to an excluded one stays."""
+    reasons = dict(coupling.reasons)
+    groups = []
+    for group in coupling.groups:
+        barred = [layer for layer in group.layers if not _matches(layer, include, exclude)]
+        if not barred:
+            groups.append(group)
+            continue
+        for layer in group.layers:
+            reasons[layer] = (
+                "left out by include/exclude"
+                if layer in barred
+                else f"its channels are tied to {', '.join(barred)}, which include/exclude leaves out"
+            )
+    return groups, reasons
+
+
+def _unit_scores(
+    group: ChannelGroup, tensors: Mapping[str, Tensor], criterion: Criterion, generator: torch.Generator | None
+) -> Tensor:
+    """s = Σ|w| over a unit's incoming weights, in all layers that the unit is an output of. Shape (units,)."""
+    if criterion == "random":
+        return torch.rand(group.units, generator=generator)
+    scores = torch.zeros(group.units, dtype=torch.float64)
+    for name, dim in group.out_axes:
+        weight = tensors[name].detach().abs().double()
+        per_index = weight.sum(dim=[d for d in range(weight.dim()) if d != dim])
+        unit_of = torch.from_numpy(group.members[name, dim])
+        scores.index_add_(0, unit_of[unit_of >= 0], per_index[unit_of >= 0])
+    return scores
+
+
+def _lowest(scores: list[Tensor], amount: float, scope: Scope) -> list[list[int]]:
+    """For each group the units to remove; the best unit of a group always stays."""
+    if scope == "layer":
+        counts = [min(round(amount * len(group)), len(group) - 1) for group in scores]
+        return [sorted(torch.argsort(group, stable=True)[:n].tolist()) for group, n in zip(scores, counts, strict=True)]
+    owner = np.concatenate([np.full(len(group), index) for index, group in enumerate(scores)])
+    unit = np.concatenate([np.arange(len(group)) for group in scores])
+    best = np.concatenate([np.arange(len(group)) == int(group.argmax()) for group in scores])
+    pooled = np.where(best, math.inf, torch.cat(scores).numpy())
+    wanted = min(round(amount * len(pooled)), int((~best).sum()))
+    lowest = np.argsort(pooled, kind="stable")[:wanted]
+    return [sorted(unit[lowest[owner[lowest] == index]].tolist()) for index in range(len(scores))]
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+def _layer(tensor_name: str) -> str:
+    return tensor_name.rpartition(".")[0] or tensor_name
+
+
+def _matches(layer: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    return any(fnmatchcase(layer, p) for p in include) and not any(fnmatchcase(layer, p) for p in exclude)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters(remove_duplicate=False))
+
+
+def _no_match(what: str, names: list[str], include: Sequence[str], exclude: Sequence[str]) -> str:
+    if not names:
+        return f"The model has no {what} that could be pruned. A frozen TorchScript file has none: upload it unfrozen."
+    return (
+        f"No layer with {what} matches include {list(include)} and exclude {list(exclude)}. "
+        f"The layers are: {', '.join(names[:20])}."
+    )
+
+
+def _none_removable(
+    coupling: Coupling, reasons: Mapping[str, str], include: Sequence[str], exclude: Sequence[str]
+) -> str:
+    if coupling.groups:
+        names = sorted({layer for group in coupling.groups for layer in group.layers})
+        return _no_match("removable channels", names, include, exclude)
+    if not reasons:
+        return _no_match("channels", [], include, exclude)
+    told = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:10])
+    return f"No channel of this model can be removed ({told}). Granularity `weight` works on any model."
