@@ -1,0 +1,61 @@
+"""Fixtures for every room: real processes, started once a run, and gone when it ends however it ends."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import Processes
+from tests.e2e.servers import Servers
+from tests.e2e.stack import Stack, new_stack
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """Who starts and surely ends child processes."""
+    started = Processes()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def scratch(processes: Processes) -> Path:
+    """A folder for this run that any user can pass through (PostgreSQL runs as another one)."""
+    folder = Path(tempfile.mkdtemp(prefix="pared-tests-"))
+    folder.chmod(0o755)
+    processes.remove_at_end(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def servers(processes: Processes, scratch: Path) -> Servers:
+    """A PostgreSQL and a Redis of this run's own."""
+    folder = scratch / "servers"
+    folder.mkdir(mode=0o755)
+    return Servers(folder, processes)
+
+
+@pytest.fixture(scope="session")
+def embedded(processes: Processes, scratch: Path) -> Iterator[Stack]:
+    """The service as `pared up` runs it: SQLite and the filesystem broker, two workers."""
+    stack = new_stack(scratch / "embedded", processes, workers=2)
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture(scope="session")
+def on_servers(processes: Processes, scratch: Path, servers: Servers) -> Iterator[Stack]:
+    """The same service on PostgreSQL and Redis."""
+    stack = new_stack(scratch / "on_servers", processes, servers, workers=2)
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture(scope="session", params=["embedded", "on_servers"])
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """Each backend in turn."""
+    started: Stack = request.getfixturevalue(request.param)
+    return started
