@@ -1,0 +1,189 @@
+"""From an architecture (a name, or a layer list) to an `nn.Module` that runs, traces and scripts."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pared.compression.architectures.layers import MAX_LAYERS, Layer, make_module, read_layers, write_layers
+from pared.compression.architectures.named import ARCHITECTURES
+from pared.errors import InvalidArchitecture
+from pared.specs import LayeredArchitecture, NamedArchitecture
+
+MAX_PARAMETERS = 2_000_000_000
+
+
+class LayeredModule(fx.GraphModule):
+    """A module made from a layer list: plain `torch.nn` leaves joined by a small graph.
+
+    A graph, and not a class for each structure, keeps state-dict keys free of structure (`layer1.0.conv1.weight`)
+    and gives `torch.jit.script` straight-line code.
+    """
+
+    # What GraphModule keeps about itself has no place in the TorchScript file.
+    __jit_unused_properties__ = [  # noqa: RUF012
+        "architecture",
+        *(name for name, value in inspect.getmembers(fx.GraphModule) if isinstance(value, property)),
+    ]
+    __jit_ignored_attributes__ = [  # noqa: RUF012
+        "meta",
+        "shape_env",
+        "_code",
+        "_graph",
+        "_lineno_map",
+        "_prologue_start",
+        "_tracer_cls",
+        "_tracer_extras",
+    ]
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The layer list this module was made from: `{"layers": [...]}`. Copies of the module keep it."""
+        return self.meta["architecture"]  # type: ignore[no-any-return]
+
+
+def build(architecture: Any) -> LayeredModule:
+    """Make the module of an architecture, with freshly initialised weights.
+
+    Args:
+        architecture: a name; `{"name", "kwargs"}`; `{"layers"}`; or one of the specs of these.
+
+    Raises:
+        InvalidArchitecture: unknown name, bad argument, or the position of a layer that does not build.
+    """
+    layers = read_layers(layer_list(architecture))
+    if not layers:
+        raise InvalidArchitecture("The architecture has no layers.")
+    graph = fx.Graph()
+    wiring = _Wiring(graph)
+    x = graph.placeholder("x", type_expr=Tensor)
+    graph.output(wiring.chain(layers, x))
+    _check_size(wiring.leaves)
+
+    root = fx.GraphModule(nn.Module(), fx.Graph())
+    for name, leaf in wiring.leaves.items():
+        root.add_submodule(name, make_module(leaf))
+    module = LayeredModule(root, graph)
+    module.meta["architecture"] = {"layers": write_layers(layers)}
+    return module
+
+
+def layer_list(architecture: Any) -> list[Any]:
+    """The layer list, not yet checked, of any form of architecture.
+
+    Raises:
+        InvalidArchitecture: unknown name or form, or an argument that the named architecture does not take.
+    """
+    if isinstance(architecture, LayeredArchitecture):
+        return architecture.layers
+    if isinstance(architecture, NamedArchitecture):
+        return _named_layers(architecture.name, architecture.kwargs)
+    if isinstance(architecture, str):
+        return _named_layers(architecture, {})
+    if isinstance(architecture, dict) and architecture.keys() == {"layers"}:
+        layers = architecture["layers"]
+        if isinstance(layers, (list, tuple)):
+            return list(layers)
+    if isinstance(architecture, dict) and "name" in architecture and architecture.keys() <= {"name", "kwargs"}:
+        return _named_layers(architecture["name"], architecture.get("kwargs") or {})
+    raise InvalidArchitecture(
+        'An architecture is a name, {"name": …, "kwargs": {…}} or {"layers": [["Linear", {…}], …]}. '
+        f"Known names: {', '.join(ARCHITECTURES)}."
+    )
+
+
+def _named_layers(name: Any, kwargs: Any) -> list[Any]:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise InvalidArchitecture(
+            f"There is no architecture {str(name)[:64]!r}. Known names: {', '.join(ARCHITECTURES)}; "
+            'or give {"layers": [["Linear", {"in_features": …, "out_features": …}], …]}.'
+        )
+    known = inspect.signature(ARCHITECTURES[name]).parameters
+    if not isinstance(kwargs, dict) or not kwargs.keys() <= known.keys():
+        unknown = ", ".join(str(key)[:64] for key in kwargs if key not in known) if isinstance(kwargs, dict) else "such"
+        raise InvalidArchitecture(f"{name} has no argument {unknown}. It takes: {', '.join(known)}.")
+    needed = [key for key, parameter in known.items() if parameter.default is inspect.Parameter.empty]
+    missing = [key for key in needed if key not in kwargs]
+    if missing:
+        raise InvalidArchitecture(f"{name} needs {', '.join(missing)}. It takes: {', '.join(known)}.")
+    for key, value in kwargs.items():
+        _check_argument(name, key, value, a_list=key == "widths")
+    return ARCHITECTURES[name](**kwargs)
+
+
+def _check_argument(name: str, key: str, value: Any, *, a_list: bool) -> None:
+    """Named architectures take positive integers, and `widths`, a list of them; `batch_norm` is true or false."""
+    if key == "batch_norm":
+        if not isinstance(value, bool):
+            raise InvalidArchitecture(f"{name}: {key} must be true or false.")
+        return
+    entries = value if a_list else [value]
+    if not isinstance(entries, (list, tuple)) or not 1 <= len(entries) <= 100:
+        raise InvalidArchitecture(f"{name}: {key} must be a list of 1 to 100 integers.")
+    most = 100 if key in {"blocks", "layers"} else 1 << 24
+    if any(isinstance(one, bool) or not isinstance(one, int) or not 1 <= one <= most for one in entries):
+        raise InvalidArchitecture(f"{name}: {key} must be {'integers' if a_list else 'an integer'} from 1 to {most}.")
+
+
+def _check_size(leaves: dict[str, Layer]) -> None:
+    """Count parameters on the meta device, where nothing is allocated."""
+    total = 0
+    with torch.device("meta"):
+        for leaf in leaves.values():
+            module = make_module(leaf)
+            total += sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+            if total > MAX_PARAMETERS:
+                raise InvalidArchitecture(
+                    f"{leaf.where} ({leaf.kind}) takes the model past {MAX_PARAMETERS:,} parameters, the most allowed."
+                )
+
+
+class _Wiring:
+    """Writes layers into a graph, and collects the modules that it calls."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.leaves: dict[str, Layer] = {}
+        self.calls = 0
+
+    def chain(self, layers: list[Layer], x: fx.Node) -> fx.Node:
+        for layer in layers:
+            x = self.layer(layer, x)
+        return x
+
+    def layer(self, layer: Layer, x: fx.Node) -> fx.Node:
+        self.calls += 1
+        if self.calls > MAX_LAYERS:  # Repeat within Repeat
+            raise InvalidArchitecture(f"{layer.where}: with its repetitions the model has over {MAX_LAYERS:,} layers.")
+        held = layer.children
+        match layer.kind:
+            case "Sequential":
+                return self.chain(held["layers"], x)
+            case "Residual":
+                body = self.chain(held["layers"], x)
+                return self.graph.call_function(operator.add, (body, self.chain(held.get("shortcut", []), x)))
+            case "Gate":
+                return self.graph.call_function(operator.mul, (x, self.chain(held["layers"], x)))
+            case "Concat":
+                branches = [self.chain(branch, x) for branch in held.values()]
+                return self.graph.call_function(torch.cat, (branches,), {"dim": layer.kwargs["dim"]})
+            case "Repeat":
+                for _ in range(layer.kwargs["times"]):
+                    x = self.chain(held["layers"], x)
+                return x
+            case "Mean":
+                return self.graph.call_method("mean", (x,), {"dim": layer.kwargs["dim"]})
+            case "Transpose":
+                return self.graph.call_method("transpose", (x, layer.kwargs["dim0"], layer.kwargs["dim1"]))
+            case "Permute":
+                return self.graph.call_method("permute", (x, tuple(layer.kwargs["dims"])))
+            case "Reshape":
+                batch = self.graph.call_method("size", (x, 0))
+                return self.graph.call_method("reshape", (x, (batch, *layer.kwargs["shape"])))
+            case _:
+                self.leaves[layer.name] = layer
+                return self.graph.call_module(layer.name, (x,))
