@@ -183,7 +183,7 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down1 = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU())
-        self.down2 = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        self.down2 = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.ReLU())
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ConvTranspose2d(32, 16, 2, stride=2)
         self.fuse = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.ReLU())
@@ -203,7 +203,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(16, 64),
-            nn.BatchNorm1d(64),
+            nn.LayerNorm(64),
             nn.ReLU(),
             nn.Dropout(0.1),
             nn.Linear(64, 48),

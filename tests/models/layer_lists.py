@@ -161,9 +161,13 @@ LAYER_LISTS: dict[str, list[Any]] = {
                     [
                         ["MaxPool2d", {"kernel_size": 2}],
                         conv(16, 32, 3, "down2.0", padding=1),
-                        norm(32, "down2.1"),
+                        ["GroupNorm", {"num_groups": 4, "num_channels": 32}, "down2.1"],
                         ["ReLU"],
-                        ["ConvTranspose2d", {"in_channels": 32, "out_channels": 16, "kernel_size": 2, "stride": 2}, "up"],
+                        [
+                            "ConvTranspose2d",
+                            {"in_channels": 32, "out_channels": 16, "kernel_size": 2, "stride": 2},
+                            "up",
+                        ],
                     ],
                 ],
                 "dim": 1,
@@ -176,7 +180,7 @@ LAYER_LISTS: dict[str, list[Any]] = {
     ],
     "mlp": [
         linear(16, 64, "net.0"),
-        ["BatchNorm1d", {"num_features": 64}, "net.1"],
+        ["LayerNorm", {"normalized_shape": 64}, "net.1"],
         ["ReLU"],
         ["Dropout", {"p": 0.1}],
         linear(64, 48, "net.4"),

@@ -1,0 +1,175 @@
+"""Twelve families × scripted, traced, state dict: half the weights and half the channels, through the API.
+
+A cell holds when the file loads where there is torch alone, answers in the right shape, is smaller, and
+answers exactly as the original with the removed channels zeroed. Refusals are counted: three are allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.e2e.stack import Stack
+from tests.models import zoo
+from tests.models.reference import zeroed_outputs
+
+CELLS = [(family, form) for family in zoo.FAMILIES for form in zoo.FORMS]
+MOST_REFUSED = 3
+
+
+@dataclass
+class Submitted:
+    """A cell's upload and its two jobs."""
+
+    file: bytes
+    weights: str
+    channels: str
+
+
+class CleanProcess:
+    """A process with torch alone, kept for all cells because importing torch takes seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        script = Path(__file__).with_name("clean.py")
+        command = [sys.executable, "-I", str(script)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder)
+
+    def run(self, file: bytes, **inputs: torch.Tensor) -> dict[str, Any]:
+        """Load the file there and run it on each of the inputs."""
+        (self.folder / "model.pt").write_bytes(file)
+        np.savez(self.folder / "inputs.npz", **{name: x.numpy() for name, x in inputs.items()})
+        request = {"file": str(self.folder / "model.pt"), "inputs": str(self.folder / "inputs.npz")}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        reply: dict[str, Any] = json.loads(self.process.stdout.readline())
+        assert "error" not in reply, reply["error"]
+        return reply
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
+    started = CleanProcess(tmp_path_factory.mktemp("clean"))
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+@pytest.fixture(scope="module")
+def submitted(embedded: Stack) -> dict[tuple[str, str], Submitted]:
+    """Everything posted up front, so that two workers are busy while the cells are checked."""
+    cells = {}
+    datasets = {family: embedded.upload_dataset(zoo.dataset(family), f"{family}.npz") for family in zoo.FAMILIES}
+    for family, form in CELLS:
+        file = zoo.upload(family, form)
+        extra = {"architecture": zoo.architecture(family)} if form == "state_dict" else {}
+        model = embedded.upload_model(file, f"{family}_{form}.pt", **extra)
+        spec = {
+            "type": "prune",
+            "model": model,
+            "dataset": datasets[family],
+            "task": zoo.FAMILIES[family].task,
+            "amount": 0.5,
+            "retrain": None,
+            "outputs": ["torchscript", "state_dict"] if form == "state_dict" else ["torchscript"],
+        }
+        weights = embedded.submit({**spec, "granularity": "weight"})
+        channels = embedded.submit({**spec, "granularity": "channel"})
+        cells[family, form] = Submitted(file, weights, channels)
+    return cells
+
+
+@pytest.fixture(scope="module")
+def table() -> list[str]:
+    """One line for each cell, printed by the last test."""
+    return []
+
+
+@pytest.mark.parametrize(("family", "form"), CELLS, ids=["-".join(cell) for cell in CELLS])
+def test_half_the_weights_and_half_the_channels(
+    family: str,
+    form: str,
+    embedded: Stack,
+    submitted: dict[tuple[str, str], Submitted],
+    clean: CleanProcess,
+    table: list[str],
+) -> None:
+    cell = submitted[family, form]
+    kind = zoo.FAMILIES[family]
+    original = zoo.trained(family)
+    one, seven = kind.inputs(1), kind.inputs(7)
+    shapes = {"one": list(original(one).shape), "seven": list(original(seven).shape)}
+    parameters = sum(p.numel() for p in original.parameters())
+
+    embedded.succeeded(cell.weights, limit_s=240)
+    sparse = clean.run(embedded.download(cell.weights), one=one, seven=seven)
+    assert sparse["shapes"] == shapes
+    assert sparse["parameters"] == parameters
+    assert abs(sparse["zeros"] - 0.5 * sparse["of"]) <= 1
+
+    job = embedded.ended(cell.channels, limit_s=240)
+    if job["status"] == "failed":
+        assert job["error"]["code"] == "nothing-to-prune"
+        assert "aten::" in job["error"]["detail"], "a refusal names the operator"
+        table.append(f"{family:16} {form:10} refused: {job['error']['detail'][:120]}")
+        return
+    assert job["status"] == "succeeded", job["error"]
+    report = embedded.report(cell.channels)
+    file = embedded.download(cell.channels)
+    small = clean.run(file, one=one, seven=seven)
+    assert small["shapes"] == shapes
+    assert small["parameters"] < parameters
+    result = embedded.download(cell.channels, "model.safetensors") if form == "state_dict" else file
+    assert len(result) < len(cell.file)
+    assert report["before"]["parameters"] == parameters
+    assert report["after"]["parameters"] == small["parameters"]
+    assert report["after"]["file_bytes"] == len(file)
+    assert any(report["removed"].values())
+    difference = 0.0
+    for name, x in (("one", one), ("seven", seven)):
+        expected = zeroed_outputs(original, report["removed"], x)
+        difference = max(difference, (torch.tensor(small["outputs"][name]) - expected).abs().max().item())
+    assert difference <= 1e-5
+    table.append(
+        f"{family:16} {form:10} {parameters:>7} -> {small['parameters']:>6} parameters "
+        f"{len(cell.file):>7} -> {len(result):>6} bytes  difference {difference:.0e}"
+    )
+
+
+def test_at_most_three_cells_are_refused(table: list[str]) -> None:
+    print("\n" + "\n".join(table))
+    refused = [line for line in table if "refused" in line]
+    assert len(refused) <= MOST_REFUSED
+    assert len(table) == len(CELLS)
+
+
+@pytest.mark.parametrize("family", list(zoo.FAMILIES))
+def test_retraining_half_of_the_channels(family: str, embedded: Stack, clean: CleanProcess) -> None:
+    kind = zoo.FAMILIES[family]
+    spec = {
+        "type": "prune",
+        "model": embedded.upload_model(zoo.upload(family, "scripted"), f"{family}_scripted.pt"),
+        "dataset": embedded.upload_dataset(zoo.dataset(family), f"{family}.npz"),
+        "task": kind.task,
+        "amount": 0.5,
+        "retrain": {"epochs": 3, "optimizer": "adam", "lr": 0.005},
+    }
+    job = embedded.submit(spec)
+    report = embedded.succeeded(job, limit_s=240)
+    seven = kind.inputs(7)
+    small = clean.run(embedded.download(job), seven=seven)
+    assert small["shapes"]["seven"] == list(zoo.trained(family)(seven).shape)
+    assert len(report["history"]) == 3
+    # The best epoch is chosen on validation, and before retraining counts as a candidate.
+    assert report["after"]["quality"]["validation"] >= report["before_retraining"]["validation"]
