@@ -1,0 +1,1 @@
+"""The worker: a Celery process that runs one job at a time, each in a confined child process."""

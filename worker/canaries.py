@@ -1,0 +1,279 @@
+"""Owns proving what the sandbox holds: a real confined child tries what an upload must not, and reports.
+
+The parent plants secrets, opens doors and looks afterwards for traces; the child tries each door. The
+level is what was shown by trying, not what the kernel's version promises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from worker import sandbox
+from worker.sandbox import Confinement, Level
+
+PROBE_S = 60.0
+PLANTED = "pared-canary"
+
+log = structlog.get_logger()
+
+# -- the parent's side --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was shown: the confinement to use, and each canary that got through at the levels above it."""
+
+    confinement: Confinement
+    escaped: dict[str, list[str]] = field(default_factory=dict)
+
+
+def probe(folder: Path, highest: Level = "standard") -> Probe:
+    """Find the strongest confinement this machine holds, by letting the canaries loose under each.
+
+    Args:
+        folder: where scratch folders are made; the canaries' too, since where it lies matters.
+        highest: the first level to try.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    escaped: dict[str, list[str]] = {}
+    levels: tuple[Level, ...] = ("standard", "weak")
+    for level in levels[levels.index(highest) :] if highest in levels else ():
+        for uid in (sandbox.NOBODY, None) if os.geteuid() == 0 else (None,):
+            confinement = Confinement(level, uid)
+            outcome = release(folder, confinement)
+            wrong = sorted(
+                name
+                for name, was_held in outcome.items()
+                if not was_held and (level == "standard" or name not in _FILES)
+            )
+            if outcome and not wrong:
+                return Probe(confinement, escaped)
+            escaped[f"{level} as {'this user' if uid is None else uid}"] = wrong or ["the child did not run"]
+    return Probe(Confinement("none"), escaped)
+
+
+def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
+    """Run every canary once. Returns canary -> whether the sandbox held it; empty when the child did not run."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix="canary-", ignore_cleanup_errors=True) as name,
+        ExitStack() as doors,
+    ):
+        base = Path(name)
+        base.chmod(0o711)
+        scratch, outside = base / "scratch", base / "outside"
+        scratch.mkdir()
+        sandbox.make_scratch(scratch, confinement.uid)
+        # As if careless: everybody may read and write it. Only the sandbox stands before it.
+        outside.mkdir()
+        outside.chmod(0o777)
+        secret = outside / "secret"
+        secret.write_text(PLANTED)
+        secret.chmod(0o666)
+        (outside / "other").touch()
+        knocks: list[str] = []
+        request = {
+            "memory_bytes": 2**30,
+            "outside": str(outside),
+            "tcp": doors.enter_context(_tcp_door(knocks)),
+            "unix": doors.enter_context(_unix_door(outside / "socket", knocks)),
+            "abstract": doors.enter_context(_unix_door(f"\0pared-{os.getpid()}-{id(knocks)}", knocks)),
+        }
+        doors.enter_context(_environment_secret())
+        try:
+            child = sandbox.start([sys.executable, "-P", "-m", "worker.canaries"], scratch, request, confinement, {})
+        except OSError as error:
+            log.debug("canaries_not_started", uid=confinement.uid, reason=str(error))
+            return {}
+        outcome = _read(child)
+        if outcome:
+            outcome["left no trace"] = (
+                not knocks
+                and {entry.name for entry in outside.iterdir()} == {"secret", "other", "socket"}
+                and secret.read_text() == PLANTED
+                and secret.stat().st_mode & 0o777 == 0o666
+            )
+        return outcome
+
+
+def _read(child: sandbox.Child) -> dict[str, bool]:
+    timer = threading.Timer(PROBE_S, sandbox.kill_session, (child.pid, signal.SIGKILL))
+    timer.start()
+    os.set_blocking(child.messages, True)
+    try:
+        with os.fdopen(os.dup(child.messages), "rb") as messages:
+            line = messages.readline(1 << 16)
+        with suppress(ValueError):
+            return {str(name): bool(held) for name, held in json.loads(line).items()}
+        with os.fdopen(os.dup(child.output), "rb") as output:
+            log.debug("canaries_died", output=(output.read(4000) or b"").decode(errors="replace"))
+        return {}
+    finally:
+        timer.cancel()
+        timer.join()
+        child.kill()
+
+
+@contextmanager
+def _tcp_door(knocks: list[str]) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+        _look(server, "tcp", knocks)
+
+
+@contextmanager
+def _unix_door(address: Path | str, knocks: list[str]) -> Iterator[str]:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(address))
+        server.listen()
+        if isinstance(address, Path):
+            address.chmod(0o666)
+        yield str(address)
+        _look(server, "unix", knocks)
+
+
+def _look(server: socket.socket, kind: str, knocks: list[str]) -> None:
+    server.setblocking(False)
+    with suppress(BlockingIOError):
+        server.accept()[0].close()
+        knocks.append(kind)
+
+
+@contextmanager
+def _environment_secret() -> Iterator[None]:
+    os.environ["PARED_CANARY"] = PLANTED
+    try:
+        yield
+    finally:
+        del os.environ["PARED_CANARY"]
+
+
+# -- the child's side ---------------------------------------------------------------------------
+
+
+def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    """Canary -> what it tries: one that raises OSError was held, one that returns has escaped."""
+    outside = Path(request["outside"])
+    secret = outside / "secret"
+    parent = request["parent"]
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: Any) -> None:
+        if getattr(libc, name)(*arguments) == -1:
+            raise OSError(ctypes.get_errno(), name)
+
+    def connect(family: int, address: Any, kind: int = socket.SOCK_STREAM) -> None:
+        with socket.socket(family, kind) as sock:
+            sock.connect(address)
+
+    def listen() -> None:
+        with socket.create_server(("127.0.0.1", 0)):
+            pass
+
+    def datagram() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", ("127.0.0.1", 9))
+
+    def through_symlink() -> str:
+        (Path("out") / "link").symlink_to(secret)
+        return (Path("out") / "link").read_text()
+
+    def fork() -> None:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def raise_a_limit() -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard + 1, hard + 1))
+        except ValueError as error:  # how Python says EPERM here
+            raise PermissionError from error
+
+    def find_in_environment() -> None:
+        if PLANTED not in str(os.environ):
+            raise FileNotFoundError
+
+    def find_descriptor() -> None:
+        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, request["messages"]}:
+            with suppress(OSError):  # the one that listed them is closed again
+                os.fstat(fd)
+                return
+        raise FileNotFoundError
+
+    return {
+        "read a file outside": secret.read_text,
+        "list a folder outside": lambda: os.listdir(outside),
+        "read /etc/passwd": Path("/etc/passwd").read_text,
+        "read the parent's environment": Path(f"/proc/{parent}/environ").read_bytes,
+        "read the parent's memory": Path(f"/proc/{parent}/maps").read_bytes,
+        "find a secret in the environment": find_in_environment,
+        "create a file outside": lambda: (outside / "new").write_text("x"),
+        "overwrite a file outside": lambda: secret.write_text("x"),
+        "truncate a file outside": lambda: os.truncate(secret, 0),
+        "delete a file outside": (outside / "other").unlink,
+        "change the mode of a file outside": lambda: secret.chmod(0o600),
+        "hard-link a file into the results": lambda: (Path("out") / "hard").hardlink_to(secret),
+        "read through a symbolic link": through_symlink,
+        "rename a file outside": lambda: secret.rename(outside / "renamed"),
+        "change an installed package": lambda: Path(__file__).open("ab").close(),
+        "connect over TCP": lambda: connect(socket.AF_INET, ("127.0.0.1", request["tcp"])),
+        "listen on a TCP port": listen,
+        "send a datagram": datagram,
+        "connect to a unix socket": lambda: connect(socket.AF_UNIX, request["unix"]),
+        "connect to an abstract socket": lambda: connect(socket.AF_UNIX, request["abstract"]),
+        "execute a program": lambda: subprocess.run([sys.executable, "--version"], check=False, capture_output=True),
+        "fork a process": fork,
+        "signal the parent": lambda: os.kill(parent, 0),
+        "trace the parent": lambda: call("ptrace", 0x4206, parent, None, None),  # PTRACE_SEIZE
+        "make a namespace": lambda: call("unshare", 0x10000000),
+        "mount a file system": lambda: call("mount", b"none", str(Path("tmp").absolute()).encode(), b"tmpfs", 0, None),
+        "become root": lambda: call("setresuid", 0, 0, 0),
+        "raise its own limits": raise_a_limit,
+        "outlive the parent": lambda: call("prctl", 1, ctypes.c_ulong(0), 0, 0, 0),
+        "use an inherited descriptor": find_descriptor,
+    }
+
+
+_FILES = {
+    "read a file outside", "list a folder outside", "read /etc/passwd", "create a file outside",
+    "overwrite a file outside", "delete a file outside", "rename a file outside", "change an installed package",
+    "left no trace",
+}  # fmt: skip
+"""What only Landlock guards: without it a child may touch what its user may."""
+
+
+def held(attempt: Callable[[], object]) -> bool:
+    """Whether an attempt came to nothing."""
+    try:
+        attempt()
+    except OSError:
+        return True
+    return False
+
+
+def main() -> None:
+    """Confine this process, try everything, and tell the parent what was held."""
+    request = sandbox.enter()
+    outcome = {name: held(attempt) for name, attempt in attempts(request).items()}
+    os.write(request["messages"], json.dumps(outcome).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Owns the inside of the sandbox: the process that alone opens uploads and runs one compression method on them."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worker import protocol, sandbox
+
+if TYPE_CHECKING:
+    from pared.compression.work import Stage, Work
+    from pared.specs import Spec
+
+Method = Callable[[Any, "Work"], Any]
+
+_PROGRESS_EVERY_S = 0.1
+
+
+def main(load_methods: Callable[[], Mapping[type[Spec], Method]]) -> None:
+    """Confine this process, then run the method of the requested spec and send its report.
+
+    Args:
+        load_methods: imports the methods; called inside the sandbox, because importing torch starts threads.
+    """
+    request = sandbox.enter()
+    send = _Pipe(request["messages"])
+    send(protocol.Confined(type="confined"))
+    try:
+        report = _run(request, load_methods(), send)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told
+        traceback.print_exc()
+        send(_failure(error))
+    else:
+        send(protocol.Result(type="result", report=report))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not through interpreter and library teardown, which a model's own objects take part in.
+    os._exit(0)
+
+
+def methods() -> Mapping[type[Spec], Method]:
+    """The service's methods."""
+    from pared.compression.methods import METHODS
+
+    return METHODS
+
+
+def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _Pipe) -> dict[str, Any]:
+    import torch
+
+    from pared.compression.work import DatasetFile, ModelFile, Work
+    from pared.specs import job_spec
+
+    torch.set_num_threads(request["threads"])
+    spec = job_spec.validate_python(request["spec"])
+    models = {role: ModelFile(**(file | {"path": Path(file["path"])})) for role, file in request["models"].items()}
+    if not request["programs_allowed"]:
+        for model in models.values():
+            _refuse_program(model.path, model.filename)
+    dataset = request["dataset"]
+    if dataset is not None:
+        dataset = DatasetFile(**(dataset | {"path": Path(dataset["path"]) if dataset["path"] else None}))
+    work = Work(
+        models=models,
+        dataset=dataset,
+        directory=Path("out").absolute(),
+        observer=PipeObserver(send, Path("checkpoints").absolute(), request["resume"]),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        threads=request["threads"],
+        sandbox=request["level"],
+    )
+    report = methods[type(spec)](spec, work)
+    encoded: dict[str, Any] = json.loads(report.model_dump_json())
+    type(report).model_validate(encoded)  # a NaN became null: better said here than found by the parent
+    return encoded
+
+
+def _refuse_program(path: Path, filename: str) -> None:
+    """Below the level `standard`, no file that runs code when it is opened is opened.
+
+    TorchScript's loader demands a record `constants.pkl`, whose name stands in the archive as it is; looking
+    for the bytes themselves cannot be led astray by an archive that two readers read differently.
+    """
+    from pared.errors import SandboxTooWeak
+
+    if not path.stat().st_size:
+        return  # cannot be mapped, and holds no program
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"constants.pkl") >= 0:
+            raise SandboxTooWeak(
+                f"{filename} is a TorchScript program, and this server's kernel cannot confine it (it lacks "
+                "Landlock or seccomp). Upload the weights as safetensors and name the architecture, or ask whoever "
+                "runs this server to set PARED_ALLOW_WEAK_SANDBOX=1 if every user of it is trusted."
+            )
+
+
+def _failure(error: Exception) -> protocol.Failure:
+    from pared.errors import OutOfMemory, ParedError
+
+    if isinstance(error, ParedError):
+        code, detail = error.code, error.detail
+    elif _is_memory(error):
+        code = OutOfMemory.code
+        detail = f"The job needed more memory than it may use: {_first_line(error)}. Use a smaller batch size or model."
+    else:
+        code = ParedError.code
+        detail = f"{type(error).__name__}: {_first_line(error)}"
+    return protocol.Failure(type="error", code=code, detail=detail[: 2 * protocol.MAX_TEXT])
+
+
+def _is_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+class PipeObserver:
+    """An `Observer` whose words go to the parent, and whose checkpoints the parent stores."""
+
+    def __init__(self, send: _Pipe, folder: Path, resume: dict[str, Any] | None) -> None:
+        """Args: resume: `{path, step}` of the checkpoint to go on from."""
+        self._send, self._folder, self._resume = send, folder, resume
+        self._step = resume["step"] if resume else 0
+        self._last_progress = 0.0
+
+    def stage(self, name: Stage) -> None:
+        self._send(protocol.Stage(type="stage", name=name))
+
+    def progress(self, fraction: float, *, epoch: int | None = None, epochs: int | None = None) -> None:
+        now = time.monotonic()
+        if now - self._last_progress >= _PROGRESS_EVERY_S or fraction >= 1:
+            self._last_progress = now
+            bounded = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
+            self._send(protocol.Progress(type="progress", fraction=bounded, epoch=epoch, epochs=epochs))
+
+    def metric(self, name: str, value: float, *, step: int, phase: str) -> None:
+        known = float(value) if math.isfinite(value) else None
+        self._send(protocol.Metric(type="metric", name=name, value=known, step=step, phase=phase))
+
+    def log(self, text: str) -> None:
+        self._send(protocol.Log(type="log", text=text[: protocol.MAX_TEXT]))
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        import torch
+
+        self._step += 1
+        path = self._folder / str(self._step)
+        temporary = path.with_suffix(".part")
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+        temporary.replace(path)  # made durable by the parent's store
+        self._send(protocol.Checkpoint(type="checkpoint", step=self._step))
+
+    def resume(self) -> dict[str, Any] | None:
+        import torch
+
+        if self._resume is None:
+            return None
+        state: dict[str, Any] = torch.load(self._resume["path"], map_location="cpu", weights_only=True)
+        return state
+
+
+class _Pipe:
+    """The way to the parent; a line is written whole."""
+
+    def __init__(self, fd: int) -> None:
+        self._file = os.fdopen(fd, "wb")
+
+    def __call__(self, message: protocol.Message) -> None:
+        self._file.write(protocol.encode(message))
+        self._file.flush()
+
+
+if __name__ == "__main__":
+    main(methods)

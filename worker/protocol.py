@@ -1,0 +1,148 @@
+"""Owns the language between a child and its parent: one JSON object a line, and nothing in it is trusted.
+
+The child runs whatever the upload holds, so the parent takes each line as if its author were hostile:
+bounded in length and number, checked field by field, cleaned of what a database cannot hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+MAX_LINE_BYTES = 32 * 2**20
+"""A report names each removed channel of each tensor; nothing else comes near."""
+MAX_LINES = 2_000_000
+MAX_TEXT = 2000
+
+
+class Malformed(Exception):
+    """The child said something that no child of ours says."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+_Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Confined(_Message):
+    """The restrictions hold; from here on the upload may be opened."""
+
+    type: Literal["confined"]
+
+
+class Stage(_Message):
+    """A stage of the job begins."""
+
+    type: Literal["stage"]
+    name: Literal["validate", "baseline", "compress", "retrain", "evaluate", "export"]
+
+
+class Progress(_Message):
+    """The whole job is this far."""
+
+    type: Literal["progress"]
+    fraction: float = Field(ge=0, le=1)
+    epoch: _Count | None = None
+    epochs: _Count | None = None
+
+
+class Metric(_Message):
+    """One point of a curve; `value` is None where the model gave no finite number."""
+
+    type: Literal["metric"]
+    name: _Name
+    value: float | None
+    step: _Count
+    phase: _Name
+
+
+class Log(_Message):
+    """One line for the person who follows."""
+
+    type: Literal["log"]
+    text: str = Field(max_length=MAX_TEXT)
+
+
+class Checkpoint(_Message):
+    """`checkpoints/{step}` is whole."""
+
+    type: Literal["checkpoint"]
+    step: _Count
+
+
+class Failure(_Message):
+    """The job cannot succeed, for a reason that has a name."""
+
+    type: Literal["error"]
+    code: _Name
+    detail: str = Field(max_length=2 * MAX_TEXT)
+
+
+class Result(_Message):
+    """The job is done: its report is here and its files lie in `out`."""
+
+    type: Literal["result"]
+    report: dict[str, Any]
+
+
+Message = Confined | Stage | Progress | Metric | Log | Checkpoint | Failure | Result
+_messages: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+
+
+def encode(message: Message) -> bytes:
+    """One line, newline included."""
+    return message.model_dump_json().encode() + b"\n"
+
+
+class Reader:
+    """Turns the bytes of the pipe into messages."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._lines = 0
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that these bytes complete.
+
+        Raises:
+            Malformed: a line is too long, one too many, or no message.
+        """
+        self._rest += data
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise Malformed("a line is too long")
+        if b"\n" not in data:
+            return
+        *lines, self._rest = self._rest.split(b"\n")
+        for line in lines:
+            self._lines += 1
+            if self._lines > MAX_LINES:
+                raise Malformed("too many lines")
+            yield _parse(line)
+
+
+def _parse(line: bytearray) -> Message:
+    try:
+        return _messages.validate_python(_clean(json.loads(line, parse_constant=_refuse)))
+    except (ValueError, RecursionError, ValidationError) as error:
+        raise Malformed(f"not a message: {bytes(line[:200])!r}") from error
+
+
+def _clean(value: Any) -> Any:
+    """The same value without the characters that PostgreSQL refuses: NUL and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
