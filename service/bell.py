@@ -44,10 +44,10 @@ class Bell(threading.Thread):
             self._wake.wait(RELAY_S)
             self._wake.clear()
             try:
-                while relay(self._sessions, queue=self._queue, limit=100) == 100:  # noqa: PLR2004 - a full batch: there may be more
+                while relay(self._sessions, queue=self._queue, limit=100) == 100:
                     pass
                 if time.monotonic() >= sweep_at:
                     sweep_at = time.monotonic() + self._sweep_s
                     self._sweep()
-            except Exception:  # noqa: BLE001 - a database that is away now comes back; the thread must still be here
+            except Exception:
                 log.warning("sweep_failed", exc_info=True)

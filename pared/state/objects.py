@@ -36,6 +36,8 @@ class Stored:
 class ObjectWriter(Protocol):
     """Takes one object piece by piece. Nothing is visible before `commit`."""
 
+    size_bytes: int
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes. Raises StorageFull."""
 
@@ -223,7 +225,7 @@ class DirectoryWriter:
         """Args: store: who publishes; folder: where the temporary file goes, on the store's own file system."""
         self._store = store
         self._digest = hashlib.sha256()
-        self._size = 0
+        self.size_bytes = 0
         with _no_room_is_named():
             self._fd, name = tempfile.mkstemp(dir=folder)
         os.fchmod(self._fd, 0o644)
@@ -232,7 +234,7 @@ class DirectoryWriter:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         self._digest.update(view)
-        self._size += len(view)
+        self.size_bytes += len(view)
         with _no_room_is_named():
             while view:
                 view = view[os.write(self._fd, view) :]
@@ -245,7 +247,7 @@ class DirectoryWriter:
             self._store.publish(self._path, key)
         os.close(self._fd)
         self._fd = -1
-        return Stored(key, sha256, self._size)
+        return Stored(key, sha256, self.size_bytes)
 
     def abort(self) -> None:
         if self._fd >= 0:

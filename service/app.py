@@ -1,0 +1,58 @@
+"""Owns the API process: it puts parts, routes and error handling together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+import pared
+from pared.state.settings import Settings, settings
+from service import problems
+from service.deps import wire
+from service.middleware import Surroundings
+from service.openapi import describe
+from service.routes import docs, health, jobs, results, uploads
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI app for these settings. The tables must be there (`pared.state.session.migrate`)."""
+    parts = wire(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        parts.bell.start()
+        yield
+        parts.bell.stop()
+        parts.sessions.engine.dispose()
+
+    app = FastAPI(title="pared", version=pared.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.parts = parts
+    for room in (uploads, jobs, results, health, docs):
+        app.include_router(room.router)
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    problems.install(app)
+    describe(app)
+    app.add_middleware(Surroundings, settings=settings)
+    return app
+
+
+def app_from_env() -> FastAPI:
+    """For `uvicorn --factory service.app:app_from_env`: settings from the environment, the log as JSON lines."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    return create_app(settings())

@@ -1,0 +1,232 @@
+"""Owns the API's description: OpenAPI 3.1 with an example and the possible problems on every operation."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from pared.specs import compression_spec
+
+DESCRIPTION = """\
+Makes trained PyTorch models smaller. Upload a model and a data set, post a *prune* or *distill* job, follow it, and
+download the smaller model with a report of what was gained and lost.
+
+Errors are RFC 9457 problem documents: `detail` says what to do. Where this server needs keys, send
+`Authorization: Bearer pared_…`.
+"""
+
+MODEL_ID = "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"
+DATASET_ID = "dst_01K9Q5W1E5N7P9R2T4V6X8Z0A1"
+JOB_ID = "job_01K9Q5X8C3F6H9K2M5P8S1V4Y7"
+SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+MODEL = {
+    "id": MODEL_ID,
+    "filename": "lenet.pt",
+    "sha256": SHA256,
+    "size_bytes": 249318,
+    "format": "torchscript",
+    "status": "ready",
+    "reason": None,
+    "inspection": {"format": "torchscript", "flavour": "scripted", "parameters": 61706, "trainable_parameters": 61706},
+    "created_at": "2026-01-15T09:30:00.000Z",
+    "links": {"self": f"/v1/models/{MODEL_ID}"},
+    "architecture": None,
+}
+DATASET = {
+    "id": DATASET_ID,
+    "filename": "digits.npz",
+    "sha256": SHA256,
+    "size_bytes": 475218,
+    "format": "npz",
+    "status": "ready",
+    "reason": None,
+    "inspection": {"format": "npz", "samples": {"train": 1257, "validation": 270, "test": 270}},
+    "created_at": "2026-01-15T09:30:05.000Z",
+    "links": {"self": f"/v1/datasets/{DATASET_ID}"},
+}
+PRUNE = {
+    "type": "prune",
+    "model": MODEL_ID,
+    "dataset": "builtin:digits",
+    "granularity": "channel",
+    "amount": 0.5,
+    "retrain": {"epochs": 3},
+    "outputs": ["torchscript"],
+}
+DISTILL = {
+    "type": "distill",
+    "teacher": MODEL_ID,
+    "student": {"from_teacher": {"width": 0.5}},
+    "dataset": "builtin:digits",
+    "loss": {"kind": "knowledge", "alpha": 0.5, "temperature": 4},
+    "train": {"epochs": 5},
+}
+ARTIFACT = {
+    "id": "art_01K9Q5Z6T8V1X3Z5B7D9F1H3J5",
+    "name": "model.pt",
+    "media_type": "application/octet-stream",
+    "size_bytes": 70112,
+    "sha256": SHA256,
+    "created_at": "2026-01-15T09:31:10.000Z",
+    "links": {"self": f"/v1/jobs/{JOB_ID}/artifacts/model.pt"},
+}
+JOB = {
+    "id": JOB_ID,
+    "type": "prune",
+    "status": "running",
+    "stage": "retrain",
+    "progress": {"fraction": 0.4, "epoch": 1, "epochs": 3, "eta_s": 21.0},
+    "queue_position": None,
+    "attempt": 1,
+    "sandbox": "standard",
+    "created_at": "2026-01-15T09:30:10.000Z",
+    "started_at": "2026-01-15T09:30:10.400Z",
+    "finished_at": None,
+    "spec": PRUNE,
+    "error": None,
+    "result": None,
+    "links": {
+        "self": f"/v1/jobs/{JOB_ID}",
+        "events": f"/v1/jobs/{JOB_ID}/events",
+        "report": f"/v1/jobs/{JOB_ID}/report",
+        "artifacts": f"/v1/jobs/{JOB_ID}/artifacts",
+        "cancel": f"/v1/jobs/{JOB_ID}/cancel",
+        "web": None,
+    },
+}
+
+
+def page(item: dict[str, Any]) -> dict[str, Any]:
+    """A page example with one item."""
+    return {"data": [item], "has_more": False, "next_cursor": None}
+
+
+_REASONS = {
+    401: "An API key is needed, or the one sent does not work.",
+    403: "The request comes from another web site.",
+    404: "There is no such thing, or it belongs to another key.",
+    409: "Not possible in this state; the detail says which.",
+    412: "`If-Match` names another version.",
+    413: "More bytes than this server takes.",
+    416: "The range lies outside the file.",
+    422: "The request is not valid; `errors` points at each bad field.",
+    500: "Something failed on this side; the detail names the request id.",
+    503: "The database, queue or store does not answer.",
+    507: "The server's disk is full.",
+}
+
+
+def answers(
+    status: int, example: Any, *problems: int, media_type: str = "application/json", description: str = ""
+) -> dict[int | str, dict[str, Any]]:
+    """What an operation answers: its example, and the problems beside those that any operation may have."""
+    good: dict[str, Any] = {"description": description or HTTPStatus(status).phrase}
+    if example is not None:
+        good["content"] = {media_type: {"example": example}}
+    told: dict[int | str, dict[str, Any]] = {status: good}
+    told.update({code: _problem(code) for code in sorted({*problems, 401, 403, 422, 500, 503})})
+    return told
+
+
+def _problem(status: int) -> dict[str, Any]:
+    title = HTTPStatus(status).phrase
+    example = {
+        "type": f"/problems/{title.lower().replace(' ', '-')}",
+        "title": title,
+        "status": status,
+        "detail": _REASONS[status],
+        "request_id": "6f1c0e9a2b7d4e58",
+    }
+    content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}
+    return {"description": _REASONS[status], "content": {"application/problem+json": content}}
+
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "description": "RFC 9457.",
+    "required": ["type", "title", "status", "detail", "request_id"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong and what to do about it."},
+        "request_id": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "JSON pointer into the request."},
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+
+
+def describe(app: FastAPI) -> None:
+    """Give the app its description, with the schemas that no route's signature shows."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                openapi_version="3.1.0",
+                description=DESCRIPTION,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            schemas = schema["components"]["schemas"]
+            specs = compression_spec.json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(specs.pop("$defs"))
+            schemas["JobSpec"] = specs
+            schemas["Problem"] = _PROBLEM_SCHEMA
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+_BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "The file's bytes as they are, or a form with one file.",
+        "content": {
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                        "filename": {"type": "string"},
+                        "architecture": {"type": "string"},
+                    },
+                }
+            },
+        },
+    }
+}
+SPEC_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/JobSpec"},
+                "examples": {
+                    "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE},
+                    "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
+                },
+            }
+        },
+    }
+}

@@ -1,0 +1,183 @@
+"""Owns how anything that goes wrong is told: RFC 9457 problem documents, with a pointer to each bad field."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import pydantic
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from pared.errors import NotReady, ParedError, TooManyRequests, Unauthorized, Unavailable, ValidationError
+from pared.state.session import database_problem
+
+RETRY_AFTER_S = 2
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of this app with a problem document."""
+    app.add_exception_handler(ParedError, _named)
+    app.add_exception_handler(SQLAlchemyError, _database)
+    app.add_exception_handler(RequestValidationError, _parameters)
+    app.add_exception_handler(HTTPException, _http)
+
+
+def problem(request_id: str, error: ParedError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response for a named error."""
+    more = dict(headers or {})
+    if isinstance(error, NotReady | Unavailable | TooManyRequests):
+        more.setdefault("Retry-After", str(RETRY_AFTER_S))
+    if isinstance(error, Unauthorized):
+        more["WWW-Authenticate"] = "Bearer"
+    return document({**error.problem(), "request_id": request_id}, more)
+
+
+def document(members: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A problem document from its members; `status` is also the response's."""
+    return JSONResponse(members, members["status"], dict(headers or {}), media_type="application/problem+json")
+
+
+def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str, type[pydantic.BaseModel]]) -> Any:
+    """A ValidationError from pydantic's findings about a tagged union of specs.
+
+    Args:
+        errors: `pydantic.ValidationError.errors()`.
+        body: the JSON that was validated; it tells field names from the tags that pydantic mixes in.
+        models: tag -> spec, to name bounds and near misses.
+    """
+    tag = body.get("type") if isinstance(body, dict) else None
+    model = models.get(tag) if isinstance(tag, str) else None
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for error in errors:
+        found.setdefault(_pointer(error["loc"], body), []).append(error)
+    told = []
+    for pointer, same in found.items():
+        # Every member of a union complains; those that wanted another kind of thing altogether are noise.
+        fitting = [error for error in same if not error["type"].endswith("_type")] or same
+        told.append({"pointer": pointer, "detail": " or ".join(dict.fromkeys(_advice(e, model) for e in fitting))})
+    # A complaint about a whole is noise beside one about its part.
+    told = [one for one in told if not any(other["pointer"].startswith(one["pointer"] + "/") for other in told)]
+    return ValidationError(_summary(told), errors=told)
+
+
+def _summary(told: list[dict[str, str]]) -> str:
+    first = told[0]
+    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    return f"{first['pointer'] or 'The body'} {first['detail']}{more}"
+
+
+def _pointer(location: Sequence[str | int], body: Any) -> str:
+    """The JSON pointer of a pydantic location, without the union tags and type names in it."""
+    parts: list[str] = []
+    here = body
+    for index, step in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(here, dict) and step in here:
+            here = here[step]
+        elif isinstance(here, list) and step in range(len(here)):
+            here = here[int(step)]
+        elif isinstance(here, dict) and last and isinstance(step, str) and re.fullmatch(r"[a-z_0-9]+", step):
+            here = None  # a field that is missing
+        else:
+            continue
+        parts.append(str(step).replace("~", "~0").replace("/", "~1"))
+    return "".join(f"/{part}" for part in parts)
+
+
+def _advice(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) -> str:
+    kind, context = error["type"], error.get("ctx") or {}
+    if kind == "missing":
+        return "is required"
+    if kind == "extra_forbidden":
+        return _unknown_field(str(error["loc"][-1]), _model_at(error["loc"][:-1], model))
+    if kind in {"greater_than", "less_than", "greater_than_equal", "less_than_equal", "finite_number"}:
+        bounds = _bounds(_model_at(error["loc"][:-1], model), str(error["loc"][-1]))
+        if bounds:
+            return f"must be {bounds}"
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        expected = context.get("expected_tags")
+        field = str(context.get("discriminator", "type")).strip("'")
+        return f"must be one of {expected}" if expected else f"needs a {field}"
+    if kind == "value_error":
+        return str(context.get("error", error["msg"]))
+    text = re.sub(r"^(Value error, |Input )?should ", "must ", re.sub(r"^Input should ", "must ", error["msg"]))
+    return text[0].lower() + text[1:]
+
+
+def _unknown_field(name: str, model: type[pydantic.BaseModel] | None) -> str:
+    if model is None:
+        return "is not a known field"
+    close = difflib.get_close_matches(name, model.model_fields, n=1)
+    if close:
+        return f"is not a known field; did you mean {close[0]}?"
+    return f"is not a known field; there are {', '.join(model.model_fields)}"
+
+
+def _model_at(location: Sequence[str | int], model: type[pydantic.BaseModel] | None) -> type[pydantic.BaseModel] | None:
+    """The spec class that a location lies in, starting from the job's."""
+    for step in location:
+        field = model.model_fields.get(str(step)) if model else None
+        if field is None:
+            continue  # a tag, or an index
+        inner = [
+            part
+            for part in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            if isinstance(part, type) and issubclass(part, pydantic.BaseModel)
+        ]
+        model = inner[0] if len(inner) == 1 else None
+    return model
+
+
+def _bounds(model: type[pydantic.BaseModel] | None, name: str) -> str | None:
+    field = model.model_fields.get(name) if model else None
+    if field is None:
+        return None
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    parts = [
+        f"{word} {getattr(rule, attribute):g}"
+        for rule in field.metadata
+        for attribute, word in words.items()
+        if getattr(rule, attribute, None) is not None
+    ]
+    return " and ".join(parts) or None
+
+
+async def _named(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ParedError)  # noqa: S101 - what the handler is registered for
+    return problem(request.state.request_id, error)
+
+
+async def _database(request: Request, error: Exception) -> JSONResponse:
+    return problem(request.state.request_id, database_problem(error))
+
+
+async def _parameters(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - what the handler is registered for
+    told = [
+        {"pointer": "".join(f"/{part}" for part in one["loc"]), "detail": _advice(one, None)} for one in error.errors()
+    ]
+    return problem(request.state.request_id, ValidationError(_summary(told), errors=told))
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
+    title = HTTPStatus(error.status_code).phrase
+    detail = {
+        404: f"There is nothing at {request.url.path}. The routes are described at /docs.",
+        405: f"{request.method} is not possible at {request.url.path}. The routes are described at /docs.",
+    }.get(error.status_code, str(error.detail))
+    members = {
+        "type": f"/problems/{title.lower().replace(' ', '-')}",
+        "title": title,
+        "status": error.status_code,
+        "detail": detail,
+        "request_id": request.state.request_id,
+    }
+    return document(members, error.headers)

@@ -1,0 +1,29 @@
+"""The documentation page, served whole from this server's own files."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+async def docs() -> HTMLResponse:
+    """Swagger UI."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="pared",
+        swagger_js_url="/static/swagger-ui/swagger-ui-bundle.js",
+        swagger_css_url="/static/swagger-ui/swagger-ui.css",
+        swagger_favicon_url="/static/swagger-ui/favicon-32x32.png",
+        # Without this the page asks a server of Swagger's to validate the description.
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+
+
+@router.get("/")
+async def start() -> RedirectResponse:
+    """The documentation, until there is a page to start from."""
+    return RedirectResponse("/docs")

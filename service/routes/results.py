@@ -1,0 +1,157 @@
+"""What a job came to: its report, its curves, its files."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import select
+
+from pared.errors import Conflict, NotFound, NotReady, ParedError, PreconditionFailed, RangeNotSatisfiable
+from pared.reports import Report
+from pared.state.session import to_json
+from pared.state.tables import ENDED, Artifact, Job, JobEvent
+from service.conditional import client_has, demands_other, wanted_range, weak_tag
+from service.deps import OwnedJob, PartsOf
+from service.openapi import ARTIFACT, answers
+from service.problems import problem
+from service.views import ArtifactView, view_artifact
+
+router = APIRouter(tags=["results"])
+
+EXAMPLE_REPORT = {
+    "type": "prune",
+    "verdict": "3.6× fewer parameters, −0.4 points (95 % CI −1.5…0.7)",
+    "before": {"parameters": 61706, "nonzero_parameters": 61706, "file_bytes": 249318, "compressed_bytes": 229870},
+    "after": {"parameters": 17140, "nonzero_parameters": 17140, "file_bytes": 70112, "compressed_bytes": 64021},
+}
+
+
+@router.get(
+    "/v1/jobs/{job_id}/report",
+    response_model=Report,
+    summary="Read a job's report",
+    description="What was gained and lost, measured on the files themselves. Until the job has succeeded: 409, with "
+    "`Retry-After` while it still may, and with the job's own error if it failed.",
+    responses=answers(200, EXAMPLE_REPORT, 404, 409) | {304: {"description": "As the client knows it."}},
+)
+def get_report(request: Request, job: OwnedJob) -> Response:
+    """The report as the worker wrote it."""
+    _must_have_succeeded(job)
+    content = to_json(job.report).encode()
+    headers = {"ETag": weak_tag(content), "Cache-Control": "no-cache"}
+    if client_has(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/report/metrics.csv",
+    response_class=Response,
+    summary="Download a job's curves",
+    description="Every metric of the job so far: time, phase, step, name, value.",
+    responses=answers(
+        200, "at,phase,step,name,value\r\n1768469412.118,retrain,1,train_loss,0.41\r\n", 404, media_type="text/csv"
+    ),
+)
+def get_metrics(parts: PartsOf, job: OwnedJob) -> Response:
+    """The `metric` events as a table."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["at", "phase", "step", "name", "value"])
+    with parts.sessions() as session:
+        events = session.scalars(
+            select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.kind == "metric").order_by(JobEvent.seq)
+        )
+        for event in events:
+            cells = [event.data.get(name) for name in ("phase", "step", "name", "value")]
+            writer.writerow([f"{event.created_at:.3f}", *map(_harmless, cells)])
+    name = f"{job.id}-metrics.csv"
+    headers = {"Content-Disposition": _attachment(name)}
+    return Response(table.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/artifacts",
+    response_model=dict[str, list[ArtifactView]],
+    summary="List a job's files",
+    description="Empty until the job has succeeded.",
+    responses=answers(200, {"data": [ARTIFACT]}, 404),
+)
+def list_artifacts(parts: PartsOf, job: OwnedJob) -> dict[str, list[ArtifactView]]:
+    """The files, by name."""
+    with parts.sessions() as session:
+        rows = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name))
+        return {"data": [view_artifact(row) for row in rows]}
+
+
+@router.head("/v1/jobs/{job_id}/artifacts/{name}", include_in_schema=False)
+@router.get(
+    "/v1/jobs/{job_id}/artifacts/{name}",
+    response_class=StreamingResponse,
+    summary="Download one of a job's files",
+    description="One byte range can be asked for, so a broken download continues (`curl -C -`). `ETag` and "
+    "`Repr-Digest` are the SHA-256; bytes that no longer have it are not served.",
+    responses=answers(
+        200, "(the file)", 404, 409, 412, 416, media_type="application/octet-stream", description="The whole file."
+    )
+    | {206: {"description": "The range asked for."}, 304: {"description": "As the client knows it."}},
+)
+def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str) -> Response:
+    """The file, or the range asked for."""
+    with parts.sessions() as session:
+        row = session.scalar(select(Artifact).where(Artifact.job_id == job.id, Artifact.name == name))
+        names = session.scalars(select(Artifact.name).where(Artifact.job_id == job.id).order_by(Artifact.name)).all()
+    if row is None:
+        _must_have_succeeded(job)
+        raise NotFound(f"The job has no file {name}; it has {', '.join(names) or 'none'}.")
+    tag = f'"{row.sha256}"'
+    headers = {
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(row.sha256)).decode()}:",
+        "Content-Disposition": _attachment(row.name),
+    }
+    if demands_other(request, tag):
+        raise PreconditionFailed("The file is not the one that If-Match names. Download it from the start.")
+    if client_has(request, tag):
+        return Response(status_code=304, headers=headers)
+    try:
+        part = wanted_range(request, tag, row.size_bytes)
+    except RangeNotSatisfiable as error:
+        return problem(request.state.request_id, error, {"Content-Range": f"bytes */{row.size_bytes}"})
+    parts.verified.check(row.object_key, row.sha256)
+    start, end = (part.start, part.end) if part else (0, row.size_bytes)
+    headers["Content-Length"] = str(end - start)
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{row.size_bytes}"
+    body: Iterator[bytes] = iter(()) if request.method == "HEAD" else parts.store.read(row.object_key, start, end)
+    return StreamingResponse(body, 206 if part else 200, headers, media_type=row.media_type)
+
+
+def _must_have_succeeded(job: Job) -> None:
+    if job.status not in ENDED:
+        raise NotReady(f"The job is {job.status}. Wait until it has ended, such as with `Prefer: wait=30` on the job.")
+    if job.status == "canceled":
+        raise Conflict("The job was canceled, so there is no result. Submit it again to have one.")
+    if job.status == "failed":
+        error = job.error or ParedError("").as_job_error()
+        raise Conflict(f"The job failed ({error['code']}): {error['detail']}")
+
+
+def _harmless(cell: Any) -> Any:
+    """A spreadsheet takes text that begins so for a formula; the names come from the model's side."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
+
+
+def _attachment(name: str) -> str:
+    """RFC 6266: a plain name for old clients, the true one in UTF-8."""
+    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

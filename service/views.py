@@ -1,0 +1,200 @@
+"""Owns the JSON that the API answers with, and how each kind of row becomes it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from pared.state.tables import ENDED, Artifact, Dataset, Job, JobStatus, Model
+
+Item = TypeVar("Item")
+Status = Literal["inspecting", "ready", "rejected"]
+
+
+class ErrorView(BaseModel):
+    """What went wrong inside a job or with an upload."""
+
+    code: str
+    title: str
+    detail: str
+
+
+class Links(BaseModel):
+    """Where a thing is."""
+
+    self: str
+
+
+class UploadView(BaseModel):
+    """A stored model or data set."""
+
+    id: str
+    filename: str
+    sha256: str | None
+    size_bytes: int | None
+    format: str | None
+    status: Status
+    reason: ErrorView | None = Field(description="Why it was rejected.")
+    inspection: dict[str, Any] | None = Field(description="What opening it in the sandbox showed.")
+    created_at: str | None
+    links: Links
+
+
+class ModelView(UploadView):
+    """A stored model."""
+
+    architecture: Any | None = Field(description="As posted with the file: a name, or JSON.")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page, newest first; `next_cursor` goes into `after`."""
+
+    data: list[Item]
+    has_more: bool
+    next_cursor: str | None
+
+
+class Progress(BaseModel):
+    """How far a job is."""
+
+    fraction: float = 0.0
+    epoch: int | None = None
+    epochs: int | None = None
+    eta_s: float | None = None
+
+
+class ArtifactLinks(Links):
+    """Where the file is downloaded."""
+
+
+class ArtifactView(BaseModel):
+    """A file that a job made."""
+
+    id: str
+    name: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+    created_at: str
+    links: ArtifactLinks
+
+
+class Result(BaseModel):
+    """What a succeeded job came to."""
+
+    verdict: str | None
+    artifacts: list[ArtifactView]
+
+
+class JobLinks(Links):
+    """Where all that belongs to a job is."""
+
+    events: str
+    report: str
+    artifacts: str
+    cancel: str
+    web: str | None = Field(description="The job's page, once this server has pages.")
+
+
+class JobView(BaseModel):
+    """A job."""
+
+    id: str
+    type: Literal["prune", "distill"]
+    status: JobStatus
+    stage: str | None
+    progress: Progress
+    queue_position: int | None = Field(description="1 is next; null unless queued.")
+    attempt: int
+    sandbox: str | None = Field(description="The sandbox level that held while it ran.")
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    spec: dict[str, Any]
+    error: ErrorView | None
+    result: Result | None
+    links: JobLinks
+
+
+def view_model(row: Model) -> ModelView:
+    """A model's JSON."""
+    return ModelView(**_upload(row, "models"), architecture=row.architecture)
+
+
+def view_dataset(row: Dataset) -> UploadView:
+    """A data set's JSON."""
+    return UploadView(**_upload(row, "datasets"))
+
+
+def view_job(row: Job, artifacts: list[Artifact], queue_position: int | None) -> JobView:
+    """A job's JSON."""
+    here = f"/v1/jobs/{row.id}"
+    progress = Progress(**(row.progress or {}))
+    if row.status == "succeeded":
+        progress = progress.model_copy(update={"fraction": 1.0, "eta_s": 0.0})
+    result = None
+    if row.status == "succeeded":
+        result = Result(
+            verdict=(row.report or {}).get("verdict"), artifacts=[view_artifact(artifact) for artifact in artifacts]
+        )
+    return JobView.model_validate(
+        {
+            "id": row.id,
+            "type": row.type,
+            "status": row.status,
+            "stage": None if row.status in ENDED else row.stage,
+            "progress": progress,
+            "queue_position": queue_position,
+            "attempt": row.attempt,
+            "sandbox": row.sandbox,
+            "created_at": timestamp(row.created_at),
+            "started_at": row.started_at and timestamp(row.started_at),
+            "finished_at": row.finished_at and timestamp(row.finished_at),
+            "spec": row.spec,
+            "error": row.error,
+            "result": result,
+            "links": {
+                "self": here,
+                "events": f"{here}/events",
+                "report": f"{here}/report",
+                "artifacts": f"{here}/artifacts",
+                "cancel": f"{here}/cancel",
+                "web": None,
+            },
+        }
+    )
+
+
+def view_artifact(row: Artifact) -> ArtifactView:
+    """An artifact's JSON."""
+    return ArtifactView(
+        id=row.id,
+        name=row.name,
+        media_type=row.media_type,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        created_at=timestamp(row.created_at),
+        links=ArtifactLinks(self=f"/v1/jobs/{row.job_id}/artifacts/{row.name}"),
+    )
+
+
+def timestamp(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _upload(row: Model | Dataset, kind: str) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "filename": row.filename,
+        "sha256": row.sha256,
+        "size_bytes": row.size_bytes,
+        "format": row.format,
+        "status": row.status,
+        "reason": row.reason,
+        "inspection": row.inspection,
+        "created_at": timestamp(row.created_at),
+        "links": Links(self=f"/v1/{kind}/{row.id}"),
+    }
