@@ -56,7 +56,10 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     model = models.get(tag) if isinstance(tag, str) else None
     found: dict[str, list[Mapping[str, Any]]] = {}
     for error in errors:
-        found.setdefault(_pointer(error["loc"], body), []).append(error)
+        pointer = _pointer(error["loc"], body)
+        if error["type"].startswith("union_tag_"):
+            pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
+        found.setdefault(pointer, []).append(error)
     told = []
     for pointer, same in found.items():
         # Every member of a union complains; those that wanted another kind of thing altogether are noise.
@@ -101,10 +104,12 @@ def _advice(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) ->
         bounds = _bounds(_model_at(error["loc"][:-1], model), str(error["loc"][-1]))
         if bounds:
             return f"must be {bounds}"
-    if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        expected = context.get("expected_tags")
-        field = str(context.get("discriminator", "type")).strip("'")
-        return f"must be one of {expected}" if expected else f"needs a {field}"
+    if kind == "union_tag_invalid":
+        return f"must be one of {context['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return "is required"
+    if kind == "string_pattern_mismatch" and context["pattern"].startswith("^mdl_"):
+        return "must be the id of an uploaded model (mdl_ and 26 letters and digits)"
     if kind == "value_error":
         return str(context.get("error", error["msg"]))
     text = re.sub(r"^(Value error, |Input )?should ", "must ", re.sub(r"^Input should ", "must ", error["msg"]))
