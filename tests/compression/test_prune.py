@@ -1,0 +1,238 @@
+"""Scores equal hand arithmetic, masks are exact, and removal removes what was asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pared.compression.intake import LoadedModel
+from torch import nn
+
+from pared.compression.architectures import build
+from pared.compression.prune import (
+    Masks,
+    apply_removal,
+    remove_channels,
+    step_amounts,
+    weight_masks,
+)
+from pared.errors import NothingToPrune
+from pared.specs import PruneSpec
+
+MODEL = "mdl_" + "0" * 26
+
+
+def two_layers() -> nn.Sequential:
+    module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[1.0, -2.0], [0.5, 0.25], [-3.0, 0.0], [0.1, -0.2]]))
+        module[2].weight.copy_(torch.tensor([[9.0, 9.0, 0.01, 9.0], [9.0, 9.0, 0.02, 9.0]]))
+    return module
+
+
+def layered(layers: list[object]) -> LoadedModel:
+    module = build({"layers": layers}).eval()
+    return LoadedModel(
+        module=module,
+        format="state_dict",
+        flavour="state_dict",
+        architecture={"layers": layers},
+        sha256="",
+        file_bytes=0,
+        warnings=[],
+    )
+
+
+def test_weight_score_is_the_absolute_value() -> None:
+    masks = weight_masks(two_layers(), amount=5 / 16, scope="global")
+    pruned = {name: (~kept).nonzero().tolist() for name, kept in masks.kept.items()}
+    # |w| sorted: 0, 0.01, 0.02, 0.1, 0.2 | 0.25, ...
+    assert pruned == {"0.weight": [[2, 1], [3, 0], [3, 1]], "2.weight": [[0, 2], [1, 2]]}
+
+
+def test_layer_scope_prunes_each_layer_by_the_amount() -> None:
+    masks = weight_masks(two_layers(), amount=0.25, scope="layer")
+    assert [int((~kept).sum()) for kept in masks.kept.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("amount", [0.001, 0.1, 1 / 3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_removed_share_is_within_one_weight_of_amount(amount: float, scope: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(17, 23), nn.Linear(23, 5))
+    masks = weight_masks(module, amount=amount, scope=scope)  # type: ignore[arg-type]
+    total = sum(kept.numel() for kept in masks.kept.values())
+    removed = sum(int((~kept).sum()) for kept in masks.kept.values())
+    layers = 1 if scope == "global" else len(masks.kept)
+    assert abs(removed - amount * total) <= layers
+
+
+def test_ties_do_not_remove_more_than_asked() -> None:
+    module = nn.Linear(10, 10)
+    nn.init.ones_(module.weight)
+    masks = weight_masks(module, amount=0.5)
+    assert int((~masks.kept["weight"]).sum()) == 50
+
+
+def test_biases_and_norms_are_never_pruned() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    assert set(weight_masks(module, amount=0.5).kept) == {"0.weight", "2.weight"}
+
+
+def test_patterns_choose_layers_and_a_miss_names_them() -> None:
+    module = two_layers()
+    assert set(weight_masks(module, amount=0.5, include=["0"]).kept) == {"0.weight"}
+    assert set(weight_masks(module, amount=0.5, exclude=["0"]).kept) == {"2.weight"}
+    with pytest.raises(NothingToPrune, match=r"The layers are: 0, 2"):
+        weight_masks(module, amount=0.5, include=["conv*"])
+
+
+def test_a_larger_amount_keeps_what_a_smaller_one_removed() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(20, 20)
+    for criterion in ("magnitude", "random"):
+        generator = torch.Generator().manual_seed(0)
+        first = weight_masks(module, amount=0.3, criterion=criterion, generator=generator)  # type: ignore[arg-type]
+        first.apply(module)
+        second = weight_masks(module, amount=0.6, criterion=criterion, generator=generator)  # type: ignore[arg-type]
+        assert not (second.kept["weight"] & ~first.kept["weight"]).any()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_pruned_weights_stay_zero_through_momentum_and_weight_decay(optimizer: str) -> None:
+    torch.manual_seed(0)
+    module = two_layers()
+    x, y = torch.randn(64, 2), torch.randint(0, 2, (64,))
+    make = {
+        "sgd": lambda: torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+        "adam": lambda: torch.optim.Adam(module.parameters(), lr=0.1, weight_decay=0.01),
+    }[optimizer]
+    steps = make()
+    for _ in range(3):  # momentum exists before the masks do
+        nn.functional.cross_entropy(module(x), y).backward()
+        steps.step()
+    masks = weight_masks(module, amount=0.5)
+    masks.apply(module)
+    for _ in range(50):
+        steps.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        masks.mask_gradients(module)
+        steps.step()
+        masks.apply(module)
+    for name, kept in masks.kept.items():
+        weight = module.get_parameter(name)
+        assert (weight[~kept] == 0).all()
+        assert (weight[kept] != 0).all()
+    assert masks.sparsity() == 0.5
+
+
+def test_masks_survive_a_checkpoint() -> None:
+    masks = weight_masks(two_layers(), amount=0.5)
+    again = Masks.from_state(masks.state())
+    assert all(torch.equal(again.kept[name], kept) for name, kept in masks.kept.items())
+
+
+def test_channel_score_is_the_sum_of_absolute_incoming_weights() -> None:
+    loaded = layered(
+        [
+            ["Linear", {"in_features": 2, "out_features": 4}],
+            ["ReLU", {}],
+            ["Linear", {"in_features": 4, "out_features": 2}],
+        ]
+    )
+    loaded.module.load_state_dict(two_layers().state_dict())
+    # Σ|w| of the four neurons: 3, 0.75, 3, 0.3; the weights that read them do not count.
+    removal = remove_channels(loaded, (torch.randn(3, 2),), amount=0.5)
+    assert removal.removed == {"0.weight": {"0": [1, 3]}, "0.bias": {"0": [1, 3]}, "2.weight": {"1": [1, 3]}}
+    assert removal.loaded.architecture == {
+        "layers": [
+            ["Linear", {"in_features": 2, "out_features": 2}],
+            ["ReLU", {}],
+            ["Linear", {"in_features": 2, "out_features": 2}],
+        ]
+    }
+    assert (removal.units, removal.removed_units) == (4, 2)
+
+
+def test_residual_channels_are_scored_in_every_layer_that_makes_them() -> None:
+    loaded = layered(
+        [
+            ["Linear", {"in_features": 1, "out_features": 3}],
+            ["Residual", {"layers": [["Linear", {"in_features": 3, "out_features": 3}]]}],
+            ["Linear", {"in_features": 3, "out_features": 2}],
+        ]
+    )
+    state = loaded.module.state_dict()
+    first, inner = (
+        next(k for k in state if k.startswith("0.w")),
+        next(k for k in state if k.startswith("1.") and "w" in k),
+    )
+    with torch.no_grad():
+        state[first].copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+        state[inner].copy_(torch.tensor([[9.0, 0, 0], [0, 1.0, 0], [0, 0, 0.5]]))  # sums: 10, 3, 3.5
+    removal = remove_channels(loaded, (torch.randn(2, 1),), amount=0.34)
+    assert removal.removed[first] == {"0": [1]}
+    assert removal.removed[inner] == {"0": [1], "1": [1]}
+
+
+def test_every_group_keeps_a_channel() -> None:
+    loaded = layered(
+        [
+            ["Linear", {"in_features": 2, "out_features": 4}],
+            ["ReLU", {}],
+            ["Linear", {"in_features": 4, "out_features": 8}],
+            ["ReLU", {}],
+            ["Linear", {"in_features": 8, "out_features": 2}],
+        ]
+    )
+    removal = remove_channels(loaded, (torch.randn(2, 2),), amount=0.99)
+    assert [tuple(t.shape) for n, t in removal.loaded.module.state_dict().items() if n.endswith("weight")] == [
+        (1, 2),
+        (1, 1),
+        (2, 1),
+    ]
+
+
+def test_a_recorded_removal_replays() -> None:
+    torch.manual_seed(0)
+    loaded = layered(
+        [
+            ["Conv2d", {"in_channels": 1, "out_channels": 6, "kernel_size": 3}],
+            ["ReLU", {}],
+            ["Flatten", {}],
+            ["Linear", {"in_features": 24, "out_features": 2}],
+        ]
+    )
+    example = (torch.randn(2, 1, 4, 4),)
+    removal = remove_channels(
+        loaded, example, amount=0.5, criterion="random", generator=torch.Generator().manual_seed(1)
+    )
+    again = apply_removal(loaded, example, removal.removed)
+    assert again.architecture == removal.loaded.architecture
+    torch.testing.assert_close(again.module(*example), removal.loaded.module(*example))
+
+
+def test_excluded_layers_hold_what_is_tied_to_them() -> None:
+    loaded = layered(
+        [
+            ["Linear", {"in_features": 2, "out_features": 4}],
+            ["Residual", {"layers": [["Linear", {"in_features": 4, "out_features": 4}]]}],
+            ["Linear", {"in_features": 4, "out_features": 2}],
+        ]
+    )
+    with pytest.raises(NothingToPrune, match="The layers are: 0, 1"):
+        remove_channels(loaded, (torch.randn(2, 2),), amount=0.5, exclude=["0"])
+
+
+def test_nothing_removable_names_layer_and_operator() -> None:
+    loaded = layered([["Linear", {"in_features": 2, "out_features": 4}], ["Softmax", {"dim": 1}]])
+    with pytest.raises(NothingToPrune, match="0: "):
+        remove_channels(loaded, (torch.randn(2, 2),), amount=0.5)
+
+
+def test_step_amounts_end_at_the_amount() -> None:
+    spec = PruneSpec(type="prune", model=MODEL, amount=0.9, schedule="iterative", steps=4)
+    amounts = step_amounts(spec)
+    assert amounts[-1] == 0.9
+    shares = [1 - (1 - b) / (1 - a) for a, b in zip([0.0, *amounts], amounts, strict=False)]
+    assert shares == pytest.approx([shares[0]] * 4)
+    assert step_amounts(PruneSpec(type="prune", model=MODEL, amount=0.3)) == [0.3]
