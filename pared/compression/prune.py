@@ -121,7 +121,8 @@ def weight_masks(
         lowest = torch.argsort(pooled, stable=True)[: round(amount * len(pooled))]
         mask = torch.ones(len(pooled), dtype=torch.bool)
         mask[lowest] = False
-        for name, part in zip(names, mask.split([scores[name].numel() for name in names]), strict=True):
+        parts = torch.split(mask, [scores[name].numel() for name in names])
+        for name, part in zip(names, parts, strict=True):
             kept[name] = part.reshape(eligible[name].shape)
     return Masks(kept)
 

@@ -122,6 +122,30 @@ class Heads(nn.Module):
         return self.fc(x.mean(1))
 
 
+class Gpt(nn.Module):
+    """Fused q/k/v, widths computed from shapes (C // heads), head and embedding tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 16
+        self.tokens, self.positions = nn.Embedding(10, 16), nn.Embedding(8, 16)
+        self.qkv, self.o = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+        self.head = nn.Linear(16, 10, bias=False)
+        self.tokens.weight = self.head.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions(torch.arange(0, ids.size(1)))
+        batch, length, width = x.size()
+        q, k, v = self.qkv(x).split(self.width, dim=2)
+        q = q.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+        k = k.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+        v = v.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).contiguous().view(batch, length, width))
+        return self.head(x + self.down(F.gelu(self.up(x))))[:, -1]
+
+
 IMAGE = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)),)
 TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),)
 
@@ -132,6 +156,7 @@ TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),)
     [
         (BakedSizes, IMAGE, [["conv", "depthwise"], ["pointwise"]]),
         (GatedBranches, IMAGE, None),
+        (Gpt, TOKENS, [["tokens", "positions", "o", "down"], ["qkv"], ["up"]]),
         (Heads, TOKENS, [["embedding", "o", "down"], ["q", "k", "v"], ["up"]]),
     ],
 )

@@ -189,7 +189,7 @@ def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPat
     counted = []
     for patch in rules.patches.values():
         roots = units.roots(patch.labels)
-        if roots.any():
+        if roots.any() or patch.computed:
             counted.append(CountedPatch(patch, [owner[root] if root else None for root in roots.tolist()]))
     return counted
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -205,17 +205,23 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return copied
 
 
-def is_static(value: Any) -> bool:
-    """Whether an int in the graph is written in the file, rather than computed from a tensor's shape."""
+def is_static(value: Any, known: Container[str] = ()) -> bool:
+    """Whether an int in the graph is written in the file, rather than computed from a tensor's shape.
+
+    Args:
+        known: names of further values that count as written.
+    """
+    if value.debugName() in known:
+        return True
     node = value.node()
     kind = node.kind()
     if kind in ("prim::Constant", "prim::GetAttr"):
         return True
-    if kind in ("prim::Param", "prim::If", "prim::Loop", "aten::size", "aten::len", "prim::shape"):
+    if kind in ("aten::size", "aten::len"):
         return False
-    if kind == "prim::NumToTensor" or kind.startswith("aten::"):
+    if kind in ("prim::NumToTensor", "prim::ListConstruct") or kind.startswith("aten::"):
         inputs = list(node.inputs())
-        return bool(inputs) and all(is_static(value) for value in inputs)
+        return bool(inputs) and all(is_static(value, known) for value in inputs)
     return False
 
 

@@ -24,16 +24,20 @@ from pared.compression.coupling.labels import Labels, Tracked, Units, along, com
 
 @dataclass
 class Patch:
-    """An int literal of a node that counts the kept among some units.
+    """An int input of a node that must become a literal counting the kept among some units.
 
     `node`: index of the node in `nodes_of`; `argument`: index of its input; `element`: index in that
-    input's list, or None for a plain int; `labels`: the units counted, shape (n,).
+    input's list, or None for a plain int; `labels`: the units counted, shape (n,); `fixed`: added to
+    their number, for what no unit stands behind. `computed`: the int is computed from a number of
+    channels, so it must be replaced as soon as any channel goes.
     """
 
     node: int
     argument: int
     element: int | None
     labels: Labels
+    fixed: int = 0
+    computed: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,19 @@ class Rules:
         self.patches: dict[tuple[int, int, int | None], Patch] = {}
         self.uses: dict[str, Use] = {}
         self.out_axes: set[tuple[str, int]] = set()
+        self._channel_sizes: set[str] = set()
 
     def __call__(self, call: Call) -> None:
         """The visitor of `Interpreter`."""
-        if not any(tracked.layers for tracked in call.tensors):
+        if call.kind in _COMPARISONS and not call.tensors:
+            self._keep_answer(call)
             return
         kind = call.kind if call.kind.endswith("__") else call.kind.removesuffix("_")
         rule = _RULES.get(kind)
+        if not any(tracked.layers for tracked in call.tensors):
+            if rule is _sized_layout:
+                _follow_sizes(self, call)
+            return
         if rule is None:
             for tracked in call.tensors:
                 self.fix(tracked.layers, call)
@@ -85,8 +95,10 @@ class Rules:
             for layer in layers:
                 self.units.fix(layer, self._reason(call, why))
 
-    def patch(self, call: Call, argument: str, element: int | None, labels: Labels) -> None:
-        """Note that a literal of this call counts these units."""
+    def patch(
+        self, call: Call, argument: str, element: int | None, labels: Labels, *, fixed: int = 0, computed: bool = False
+    ) -> None:
+        """Note that an int of this call counts these units."""
         if self.frozen:
             return
         names = list(call.arguments)
@@ -97,7 +109,45 @@ class Rules:
             else:
                 self.fix([self.patches[key].labels, labels], call, "one literal in a loop counts different things")
             return
-        self.patches[key] = Patch(*key, labels)
+        self.patches[key] = Patch(*key, labels, fixed, computed)
+
+    def follow(self, call: Call, argument: str, element: int | None, labels: Labels, *, fixed: int = 0) -> None:
+        """Let an int of this call count units, unless it follows by itself, as the size of a batch does."""
+        if self.frozen:
+            return
+        value = call.input_value(argument)
+        if element is not None and value.node().kind() == "prim::ListConstruct":
+            value = list(value.node().inputs())[element]
+        if is_static(value):
+            if len(labels):
+                self.patch(call, argument, element, labels, fixed=fixed)
+        elif is_static(value, self._channel_sizes):
+            self.patch(call, argument, element, labels, fixed=fixed, computed=True)
+
+    def note_size(self, call: Call) -> None:
+        """`size` of a dimension that holds channels: what is computed from it counts channels too."""
+        x = _first(call)
+        name = call.node.output().debugName()
+        if "dim" in call.arguments:
+            if x.spanning({call.arguments["dim"] % x.tensor.dim()}):
+                self._channel_sizes.add(name)
+            return
+        for use in call.node.output().uses():
+            reader = use.user
+            if reader.kind() == "prim::ListUnpack":
+                for dim, value in enumerate(reader.outputs()):
+                    if x.spanning({dim}):
+                        self._channel_sizes.add(value.debugName())
+            elif reader.kind() == "aten::__getitem__":
+                dim = list(reader.inputs())[1].toIValue()
+                if isinstance(dim, int) and x.spanning({dim % x.tensor.dim()}):
+                    self._channel_sizes.add(reader.output().debugName())
+
+    def _keep_answer(self, call: Call) -> None:
+        """A comparison of a number of channels (mostly an assertion) gives the answer it gave in the original."""
+        for argument, value in call.arguments.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                self.follow(call, argument, None, _NO_UNITS, fixed=value)
 
     def use(self, call: Call, weights: dict[str, Tracked | None], out: tuple[str, int] | None) -> None:
         """Note a layer. `out`: which weight, and which of its dimensions, makes the output channels."""
@@ -349,7 +399,7 @@ def _layer_norm(rules: Rules, call: Call) -> None:
         dim = rank - len(shape) + position
         for layer in x.spanning({dim}):
             if spanned(layer) == {dim}:
-                _follow_literal(rules, call, "normalized_shape", position, layer.reshape(-1))
+                rules.follow(call, "normalized_shape", position, layer.reshape(-1))
     call.results[0].layers = layers
 
 
@@ -508,15 +558,22 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
 def _sized_layout(rules: Rules, call: Call) -> None:
     """view, reshape, expand...: a layout whose sizes may be written in the file."""
     _layout(rules, call)
+    _follow_sizes(rules, call)
+
+
+def _follow_sizes(rules: Rules, call: Call) -> None:
+    """Each size counts the channels of its dimension, or stays as it is though it was computed from channels."""
     name = next(n for n in ("size", "shape", "sizes") if n in call.arguments)
-    sizes = call.arguments[name]
-    out = call.results[0]
     offset = call.arguments["dim"] % _first(call).tensor.dim() if "dim" in call.arguments else 0
-    for layer in out.layers:
-        for dim in spanned(layer):
-            position = dim - offset
-            if 0 <= position < len(sizes) and sizes[position] != -1:
-                _follow_literal(rules, call, name, position, layer.reshape(-1))
+    channels = {dim: layer.reshape(-1) for layer in call.results[0].layers for dim in spanned(layer)}
+    for position, size in enumerate(call.arguments[name]):
+        dim = position + offset
+        if size == -1:
+            continue
+        if dim in channels:
+            rules.follow(call, name, position, channels[dim])
+        else:
+            rules.follow(call, name, position, _NO_UNITS, fixed=size)
 
 
 def _slice(rules: Rules, call: Call) -> None:
@@ -536,7 +593,7 @@ def _slice(rules: Rules, call: Call) -> None:
             if bound < 0:
                 rules.fix([layer], call, "a bound counted from the end")
                 continue
-            _follow_literal(rules, call, name, None, units[:bound])
+            rules.follow(call, name, None, units[:bound])
     _layout(rules, call)
 
 
@@ -553,7 +610,7 @@ def _split(rules: Rules, call: Call) -> None:
         if isinstance(sizes, list):
             name = "split_sizes" if "split_sizes" in call.arguments else "split_size"
             for position, part in enumerate(np.split(units, np.cumsum(sizes)[:-1])):
-                _follow_literal(rules, call, name, position, part)
+                rules.follow(call, name, position, part)
             continue
         count = int(call.arguments["chunks"]) if sizes is None else math.ceil(len(units) / int(sizes))
         if len(units) % count:
@@ -563,7 +620,7 @@ def _split(rules: Rules, call: Call) -> None:
         rules.union(parts, parts[:1], call)
         if sizes is not None:
             name = "split_size" if "split_size" in call.arguments else "split_size_or_sections"
-            _follow_literal(rules, call, name, None, parts[0])
+            rules.follow(call, name, None, parts[0])
     _layout(rules, call)
 
 
@@ -595,15 +652,10 @@ def _shape_only(rules: Rules, call: Call) -> None:
     """Reads only shape, type or device: nothing is tied."""
 
 
-def _follow_literal(rules: Rules, call: Call, argument: str, element: int | None, labels: Labels) -> None:
-    """Patch a size if it is written in the file; one computed from a shape follows by itself."""
-    if rules.frozen:
-        return
-    value = call.input_value(argument)
-    if element is not None and value.node().kind() == "prim::ListConstruct":
-        value = list(value.node().inputs())[element]
-    if is_static(value):
-        rules.patch(call, argument, element, labels)
+def _size(rules: Rules, call: Call) -> None:
+    """size: nothing is tied, but what it counts may be channels."""
+    if not rules.frozen:
+        rules.note_size(call)
 
 
 def _must_be_literal(rules: Rules, call: Call, argument: str, labels: Labels) -> None:
@@ -618,6 +670,9 @@ def _first(call: Call) -> Tracked:
 def _letters(count: int) -> str:
     return "abcdefghijklmnopqrstuvwxyz"[:count]
 
+
+_NO_UNITS: Labels = np.zeros(0, dtype=np.int64)
+_COMPARISONS = {f"aten::{name}" for name in ("eq", "ne", "lt", "gt", "le", "ge")}
 
 Rule = Callable[[Rules, Call], None]
 
@@ -640,10 +695,11 @@ _RULES: dict[str, Rule] = {
         "hardshrink softshrink tanhshrink float half double bfloat16 native_dropout reciprocal sign ceil floor round "
         "log1p expm1 nan_to_num isnan isinf fill _to_copy lift_fresh requires_grad",
     ),
-    **_named(_shape_only, "size dim numel len is_floating_point is_complex __is__ __isnot__ sym_size"),
+    **_named(_shape_only, "dim numel len is_floating_point is_complex __is__ __isnot__ sym_size"),
     **{f"prim::{name}": _shape_only for name in ("device", "dtype", "layout", "is_nested", "requires_grad", "type")},
     **_named(_shape_only, "zeros_like ones_like full_like rand_like empty_like new_zeros new_ones new_full"),
     **_named(_shape_only, "is_nonzero Bool Int Float item any all isfinite"),
+    "aten::size": _size,
     "aten::prelu": _prelu,
     "aten::linear": _linear,
     **_named(_matmul, "matmul mm bmm"),

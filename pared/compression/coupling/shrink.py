@@ -26,7 +26,9 @@ def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[Count
     """
     shrunk = reloaded(module)
     slice_tensors(shrunk, removed)
-    changed = [counted for counted in patches if _kept(counted, removed) != len(counted.members)]
+    if not removed:
+        return shrunk
+    changed = [c for c in patches if c.patch.computed or _kept(c, removed) != len(c.members) + c.patch.fixed]
     if not changed:
         return shrunk
     graph = inlined_graph(shrunk)
@@ -89,7 +91,8 @@ def _kept(counted: CountedPatch, removed: Removed) -> int:
     gone = {
         (name, int(dim), index) for name, dims in removed.items() for dim, indices in dims.items() for index in indices
     }
-    return sum(member is None or (*member[0], member[1]) not in gone for member in counted.members)
+    kept = sum(member is None or (*member[0], member[1]) not in gone for member in counted.members)
+    return kept + counted.patch.fixed
 
 
 def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) -> None:
