@@ -81,9 +81,10 @@ def cancel(session: Session, owner: str, job_id: str) -> Job:
     for statement in (Job.cancel_queued(job_id), Job.request_cancel(job_id), Job.cancel_queued(job_id)):
         if session.execute(statement.returning(Job.id)).first():
             record(session, job_id)
-            break
+            session.refresh(job)
+            return job
     session.refresh(job)
-    if job.status in ENDED and job.cancel_requested_at is None:
+    if job.status in ENDED:
         raise Conflict(f"The job has already ended: it {_HAS[job.status]}.")
     return job
 

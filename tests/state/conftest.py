@@ -1,0 +1,32 @@
+"""A migrated database of each kind, and settings that keep everything in the test's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pared.state.objects import DirectoryStore
+from pared.state.session import Sessions, make_engine, make_sessions, migrate
+from pared.state.settings import Settings
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    url = "" if request.param == "sqlite" else request.getfixturevalue("servers").new_database()
+    settings = Settings(data_dir=tmp_path, database_url=url)
+    migrate(settings)
+    return settings
+
+
+@pytest.fixture
+def sessions(settings: Settings) -> Iterator[Sessions]:
+    engine = make_engine(settings.effective_database_url)
+    yield make_sessions(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "objects")

@@ -1,0 +1,255 @@
+"""A job's legal transitions, whoever races for them, and what followers are told of each."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import func, select
+
+from pared.errors import Conflict, IdempotencyMismatch, NotFound
+from pared.specs import DistillSpec, InspectSpec, PruneSpec
+from pared.state.events import add_event, add_events, events_after
+from pared.state.jobs import Idempotency, add_job, cancel, find_job, record, references, submit
+from pared.state.session import Sessions
+from pared.state.tables import ENDED, Dataset, IdempotencyKey, Job, JobEvent, Model, Outbox, new_id
+from tests.state.specs import MODEL_ID, PRUNE
+
+
+@pytest.fixture(autouse=True)
+def model(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        session.add(Model(id=MODEL_ID, owner="local", filename="m.pt", sha256="0" * 64, size_bytes=1, status="ready"))
+
+
+def rows(sessions: Sessions, table: type) -> int:
+    with sessions() as session:
+        return session.scalar(select(func.count()).select_from(table))
+
+
+def status_of(sessions: Sessions, job_id: str) -> str:
+    with sessions() as session:
+        return session.get(Job, job_id).status
+
+
+def events_of(sessions: Sessions, job_id: str) -> list[tuple[int, str, str | None]]:
+    with sessions() as session:
+        return [(event.seq, event.kind, event.data.get("status")) for event in events_after(session, job_id, 0)]
+
+
+def claim(sessions: Sessions, job_id: str, lease_s: float = 45.0) -> tuple[int, int] | None:
+    with sessions.begin() as session:
+        claimed = session.execute(Job.claim(job_id, "worker", lease_s)).first()
+        return tuple(claimed) if claimed else None
+
+
+def test_submitting_writes_job_event_and_doorbell_together(sessions):
+    job, new = submit(sessions, "local", PRUNE)
+    assert new
+    assert status_of(sessions, job.id) == "queued"
+    assert events_of(sessions, job.id) == [(1, "status", "queued")]
+    assert rows(sessions, Outbox) == 1
+
+
+def test_one_key_makes_one_job_however_often_it_is_sent_at_once(sessions):
+    key = Idempotency("k", "digest")
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda _: submit(sessions, "local", PRUNE, key), range(100)))
+    assert len({job.id for job, _ in made}) == 1
+    assert sum(new for _, new in made) == 1
+    assert (rows(sessions, Job), rows(sessions, Outbox), rows(sessions, IdempotencyKey)) == (1, 1, 1)
+
+
+def test_a_key_belongs_to_its_owner_and_its_body(sessions):
+    submit(sessions, "local", PRUNE, Idempotency("k", "digest"))
+    with pytest.raises(IdempotencyMismatch):
+        submit(sessions, "local", PRUNE, Idempotency("k", "other"))
+    with sessions.begin() as session:
+        session.add(Model(id=new_id("mdl"), owner="b", filename="m", sha256="0" * 64, size_bytes=1, status="ready"))
+        other = session.scalar(select(Model.id).where(Model.owner == "b"))
+    _, new = submit(sessions, "b", PruneSpec(type="prune", model=other, amount=0.5), Idempotency("k", "other"))
+    assert new
+
+
+def test_what_a_job_names_must_be_there_and_usable(sessions):
+    absent = "mdl_" + "1" * 26
+    spec = DistillSpec(type="distill", teacher=absent, student=MODEL_ID, dataset="dst_" + "1" * 26)
+    with pytest.raises(NotFound) as missing:
+        submit(sessions, "local", spec)
+    assert [error["pointer"] for error in missing.value.errors] == ["/teacher", "/dataset"]
+    with pytest.raises(NotFound):
+        submit(sessions, "somebody else", PRUNE)
+    with sessions.begin() as session:
+        row = session.get(Model, MODEL_ID)
+        row.status, row.reason = "rejected", {"code": "x", "title": "x", "detail": "it is a picture"}
+    with pytest.raises(Conflict) as rejected:
+        submit(sessions, "local", PRUNE)
+    assert "it is a picture" in rejected.value.errors[0]["detail"]
+    assert rows(sessions, Job) == 0
+
+
+def test_references_are_the_uploads_alone():
+    spec = DistillSpec.model_validate(
+        {"type": "distill", "teacher": MODEL_ID, "student": {"name": "lenet5"}, "dataset": "builtin:digits"}
+    )
+    assert references(spec) == [("/teacher", MODEL_ID)]
+
+
+def test_one_of_many_claimants_gets_the_job(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    with ThreadPoolExecutor(16) as pool:
+        claims = [one for one in pool.map(lambda _: claim(sessions, job.id), range(50)) if one]
+    assert claims == [(1, 1)]
+
+
+def test_a_former_owner_can_write_nothing(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    claim(sessions, job.id)
+    with sessions.begin() as session:
+        session.execute(Job.give_back(job.id, 1, crashed=True))
+    assert claim(sessions, job.id) == (2, 2)
+    stale = [
+        Job.renew(job.id, 1, 45.0),
+        Job.advance(job.id, 1, stage="export").returning(Job.id),
+        Job.succeed(job.id, 1, {}).returning(Job.id),
+        Job.fail(job.id, 1, {}).returning(Job.id),
+        Job.give_back(job.id, 1, crashed=False).returning(Job.id),
+        Job.end_canceled(job.id, 1).returning(Job.id),
+    ]
+    for statement in stale:
+        with sessions.begin() as session:
+            assert session.execute(statement).first() is None
+    assert status_of(sessions, job.id) == "running"
+
+
+def test_a_queued_job_is_canceled_at_once(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    with sessions.begin() as session:
+        assert cancel(session, "local", job.id).status == "canceled"
+    assert events_of(sessions, job.id) == [(1, "status", "queued"), (2, "status", "canceled"), (3, "done", "canceled")]
+    assert claim(sessions, job.id) is None
+
+
+def test_a_running_job_is_canceling_until_its_worker_stopped_it(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    claim(sessions, job.id)
+    for _ in range(2):  # asking again changes nothing
+        with sessions.begin() as session:
+            assert cancel(session, "local", job.id).status == "canceling"
+    assert events_of(sessions, job.id)[1:] == [(2, "status", "canceling")]
+    with sessions.begin() as session:
+        # Too late to succeed, and not to be queued again.
+        assert session.execute(Job.succeed(job.id, 1, {}).returning(Job.id)).first() is None
+        assert session.execute(Job.give_back(job.id, 1, crashed=False).returning(Job.id)).first() is None
+        assert session.execute(Job.end_canceled(job.id, 1).returning(Job.id)).first()
+        record(session, job.id)
+    assert events_of(sessions, job.id)[-1] == (4, "done", "canceled")
+
+
+def test_an_ended_job_cannot_be_canceled(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    claim(sessions, job.id)
+    with sessions.begin() as session:
+        session.execute(Job.succeed(job.id, 1, {"verdict": "fine"}))
+    canceled, _ = submit(sessions, "local", PRUNE)
+    with sessions.begin() as session:
+        cancel(session, "local", canceled.id)
+    for job_id, status in ((job.id, "succeeded"), (canceled.id, "canceled")):
+        with pytest.raises(Conflict, match=status), sessions.begin() as session:
+            cancel(session, "local", job_id)
+
+
+def test_cancel_against_completion_ends_in_one_state(sessions):
+    ended = []
+    for _ in range(25):
+        job, _ = submit(sessions, "local", PRUNE)
+        claim(sessions, job.id)
+
+        def finish(job_id=job.id):
+            with sessions.begin() as session:
+                if session.execute(Job.succeed(job_id, 1, {}).returning(Job.id)).first():
+                    record(session, job_id)
+                    return
+            with sessions.begin() as session:
+                session.execute(Job.end_canceled(job_id, 1))
+                record(session, job_id)
+
+        def stop(job_id=job.id):
+            try:
+                with sessions.begin() as session:
+                    cancel(session, "local", job_id)
+            except Conflict:
+                pass
+
+        both = [finish, stop]
+        random.shuffle(both)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda act: act(), both))
+        done = [status for _, kind, status in events_of(sessions, job.id) if kind == "done"]
+        assert done == [status_of(sessions, job.id)]
+        assert done[0] in ENDED
+        ended += done
+    assert set(ended) <= {"succeeded", "canceled"}
+
+
+def test_an_orderly_stop_is_not_charged_and_a_crash_is(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    for crashed, expected in [(False, (0, 0)), (True, (1, 1))]:
+        fence, _ = claim(sessions, job.id)
+        with sessions.begin() as session:
+            session.execute(Job.give_back(job.id, fence, crashed=crashed))
+            row = session.get(Job, job.id)
+            assert (row.attempt, row.crash_count) == expected
+
+
+def test_a_failed_inspection_rejects_its_upload(sessions):
+    for prefix, table in (("mdl", Model), ("dst", Dataset)):
+        upload = table(id=new_id(prefix), owner="local", filename="f", sha256="0" * 64, size_bytes=1)
+        with sessions.begin() as session:
+            session.add(upload)
+            job = add_job(session, "local", InspectSpec(type="inspect", subject=upload.id))
+        claim(sessions, job.id)
+        error = {"code": "unsupported-model", "title": "Not a model we open", "detail": "This is a picture."}
+        with sessions.begin() as session:
+            session.execute(Job.fail(job.id, 1, error))
+            record(session, job.id)
+        with sessions() as session:
+            row = session.get(table, upload.id)
+            assert (row.status, row.reason) == ("rejected", error)
+
+
+def test_jobs_are_found_by_their_owner_alone_and_inspections_by_nobody(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    with sessions.begin() as session:
+        inspection = add_job(session, "local", InspectSpec(type="inspect", subject=MODEL_ID))
+    with sessions() as session:
+        assert find_job(session, "local", job.id).id == job.id
+        for owner, job_id in [("other", job.id), ("local", inspection.id), ("local", "job_x")]:
+            with pytest.raises(NotFound):
+                find_job(session, owner, job_id)
+
+
+def test_events_are_numbered_without_gaps_though_many_write(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+
+    def write(number):
+        with sessions.begin() as session:
+            add_events(session, job.id, [("log", {"text": f"{number}.{part}"}) for part in range(3)])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(20)))
+    with sessions() as session:
+        events = events_after(session, job.id, 0)
+        assert [event.seq for event in events] == list(range(1, 62))
+        texts = [event.data["text"] for event in events[1:]]
+        # What was written together stays together.
+        assert all(texts[i].split(".")[0] == texts[i + 2].split(".")[0] for i in range(0, 60, 3))
+        assert [event.seq for event in events_after(session, job.id, 58, limit=2)] == [59, 60]
+
+
+def test_an_event_of_a_transaction_that_fails_was_never_there(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    with pytest.raises(ZeroDivisionError), sessions.begin() as session:
+        _ = add_event(session, job.id, "log", {"text": "x"}) / 0
+    assert rows(sessions, JobEvent) == 1

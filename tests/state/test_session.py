@@ -1,0 +1,132 @@
+"""Tables come from migrations alone, writers take turns, and readers never wait for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from pared.errors import Unavailable
+from pared.state.session import database_problem, make_engine, make_sessions, migrate, to_json
+from pared.state.settings import Settings
+from pared.state.tables import Base, Job, Outbox, db_now, new_id
+
+
+def test_migrations_make_exactly_the_tables_of_the_code(sessions):
+    with sessions.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_six_processes_may_migrate_at_once(tmp_path: Path):
+    code = (
+        "from pathlib import Path; from pared.state.session import migrate; from pared.state.settings import Settings;"
+        f"migrate(Settings(data_dir=Path({str(tmp_path)!r})))"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(6)]
+    assert [process.wait(60) for process in started] == [0] * 6
+    migrate(Settings(data_dir=tmp_path))  # and again changes nothing
+
+
+def test_a_path_with_odd_characters_works(tmp_path: Path):
+    settings = Settings(data_dir=tmp_path / "50% of ünits")
+    migrate(settings)
+    with make_sessions(make_engine(settings.effective_database_url))() as session:
+        assert session.scalars(select(Job)).all() == []
+
+
+def test_writers_take_turns_and_lose_no_update(sessions):
+    job_id = new_id("job")
+    with sessions.begin() as session:
+        session.add(Job(id=job_id, owner="local", type="prune", spec={}))
+
+    def add_one(_):
+        with sessions.begin() as session:
+            # Read, then write: the pattern that loses updates where writers don't take turns.
+            job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+            job.attempt += 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add_one, range(80)))
+    with sessions() as session:
+        assert session.get(Job, job_id).attempt == 80
+
+
+def test_a_reader_does_not_wait_for_a_writer(sessions):
+    with sessions.begin() as writer:
+        writer.add(Job(id=new_id("job"), owner="local", type="prune", spec={}))
+        writer.flush()
+        seen = []
+        reader = threading.Thread(target=lambda: seen.append(_count_jobs(sessions)))
+        reader.start()
+        reader.join(5)
+        assert seen == [0]  # it answered, and saw nothing of what is not committed
+
+
+def _count_jobs(sessions) -> int:
+    with sessions() as session:
+        return len(session.scalars(select(Job)).all())
+
+
+def test_a_failed_block_leaves_nothing(sessions):
+    with pytest.raises(IntegrityError), sessions.begin() as session:
+        session.add_all([Job(id=new_id("job"), owner="local", type="prune", spec={}), Outbox(job_id="job_of_nobody")])
+    assert _count_jobs(sessions) == 0
+
+
+def test_an_absent_json_value_is_null_to_sql(sessions):
+    with sessions.begin() as session:
+        session.add(Job(id=new_id("job"), owner="local", type="prune", spec={"a": None}, error=None))
+    with sessions() as session:
+        assert session.scalars(select(Job.spec).where(Job.error.is_(None))).all() == [{"a": None}]
+
+
+def test_what_no_json_holds_is_stored_as_the_nearest_that_it_does(sessions):
+    job_id = new_id("job")
+    odd = {"loss": float("nan"), "line": "a\0b", "path": "c:\\u0000", "half": "\ud800"}
+    with sessions.begin() as session:
+        session.add(Job(id=job_id, owner="local", type="prune", spec=odd))
+    with sessions() as session:
+        spec = session.get(Job, job_id).spec
+    assert spec == {"loss": None, "line": "a\ufffdb", "path": "c:\\u0000", "half": "?"}
+    assert to_json({"inf": float("inf")}) == '{"inf":null}'
+
+
+def test_the_clock_is_the_databases_and_moves_within_a_transaction(sessions):
+    with sessions.begin() as session:
+        first = session.scalar(select(db_now()))
+        later = first
+        while later == first:
+            later = session.scalar(select(db_now()))
+    assert 0 < later - first < 5
+
+
+def test_an_absent_server_is_unavailable_and_a_wrong_statement_is_not(sessions):
+    with pytest.raises(Unavailable):
+        migrate(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+    with pytest.raises(DBAPIError) as wrong, sessions() as session:
+        session.execute(text("select * from no_such_table"))
+    with pytest.raises(DBAPIError):
+        database_problem(wrong.value)
+
+
+def test_sqlite_keeps_every_commit(tmp_path: Path):
+    engine = make_engine(f"sqlite:///{tmp_path}/pared.db")
+    with engine.connect() as connection:
+        pragma = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10000}
+
+
+def test_a_job_update_that_changes_no_row_says_so(sessions):
+    with sessions.begin() as session:
+        assert session.execute(update(Job).where(Job.id == "job_x").values(stage="x")).rowcount == 0
