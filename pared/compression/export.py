@@ -1,0 +1,158 @@
+"""Writes a compressed model in the formats that were asked for, and believes a file only when it answers as the model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.intake import LoadedModel
+from pared.errors import ExportFailed
+from pared.specs import Output
+
+TOLERANCE = 1e-4
+"""Largest difference between a written file's output and the model's, relative to the largest output (and to 1)."""
+
+
+def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Output], directory: Path) -> list[Path]:
+    """Write the model into a directory, once for each format.
+
+    `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
+    the architecture is known. `onnx`: model.onnx with a free batch size. The same model gives the same bytes.
+
+    Args:
+        example: inputs of the model on the CPU, to check each file with.
+
+    Raises:
+        ExportFailed: a format cannot hold this model, or a written file answers otherwise; names the operator.
+    """
+    module = loaded.module.cpu().eval()
+    written: list[Path] = []
+    for output in outputs:
+        written += _WRITERS[output](loaded, module, tuple(example), directory)
+    return written
+
+
+def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
+    """The module as TorchScript: itself, else scripted, else traced.
+
+    Raises:
+        ExportFailed: it can be neither scripted nor traced.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception):  # scripting keeps control flow and any batch size, where it works
+            return torch.jit.script(module)
+        try:
+            traced: torch.jit.ScriptModule = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise ExportFailed(f"The model can be neither scripted nor traced: {_last_line(error)}") from error
+        return traced
+
+
+def _write_torchscript(
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
+) -> list[Path]:
+    path = directory / "model.pt"
+    torch.jit.save(as_torchscript(module, example), path)  # type: ignore[no-untyped-call]
+    again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    _check("model.pt", module, example, again)
+    return [path]
+
+
+def _write_state_dict(
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
+) -> list[Path]:
+    from safetensors.torch import load_file, save_file
+
+    path = directory / "model.safetensors"
+    # Copies, because safetensors refuses two names of one tensor; both names are kept for the loader.
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(state, path, metadata={"format": "pt"})
+    again = load_file(path)
+    if set(again) != set(state) or not all(torch.equal(again[name], tensor) for name, tensor in state.items()):
+        raise ExportFailed("model.safetensors does not hold what was written into it. Submit the job again.")
+    if loaded.architecture is None:
+        return [path]
+    described = directory / "architecture.json"
+    described.write_text(json.dumps(loaded.architecture, indent=1) + "\n")
+    return [path, described]
+
+
+def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
+    try:
+        import onnx  # noqa: F401 - the exporter needs it
+        import onnxruntime
+    except ImportError as error:
+        raise ExportFailed("This server was set up without ONNX. Install pared[worker,onnx] on its workers.") from error
+    path = directory / "model.onnx"
+    names = [f"x{index}" for index in range(len(example))]
+    axes = dict.fromkeys([*names, "y"], {0: "batch"})
+    try:
+        with _silence():
+            # The exporter for TorchScript: the newer one takes no ScriptModule.
+            torch.onnx.export(
+                module, example, path, dynamo=False, input_names=names, output_names=["y"], dynamic_axes=axes
+            )
+    except Exception as error:
+        raise ExportFailed(
+            f"ONNX cannot hold this model: {_last_line(error)}. Leave `onnx` out of `outputs` to get the other formats."
+        ) from error
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0])
+
+    _check("model.onnx", module, example, run)
+    return [path]
+
+
+_WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Path], list[Path]]] = {
+    "torchscript": _write_torchscript,
+    "state_dict": _write_state_dict,
+    "onnx": _write_onnx,
+}
+
+
+def _check(name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Tensor]) -> None:
+    """The written file must answer as the model does, on the example and on a single sample of it."""
+    for inputs in (example, tuple(x[:1] for x in example)):
+        with torch.no_grad():
+            expected = module(*inputs)
+            try:
+                actual = written(*inputs)
+            except Exception as error:
+                raise ExportFailed(f"{name} was written but does not run: {_last_line(error)}") from error
+        if actual.shape != expected.shape:
+            raise ExportFailed(f"{name} gives the shape {list(actual.shape)}, the model {list(expected.shape)}.")
+        difference = float((actual - expected).abs().max()) if expected.numel() else 0.0
+        if difference > TOLERANCE * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0):
+            raise ExportFailed(f"{name} was written but its output differs from the model's by {difference:.2g}.")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter prints whole graphs when it fails; its exception says the same in a line."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = next((line for line in lines if "nsupported" in line or "operator" in line), None)
+    return (named or (lines[-1] if lines else type(error).__name__))[:400].rstrip(".")
