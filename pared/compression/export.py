@@ -1,4 +1,4 @@
-"""Writes a compressed model in the formats that were asked for, and believes a file only when it answers as the model."""
+"""Writes a compressed model in the formats asked for, and believes a file only when it answers as the model does."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _write_torchscript(
     loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
 ) -> list[Path]:
     path = directory / "model.pt"
-    torch.jit.save(as_torchscript(module, example), path)  # type: ignore[no-untyped-call]
+    torch.jit.save(as_torchscript(module, example), path)
     again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     _check("model.pt", module, example, again)
     return [path]
@@ -96,7 +96,7 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
         raise ExportFailed("This server was set up without ONNX. Install pared[worker,onnx] on its workers.") from error
     path = directory / "model.onnx"
     names = [f"x{index}" for index in range(len(example))]
-    axes = dict.fromkeys([*names, "y"], {0: "batch"})
+    axes = {name: {0: "batch"} for name in [*names, "y"]}
     try:
         with _silence():
             # The exporter for TorchScript: the newer one takes no ScriptModule.
