@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,9 +133,7 @@ def upload(name: str, form: Form) -> bytes:
     if form == "scripted":
         return saved(torch.jit.script(module))
     if form == "traced":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            return saved(torch.jit.trace(module, (FAMILIES[name].inputs(2),), check_trace=False))
+        return saved(torch.jit.trace(module, (FAMILIES[name].inputs(2),), check_trace=False))
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     return buffer.getvalue()
