@@ -1,0 +1,197 @@
+"""Looks at the directory of an uploaded archive (zip, safetensors) before any library opens it.
+
+Both readers of a zip, Python's and torch's, must see the same thing, and nothing may unpack to more
+than it says or than we take.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_ENTRIES = 200_000
+MAX_DIRECTORY_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_TENSORS = 100_000
+SAFETENSORS_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
+}  # fmt: skip
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_HAS_DESCRIPTOR = 0x8
+_UTF8 = 0x800
+_ENCRYPTED = 0x1
+
+
+class BadArchive(Exception):
+    """The archive is damaged, or lies about itself. The text says how."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a safetensors header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def zip_directory(path: Path, *, max_unpacked: int) -> list[zipfile.ZipInfo]:
+    """The entries of a zip, checked against the file without unpacking anything.
+
+    Args:
+        path: the file.
+        max_unpacked: most bytes that all entries together may unpack to.
+
+    Raises:
+        BadArchive: damaged, encrypted, too many or too large entries, unsafe or double names, entries that
+            overlap, or whose own header says something else than the directory.
+    """
+    try:
+        with path.open("rb") as file:
+            start = _directory_start(file, path.stat().st_size)
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+            _check_names(entries)
+            _check_sizes(entries, max_unpacked)
+            _check_local_headers(file, entries, start)
+    except BadArchive:
+        raise
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        OSError,
+        EOFError,
+        struct.error,
+        RuntimeError,
+    ) as error:
+        raise BadArchive(f"its zip directory cannot be read ({str(error)[:200]})") from error
+    return entries
+
+
+def safetensors_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors that a safetensors file names, by name, with offsets checked.
+
+    Raises:
+        BadArchive: the header is too large or malformed, or its offsets leave the file, overlap or leave gaps.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise BadArchive(f"its header claims {length:,} bytes; the file or the limit of 16 MiB is smaller")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadArchive("its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise BadArchive("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise BadArchive(f"it has {len(header):,} tensors; the limit is {MAX_TENSORS:,}")
+    tensors, spans = {}, []
+    for name, entry in header.items():
+        tensors[name], span = _tensor_entry(name, entry)
+        spans.append(span)
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise BadArchive("its tensors overlap or leave gaps")
+        end = last
+    if end != size - 8 - length:
+        raise BadArchive(f"its tensors take {end:,} bytes, but the file has {size - 8 - length:,} for them (cut off?)")
+    return tensors
+
+
+def _directory_start(file: BinaryIO, size: int) -> int:
+    """Offset of the central directory, from the one end record that reaches the end of the file."""
+    tail_size = min(size, _END.size + 65535)
+    file.seek(size - tail_size)
+    tail = file.read(tail_size)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < _END.size:
+        raise BadArchive("its zip directory is missing: the file was cut off")
+    _, _, _, _, count, length, start, comment = _END.unpack_from(tail, at)
+    end_offset = size - tail_size + at
+    if end_offset + _END.size + comment != size:
+        raise BadArchive("something follows its zip directory")
+    if (count == 0xFFFF or length == 0xFFFFFFFF or start == 0xFFFFFFFF) and end_offset >= _END64_LOCATOR.size:
+        file.seek(end_offset - _END64_LOCATOR.size)
+        magic, _, end64_offset, _ = _END64_LOCATOR.unpack(file.read(_END64_LOCATOR.size))
+        if magic == b"PK\x06\x07":
+            file.seek(min(end64_offset, size))
+            _, _, _, _, _, _, _, count, length, start = _END64.unpack(file.read(_END64.size))
+    if count > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
+        raise BadArchive(f"its zip directory has {count:,} entries in {length:,} bytes: more than we take")
+    if start + length > end_offset:
+        raise BadArchive("its zip directory lies outside the file")
+    return int(start)
+
+
+def _check_names(entries: list[zipfile.ZipInfo]) -> None:
+    seen = set()
+    for entry in entries:
+        name = entry.orig_filename
+        if name in seen:
+            raise BadArchive(f"two of its entries are called {name[:100]!r}")
+        seen.add(name)
+        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+            raise BadArchive(f"the name of its entry {name[:100]!r} is unsafe")
+        if entry.flag_bits & _ENCRYPTED:
+            raise BadArchive("it is encrypted")
+
+
+def _check_sizes(entries: list[zipfile.ZipInfo], max_unpacked: int) -> None:
+    total = sum(entry.file_size for entry in entries)
+    if total > max_unpacked:
+        raise BadArchive(f"it unpacks to {total:,} bytes: more than the {max_unpacked:,} we take")
+    for entry in entries:
+        stored = entry.compress_type == zipfile.ZIP_STORED
+        if not stored and entry.compress_type != zipfile.ZIP_DEFLATED:
+            raise BadArchive(f"its entry {entry.orig_filename[:100]!r} is compressed in an unusual way")
+        if stored and entry.compress_size != entry.file_size:
+            raise BadArchive(f"its entry {entry.orig_filename[:100]!r} gives two sizes")
+
+
+def _check_local_headers(file: BinaryIO, entries: list[zipfile.ZipInfo], directory_start: int) -> None:
+    end = 0
+    for entry in sorted(entries, key=lambda one: one.header_offset):
+        if entry.header_offset < end:
+            raise BadArchive("its entries overlap")
+        file.seek(entry.header_offset)
+        raw = file.read(_LOCAL.size)
+        magic, _, flags, method, _, _, _, packed, unpacked, name_length, extra_length = _LOCAL.unpack(raw)
+        name = file.read(name_length).decode("utf-8" if flags & _UTF8 else "cp437", "replace")
+        sizes_agree = flags & _HAS_DESCRIPTOR or (
+            packed in {entry.compress_size, 0xFFFFFFFF} and unpacked in {entry.file_size, 0xFFFFFFFF}
+        )
+        if magic != b"PK\x03\x04" or name != entry.orig_filename or method != entry.compress_type or not sizes_agree:
+            raise BadArchive(f"its directory and its entry {entry.orig_filename[:100]!r} disagree")
+        end = entry.header_offset + _LOCAL.size + name_length + extra_length + entry.compress_size
+    if end > directory_start:
+        raise BadArchive("its entries reach into its directory")
+
+
+def _tensor_entry(name: str, entry: Any) -> tuple[TensorEntry, tuple[int, int]]:
+    shown = name[:100]
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise BadArchive(f"the header entry of {shown!r} is malformed")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if len(shape) > 64 or len(offsets) != 2 or any(type(number) is not int or number < 0 for number in numbers):
+        raise BadArchive(f"the shape or the offsets of {shown!r} are malformed")
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
+        raise BadArchive(f"{shown!r} has a type we don't know: {str(dtype)[:40]}")
+    if math.prod(shape) * SAFETENSORS_BITS[dtype] != (offsets[1] - offsets[0]) * 8:
+        raise BadArchive(f"{shown!r} has another size than its shape says")
+    return TensorEntry(dtype, tuple(shape)), (offsets[0], offsets[1])

@@ -1,0 +1,85 @@
+"""What opening an upload gives, and the checks and words that all formats share."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import UnsupportedModel
+
+MAX_ELEMENTS = 2_000_000_000
+
+SAVE_ADVICE = (
+    "Save it with torch.jit.save(torch.jit.script(model), …), or as safetensors (or torch.save(model.state_dict(), …)) "
+    "and name its architecture."
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An upload, opened: its module on the CPU, in eval mode, in float32."""
+
+    module: nn.Module
+    format: Literal["torchscript", "state_dict"]
+    flavour: Literal["scripted", "traced", "frozen", "state_dict"]
+    architecture: dict[str, Any] | None = None
+    sha256: str = ""
+    file_bytes: int = 0
+    warnings: list[str] = field(default_factory=list)
+    frozen_names: list[str] = field(default_factory=list)
+    """Parameters that the file itself marks as not to be trained."""
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what would not survive copying: claims beyond the file, and kinds that are no plain numbers."""
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.is_quantized or tensor.is_complex() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            what = (
+                "quantized" if tensor.is_quantized else "complex" if tensor.is_complex() else "not a dense CPU tensor"
+            )
+            raise UnsupportedModel(
+                f"The tensor {name[:200]} is {what}. Upload the model in float32, before such steps."
+            )
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UnsupportedModel(
+                f"The tensor {name[:200]} claims {tensor.numel():,} elements, more than the file holds for it. If it "
+                "was expanded, save it with .contiguous()."
+            )
+        total += tensor.numel()
+    if total > MAX_ELEMENTS:
+        raise UnsupportedModel(f"The model has {total:,} elements; the most we take is {MAX_ELEMENTS:,}.")
+
+
+def other_types(tensors: Mapping[str, Tensor]) -> str:
+    """The floating-point types in use other than float32, for a message; empty if there are none."""
+    kinds = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()}
+    return ", ".join(sorted(kinds - {"float32"}))
+
+
+def listed(tensors: Mapping[str, Tensor]) -> str:
+    """The first ten tensors with their shapes."""
+    return ", ".join(first_ten([f"{name[:100]} {shape_text(tensor)}" for name, tensor in tensors.items()]))
+
+
+def first_ten(items: Sequence[str]) -> list[str]:
+    """The first ten, and how many more there are."""
+    return list(items) if len(items) <= 10 else [*items[:10], f"… and {len(items) - 10} more"]
+
+
+def shape_text(tensor: Tensor) -> str:
+    """A shape as a message shows it."""
+    return str(tuple(tensor.shape))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "its pickle is not one of plain tensors"
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

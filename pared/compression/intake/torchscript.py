@@ -1,0 +1,162 @@
+"""Opens TorchScript, and finds out from its graph how it was made and what that forbids."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+
+from pared.compression.intake.loaded import LoadedModel, check_tensors, first_line, other_types
+from pared.compression.work import ModelFile
+from pared.errors import OutOfMemory, UnsupportedModel
+
+
+def load_torchscript(file: ModelFile) -> LoadedModel:
+    """Open a TorchScript file, which may run code of its own.
+
+    Raises:
+        UnsupportedModel: it does not open, has no forward, is quantized, or claims more than it holds.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(str(file.path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    except MemoryError as error:
+        raise OutOfMemory("The model needs more memory than a job may use.") from error
+    except Exception as error:
+        raise UnsupportedModel(_torchscript_refusal(error)) from error
+    try:
+        nodes = list(_nodes(module.inlined_graph))
+    except Exception as error:
+        raise UnsupportedModel("This TorchScript file has no forward method, so there is nothing to run.") from error
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    check_tensors(tensors)
+    _refuse_quantized(nodes)
+
+    notes: list[str] = []
+    other = other_types(tensors)
+    if other:
+        module.float()
+        notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
+    flavour = _flavour(module, nodes)
+    notes += _torchscript_notes(flavour, nodes)
+    return LoadedModel(
+        module=module,
+        format="torchscript",
+        flavour=flavour,
+        sha256=file.sha256,
+        file_bytes=file.path.stat().st_size,
+        warnings=notes,
+        frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
+    )
+
+
+def _torchscript_refusal(error: Exception) -> str:
+    text = str(error)
+    unknown = re.search(r"(?:Unknown builtin op|Unknown type name|unknown operator):?\s*'?([\w:.]+)", text)
+    if unknown:
+        return (
+            f"This TorchScript file uses {unknown[1]}, which plain PyTorch does not have (torchvision's and other "
+            "extensions' operators are not installed here). Save a model without it."
+        )
+    return (
+        f"torch.jit.load cannot open this file: {first_line(error)}. It may be damaged, or written by a newer PyTorch "
+        f"than {torch.__version__.partition('+')[0]}. Save and upload it again."
+    )
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+def _refuse_quantized(nodes: Sequence[Any]) -> None:
+    prefixes = ("quantized::", "aten::quantize_per", "aten::dequantize", "prepacked::", "mkldnn_prepacked::")
+    kind = next((node.kind() for node in nodes if node.kind().startswith(prefixes)), None)
+    if kind is not None:
+        raise UnsupportedModel(
+            f"This model is quantized or packed for one device already (it uses {kind}). Prune and distill before "
+            "quantizing: upload the float32 model."
+        )
+
+
+def _flavour(module: torch.jit.ScriptModule, nodes: Sequence[Any]) -> Literal["scripted", "traced", "frozen"]:
+    if not any(True for _ in module.parameters()) and any(_is_tensor_constant(node) for node in nodes):
+        return "frozen"
+    # Tracing writes `aten::_convolution`, and as the source of a node the Python call stack.
+    traced = any(
+        node.kind() == "aten::_convolution" or re.search(r"\.py\(\d+\): ", node.sourceRange()) for node in nodes
+    )
+    return "traced" if traced else "scripted"
+
+
+def _is_tensor_constant(node: Any) -> bool:
+    return bool(
+        node.kind() == "prim::Constant"
+        and node.outputsSize() == 1
+        and isinstance(node.output().type(), torch._C.TensorType)
+    )
+
+
+def _torchscript_notes(flavour: str, nodes: Sequence[Any]) -> list[str]:
+    notes = []
+    if flavour == "frozen":
+        notes.append(
+            "This file is frozen (torch.jit.freeze): its weights are constants of its code and can be neither pruned "
+            "nor trained. Upload the model as it was saved before freezing."
+        )
+    if flavour == "traced":
+        norms = [node for node in nodes if node.kind() == "aten::batch_norm"]
+        drops = [node for node in nodes if node.kind() in {"aten::dropout", "aten::feature_dropout"}]
+        if any(_constant(node, 5) is False for node in norms):
+            notes.append(
+                "This file was traced in eval mode: its batch-norm statistics stay as they are while it trains, and "
+                "its dropout, if any, is gone."
+            )
+        elif any(_constant(node, 2) is False for node in drops):
+            notes.append("This file was traced in eval mode: its dropout is gone.")
+        if any(_constant(node, 5) is True for node in norms) or any(_constant(node, 2) is True for node in drops):
+            notes.append(
+                "This file was traced in training mode: dropout or batch statistics stay switched on even when it is "
+                "evaluated. Call model.eval() before torch.jit.trace."
+            )
+        baked = [sizes for node in nodes if (sizes := _baked_batch(node)) is not None]
+        if baked:
+            notes.append(
+                f"Tracing wrote a batch size into view({', '.join(map(str, baked[0]))}): the model may run with that "
+                "batch size only. Use x.view(x.size(0), -1) or torch.flatten(x, 1) and trace again."
+            )
+    if any(_is_cuda_device(node) for node in nodes):
+        notes.append("A CUDA device is written into this file: it may not run on a CPU.")
+    return notes
+
+
+def _is_cuda_device(node: Any) -> bool:
+    if node.kind() != "prim::Constant" or node.outputsSize() != 1:
+        return False
+    return isinstance(node.output().type(), torch._C.DeviceObjType) and str(node.output().toIValue()).startswith("cuda")
+
+
+def _constant(node: Any, index: int) -> Any:
+    inputs = list(node.inputs())
+    return inputs[index].toIValue() if len(inputs) > index else None
+
+
+def _baked_batch(node: Any) -> list[int] | None:
+    """The sizes of a view whose first, the batch, is a literal above 1."""
+    if node.kind() not in {"aten::view", "aten::reshape"}:
+        return None
+    made = list(node.inputs())[1].node()
+    sizes = (
+        [value.toIValue() for value in made.inputs()]
+        if made.kind() == "prim::ListConstruct"
+        else list(node.inputs())[1].toIValue()
+    )
+    if not sizes or any(not isinstance(size, int) for size in sizes) or sizes[0] < 2:
+        return None
+    return sizes
