@@ -1,0 +1,470 @@
+"""The command line: all of it through the HTTP API, save for the commands that start or administer a server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, ServerUnreachable, UploadRejected
+from pared.terminal import follow, stored
+
+DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make trained PyTorch models smaller.")
+jobs_app = typer.Typer(no_args_is_help=True, help="List, follow and cancel jobs.")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys, on the server's own machine.")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(keys_app, name="keys")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def main() -> None:
+    """Run a command; what goes wrong becomes one message and an exit code."""
+    try:
+        app()
+    except APIError as error:
+        _say(f"{error}")
+        sys.exit(USAGE if error.status in (404, 422) else FAILED)
+    except (FileNotFoundError, IsADirectoryError, json.JSONDecodeError) as error:
+        _say(str(error))
+        sys.exit(USAGE)
+    except (ServerUnreachable, UploadRejected, JobFailed, DigestMismatch) as error:
+        _say(str(error))
+        sys.exit(FAILED)
+
+
+class Scope(StrEnum):
+    """What units are ranked against."""
+
+    globally = "global"
+    layer = "layer"
+
+
+class Task(StrEnum):
+    """What the model answers."""
+
+    classification = "classification"
+    regression = "regression"
+
+
+class Loss(StrEnum):
+    """What the student learns from."""
+
+    knowledge = "knowledge"
+    output_mse = "output_mse"
+
+
+class Type(StrEnum):
+    """A type of job."""
+
+    prune = "prune"
+    distill = "distill"
+
+
+class Status(StrEnum):
+    """A state of a job."""
+
+    queued = "queued"
+    running = "running"
+    canceling = "canceling"
+    succeeded = "succeeded"
+    failed = "failed"
+    canceled = "canceled"
+
+
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits."),
+]
+Epochs = Annotated[int | None, typer.Option(min=0, help="Epochs of training.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a training step.")]
+TaskOption = Annotated[Task, typer.Option(help="What the model answers.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Output = Annotated[
+    list[Path] | None,
+    typer.Option("--output", "-o", help="Where to put the result; the ending chooses .pt, .safetensors or .onnx."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx"}
+
+
+# -- compression ----------------------------------------------------------------------------------
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="A TorchScript file, a state dict, or the id of an upload.")],
+    data: Data = None,
+    channels: Annotated[str | None, typer.Option(help="Share of channels to remove, such as 50%.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Share of single weights to set to zero, such as 90%.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only layers whose name matches this pattern.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No layer whose name matches this pattern.")] = None,
+    scope: Annotated[Scope, typer.Option(help="Rank all layers together, or each by itself.")] = Scope.globally,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    task: TaskOption = Task.classification,
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove channels or weights from a model, retrain it, and download the result."""
+    if (channels is None) == (weights is None):
+        raise typer.BadParameter("give one of --channels and --weights, such as --channels 50%")
+    fields: dict[str, Any] = {
+        "granularity": "weight" if channels is None else "channel",
+        "amount": _share(channels or weights or ""),
+        "scope": scope.value,
+        "include": include or ["*"],
+        "exclude": exclude or [],
+        **_common(task, seed, output),
+    }
+    if data is not None:
+        fields["retrain"] = _train(epochs, lr, batch_size)
+    with Client() as client:
+        spec = {
+            "type": "prune",
+            "model": stored(client.models, model, err, _architecture(architecture)).id,
+            "dataset": _dataset(client, data),
+            **fields,
+        }
+        _carry_through(client, spec, output, as_json=as_json)
+
+
+@app.command()
+def distill(
+    teacher: Annotated[str, typer.Option(help="A TorchScript file, a state dict, or the id of an upload.")],
+    data: Data,
+    student: Annotated[str | None, typer.Option(help="The student as a file or an id.")] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Make the student from the teacher by this share of its channels.")
+    ] = None,
+    teacher_architecture: Annotated[
+        str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
+    ] = None,
+    student_architecture: Annotated[
+        str | None, typer.Option(help="A name, or a .json file: the student itself, or that of its state dict.")
+    ] = None,
+    loss: Annotated[Loss, typer.Option(help="Softened outputs, or the outputs' squared distance.")] = Loss.knowledge,
+    alpha: Annotated[float | None, typer.Option(help="knowledge: the weight of the output distance.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="knowledge: softens the outputs.")] = None,
+    labels: Annotated[float | None, typer.Option(help="knowledge: the share of the loss on the labels.")] = None,
+    compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    task: TaskOption = Task.classification,
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a smaller student to answer as the teacher does, and download it."""
+    made = _architecture(student_architecture)
+    if [student, width].count(None) == 0 or (student is None and width is None and made is None):
+        raise typer.BadParameter("give one of --student, --width and --student-architecture")
+    kind: dict[str, Any] = {"kind": loss.value}
+    kind |= {k: v for k, v in {"alpha": alpha, "temperature": temperature, "labels": labels}.items() if v is not None}
+    with Client() as client:
+        spec: dict[str, Any] = {
+            "type": "distill",
+            "teacher": stored(client.models, teacher, err, _architecture(teacher_architecture)).id,
+            "dataset": _dataset(client, data),
+            "loss": kind,
+            "train": _train(epochs, lr, batch_size),
+            "compare_with_labels_only": compare,
+            **_common(task, seed, output),
+        }
+        if student is not None:
+            spec["student"] = stored(client.models, student, err, made).id
+        elif width is not None:
+            spec["student"] = {"from_teacher": {"width": width}}
+        else:
+            spec["student"] = {"name": made} if isinstance(made, str) else made
+        _carry_through(client, spec, output, as_json=as_json)
+
+
+def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:
+    job = client.jobs.submit(spec)
+    err.print(f"submitted [bold]{job.id}[/]")
+    _follow(job, client, as_json=as_json)
+    files = [job.download(path) for path in output or []]
+    report = job.report()
+    if as_json:
+        _print_json({"job": _dump(job), "report": report.model_dump(mode="json"), "files": [str(f) for f in files]})
+        return
+    out.print(report)
+    for file in files:
+        out.print(f"[bold]{file}[/] ({file.stat().st_size:,} bytes)")
+    if not files:
+        out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}")
+
+
+def _follow(job: Job, client: Client, *, as_json: bool) -> None:
+    """Draw the job until it ended; exits with 1 if not well, and with 130 when the person detaches."""
+    try:
+        if as_json:
+            job.wait()
+        else:
+            follow(job, err)
+    except KeyboardInterrupt:
+        err.print(f"\nDetached; the job goes on.\n  come back:  pared jobs watch {job.id}")
+        err.print(f"  cancel it:  pared jobs cancel {job.id}")
+        raise typer.Exit(DETACHED) from None
+    except JobFailed:
+        pass  # told below, in the form that was asked for
+    if job.status != "succeeded":
+        if as_json:
+            _print_json({"job": _dump(job)})
+        _say(f"{job}\n{client.url}{job.links.get('self', '')}")
+        raise typer.Exit(FAILED)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not a share; write 50% or 0.5") from None
+
+
+def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
+    unknown = [path.name for path in output or [] if path.suffix not in FORMATS]
+    if unknown:
+        raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use .pt, .safetensors or .onnx")
+    outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or ["torchscript"]
+    return {"task": task.value, "seed": seed, "outputs": outputs}
+
+
+def _train(epochs: int | None, lr: float | None, batch_size: int | None) -> dict[str, Any]:
+    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _architecture(given: str | None) -> Any:
+    """A name, or the JSON in a file."""
+    return json.loads(Path(given).read_text()) if given and given.endswith(".json") else given
+
+
+def _dataset(client: Client, given: str | None) -> str | None:
+    if given is None or given.startswith("builtin:"):
+        return given
+    return stored(client.datasets, given, err).id
+
+
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+@jobs_app.command("ls")
+def list_jobs(
+    status: Annotated[Status | None, typer.Option(help="Only jobs in this state.")] = None,
+    type: Annotated[Type | None, typer.Option(help="Only jobs of this type.")] = None,  # noqa: A002 - the option's name
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with Client() as client:
+        rows = list(islice(client.jobs.list(status and status.value, type and type.value), limit))
+    if as_json:
+        _print_json([_dump(job) for job in rows])
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("job", "type", "status", "created", ""):
+        table.add_column(name)
+    for job in rows:
+        created = f"{job.created_at:%Y-%m-%d %H:%M:%S}" if job.created_at else ""
+        verdict = (job.result or {}).get("verdict") or (job.error or {}).get("detail") or ""
+        table.add_row(job.id, job.type, job.status, created, str(verdict))
+    out.print(table)
+
+
+@jobs_app.command("show")
+def show_job(job_id: str, as_json: AsJson = False) -> None:
+    """Show a job as it is now."""
+    with Client() as client:
+        job = client.jobs.get(job_id)
+    if as_json:
+        _print_json(_dump(job))
+    else:
+        out.print(str(job), markup=False)
+        if job.result:
+            out.print(str(job.result.get("verdict")), markup=False)
+
+
+@jobs_app.command("watch")
+def watch_job(job_id: str, as_json: AsJson = False) -> None:
+    """Follow a job until it has ended."""
+    with Client() as client:
+        job = client.jobs.get(job_id)
+        _follow(job, client, as_json=as_json)
+        if as_json:
+            _print_json(_dump(job))
+        else:
+            out.print(job.report())
+
+
+@jobs_app.command("cancel")
+def cancel_job(job_id: str, as_json: AsJson = False) -> None:
+    """Cancel a job."""
+    with Client() as client:
+        job = client.jobs.cancel(job_id)
+    if as_json:
+        _print_json(_dump(job))
+    else:
+        out.print(str(job), markup=False)
+
+
+@app.command()
+def report(job_id: str, as_json: AsJson = False) -> None:
+    """Print the before/after report of a job."""
+    with Client() as client:
+        found = client.jobs.get(job_id).report()
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        out.print(found)
+
+
+# -- servers --------------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; beyond loopback, API keys are needed.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Directory for everything that is kept.")] = None,
+) -> None:
+    """Run pared on this machine: API and worker, with nothing else to install."""
+    given = {"host": host, "port": port, "data_dir": data}
+    with _extras("service", "worker"):
+        from pared.state.settings import Settings
+        from pared.up import run
+    sys.exit(run(Settings(**{name: value for name, value in given.items() if value is not None})))
+
+
+@app.command()
+def api() -> None:
+    """Run the API process alone, configured by PARED_… variables."""
+    with _extras("service"):
+        import uvicorn
+
+        from pared.state.settings import settings
+    uvicorn.run(
+        "service.app:app_from_env",
+        factory=True,
+        host=settings().host,
+        port=settings().port,
+        access_log=False,  # the app writes its own, without secrets
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+@app.command()
+def worker() -> None:
+    """Run one worker process alone, configured by PARED_… variables."""
+    with _extras("worker"):
+        from celery.bin.celery import main as celery
+    # One job at a time: the task only supervises, and a GPU is not shared.
+    celery(["-A", "worker.tasks", "worker", "--concurrency=1", "--loglevel=INFO"])
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's tables to this version; safe to run again, and by several at once."""
+    with _extras("service"):
+        from pared.state.session import migrate as bring_up_to_date
+        from pared.state.settings import settings
+    bring_up_to_date(settings())
+
+
+@app.command()
+def demo(
+    url: Annotated[str | None, typer.Option(help="Use this running server rather than one of the demo's own.")] = None,
+    data: Annotated[Path, typer.Option(help="Directory for all that the demo makes.")] = Path("demo-data"),
+) -> None:
+    """Train a small CNN before your eyes, prune and distill it through the API, and show before and after."""
+    with _extras("service", "worker"):
+        from pared.demo import run
+    sys.exit(run(url, data, out))
+
+
+@keys_app.command("add")
+def add_key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+    """Make an API key and print it; it cannot be shown again."""
+    from pared.state.keys import create_key
+
+    out.print(create_key(_sessions(), name), markup=False, soft_wrap=True)
+
+
+@keys_app.command("ls")
+def list_keys(as_json: AsJson = False) -> None:
+    """List the API keys."""
+    from pared.state.keys import list_keys as keys
+
+    rows = [{"id": key.id, "name": key.name, "created_at": key.created_at} for key in keys(_sessions())]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        out.print(f"{row['id']}  {row['name']}", markup=False)
+
+
+@keys_app.command("revoke")
+def revoke_key(key_id: str) -> None:
+    """Make an API key worthless."""
+    from pared.state.keys import revoke_key as revoke
+
+    if not revoke(_sessions(), key_id):
+        raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
+
+
+def _sessions() -> Any:
+    with _extras("service"):
+        from pared.state.session import make_engine, make_sessions, migrate
+        from pared.state.settings import settings
+    migrate(settings())
+    return make_sessions(make_engine(settings().effective_database_url))
+
+
+@contextmanager
+def _extras(*names: str) -> Iterator[None]:
+    """Around imports that the base install lacks: says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("pared", "service", "worker", "migrations"):
+            raise
+        _say(f"this command needs more than the client: pip install 'pared[{','.join(names)}]'  ({error})")
+        raise typer.Exit(USAGE) from None
+
+
+# -- printing -------------------------------------------------------------------------------------
+
+
+def _dump(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _say(text: str) -> None:
+    err.print(f"pared: {text}", markup=False, soft_wrap=True, style="red")

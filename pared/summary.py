@@ -1,0 +1,92 @@
+"""How a report reads in a terminal: the before/after table and what belongs beneath it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import StringIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pared import reports
+from pared.reports import Latency, Measurement, Quality
+
+
+class Report(reports.Report):
+    """A job's report; `print` shows the before/after table."""
+
+    def __str__(self) -> str:
+        """The table as plain text."""
+        out = StringIO()
+        Console(file=out, width=100, color_system=None).print(self)
+        return out.getvalue().rstrip()
+
+    def __rich__(self) -> RenderableType:
+        """The verdict, the table, and what to know when reading it."""
+        table = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for name in ("", "before", "after", "change"):
+            table.add_column(name, justify="left" if not name else "right")
+        for row in _rows(self.before, self.after):
+            table.add_row(*row)
+        return Group(Text(self.verdict, style="bold"), "", table, *(Text(line) for line in self._footnotes()))
+
+    def _footnotes(self) -> Iterator[str]:
+        if self.comparison:
+            difference = self.comparison.quality_difference
+            name = "points" if self._is_accuracy else "R²"
+            unit = 100.0 if self._is_accuracy else 1.0
+            test = {"mcnemar": "McNemar's exact test", "paired_t": "paired t-test"}[self.comparison.test]
+            yield (
+                f"\nOn the test split: {difference.value * unit:+.2f} {name} "
+                f"(95 % CI {difference.low * unit:+.2f} … {difference.high * unit:+.2f}; "
+                f"{test}: p = {self.comparison.p_value:.3g})"
+            )
+        if self.before_retraining and self.after.quality:
+            yield f"Before any retraining: {_quality(self.before_retraining)}"
+        if self.labels_only:
+            yield f"The same student trained on labels alone: {_quality(self.labels_only)}"
+        for warning in self.warnings:
+            yield f"Note: {warning}"
+
+    @property
+    def _is_accuracy(self) -> bool:
+        return self.after.quality is not None and self.after.quality.metric == "accuracy"
+
+
+def _rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, str, str]]:
+    yield _count("file, bytes", before.file_bytes, after.file_bytes)
+    yield _count("file under gzip, bytes", before.compressed_bytes, after.compressed_bytes)
+    yield _count("parameters", before.parameters, after.parameters)
+    yield _count("non-zero parameters", before.nonzero_parameters, after.nonzero_parameters)
+    if before.macs and after.macs:
+        yield _count("multiply-adds a sample", before.macs, after.macs)
+    for old, new in zip(before.latency, after.latency, strict=False):
+        yield _latency(old, new)
+    if before.quality and after.quality:
+        was, now = before.quality, after.quality
+        scale, unit = (100, " points") if was.metric == "accuracy" else (1, "")
+        change = f"{(now.test.value - was.test.value) * scale:+.2f}{unit}"
+        yield f"test {'accuracy' if was.metric == 'accuracy' else 'R²'}", _quality(was), _quality(now), change
+
+
+def _count(name: str, before: int, after: int) -> tuple[str, str, str, str]:
+    return name, f"{before:,}", f"{after:,}", _factor(before, after, "smaller", "larger")
+
+
+def _latency(before: Latency, after: Latency) -> tuple[str, str, str, str]:
+    change = _factor(before.p50_ms, after.p50_ms, "faster", "slower")
+    # Within the spread of the runs themselves, a factor would be a figure without a meaning.
+    if abs(after.p50_ms - before.p50_ms) <= max(before.noise * before.p50_ms, after.noise * after.p50_ms):
+        change = "within noise"
+    return f"latency at batch {before.batch_size}, ms", f"{before.p50_ms:.3g}", f"{after.p50_ms:.3g}", change
+
+
+def _factor(before: float, after: float, less: str, more: str) -> str:
+    if before == after or not before or not after:
+        return "same" if before == after else ""
+    return f"{before / after:.2f}× {less}" if after < before else f"{after / before:.2f}× {more}"
+
+
+def _quality(quality: Quality) -> str:
+    return f"{quality.test.value:.2%}" if quality.metric == "accuracy" else f"{quality.test.value:.4f}"

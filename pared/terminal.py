@@ -1,0 +1,105 @@
+"""How uploads and jobs are drawn in a terminal: bars where there is one, plain lines where there is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from pared.client import Event, Job, Upload, Uploads
+
+
+def follow(job: Job, console: Console) -> Job:
+    """Draw a job's stages, progress and metrics until it has ended, then look at it once more.
+
+    Raises:
+        KeyboardInterrupt: the person detached; the job goes on.
+    """
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=36),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[more]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        drawn = _Drawn(console, bar, bar.add_task("queued", total=1.0, more=""))
+        for event in job.events():
+            drawn.take(event)
+        drawn.finish()
+    return job.refresh()
+
+
+def stored(uploads: Uploads, given: str, console: Console, architecture: Any = None) -> Upload:
+    """Upload a file (or look an id up) and wait until the service has looked into it.
+
+    Raises:
+        UploadRejected: the service cannot use the file.
+        FileNotFoundError: `given` is neither a file nor an id.
+    """
+    if given.startswith(("mdl_", "dst_")):
+        return uploads.get(given).wait()
+    path = Path(given)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {given}")
+    columns = (TextColumn("uploading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(path.name, total=path.stat().st_size)
+        upload = uploads.upload(path, architecture, lambda done, total: bar.update(task, completed=done, total=total))
+    console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
+    return upload.wait()
+
+
+class _Drawn:
+    """One job on the screen."""
+
+    def __init__(self, console: Console, bar: Progress, task: TaskID) -> None:
+        self._console, self._bar, self._task = console, bar, task
+        self._stage = ""
+        self._epoch: tuple[str, int] | None = None
+        self._metrics: dict[str, float] = {}
+
+    def take(self, event: Event) -> None:
+        """Draw one event."""
+        data = event.data
+        match event.event:
+            case "status":
+                self._enter(str(data.get("stage") or data.get("status") or ""))
+            case "progress":
+                self._advance(data)
+            case "metric":
+                self._note(data)
+            case "log":
+                self.finish()
+                self._console.print(f"  {escape(str(data.get('text', '')))}")
+
+    def finish(self) -> None:
+        """Print the metrics of the epoch that is over."""
+        if self._epoch and self._metrics:
+            phase, step = self._epoch
+            values = "  ".join(f"{name} {value:.4g}" for name, value in self._metrics.items())
+            self._console.print(f"  {escape(phase)} {step}: {escape(values)}", highlight=False)
+        self._epoch, self._metrics = None, {}
+
+    def _enter(self, stage: str) -> None:
+        if stage and stage != self._stage:
+            self.finish()
+            self._stage = stage
+            self._console.print(f"[bold]{escape(stage)}[/]")
+            self._bar.update(self._task, description=stage)
+
+    def _advance(self, data: dict[str, Any]) -> None:
+        more = f"epoch {data['epoch']} of {data['epochs']}" if data.get("epoch") is not None else ""
+        if data.get("eta_s") is not None:
+            more += f"  about {data['eta_s']:.0f} s left"
+        self._bar.update(self._task, completed=data.get("fraction", 0.0), more=more.strip())
+
+    def _note(self, data: dict[str, Any]) -> None:
+        epoch = str(data["phase"]), int(data["step"])
+        if epoch != self._epoch:
+            self.finish()
+            self._epoch = epoch
+        if data.get("value") is not None:
+            self._metrics[str(data["name"])] = float(data["value"])
