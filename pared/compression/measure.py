@@ -1,0 +1,419 @@
+"""Measures models: size, work, time on the wall, and how well they answer, each with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from pared.errors import ModelFailed, ParedError
+from pared.reports import Comparison, Interval, Latency, Quality
+
+Task = Literal["classification", "regression"]
+Split = Literal["train", "val", "test"]
+Inputs = tuple[Tensor, ...]
+
+EVALUATION_BATCH = 256
+_CONFIDENCE_Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+_RESAMPLES = 1000
+
+
+class Samples(Protocol):
+    """Where batches come from: `pared.compression.data.Data`, or what wraps it."""
+
+    def batches(
+        self, split: Split, batch_size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Inputs, Tensor]]:
+        """`(inputs, targets)` of a split, shuffled where a generator is given."""
+
+
+# -- running a model ----------------------------------------------------------------------------
+
+
+def forward(module: nn.Module, inputs: Inputs, task: Task) -> Tensor:
+    """The model's one output: logits (N, classes), or predictions (N,) or (N, K).
+
+    A model that ends in log-softmax fits too: cross-entropy normalises, and its logarithms already are.
+
+    Raises:
+        ModelFailed: its own forward raised, or it returns something that pared cannot train or score.
+    """
+    with own_failures():
+        output = module(*inputs)
+    return checked_output(output, len(inputs[0]), task)
+
+
+def checked_output(output: Any, samples: int, task: Task) -> Tensor:
+    """The output, if it is of a kind that can be trained on and scored."""
+    wanted = "logits (N, classes)" if task == "classification" else "predictions (N,) or (N, K)"
+    advice = f"pared needs one float tensor of {wanted}. Wrap the model so that it returns that alone."
+    if not isinstance(output, Tensor):
+        raise ModelFailed(f"The model returns a {type(output).__name__}; {advice}")
+    dims = (2,) if task == "classification" else (1, 2)
+    if output.dim() not in dims or output.shape[0] != samples or not output.is_floating_point():
+        raise ModelFailed(
+            f"For {samples} samples the model returns {output.dtype} of shape {tuple(output.shape)}; {advice}"
+        )
+    return output
+
+
+@contextmanager
+def own_failures() -> Iterator[None]:
+    """Turns what a model's own code raises into ModelFailed. Running out of memory is told apart by others."""
+    try:
+        yield
+    except (ParedError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise
+        raise ModelFailed(f"The model's own code raised: {_message(error)}") from error
+
+
+def _message(error: Exception) -> str:
+    """The line that says what went wrong. TorchScript puts its traceback first, and the message last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if isinstance(error, torch.jit.Error) or "TorchScript" in lines[0] else 0][:500]
+
+
+def predict(
+    module: nn.Module,
+    data: Samples,
+    split: Split,
+    task: Task,
+    *,
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """All outputs of a split in its stored order, and its targets, on the CPU. Puts the module into eval mode.
+
+    Args:
+        tick: called after every batch, as a sign of life.
+    """
+    module.eval()
+    outputs, targets = [], []
+    with torch.no_grad():
+        for inputs, target in data.batches(split, EVALUATION_BATCH):
+            output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
+            outputs.append(output.float().cpu())
+            targets.append(target)
+            tick()
+    return torch.cat(outputs), torch.cat(targets)
+
+
+def label_loss(output: Tensor, target: Tensor, task: Task) -> Tensor:
+    """Cross-entropy, or the mean squared error: the mean over the batch of what the labels say."""
+    if task == "classification":
+        return functional.cross_entropy(output, target)
+    return functional.mse_loss(output, target.to(output.dtype).reshape(output.shape))
+
+
+def score(outputs: Tensor, targets: Tensor, task: Task) -> float:
+    """Accuracy, or R²: higher is better."""
+    if task == "classification":
+        return float((outputs.argmax(1) == targets).double().mean())
+    return _r2(*_squares(outputs, targets))
+
+
+# -- quality ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """One model's answers on the test split, and how good they are."""
+
+    outputs: Tensor
+    targets: Tensor
+    task: Task
+    quality: Quality
+
+
+def assess(
+    module: nn.Module, data: Samples, task: Task, *, device: str = "cpu", tick: Callable[[], None] = lambda: None
+) -> Assessment:
+    """Score a model on the test split, for the report alone, and on validation."""
+    validation = score(*predict(module, data, "val", task, device=device, tick=tick), task)
+    outputs, targets = predict(module, data, "test", task, device=device, tick=tick)
+    if task == "classification":
+        right = int((outputs.argmax(1) == targets).sum())
+        interval = wilson(right, len(targets))
+    else:
+        interval = _bootstrap(lambda weights: _weighted_r2(outputs, targets, weights), len(targets))
+    quality = Quality(
+        metric="accuracy" if task == "classification" else "r2",
+        test=interval,
+        validation=validation,
+        loss=_finite(float(label_loss(outputs, targets, task))),
+        samples=len(targets),
+    )
+    return Assessment(outputs, targets, task, quality)
+
+
+def wilson(right: int, samples: int) -> Interval:
+    """A share with its 95 % interval (Wilson 1927), which stays inside 0 to 1 and is sound at small counts."""
+    share, z2 = right / samples, _CONFIDENCE_Z**2
+    centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
+    half = _CONFIDENCE_Z / (1 + z2 / samples) * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
+    return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
+def compare(before: Assessment, after: Assessment) -> Comparison:
+    """The result against the baseline on the same test samples."""
+    if before.task == "regression":
+        return _compare_regression(before, after)
+    answer_before, answer_after = before.outputs.argmax(1), after.outputs.argmax(1)
+    right_before, right_after = answer_before == before.targets, answer_after == after.targets
+    lost = int((right_before & ~right_after).sum())
+    won = int((right_after & ~right_before).sum())
+    per_class = []
+    for label in torch.unique(before.targets).tolist():
+        of_class = before.targets == label
+        share_before, share_after = (
+            float(right_before[of_class].double().mean()),
+            float(right_after[of_class].double().mean()),
+        )
+        per_class.append(
+            {
+                "class": label,
+                "samples": int(of_class.sum()),
+                "before": share_before,
+                "after": share_after,
+                "change": share_after - share_before,
+            }
+        )
+    return Comparison(
+        quality_difference=paired_difference(lost, won, len(before.targets)),
+        p_value=mcnemar(lost, won),
+        test="mcnemar",
+        equal_predictions=float((answer_before == answer_after).double().mean()),
+        per_class=per_class,
+    )
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided exact p-value (McNemar 1947) that a difference as large comes by chance.
+
+    Args:
+        lost: samples that only the first model gets right.
+        won: samples that only the second gets right.
+    """
+    return float(stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
+
+
+def paired_difference(lost: int, won: int, samples: int) -> Interval:
+    """Difference of two paired shares, second − first, with the 95 % interval of Agresti and Min (2005).
+
+    Half a sample is added to each of the four cells, so that models that never differ still have an uncertainty.
+    """
+    n, b, c = samples + 2, lost + 0.5, won + 0.5
+    centre = (c - b) / n
+    half = _CONFIDENCE_Z * math.sqrt((b + c - (c - b) ** 2 / n) / n**2)
+    return Interval(value=(won - lost) / samples, low=max(-1.0, centre - half), high=min(1.0, centre + half))
+
+
+def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
+    errors = [_squared_errors(each.outputs, each.targets).sum(1).numpy() for each in (before, after)]
+    # With equal errors throughout there is nothing to test, and the t statistic is 0/0.
+    same = bool(np.array_equal(errors[0], errors[1])) or len(errors[0]) < 2
+    return Comparison(
+        quality_difference=_bootstrap(
+            lambda weights: (
+                _weighted_r2(after.outputs, after.targets, weights)
+                - _weighted_r2(before.outputs, before.targets, weights)
+            ),
+            len(before.targets),
+        ),
+        p_value=1.0 if same else _finite(float(stats.ttest_rel(*errors).pvalue)),
+        test="paired_t",
+    )
+
+
+def _bootstrap(statistic: Callable[[Tensor], Tensor], samples: int) -> Interval:
+    """Percentile bootstrap: `statistic` maps weights (R, N), how often each sample is drawn, to (R,) values."""
+    generator = torch.Generator().manual_seed(0)  # the report of one job is the same each time
+    values = []
+    for _ in range(_RESAMPLES // 50):
+        drawn = torch.randint(samples, (50, samples), generator=generator)
+        weights = torch.zeros(50, samples, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones(50, samples, dtype=torch.float64)
+        )
+        values.append(statistic(weights))
+    low, high = torch.cat(values).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    value = float(statistic(torch.ones(1, samples, dtype=torch.float64)))
+    return Interval(value=_finite(value), low=_finite(low), high=_finite(high))
+
+
+def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(N, K) in double."""
+    return (outputs.double() - targets.double().reshape(outputs.shape)).square().reshape(len(outputs), -1)
+
+
+def _squares(outputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Residual and total sum of squares, over all samples and outputs."""
+    values = targets.double().reshape(len(outputs), -1)
+    return float(_squared_errors(outputs, targets).sum()), float((values - values.mean(0)).square().sum())
+
+
+def _r2(residual: float, total: float) -> float:
+    if total == 0:  # a constant target: all or nothing
+        return 1.0 if residual == 0 else 0.0
+    return 1 - residual / total
+
+
+def _weighted_r2(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """R² of every resample. weights: (R, N) -> (R,)."""
+    values = targets.double().reshape(len(outputs), -1)
+    # Around the overall mean, which changes nothing but keeps the subtraction of squares from cancelling.
+    values = values - values.mean(0)
+    residual = weights @ _squared_errors(outputs, targets).sum(1)
+    total = weights @ values.square().sum(1) - (weights @ values).square().sum(1) / weights.sum(1)
+    total = total.clamp(min=0)
+    return torch.where(total > 0, 1 - residual / total.clamp(min=1e-300), (residual == 0).double())
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity: what is beyond all measure is written as the largest float32."""
+    if math.isnan(value):
+        return -3.4e38
+    return min(max(value, -3.4e38), 3.4e38)
+
+
+# -- size and work ------------------------------------------------------------------------------
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Weights, and those of them that are not exactly zero. A tensor that is used twice counts once.
+
+    A frozen TorchScript file has its weights as constants of its graph; they count as well.
+    """
+    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
+    for tensor in [*module.parameters(), *_constants(module)]:
+        seen.setdefault((tensor.data_ptr(), tuple(tensor.shape), tensor.stride()), tensor)
+    return sum(t.numel() for t in seen.values()), sum(int(torch.count_nonzero(t)) for t in seen.values())
+
+
+def _constants(module: nn.Module) -> list[Tensor]:
+    if not isinstance(module, torch.jit.ScriptModule) or next(module.parameters(), None) is not None:
+        return []
+    graph: Any = module.inlined_graph  # whose type has no declared methods
+    nodes = graph.findAllNodes("prim::Constant", recurse=True)
+    values = [node.output().toIValue() for node in nodes if node.hasAttribute("value")]
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.dim()]
+
+
+def count_macs(module: nn.Module, example: Sequence[Tensor]) -> int | None:
+    """Multiply-adds of convolutions and matrix products for one sample; None where they cannot be counted.
+
+    Args:
+        example: inputs with a batch dimension, of which the first sample is used.
+    """
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            module(*(tensor[:1].to(device) for tensor in example))
+    except Exception:  # noqa: BLE001 - a model may refuse a batch of one in any way it likes
+        return None
+    return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
+
+
+def count_bytes(path: Path) -> tuple[int, int]:
+    """Bytes of a file, and bytes of the same file under gzip -6."""
+    gzip = zlib.compressobj(6, wbits=31)
+    raw = compressed = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            raw += len(chunk)
+            compressed += len(gzip.compress(chunk))
+    return raw, compressed + len(gzip.flush())
+
+
+# -- latency ------------------------------------------------------------------------------------
+
+
+def measure_latency(
+    before: nn.Module,
+    after: nn.Module,
+    example: Sequence[Tensor],
+    *,
+    device: str = "cpu",
+    batch_sizes: Sequence[int] = (1, 32),
+    limit_s: float = 2.0,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[list[Latency], list[Latency], list[str]]:
+    """Forward passes of both models, one after the other in turn, so that a busy machine slows both alike.
+
+    Args:
+        example: inputs with a batch dimension; its samples are repeated to fill a batch.
+        limit_s: wall-clock time for one batch size; at least 10 runs of each model are made.
+
+    Returns:
+        The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
+    """
+    found: tuple[list[Latency], list[Latency]] = ([], [])
+    warnings = []
+    for batch_size in batch_sizes:
+        inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
+        try:
+            times = _alternate((before, after), inputs, device, limit_s, tick)
+        except ModelFailed as failure:
+            warnings.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
+            continue
+        for latencies, runs in zip(found, times, strict=True):
+            low, median, high, slow = np.percentile(runs, [25, 50, 75, 95])
+            latencies.append(
+                Latency(
+                    batch_size=batch_size,
+                    p50_ms=float(median),
+                    p95_ms=float(slow),
+                    noise=float((high - low) / median),
+                    runs=len(runs),
+                )
+            )
+    return *found, warnings
+
+
+def batch_of(example: Sequence[Tensor], size: int) -> Inputs:
+    """The example's samples, repeated or cut to a batch of this size."""
+    return tuple(tensor[torch.arange(size) % len(tensor)] for tensor in example)
+
+
+def _alternate(
+    models: tuple[nn.Module, nn.Module], inputs: Inputs, device: str, limit_s: float, tick: Callable[[], None]
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of each run of each model."""
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + limit_s
+    with torch.inference_mode():
+        for model in models:
+            for _ in range(5):  # TorchScript compiles in its first runs
+                _timed(model, inputs, device)
+        while len(times[0]) < 10 or (time.perf_counter() < end and len(times[0]) < 300):
+            # A B, then B A: neither always runs on what the other left in the cache.
+            for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
+                times[which].append(_timed(models[which], inputs, device))
+            tick()
+    return times
+
+
+def _timed(model: nn.Module, inputs: Inputs, device: str) -> float:
+    began = time.perf_counter_ns()
+    with own_failures():
+        model(*inputs)
+    if device != "cpu":
+        torch.cuda.synchronize()  # kernels run behind Python's back: the time is theirs, not their launch's
+    return (time.perf_counter_ns() - began) / 1e6

@@ -1,0 +1,277 @@
+"""The one training loop: it is handed its loss, keeps the best epoch and goes on exactly where a checkpoint stopped."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling.interpreter import reloaded
+from pared.compression.measure import Inputs, Samples, Task, forward, label_loss, own_failures, predict, score
+from pared.compression.prune import Masks
+from pared.compression.work import Observer, SilentObserver
+from pared.errors import Diverged, ModelFailed
+from pared.reports import EpochRecord
+from pared.specs import Train
+
+Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
+"""`(module, inputs, targets) -> scalar`, the mean over the batch."""
+
+_SIGN_OF_LIFE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training run came to. The module itself now has the weights of `best_epoch`."""
+
+    history: list[EpochRecord]
+    best_epoch: int
+    best_score: float
+
+
+def fit(
+    module: nn.Module,
+    data: Samples,
+    config: Train,
+    loss: Loss,
+    *,
+    task: Task,
+    seed: int,
+    phase: str,
+    masks: Masks | None = None,
+    companion: nn.Module | None = None,
+    device: str = "cpu",
+    observer: Observer | None = None,
+    span: tuple[float, float] = (0.0, 1.0),
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
+    resume: dict[str, Any] | None = None,
+) -> Fit:
+    """Train a module in place; it ends in eval mode, on `device`, with the weights of its best epoch.
+
+    The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss.
+    Epoch 0, the weights as they came, is a candidate too: training never returns something worse on validation than
+    what it was given. The test split is not looked at.
+
+    A run that is stopped and resumed ends with the same bits as one that was not: everything random in an epoch
+    hangs on (seed, phase, epoch) alone, and the rest is in the checkpoint.
+
+    Args:
+        masks: weights that are pruned and stay exactly zero.
+        companion: a module that is trained along and then dropped, such as learned projections.
+        span: where in the whole job this run begins and ends, for `observer.progress`.
+        keep: is handed a checkpoint after every epoch.
+        resume: such a checkpoint.
+
+    Raises:
+        Diverged: the loss is no longer a finite number.
+        ModelFailed: the model's own code raised, or nothing in it can be trained.
+    """
+    observer = observer or SilentObserver()
+    if not trainable(module):
+        raise ModelFailed(
+            "Nothing in this model can be trained: its weights are constants (a frozen TorchScript file) or do not ask "
+            "for gradients. Save it with torch.jit.save(torch.jit.script(model), …) before any torch.jit.freeze."
+        )
+    module.to(device)
+    if companion is not None:
+        companion.to(device)
+    if masks is not None:
+        # Moved once, not in every step.
+        masks = Masks.from_state({name: kept.to(device) for name, kept in masks.state().items()})
+        masks.apply(module)
+    optimizer = _optimizer(trainable(module) + trainable(companion), config)
+    pulse = _Pulse(observer, span, config.epochs)
+    pulse.now(0, 0.0)
+    if resume is None:
+        history: list[EpochRecord] = []
+        best = _Best(0, *_validate(module, data, task, device, pulse), _state(module))
+        first = 1
+    else:
+        history = [EpochRecord.model_validate(record) for record in resume["history"]]
+        best = _Best(**resume["best"])
+        first = resume["epoch"] + 1
+        module.load_state_dict(resume["module"])
+        optimizer.load_state_dict(resume["optimizer"])
+        if companion is not None:
+            companion.load_state_dict(resume["companion"])
+
+    # Without TorchScript's profile-guided plans: they change the arithmetic after the first passes, so that a
+    # resumed run, which profiles anew, would differ in the last bits.
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        for epoch in range(first, config.epochs + 1):
+            began = time.monotonic()
+            pulse.epoch = epoch
+            train_loss = _train_epoch(
+                module, data, config, loss, optimizer, masks, seed_of(seed, phase, epoch), device, companion, pulse
+            )
+            validation, validation_loss = _validate(module, data, task, device, pulse)
+            seconds = time.monotonic() - began
+            history.append(
+                EpochRecord(phase=phase, epoch=epoch, train_loss=train_loss, validation=validation, seconds=seconds)
+            )
+            if (validation, -validation_loss) > (best.score, -best.loss):
+                best = _Best(epoch, validation, validation_loss, _state(module))
+            _tell(observer, history[-1], validation_loss, task, config.epochs)
+            keep(
+                {
+                    "epoch": epoch,
+                    "module": _state(module),
+                    "companion": None if companion is None else _state(companion),
+                    "optimizer": copy.deepcopy(optimizer.state_dict()),
+                    "best": {"epoch": best.epoch, "score": best.score, "loss": best.loss, "state": best.state},
+                    "history": [record.model_dump() for record in history],
+                }
+            )
+            pulse.now(epoch, 1.0)
+    module.load_state_dict(best.state)
+    module.zero_grad(set_to_none=True)
+    module.eval()
+    return Fit(history, best.epoch, best.score)
+
+
+@dataclass(frozen=True)
+class _Best:
+    epoch: int
+    score: float
+    loss: float
+    state: dict[str, Tensor]
+
+
+def learn_labels(task: Task) -> Loss:
+    """The loss on labels alone: cross-entropy, or the squared error."""
+
+    def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        return label_loss(forward(module, inputs, task), targets, task)
+
+    return loss
+
+
+def trainable(module: nn.Module | None) -> list[nn.Parameter]:
+    """The parameters that ask for gradients."""
+    return [] if module is None else [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """An independent copy of a module, TorchScript or not."""
+    return reloaded(module) if isinstance(module, torch.jit.ScriptModule) else copy.deepcopy(module)
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of its own for each use, so that one use more or less shifts no other."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def _optimizer(learned: list[nn.Parameter], config: Train) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(learned, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(learned, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _train_epoch(
+    module: nn.Module,
+    data: Samples,
+    config: Train,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    masks: Masks | None,
+    seed: int,
+    device: str,
+    companion: nn.Module | None,
+    pulse: _Pulse,
+) -> float:
+    """One pass over the training split; the mean loss over its samples."""
+    torch.manual_seed(seed)  # dropout draws from the global generator
+    module.train()
+    if companion is not None:
+        companion.train()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    seen = 0
+    for inputs, target in data.batches("train", config.batch_size, torch.Generator().manual_seed(seed)):
+        count = len(target)
+        if count == 1 < config.batch_size and seen:
+            continue  # a last batch of one sample has no variance for batch-norm to normalise by
+        value = loss(module, tuple(tensor.to(device) for tensor in inputs), target.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        with own_failures():
+            value.backward()  # type: ignore[no-untyped-call]
+        if masks is not None:
+            masks.mask_gradients(module)
+        optimizer.step()
+        if masks is not None:
+            # With masked gradients and zero weights neither momentum nor weight decay has anything to add; this
+            # makes it a certainty whatever the optimizer does (Adam's state is all zeros there, and 0 / ε = 0).
+            masks.apply(module)
+        # Summed on the device: reading the value in every step would make a GPU wait for Python each time.
+        total += value.detach().double() * count
+        seen += count
+        if pulse.due():
+            _check_finite(float(total), config)
+            pulse.now(pulse.epoch, min(seen / pulse.samples, 1.0) if pulse.samples else 0.0)
+    pulse.samples = seen
+    mean = float(total) / max(seen, 1)
+    _check_finite(mean, config)
+    return mean
+
+
+def _validate(module: nn.Module, data: Samples, task: Task, device: str, pulse: _Pulse) -> tuple[float, float]:
+    """Score and mean loss on the validation split. A loss beyond all numbers is the worst, not an error."""
+    outputs, targets = predict(module, data, "val", task, device=device, tick=pulse.beat)
+    loss = float(label_loss(outputs, targets, task))
+    return score(outputs, targets, task), math.inf if math.isnan(loss) else loss
+
+
+def _check_finite(loss: float, config: Train) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"The training loss stopped being a finite number at a learning rate of {config.lr:g}. "
+            f"Try {config.lr / 10:g}, or check that the data is scaled as the model was trained on."
+        )
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _tell(observer: Observer, record: EpochRecord, validation_loss: float, task: Task, epochs: int) -> None:
+    name = "accuracy" if task == "classification" else "r2"
+    observer.metric("train_loss", record.train_loss, step=record.epoch, phase=record.phase)
+    if math.isfinite(validation_loss):
+        observer.metric("validation_loss", validation_loss, step=record.epoch, phase=record.phase)
+    if record.validation is not None:
+        observer.metric(f"validation_{name}", record.validation, step=record.epoch, phase=record.phase)
+        observer.log(
+            f"{record.phase}: epoch {record.epoch} of {epochs}, loss {record.train_loss:.4g}, "
+            f"validation {name} {record.validation:.4f}"
+        )
+
+
+class _Pulse:
+    """Progress of one run as progress of the job, and a sign of life now and then within an epoch."""
+
+    def __init__(self, observer: Observer, span: tuple[float, float], epochs: int) -> None:
+        self._observer, self._span, self._epochs = observer, span, epochs
+        self._last = time.monotonic()
+        self._share = 0.0
+        self.epoch = 0
+        self.samples = 0  # of an epoch, once one has been counted
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= _SIGN_OF_LIFE_S
+
+    def beat(self) -> None:
+        if self.due():
+            self.now(self.epoch, self._share)
+
+    def now(self, epoch: int, share: float) -> None:
+        """Args: share: of this epoch, 0 to 1."""
+        self._last, self._share = time.monotonic(), share
+        begin, end = self._span
+        done = (max(epoch - 1, 0) + share) / self._epochs if epoch and self._epochs else 0.0
+        self._observer.progress(begin + (end - begin) * done, epoch=epoch, epochs=self._epochs)
