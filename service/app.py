@@ -31,7 +31,14 @@ def create_app(settings: Settings) -> FastAPI:
         parts.bell.stop()
         parts.sessions.engine.dispose()
 
-    app = FastAPI(title="pared", version=pared.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="pared",
+        version=pared.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     app.state.parts = parts
     for room in (uploads, jobs, results, health, docs):
         app.include_router(room.router)

@@ -105,6 +105,8 @@ def page(item: dict[str, Any]) -> dict[str, Any]:
     return {"data": [item], "has_more": False, "next_cursor": None}
 
 
+_NULL = "(null)"  # FastAPI leaves out what is None, also from examples
+
 _REASONS = {
     401: "An API key is needed, or the one sent does not work.",
     403: "The request comes from another web site.",
@@ -126,10 +128,18 @@ def answers(
     """What an operation answers: its example, and the problems beside those that any operation may have."""
     good: dict[str, Any] = {"description": description or HTTPStatus(status).phrase}
     if example is not None:
-        good["content"] = {media_type: {"example": example}}
+        good["content"] = {media_type: {"example": _replaced(example, None, _NULL)}}
     told: dict[int | str, dict[str, Any]] = {status: good}
     told.update({code: _problem(code) for code in sorted({*problems, 401, 403, 422, 500, 503})})
     return told
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _replaced(part, old, new) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_replaced(part, old, new) for part in value]
+    return new if value == old else value
 
 
 def _problem(status: int) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def describe(app: FastAPI) -> None:
             schemas.update(specs.pop("$defs"))
             schemas["JobSpec"] = specs
             schemas["Problem"] = _PROBLEM_SCHEMA
-            app.openapi_schema = schema
+            app.openapi_schema = _replaced(schema, _NULL, None)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

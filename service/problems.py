@@ -14,11 +14,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pared.errors import NotReady, ParedError, TooManyRequests, Unauthorized, Unavailable, ValidationError
 from pared.state.session import database_problem
 
 RETRY_AFTER_S = 2
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
 def install(app: FastAPI) -> None:
@@ -56,7 +58,7 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     model = models.get(tag) if isinstance(tag, str) else None
     found: dict[str, list[Mapping[str, Any]]] = {}
     for error in errors:
-        pointer = _pointer(error["loc"], body)
+        pointer = _pointer(error["loc"], body, missing=error["type"] == "missing")
         if error["type"].startswith("union_tag_"):
             pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
         found.setdefault(pointer, []).append(error)
@@ -76,19 +78,16 @@ def _summary(told: list[dict[str, str]]) -> str:
     return f"{first['pointer'] or 'The body'} {first['detail']}{more}"
 
 
-def _pointer(location: Sequence[str | int], body: Any) -> str:
+def _pointer(location: Sequence[str | int], body: Any, *, missing: bool) -> str:
     """The JSON pointer of a pydantic location, without the union tags and type names in it."""
     parts: list[str] = []
     here = body
     for index, step in enumerate(location):
-        last = index == len(location) - 1
         if isinstance(here, dict) and step in here:
             here = here[step]
         elif isinstance(here, list) and step in range(len(here)):
             here = here[int(step)]
-        elif isinstance(here, dict) and last and isinstance(step, str) and re.fullmatch(r"[a-z_0-9]+", step):
-            here = None  # a field that is missing
-        else:
+        elif not (missing and index == len(location) - 1):
             continue
         parts.append(str(step).replace("~", "~0").replace("/", "~1"))
     return "".join(f"/{part}" for part in parts)
@@ -185,4 +184,12 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         "detail": detail,
         "request_id": request.state.request_id,
     }
-    return document(members, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(method for method in _METHODS if _is_route(request, method))
+    return document(members, headers)
+
+
+def _is_route(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)

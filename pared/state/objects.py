@@ -154,8 +154,8 @@ class DirectoryStore:
                 path.unlink()
             except FileNotFoundError:
                 return True
-        with suppress(OSError):
-            path.parent.rmdir()  # succeeds only for an empty folder
+            with suppress(OSError):
+                path.parent.rmdir()  # succeeds only for an empty folder
         return True
 
     def list_older_than(self, seconds: float) -> Iterator[str]:

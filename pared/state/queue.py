@@ -6,6 +6,7 @@ worker that hears one claims the row, and a queued row that nobody took is rung 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import structlog
@@ -29,7 +30,8 @@ def make_app(settings: Settings) -> Celery:
     """A Celery app for these settings."""
     app = Celery("pared", set_as_current=False)
     app.conf.update(
-        broker_url=settings.effective_broker_url,
+        # kombu warns of a URL without a host, though a folder has none.
+        broker_url=re.sub(r"^filesystem://$", "filesystem://localhost", settings.effective_broker_url),
         task_default_queue=QUEUE,
         task_acks_late=False,
         task_ignore_result=True,
