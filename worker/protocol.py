@@ -7,6 +7,7 @@ bounded in length and number, checked field by field, cleaned of what a database
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -134,13 +135,15 @@ def _parse(line: bytearray) -> Message:
 
 
 def _clean(value: Any) -> Any:
-    """The same value without the characters that PostgreSQL refuses: NUL and halves of surrogate pairs."""
+    """The same value without what PostgreSQL refuses: NUL, halves of surrogate pairs, and numbers like 1e999."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if isinstance(value, dict):
         return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is too large")
     return value
 
 

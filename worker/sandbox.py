@@ -43,6 +43,12 @@ class Confinement:
     uid: int | None = None
     """The unprivileged user that children become; None: they keep the worker's."""
 
+    def in_words(self) -> str:
+        """For logs and for the person who follows a job."""
+        guards = {"standard": f"Landlock {landlock_abi()}, seccomp, ", "weak": "seccomp, ", "none": ""}[self.level]
+        user = f"as user {self.uid}" if self.uid is not None else "as the worker's user"
+        return f"{self.level} ({guards}{user})"
+
 
 @dataclass(frozen=True)
 class Child:
@@ -150,6 +156,14 @@ def session_members(session: int) -> list[tuple[int, int]]:
             if int(fields[3]) == session and fields[0] not in {b"Z", b"X"}:
                 members.append((int(entry.name), int(fields[21]) * resource.getpagesize()))
     return members
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of one process; 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -1,0 +1,33 @@
+"""A child that is confined and then says exactly the bytes it was told to, as no child of ours would."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from worker import sandbox
+
+LINES = {
+    "rubbish": b"\x00\xff\x00 rubbish\n",
+    "unknown": b'{"type":"owned"}\n',
+    "extra": b'{"type":"log","text":"x","key":"../../etc/passwd"}\n',
+    "nan": b'{"type":"progress","fraction":NaN}\n',
+    "huge number": b'{"type":"result","report":{"a":1e999}}\n',
+    "deep": b'{"type":"result","report":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+    "negative": b'{"type":"checkpoint","step":-1}\n',
+    "path": b'{"type":"checkpoint","step":"../../x"}\n',
+    "no report": b'{"type":"result","report":{}}\n',
+    "unknown error": b'{"type":"error","code":"root","detail":"x"}\n',
+    "long log": b'{"type":"log","text":"' + b"x" * 100_000 + b'"}\n',
+    "endless line": b"x" * (40 * 2**20),
+    "silence": b"",
+}
+
+if __name__ == "__main__":
+    request = sandbox.enter()
+    line = LINES[request["spec"]["include"][0]]
+    while line:
+        line = line[os.write(request["messages"], line) :]
+    if request["spec"]["include"][0] == "silence":
+        os.close(request["messages"])
+    time.sleep(60)

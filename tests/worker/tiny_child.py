@@ -1,0 +1,155 @@
+"""A child with its own methods: small things that uploads might do, inside the real sandbox and protocol."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from worker import child
+
+
+def method(spec: Any, work: Any) -> Any:
+    """Do what `spec.include` names: a behaviour and its arguments."""
+    name, *arguments = spec.include
+    return BEHAVIOURS[name](work, *arguments)
+
+
+def report(work: Any) -> Any:
+    from pared.reports import Measurement, Report, Reproduce
+
+    size = Measurement(parameters=1, nonzero_parameters=1, macs=1, file_bytes=1, compressed_bytes=1)
+    made = Reproduce(spec={}, seed=0, versions={}, device="cpu", threads=1, inputs={})
+    return Report(type="prune", verdict="fine", before=size, after=size, reproduce=made)
+
+
+def succeed(work: Any) -> Any:
+    (work.directory / "model.pt").write_bytes(work.models["model"].path.read_bytes()[::-1])
+    work.observer.stage("compress")
+    for epoch in range(3):
+        work.observer.progress((epoch + 1) / 3, epoch=epoch, epochs=3)
+        work.observer.metric("train_loss", 1 / (epoch + 1), step=epoch, phase="retrain")
+        work.observer.metric("train_loss", float("nan"), step=epoch, phase="retrain")
+    work.observer.log(
+        "a line with a NUL \0 and a half pair \ud800".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
+    return report(work)
+
+
+def slow(work: Any, steps: str, pause: str) -> Any:
+    """Counts up with a checkpoint a step; a later attempt goes on counting."""
+    import torch
+
+    state = work.observer.resume() or {"step": 0, "w": torch.zeros(3)}
+    first = state["step"]
+    work.observer.log(f"starting at {first}")
+    for step in range(first, int(steps)):
+        state = {"step": step + 1, "w": state["w"] + 1}
+        time.sleep(float(pause))
+        work.observer.checkpoint(state)
+        work.observer.progress((step + 1) / int(steps), epoch=step, epochs=int(steps))
+    (work.directory / "model.pt").write_bytes(str(state["w"].tolist()).encode())
+    return report(work)
+
+
+def segfault(work: Any) -> Any:
+    print("about to fall over", flush=True)
+    ctypes.string_at(0)
+
+
+def leave(work: Any) -> Any:
+    os._exit(3)
+
+
+def hang(work: Any) -> Any:
+    while True:
+        time.sleep(1)
+
+
+def hog(work: Any) -> Any:
+    kept = []
+    while True:
+        kept.append(bytearray(os.urandom(1 << 20) * 8))
+
+
+def one_huge_tensor(work: Any) -> Any:
+    import torch
+
+    torch.zeros(1 << 44, dtype=torch.uint8)
+
+
+def flood(work: Any) -> Any:
+    line = b"x" * 1023 + b"\n"
+    for _ in range(100_000):
+        os.write(1, line)
+    for number in range(10_000):
+        work.observer.log(f"line {number}")
+    return report(work)
+
+
+def fill_disk(work: Any) -> Any:
+    block = os.urandom(1 << 20)
+    with (work.directory / "big").open("wb") as file:
+        while True:
+            file.write(block)
+
+
+def raise_named(work: Any) -> Any:
+    from pared.errors import NothingToPrune
+
+    raise NothingToPrune("fc is the classifier; exclude less")
+
+
+def raise_other(work: Any) -> Any:
+    raise KeyError("what")
+
+
+def leave_symlink(work: Any) -> Any:
+    (work.directory / "dir.pt").mkdir()
+    return report(work)
+
+
+def bad_name(work: Any) -> Any:
+    (work.directory / "..evil").write_text("x")
+    return report(work)
+
+
+def rewrite_checkpoint(work: Any) -> Any:
+    work.observer.checkpoint({"a": 1})
+    Path("checkpoints/2").mkdir()
+    from worker import protocol
+
+    work.observer._send(protocol.Checkpoint(type="checkpoint", step=2))
+    time.sleep(1)
+    return report(work)
+
+
+def from_file(work: Any) -> Any:
+    """Open the upload as TorchScript, whose `__setstate__` does what it likes."""
+    import torch
+
+    torch.jit.load(str(work.models["model"].path))
+    return report(work)
+
+
+BEHAVIOURS = {
+    function.__name__: function
+    for function in (
+        succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
+        leave_symlink, bad_name, rewrite_checkpoint, from_file,
+    )
+}  # fmt: skip
+
+
+def methods() -> Any:
+    from pared.specs import PruneSpec
+
+    return {PruneSpec: method}
+
+
+if __name__ == "__main__":
+    sys.setswitchinterval(0.005)
+    child.main(methods)

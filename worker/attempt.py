@@ -1,0 +1,362 @@
+"""Owns one attempt at one job: claim it, watch the child that does it, and write down how it ended."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import structlog
+from sqlalchemy import Update, select, update
+from sqlalchemy.orm import Session
+
+from pared.errors import CorruptObject, ModelCrashesWorker, NotFound, ParedError, StorageFull, Unavailable
+from pared.specs import BUILTIN_DATASETS
+from pared.state.events import add_event
+from pared.state.jobs import record
+from pared.state.objects import ObjectStore, content_key
+from pared.state.session import Sessions
+from pared.state.tables import ENDED, Artifact, Dataset, Job, Model, new_id
+from worker import protocol, sandbox
+from worker.lease import Lease, LeaseLost
+from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
+from worker.scratch import scratch
+from worker.watch import Canceled, Claim, Crashed, Ending, Failed, HandedBack, Succeeded, Watch, Worker
+
+_MAX_ARTIFACTS = 100
+_STORE_PATIENCE_S = 600.0
+_RETRY_S = 5.0
+_COME_BACK_S = 15.0
+_ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+log = structlog.get_logger()
+
+
+def run(worker: Worker, job_id: str) -> None:
+    """Run a job if it is there to be claimed; a message that came twice or late finds nothing.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database is away; nothing was claimed, and the sweep will ring again.
+    """
+    if worker.drain.requested:
+        return
+    claim = _claim(worker, job_id)
+    if claim is None:
+        log.info("nothing_to_claim", job=job_id)
+        return
+    log.info("claimed", job=job_id, attempt=claim.attempt, fence=claim.fence, sandbox=worker.confinement.level)
+    lease = Lease(
+        worker.sessions,
+        job_id,
+        claim.fence,
+        lease_s=worker.settings.lease_s,
+        heartbeat_s=worker.settings.heartbeat_s,
+        claimed_at=claim.claimed_at,
+    )
+    with lease:
+        try:
+            ending = _run_in_scratch(worker, claim, lease)
+        except LeaseLost:
+            log.warning("lease_lost", job=job_id, fence=claim.fence)
+        else:
+            log.info("ended", job=job_id, ending=type(ending).__name__, detail=_detail(ending))
+
+
+def _claim(worker: Worker, job_id: str) -> Claim | None:
+    claimed_at = time.monotonic()
+    with worker.sessions.begin() as session:
+        row = session.execute(Job.claim(job_id, worker.name, worker.settings.lease_s)).first()
+        if row is None:
+            return None
+        session.execute(Job.advance(job_id, row.fence, sandbox=worker.confinement.level))
+        record(session, job_id)
+        job = session.get_one(Job, job_id)
+        kept = (
+            (job.checkpoint_key, job.checkpoint_sha256),
+            (job.previous_checkpoint_key, job.previous_checkpoint_sha256),
+        )
+        return Claim(
+            job_id=job_id,
+            owner=job.owner,
+            fence=row.fence,
+            attempt=row.attempt,
+            crash_count=job.crash_count,
+            spec=job.spec,
+            checkpoints=[(key, sha256) for key, sha256 in kept if key and sha256],
+            checkpoint_step=job.checkpoint_step or 0,
+            claimed_at=claimed_at,
+        )
+
+
+def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease) -> Ending:
+    try:
+        with scratch(worker.settings.data_dir.resolve() / "scratch", worker.confinement.uid) as folder:
+            return _conclude(worker, claim, lease, folder, _attempt(worker, claim, lease, folder))
+    except OSError as error:
+        # This machine's disk, not the job: let another worker, or a later hour, have it.
+        ending = HandedBack(f"the worker's disk: {error.strerror}", _COME_BACK_S)
+        return _conclude(worker, claim, lease, Path(), ending)
+
+
+# -- doing it -----------------------------------------------------------------------------------
+
+
+def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending:
+    try:
+        inputs = lease.write(lambda: _inputs(worker, claim))
+        for upload in inputs:
+            _fetch(worker.store, upload, folder)
+        resume, checkpoints = _fetch_checkpoint(worker.store, claim, folder)
+    except StorageFull as error:
+        return HandedBack(error.detail, _COME_BACK_S)
+    except ParedError as error:
+        return Failed(error)
+    recorder = Recorder(worker.sessions, worker.store, lease, folder / "checkpoints", checkpoints)
+    recorder.log(f"Sandbox held: {worker.confinement.in_words()}.")
+    if resume:
+        recorder.log(f"Attempt {claim.attempt} goes on from checkpoint {claim.checkpoint_step}.")
+    request = {
+        "spec": claim.spec,
+        "models": {upload.role: upload.as_request() for upload in inputs if upload.role != "dataset"},
+        "dataset": next((upload.as_request() for upload in inputs if upload.role == "dataset"), None),
+        "resume": resume,
+        "memory_bytes": worker.settings.memory_bytes,
+        "threads": worker.threads,
+        "programs_allowed": worker.confinement.level == "standard" or worker.settings.allow_weak_sandbox,
+    }
+    threads = {name: str(worker.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    ending: Ending | None = None
+    child = sandbox.start(worker.child, folder, request, worker.confinement, threads)
+    try:
+        ending = Watch(worker, claim, lease, child, recorder, folder).until_it_ends()
+    finally:
+        child.kill()
+        recorder.close(keep_checkpoint=isinstance(ending, Crashed | HandedBack))
+    if lease.lost:
+        raise LeaseLost
+    return ending
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """One upload that a job works on, and where the child finds it."""
+
+    role: str
+    filename: str
+    sha256: str
+    architecture: Any | None
+    path: str | None
+
+    def as_request(self) -> dict[str, Any]:
+        request = {"filename": self.filename, "sha256": self.sha256, "path": self.path}
+        return request if self.role == "dataset" else request | {"architecture": self.architecture}
+
+
+def _inputs(worker: Worker, claim: Claim) -> list[_Upload]:
+    """The uploads that the spec names. Raises NotFound when one was deleted since."""
+    with worker.sessions() as session:
+        return [_find(session, claim.owner, role, reference) for role, reference in _references(claim.spec)]
+
+
+def _references(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(role, id) of each upload: the roles are those that methods look for in `Work`."""
+    if spec["type"] == "inspect":
+        yield ("model" if spec["subject"].startswith("mdl_") else "dataset"), spec["subject"]
+        return
+    for role in ("model", "teacher", "student", "dataset"):
+        if isinstance(spec.get(role), str):
+            yield role, spec[role]
+
+
+def _find(session: Session, owner: str, role: str, reference: str) -> _Upload:
+    if reference in BUILTIN_DATASETS:
+        return _Upload(role, reference, "", None, None)
+    row = session.get(Dataset, reference) if role == "dataset" else session.get(Model, reference)
+    if row is None or row.owner != owner or row.deleted_at is not None:
+        raise NotFound(f"{reference} was deleted before the job could use it. Upload the file again.")
+    architecture = row.architecture if isinstance(row, Model) else None
+    return _Upload(role, row.filename, row.sha256, architecture, f"in/{role}")
+
+
+def _fetch(store: ObjectStore, upload: _Upload, folder: Path) -> None:
+    """Copy an upload to where the child may read it. Raises CorruptObject unless it is the bytes that were sent."""
+    if upload.path is None:
+        return
+    path = folder / upload.path
+    if store.fetch(content_key(upload.sha256), path) != upload.sha256:
+        raise CorruptObject(f"The stored bytes of {upload.filename} are damaged. Upload the file again.")
+    path.chmod(0o444)
+
+
+def _fetch_checkpoint(
+    store: ObjectStore, claim: Claim, folder: Path
+) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """The newest whole checkpoint as `{path, step}`, and the list of those that are left from it on."""
+    path = folder / "in" / "checkpoint"
+    for index, (key, sha256) in enumerate(claim.checkpoints):
+        try:
+            if store.fetch(key, path) == sha256:
+                path.chmod(0o444)
+                return {"path": "in/checkpoint", "step": claim.checkpoint_step}, claim.checkpoints[index:]
+        except CorruptObject:
+            pass
+        path.unlink(missing_ok=True)
+        log.warning("checkpoint_damaged", job=claim.job_id, key=key)
+    return None, []
+
+
+# -- writing down how it ended ------------------------------------------------------------------
+
+
+def _conclude(worker: Worker, claim: Claim, lease: Lease, folder: Path, ending: Ending) -> Ending:
+    """Turn an ending into one fenced transition of the job. Returns what it came to.
+
+    Raises:
+        LeaseLost: the transition was no longer this worker's to make.
+    """
+    artifacts: list[Artifact] = []
+    if isinstance(ending, Succeeded):
+        stored = _store_results(worker, claim, lease, folder / "out")
+        if isinstance(stored, list):
+            artifacts = stored
+        else:
+            ending = stored
+    if isinstance(ending, Crashed) and claim.crash_count + 1 >= worker.settings.max_attempts:
+        ending = Failed(ending.error)
+    transition, then = _transition(claim, ending, artifacts)
+    status, checkpoints = lease.write(lambda: _end(worker.sessions, claim, transition, then))
+    if status in ENDED:
+        for key in checkpoints:
+            discard(worker.store, key)
+    return Canceled() if status == "canceled" else ending
+
+
+def _transition(
+    claim: Claim, ending: Ending, artifacts: list[Artifact]
+) -> tuple[Update, Callable[[Session], object] | None]:
+    """The conditional UPDATE for an ending, and what belongs into its transaction."""
+    match ending:
+        case Succeeded(report):
+            if claim.spec["type"] == "inspect":
+                return Job.succeed(claim.job_id, claim.fence, None), lambda session: _accept(session, claim, report)
+            return Job.succeed(claim.job_id, claim.fence, report), lambda session: session.add_all(artifacts)
+        case Failed(error):
+            return Job.fail(claim.job_id, claim.fence, error.as_job_error()), None
+        case Crashed(error):
+            told = {"text": f"{error.detail[: protocol.MAX_TEXT]} It is tried again."}
+            return (
+                Job.give_back(claim.job_id, claim.fence, crashed=True, delay_s=float(claim.crash_count)),
+                lambda session: add_event(session, claim.job_id, "log", told),
+            )
+        case HandedBack(_, delay_s):
+            return Job.give_back(claim.job_id, claim.fence, crashed=False, delay_s=delay_s), None
+        case Canceled():
+            return Job.end_canceled(claim.job_id, claim.fence), None
+        case _:
+            assert_never(ending)
+
+
+def _end(
+    sessions: Sessions, claim: Claim, transition: Update, then: Callable[[Session], object] | None
+) -> tuple[str, list[str]]:
+    """One transaction: the transition and all that belongs to it, or `canceled` where a cancel came first.
+
+    Returns:
+        The status, and the keys of the checkpoints that the row names.
+    """
+    with sessions.begin() as session:
+        if session.execute(transition.returning(Job.id)).first():
+            if then:
+                then(session)
+        elif not session.execute(Job.end_canceled(claim.job_id, claim.fence).returning(Job.id)).first():
+            raise LeaseLost
+        record(session, claim.job_id)
+        status, *keys = session.execute(
+            select(Job.status, Job.checkpoint_key, Job.previous_checkpoint_key).where(Job.id == claim.job_id)
+        ).one()
+        return status, [key for key in keys if key]
+
+
+def _accept(session: Session, claim: Claim, inspection: dict[str, Any]) -> None:
+    """The inspected upload becomes usable."""
+    upload_id = claim.spec["subject"]
+    table = Model if upload_id.startswith("mdl_") else Dataset
+    session.execute(
+        update(table)
+        .where(table.id == upload_id, table.status == "inspecting")
+        .values(status="ready", inspection=inspection, format=inspection["format"][:32])
+    )
+
+
+def _store_results(worker: Worker, claim: Claim, lease: Lease, out: Path) -> list[Artifact] | Ending:
+    """Store the files of `out` under this attempt's own keys. They become artifacts with the job's end, or never."""
+    try:
+        names = _result_names(out)
+        return [_store_result(worker, claim, lease, out / name) for name in names]
+    except UntrustworthyFile as error:
+        return Crashed(ModelCrashesWorker(f"The process that ran the model left files that cannot be kept: {error}."))
+    except _StillNoRoom as error:
+        return error.ending
+
+
+def _result_names(out: Path) -> list[str]:
+    names = sorted(os.listdir(out))
+    if len(names) > _MAX_ARTIFACTS:
+        raise UntrustworthyFile(f"{len(names)} files are more than a job makes")
+    for name in names:
+        if not _ARTIFACT_NAME.fullmatch(name):
+            raise UntrustworthyFile(f"{name[:200]!a} is not a name for a result")
+    return names
+
+
+def _store_result(worker: Worker, claim: Claim, lease: Lease, path: Path) -> Artifact:
+    key = f"jobs/{claim.job_id}/{claim.fence}/{path.name}"
+    give_up_at = time.monotonic() + _STORE_PATIENCE_S
+    while True:
+        try:
+            stored = store_file(worker.store, path, key)
+        except (StorageFull, OSError) as error:
+            # The result is made; it would be a pity to make it again.
+            log.warning("result_not_stored", job=claim.job_id, name=path.name, reason=str(error))
+            if lease.lost:
+                raise LeaseLost from error
+            if lease.cancel_requested:
+                raise _StillNoRoom(Canceled()) from error
+            if worker.drain.requested:
+                raise _StillNoRoom(HandedBack("the worker was stopped")) from error
+            if time.monotonic() > give_up_at:
+                named = error if isinstance(error, StorageFull) else Unavailable("The results could not be stored.")
+                raise _StillNoRoom(Failed(named)) from error
+            worker.drain.wait(_RETRY_S)
+        else:
+            return Artifact(
+                id=new_id("art"),
+                job_id=claim.job_id,
+                name=path.name,
+                media_type=mimetypes.types_map.get(path.suffix, "application/octet-stream"),
+                object_key=stored.key,
+                sha256=stored.sha256,
+                size_bytes=stored.size_bytes,
+            )
+
+
+class _StillNoRoom(Exception):
+    """The results could not be stored; `ending` says what becomes of the job."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__()
+        self.ending = ending
+
+
+def _detail(ending: Ending) -> str:
+    match ending:
+        case Failed(error) | Crashed(error):
+            return error.detail
+        case HandedBack(reason):
+            return reason
+    return ""

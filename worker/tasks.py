@@ -1,0 +1,146 @@
+"""Owns the Celery process: its one task, its sign of life, its part in the sweep, and its orderly stop.
+
+    celery -A worker.tasks worker -c 1
+
+Celery's main process only takes messages. All else happens in the process it forks: the task, and a
+thread that keeps the worker's row and sweeps. The main process never opens the database, because
+SQLite must not be carried across a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import structlog
+from celery import signals
+from sqlalchemy import delete, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from pared.errors import ParedError
+from pared.state.objects import open_store
+from pared.state.queue import TASK, app
+from pared.state.session import make_engine, make_sessions
+from pared.state.settings import settings
+from pared.state.sweep import Sweep
+from pared.state.tables import WorkerHeartbeat, db_now
+from worker import attempt, canaries, sandbox
+from worker.drain import Drain
+from worker.sandbox import Confinement
+from worker.watch import CHILD, Worker
+
+log = structlog.get_logger()
+
+ALIVE_S = 10.0
+"""How often a worker says that it lives."""
+
+_drain = Drain()
+_main_pid = os.getpid()
+_confinement = Confinement("none")
+
+
+@app.task(name=TASK)  # type: ignore[untyped-decorator]
+def run_job(job_id: str) -> None:
+    """Run one job to an end of the attempt. The id is all that a message carries."""
+    try:
+        attempt.run(_worker(), job_id)
+    except (DBAPIError, PoolTimeout) as error:
+        log.warning("database_away", job=job_id, reason=str(error))  # the job is rung again when it is back
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def probe_sandbox(**_: Any) -> None:
+    """Before anything is forked: find out what this machine can hold a child to."""
+    global _confinement, _main_pid  # noqa: PLW0603 - inherited by the forked process
+    _main_pid = os.getpid()
+    sandbox.hide_from_others()
+    probe = canaries.probe(settings().data_dir.resolve() / "scratch")
+    _confinement = probe.confinement
+    log.info("sandbox_probed", level=_confinement.level, held=_confinement.in_words(), escaped=probe.escaped)
+    if _confinement.level != "standard":
+        log.warning("sandbox_weak", torchscript="allowed" if settings().allow_weak_sandbox else "refused")
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def start_working(**_: Any) -> None:
+    """In the forked process: die with the main one, and show signs of life."""
+    sandbox.end_with_parent()
+    if os.getppid() != _main_pid:
+        os._exit(1)
+    threading.Thread(target=_stay_alive, name="alive", daemon=True).start()
+
+
+@signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def say_goodbye(**_: Any) -> None:
+    """A stopped worker is not one that was lost: its row goes."""
+    try:
+        with _worker().sessions.begin() as session:
+            session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.name == _worker().name))
+    except (DBAPIError, PoolTimeout) as error:
+        log.warning("database_away", reason=str(error))
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def drain(**_: Any) -> None:
+    """SIGTERM to the main process: the running job goes back to the queue, uncharged."""
+    _drain.request()
+
+
+@lru_cache(maxsize=1)
+def _worker() -> Worker:
+    """Made in the forked process, on first use."""
+    return Worker(
+        settings=settings(),
+        sessions=make_sessions(make_engine(settings().effective_database_url)),
+        store=open_store(settings().effective_objects_url),
+        confinement=_confinement,
+        name=f"{socket.gethostname()}:{os.getpid()}",
+        drain=_drain,
+        child=CHILD,
+    )
+
+
+def _stay_alive() -> None:
+    """Write the worker's row and sweep until the process ends. No error ends it: the next round may do better."""
+    sweep: Sweep | None = None
+    alive_in = 0.0
+    while True:
+        try:
+            worker = _worker()
+            sweep = sweep or Sweep(worker.sessions, worker.settings, store=worker.store)
+            if alive_in <= 0:
+                _say_alive(worker)
+                alive_in = ALIVE_S
+            sweep()
+        except (DBAPIError, PoolTimeout, OSError, ParedError) as error:
+            log.warning("sweep_failed", reason=str(error))
+        except Exception:
+            log.exception("sweep_failed")
+        if _drain.wait(settings().sweep_s):
+            return
+        alive_in -= settings().sweep_s
+
+
+def _say_alive(worker: Worker) -> None:
+    row = {"sandbox": worker.confinement.level, "device": _device(worker.threads), "seen_at": db_now()}
+    with worker.sessions.begin() as session:
+        known = update(WorkerHeartbeat).where(WorkerHeartbeat.name == worker.name).values(**row)
+        if session.execute(known.returning(WorkerHeartbeat.name)).first() is None:
+            session.add(WorkerHeartbeat(name=worker.name, **row))
+
+
+def _device(threads: int) -> str:
+    """What serves the jobs, without asking torch, which is never loaded here."""
+    cpus = f"{threads} CPU{'s' if threads > 1 else ''}"
+    gpus = [
+        line.partition(":")[2].strip()
+        for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        for line in information.read_text().splitlines()
+        if line.startswith("Model:")
+    ]
+    return ", ".join([cpus, *gpus])
