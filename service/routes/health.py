@@ -28,6 +28,7 @@ EXAMPLE_READY = {
         "worker": {"status": "ok", "workers": [{"name": "host-1", "sandbox": "standard", "device": "cpu"}]},
     },
 }
+WORKER_SEEN_S = 30.0
 _LEVELS = ["none", "weak", "standard"]
 
 
@@ -93,7 +94,7 @@ def _store(parts: Parts) -> dict[str, Any]:
 
 
 def _worker(parts: Parts) -> dict[str, Any]:
-    since = db_now() - 3 * parts.settings.heartbeat_s
+    since = db_now() - max(3 * parts.settings.heartbeat_s, WORKER_SEEN_S)
     with parts.sessions() as session:
         rows = session.scalars(
             select(WorkerHeartbeat).where(WorkerHeartbeat.seen_at > since).order_by(WorkerHeartbeat.name)

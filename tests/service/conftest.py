@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from pared.state.jobs import record
+from pared.state.logs import configure_logging
 from pared.state.session import migrate
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Dataset, Job, Model, new_id
@@ -79,6 +80,9 @@ class Api(httpx.Client):
             row = session.get(Model if upload_id.startswith("mdl") else Dataset, upload_id)
             for name, value in ({"status": "ready"} | columns).items():
                 setattr(row, name, value)
+
+
+configure_logging()
 
 
 @contextlib.contextmanager
