@@ -1,0 +1,96 @@
+"""Holds a model against a data set before anything is trained: shapes, token ids, classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pared.compression.data.samples import Data, Inputs, Split
+from pared.compression.intake import LoadedModel, guess_example_inputs
+from pared.compression.measure import forward
+from pared.errors import InvalidData, ModelFailed, ShapeMismatch
+
+
+def check_fits(loaded: LoadedModel, data: Data) -> None:
+    """Run the model on two samples and compare what it takes and gives with what the data set holds.
+
+    Regression targets are brought into the shape of the model's output where only dimensions of 1 differ.
+
+    Raises:
+        ShapeMismatch: the model takes or gives other shapes.
+        InvalidData: labels or token ids beyond what the model has.
+        ModelFailed: its forward raises for a reason of its own.
+    """
+    inputs = _extreme_samples(data)
+    with torch.no_grad():
+        try:
+            output = forward(loaded.module, inputs, data.task)
+        except ModelFailed as error:
+            raise _explained(loaded, data, inputs, error) from error
+    if data.classes is not None and output.shape[1] < data.classes:
+        raise InvalidData(
+            f"The labels go up to {data.classes - 1}, but the model has {output.shape[1]} outputs (classes 0 to "
+            f"{output.shape[1] - 1}). Number the classes from 0, or use a model with more outputs."
+        )
+    if data.classes is None:
+        _match_targets(data, output)
+
+
+def _extreme_samples(data: Data) -> Inputs:
+    """Two training samples; of token ids, those with the highest and the lowest in any split."""
+    rows: list[tuple[Split, int]] = [("train", 0), ("train", min(1, data.samples("train") - 1))]
+    for index, tensor in enumerate(data.inputs["train"]):
+        if not tensor.is_floating_point():
+            of_split = {split: tensors[index].flatten(1) for split, tensors in data.inputs.items()}
+            high = max(of_split, key=lambda split: int(of_split[split].max()))
+            low = min(of_split, key=lambda split: int(of_split[split].min()))
+            rows = [
+                (high, int(of_split[high].amax(1).argmax())),
+                (low, int(of_split[low].amin(1).argmin())),
+            ]
+            break
+    return tuple(
+        torch.stack([data.inputs[split][index][row] for split, row in rows])
+        for index in range(len(data.inputs["train"]))
+    )
+
+
+def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFailed) -> Exception:
+    """Why the model did not run: ids beyond its table, other shapes, or a failure of its own."""
+    tokens = [tensor for tensors in data.inputs.values() for tensor in tensors if not tensor.is_floating_point()]
+    if tokens and "index out of range" in error.detail:
+        low, high = min(int(t.min()) for t in tokens), max(int(t.max()) for t in tokens)
+        return InvalidData(
+            f"The token ids run from {low} to {high}, beyond what one of the model's embeddings holds. Encode the text "
+            "with the vocabulary the model was trained with."
+        )
+    held = _described(inputs, data.samples("train") + data.samples("val") + data.samples("test"))
+    taken = guess_example_inputs(loaded)
+    if taken is not None and _described(taken, 0) != _described(inputs, 0):
+        return ShapeMismatch(
+            f"The model takes {_described(taken, None)}; the data set holds {held}. "
+            f"In the model's words: {error.detail}"
+        )
+    return ModelFailed(f"The model fails on the data set, which holds {held}. {error.detail}")
+
+
+def _described(inputs: Inputs, samples: int | None) -> str:
+    shapes = []
+    for tensor in inputs:
+        sizes = ", ".join(["N" if samples is None else str(samples), *map(str, tensor.shape[1:])])
+        shapes.append(f"({sizes})" + ("" if tensor.is_floating_point() else " of int64 token ids"))
+    return " and ".join(shapes)
+
+
+def _match_targets(data: Data, output: Tensor) -> None:
+    for split, target in data.targets.items():
+        if target[0].numel() != output[0].numel() or _without_ones(target) != _without_ones(output):
+            raise ShapeMismatch(
+                f"The model gives {tuple(output.shape[1:])} numbers a sample; the data set's targets have "
+                f"{tuple(target.shape[1:])}."
+            )
+        data.targets[split] = target.reshape(-1, *output.shape[1:])
+
+
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape[1:] if size != 1]
