@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pared.errors import ParedError
+from pared.state.logs import configure_logging
 from pared.state.objects import open_store
 from pared.state.queue import TASK, app
 from pared.state.session import make_engine, make_sessions
@@ -58,6 +59,7 @@ def probe_sandbox(**_: Any) -> None:
     """Before anything is forked: find out what this machine can hold a child to."""
     global _confinement, _main_pid  # noqa: PLW0603 - inherited by the forked process
     _main_pid = os.getpid()
+    configure_logging()
     sandbox.hide_from_others()
     probe = canaries.probe(settings().data_dir.resolve() / "scratch")
     _confinement = probe.confinement
