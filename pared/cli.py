@@ -20,7 +20,12 @@ from pared.terminal import follow, stored
 
 DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make trained PyTorch models smaller.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make trained PyTorch models smaller.",
+)
 jobs_app = typer.Typer(no_args_is_help=True, help="List, follow and cancel jobs.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, on the server's own machine.")
 app.add_typer(jobs_app, name="jobs")
@@ -284,7 +289,7 @@ def list_jobs(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("job", "type", "status", "created", ""):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True, min_width=30 if name == "job" else None)
     for job in rows:
         created = f"{job.created_at:%Y-%m-%d %H:%M:%S}" if job.created_at else ""
         verdict = (job.result or {}).get("verdict") or (job.error or {}).get("detail") or ""
@@ -351,7 +356,7 @@ def up(
     data: Annotated[Path | None, typer.Option(help="Directory for everything that is kept.")] = None,
 ) -> None:
     """Run pared on this machine: API and worker, with nothing else to install."""
-    given = {"host": host, "port": port, "data_dir": data}
+    given: dict[str, Any] = {"host": host, "port": port, "data_dir": data}
     with _extras("service", "worker"):
         from pared.state.settings import Settings
         from pared.up import run
@@ -380,9 +385,10 @@ def api() -> None:
 def worker() -> None:
     """Run one worker process alone, configured by PARED_… variables."""
     with _extras("worker"):
-        from celery.bin.celery import main as celery
+        from worker.tasks import app as celery
+    # What `celery -A worker.tasks worker` does, save that a folder named `worker` in this directory stays out of it.
     # One job at a time: the task only supervises, and a GPU is not shared.
-    celery(["-A", "worker.tasks", "worker", "--concurrency=1", "--loglevel=INFO"])
+    celery.worker_main(["worker", "--concurrency=1", "--loglevel=INFO"])
 
 
 @app.command()

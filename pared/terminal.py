@@ -1,4 +1,4 @@
-"""How uploads and jobs are drawn in a terminal: bars where there is one, plain lines where there is not."""
+"""How uploads and jobs are drawn in a terminal: stages, the job's log and a bar."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ def follow(job: Job, console: Console) -> Job:
         drawn = _Drawn(console, bar, bar.add_task("queued", total=1.0, more=""))
         for event in job.events():
             drawn.take(event)
-        drawn.finish()
     return job.refresh()
 
 
@@ -58,48 +57,23 @@ class _Drawn:
     def __init__(self, console: Console, bar: Progress, task: TaskID) -> None:
         self._console, self._bar, self._task = console, bar, task
         self._stage = ""
-        self._epoch: tuple[str, int] | None = None
-        self._metrics: dict[str, float] = {}
 
     def take(self, event: Event) -> None:
-        """Draw one event."""
+        """Draw one event. Metrics are not drawn: the job's own log says them in words, an epoch a line."""
         data = event.data
         match event.event:
             case "status":
                 self._enter(str(data.get("stage") or data.get("status") or ""))
             case "progress":
-                self._advance(data)
-            case "metric":
-                self._note(data)
+                more = f"epoch {data['epoch']} of {data['epochs']}" if data.get("epoch") is not None else ""
+                if data.get("eta_s") is not None:
+                    more += f"  about {data['eta_s']:.0f} s left"
+                self._bar.update(self._task, completed=data.get("fraction", 0.0), more=more.strip())
             case "log":
-                self.finish()
-                self._console.print(f"  {escape(str(data.get('text', '')))}")
-
-    def finish(self) -> None:
-        """Print the metrics of the epoch that is over."""
-        if self._epoch and self._metrics:
-            phase, step = self._epoch
-            values = "  ".join(f"{name} {value:.4g}" for name, value in self._metrics.items())
-            self._console.print(f"  {escape(phase)} {step}: {escape(values)}", highlight=False)
-        self._epoch, self._metrics = None, {}
+                self._console.print(f"  {data.get('text', '')}", markup=False)
 
     def _enter(self, stage: str) -> None:
         if stage and stage != self._stage:
-            self.finish()
             self._stage = stage
-            self._console.print(f"[bold]{escape(stage)}[/]")
+            self._console.print(stage, style="bold", markup=False)
             self._bar.update(self._task, description=stage)
-
-    def _advance(self, data: dict[str, Any]) -> None:
-        more = f"epoch {data['epoch']} of {data['epochs']}" if data.get("epoch") is not None else ""
-        if data.get("eta_s") is not None:
-            more += f"  about {data['eta_s']:.0f} s left"
-        self._bar.update(self._task, completed=data.get("fraction", 0.0), more=more.strip())
-
-    def _note(self, data: dict[str, Any]) -> None:
-        epoch = str(data["phase"]), int(data["step"])
-        if epoch != self._epoch:
-            self.finish()
-            self._epoch = epoch
-        if data.get("value") is not None:
-            self._metrics[str(data["name"])] = float(data["value"])

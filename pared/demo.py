@@ -1,0 +1,174 @@
+"""The demo: a model trained in the open, then made smaller in two ways, all through the API as any client would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep
+
+import httpx
+from rich.console import Console
+
+from pared.client import Client, Job, JobFailed, Report
+from pared.terminal import follow, stored
+
+START_LIMIT_S = 90.0
+
+# Chosen on the validation split, over three seeds; the test split is only reported on.
+PRUNE = {"granularity": "channel", "amount": 0.5, "scope": "layer", "retrain": {"epochs": 8, "lr": 0.02}}
+# A quarter of the parameters of `pared.examples.train_digits`, from random weights.
+STUDENT = {
+    "layers": [
+        ["Conv2d", {"in_channels": 1, "out_channels": 16, "kernel_size": 3, "padding": 1}],
+        ["ReLU", {}],
+        ["Conv2d", {"in_channels": 16, "out_channels": 32, "kernel_size": 3, "padding": 1}],
+        ["ReLU", {}],
+        ["MaxPool2d", {"kernel_size": 2}],
+        ["Flatten", {}],
+        ["Linear", {"in_features": 512, "out_features": 32}],
+        ["ReLU", {}],
+        ["Linear", {"in_features": 32, "out_features": 10}],
+    ]
+}
+DISTILL = {
+    "loss": {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0},
+    "train": {"epochs": 20, "lr": 0.02},
+    "compare_with_labels_only": True,
+}
+
+
+def run(url: str | None, directory: Path, console: Console) -> int:
+    """Run the demo; everything it makes is left in `directory`.
+
+    Args:
+        url: a running server; None starts one, and stops it at the end.
+        directory: made if it is not there.
+        console: where it is shown.
+
+    Returns:
+        The exit code: 0, or 1 when a job failed.
+    """
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    with _server(directory, console) if url is None else _given(url) as at, Client(at) as client:
+        try:
+            _show(client, directory, console)
+        except JobFailed as error:
+            console.print(f"The demo failed: {error}", style="red", markup=False)
+            return 1
+    return 0
+
+
+def _show(client: Client, directory: Path, console: Console) -> None:
+    _headline(console, "1. A model, trained by plain PyTorch", "python -m pared.examples.train_digits demo-data")
+    subprocess.run([sys.executable, "-m", "pared.examples.train_digits", str(directory)], check=True)
+    original = directory / "digits_cnn.pt"
+
+    _headline(console, "2. Uploaded", f"pared at {client.url}")
+    model = stored(client.models, str(original), console)
+    data = stored(client.datasets, str(directory / "digits.npz"), console)
+    for layer in (model.inspection or {}).get("layers", []):
+        prunable = "can lose channels" if layer["prunable_channels"] else f"stays: {layer['reason']}"
+        console.print(f"  {layer['name']}: {layer['kind']}, {layer['parameters']:,} parameters, {prunable}")
+
+    _headline(
+        console,
+        "3. Half of the channels removed, then retrained",
+        "pared prune digits_cnn.pt --data digits.npz --channels 50% --scope layer --epochs 8 --lr 0.02 -o pruned.pt",
+    )
+    pruned = _finish(client.prune(model, data, **PRUNE), directory, "pruned", console)
+
+    _headline(
+        console,
+        "4. A student with a quarter of the parameters learns from the model's answers",
+        "pared distill --teacher digits_cnn.pt --student-architecture student.json --data digits.npz --compare …",
+    )
+    distilled = _finish(client.distill(model, STUDENT, data, **DISTILL), directory, "distilled", console)
+
+    _headline(console, "What came of it")
+    for line in _conclusions(pruned, distilled):
+        console.print(f"  {line}", markup=False)
+    console.print(f"\n  The files and their reports (JSON): {directory}", soft_wrap=True, markup=False)
+    for name in ("digits_cnn.pt", "pruned.pt", "distilled.pt"):
+        console.print(f"  {(directory / name).stat().st_size:>9,} bytes  {name}", markup=False)
+
+
+def _headline(console: Console, title: str, command: str = "") -> None:
+    console.print(f"\n[bold]{title}[/]")
+    if command:
+        console.print(f"[dim]{command}[/]")
+
+
+def _finish(job: Job, directory: Path, name: str, console: Console) -> Report:
+    """Follow the job, fetch what it made, show its report."""
+    console.print(f"submitted as {job.id}")
+    if follow(job, console).status != "succeeded":
+        raise JobFailed(job)
+    job.download(directory / f"{name}.pt")
+    report = job.report()
+    (directory / f"{name}.report.json").write_text(report.model_dump_json(indent=2))
+    console.print()
+    console.print(report)
+    return report
+
+
+def _conclusions(pruned: Report, distilled: Report) -> Iterator[str]:
+    """What the reports say, also where that is not what one hoped for."""
+    share = pruned.after.file_bytes / pruned.before.file_bytes
+    lost = -100 * pruned.comparison.quality_difference.value if pruned.comparison else 0.0
+    yield (
+        f"Pruning: {share:.0%} of the bytes {'(less than half)' if share < 0.5 else '(not less than half)'}, "
+        f"{lost:.2f} points of test accuracy lost {'(at most 2)' if lost <= 2 else '(more than 2)'}."
+    )
+    if distilled.after.quality is None or distilled.labels_only is None:
+        return
+    taught, alone = distilled.after.quality.test.value, distilled.labels_only.test.value
+    yield (
+        f"Distillation: the student has {distilled.after.parameters / distilled.before.parameters:.0%} of the "
+        f"parameters and {taught:.2%} test accuracy; on labels alone the same student has {alone:.2%}."
+    )
+    if taught > alone:
+        yield f"The teacher helped: {100 * (taught - alone):+.2f} points on {distilled.after.quality.samples} images."
+    elif taught == alone:
+        yield "The teacher made no difference here: the same student on labels alone does as well."
+    else:
+        yield f"The teacher did not help here: labels alone did better by {100 * (alone - taught):.2f} points."
+
+
+@contextmanager
+def _given(url: str) -> Iterator[str]:
+    yield url
+
+
+@contextmanager
+def _server(directory: Path, console: Console) -> Iterator[str]:
+    """`pared up` on a free port, stopped at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = directory / "pared-up.log"
+    command = [sys.executable, "-m", "pared", "up", "--port", str(port), "--data", str(directory / "server")]
+    console.print(f"[bold]Starting pared[/] at http://127.0.0.1:{port} (its output: {log})", soft_wrap=True)
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"NO_COLOR": "1"})
+        try:
+            _wait_until_ready(server, f"http://127.0.0.1:{port}", log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    limit = monotonic() + START_LIMIT_S
+    while server.poll() is None and monotonic() < limit:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz", trust_env=False).is_success:
+                return
+        sleep(0.2)
+    raise SystemExit(f"pared up did not come up:\n{log.read_text()[-2000:]}")

@@ -1,0 +1,1 @@
+"""Scripts that a user could have written: they know nothing of pared."""
