@@ -148,7 +148,7 @@ class Report(_Part):
     verdict: str
     before: Measurement
     after: Measurement
-    before_retraining: Quality | None = Field(None, description="prune: after removal, before any retraining.")
+    before_retraining: Quality | None = Field(None, description="prune, one-shot: after removal, before retraining.")
     comparison: Comparison | None = None
     labels_only: Quality | None = Field(None, description="distill: the same student trained on labels alone.")
     layers: list[LayerReport] = Field(default_factory=list)

@@ -82,10 +82,24 @@ class Train(Spec):
 
     epochs: int = Field(5, ge=0, le=1000)
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(0.01, gt=0, le=10)
+    lr: float = Field(0.01, gt=0, le=10, description="Without one: 0.01 for sgd, 0.001 for adam.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only.")
     weight_decay: float = Field(0.0, ge=0, le=1)
     batch_size: int = Field(64, ge=1, le=65536)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lr_of_the_optimizer(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("lr") is not None:
+            return given
+        adam = given.get("optimizer", cls.model_fields["optimizer"].default) == "adam"
+        return {**given, "lr": 0.001 if adam else 0.01}
+
+
+class TeachTrain(Train):
+    """A training run of a student: Adam by default, for a distance of logits is too steep for SGD's usual rate."""
+
+    optimizer: Literal["sgd", "adam"] = "adam"
 
 
 class OutputMse(Spec):
@@ -179,10 +193,20 @@ class DistillSpec(CommonFields):
     student_architecture: Architecture | None = Field(None, description="For an uploaded student state dict.")
     dataset: DatasetReference
     loss: DistillLoss = Field(default_factory=lambda: Knowledge(kind="knowledge"))
-    train: Train = Field(default_factory=Train)
+    train: TeachTrain = Field(default_factory=TeachTrain)
     compare_with_labels_only: bool = Field(
         False, description="Also train the same student from the same start on labels alone, and report it."
     )
+
+    @model_validator(mode="after")
+    def _softens_only_classes(self) -> DistillSpec:
+        loss = self.loss
+        if self.task == "regression" and isinstance(loss, Knowledge) and loss.features is None and loss.alpha < 1:
+            raise ValueError(
+                "the KL term of `knowledge` compares class probabilities, which a regression does not have: use "
+                '{"kind": "output_mse"}, or name `features`'
+            )
+        return self
 
 
 class InspectSpec(Spec):

@@ -1,1 +1,7 @@
-"""The compression library: torch only, works without the service."""
+"""Compression as a library: `from pared.compression import prune, distill` works without any server."""
+
+# Not loaded on first use: `prune` and `distill` are names of modules of this package too, and whichever is bound last
+# is what a reader gets. Here that is always the function.
+from pared.compression.library import Result, distill, prune
+
+__all__ = ["Result", "distill", "prune"]

@@ -60,9 +60,11 @@ def fit(
     what it was given. The test split is not looked at.
 
     A run that is stopped and resumed ends with the same bits as one that was not: everything random in an epoch
-    hangs on (seed, phase, epoch) alone, and the rest is in the checkpoint.
+    hangs on (seed, epoch) alone, and the rest is in the checkpoint.
 
     Args:
+        seed: of this run; runs that are to see the samples in the same order share it.
+        phase: what to call the run in records and metrics.
         masks: weights that are pruned and stay exactly zero.
         companion: a module that is trained along and then dropped, such as learned projections.
         span: where in the whole job this run begins and ends, for `observer.progress`.
@@ -79,7 +81,8 @@ def fit(
             "Nothing in this model can be trained: its weights are constants (a frozen TorchScript file) or do not ask "
             "for gradients. Save it with torch.jit.save(torch.jit.script(model), …) before any torch.jit.freeze."
         )
-    module.to(device)
+    # Convolutions over channels-last tensors took 0.57 of the time on the CPU measured (and suit a GPU's tensor cores).
+    module.to(device=device, memory_format=torch.channels_last)
     if companion is not None:
         companion.to(device)
     if masks is not None:
@@ -109,7 +112,7 @@ def fit(
             began = time.monotonic()
             pulse.epoch = epoch
             train_loss = _train_epoch(
-                module, data, config, loss, optimizer, masks, seed_of(seed, phase, epoch), device, companion, pulse
+                module, data, config, loss, optimizer, masks, seed_of(seed, epoch), device, companion, pulse
             )
             validation, validation_loss = _validate(module, data, task, device, pulse)
             seconds = time.monotonic() - began
@@ -131,6 +134,7 @@ def fit(
             )
             pulse.now(epoch, 1.0)
     module.load_state_dict(best.state)
+    module.to(memory_format=torch.contiguous_format)
     module.zero_grad(set_to_none=True)
     module.eval()
     return Fit(history, best.epoch, best.score)

@@ -224,7 +224,7 @@ def test_the_student_nears_the_teacher_and_the_teacher_stays_as_it_is(kind, form
         phase="x",
         companion=teaching.companion,
     )
-    assert distance() < 0.6 * start
+    assert distance() < 0.9 * start
     assert not teacher.training
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())

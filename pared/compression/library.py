@@ -1,0 +1,213 @@
+"""The methods as functions of modules and arrays, for use without any server: the same code that jobs run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from pared import specs
+from pared.compression import methods
+from pared.compression.architectures import LayeredModule
+from pared.compression.data import load_dataset
+from pared.compression.export import as_torchscript
+from pared.compression.intake import example_from_specs
+from pared.compression.work import DatasetFile, ModelFile, Work
+from pared.errors import ValidationError
+from pared.reports import Report
+
+Arrays = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model and the report about it.
+
+    A state dict or a module made by `pared.compression.architectures.build` comes back as such a module, with its
+    `.architecture`. Any other module is scripted (or traced) on the way in and comes back as a ScriptModule: save it
+    with `torch.jit.save`.
+    """
+
+    model: nn.Module
+    report: Report
+
+
+def prune(
+    model: nn.Module | str | Path,
+    data: Arrays | str | Path | None = None,
+    *,
+    architecture: Any | None = None,
+    directory: str | Path | None = None,
+    **fields: Any,
+) -> Result:
+    """Remove weights or channels of a trained model, and retrain it where there is data.
+
+    Args:
+        model: a module (not changed), or a TorchScript, state dict or safetensors file.
+        data: `(x, y)` arrays or tensors (x a list for several inputs), a data set file, "builtin:digits" or None.
+        architecture: of a state dict file.
+        directory: where the result files are left; without one they are gone, and the model remains.
+        fields: of `pared.specs.PruneSpec`, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`.
+
+    Raises:
+        ParedError: what a job would fail with.
+    """
+    with _workplace(directory) as place:
+        dataset = place.dataset(data)
+        given = {"type": "prune", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
+        spec = _checked(specs.PruneSpec, given, model)
+        files = {"model": place.model(model, "model", architecture, spec, dataset)}
+        report, pruned = methods.pruned(spec, place.work(files, dataset))
+        return Result(pruned.module, report)
+
+
+def distill(
+    teacher: nn.Module | str | Path,
+    student: nn.Module | str | Path | dict[str, Any],
+    data: Arrays | str | Path,
+    *,
+    teacher_architecture: Any | None = None,
+    student_architecture: Any | None = None,
+    directory: str | Path | None = None,
+    **fields: Any,
+) -> Result:
+    """Train a student to answer as its teacher does.
+
+    Args:
+        teacher: as `model` of `prune`; not changed.
+        student: the same, or an architecture (`{"name": …}`, `{"layers": …}`), or `{"from_teacher": {"width": 0.5}}`.
+        data: as in `prune`.
+        teacher_architecture, student_architecture: of state dict files.
+        directory: where the result files are left; without one they are gone, and the model remains.
+        fields: of `pared.specs.DistillSpec`, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`.
+
+    Raises:
+        ParedError: what a job would fail with.
+    """
+    with _workplace(directory) as place:
+        dataset = place.dataset(data)
+        named = student if isinstance(student, dict) else _id("mdl", "student")
+        given = {"type": "distill", "teacher": _id("mdl", "teacher"), "student": named, **fields}
+        from_teacher = isinstance(student, dict) and "from_teacher" in student
+        spec = _checked(
+            specs.DistillSpec, {**given, "dataset": _dataset_id(dataset)}, teacher if from_teacher else student
+        )
+        files = {"teacher": place.model(teacher, "teacher", teacher_architecture, spec, dataset)}
+        if not isinstance(student, dict):
+            files["student"] = place.model(student, "student", student_architecture, spec, dataset)
+        report, distilled = methods.distilled(spec, place.work(files, dataset))
+        return Result(distilled.module, report)
+
+
+@contextmanager
+def _workplace(directory: str | Path | None) -> Iterator[_Workplace]:
+    with tempfile.TemporaryDirectory(prefix="pared-") as temporary:
+        inputs, outputs = Path(temporary, "in"), Path(directory or Path(temporary, "out"))
+        inputs.mkdir()
+        outputs.mkdir(parents=True, exist_ok=True)
+        yield _Workplace(inputs, outputs)
+
+
+@dataclass(frozen=True)
+class _Workplace:
+    """Turns modules and arrays into the files that the methods work on, and back."""
+
+    inputs: Path
+    outputs: Path
+
+    def model(
+        self,
+        model: nn.Module | str | Path,
+        role: str,
+        architecture: Any | None,
+        spec: specs.PruneSpec | specs.DistillSpec,
+        dataset: DatasetFile | None,
+    ) -> ModelFile:
+        """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
+        if not isinstance(model, nn.Module):
+            path = Path(model)
+            return ModelFile(path, path.name, _digest(path), architecture)
+        path = self.inputs / f"{role}.pt"
+        if isinstance(model, LayeredModule):
+            torch.save(model.state_dict(), path)
+            return ModelFile(path, path.name, _digest(path), model.architecture)
+        script = model
+        if not isinstance(model, torch.jit.ScriptModule):
+            # A copy, because tracing looks at the module in eval mode and on the CPU.
+            script = as_torchscript(copy.deepcopy(model).cpu().eval(), _example(spec, dataset))
+        torch.jit.save(script, path)
+        return ModelFile(path, path.name, _digest(path))
+
+    def dataset(self, data: Arrays | str | Path | None) -> DatasetFile | None:
+        """A file of the data."""
+        if data is None:
+            return None
+        if isinstance(data, (str, Path)):
+            if str(data) in specs.BUILTIN_DATASETS:
+                return DatasetFile(None, str(data))
+            path = Path(data)
+            return DatasetFile(path, path.name, _digest(path))
+        x, y = data
+        several = x if isinstance(x, (list, tuple)) else [x]
+        names = ["x"] if len(several) == 1 else [f"x{index}" for index in range(len(several))]
+        arrays = {name: np.asarray(array) for name, array in zip(names, several, strict=True)} | {"y": np.asarray(y)}
+        path = self.inputs / "data.npz"
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        return DatasetFile(path, path.name, _digest(path))
+
+    def work(self, files: dict[str, ModelFile], dataset: DatasetFile | None) -> Work:
+        """The work on these files, on this machine as it stands."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Work(files, dataset, self.outputs, device=device, threads=torch.get_num_threads())
+
+
+def _example(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile | None) -> tuple[Tensor, ...]:
+    """Inputs to trace a module with, where it cannot be scripted."""
+    if dataset is not None:
+        return load_dataset(dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed).example()
+    if isinstance(spec, specs.PruneSpec) and spec.example_inputs:
+        return example_from_specs(spec.example_inputs)
+    return ()
+
+
+_AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec)
+
+
+def _checked(kind: type[_AnySpec], given: dict[str, Any], result_like: Any) -> _AnySpec:
+    """The spec, with the problems of a bad one in pared's own words."""
+    if isinstance(result_like, (LayeredModule, dict)):
+        given = {"outputs": ["state_dict"], **given}
+    try:
+        return kind.model_validate(given)
+    except pydantic.ValidationError as error:
+        errors = [{"pointer": "/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
+        raise ValidationError(
+            "; ".join(f"{each['pointer']}: {each['detail']}" for each in errors), errors=errors
+        ) from error
+
+
+def _id(prefix: str, role: str) -> str:
+    """Specs name files by id; here they stand for the file in that role."""
+    return f"{prefix}_{role.ljust(26, '0')}"
+
+
+def _dataset_id(dataset: DatasetFile | None) -> str | None:
+    if dataset is None:
+        return None
+    return dataset.filename if dataset.path is None else _id("dst", "data")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

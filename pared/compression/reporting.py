@@ -1,0 +1,164 @@
+"""Makes the parts of a report that every compression method shares, and publishes it beside the artifacts."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pared
+from pared.compression.intake import LoadedModel
+from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
+from pared.compression.work import Work
+from pared.reports import LayerReport, Measurement, Report, Reproduce
+from pared.specs import DistillSpec, PruneSpec
+
+Removed = dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Both models measured in memory; bytes and quality come in when the files are written."""
+
+    before: Measurement
+    after: Measurement
+    successor: str
+    warnings: list[str]
+
+    def with_files(
+        self, upload: Path, written: Sequence[Path], baseline: Assessment | None, final: Assessment | None
+    ) -> tuple[Measurement, Measurement]:
+        """The measurements with the bytes of the upload and of its successor: the result in the same format, if any."""
+        like = next((path for path in written if path.name == self.successor), written[0])
+        parts = []
+        for measurement, path, assessment in ((self.before, upload, baseline), (self.after, like, final)):
+            raw, compressed = count_bytes(path)
+            quality = None if assessment is None else assessment.quality
+            parts.append(
+                measurement.model_copy(update={"file_bytes": raw, "compressed_bytes": compressed, "quality": quality})
+            )
+        return parts[0], parts[1]
+
+
+def measure_both(
+    before: LoadedModel, after: LoadedModel, example: Sequence[Tensor], work: Work, tick: Callable[[], None]
+) -> Measured:
+    """Size, work and latency of both models."""
+    notes, parts = [], []
+    first, second = (each.module.to(work.device).eval() for each in (before, after))
+    *latencies, refused = measure_latency(first, second, example, device=work.device, tick=tick)
+    notes += refused
+    for module, latency in zip((first, second), latencies, strict=True):
+        parameters, nonzero = count_parameters(module)
+        macs = count_macs(module, example)
+        parts.append(
+            Measurement(
+                parameters=parameters,
+                nonzero_parameters=nonzero,
+                macs=macs,
+                file_bytes=0,
+                compressed_bytes=0,
+                latency=latency,
+            )
+        )
+        module.cpu()
+    if any(part.macs is None for part in parts):
+        notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
+    successor = "model.pt" if before.format == "torchscript" else "model.safetensors"
+    return Measured(parts[0], parts[1], successor, notes)
+
+
+def softmax_warning(baseline: Assessment | None) -> list[str]:
+    """Trained on probabilities, cross-entropy flattens its gradients: say so."""
+    if baseline is None or baseline.task != "classification" or baseline.outputs.shape[1] < 2:
+        return []
+    outputs = baseline.outputs
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
+        note = (
+            "The model's outputs are probabilities: it seems to end in a softmax. Training works on logits and is slow "
+            "and inexact on probabilities; leave the softmax out of the model if you can."
+        )
+        return [note]
+    return []
+
+
+def layer_reports(
+    before: nn.Module, after: nn.Module, removed: Removed, reasons: Mapping[str, str]
+) -> list[LayerReport]:
+    """Each weight tensor of two or more dimensions, before and after."""
+    old, new = tensors(before), tensors(after)
+    layer_names = weight_layers(before)
+    out_dims = _output_dims(before)
+    reports = []
+    for name, layer in layer_names.items():
+        if name not in new:
+            continue
+        units = removed.get(name, {}).get(out_dims.get(layer, "0"))
+        reports.append(
+            LayerReport(
+                name=layer if list(layer_names.values()).count(layer) == 1 else name,
+                shape_before=list(old[name].shape),
+                shape_after=list(new[name].shape),
+                sparsity=1 - int(torch.count_nonzero(new[name])) / max(new[name].numel(), 1),
+                removed_units=units,
+                reason=None if units else reasons.get(layer),
+            )
+        )
+    return reports
+
+
+def weight_layers(module: nn.Module) -> dict[str, str]:
+    """Name of each weight tensor -> name of its layer."""
+    return {name: name.rpartition(".")[0] or name for name, tensor in tensors(module).items() if tensor.dim() >= 2}
+
+
+def _output_dims(module: nn.Module) -> dict[str, str]:
+    """The dimension of a layer's weight that counts its output channels, where it is not the first."""
+    kinds = {
+        name: str(layer.original_name if isinstance(layer, torch.jit.ScriptModule) else type(layer).__name__)
+        for name, layer in module.named_modules()
+    }
+    return {name: "1" for name, kind in kinds.items() if kind.startswith(("ConvTranspose", "Embedding"))}
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's parameters under all their names."""
+    return dict(module.named_parameters(remove_duplicate=False))
+
+
+def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]) -> Reproduce:
+    """All that is needed to run a job again, and the digests to know that it came out the same."""
+    inputs = {
+        file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256
+        for role, file in work.models.items()
+    }
+    if work.dataset is not None and work.dataset.sha256:
+        inputs[work.dataset.filename] = work.dataset.sha256
+    packages = ("numpy", "safetensors", "scikit-learn", "scipy")
+    return Reproduce(
+        spec=spec.model_dump(mode="json"),
+        seed=spec.seed,
+        versions={
+            "pared": pared.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in packages},
+        },
+        device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
+        threads=work.threads,
+        inputs=inputs,
+        outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
+    )
+
+
+def publish(report: Report, work: Work) -> None:
+    """The report, also as a file beside the artifacts."""
+    (work.directory / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
+    work.observer.log(report.verdict)
+    work.observer.progress(1.0)

@@ -1,0 +1,172 @@
+"""Puts measurements into honest sentences: the verdict of a report, and what its reader must not overlook."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality
+
+SIGNIFICANT_P = 0.05
+
+
+def prune_verdict(
+    granularity: Literal["weight", "channel"], before: Measurement, after: Measurement, comparison: Comparison | None
+) -> str:
+    """One sentence: what was gained in size and time, and what it cost."""
+    gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after), _file(before, after)]
+    return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
+
+
+def distill_verdict(
+    before: Measurement,
+    after: Measurement,
+    comparison: Comparison,
+    labels_only: Quality | None,
+    against_labels: Comparison | None,
+) -> str:
+    """The student against its teacher, and against itself without one.
+
+    Args:
+        against_labels: the taught student against the one trained on labels alone.
+    """
+    gains = _joined([_fewer_parameters(before, after), _file(before, after)], before, after)
+    text = f"{gains} — {_quality(before, after, comparison)}."
+    if labels_only is None or against_labels is None or after.quality is None:
+        return text
+    difference = against_labels.quality_difference.value
+    alone = f"the same student reaches {_score(labels_only.metric, labels_only.test.value)} on labels alone"
+    if difference == 0:
+        return f"{text} Distillation made no difference: {alone} too."
+    won = "beat" if difference > 0 else "did not beat"
+    chance = "" if against_labels.p_value < SIGNIFICANT_P else ", a difference that may be chance"
+    return (
+        f"{text} Distillation {won} training on labels alone: {alone} "
+        f"({_signed(labels_only.metric, difference)}{chance}, p = {against_labels.p_value:.2g})."
+    )
+
+
+def warnings_of(
+    granularity: Literal["weight", "channel"] | None, before: Measurement, after: Measurement, layers: list[LayerReport]
+) -> list[str]:
+    """What the numbers alone would let a reader overlook."""
+    notes = []
+    if granularity == "weight":
+        notes.append(
+            "Zeros make this dense file neither smaller nor faster: latency does not change, and the file has "
+            f"{_bytes(after.file_bytes)} where the upload had {_bytes(before.file_bytes)}. Compressed (gzip -6) it is "
+            f"{_bytes(after.compressed_bytes)} against {_bytes(before.compressed_bytes)}. Granularity `channel` makes "
+            "the model itself smaller."
+        )
+    elif after.file_bytes >= before.file_bytes:
+        notes.append(
+            f"The file is no smaller: {_bytes(after.file_bytes)} against {_bytes(before.file_bytes)}. A TorchScript "
+            "file holds code beside the weights, a state dict none: compare like with like."
+        )
+    if granularity != "weight" and before.latency and after.latency:
+        slower = [
+            f"batch {b.batch_size}"
+            for b, a in zip(before.latency, after.latency, strict=True)
+            if _speed(b, a) == "slower"
+        ]
+        if slower:
+            notes.append(f"Latency got worse at {' and '.join(slower)}.")
+    odd = [
+        layer.name
+        for layer in layers
+        if layer.shape_after != layer.shape_before and layer.shape_after[0] % 8 and not layer.shape_before[0] % 8
+    ]
+    if odd:
+        notes.append(
+            f"Channels are no longer a multiple of 8 in {_some(odd)}; some devices run such layers below their speed."
+        )
+    return notes
+
+
+# -- parts of a sentence ------------------------------------------------------------------------
+
+
+def _joined(gains: list[str], before: Measurement, after: Measurement) -> str:
+    parts = [*gains, _latency(before, after)]
+    return ", ".join(part for part in parts if part)
+
+
+def _fewer_parameters(before: Measurement, after: Measurement) -> str:
+    ratio = before.parameters / max(after.parameters, 1)
+    if ratio > 1.005:
+        return f"{_times(ratio)} fewer parameters"
+    return "no fewer parameters" if ratio > 0.995 else f"{_times(1 / ratio)} more parameters"
+
+
+def _zeros(after: Measurement) -> str:
+    share = 1 - after.nonzero_parameters / max(after.parameters, 1)
+    return f"{100 * share:.1f} % of all parameters are zero"
+
+
+def _file(before: Measurement, after: Measurement) -> str:
+    ratio = before.file_bytes / max(after.file_bytes, 1)
+    return f"{_times(ratio)} smaller file" if ratio > 1.05 else "file no smaller"
+
+
+def _latency(before: Measurement, after: Measurement) -> str:
+    """At the largest batch, where arithmetic weighs more than the calls around it."""
+    if not before.latency or not after.latency:
+        return ""
+    first, second = before.latency[-1], after.latency[-1]
+    ratio, place = first.p50_ms / second.p50_ms, f"at batch {first.batch_size}"
+    return {
+        "faster": f"{_times(ratio)} faster {place}",
+        "slower": f"{_times(1 / ratio)} slower {place}",
+        "same": f"latency {place} unchanged within noise",
+    }[_speed(first, second)]
+
+
+def _speed(before: Latency, after: Latency) -> Literal["faster", "slower", "same"]:
+    """A change counts only where it exceeds the spread of the runs, and 5 %."""
+    ratio = before.p50_ms / after.p50_ms
+    margin = 1 + max(before.noise, after.noise, 0.05)
+    return "faster" if ratio > margin else "slower" if ratio < 1 / margin else "same"
+
+
+def _quality(before: Measurement, after: Measurement, comparison: Comparison | None) -> str:
+    if comparison is None or before.quality is None or after.quality is None:
+        return "quality was not measured, for the job brought no data set"
+    metric, difference = after.quality.metric, comparison.quality_difference
+    # Both ends in the same unit, and the sign on the number.
+    low, high = (_signed(metric, end).removesuffix(" points") for end in (difference.low, difference.high))
+    change = f"{_signed(metric, difference.value)} of test {_name(metric)} (95 % CI {low} … {high})"
+    levels = f"{_score(metric, before.quality.test.value)} → {_score(metric, after.quality.test.value)}"
+    if comparison.p_value >= SIGNIFICANT_P:
+        judged = "which the paired test cannot tell from chance"
+    else:
+        judged = "a real loss" if difference.value < 0 else "a real gain"
+    return f"{change}, {levels}, {judged} (p = {comparison.p_value:.2g})"
+
+
+def _name(metric: str) -> str:
+    return "accuracy" if metric == "accuracy" else "R²"
+
+
+def _score(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}"
+
+
+def _signed(metric: str, value: float) -> str:
+    """`−0.6 points`, or `−0.012` of R²; with a true minus sign."""
+    text = f"{100 * value:+.1f} points" if metric == "accuracy" else f"{value:+.3f}"
+    if float(text.split(maxsplit=1)[0]) == 0:
+        text = text[1:]  # no sign on a zero
+    return text.replace("-", "−")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def _bytes(count: int) -> str:
+    if count < 10_000:
+        return f"{count} bytes"
+    return f"{count / 1000:.0f} kB" if count < 10_000_000 else f"{count / 1e6:.1f} MB"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more layers" if len(names) > 5 else "")

@@ -1,0 +1,413 @@
+"""The methods from file to report, on scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from pared.compression import distill as distill_model
+from pared.compression import prune as prune_model
+from pared.compression.architectures import build
+from pared.compression.data import load_dataset
+from pared.compression.methods import METHODS
+from pared.compression.train import fit, learn_labels
+from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
+from pared.errors import InvalidData, NothingToPrune, ValidationError
+from pared.reports import DatasetInspection, ModelInspection, Report
+from pared.specs import DistillSpec, InspectSpec, PruneSpec, Train, compression_spec
+
+MODEL = "mdl_" + "0" * 26
+OTHER = "mdl_" + "1" * 26
+DIGITS = DatasetFile(None, "builtin:digits")
+LEARN = learn_labels("classification")
+
+
+class Digits(nn.Module):
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.fc = nn.Linear(2 * width * 4, 10)
+
+    def forward(self, x):
+        x = torch.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 2)
+        x = torch.max_pool2d(torch.relu(self.conv2(x)), 2)
+        return self.fc(x.flatten(1))
+
+
+LAYERS = [
+    ["Flatten", {}, "flat"],
+    ["Linear", {"in_features": 64, "out_features": 64}, "fc1"],
+    ["ReLU", {}, "act"],
+    ["Linear", {"in_features": 64, "out_features": 10}, "fc2"],
+]
+
+
+def taught(module):
+    data = load_dataset(DIGITS, task="classification", preprocess=None, seed=0)
+    fit(module, data, Train(epochs=4, lr=0.05), LEARN, task="classification", seed=0, phase="dense")
+    return module
+
+
+def file_of(path, architecture=None):
+    return ModelFile(path, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), architecture)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("dense") / "digits.pt"
+    torch.jit.save(torch.jit.script(taught(Digits())), path)
+    return file_of(path)
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("layered") / "mlp.pt"
+    torch.save(taught(build({"layers": LAYERS})).state_dict(), path)
+    return file_of(path, {"layers": LAYERS})
+
+
+class Kept(SilentObserver):
+    """Keeps what it hears; `die_at` ends the process's work after so many checkpoints, as a kill would."""
+
+    class Killed(Exception):
+        pass
+
+    def __init__(self, resume=None, die_at=None):
+        self.stages, self.fractions, self.metrics, self.checkpoints = [], [], [], []
+        self._resume, self._die_at = resume, die_at
+
+    def stage(self, name):
+        self.stages.append(name)
+
+    def progress(self, fraction, *, epoch=None, epochs=None):
+        self.fractions.append(fraction)
+
+    def metric(self, name, value, *, step, phase):
+        self.metrics.append((phase, name, step))
+
+    def checkpoint(self, state):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.checkpoints.append(buffer.getvalue())
+        if len(self.checkpoints) == self._die_at:
+            raise self.Killed
+
+    def resume(self):
+        return None if self._resume is None else torch.load(io.BytesIO(self._resume), weights_only=True)
+
+
+def run(spec, models, directory, *, dataset=DIGITS, observer=None):
+    directory.mkdir(exist_ok=True)
+    spec = compression_spec.validate_python(spec)
+    work = Work(models, dataset, directory, observer or SilentObserver())
+    return METHODS[type(spec)](spec, work)
+
+
+def pruning(**fields):
+    return {
+        "type": "prune",
+        "model": MODEL,
+        "dataset": "builtin:digits",
+        "amount": 0.5,
+        "retrain": {"epochs": 2, "lr": 0.05},
+    } | fields
+
+
+def distilling(student, **fields):
+    return {
+        "type": "distill",
+        "teacher": MODEL,
+        "student": student,
+        "dataset": "builtin:digits",
+        "train": {"epochs": 2, "lr": 0.02},
+    } | fields
+
+
+def in_a_clean_process(path, shape):
+    """Loads a file with torch alone, and gives the output's shape and the number of weights."""
+    code = (
+        "import sys, torch; m = torch.jit.load(sys.argv[1]);"
+        f"print(*m(torch.randn({shape})).shape, sum(p.numel() for p in m.parameters()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd="/")
+    return tuple(int(word) for word in done.stdout.split())
+
+
+def test_channel_pruning_makes_a_smaller_model_and_a_true_report(dense, tmp_path):
+    observer = Kept()
+    report = run(pruning(amount=0.5), {"model": dense}, tmp_path, observer=observer)
+    assert isinstance(report, Report)
+    assert report.after.parameters < report.before.parameters / 1.8
+    assert report.after.file_bytes == (tmp_path / "model.pt").stat().st_size < report.before.file_bytes
+    assert report.after.macs < report.before.macs
+    assert report.before.quality.test.value > 0.9
+    assert report.before_retraining.test.value < report.after.quality.test.value
+    assert report.comparison.quality_difference.value == pytest.approx(
+        report.after.quality.test.value - report.before.quality.test.value
+    )
+    assert in_a_clean_process(tmp_path / "model.pt", "7, 1, 8, 8") == (7, 10, report.after.parameters)
+    assert report.reproduce.inputs == {"digits.pt": dense.sha256}
+    assert report.reproduce.outputs == {"model.pt": hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()}
+    assert "fewer parameters" in report.verdict
+    assert "of test accuracy (95 % CI" in report.verdict
+    layers = {layer.name: layer for layer in report.layers}
+    gone = layers["conv1"].removed_units
+    assert layers["conv1"].shape_after[0] == 16 - len(gone)
+    assert report.removed["conv2.weight"]["1"] == gone
+    assert layers["fc"].reason
+    assert layers["fc"].shape_after[0] == 10
+    assert Report.model_validate_json((tmp_path / "report.json").read_text()).verdict == report.verdict
+
+    assert observer.stages == ["validate", "baseline", "compress", "retrain", "evaluate", "export"]
+    assert observer.fractions == sorted(observer.fractions)
+    assert observer.fractions[-1] == 1.0
+    assert ("retrain", "validation_accuracy", 2) in observer.metrics
+    assert len(observer.checkpoints) == 2
+    assert set(report.seconds) == set(observer.stages)
+
+
+def test_weight_pruning_says_that_zeros_save_nothing(dense, tmp_path):
+    report = run(
+        pruning(granularity="weight", amount=0.8, outputs=["torchscript", "state_dict"]), {"model": dense}, tmp_path
+    )
+    module = torch.jit.load(tmp_path / "model.pt")
+    weights = [p for p in module.parameters() if p.dim() >= 2]
+    zeros, total = (sum(f(w) for w in weights) for f in (lambda w: int((w == 0).sum()), torch.numel))
+    assert zeros == round(0.8 * total)
+    assert report.after.parameters == report.before.parameters
+    assert report.after.nonzero_parameters == report.before.nonzero_parameters - zeros
+    assert report.after.compressed_bytes < 0.6 * report.before.compressed_bytes
+    assert any(
+        warning.startswith("Zeros make this dense file neither smaller nor faster") for warning in report.warnings
+    )
+    assert "of all parameters are zero, file no smaller" in report.verdict
+    assert set(report.reproduce.outputs) == {"model.pt", "model.safetensors"}
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_iterative_pruning_reaches_the_same_amount(dense, tmp_path, granularity):
+    report = run(
+        pruning(granularity=granularity, amount=0.5, schedule="iterative", steps=3, retrain={"epochs": 1, "lr": 0.02}),
+        {"model": dense},
+        tmp_path,
+    )
+    assert [record.phase for record in report.history] == ["retrain 1", "retrain 2", "retrain 3"]
+    if granularity == "weight":
+        zeros = report.before.nonzero_parameters - report.after.nonzero_parameters
+        assert zeros == round(0.5 * (16 * 9 + 32 * 16 * 9 + 128 * 10))
+        return
+    removed = {layer.name: layer.removed_units for layer in report.layers}
+    assert len(removed["conv1"]) + len(removed["conv2"]) == 24
+    # In the upload's numbering, so that it can be looked up there.
+    upload, result = torch.jit.load(dense.path), torch.jit.load(tmp_path / "model.pt")
+    for layer, size in (("conv1", 16), ("conv2", 32)):
+        kept = sorted(set(range(size)) - set(removed[layer]))
+        assert len(getattr(result, layer).bias) == len(kept)
+        assert getattr(upload, layer).bias[kept].shape == getattr(result, layer).bias.shape
+
+
+def test_without_data_there_is_no_accuracy_and_no_retraining(dense, tmp_path):
+    report = run(pruning(dataset=None), {"model": dense}, tmp_path, dataset=None)
+    assert report.after.quality is None
+    assert report.comparison is None
+    assert report.history == []
+    assert "quality was not measured" in report.verdict
+    assert report.after.parameters < report.before.parameters
+
+
+def test_a_model_whose_inputs_cannot_be_guessed_asks_for_them(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(35, 16)
+            self.fc2 = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.fc2(torch.relu(self.fc1(x.reshape(x.shape[0], 5, 7).flatten(1)[:, :35].repeat(1, 1)[:, :35])))
+
+    path = tmp_path / "odd.pt"
+    torch.jit.save(torch.jit.script(Odd()), path)
+    given = [{"shape": [1, 5, 7]}]
+    report = run(pruning(dataset=None, example_inputs=given), {"model": file_of(path)}, tmp_path / "out", dataset=None)
+    assert report.after.parameters < report.before.parameters
+
+
+def test_no_retraining_when_none_is_asked_for(dense, tmp_path):
+    report = run(pruning(retrain=None), {"model": dense}, tmp_path)
+    assert report.history == []
+    assert report.after.quality is not None
+
+
+def test_nothing_to_prune_names_the_layers(dense, tmp_path):
+    with pytest.raises(NothingToPrune, match="conv1"):
+        run(pruning(include=["nothing*"]), {"model": dense}, tmp_path)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_the_same_spec_gives_the_same_bytes(dense, tmp_path, granularity):
+    spec = pruning(granularity=granularity, outputs=["torchscript", "state_dict"], seed=3)
+    digests = []
+    for name in ("first", "second"):
+        torch.rand(3)  # whatever the process did before
+        digests.append(run(spec, {"model": dense}, tmp_path / name).reproduce.outputs)
+    assert digests[0] == digests[1]
+    assert digests[0] != run(spec | {"seed": 4}, {"model": dense}, tmp_path / "other").reproduce.outputs
+
+
+def interrupted(spec, models, directory, die_at):
+    """Artifact digests of a job that dies after each of its first checkpoints in turn, and is resumed each time."""
+    last = None
+    for _ in range(die_at):
+        observer = Kept(resume=last, die_at=1)
+        with pytest.raises(Kept.Killed):
+            run(spec, models, directory, observer=observer)
+        last = observer.checkpoints[-1]
+    return run(spec, models, directory, observer=Kept(resume=last))
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(dense, tmp_path, granularity):
+    spec = pruning(
+        granularity=granularity, schedule="iterative", steps=2, retrain={"epochs": 2, "lr": 0.05, "optimizer": "sgd"}
+    )
+    whole = run(spec, {"model": dense}, tmp_path / "whole")
+    pieces = interrupted(spec, {"model": dense}, tmp_path / "pieces", 3)
+    assert pieces.reproduce.outputs == whole.reproduce.outputs
+    assert pieces.removed == whole.removed
+    assert pieces.layers == whole.layers
+    assert [(r.phase, r.epoch, r.train_loss) for r in pieces.history] == [
+        (r.phase, r.epoch, r.train_loss) for r in whole.history
+    ]
+    assert pieces.after.quality == whole.after.quality
+
+
+def test_distillation_into_a_narrower_teacher(dense, tmp_path):
+    before = dense.path.read_bytes()
+    report = run(distilling({"from_teacher": {"width": 0.5}}), {"teacher": dense}, tmp_path)
+    assert report.type == "distill"
+    assert report.after.parameters < report.before.parameters / 1.8
+    assert {layer.name: layer.shape_after[0] for layer in report.layers} == {"conv1": 8, "conv2": 16, "fc": 10}
+    assert dense.path.read_bytes() == before
+    assert in_a_clean_process(tmp_path / "model.pt", "1, 1, 8, 8")[:2] == (1, 10)
+
+
+def test_distillation_into_an_architecture_beside_labels_alone(dense, tmp_path):
+    spec = distilling({"layers": LAYERS}, compare_with_labels_only=True, outputs=["state_dict", "torchscript"])
+    observer = Kept()
+    report = run(spec, {"teacher": dense}, tmp_path, observer=observer)
+    assert {record.phase for record in report.history} == {"distill", "labels only"}
+    assert report.labels_only.samples == report.after.quality.samples
+    assert "labels alone" in report.verdict
+    assert json.loads((tmp_path / "architecture.json").read_text())["layers"]
+    assert observer.fractions == sorted(observer.fractions)
+
+
+def test_an_interrupted_distillation_ends_as_an_uninterrupted_one(dense, layered, tmp_path):
+    # As safetensors: TorchScript numbers the classes it compiles, and here two jobs share one process.
+    spec = distilling(OTHER, compare_with_labels_only=True, outputs=["state_dict"])
+    models = {"teacher": dense, "student": layered}
+    whole = run(spec, models, tmp_path / "whole")
+    pieces = interrupted(spec, models, tmp_path / "pieces", 3)
+    assert pieces.reproduce.outputs == whole.reproduce.outputs
+    assert pieces.labels_only == whole.labels_only
+    assert pieces.verdict.partition(" — ")[2] == whole.verdict.partition(" — ")[2]
+    assert set(whole.reproduce.inputs) == {"teacher: digits.pt", "student: mlp.pt"}
+
+
+def test_features_of_named_layers_are_distilled_from_file_to_file(dense, layered, tmp_path):
+    loss = {"kind": "knowledge", "alpha": 0.5, "features": [["conv2", "fc1"]]}
+    report = run(distilling(OTHER, loss=loss), {"teacher": dense, "student": layered}, tmp_path)
+    assert report.after.quality.test.value > 0.8
+    loss["features"] = [["convv2", "fc1"]]
+    with pytest.raises(ValidationError, match=r"no layer 'convv2'.*conv1"):
+        run(distilling(OTHER, loss=loss), {"teacher": dense, "student": layered}, tmp_path)
+
+
+def test_a_student_with_too_few_outputs_is_refused(dense, tmp_path):
+    short = [*LAYERS[:-1], ["Linear", {"in_features": 64, "out_features": 9}, "fc2"]]
+    with pytest.raises(InvalidData, match="9 outputs"):
+        run(distilling({"layers": short}), {"teacher": dense}, tmp_path)
+
+
+def test_softened_classes_make_no_sense_for_numbers():
+    with pytest.raises(ValueError, match="regression does not have"):
+        compression_spec.validate_python(distilling(OTHER, task="regression"))
+    spec = distilling(OTHER, task="regression", loss={"kind": "output_mse"})
+    assert isinstance(compression_spec.validate_python(spec), DistillSpec)
+
+
+def test_inspections(dense, tmp_path):
+    model = METHODS[InspectSpec](
+        InspectSpec(type="inspect", subject=MODEL), Work({"subject": dense}, None, tmp_path, sandbox="standard")
+    )
+    assert isinstance(model, ModelInspection)
+    assert model.sandbox == "standard"
+    assert {layer.name: layer.prunable_channels for layer in model.layers}["conv1"]
+    data = METHODS[InspectSpec](InspectSpec(type="inspect", subject="builtin:digits"), Work({}, DIGITS, tmp_path))
+    assert isinstance(data, DatasetInspection)
+    assert sum(data.samples.values()) == 1797
+
+
+def test_a_state_dict_comes_back_as_one_with_its_new_architecture(layered, tmp_path):
+    report = run(pruning(outputs=["state_dict"]), {"model": layered}, tmp_path)
+    architecture = json.loads((tmp_path / "architecture.json").read_text())
+    assert architecture["layers"][1][1]["out_features"] == 32
+    assert report.after.file_bytes == (tmp_path / "model.safetensors").stat().st_size
+
+
+# -- as a library -------------------------------------------------------------------------------
+
+
+def test_a_module_is_pruned_without_any_server_and_is_not_changed():
+    torch.manual_seed(0)
+    module = Digits()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    result = prune_model(module, "builtin:digits", amount=0.5, retrain={"epochs": 1})
+    assert sum(p.numel() for p in result.model.parameters()) == result.report.after.parameters
+    assert result.report.after.parameters < result.report.before.parameters
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert module.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_arrays_and_layered_modules_serve_as_well(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 64, generator=generator)
+    y = x[:, :10].argmax(1)
+    module = build({"layers": LAYERS})
+    result = prune_model(module, (x, y), amount=0.25, retrain={"epochs": 1}, directory=tmp_path)
+    assert result.model.architecture["layers"][1][1]["out_features"] == 48
+    assert (tmp_path / "model.safetensors").exists()
+    small = {"layers": [["Linear", {"in_features": 64, "out_features": 10}, "fc"]]}
+    found = distill_model(module, small, (x.numpy(), y.numpy()), train={"epochs": 1})
+    assert found.model.fc.weight.shape == (10, 64)
+
+
+def test_a_bad_field_points_at_itself():
+    with pytest.raises(ValidationError) as caught:
+        prune_model(Digits(), "builtin:digits", amount=1.5)
+    assert caught.value.errors[0]["pointer"] == "/amount"
+
+
+def test_the_pieces_of_the_package_are_modules_and_its_functions_functions():
+    code = (
+        "from pared.compression.prune import step_amounts; from pared.compression.distill import output_mse;"
+        "from pared.compression import prune, distill; assert callable(prune) and callable(distill)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_methods_are_those_of_the_specs():
+    assert set(METHODS) == {InspectSpec, PruneSpec, DistillSpec}
