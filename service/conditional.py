@@ -13,7 +13,7 @@ from pared.errors import RangeNotSatisfiable
 
 MAX_WAIT_S = 60.0
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 def json_with_tag(request: Request, view: BaseModel, headers: dict[str, str]) -> Response:

@@ -84,10 +84,17 @@ def _refusal(method: str, headers: Headers, settings: Settings) -> ParedError | 
     if method not in {"GET", "HEAD", "OPTIONS"} and headers.get("sec-fetch-site") == "cross-site":
         return Forbidden("Another web site made this request. Use this server's own pages, or a client.")
     if settings.loopback:
-        name = urlsplit(f"//{headers.get('host', 'localhost')}").hostname or "localhost"
+        name = _host_name(headers.get("host", "localhost"))
         if name not in _LOCAL_NAMES and name != settings.host:
             return Forbidden(
                 f"This server answers to localhost, not to {name}. To reach it by another name, set PARED_HOST and "
                 "make a key with `pared keys add NAME`."
             )
     return None
+
+
+def _host_name(header: str) -> str:
+    try:
+        return urlsplit(f"//{header}").hostname or "localhost"
+    except ValueError:
+        return header

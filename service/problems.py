@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import pydantic
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -20,6 +21,9 @@ from pared.errors import NotReady, ParedError, TooManyRequests, Unauthorized, Un
 from pared.state.session import database_problem
 
 RETRY_AFTER_S = 2
+
+log = structlog.get_logger()
+
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
@@ -145,7 +149,7 @@ def _bounds(model: type[pydantic.BaseModel] | None, name: str) -> str | None:
         return None
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     parts = [
-        f"{word} {getattr(rule, attribute):g}"
+        f"{word} {_number(getattr(rule, attribute))}"
         for rule in field.metadata
         for attribute, word in words.items()
         if getattr(rule, attribute, None) is not None
@@ -153,8 +157,14 @@ def _bounds(model: type[pydantic.BaseModel] | None, name: str) -> str | None:
     return " and ".join(parts) or None
 
 
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 async def _named(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ParedError)  # noqa: S101 - what the handler is registered for
+    if error.status >= 500:
+        log.error("problem", code=error.code, detail=error.detail, request_id=request.state.request_id)
     return problem(request.state.request_id, error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ async def receive(request: Request, store: ObjectStore, max_bytes: int) -> Recei
         StorageFull: the store has no room.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
+    if re.fullmatch(r"[0-9]{1,18}", announced) and int(announced) > max_bytes:
         raise _too_large(max_bytes)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ValidationError("Send the file as it is, without a Content-Encoding.")

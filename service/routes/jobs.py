@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from pared.specs import DistillSpec, PruneSpec, compression_spec
 from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, find_job, submit
 from pared.state.tables import ENDED, Artifact, Job, JobEvent, JobStatus
+from service import strangers_json
 from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
 from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
 from service.openapi import JOB, SPEC_BODY, answers, page
@@ -218,13 +218,10 @@ async def _json_body(request: Request, max_bytes: int) -> Any:
         if len(body) > max_bytes:
             raise TooLarge(f"A job spec has at most {max_bytes:,} bytes.")
     try:
-        value = json.loads(body)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
-    except (ValueError, RecursionError) as error:
-        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deep or not Unicode"
-        told = [{"pointer": "", "detail": what}]
-        raise ValidationError(f"The body is not JSON: {what}{where}.", errors=told) from None
+        value = strangers_json.parse(body)
+    except ValueError as error:
+        told = [{"pointer": "", "detail": str(error)}]
+        raise ValidationError(f"The body is not JSON that we read: {error}.", errors=told) from None
     if not isinstance(value, dict):
         told = [{"pointer": "", "detail": "must be an object"}]
         raise ValidationError('A spec is a JSON object, such as {"type": "prune", …}.', errors=told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Annotated, Any, cast
 
@@ -17,6 +16,7 @@ from pared.errors import Conflict, NotFound, ValidationError
 from pared.specs import BUILTIN_DATASETS, Architecture, InspectSpec
 from pared.state.jobs import add_job
 from pared.state.tables import ENDED, Dataset, Job, Model, db_now, new_id
+from service import strangers_json
 from service.conditional import json_with_tag, wait_headers, wanted_wait_s
 from service.deps import Owner, Parts, PartsOf, check_id
 from service.openapi import DATASET, MODEL, UPLOAD_BODY, answers, page
@@ -198,7 +198,7 @@ def _parse_architecture(text: str | None) -> Any | None:
     value: Any = text
     if text.lstrip().startswith("{"):
         try:
-            value = json.loads(text)
+            value = strangers_json.parse(text)
         except ValueError as error:
             raise ValidationError(
                 "The architecture is not valid JSON.", errors=[{"pointer": "/query/architecture", "detail": str(error)}]

@@ -26,7 +26,7 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         (PRUNE | {"amount": "half"}, "/amount", "must be a valid number"),
         (PRUNE | {"amont": 0.5}, "/amont", "did you mean amount?"),
         (PRUNE | {"retrain": {"epoch": 1}}, "/retrain/epoch", "did you mean epochs?"),
-        (PRUNE | {"retrain": {"epochs": -1}}, "/retrain/epochs", "must be at least 0 and at most 1000"),
+        (PRUNE | {"retrain": {"epochs": -1}}, "/retrain/epochs", "must be at least 0 and at most 1,000"),
         (PRUNE | {"granularity": "filter"}, "/granularity", "must be 'weight' or 'channel'"),
         (PRUNE | {"model": "dst_" + "0" * 26}, "/model", "id of an uploaded model"),
         (PRUNE | {"model": 7}, "/model", "must be a valid string"),
@@ -75,6 +75,28 @@ def test_each_bad_field_is_pointed_at(api: Api, body: dict, pointer: str, text: 
 def test_what_is_no_json_object_is_refused(api: Api, content: bytes):
     answer = api.post("/v1/jobs", content=content, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/validation")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("[" * 65 + "]" * 65, "deeper than 64"), ("[" * 9000 + "]" * 9000, "deeper than 64"), ("1" * 5000, "300 digits")],
+)
+def test_json_that_could_not_be_answered_again_is_refused(api: Api, value: str, text: str):
+    architecture = f'{{"name": "mlp", "kwargs": {{"a": {value}}}}}'
+    spec = f'{{"type": "prune", "model": "{MODEL}", "amount": 0.5, "architecture": {architecture}}}'
+    form = {"file": ("m.pt", b"x")}
+    for answer in (
+        api.post("/v1/jobs", content=spec),
+        api.post("/v1/models", files=form, data={"architecture": architecture}),
+    ):
+        assert answer.status_code == 422
+        assert text in answer.json()["errors"][0]["detail"]
+
+
+def test_headers_that_make_no_sense_are_no_bug(api: Api):
+    assert api.get("/healthz", headers={"host": "["}).status_code == 403
+    assert api.get("/v1/models", headers={"authorization": "Basic eDp5"}).status_code == 200
+    assert api.get("/v1/models", headers={"prefer": "wait=" + "9" * 5000}).status_code == 200
 
 
 def test_numbers_that_are_none_are_refused(api: Api):
