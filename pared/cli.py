@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -382,13 +383,31 @@ def api() -> None:
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    check: Annotated[bool, typer.Option("--check", help="Only say, by the exit code, whether one lives here.")] = False,
+) -> None:
     """Run one worker process alone, configured by PARED_… variables."""
     with _extras("worker"):
         from worker.tasks import app as celery
+    if check:
+        sys.exit(DONE if _worker_lives_here() else FAILED)
     # What `celery -A worker.tasks worker` does, save that a folder named `worker` in this directory stays out of it.
     # One job at a time: the task only supervises, and a GPU is not shared.
     celery.worker_main(["worker", "--concurrency=1", "--loglevel=INFO"])
+
+
+def _worker_lives_here() -> bool:
+    """Whether a worker of this host (of this container) has lately written to its row."""
+    from sqlalchemy import select
+
+    from pared.state.session import make_engine, make_sessions
+    from pared.state.settings import settings
+    from pared.state.tables import WorkerHeartbeat, db_now
+
+    lately = WorkerHeartbeat.seen_at > db_now() - max(30.0, 3 * settings().heartbeat_s)
+    with make_sessions(make_engine(settings().effective_database_url))() as session:
+        here = WorkerHeartbeat.name.startswith(f"{socket.gethostname()}:", autoescape=True)
+        return session.scalar(select(WorkerHeartbeat.name).where(here, lately)) is not None
 
 
 @app.command()
