@@ -30,12 +30,15 @@ def guess_example_inputs(loaded: LoadedModel) -> tuple[Tensor, ...] | None:
     count = _input_count(loaded.module)
     if count is None:
         return None
-    candidates = list(itertools.islice(_candidates(loaded.module), 200))
-    tries: Iterator[tuple[Tensor, ...]] = (
-        ((one,) for one in candidates) if count == 1 else itertools.product(candidates[:12], repeat=count)
-    )
+    entries = list(itertools.islice(_weighted(loaded.module), 3))
+    tries: Iterator[tuple[Tensor, ...]]
+    if count == 1:
+        tries = ((one,) for batch in (2, 1) for entry in entries for one in _candidates(*entry, batch))
+    else:
+        likeliest = [one for entry in entries for one in itertools.islice(_candidates(*entry, 2), 4)]
+        tries = itertools.product(likeliest, repeat=count)
     with torch.no_grad(), optimized_execution(False):
-        for inputs in itertools.islice(tries, 300):
+        for inputs in itertools.islice(tries, 400):
             try:
                 output = loaded.module(*inputs)
             except Exception:  # noqa: BLE001, S112 - the model says no in its own words
@@ -60,17 +63,14 @@ def _input_count(module: nn.Module) -> int | None:
     return len(needed)
 
 
-def _candidates(module: nn.Module) -> Iterator[Tensor]:
-    """Inputs that the first layers with weights could take, likeliest first, batch 2 before batch 1."""
-    entries = list(itertools.islice(_weighted(module), 3))
-    for batch in (2, 1):
-        for kind, weight in entries:
-            for shape in _input_shapes(kind, list(weight.shape)):
-                if kind == "Embedding":
-                    yield torch.arange(math.prod(shape)).remainder(len(weight)).reshape(shape).repeat(batch, 1)
-                else:
-                    generator = torch.Generator().manual_seed(0)
-                    yield torch.randn(batch, *shape, generator=generator)
+def _candidates(kind: str, weight: Tensor, batch: int) -> Iterator[Tensor]:
+    """Inputs that a first layer of this kind could take, likeliest first."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in _input_shapes(kind, list(weight.shape)):
+        if kind == "Embedding":
+            yield torch.arange(math.prod(shape)).remainder(len(weight)).reshape(shape).repeat(batch, 1)
+        else:
+            yield torch.randn(batch, *shape, generator=generator)
 
 
 def _weighted(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

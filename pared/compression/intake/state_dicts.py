@@ -115,18 +115,19 @@ def _classes_named(file: BinaryIO) -> list[str]:
 
 def _check_legacy(path: Path) -> None:
     """The old format (before torch 1.6) allocates what its pickle claims: hold the claims against the file."""
-    size = path.stat().st_size
     torch_magic = 0x1950A86A20F9469CFC6C
     try:
         with path.open("rb") as file:
-            first, *claims = [_integers(file) for _ in range(4)]
+            by_torch = torch_magic in _integers(file)
+            # Then the protocol, the sizes of the machine's numbers, and the state dict.
+            claims = [_integers(file) for _ in range(3)][-1] if by_torch else []
     except Exception as error:
         raise UnsupportedModel(
             f"This is a damaged pickle ({first_line(error)}), or a pickle that torch did not write. {SAVE_ADVICE}"
         ) from error
-    if torch_magic not in first:
+    if not by_torch:
         raise UnsupportedModel(f"This is a Python pickle; opening it would run its code. {SAVE_ADVICE}")
-    if any(abs(claim) > size for pickled in claims for claim in pickled):
+    if any(abs(claim) > path.stat().st_size for claim in claims):
         raise UnsupportedModel(
             "This file claims tensors larger than itself. If they are real, save them anew with a current PyTorch: "
             "torch.save(model.state_dict(), …)."
@@ -134,8 +135,12 @@ def _check_legacy(path: Path) -> None:
 
 
 def _integers(file: BinaryIO) -> list[int]:
-    """Every integer in the next pickle of a file."""
-    return [argument for _, argument, _ in pickletools.genops(file) if type(argument) is int]
+    """Every integer in the next pickle of a file, save those that number its memo."""
+    return [
+        argument
+        for opcode, argument, _ in pickletools.genops(file)
+        if type(argument) is int and not opcode.name.endswith(("PUT", "GET"))
+    ]
 
 
 def _only_tensors(loaded: Any, notes: list[str]) -> State:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -41,7 +44,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     if other:
         module.float()
         notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
-    flavour = _flavour(module, nodes)
+    flavour = _flavour(file.path, module, nodes)
     notes += _torchscript_notes(flavour, nodes)
     return LoadedModel(
         module=module,
@@ -85,14 +88,29 @@ def _refuse_quantized(nodes: Sequence[Any]) -> None:
         )
 
 
-def _flavour(module: torch.jit.ScriptModule, nodes: Sequence[Any]) -> Literal["scripted", "traced", "frozen"]:
+def _flavour(
+    path: Path, module: torch.jit.ScriptModule, nodes: Sequence[Any]
+) -> Literal["scripted", "traced", "frozen"]:
     if not any(True for _ in module.parameters()) and any(_is_tensor_constant(node) for node in nodes):
         return "frozen"
-    # Tracing writes `aten::_convolution`, and as the source of a node the Python call stack.
-    traced = any(
-        node.kind() == "aten::_convolution" or re.search(r"\.py\(\d+\): ", node.sourceRange()) for node in nodes
-    )
+    traced = any(node.kind() == "aten::_convolution" for node in nodes) or _keeps_call_stacks(path)
     return "traced" if traced else "scripted"
+
+
+def _keeps_call_stacks(path: Path) -> bool:
+    """Whether the debug records name sources as tracing does: `linear.py(134): forward`, not `linear.py:134`.
+
+    Looked for in the bytes: torch's own reader of these records takes gigabytes for a damaged one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".debug_pkl"):
+                try:
+                    if re.search(rb"\.py\(\d+\): ", archive.read(entry)):
+                        return True
+                except (zipfile.BadZipFile, zlib.error, EOFError):
+                    continue  # damaged, and the model runs without
+    return False
 
 
 def _is_tensor_constant(node: Any) -> bool:
