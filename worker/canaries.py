@@ -91,8 +91,9 @@ def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
             "memory_bytes": 2**30,
             "outside": str(outside),
             "tcp": doors.enter_context(_tcp_door(knocks)),
-            "unix": doors.enter_context(_unix_door(outside / "socket", knocks)),
-            "abstract": doors.enter_context(_unix_door(f"\0pared-{os.getpid()}-{id(knocks)}", knocks)),
+            # Relative to the child's folder, for a socket's address has room for 107 bytes.
+            "unix": doors.enter_context(_unix_door(outside / "socket", "../outside/socket", knocks)),
+            "abstract": doors.enter_context(_abstract_door(f"\0pared-{os.getpid()}-{id(knocks)}", knocks)),
         }
         doors.enter_context(_environment_secret())
         try:
@@ -137,14 +138,26 @@ def _tcp_door(knocks: list[str]) -> Iterator[int]:
 
 
 @contextmanager
-def _unix_door(address: Path | str, knocks: list[str]) -> Iterator[str]:
+def _unix_door(path: Path, address: str, knocks: list[str]) -> Iterator[str]:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"/proc/self/fd/{folder}/{path.name}")
+            path.chmod(0o666)
+            server.listen()
+            yield address
+            _look(server, "unix", knocks)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _abstract_door(address: str, knocks: list[str]) -> Iterator[str]:
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(address))
+        server.bind(address)
         server.listen()
-        if isinstance(address, Path):
-            address.chmod(0o666)
-        yield str(address)
-        _look(server, "unix", knocks)
+        yield address
+        _look(server, "abstract", knocks)
 
 
 def _look(server: socket.socket, kind: str, knocks: list[str]) -> None:

@@ -10,6 +10,7 @@ SQLite must not be carried across a fork.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from functools import lru_cache
@@ -61,7 +62,12 @@ def probe_sandbox(**_: Any) -> None:
     _main_pid = os.getpid()
     configure_logging()
     sandbox.hide_from_others()
-    probe = canaries.probe(settings().data_dir.resolve() / "scratch")
+    try:
+        probe = canaries.probe(settings().data_dir.resolve() / "scratch")
+    except Exception:
+        # Celery would swallow it. What could not be shown to hold is not assumed to.
+        log.exception("sandbox_not_probed")
+        return
     _confinement = probe.confinement
     log.info("sandbox_probed", level=_confinement.level, held=_confinement.in_words(), escaped=probe.escaped)
     if _confinement.level != "standard":
@@ -74,6 +80,8 @@ def start_working(**_: Any) -> None:
     sandbox.end_with_parent()
     if os.getppid() != _main_pid:
         os._exit(1)
+    # A service manager may signal all processes of the group: this one too hands its job back first.
+    signal.signal(signal.SIGTERM, lambda *_: _drain.request())
     threading.Thread(target=_stay_alive, name="alive", daemon=True).start()
 
 

@@ -21,6 +21,7 @@ from pared.compression.measure import (
     forward,
     label_loss,
     own_failures,
+    unoptimized,
 )
 from pared.compression.train import Loss, seed_of
 from pared.errors import ShapeMismatch, ValidationError
@@ -155,7 +156,7 @@ def lesson(
 
 def _answers(teacher: nn.Module, data: Samples, task: Task, device: str) -> Tensor:
     """The teacher's outputs over the training split in its stored order, on the CPU: (samples, …)."""
-    with torch.no_grad():
+    with torch.no_grad(), unoptimized():
         return torch.cat(
             [
                 forward(teacher, tuple(tensor.to(device) for tensor in inputs), task).float().cpu()

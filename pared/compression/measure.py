@@ -6,7 +6,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -81,6 +81,16 @@ def own_failures() -> Iterator[None]:
         raise ModelFailed(f"The model's own code raised: {_message(error)}") from error
 
 
+def unoptimized() -> AbstractContextManager[None]:
+    """Runs TorchScript as it is written, without profile-guided plans.
+
+    Those change the arithmetic after a model's first passes, so that a resumed run, which profiles anew, would differ
+    in the last bits. Only for running: under it a module's `inlined_graph` is not inlined.
+    """
+    manager: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    return manager
+
+
 def _message(error: Exception) -> str:
     """The line that says what went wrong. TorchScript puts its traceback first, and the message last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -105,7 +115,7 @@ def predict(
     """
     module.eval()
     outputs, targets = [], []
-    with torch.no_grad():
+    with torch.no_grad(), unoptimized():
         for inputs, target in data.batches(split, EVALUATION_BATCH):
             output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
             outputs.append(output.float().cpu())

@@ -47,7 +47,6 @@ from pared.compression.reporting import (
     publish,
     reproduce,
     softmax_warning,
-    tensors,
     weight_layers,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
@@ -498,7 +497,7 @@ def _settled(work: Work) -> Iterator[None]:
     threads, python_state, numpy_state = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
     cudnn = torch.backends.cudnn
     flags = cudnn.deterministic, cudnn.benchmark
-    torch.set_num_threads(work.threads)
+    torch.set_num_threads(max(work.threads, 1))
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         with torch.random.fork_rng():

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
-from pared.compression.measure import Inputs, Samples, Task, forward, label_loss, own_failures, predict, score
+from pared.compression.measure import (
+    Inputs,
+    Samples,
+    Task,
+    forward,
+    label_loss,
+    own_failures,
+    predict,
+    score,
+    unoptimized,
+)
 from pared.compression.prune import Masks
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
@@ -105,9 +115,7 @@ def fit(
         if companion is not None:
             companion.load_state_dict(resume["companion"])
 
-    # Without TorchScript's profile-guided plans: they change the arithmetic after the first passes, so that a
-    # resumed run, which profiles anew, would differ in the last bits.
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+    with unoptimized():
         for epoch in range(first, config.epochs + 1):
             began = time.monotonic()
             pulse.epoch = epoch
