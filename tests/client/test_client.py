@@ -99,9 +99,7 @@ def test_a_server_that_never_answered_is_named_at_once(server: Scripted) -> None
     assert time.monotonic() - begun < 5
 
 
-def test_a_wrong_answer_of_the_store_is_found_at_upload(
-    server: Scripted, client: pared.Client, tmp_path: Path
-) -> None:
+def test_a_wrong_answer_of_the_store_is_found_at_upload(server: Scripted, client: pared.Client, tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(FILE)
 
     def stored(asked: Asked, *, damage: bytes = b"") -> Answer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pared.compression.intake import LoadedModel
 from torch import nn
 
 from pared.compression.architectures import build
+from pared.compression.intake import LoadedModel
 from pared.compression.prune import (
     Masks,
     apply_removal,
