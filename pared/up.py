@@ -174,7 +174,7 @@ def _start(command: list[str], log: IO[bytes], env: dict[str, str]) -> subproces
         stderr=log,
         env=env,
         start_new_session=True,
-        preexec_fn=end_with_parent,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - the supervisor has no threads
     )
 
 

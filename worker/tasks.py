@@ -27,7 +27,7 @@ from pared.errors import ParedError
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
 from pared.state.queue import TASK
-from pared.state.queue import app as app  # what `celery -A worker.tasks` and `pared worker` look for
+from pared.state.queue import app as app  # noqa: PLC0414 - what `celery -A worker.tasks` and `pared worker` look for
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep

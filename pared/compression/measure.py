@@ -224,7 +224,7 @@ def mcnemar(lost: int, won: int) -> float:
     for i in range(min(lost, won)):
         term = term * (n - i) // (i + 1)  # n choose i + 1
         tail += term
-    return min(1.0, 2 * tail / 2**n)
+    return float(min(1.0, 2 * tail / 2**n))
 
 
 def paired_difference(lost: int, won: int, samples: int) -> Interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import pared
 from pared.compression.intake import LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.work import Work
@@ -53,7 +53,7 @@ def measure_both(
     notes, parts = [], []
     first, second = (each.module.to(work.device).eval() for each in (before, after))
     *latencies, refused = measure_latency(first, second, example, device=work.device, tick=tick)
-    notes += refused
+    notes += refused + _busy_warning()
     for module, latency in zip((first, second), latencies, strict=True):
         parameters, nonzero = count_parameters(module)
         macs = count_macs(module, example)
@@ -72,6 +72,18 @@ def measure_both(
         notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
     successor = "model.pt" if before.format == "torchscript" else "model.safetensors"
     return Measured(parts[0], parts[1], successor, notes)
+
+
+def _busy_warning() -> list[str]:
+    """Others at work on the machine make latencies, and more so their ratio on several threads, unsound."""
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # not to be read inside the sandbox
+        return []
+    cores = os.cpu_count() or 1
+    if load <= cores + 0.5:
+        return []
+    return [f"The machine was busy while latency was measured (load {load:.1f} on {cores} cores): do not rely on it."]
 
 
 def softmax_warning(baseline: Assessment | None) -> list[str]:
@@ -145,7 +157,7 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,
         versions={
-            "pared": pared.__version__,
+            "pared": version("pared"),
             "python": platform.python_version(),
             "torch": torch.__version__,
             **{name: version(name) for name in packages},

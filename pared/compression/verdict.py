@@ -147,7 +147,7 @@ def _name(metric: str) -> str:
 
 
 def _score(metric: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}"
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}".replace("-", "−")
 
 
 def _signed(metric: str, value: float) -> str:

@@ -35,16 +35,17 @@ class DigitsCNN(nn.Module):
         x = functional.relu(self.conv1(x))
         x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)  # (batch, 64, 4, 4)
         x = functional.relu(self.fc1(x.flatten(1)))
-        return self.fc2(x)
+        logits: Tensor = self.fc2(x)
+        return logits
 
 
 def main(directory: Path) -> None:
     """Make the data, train, save."""
     directory.mkdir(parents=True, exist_ok=True)
     data = split_digits()
-    np.savez(directory / "digits.npz", **data)
+    np.savez(directory / "digits.npz", **data)  # type: ignore[arg-type]
     model = train(data)
-    torch.jit.script(model).save(str(directory / "digits_cnn.pt"))
+    torch.jit.script(model).save(str(directory / "digits_cnn.pt"))  # type: ignore[no-untyped-call]
     print(f"saved {directory / 'digits_cnn.pt'} and {directory / 'digits.npz'}")
 
 
@@ -69,12 +70,12 @@ def train(data: dict[str, np.ndarray]) -> nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
     for epoch in range(1, EPOCHS + 1):
         model.train()
-        for batch in torch.randperm(len(x)).split(BATCH):
+        for batch in torch.split(torch.randperm(len(x)), BATCH):
             # Moved by up to a pixel, so that the model does not learn where a stroke lies.
             shift = torch.randint(-1, 2, (2,)).tolist()
             loss = functional.cross_entropy(model(x[batch].roll(shift, dims=(2, 3))), y[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         model.eval()

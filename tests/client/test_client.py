@@ -174,7 +174,8 @@ def test_cancel_twice_is_no_error_but_cancel_after_the_end_is(server: Scripted, 
 
 
 def test_events_reconnect_behind_the_last_one_seen(server: Scripted, job: pared.Job) -> None:
-    first = b': hello\n\nid: 1\nevent: status\ndata: {"status": "queued"}\n\nid: 2\nevent: log\r\ndata: {"text": "\xc3\xa4"}\n\n'
+    first = b': hello\n\nid: 1\nevent: status\ndata: {"status": "queued"}\n\n'
+    first += b'id: 2\nevent: log\r\ndata: {"text": "\xc3\xa4"}\n\n'
     unfinished = b'id: 3\nevent: log\ndata: {"te'
     rest = b'id: 3\nevent: log\ndata: {"text": "b"}\n\nid: 4\nevent: done\ndata: {"status": "succeeded"}\n\n'
     server.say(

@@ -308,7 +308,7 @@ BAD = {
         lambda: zipped({"a/1.png": image(), "b/1.png": image(size=(9, 9))}), InvalidData, "6×5, b/1.png is 9×9"),
     "broken image": (lambda: zipped({"a/1.png": b"no", "b/1.png": image()}), InvalidData, "a/1.png is not an image"),
     "cut image": (
-        lambda: zipped({"a/1.png": image("RGB")[:60], "b/1.png": image("RGB")}), InvalidData, "1.png"),
+        lambda: zipped({"a/1.png": image("RGB")[:50], "b/1.png": image("RGB")}), InvalidData, "1.png"),
     "loose images": (lambda: zipped({"1.png": image(), "b/1.png": image()}), InvalidData, "not lie in a class folder"),
 }  # fmt: skip
 

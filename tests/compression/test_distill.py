@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 
 import pytest
@@ -181,7 +182,7 @@ def test_an_unknown_layer_is_answered_with_those_there_are(kind):
 
 
 def test_features_that_are_too_wide_to_project_are_refused(monkeypatch):
-    monkeypatch.setattr("pared.compression.distill.MAX_PROJECTION", 10)
+    monkeypatch.setattr(importlib.import_module("pared.compression.distill"), "MAX_PROJECTION", 10)
     with pytest.raises(ValidationError, match="too many to project"):
         prepared(Knowledge(kind="knowledge", features=PAIRS), make("eager", 12), make("eager", 6))
 
@@ -194,7 +195,7 @@ def test_a_student_with_other_outputs_is_refused():
 KINDS = [
     OutputMse(kind="output_mse"),
     Knowledge(kind="knowledge", alpha=0.5, temperature=2.0),
-    Knowledge(kind="knowledge", alpha=0.1, labels=0.3),
+    Knowledge(kind="knowledge", alpha=0.5, labels=0.1),
     Knowledge(kind="knowledge", alpha=0.5, features=PAIRS),
 ]
 
