@@ -168,7 +168,8 @@ def test_a_stop_hands_the_job_back_uncharged(bench):
     thread.join(10)
     job = bench.job(job_id)
     assert (job.status, job.attempt, job.crash_count, job.lease_owner) == ("queued", 0, 0, None)
-    assert bench.objects("checkpoints") == sorted([job.checkpoint_key, job.previous_checkpoint_key])
+    kept = [job.checkpoint_key, job.previous_checkpoint_key]  # only one, if the stop came before the second
+    assert bench.objects("checkpoints") == sorted(key for key in kept if key)
     assert child_pids(bench) == []
 
 
@@ -215,7 +216,8 @@ def test_a_later_attempt_goes_on_from_the_newest_whole_checkpoint(bench):
     job = bench.run(job_id, drain=Drain())
     assert job.status == "succeeded"
     starts = [event.data["text"] for event in bench.events(job_id, "log") if "starting at" in event.data["text"]]
-    assert starts == ["starting at 0", f"starting at {kept.checkpoint_step - 1}"]
+    # Steps that come while one is being stored are passed over, so it need not be the step before.
+    assert starts == ["starting at 0", f"starting at {kept.previous_checkpoint_key.rpartition('/')[2]}"]
     [artifact] = bench.artifacts(job_id)
     assert b"".join(bench.store.read(artifact.object_key)) == b"[8.0, 8.0, 8.0]"
     assert bench.objects("checkpoints") == [kept.checkpoint_key]  # the damaged one is left to the collector
