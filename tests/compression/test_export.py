@@ -104,7 +104,7 @@ def test_the_torchscript_file_needs_nothing_but_torch(tmp_path):
     module = build({"name": "text_transformer", "kwargs": {"vocabulary": 20, "features": 8, "heads": 2}}).eval()
     export(of(module), (torch.zeros(2, 6, dtype=torch.int64),), ["torchscript"], tmp_path)
     code = (
-        "import sys, torch; m = torch.jit.load(sys.argv[1]); print(tuple(m(torch.zeros(7, 5, dtype=torch.int64)).shape));"
+        "import sys, torch; m = torch.jit.load(sys.argv[1]); print(tuple(m(torch.zeros(7, 5, dtype=torch.int64)).shape));"  # noqa: E501
         "assert not any(name.startswith('pared') for name in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code, tmp_path / "model.pt"], capture_output=True, text=True)
