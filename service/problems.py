@@ -113,6 +113,8 @@ def _advice(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) ->
         return "is required"
     if kind == "string_pattern_mismatch" and context["pattern"].startswith("^mdl_"):
         return "must be the id of an uploaded model (mdl_ and 26 letters and digits)"
+    if kind == "string_pattern_mismatch" and error["loc"][-1] == "after":
+        return "must be the next_cursor of the page before"
     if kind == "value_error":
         return str(context.get("error", error["msg"]))
     text = re.sub(r"^(Value error, |Input )?should ", "must ", re.sub(r"^Input should ", "must ", error["msg"]))

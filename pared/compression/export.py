@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -65,9 +66,25 @@ def _write_torchscript(
 ) -> list[Path]:
     path = directory / "model.pt"
     torch.jit.save(as_torchscript(module, example), path)
+    if loaded.format == "torchscript" and path.stat().st_size >= loaded.file_bytes:
+        # Calls were inlined to change sizes written in the code: its positions in a source are long, and wrong.
+        _drop_source_positions(path)
     again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     _check("model.pt", module, example, again)
     return [path]
+
+
+def _drop_source_positions(path: Path) -> None:
+    """Write a TorchScript archive again without its `.debug_pkl` records, which only serve messages of errors."""
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            if entry.filename.endswith(".debug_pkl"):
+                continue
+            info = zipfile.ZipInfo(entry.filename)
+            # Tensors begin at multiples of 64 bytes, as torch writes them.
+            padding = -((new.fp.tell() if new.fp else 0) + 30 + len(entry.filename.encode()) + 4) % 64
+            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            new.writestr(info, old.read(entry), compress_type=entry.compress_type)
 
 
 def _write_state_dict(

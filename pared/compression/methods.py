@@ -22,6 +22,7 @@ from pared.compression.intake import (
     example_from_specs,
     guess_example_inputs,
     inspect_model,
+    inspect_weights,
     load_model,
 )
 from pared.compression.measure import (
@@ -85,8 +86,11 @@ def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspectio
         if work.dataset is not None:
             return inspect_dataset(work.dataset)
         (file,) = work.models.values()
-        loaded = load_model(file, _plain(spec.architecture))
-        inspection = inspect_model(loaded, guess_example_inputs(loaded))
+        architecture = _plain(spec.architecture)
+        inspection = inspect_weights(file) if architecture is None and file.architecture is None else None
+        if inspection is None:
+            loaded = load_model(file, architecture)
+            inspection = inspect_model(loaded, guess_example_inputs(loaded))
         return inspection.model_copy(update={"sandbox": work.sandbox})
 
 

@@ -266,13 +266,13 @@ REJECTED_DATASETS: list[tuple[str, bytes, str, str]] = [
     ("random bytes", np.random.default_rng(0).bytes(5000), D, "npz"),
     ("a truncated npz", zoo.dataset("mlp")[:3000], D, "cut off|damaged"),
     ("a model", SCRIPTED, D, "model"),
-    ("arrays of Python objects", arrays(x=np.array([{}, {}], dtype=object), y=np.arange(2)), D, "object|pickle"),
+    ("arrays of Python objects", arrays(x=np.array([{}, {}], dtype=object), y=np.arange(2)), DATA, "object|pickle"),
     ("no x", arrays(images=X, labels=Y), DATA, "x"),
     ("NaN inputs", arrays(x=changed(X, (7, 3), np.nan), y=Y), DATA, "NaN|not a number|not finite"),
     ("infinite inputs", arrays(x=changed(X, (7, 3), np.inf), y=Y), DATA, "inf|not finite"),
     ("x and y of other lengths", arrays(x=X, y=Y[:-1]), DATA, "200.*199|199.*200"),
     ("one sample", arrays(x=X[:1], y=Y[:1]), DATA, "sample"),
-    ("no samples", arrays(x=X[:0], y=Y[:0]), DATA, "sample"),
+    ("no samples", arrays(x=X[:0], y=Y[:0]), DATA, "empty"),
 ]
 REJECTED = [("models", *row) for row in REJECTED_MODELS] + [("datasets", *row) for row in REJECTED_DATASETS]
 

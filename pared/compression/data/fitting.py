@@ -27,6 +27,11 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
             output = forward(loaded.module, inputs, data.task)
         except ModelFailed as error:
             raise _explained(loaded, data, inputs, error) from error
+    if output.isnan().any():
+        raise ModelFailed(
+            "The model answers its data with NaN. Look for NaN among its weights, and whether the data must be scaled "
+            "(`preprocess`); nothing can be measured or trained from there."
+        )
     if data.classes is not None and output.shape[1] < data.classes:
         raise InvalidData(
             f"The labels go up to {data.classes - 1}, but the model has {output.shape[1]} outputs (classes 0 to "

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import Coupling, find_groups
 from pared.compression.intake.loaded import LoadedModel
+from pared.compression.intake.recognising import recognise
+from pared.compression.intake.state_dicts import read_state_dict
+from pared.compression.work import ModelFile
 from pared.errors import ParedError
 from pared.reports import LayerInspection, ModelInspection
 
@@ -43,6 +46,40 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
         inputs=None if example is None else [_described_input(tensor) for tensor in example],
         architecture=loaded.architecture,
         layers=layers if layers is not None else _layers_with_weights(loaded.module),
+        warnings=notes,
+    )
+
+
+def inspect_weights(file: ModelFile) -> ModelInspection | None:
+    """What is in a state dict whose architecture is still to come, with a job. None: TorchScript, which needs none.
+
+    Raises:
+        UnsupportedModel: not a model we open.
+    """
+    container = recognise(file.path)
+    if container == "torchscript":
+        return None
+    notes = ["A job on these weights must give the `architecture` that they belong to."]
+    state = read_state_dict(file.path, container, notes)
+    layers: dict[str, dict[str, list[int]]] = {}
+    for name, tensor in state.items():
+        layers.setdefault(name.rpartition(".")[0] or name, {})[name] = list(tensor.shape)
+    elements = sum(tensor.numel() for tensor in state.values())
+    return ModelInspection(
+        format="state_dict",
+        flavour="state_dict",
+        parameters=elements,
+        trainable_parameters=elements,
+        layers=[
+            LayerInspection(
+                name=name,
+                kind="weights",
+                weights=shapes,
+                parameters=sum(math.prod(shape) for shape in shapes.values()),
+                reason="not known without the architecture",
+            )
+            for name, shapes in layers.items()
+        ],
         warnings=notes,
     )
 
