@@ -9,9 +9,11 @@ SQLite must not be carried across a fork.
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import socket
+import sys
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +45,7 @@ ALIVE_S = 10.0
 """How often a worker says that it lives."""
 
 _drain = Drain()
+_forked = mmap.mmap(-1, 1)  # one byte, shared with every process that is forked from here
 _main_pid = os.getpid()
 _confinement = Confinement("none")
 
@@ -62,6 +65,7 @@ def probe_sandbox(**_: Any) -> None:
     global _confinement, _main_pid  # noqa: PLW0603 - inherited by the forked process
     _main_pid = os.getpid()
     configure_logging()
+    signal.signal(signal.SIGUSR2, _start_afresh)
     sandbox.hide_from_others()
     try:
         probe = canaries.probe(settings().data_dir.resolve() / "scratch")
@@ -81,6 +85,12 @@ def start_working(**_: Any) -> None:
     sandbox.end_with_parent()
     if os.getppid() != _main_pid:
         os._exit(1)
+    if _forked[0] and not _drain.requested:
+        # The process before this one was killed, perhaps while it held the lock of the pipe that tasks come
+        # through; then nobody can ever take it again, and the worker would look alive and do nothing.
+        os.kill(_main_pid, signal.SIGUSR2)
+        os._exit(1)
+    _forked[0] = 1
     # A service manager may signal all processes of the group: this one too hands its job back first.
     signal.signal(signal.SIGTERM, lambda *_: _drain.request())
     threading.Thread(target=_stay_alive, name="alive", daemon=True).start()
@@ -100,6 +110,12 @@ def say_goodbye(**_: Any) -> None:
 def drain(**_: Any) -> None:
     """SIGTERM to the main process: the running job goes back to the queue, uncharged."""
     _drain.request()
+
+
+def _start_afresh(*_: object) -> None:
+    """In the main process: become a new worker, under the same process id and the same parent."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # stays so across exec, until the new worker listens
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
 
 @lru_cache(maxsize=1)

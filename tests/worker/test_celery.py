@@ -124,6 +124,17 @@ def test_whichever_process_is_killed_the_job_is_done_and_nothing_is_left_over(se
     assert (job.status, job.crash_count) == ("succeeded", 1 if who == "child" else 0)
 
 
+def test_a_worker_whose_idle_process_was_killed_works_on_and_stops(service):
+    worker = service.start_worker()
+    service.alive()
+    _main, pool = worker.tree()
+    time.sleep(1)  # it waits for a task now, and holds the lock of the pipe they come through
+    pool.kill()
+    job = service.ended(service.submit("succeed"))
+    assert job.status == "succeeded"
+    assert worker.stop(20) == 0
+
+
 def test_a_stopped_worker_hands_its_job_back_and_leaves_no_row(service):
     worker = service.start_worker()
     service.alive()
