@@ -66,7 +66,7 @@ def run(url: str | None, directory: Path, console: Console) -> int:
 
 def _show(client: Client, directory: Path, console: Console) -> None:
     _headline(console, "1. A model, trained by plain PyTorch", "python -m pared.examples.train_digits demo-data")
-    subprocess.run([sys.executable, "-m", "pared.examples.train_digits", str(directory)], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "pared.examples.train_digits", str(directory)], check=True)
     original = directory / "digits_cnn.pt"
 
     _headline(console, "2. Uploaded", f"pared at {client.url}")
@@ -152,7 +152,7 @@ def _server(directory: Path, console: Console) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = directory / "pared-up.log"
-    command = [sys.executable, "-m", "pared", "up", "--port", str(port), "--data", str(directory / "server")]
+    command = [sys.executable, "-P", "-m", "pared", "up", "--port", str(port), "--data", str(directory / "server")]
     console.print(f"[bold]Starting pared[/] at http://127.0.0.1:{port} (its output: {log})", soft_wrap=True)
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"NO_COLOR": "1"})

@@ -82,7 +82,7 @@ class _Supervisor:
         self._stops = 0
         self._wake = threading.Event()
         self._processes = [
-            _Process(name, [sys.executable, "-m", "pared", name], directory / "logs" / f"{name}.log")
+            _Process(name, [sys.executable, "-P", "-m", "pared", name], directory / "logs" / f"{name}.log")
             for name in ("api", "worker")
         ]
 

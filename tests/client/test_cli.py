@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.e2e.processes import wait_for
+from tests.e2e.stack import PARED, Stack
+
+DETACHED = "prune mlp.pt --data data.npz --channels 50% --epochs 1000"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    torch.jit.script(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))).save(str(folder / "mlp.pt"))
+    x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=x[:, :3].argmax(1))
+    (folder / "notes.pt").write_text("not a model")
+    return folder
+
+
+def pared(stack: Stack, folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PARED, *line.split()],
+        cwd=folder,
+        env=stack.env | {"COLUMNS": "140"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --data data.npz --channels 50% --epochs 1 -o small.pt -o small.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+    assert "smaller" in done.stdout
+    assert "retrain" in done.stderr
+    assert (files / "small.pt").stat().st_size < (files / "mlp.pt").stat().st_size
+    assert (files / "small.onnx").is_file()
+
+
+def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --weights 90% --json -o sparse.pt")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["job"]["status"] == "succeeded"
+    assert printed["report"]["after"]["nonzero_parameters"] < printed["report"]["before"]["nonzero_parameters"]
+    assert printed["files"] == ["sparse.pt"]
+
+    job_id = printed["job"]["id"]
+    listed = json.loads(pared(embedded, files, "jobs ls --json").stdout)
+    assert job_id in [job["id"] for job in listed]
+    assert job_id in pared(embedded, files, "jobs ls --status succeeded").stdout
+    assert json.loads(pared(embedded, files, f"report {job_id} --json").stdout) == printed["report"]
+    assert "succeeded" in pared(embedded, files, f"jobs show {job_id}").stdout
+    assert pared(embedded, files, f"jobs watch {job_id}").returncode == 0
+    late = pared(embedded, files, f"jobs cancel {job_id}")
+    assert late.returncode == 1
+    assert "ended" in late.stderr
+
+
+def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) -> None:
+    done = pared(
+        embedded,
+        files,
+        "distill --teacher mlp.pt --width 0.5 --data data.npz --epochs 1 -o student.safetensors",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (files / "student.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("prune mlp.pt", "--channels"),
+        ("prune mlp.pt --channels 50% --weights 50%", "--channels"),
+        ("prune mlp.pt --channels half", "half"),
+        ("prune mlp.pt --channels 150%", "/amount"),
+        ("prune mlp.pt --channels 50% -o small.h5", ".safetensors"),
+        ("prune nowhere.pt --channels 50%", "nowhere.pt"),
+        ("distill --teacher mlp.pt --data builtin:digits", "--width"),
+        ("jobs show job_01K9Q5V7M3W8Z2X4Y6A0B1C2D3", "job"),
+        ("jobs ls --status finished", "finished"),
+        ("squeeze mlp.pt", "squeeze"),
+    ],
+)
+def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, says: str) -> None:
+    done = pared(embedded, files, arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_model_exits_with_1_and_advice(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune notes.pt --channels 50%")
+    assert done.returncode == 1
+    assert "notes.pt" in done.stderr
+
+
+def test_a_job_that_fails_exits_with_1_and_its_error(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --data builtin:digits --channels 50%")
+    assert done.returncode == 1
+    assert "shape" in done.stderr
+
+
+def test_no_server_is_named(files: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        env = os.environ | {"PARED_URL": f"http://127.0.0.1:{free.getsockname()[1]}"}
+        done = subprocess.run([PARED, "jobs", "ls"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "pared up" in done.stderr
+
+
+def test_ctrl_c_detaches_and_the_job_goes_on(embedded: Stack, files: Path) -> None:
+    command = [PARED, *DETACHED.split()]
+    log = files / "detached.log"
+    with log.open("w") as stderr:
+        running = subprocess.Popen(
+            command, cwd=files, env=embedded.env, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+        )
+        wait_for(lambda: "epoch" in log.read_text() or running.poll() is not None, 60, "retraining")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 130
+    told = log.read_text()
+    job_id = next(word for word in told.split() if word.startswith("job_"))
+    assert f"pared jobs watch {job_id}" in told
+    assert embedded.job(job_id)["status"] == "running"
+    assert pared(embedded, files, f"jobs cancel {job_id}").returncode == 0
+    watched = pared(embedded, files, f"jobs watch {job_id}")
+    assert watched.returncode == 1
+    assert "canceled" in watched.stderr
+
+
+def test_keys_are_made_listed_and_revoked(embedded: Stack, files: Path) -> None:
+    secret = pared(embedded, files, "keys add me").stdout.strip()
+    assert secret.startswith("pared_")
+    listed = json.loads(pared(embedded, files, "keys ls --json").stdout)
+    key_id = next(key["id"] for key in listed if key["name"] == "me")
+    assert pared(embedded, files, f"keys revoke {key_id}").returncode == 0
+    assert pared(embedded, files, f"keys revoke {key_id}").returncode == 2
+
+
+def test_a_worker_that_lives_here_is_found(embedded: Stack, files: Path) -> None:
+    assert pared(embedded, files, "worker --check").returncode == 0
+
+
+def test_the_base_install_says_what_is_missing(tmp_path: Path) -> None:
+    block = "import sys; sys.modules['sqlalchemy'] = None; sys.modules['pydantic_settings'] = None"
+    code = f"{block}; sys.argv = ['pared', 'up']; from pared.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "pip install 'pared[service,worker]'" in done.stderr.replace("\n", " ")
