@@ -1,6 +1,6 @@
 """Trains a small CNN on scikit-learn's handwritten digits: plain PyTorch, which knows nothing of pared.
 
-    python -m pared.examples.train_digits DIRECTORY
+    python train_digits.py DIRECTORY
 
 leaves `digits.npz` (the images, already split) and `digits_cnn.pt` (TorchScript) in the directory.
 """
