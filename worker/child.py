@@ -109,10 +109,10 @@ def _failure(error: Exception) -> protocol.Failure:
         code, detail = error.code, error.detail
     elif _is_memory(error):
         code = OutOfMemory.code
-        detail = f"The job needed more memory than it may use: {_first_line(error)}. Use a smaller batch size or model."
+        detail = f"The job needed more memory than it may use: {_gist(error)}. Use a smaller batch size or model."
     else:
         code = ParedError.code
-        detail = f"{type(error).__name__}: {_first_line(error)}"
+        detail = f"{type(error).__name__}: {_gist(error)}"
     return protocol.Failure(type="error", code=code, detail=detail[: 2 * protocol.MAX_TEXT])
 
 
@@ -122,8 +122,10 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+def _gist(error: Exception) -> str:
+    """The line of an error that says what is wrong: the first, or the last where TorchScript puts its own before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "TorchScript interpreter" in lines[0] else 0][:300]
 
 
 class PipeObserver:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +82,7 @@ class Recorder:
         with self._lock:
             passed, self._checkpoint = self._checkpoint, step
         if passed is not None:
-            (self._folder / str(passed)).unlink(missing_ok=True)
+            _drop(self._folder / str(passed))
 
     def close(self, *, keep_checkpoint: bool) -> None:
         """Write what is left and stop; returns early when the lease is lost.
@@ -144,7 +145,7 @@ class Recorder:
             log.warning("checkpoint_not_kept", job=self._lease.job_id, step=step, reason=str(error))
             return
         finally:
-            path.unlink(missing_ok=True)
+            _drop(path)
         kept = [(stored.key, stored.sha256), *self.checkpoints]
         values: dict[str, Any] = {
             "checkpoint_key": stored.key,
@@ -182,6 +183,12 @@ def store_file(store: ObjectStore, path: Path, key: str) -> Stored:
         return store.put(_chunks(fd, found.st_size), key=key)
     finally:
         os.close(fd)
+
+
+def _drop(path: Path) -> None:
+    """The child may have put anything under this name, a folder too; it goes with the scratch folder."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def discard(store: ObjectStore, key: str) -> None:

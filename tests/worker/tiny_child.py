@@ -135,11 +135,25 @@ def from_file(work: Any) -> Any:
     return report(work)
 
 
+def unpickle(work: Any) -> Any:
+    """What no method of ours does: open an upload in the way that runs it."""
+    import pickle
+
+    print(pickle.loads(work.models["model"].path.read_bytes()))
+    return report(work)
+
+
+def lock_folders(work: Any) -> Any:
+    Path("tmp/a/b").mkdir(parents=True)
+    Path("tmp/a/c").mkdir(mode=0)
+    return report(work)
+
+
 BEHAVIOURS = {
     function.__name__: function
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
-        leave_symlink, bad_name, rewrite_checkpoint, from_file,
+        leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders,
     )
 }  # fmt: skip
 

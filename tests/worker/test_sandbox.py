@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker import canaries, sandbox
+from worker.sandbox import Confinement
+
+STANDARD = Confinement("standard")
+needs_landlock = pytest.mark.skipif(
+    sandbox.landlock_abi() < 6, reason="this kernel's Landlock is too old for `standard`"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("canaries")
+
+
+@needs_landlock
+def test_no_canary_escapes_the_standard_level(folder):
+    outcome = canaries.release(folder, STANDARD)
+    assert len(outcome) >= 30
+    assert [name for name, held in outcome.items() if not held] == []
+
+
+def test_canaries_are_alive_they_escape_without_a_sandbox(folder):
+    outcome = canaries.release(folder, Confinement("none"))
+    escaped = {name for name, held in outcome.items() if not held}
+    assert len(escaped) >= 20
+    assert escaped.isdisjoint({"find a secret in the environment", "use an inherited descriptor"})
+
+
+def test_the_weak_level_holds_everything_but_files(folder):
+    outcome = canaries.release(folder, Confinement("weak"))
+    assert {name for name, held in outcome.items() if not held} <= canaries._FILES
+
+
+@needs_landlock
+def test_the_probe_finds_the_strongest_level(folder):
+    probe = canaries.probe(folder)
+    assert probe.confinement.level == "standard"
+    assert canaries.probe(folder, "weak").confinement.level == "weak"
+    assert canaries.probe(folder, "none").confinement.level == "none"
+
+
+def test_a_folder_with_a_very_long_name_is_probed_too(folder):
+    deep = folder / ("x" * 120)
+    deep.mkdir()
+    assert canaries.probe(deep).confinement.level == canaries.probe(folder).confinement.level
+
+
+def test_an_interpreter_that_the_unprivileged_user_may_not_read_is_no_standard_as_that_user(folder, monkeypatch):
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    monkeypatch.setattr(sys, "executable", str(folder / "locked" / "python"))
+    (folder / "locked").mkdir(mode=0o700)
+    (folder / "locked" / "python").symlink_to("/nonexistent")
+    assert canaries.release(folder, Confinement("standard", sandbox.NOBODY)) == {}
+
+
+def test_landlock_is_not_put_in_place_beside_running_threads(tmp_path):
+    import threading
+
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match="before the first thread"):
+            sandbox.restrict("standard", folder=tmp_path, parent=os.getppid(), memory_bytes=1 << 30)
+    finally:
+        done.set()
+        thread.join()
+
+
+# -- the same through files that people upload --------------------------------------------------
+
+
+def _script(body: str) -> bytes:
+    """A TorchScript file whose `__setstate__` runs while it is being loaded."""
+    import torch
+
+    source = f"""
+import torch
+from typing import Tuple
+class Upload(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stolen = torch.zeros(1, dtype=torch.uint8)
+    def forward(self, x):
+        return x
+    @torch.jit.export
+    def __getstate__(self) -> Tuple[torch.Tensor, bool]:
+        return self.stolen, self.training
+    @torch.jit.export
+    def __setstate__(self, state: Tuple[torch.Tensor, bool]) -> None:
+        self.training = state[1]
+        self.stolen = {body}
+"""
+    import linecache
+
+    name = f"<upload {abs(hash(body))}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    space: dict = {"__name__": "upload"}
+    exec(compile(source, name, "exec"), space)
+    out = io.BytesIO()
+    torch.jit.save(torch.jit.script(space["Upload"]()), out)
+    return out.getvalue()
+
+
+@needs_landlock
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_torchscript_file_cannot_read_or_write_outside_while_it_loads(bench, shared):
+    outside = bench.settings.data_dir.parent / "victim"
+    outside.write_bytes(b"secret!!")
+    outside.chmod(0o666)
+    new = bench.settings.data_dir.parent / "made"
+    for path in (outside, Path("/etc/passwd"), new):
+        body = f'torch.from_file("{path}", shared={shared}, size=8, dtype=torch.uint8)'
+        job = bench.run(bench.submit("from_file", content=_script(body)))
+        assert (job.status, job.error["code"]) == ("failed", "internal"), job.error
+        assert "Permission denied" in job.error["detail"] or "unable to open" in job.error["detail"]
+    assert outside.read_bytes() == b"secret!!"
+    assert not new.exists()
+
+
+@needs_landlock
+def test_the_same_file_does_its_deed_where_nothing_holds_it(make_bench, tmp_path):
+    bench = make_bench(allow_weak_sandbox=True)
+    victim = tmp_path / "victim"
+    body = f'torch.from_file("{victim}", shared=True, size=8, dtype=torch.uint8)'
+    job = bench.run(bench.submit("from_file", content=_script(body)), confinement=Confinement("none"))
+    assert job.status == "succeeded"
+    assert victim.exists()
+
+
+class _Reach:
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def __reduce__(self):
+        return os.system, (
+            f"{sys.executable} -c 'import socket; socket.create_connection((\"127.0.0.1\", {self.port}))'",
+        )
+
+
+@needs_landlock
+def test_a_pickle_that_runs_reaches_nobody(bench):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        job = bench.run(bench.submit("unpickle", content=pickle.dumps(_Reach(server.getsockname()[1]))))
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert job.status == "succeeded"  # it ran, and came to nothing
+
+
+def test_scratch_is_gone_though_the_child_locked_its_folders(bench):
+    job = bench.run(bench.submit("lock_folders"))
+    assert job.status == "succeeded"
+    assert list((bench.settings.data_dir / "scratch").iterdir()) == []
