@@ -19,8 +19,9 @@ demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared
 up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data
 	$(BIN)/pared up
 
+# Tests mostly wait for real processes, so three run side by side, a file at a time.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10
 
 lint: $(DEV)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
