@@ -66,8 +66,7 @@ def _write_torchscript(
 ) -> list[Path]:
     path = directory / "model.pt"
     torch.jit.save(as_torchscript(module, example), path)
-    if loaded.format == "torchscript" and path.stat().st_size >= loaded.file_bytes:
-        # Calls were inlined to change sizes written in the code: its positions in a source are long, and wrong.
+    if loaded.inlined:  # positions in a source that the code no longer follows, and many of them
         _drop_source_positions(path)
     again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     _check("model.pt", module, example, again)

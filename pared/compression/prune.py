@@ -20,7 +20,7 @@ from pared.compression.architectures import build, resize
 from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups
 from pared.compression.coupling.groups import merge
 from pared.compression.coupling.reference import Mismatch, check
-from pared.compression.coupling.shrink import kept_part, remove, storage_key
+from pared.compression.coupling.shrink import changed_sizes, kept_part, remove, storage_key
 from pared.compression.intake import LoadedModel
 from pared.errors import NothingToPrune
 from pared.specs import PruneSpec
@@ -207,7 +207,8 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
 
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
     if loaded.format == "torchscript":
-        return replace(loaded, module=remove(coupling.script, removed, coupling.patches))
+        module = remove(coupling.script, removed, coupling.patches)
+        return replace(loaded, module=module, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
     state = dict(loaded.module.state_dict())
     by_storage = {storage_key(state[name]): by_dim for name, by_dim in removed.items()}
     state = {name: kept_part(tensor, by_storage.get(storage_key(tensor), {})) for name, tensor in state.items()}

@@ -26,9 +26,7 @@ def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[Count
     """
     shrunk = reloaded(module)
     slice_tensors(shrunk, removed)
-    if not removed:
-        return shrunk
-    changed = [c for c in patches if c.patch.computed or _kept(c, removed) != len(c.members) + c.patch.fixed]
+    changed = changed_sizes(removed, patches)
     if not changed:
         return shrunk
     graph = inlined_graph(shrunk)
@@ -36,6 +34,13 @@ def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[Count
     for counted in changed:
         _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, removed))
     return reloaded(shrunk)  # so that what is checked and trained is what the file will say
+
+
+def changed_sizes(removed: Removed, patches: list[CountedPatch]) -> list[CountedPatch]:
+    """The sizes written in the code that a removal changes."""
+    if not removed:
+        return []
+    return [c for c in patches if c.patch.computed or _kept(c, removed) != len(c.members) + c.patch.fixed]
 
 
 def slice_tensors(module: nn.Module, removed: Removed) -> None:

@@ -33,6 +33,8 @@ class LoadedModel:
     warnings: list[str] = field(default_factory=list)
     frozen_names: list[str] = field(default_factory=list)
     """Parameters that the file itself marks as not to be trained."""
+    inlined: bool = False
+    """Whether the calls in its code were inlined, to change sizes that are written there."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
