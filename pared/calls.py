@@ -340,22 +340,26 @@ def call(
         APIError: the service's refusal.
         ServerUnreachable: no answer within `patience_s`.
     """
-    give_up_at, tries = time.monotonic() + patience_s, 0
+    left_s, tries = patience_s, 0
     while True:
-        tries += 1
+        tries, began = tries + 1, time.monotonic()
         try:
             response: httpx.Response = yield (Open(request) if stream else Send(request))
         except httpx.TransportError as error:
+            failure: Exception = ServerUnreachable(f"The server does not answer: {str(error) or type(error).__name__}")
+            failure.__cause__ = error
             delay_s = _backoff_s(tries)
-            if time.monotonic() + delay_s > give_up_at:
-                raise ServerUnreachable(f"The server does not answer: {str(error) or type(error).__name__}") from error
         else:
             if response.is_success or response.status_code == 304:
                 return response
-            refusal = APIError(response.status_code, (yield from _problem(response, stream=stream)))
-            delay_s = _retry_after_s(response) or _backoff_s(tries)
-            if not _worth_another_try(refusal, tries, retry_not_ready) or time.monotonic() + delay_s > give_up_at:
+            failure = refusal = APIError(response.status_code, (yield from _problem(response, stream=stream)))
+            if not _worth_another_try(refusal, tries, retry_not_ready):
                 raise refusal
+            delay_s = _retry_after_s(response) or _backoff_s(tries)
+        # To send a file may take hours, and that is no waiting for an answer.
+        left_s -= delay_s if request.content else delay_s + time.monotonic() - began
+        if left_s < 0:
+            raise failure
         yield Sleep(delay_s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
+import pydantic
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, ServerUnreachable, UploadRejected
+from pared.errors import ParedError
 from pared.terminal import follow, stored
 
 DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
@@ -32,8 +38,8 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys, on the server's own
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(keys_app, name="keys")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def main() -> None:
@@ -43,12 +49,19 @@ def main() -> None:
     except APIError as error:
         _say(f"{error}")
         sys.exit(USAGE if error.status in (404, 422) else FAILED)
-    except (FileNotFoundError, IsADirectoryError, json.JSONDecodeError) as error:
-        _say(str(error))
-        sys.exit(USAGE)
-    except (ServerUnreachable, UploadRejected, JobFailed, DigestMismatch) as error:
+    except (ServerUnreachable, UploadRejected, JobFailed, DigestMismatch, ParedError) as error:
         _say(str(error))
         sys.exit(FAILED)
+    except (OSError, json.JSONDecodeError, httpx.InvalidURL) as error:
+        _say(str(error))
+        sys.exit(USAGE)
+    except pydantic.ValidationError as error:
+        for each in error.errors():
+            name = ".".join(map(str, each["loc"]))
+            # Settings come from the environment, all else from a server's answers.
+            name = f"PARED_{name.upper()}" if error.title == "Settings" else f"{error.title}.{name}"
+            _say(f"{name}: {each['msg']}")
+        sys.exit(USAGE)
 
 
 class Scope(StrEnum):
@@ -122,6 +135,10 @@ def prune(
     include: Annotated[list[str] | None, typer.Option(help="Only layers whose name matches this pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No layer whose name matches this pattern.")] = None,
     scope: Annotated[Scope, typer.Option(help="Rank all layers together, or each by itself.")] = Scope.globally,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Without --data: the shape of an input, such as 1,3,32,32 or 1,16:int64; once for each."),
+    ] = None,
     epochs: Epochs = None,
     lr: LearningRate = None,
     batch_size: BatchSize = None,
@@ -133,6 +150,11 @@ def prune(
     """Remove channels or weights from a model, retrain it, and download the result."""
     if (channels is None) == (weights is None):
         raise typer.BadParameter("give one of --channels and --weights, such as --channels 50%")
+    training = _train(epochs, lr, batch_size)
+    if data is None and training:
+        raise typer.BadParameter("--epochs, --lr and --batch-size are for retraining, which needs --data")
+    if data is not None and input_shape:
+        raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     fields: dict[str, Any] = {
         "granularity": "weight" if channels is None else "channel",
         "amount": _share(channels or weights or ""),
@@ -142,11 +164,15 @@ def prune(
         **_common(task, seed, output),
     }
     if data is not None:
-        fields["retrain"] = _train(epochs, lr, batch_size)
+        fields["retrain"] = training
+    if input_shape:
+        fields["example_inputs"] = [_input(text) for text in input_shape]
+    made = _architecture(architecture)
     with Client() as client:
         spec = {
             "type": "prune",
-            "model": stored(client.models, model, err, _architecture(architecture)).id,
+            "model": stored(client.models, model, err, made).id,
+            "architecture": made,  # an upload that is given by its id may have none
             "dataset": _dataset(client, data),
             **fields,
         }
@@ -181,15 +207,18 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Train a smaller student to answer as the teacher does, and download it."""
-    made = _architecture(student_architecture)
+    made, teachers = _architecture(student_architecture), _architecture(teacher_architecture)
     if [student, width].count(None) == 0 or (student is None and width is None and made is None):
         raise typer.BadParameter("give one of --student, --width and --student-architecture")
+    if width is not None and made is not None:
+        raise typer.BadParameter("a student of the teacher's --width has the teacher's architecture; name no other one")
     kind: dict[str, Any] = {"kind": loss.value}
     kind |= {k: v for k, v in {"alpha": alpha, "temperature": temperature, "labels": labels}.items() if v is not None}
     with Client() as client:
         spec: dict[str, Any] = {
             "type": "distill",
-            "teacher": stored(client.models, teacher, err, _architecture(teacher_architecture)).id,
+            "teacher": stored(client.models, teacher, err, teachers).id,
+            "teacher_architecture": teachers,
             "dataset": _dataset(client, data),
             "loss": kind,
             "train": _train(epochs, lr, batch_size),
@@ -197,7 +226,7 @@ def distill(
             **_common(task, seed, output),
         }
         if student is not None:
-            spec["student"] = stored(client.models, student, err, made).id
+            spec |= {"student": stored(client.models, student, err, made).id, "student_architecture": made}
         elif width is not None:
             spec["student"] = {"from_teacher": {"width": width}}
         else:
@@ -216,9 +245,9 @@ def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | No
         return
     out.print(report)
     for file in files:
-        out.print(f"[bold]{file}[/] ({file.stat().st_size:,} bytes)")
+        out.print(f"[bold]{escape(str(file))}[/] ({file.stat().st_size:,} bytes)")
     if not files:
-        out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}")
+        out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
 
 
 def _follow(job: Job, client: Client, *, as_json: bool) -> None:
@@ -248,10 +277,24 @@ def _share(text: str) -> float:
         raise typer.BadParameter(f"{text} is not a share; write 50% or 0.5") from None
 
 
+def _input(text: str) -> dict[str, Any]:
+    shape, _, dtype = text.partition(":")
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not a shape; write 1,3,32,32 (batch first), or 1,16:int64") from None
+    return {"shape": sizes, **({"dtype": dtype} if dtype else {})}
+
+
 def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
     unknown = [path.name for path in output or [] if path.suffix not in FORMATS]
     if unknown:
         raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use .pt, .safetensors or .onnx")
+    for path in output or []:
+        # Told before the job, not after hours of it. What is not there yet is made.
+        folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise typer.BadParameter(f"{path} cannot be written: {folder} is no folder that you may write to")
     outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or ["torchscript"]
     return {"task": task.value, "seed": seed, "outputs": outputs}
 
@@ -294,7 +337,7 @@ def list_jobs(
     for job in rows:
         created = f"{job.created_at:%Y-%m-%d %H:%M:%S}" if job.created_at else ""
         verdict = (job.result or {}).get("verdict") or (job.error or {}).get("detail") or ""
-        table.add_row(job.id, job.type, job.status, created, str(verdict))
+        table.add_row(job.id, job.type, job.status, created, Text(str(verdict)))
     out.print(table)
 
 
@@ -353,7 +396,7 @@ def up(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; beyond loopback, API keys are needed.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
     data: Annotated[Path | None, typer.Option(help="Directory for everything that is kept.")] = None,
 ) -> None:
     """Run pared on this machine: API and worker, with nothing else to install."""
@@ -433,16 +476,16 @@ def demo(
 @keys_app.command("add")
 def add_key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
     """Make an API key and print it; it cannot be shown again."""
-    from pared.state.keys import create_key
-
+    with _extras("service"):
+        from pared.state.keys import create_key
     out.print(create_key(_sessions(), name), markup=False, soft_wrap=True)
 
 
 @keys_app.command("ls")
 def list_keys(as_json: AsJson = False) -> None:
     """List the API keys."""
-    from pared.state.keys import list_keys as keys
-
+    with _extras("service"):
+        from pared.state.keys import list_keys as keys
     rows = [{"id": key.id, "name": key.name, "created_at": key.created_at} for key in keys(_sessions())]
     if as_json:
         _print_json(rows)
@@ -454,8 +497,8 @@ def list_keys(as_json: AsJson = False) -> None:
 @keys_app.command("revoke")
 def revoke_key(key_id: str) -> None:
     """Make an API key worthless."""
-    from pared.state.keys import revoke_key as revoke
-
+    with _extras("service"):
+        from pared.state.keys import revoke_key as revoke
     if not revoke(_sessions(), key_id):
         raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
 

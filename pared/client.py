@@ -104,8 +104,8 @@ class UploadRecord(_Record):
 
     id: str
     filename: str
-    sha256: str
-    size_bytes: int
+    sha256: str | None = None
+    size_bytes: int | None = None
     status: Literal["inspecting", "ready", "rejected"]
     format: str | None = None
     reason: dict[str, Any] | None = None
@@ -114,7 +114,8 @@ class UploadRecord(_Record):
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.id} {self.filename} ({self.size_bytes:,} bytes, {self.status})"
+        size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "  # what is built in has none
+        return f"{self.id} {self.filename} ({size}{self.status})"
 
     @property
     def _path(self) -> str:
@@ -239,16 +240,22 @@ class _ClientCore:
 
         Args:
             url: where the service is; else `PARED_URL`, else port 8000 of this machine.
-            api_key: else `PARED_API_KEY`; not needed on the service's own machine.
+            api_key: else `PARED_API_KEY`; not needed on the service's own machine, and `""` sends none.
+
+        Raises:
+            httpx.InvalidURL: the address is none of a server.
         """
         self.url = (url or os.environ.get("PARED_URL") or DEFAULT_URL).rstrip("/")
-        key = api_key or os.environ.get("PARED_API_KEY")
+        address = httpx.URL(self.url)
+        if address.scheme not in ("http", "https") or not address.host:
+            raise httpx.InvalidURL(f"{self.url} is not a server's address: write http://…, such as {DEFAULT_URL}")
+        key = os.environ.get("PARED_API_KEY") if api_key is None else api_key
         self._answered = False
         self._options: dict[str, Any] = {
             "base_url": self.url,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             # A proxy from the environment cannot reach this machine's own loopback.
-            "trust_env": not _is_loopback(self.url),
+            "trust_env": not _is_loopback(address.host),
         }
 
     def _request(self, request: calls.Request) -> dict[str, Any]:
@@ -354,8 +361,7 @@ class _JobsCore(Generic[J]):
         return cast("J", record)
 
 
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -14,6 +14,7 @@ from time import monotonic, sleep
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 
 from pared.client import Client, Job, JobFailed, Report
 from pared.terminal import follow, stored
@@ -56,7 +57,8 @@ def run(url: str | None, directory: Path, console: Console) -> int:
     """
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    with _server(directory, console) if url is None else _given(url) as at, Client(at) as client:
+    key = "" if url is None else None  # one that was exported is for another server than the demo's own
+    with _server(directory, console) if url is None else _given(url) as at, Client(at, key) as client:
         try:
             _show(client, directory, console)
         except JobFailed as error:
@@ -78,7 +80,8 @@ def _show(client: Client, directory: Path, console: Console) -> None:
     data = stored(client.datasets, str(directory / "digits.npz"), console)
     for layer in (model.inspection or {}).get("layers", []):
         prunable = "can lose channels" if layer["prunable_channels"] else f"stays: {layer['reason']}"
-        console.print(f"  {layer['name']}: {layer['kind']}, {layer['parameters']:,} parameters, {prunable}")
+        line = f"  {layer['name']}: {layer['kind']}, {layer['parameters']:,} parameters, {prunable}"
+        console.print(line, markup=False)
 
     _headline(
         console,
@@ -105,7 +108,7 @@ def _show(client: Client, directory: Path, console: Console) -> None:
 
 
 def _headline(console: Console, title: str, command: str = "") -> None:
-    console.print(f"\n[bold]{title}[/]")
+    console.print(f"\n{title}", style="bold", markup=False)
     if command:
         console.print(f"$ {command}", style="dim", markup=False, soft_wrap=True)
 
@@ -159,15 +162,23 @@ def _server(directory: Path, console: Console) -> Iterator[str]:
         port = free.getsockname()[1]
     log = directory / "pared-up.log"
     command = [sys.executable, "-P", "-m", "pared", "up", "--port", str(port), "--data", str(directory / "server")]
-    console.print(f"[bold]Starting pared[/] at http://127.0.0.1:{port} (its output: {log})", soft_wrap=True)
+    told = f"[bold]Starting pared[/] at http://127.0.0.1:{port} (its output: {escape(str(log))})"
+    console.print(told, soft_wrap=True)
     with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"NO_COLOR": "1"})
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_own_environment())
         try:
             _wait_until_ready(server, f"http://127.0.0.1:{port}", log)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
             server.wait()
+
+
+def _own_environment() -> dict[str, str]:
+    """The environment without settings that were exported for another server; but what this machine can hold stays."""
+    kept = {"PARED_ALLOW_WEAK_SANDBOX", "PARED_THREADS"}
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("PARED_") or name in kept}
+    return mine | {"NO_COLOR": "1"}
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

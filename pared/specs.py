@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -11,8 +12,10 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 BUILTIN_DATASETS = ("builtin:digits",)
 
@@ -20,7 +23,7 @@ ModelId = Annotated[str, Field(pattern=r"^mdl_[0-9A-Za-z]{26}$", examples=["mdl_
 
 
 def _dataset_reference(value: str) -> str:
-    if value in BUILTIN_DATASETS or (value.startswith("dst_") and len(value) == 30):
+    if value in BUILTIN_DATASETS or re.fullmatch(r"dst_[0-9A-Za-z]{26}", value):
         return value
     raise ValueError(f"must be the id of an uploaded data set (dst_…) or one of {', '.join(BUILTIN_DATASETS)}")
 
@@ -32,6 +35,21 @@ class Spec(BaseModel):
     """Base of every spec: frozen, and a field it does not know is an error, not a silent no-op."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def _must_be_left_out(self, advice: dict[str, str]) -> None:
+        """Refuse these fields (name -> why, and what to do), which can have no effect beside the others.
+
+        At null or its default a field may stay: a stored spec names every field, and whoever posts it again asked for
+        nothing.
+        """
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in advice}
+        idle = [
+            InitErrorDetails(type=PydanticCustomError("no_effect", "{why}", {"why": why}), loc=(name,), input=value)
+            for name, why in advice.items()
+            if (value := getattr(self, name)) not in (None, defaults[name])
+        ]
+        if idle:
+            raise ValidationError.from_exception_data(type(self).__name__, idle)
 
 
 # -- architectures ------------------------------------------------------------------------------
@@ -182,6 +200,18 @@ class PruneSpec(CommonFields):
     exclude: list[str] = Field(default_factory=list, description="Layer name patterns, stronger than include.")
     retrain: Train | None = Field(default_factory=Train, description="None, or no data set: prune only.")
 
+    @model_validator(mode="after")
+    def _every_field_has_an_effect(self) -> PruneSpec:
+        idle = {}
+        if self.schedule == "one_shot":
+            idle["steps"] = "has no effect with the schedule one_shot: leave it out, or make `schedule` iterative"
+        if self.dataset is None:
+            idle["retrain"] = idle["preprocess"] = "has no effect without data: leave it out, or name a `dataset`"
+        else:
+            idle["example_inputs"] = "has no effect beside a data set, which shows the inputs: leave it out"
+        self._must_be_left_out(idle)
+        return self
+
 
 class DistillSpec(CommonFields):
     """Train a smaller student to answer as the teacher does."""
@@ -197,6 +227,13 @@ class DistillSpec(CommonFields):
     compare_with_labels_only: bool = Field(
         False, description="Also train the same student from the same start on labels alone, and report it."
     )
+
+    @model_validator(mode="after")
+    def _an_architecture_is_for_an_upload(self) -> DistillSpec:
+        if not isinstance(self.student, str):
+            why = "is for a student given by the id of an upload; this one says itself what it is: leave it out"
+            self._must_be_left_out({"student_architecture": why})
+        return self
 
     @model_validator(mode="after")
     def _softens_only_classes(self) -> DistillSpec:

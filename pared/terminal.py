@@ -19,10 +19,10 @@ def follow(job: Job, console: Console) -> Job:
         KeyboardInterrupt: the person detached; the job goes on.
     """
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=36),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[more]}"),
+        TextColumn("{task.fields[more]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         drawn = _Drawn(console, bar, bar.add_task("queued", total=1.0, more=""))
@@ -43,7 +43,8 @@ def stored(uploads: Uploads, given: str, console: Console, architecture: Any = N
     path = Path(given)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {given}")
-    columns = (TextColumn("uploading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    name = TextColumn("uploading {task.description}", markup=False)
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(path.name, total=path.stat().st_size)
         upload = uploads.upload(path, architecture, lambda done, total: bar.update(task, completed=done, total=total))

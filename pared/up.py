@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import http.client
-import ipaddress
 import json
 import os
 import signal
@@ -46,7 +45,7 @@ def run(settings: Settings) -> int:
         except BlockingIOError:
             return _refuse(f"Another `pared up` already serves {directory}. Stop it, or give --data another directory.")
         migrate(settings)
-        if not _is_loopback(settings.host) and settings.require_keys is not False and not _has_keys(settings):
+        if not settings.loopback and settings.require_keys is not False and not _has_keys(settings):
             return _refuse(
                 f"{settings.host} can be reached from other machines, and there are no API keys yet. Make one with "
                 f"`PARED_DATA_DIR={directory} pared keys add NAME`, or listen on 127.0.0.1."
@@ -184,7 +183,7 @@ def _signal(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def _readiness(settings: Settings) -> dict[str, Any] | None:
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
     connection = http.client.HTTPConnection(host, settings.port, timeout=2)
     try:
         connection.request("GET", "/readyz")
@@ -215,15 +214,6 @@ def _port_taken(settings: Settings) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bracketed(host: str) -> str:

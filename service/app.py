@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 import pared
@@ -39,7 +39,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    for room in (uploads, jobs, results, health, docs):
+    for room in (uploads, jobs, results):
+        app.include_router(room.router, dependencies=[Depends(problems.only_known_parameters)])
+    for room in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     problems.install(app)

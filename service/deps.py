@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Annotated
 
 from celery import Celery
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session, defer
 
 from pared.errors import NotFound, Unauthorized
-from pared.state.jobs import find_job
 from pared.state.keys import key_of
 from pared.state.objects import ObjectStore, open_store
 from pared.state.queue import make_app
@@ -57,6 +59,7 @@ _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same
 
 
 def owner_of(
+    request: Request,
     parts: Annotated[Parts, Depends(parts_of)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
@@ -68,7 +71,7 @@ def owner_of(
     """
     secret = bearer.credentials if bearer else header
     if secret is None:
-        if parts.settings.keys_required:
+        if parts.settings.keys_required or (parts.settings.require_keys is None and not _from_this_machine(request)):
             raise Unauthorized(
                 "Send your key as `Authorization: Bearer pared_…`. Whoever runs this server makes one with "
                 "`pared keys add NAME`."
@@ -80,6 +83,16 @@ def owner_of(
     return owner
 
 
+def _from_this_machine(request: Request) -> bool:
+    """Whether the asker is here too: settings do not know what uvicorn was told to bind, or what proxy is before it."""
+    if request.client is None:
+        return True  # a Unix socket
+    try:
+        return ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
 PartsOf = Annotated[Parts, Depends(parts_of)]
 Owner = Annotated[str, Depends(owner_of)]
 
@@ -88,7 +101,20 @@ def owned_job(job_id: str, parts: PartsOf, owner: Owner) -> Job:
     """The job in the path, if it is the asker's. Raises NotFound."""
     check_id(job_id, "job")
     with parts.sessions() as session:
-        return find_job(session, owner, job_id)
+        return job_of(session, owner, job_id)
+
+
+def job_of(session: Session, owner: str, job_id: str) -> Job:
+    """The owner's job, without its report. Raises NotFound."""
+    job = session.scalar(jobs_of(owner).where(Job.id == job_id))
+    if job is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return job
+
+
+def jobs_of(owner: str) -> Select[Job]:
+    """The owner's jobs; inspections are nobody's. Reports, which may be megabytes each, stay in the database."""
+    return select(Job).where(Job.owner == owner, Job.type != "inspect").options(defer(Job.report, raiseload=True))
 
 
 def check_id(value: str, prefix: str) -> None:

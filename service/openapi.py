@@ -122,6 +122,9 @@ _REASONS = {
 }
 
 
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it."}}
+
+
 def answers(
     status: int, example: Any, *problems: int, media_type: str = "application/json", description: str = ""
 ) -> dict[int | str, dict[str, Any]]:

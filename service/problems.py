@@ -76,6 +76,19 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     return ValidationError(_summary(told), errors=told)
 
 
+async def only_known_parameters(request: Request) -> None:
+    """A dependency that refuses query parameters which the route does not have: a misspelt one would do nothing."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    there = f"there are {', '.join(known)}" if known else "there are none here"
+    told = [
+        {"pointer": f"/query/{name}", "detail": f"is not a known parameter; {there}"}
+        for name in dict.fromkeys(request.query_params)
+        if name not in known
+    ]
+    if told:
+        raise ValidationError(_summary(told), errors=told)
+
+
 def _summary(told: list[dict[str, str]]) -> str:
     first = told[0]
     more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""

@@ -128,17 +128,15 @@ def view_dataset(row: Dataset) -> UploadView:
     return UploadView(**_upload(row, "datasets"))
 
 
-def view_job(row: Job, artifacts: list[Artifact], queue_position: int | None) -> JobView:
-    """A job's JSON."""
+def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_position: int | None) -> JobView:
+    """A job's JSON; `verdict` is its report's, which is not read whole for it."""
     here = f"/v1/jobs/{row.id}"
     progress = Progress(**(row.progress or {}))
     if row.status == "succeeded":
         progress = progress.model_copy(update={"fraction": 1.0, "eta_s": 0.0})
     result = None
     if row.status == "succeeded":
-        result = Result(
-            verdict=(row.report or {}).get("verdict"), artifacts=[view_artifact(artifact) for artifact in artifacts]
-        )
+        result = Result(verdict=verdict, artifacts=[view_artifact(artifact) for artifact in artifacts])
     return JobView.model_validate(
         {
             "id": row.id,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: the models here are small, several tests run at once, and threads that wait for each other
+# cost more than they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.e2e.processes import Processes
 from tests.e2e.servers import Servers

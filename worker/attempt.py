@@ -26,7 +26,7 @@ from worker import protocol, sandbox
 from worker.lease import Lease, LeaseLost
 from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
 from worker.scratch import scratch
-from worker.watch import Canceled, Claim, Crashed, Ending, Failed, HandedBack, Succeeded, Watch, Worker
+from worker.watch import Canceled, Claim, Crashed, Ending, Failed, HandedBack, Hindered, Succeeded, Watch, Worker
 
 _MAX_ARTIFACTS = 100
 _STORE_PATIENCE_S = 600.0
@@ -89,6 +89,7 @@ def _claim(worker: Worker, job_id: str) -> Claim | None:
             spec=job.spec,
             checkpoints=[(key, sha256) for key, sha256 in kept if key and sha256],
             checkpoint_step=job.checkpoint_step or 0,
+            held_s=job.held_s,
             claimed_at=claimed_at,
         )
 
@@ -98,9 +99,10 @@ def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease) -> Ending:
         with scratch(worker.settings.data_dir.resolve() / "scratch", worker.confinement.uid) as folder:
             return _conclude(worker, claim, lease, folder, _attempt(worker, claim, lease, folder))
     except OSError as error:
-        # This machine's disk, not the job: let another worker, or a later hour, have it.
-        ending = HandedBack(f"the worker's disk: {error.strerror}", _COME_BACK_S)
-        return _conclude(worker, claim, lease, Path(), ending)
+        # This machine, not the job.
+        log.warning("attempt_hindered", job=claim.job_id, reason=str(error))
+        problem = Unavailable(f"The machine that was to run the job failed: {error.strerror}.")
+        return _conclude(worker, claim, lease, Path(), Hindered(problem))
 
 
 # -- doing it -----------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
             _fetch(worker.store, upload, folder)
         resume, checkpoints = _fetch_checkpoint(worker.store, claim, folder)
     except StorageFull as error:
-        return HandedBack(error.detail, _COME_BACK_S)
+        return Hindered(error)
     except ParedError as error:
         return Failed(error)
     recorder = Recorder(worker.sessions, worker.store, lease, folder / "checkpoints", checkpoints)
@@ -132,12 +134,14 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
     threads = {name: str(worker.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     # Threads that spin while they wait cost five times the time where the cores are shared with other work.
     threads["OMP_WAIT_POLICY"] = "PASSIVE"
+    child: sandbox.Child | None = None
     ending: Ending | None = None
-    child = sandbox.start(worker.child, folder, request, worker.confinement, threads)
     try:
+        child = sandbox.start(worker.child, folder, request, worker.confinement, threads)
         ending = Watch(worker, claim, lease, child, recorder, folder).until_it_ends()
     finally:
-        child.kill()
+        if child is not None:
+            child.kill()
         recorder.close(keep_checkpoint=isinstance(ending, Crashed | HandedBack))
     if lease.lost:
         raise LeaseLost
@@ -230,6 +234,8 @@ def _conclude(worker: Worker, claim: Claim, lease: Lease, folder: Path, ending: 
             ending = stored
     if isinstance(ending, Crashed) and claim.crash_count + 1 >= worker.settings.max_attempts:
         ending = Failed(ending.error)
+    if isinstance(ending, Hindered) and claim.attempt - claim.crash_count >= worker.settings.max_lost_attempts:
+        ending = Failed(ending.error)
     transition, then = _transition(claim, ending, artifacts)
     status, checkpoints = lease.write(lambda: _end(worker.sessions, claim, transition, then))
     if status in ENDED:
@@ -250,17 +256,23 @@ def _transition(
         case Failed(error):
             return Job.fail(claim.job_id, claim.fence, error.as_job_error()), None
         case Crashed(error):
-            told = {"text": f"{error.detail[: protocol.MAX_TEXT]} It is tried again."}
-            return (
-                Job.give_back(claim.job_id, claim.fence, crashed=True, delay_s=float(claim.crash_count)),
-                lambda session: add_event(session, claim.job_id, "log", told),
-            )
-        case HandedBack(_, delay_s):
-            return Job.give_back(claim.job_id, claim.fence, crashed=False, delay_s=delay_s), None
+            delay_s = float(claim.crash_count)
+            return Job.give_back(claim.job_id, claim.fence, charge="crash", delay_s=delay_s), _tell(claim, error)
+        case Hindered(error):
+            delay_s = _COME_BACK_S * (claim.attempt - claim.crash_count)
+            return Job.give_back(claim.job_id, claim.fence, charge="attempt", delay_s=delay_s), _tell(claim, error)
+        case HandedBack():
+            return Job.give_back(claim.job_id, claim.fence, charge=None), None
         case Canceled():
             return Job.end_canceled(claim.job_id, claim.fence), None
         case _:
             assert_never(ending)
+
+
+def _tell(claim: Claim, error: ParedError) -> Callable[[Session], object]:
+    """Why there is another attempt, for whoever follows."""
+    told = {"text": f"{error.detail[: protocol.MAX_TEXT]} It is tried again."}
+    return lambda session: add_event(session, claim.job_id, "log", told)
 
 
 def _end(
@@ -307,7 +319,10 @@ def _store_results(worker: Worker, claim: Claim, lease: Lease, out: Path) -> lis
 
 
 def _result_names(out: Path) -> list[str]:
-    names = sorted(os.listdir(out))
+    try:
+        names = sorted(os.listdir(out))
+    except OSError as error:
+        raise UntrustworthyFile(f"the folder itself cannot be listed: {error.strerror}") from error
     if len(names) > _MAX_ARTIFACTS:
         raise UntrustworthyFile(f"{len(names)} files are more than a job makes")
     for name in names:
@@ -330,7 +345,7 @@ def _store_result(worker: Worker, claim: Claim, lease: Lease, path: Path) -> Art
             if lease.cancel_requested:
                 raise _StillNoRoom(Canceled()) from error
             if worker.drain.requested:
-                raise _StillNoRoom(HandedBack("the worker was stopped")) from error
+                raise _StillNoRoom(HandedBack()) from error
             if time.monotonic() > give_up_at:
                 named = error if isinstance(error, StorageFull) else Unavailable("The results could not be stored.")
                 raise _StillNoRoom(Failed(named)) from error
@@ -357,8 +372,6 @@ class _StillNoRoom(Exception):
 
 def _detail(ending: Ending) -> str:
     match ending:
-        case Failed(error) | Crashed(error):
+        case Failed(error) | Crashed(error) | Hindered(error):
             return error.detail
-        case HandedBack(reason):
-            return reason
     return ""

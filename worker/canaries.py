@@ -7,11 +7,14 @@ level is what was shown by trying, not what the kernel's version promises.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
+import mmap
 import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -89,6 +92,7 @@ def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
         knocks: list[str] = []
         request = {
             "memory_bytes": 2**30,
+            "gpu": bool(sandbox.gpu_devices()),
             "outside": str(outside),
             "tcp": doors.enter_context(_tcp_door(knocks)),
             # Relative to the child's folder, for a socket's address has room for 107 bytes.
@@ -212,6 +216,17 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
             os._exit(0)
         os.waitpid(pid, 0)
 
+    def signal_through_a_pipe(set_owner: int, owner: int | bytes) -> None:
+        reading, writing = os.pipe()
+        try:
+            fcntl.fcntl(reading, set_owner, owner)
+            fcntl.fcntl(reading, 10, signal.SIGURG)  # F_SETSIG: one that does nothing to whoever gets it
+            fcntl.fcntl(reading, fcntl.F_SETFL, os.O_ASYNC)
+            os.write(writing, b"x")
+        finally:
+            os.close(reading)
+            os.close(writing)
+
     def raise_a_limit() -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         try:
@@ -230,7 +245,11 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
                 return
         raise FileNotFoundError
 
-    return {
+    unweighed: dict[str, Callable[[], object]] = {
+        "keep memory in a file without a name": lambda: os.close(os.memfd_create("canary")),
+        "keep memory in a shared mapping": lambda: mmap.mmap(-1, mmap.PAGESIZE).close(),
+    }
+    return ({} if request["gpu"] else unweighed) | {
         "read a file outside": secret.read_text,
         "list a folder outside": lambda: os.listdir(outside),
         "read /etc/passwd": Path("/etc/passwd").read_text,
@@ -254,6 +273,11 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
         "execute a program": lambda: subprocess.run([sys.executable, "--version"], check=False, capture_output=True),
         "fork a process": fork,
         "signal the parent": lambda: os.kill(parent, 0),
+        "signal the parent through a pipe": lambda: signal_through_a_pipe(fcntl.F_SETOWN, parent),
+        "signal the parent through a pipe, the newer way": lambda: signal_through_a_pipe(
+            15,
+            struct.pack("=ii", 1, parent),  # F_SETOWN_EX, F_OWNER_PID
+        ),
         "trace the parent": lambda: call("ptrace", 0x4206, parent, None, None),  # PTRACE_SEIZE
         "make a namespace": lambda: call("unshare", 0x10000000),
         "mount a file system": lambda: call("mount", b"none", str(Path("tmp").absolute()).encode(), b"tmpfs", 0, None),

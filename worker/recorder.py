@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from sqlalchemy.orm import Session
@@ -28,6 +28,8 @@ from worker.lease import Lease, LeaseLost
 FLUSH_S = 0.5
 MAX_LOGS = 2_000
 MAX_METRICS = 50_000
+MAX_STAGES = 1_000
+MAX_PROGRESS = 5_000
 _PROGRESS_EVENT_STEP = 0.005
 
 log = structlog.get_logger()
@@ -47,7 +49,7 @@ class Recorder:
         self._closing = False
         self._values: dict[str, Any] = {}
         self._events: deque[tuple[EventKind, dict[str, Any]]] = deque()
-        self._left = {"log": MAX_LOGS, "metric": MAX_METRICS}
+        self._left = {"log": MAX_LOGS, "metric": MAX_METRICS, "status": MAX_STAGES, "progress": MAX_PROGRESS}
         self._checkpoint: int | None = None
         self._eta = _Eta()
         self._told: tuple[float, int | None] = (-1.0, None)
@@ -58,7 +60,7 @@ class Recorder:
         """A stage begins."""
         with self._lock:
             self._values["stage"] = name
-            self._events.append(("status", {"status": "running", "stage": name}))
+            self._event("status", {"status": "running", "stage": name})
 
     def progress(self, fraction: float, epoch: int | None, epochs: int | None) -> None:
         """The job is this far. The row always shows the newest; an event is made of each visible step."""
@@ -67,15 +69,17 @@ class Recorder:
             self._values["progress"] = progress
             if abs(fraction - self._told[0]) >= _PROGRESS_EVENT_STEP or epoch != self._told[1]:
                 self._told = (fraction, epoch)
-                self._events.append(("progress", progress))
+                self._event("progress", progress)
 
     def metric(self, name: str, value: float | None, step: int, phase: str) -> None:
         """One point of a curve."""
-        self._event("metric", {"name": name, "value": value, "step": step, "phase": phase})
+        with self._lock:
+            self._event("metric", {"name": name, "value": value, "step": step, "phase": phase})
 
     def log(self, text: str) -> None:
         """One line for the person who follows."""
-        self._event("log", {"text": text})
+        with self._lock:
+            self._event("log", {"text": text})
 
     def checkpoint(self, step: int) -> None:
         """`checkpoints/{step}` is whole. When several wait, only the newest is kept."""
@@ -97,13 +101,13 @@ class Recorder:
         self._wake.set()
         self._thread.join()
 
-    def _event(self, kind: Literal["log", "metric"], data: dict[str, Any]) -> None:
-        with self._lock:
-            self._left[kind] -= 1
-            if self._left[kind] > 0:
-                self._events.append((kind, data))
-            elif self._left[kind] == 0:
-                self._events.append(("log", {"text": f"Too many {kind} lines; no more are kept."}))
+    def _event(self, kind: EventKind, data: dict[str, Any]) -> None:
+        """One more of its kind, or the word that there are too many; the caller holds the lock."""
+        self._left[kind] -= 1
+        if self._left[kind] > 0:
+            self._events.append((kind, data))
+        elif self._left[kind] == 0:
+            self._events.append(("log", {"text": f"Too many {kind} lines; no more are kept."}))
 
     def _run(self) -> None:
         try:
@@ -112,6 +116,10 @@ class Recorder:
                 self._wake.wait(FLUSH_S)
             self._write()
         except LeaseLost:
+            self._lease.lose()
+        except Exception:
+            # A job of which nothing is written down any more had better be another attempt's.
+            log.exception("recorder_failed", job=self._lease.job_id)
             self._lease.lose()
 
     def _write(self) -> None:

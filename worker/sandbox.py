@@ -222,14 +222,15 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int) -> N
     _end_with(parent)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    _limit_resources(memory_bytes)
+    gpu = bool(gpu_devices())  # asked before Landlock hides them
+    _limit_resources(memory_bytes, gpu=gpu)
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
     if level == "standard":
         _landlock(folder)
     if level != "none":
-        _seccomp()
+        _seccomp(gpu=gpu)
 
 
 def end_with_parent() -> None:
@@ -248,10 +249,10 @@ def _end_with(parent: int) -> None:
         raise RuntimeError("the parent ended before the sandbox was ready")
 
 
-def _limit_resources(memory_bytes: int) -> None:
+def _limit_resources(memory_bytes: int, *, gpu: bool) -> None:
     # The exact limit is the parent's watch over resident memory. This one stops a single huge
     # allocation between two looks; CUDA reserves far more address space than it uses.
-    data = resource.RLIM_INFINITY if _gpu_devices() else memory_bytes + 4 * 2**30
+    data = resource.RLIM_INFINITY if gpu else memory_bytes + 4 * 2**30
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_DATA: data,
@@ -332,7 +333,7 @@ def _landlock(folder: Path) -> None:
     for name in ("out", "checkpoints", "tmp"):
         _allow(ruleset, folder / name, _WRITE & handled)
     _allow(ruleset, Path(os.devnull), (_FS_READ_FILE | _FS_WRITE_FILE) & handled)
-    for path in _gpu_devices():
+    for path in gpu_devices():
         _allow(ruleset, path, (_FS_READ_FILE | _FS_WRITE_FILE | _FS_IOCTL_DEV) & handled)
     if _libc.syscall(_RESTRICT_SELF, ruleset, 0):
         raise _last_error("landlock_restrict_self")
@@ -369,7 +370,7 @@ def _readable(folder: Path) -> Iterable[Path]:
     yield from (Path("/etc/ld.so.cache"), Path("/proc/self"), Path("/proc/cpuinfo"), Path("/proc/meminfo"))
     yield from (Path("/sys/devices/system/cpu"), Path("/sys/devices/system/node"))
     yield from (Path("/dev/urandom"), Path("/dev/random"))
-    if _gpu_devices():
+    if gpu_devices():
         yield from (
             Path("/proc/driver/nvidia"),
             Path("/sys/module/nvidia"),
@@ -379,7 +380,8 @@ def _readable(folder: Path) -> Iterable[Path]:
         yield from (Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry)
 
 
-def _gpu_devices() -> list[Path]:
+def gpu_devices() -> list[Path]:
+    """The device files of the GPUs that serve jobs here; none seen from inside the sandbox."""
     return sorted(Path("/dev").glob("nvidia*"))
 
 
@@ -389,7 +391,9 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_SET, _JUMP_IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 _CLONE_THREAD = 0x00010000
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _PR_SET_MM, _PR_SET_PTRACER = 35, 0x59616D61
 
 # (x86-64, aarch64) numbers of calls that no compression job makes; None where an architecture lacks one.
@@ -407,7 +411,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     # memory and messages that processes of one user share
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
     "semtimedop": (220, 192), "semctl": (66, 191), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
-    "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181), "memfd_secret": (447, 447),
     # identity
     "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143),
     "setresuid": (117, 147), "setresgid": (119, 149), "setfsuid": (122, 151), "setfsgid": (123, 152),
@@ -436,7 +440,9 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "modify_ldt": (154, None), "syslog": (103, 116), "vhangup": (153, 58), "uselib": (134, None),
     "lookup_dcookie": (212, 18), "nfsservctl": (180, 42),
 }  # fmt: skip
-_CLONE, _CLONE3, _PRCTL, _IOCTL = (56, 220), (435, 435), (157, 167), (16, 29)
+_CLONE, _CLONE3, _PRCTL, _IOCTL, _FCNTL = (56, 220), (435, 435), (157, 167), (16, 29), (72, 25)
+# Memory that stays in use while it is mapped nowhere, where the watch over resident memory cannot see it.
+_MEMFD_CREATE, _MMAP = (319, 279), (9, 222)
 # The first argument is a process: only this one may be named.
 _ON_ITSELF = {
     "kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
@@ -449,10 +455,10 @@ def seccomp_works() -> bool:
     return sys.platform == "linux" and platform.machine() in _AUDIT_ARCH and sys.maxsize > 2**32
 
 
-def _seccomp() -> None:
+def _seccomp(*, gpu: bool) -> None:
     if not seccomp_works():
         raise OSError(errno.EOPNOTSUPP, f"no seccomp filter for {platform.machine()}")
-    program = b"".join(_filter(platform.machine(), os.getpid()))
+    program = b"".join(_filter(platform.machine(), os.getpid(), gpu=gpu))
     buffer = ctypes.create_string_buffer(program, len(program))
 
     class Program(ctypes.Structure):
@@ -464,7 +470,7 @@ def _seccomp() -> None:
         raise _last_error("seccomp")
 
 
-def _filter(machine: str, pid: int) -> list[bytes]:
+def _filter(machine: str, pid: int, *, gpu: bool) -> list[bytes]:
     """A BPF program over `struct seccomp_data`: number at 0, architecture at 4, arguments from 16, eight bytes each."""
     column = 0 if machine == "x86_64" else 1
     program = [
@@ -489,13 +495,18 @@ def _filter(machine: str, pid: int) -> list[bytes]:
     # Threads are allowed, processes are not; clone3 hides its flags in memory, so libc must fall back to clone.
     case(_CLONE, [_load(16), _jump(_JUMP_IF_SET, _CLONE_THREAD, 0, 1), yes, no])
     case(_CLONE3, [_return(_ERRNO | errno.ENOSYS)])
+    if not gpu:  # where CUDA's driver has not been seen to do without them
+        case(_MEMFD_CREATE, [no])
+        both = [_jump(_JUMP_IF_SET, _MAP_ANONYMOUS, 0, 1), _jump(_JUMP_IF_SET, _MAP_SHARED, 1, 0)]
+        case(_MMAP, [_load(16 + 8 * 3), *both, yes, no])
     for numbers in _ON_ITSELF.values():
         case(numbers, [_load(16), _jump(_JUMP_IF_EQUAL, pid, 0, 1), yes, no])
     for numbers in _ON_ITSELF_OR_ZERO.values():
         case(numbers, [_load(16), _jump(_JUMP_IF_EQUAL, pid, 1, 0), _jump(_JUMP_IF_EQUAL, 0, 0, 1), yes, no])
     for numbers, argument, values in (
         (_PRCTL, 0, (_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_MM, _PR_SET_PTRACER)),
-        (_IOCTL, 1, (_TIOCSTI, _TIOCLINUX)),
+        (_IOCTL, 1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP)),
+        (_FCNTL, 1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)),  # a file signals its owner, whichever process that is
     ):
         tests = [_jump(_JUMP_IF_EQUAL, value, len(values) - index, 0) for index, value in enumerate(values)]
         case(numbers, [_load(16 + 8 * argument), *tests, yes, no])

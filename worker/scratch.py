@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from worker import sandbox
@@ -41,10 +41,8 @@ def written_bytes(folder: Path) -> int:
     for name in ("out", "checkpoints", "tmp"):
         for parent, _, files in os.walk(folder / name):
             for file in files:
-                try:
+                with suppress(OSError):  # gone meanwhile, or nested so deep that no path leads there
                     total += os.lstat(os.path.join(parent, file)).st_blocks * 512
-                except FileNotFoundError:
-                    continue
     return total
 
 
@@ -84,6 +82,7 @@ def _remove(folder: Path) -> None:
     for parent, folders, _ in os.walk(folder):
         for name in folders:
             path = Path(parent, name)
-            if not path.is_symlink():
-                path.chmod(0o700)
+            with suppress(OSError):  # nested so deep that no path leads there
+                if not path.is_symlink():
+                    path.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,8 +2,8 @@
 
     celery -A worker.tasks worker -c 1
 
-Celery's main process only takes messages. All else happens in the process it forks: the task, and a
-thread that keeps the worker's row and sweeps. The main process never opens the database, because
+Celery's main process only takes messages. All else happens in the process it forks: the task, a thread
+that keeps the worker's row, and one that sweeps. The main process never opens the database, because
 SQLite must not be carried across a fork.
 """
 
@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def start_working(**_: Any) -> None:
     _forked[0] = 1
     # A service manager may signal all processes of the group: this one too hands its job back first.
     signal.signal(signal.SIGTERM, lambda *_: _drain.request())
-    threading.Thread(target=_stay_alive, name="alive", daemon=True).start()
+    _stay_alive()
 
 
 @signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
@@ -133,32 +134,41 @@ def _worker() -> Worker:
 
 
 def _stay_alive() -> None:
-    """Write the worker's row and sweep until the process ends. No error ends it: the next round may do better."""
-    sweep: Sweep | None = None
-    alive_in = 0.0
+    """Write the worker's row, and sweep; each in its thread, for a sweep that takes long is no sign of death."""
+    for name, act, pause_s in (("alive", _say_alive, ALIVE_S), ("sweep", _sweep, settings().sweep_s)):
+        threading.Thread(target=_repeat, args=(name, act, pause_s), name=name, daemon=True).start()
+
+
+def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
+    """Do something until the worker stops. No error ends it: the next round may do better."""
     while True:
         try:
-            worker = _worker()
-            sweep = sweep or Sweep(worker.sessions, worker.settings, store=worker.store)
-            if alive_in <= 0:
-                _say_alive(worker)
-                alive_in = ALIVE_S
-            sweep()
+            act()
         except (DBAPIError, PoolTimeout, OSError, ParedError) as error:
-            log.warning("sweep_failed", reason=str(error))
+            log.warning("round_failed", thread=name, reason=str(error))
         except Exception:
-            log.exception("sweep_failed")
-        if _drain.wait(settings().sweep_s):
+            log.exception("round_failed", thread=name)
+        if _drain.wait(pause_s):
             return
-        alive_in -= settings().sweep_s
 
 
-def _say_alive(worker: Worker) -> None:
+def _say_alive() -> None:
+    worker = _worker()
     row = {"sandbox": worker.confinement.level, "device": _device(worker.threads), "seen_at": db_now()}
     with worker.sessions.begin() as session:
         known = update(WorkerHeartbeat).where(WorkerHeartbeat.name == worker.name).values(**row)
         if session.execute(known.returning(WorkerHeartbeat.name)).first() is None:
             session.add(WorkerHeartbeat(name=worker.name, **row))
+
+
+def _sweep() -> None:
+    _sweeper()()
+
+
+@lru_cache(maxsize=1)
+def _sweeper() -> Sweep:
+    worker = _worker()
+    return Sweep(worker.sessions, worker.settings, store=worker.store)
 
 
 def _device(threads: int) -> str:

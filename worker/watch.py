@@ -70,6 +70,8 @@ class Claim:
     checkpoints: list[tuple[str, str]]
     """(key, sha256), newest first."""
     checkpoint_step: int
+    held_s: float
+    """How long earlier attempts took together; they count towards the time limit."""
     claimed_at: float
 
 
@@ -104,13 +106,21 @@ class Canceled:
 
 @dataclass(frozen=True)
 class HandedBack:
-    """Not this worker, or not now: the attempt is not charged."""
-
-    reason: str
-    delay_s: float = 0.0
+    """The worker was stopped: the attempt is not charged."""
 
 
-Ending = Succeeded | Failed | Crashed | Canceled | HandedBack
+@dataclass(frozen=True)
+class Hindered:
+    """Something failed that is not the job's: another worker, or a later hour, may do better.
+
+    Charged like an attempt that was lost with its worker, or it would go round for ever; the error is for when none
+    is left.
+    """
+
+    error: ParedError
+
+
+Ending = Succeeded | Failed | Crashed | Canceled | HandedBack | Hindered
 
 
 class Watch:
@@ -124,7 +134,7 @@ class Watch:
         self._reader = protocol.Reader()
         self._tail = bytearray()
         self._time_limit_s = _time_limit(claim.spec, worker.settings)
-        self._deadline = time.monotonic() + self._time_limit_s
+        self._deadline = time.monotonic() + self._time_limit_s - claim.held_s
         self._heard_at = time.monotonic()
         self._weigh_at = time.monotonic() + _WEIGH_S
 
@@ -209,7 +219,7 @@ class Watch:
             self._ask_to_end()
             return Canceled()
         if self._worker.drain.requested:
-            return HandedBack("the worker was stopped")
+            return HandedBack()
         if now > self._deadline:
             return Failed(
                 TimeLimit(

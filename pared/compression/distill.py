@@ -129,7 +129,7 @@ def lesson(
 
     Raises:
         ShapeMismatch: the outputs of teacher and student differ in shape.
-        ValidationError: a named layer does not exist, gives no tensor, or is too wide to be projected.
+        ValidationError: a named layer does not exist, gives no tensor, or is too narrow or too wide.
     """
     teacher.eval().to(device)
     student.eval().to(device)
@@ -221,6 +221,12 @@ def _projections(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "projections"))
         for index, ((of_teacher, of_student), z_s, z_t) in enumerate(zip(pairs, narrow, wide, strict=True)):
+            if z_t.shape[1] < 2:
+                text = (
+                    f"The teacher's {of_teacher} gives one number a sample; the softmax of one number says nothing: "
+                    'name a wider layer, or use {"kind": "output_mse"}.'
+                )
+                raise ValidationError(text, errors=[{"pointer": f"/loss/features/{index}", "detail": text}])
             if z_s.shape[1] == z_t.shape[1]:
                 projections.append(nn.Identity())
                 continue

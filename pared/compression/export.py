@@ -10,12 +10,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pared.compression.coupling.reference import flat_tensors
 from pared.compression.intake import LoadedModel
-from pared.errors import ExportFailed
+from pared.errors import ExportFailed, ModelFailed
 from pared.specs import Output
 
 TOLERANCE = 1e-4
@@ -53,7 +55,11 @@ def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.Sc
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(Exception):  # scripting keeps control flow and any batch size, where it works
-            return torch.jit.script(module)
+            scripted: torch.jit.ScriptModule = torch.jit.script(module)
+            if example:  # some modules script and then do not run, such as those with parametrized weights
+                with torch.no_grad():
+                    scripted(*example)
+            return scripted
         try:
             traced: torch.jit.ScriptModule = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception as error:
@@ -126,8 +132,9 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
         ) from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(*inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))[0])
+    def run(*inputs: Tensor) -> list[Tensor]:
+        given = dict(zip(names, (x.numpy() for x in inputs), strict=True))
+        return [torch.from_numpy(output) for output in session.run(None, given)]
 
     _check("model.onnx", module, example, run)
     return [path]
@@ -140,20 +147,37 @@ _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Pat
 }
 
 
-def _check(name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Tensor]) -> None:
-    """The written file must answer as the model does, on the example and on a single sample of it."""
+def _check(name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Any]) -> None:
+    """The written file answers as the model does: on the example and, where that takes one, on a single sample."""
     for inputs in (example, tuple(x[:1] for x in example)):
         with torch.no_grad():
-            expected = module(*inputs)
             try:
-                actual = written(*inputs)
+                expected = flat_tensors(module(*inputs))
+            except Exception as error:
+                if inputs is not example:
+                    continue
+                raise ModelFailed(f"The model failed on an example of its inputs: {_last_line(error)}.") from error
+            try:
+                actual = flat_tensors(written(*inputs))
             except Exception as error:
                 raise ExportFailed(f"{name} was written but does not run: {_last_line(error)}") from error
-        if actual.shape != expected.shape:
-            raise ExportFailed(f"{name} gives the shape {list(actual.shape)}, the model {list(expected.shape)}.")
-        difference = float((actual - expected).abs().max()) if expected.numel() else 0.0
-        if difference > TOLERANCE * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0):
-            raise ExportFailed(f"{name} was written but its output differs from the model's by {difference:.2g}.")
+        if [a.shape for a in actual] != [e.shape for e in expected]:
+            shapes = ([list(tensor.shape) for tensor in tensors] for tensors in (actual, expected))
+            raise ExportFailed("{} gives the shapes {}, the model {}.".format(name, *shapes))
+        for one, other in zip(actual, expected, strict=True):
+            difference = _relative_difference(one, other)
+            if not difference <= TOLERANCE:  # NaN is no agreement either
+                raise ExportFailed(f"{name} was written but its output differs from the model's by {difference:.2g}.")
+
+
+def _relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest output (and to 1). NaN where the model gives NaN is no difference."""
+    if not expected.numel():
+        return 0.0
+    actual, expected = actual.double(), expected.double()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    size = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 0.0
+    return float((actual - expected).abs().masked_fill(same, 0.0).max()) / max(1.0, size)
 
 
 @contextlib.contextmanager

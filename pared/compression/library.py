@@ -144,7 +144,7 @@ class _Workplace:
         script = model
         if not isinstance(model, torch.jit.ScriptModule):
             # A copy, because tracing looks at the module in eval mode and on the CPU.
-            script = as_torchscript(copy.deepcopy(model).cpu().eval(), _example(spec, dataset))
+            script = as_torchscript(_copy(model).cpu().eval(), _example(spec, dataset))
         torch.jit.save(script, path)
         return ModelFile(path, path.name, _digest(path))
 
@@ -157,10 +157,15 @@ class _Workplace:
                 return DatasetFile(None, str(data))
             path = Path(data)
             return DatasetFile(path, path.name, _digest(path))
+        if not isinstance(data, (list, tuple)) or len(data) != 2:  # type: ignore[redundant-expr]
+            raise ValidationError(
+                f"The data is a {type(data).__name__}, where two arrays are wanted: (x, y), or the path of a data set "
+                "file. Stack what a Dataset or DataLoader gives into two arrays first."
+            )
         x, y = data
         several = x if isinstance(x, (list, tuple)) else [x]
         names = ["x"] if len(several) == 1 else [f"x{index}" for index in range(len(several))]
-        arrays = {name: np.asarray(array) for name, array in zip(names, several, strict=True)} | {"y": np.asarray(y)}
+        arrays = {name: _array(part) for name, part in zip(names, several, strict=True)} | {"y": _array(y)}
         path = self.inputs / "data.npz"
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -170,6 +175,26 @@ class _Workplace:
         """The work on these files, on this machine as it stands."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return Work(files, dataset, self.outputs, device=device, threads=torch.get_num_threads())
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        text = (
+            f"The model cannot be copied: {error}. If it uses torch.nn.utils.weight_norm or spectral_norm, call "
+            "remove_weight_norm or remove_spectral_norm on it first; or give the path of its TorchScript file."
+        )
+        raise ValidationError(text) from error
+
+
+def _array(given: Any) -> np.ndarray:
+    """An array or tensor as numpy has it; bfloat16, which numpy lacks, as float32."""
+    if not isinstance(given, Tensor):
+        return np.asarray(given)
+    tensor = given.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def _example(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile | None) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pared.errors import ModelFailed, ParedError
@@ -252,9 +254,14 @@ def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
             ),
             len(before.targets),
         ),
-        p_value=1.0 if same else _finite(float(stats.ttest_rel(*errors).pvalue)),
+        p_value=1.0 if same else _defined(float(stats.ttest_rel(*errors).pvalue)),
         test="paired_t",
     )
+
+
+def _defined(p_value: float) -> float:
+    """Errors beyond all measure give no statistic, and no statistic is no evidence."""
+    return 1.0 if math.isnan(p_value) else p_value
 
 
 def _bootstrap(statistic: Callable[[Tensor], Tensor], samples: int) -> Interval:
@@ -337,13 +344,32 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> int | None:
         example: inputs with a batch dimension, of which the first sample is used.
     """
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    inputs = [tensor[:1].to(device, copy=True) for tensor in example]
+    for tensor in inputs:
+        tensor.requires_grad_(tensor.is_floating_point())
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
-            module(*(tensor[:1].to(device) for tensor in example))
+        with _decomposed(), counter:
+            module(*inputs)
     except Exception:  # noqa: BLE001 - a model may refuse a batch of one in any way it likes
         return None
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
+
+
+@contextmanager
+def _decomposed() -> Iterator[None]:
+    """Runs attention and recurrent layers as the products they consist of, for the counter knows no fused kernel.
+
+    Where a gradient may be asked for, torch takes no fast path of a whole encoder layer.
+    """
+    with (
+        warnings.catch_warnings(action="ignore"),  # mkldnn's flags set one of other hardware too
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        yield
 
 
 def count_bytes(path: Path) -> tuple[int, int]:
@@ -380,13 +406,13 @@ def measure_latency(
         The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
     """
     found: tuple[list[Latency], list[Latency]] = ([], [])
-    warnings = []
+    refused = []
     for batch_size in batch_sizes:
         inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
         try:
             times = _alternate((before, after), inputs, device, limit_s, tick)
         except ModelFailed as failure:
-            warnings.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
+            refused.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
             continue
         for latencies, runs in zip(found, times, strict=True):
             low, median, high, slow = np.percentile(runs, [25, 50, 75, 95])
@@ -399,7 +425,7 @@ def measure_latency(
                     runs=len(runs),
                 )
             )
-    return *found, warnings
+    return *found, refused
 
 
 def batch_of(example: Sequence[Tensor], size: int) -> Inputs:

@@ -31,6 +31,7 @@ from pared.compression.measure import (
     batch_of,
     compare,
     count_parameters,
+    own_failures,
 )
 from pared.compression.prune import (
     ChannelRemoval,
@@ -39,6 +40,8 @@ from pared.compression.prune import (
     compose_removed,
     remove_channels,
     step_amounts,
+    tied_names,
+    unmatched_patterns,
     weight_masks,
 )
 from pared.compression.reporting import (
@@ -48,12 +51,13 @@ from pared.compression.reporting import (
     publish,
     reproduce,
     softmax_warning,
+    tensors,
     weight_layers,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
 from pared.compression.verdict import distill_verdict, prune_verdict, warnings_of
 from pared.compression.work import Observer, Stage, Work
-from pared.errors import NothingToPrune, ValidationError
+from pared.errors import ModelFailed, NothingToPrune, ValidationError
 from pared.reports import (
     DatasetInspection,
     EpochRecord,
@@ -147,7 +151,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages.enter("evaluate")
         final = None if data is None else _assess(smaller.module, data, spec, work, stages)
         comparison = None if baseline is None or final is None else compare(baseline, final)
-        layers = layer_reports(original.module, smaller.module, state.removed, state.reasons)
+        layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
         measured = measure_both(original, smaller, example, work, stages.beat)
         stages.enter("export")
         paths = export(smaller, example, spec.outputs, work.directory)
@@ -168,6 +172,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *original.warnings,
                 *([] if data is None else data.warnings),
                 *skipped,
+                *state.warnings(spec, original),
                 *softmax_warning(baseline),
                 *measured.warnings,
                 *warnings_of(spec.granularity, before, after, layers),
@@ -188,7 +193,8 @@ class _Pruning:
         self.masks: Masks | None = None
         self.removed: Removed = {}
         self.reasons: dict[str, str] = {}
-        self.units = 0  # channels that could be chosen from at the start
+        self.output_dims: dict[str, int] = {}
+        self.units: dict[str, int] = {}  # channels of each group that could be chosen from at the start
         self.gone = 0
         self.before_retraining: Quality | None = None
         self.history: list[EpochRecord] = []
@@ -204,21 +210,27 @@ class _Pruning:
         if spec.granularity == "weight":
             self.masks = weight_masks(module, amount=amount, generator=generator, **choice)  # type: ignore[arg-type]
             self.masks.apply(module)
-            covered = {name.rpartition(".")[0] or name for name in self.masks.kept}
+            names_of = tied_names(module)
+            covered = {alias.rpartition(".")[0] or alias for name in self.masks.kept for alias in names_of[name]}
             self.reasons = {
                 layer: "left out by include/exclude" for layer in weight_layers(module).values() if layer not in covered
             }
             return True
-        # `amount` counts from the upload's channels, `remove_channels` from those that are left.
-        share = (round(amount * self.units) - self.gone) / (self.units - self.gone) if self.units else amount
-        if share <= 0:
-            return False
         try:
-            removal: ChannelRemoval = remove_channels(self.loaded, example, amount=share, generator=generator, **choice)  # type: ignore[arg-type]
+            removal: ChannelRemoval = remove_channels(
+                self.loaded,
+                example,
+                amount=amount,
+                generator=generator,
+                upload_units=self.units or None,
+                gone=self.gone,
+                **choice,  # type: ignore[arg-type]
+            )
         except NothingToPrune:
             if last and not self.gone:
                 raise
             return False
+        self.output_dims = self.output_dims or removal.output_dims
         self.units = self.units or removal.units
         self.gone += removal.removed_units
         shapes = {name: tuple(tensor.shape) for name, tensor in original.module.state_dict().items()}
@@ -246,6 +258,7 @@ class _Pruning:
                     "step": step,
                     "removed": self.removed,
                     "reasons": self.reasons,
+                    "output_dims": self.output_dims,
                     "units": self.units,
                     "gone": self.gone,
                     "masks": None if self.masks is None else self.masks.state(),
@@ -278,6 +291,7 @@ class _Pruning:
     def restore(self, checkpoint: dict[str, Any], original: LoadedModel, example: Sequence[Tensor]) -> None:
         """Take up what an earlier attempt had reached; the weights come with the training state."""
         self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
+        self.output_dims = checkpoint["output_dims"]
         self.units, self.gone = checkpoint["units"], checkpoint["gone"]
         self.loaded = apply_removal(self.loaded, example, self.removed)
         self.masks = None if checkpoint["masks"] is None else Masks.from_state(checkpoint["masks"])
@@ -290,7 +304,32 @@ class _Pruning:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if spec.granularity == "weight" and self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {self.units} removable channels are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+
+    def warnings(self, spec: PruneSpec, original: LoadedModel) -> list[str]:
+        """Where the outcome is not what the spec seems to ask for."""
+        notes = [
+            f"The pattern {pattern!r} of `exclude` matches no layer: nothing was kept by it."
+            for pattern in unmatched_patterns(original.module, spec.exclude)
+        ]
+        if spec.granularity == "channel":
+            wanted = sum(round(spec.amount * units) for units in self.units.values())
+            if spec.scope == "global":
+                wanted = round(spec.amount * sum(self.units.values()))
+            if self.gone < wanted:
+                notes.append(
+                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
+                    f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one."
+                )
+        elif self.masks is not None and self.retrain is not None:
+            weights = tensors(original.module)
+            revived = sum(int(((weights[name] == 0) & kept).sum()) for name, kept in self.masks.kept.items())
+            if revived:
+                notes.append(
+                    f"{revived:,} weights beyond this amount were zero in the upload already, and were free to change "
+                    "in retraining. Give a larger amount to keep them at zero."
+                )
+        return notes
 
 
 def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tuple[Train | None, list[str]]:
@@ -335,7 +374,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         baseline = _assess(teacher.module, data, spec, work, stages)
 
         stages.enter("compress")
-        student, removed, reasons = _student(spec, work, teacher, data, example)
+        student, removal = _student(spec, work, teacher, data, example)
         if not trainable(student.module):
             raise ValidationError(
                 "Nothing in the student can be trained: its file is frozen or marks every weight as fixed. Upload it "
@@ -361,7 +400,11 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         final = _assess(student.module, data, spec, work, stages)
         comparison = compare(baseline, final)
         without = None if alone is None else _assess(alone, data, spec, work, stages)
-        layers = layer_reports(teacher.module, student.module, removed, reasons) if removed else []
+        layers = []
+        if removal is not None:
+            layers = layer_reports(
+                teacher.module, student.module, removal.removed, removal.reasons, removal.output_dims
+            )
         measured = measure_both(teacher, student, example, work, stages.beat)
         stages.enter("export")
         paths = export(student, example, spec.outputs, work.directory)
@@ -375,7 +418,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             comparison=comparison,
             labels_only=alone_quality,
             layers=layers,
-            removed=removed,
+            removed={} if removal is None else removal.removed,
             history=taught.history + (alone_fit.history if alone_fit else []),
             best_epoch=taught.best_epoch,
             seconds=stages.finish(),
@@ -394,11 +437,11 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
 def _student(
     spec: DistillSpec, work: Work, teacher: LoadedModel, data: Data, example: Sequence[Tensor]
-) -> tuple[LoadedModel, Removed, dict[str, str]]:
-    """The student as it starts. Of one cut from the teacher also what was removed, and why the rest was not."""
+) -> tuple[LoadedModel, ChannelRemoval | None]:
+    """The student as it starts; of one cut from the teacher also what was removed."""
     if isinstance(spec.student, FromTeacher):
         removal = remove_channels(teacher, example, amount=1 - spec.student.from_teacher.width, scope="layer")
-        return removal.loaded, removal.removed, removal.reasons
+        return removal.loaded, removal
     if isinstance(spec.student, str):
         loaded = load_model(work.models["student"], _plain(spec.student_architecture))
     else:
@@ -406,7 +449,7 @@ def _student(
         module = build(spec.student)
         loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
     check_fits(loaded, data)
-    return loaded, {}, {}
+    return loaded, None
 
 
 def _teach(
@@ -574,7 +617,9 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
         return data.example(_EXAMPLE_BATCH)
     if spec.example_inputs:
         example = example_from_specs(spec.example_inputs)
-        return example if len(example[0]) > 1 else batch_of(example, _EXAMPLE_BATCH)
+        example = example if len(example[0]) > 1 else batch_of(example, _EXAMPLE_BATCH)
+        _check_runs(loaded.module, example)
+        return example
     guessed = guess_example_inputs(loaded)
     if guessed is None:
         text = (
@@ -583,6 +628,17 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
         )
         raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
     return guessed
+
+
+def _check_runs(module: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """Raises ValidationError unless the model takes the inputs that the spec describes."""
+    try:
+        with torch.no_grad(), own_failures():
+            module(*example)
+    except ModelFailed as error:
+        shapes = " and ".join(str(list(tensor.shape)) for tensor in example)
+        text = f"The model does not run on inputs of the shape {shapes}. {error.detail}"
+        raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}]) from error
 
 
 def _assess(module: nn.Module, data: Data, spec: PruneSpec | DistillSpec, work: Work, stages: _Stages) -> Assessment:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import build, resize
-from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups
+from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
 from pared.compression.coupling.groups import merge
-from pared.compression.coupling.reference import Mismatch, check
-from pared.compression.coupling.shrink import changed_sizes, kept_part, remove, storage_key
+from pared.compression.coupling.shrink import StorageKey, changed_sizes, kept_part, remove, storage_key
 from pared.compression.intake import LoadedModel
 from pared.errors import NothingToPrune
 from pared.specs import PruneSpec
@@ -100,18 +99,22 @@ def weight_masks(
     """Masks that remove the `amount` lowest-scored single weights, exactly round(amount · n) of n.
 
     Biases and norms are never pruned: eligible are float tensors of two or more dimensions in layers
-    that match. A pruned weight's score is 0, so a later, larger amount keeps what an earlier one removed.
+    that match under one of their names and are excluded under none. A pruned weight's score is 0, so a later, larger
+    amount keeps what an earlier one removed.
 
     Raises:
         NothingToPrune: no layer matches, or the model has no weights.
     """
+    names_of = tied_names(module)
     eligible = {
         name: parameter.detach()
         for name, parameter in module.named_parameters()
-        if parameter.dim() >= 2 and parameter.is_floating_point() and _matches(_layer(name), include, exclude)
+        if parameter.dim() >= 2
+        and parameter.is_floating_point()
+        and _matches([_layer(alias) for alias in names_of[name]], include, exclude)
     }
     if not eligible:
-        names = sorted({_layer(n) for n, p in module.named_parameters() if p.dim() >= 2})
+        names = sorted({_layer(n) for n, p in _tensors(module).items() if p.dim() >= 2})
         raise NothingToPrune(_no_match("weights", names, include, exclude))
     scores = {name: _weight_scores(weight, criterion, generator) for name, weight in eligible.items()}
     pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
@@ -142,13 +145,15 @@ class ChannelRemoval:
     """A model without the removed channels.
 
     `removed` is in the numbering of the model that was given. `reasons`: layer name -> why none of its
-    channels could go. `units`: how many channels could be chosen from, and how many went.
+    channels could go. `output_dims`: weight name -> the dimension that counts its output channels. `units`: how many
+    channels could be chosen from in each group of coupled layers; `removed_units`: how many went in all.
     """
 
     loaded: LoadedModel
     removed: Removed
     reasons: dict[str, str]
-    units: int
+    output_dims: dict[str, int]
+    units: dict[str, int]
     removed_units: int
 
 
@@ -162,6 +167,8 @@ def remove_channels(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     generator: torch.Generator | None = None,
+    upload_units: Mapping[str, int] | None = None,
+    gone: int = 0,
 ) -> ChannelRemoval:
     """Remove the `amount` lowest-scored channels and neurons physically; the result is checked on the example.
 
@@ -169,33 +176,41 @@ def remove_channels(
 
     Args:
         example: the model's inputs, on CPU, in a batch of at least 2.
+        upload_units: for a later step, the `units` of the first: `amount` counts from these, whatever is left of them.
+        gone: how many of them earlier steps removed.
 
     Raises:
         NothingToPrune: no channel can go; the detail names layers, operators and what to do.
     """
     coupling = find_groups(loaded.module, example)
-    groups, reasons = _eligible(coupling, include, exclude)
-    units = sum(group.units for group in groups)
-    if not units:
+    groups, reasons = _eligible(coupling, tied_names(loaded.module), include, exclude)
+    if not groups:
         raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
+    now = {_key(group): group.units for group in groups}
+    units = now if upload_units is None else upload_units
     tensors = _tensors(loaded.module)
     scores = [_unit_scores(group, tensors, criterion, generator) for group in groups]
-    chosen = _lowest(scores, amount, scope)
+    if scope == "layer":
+        wanted = [round(amount * units.get(key, left)) - (units.get(key, left) - left) for key, left in now.items()]
+        chosen = [_lowest([score], count)[0] for score, count in zip(scores, wanted, strict=True)]
+    else:
+        chosen = _lowest(scores, round(amount * sum(units.values())) - gone)
+    removals = [group.removal(units_of_group) for group, units_of_group in zip(groups, chosen, strict=True)]
+    failed = unsound(coupling.original, example, removals, lambda removed: _without(loaded, coupling, removed).module)
+    for index, why in failed.items():
+        reasons |= dict.fromkeys(groups[index].layers, why)
     removed: Removed = {}
-    for group, units_of_group in zip(groups, chosen, strict=True):
-        merge(removed, group.removal(units_of_group))
-    count = sum(len(units_of_group) for units_of_group in chosen)
+    for index in set(range(len(groups))) - set(failed):
+        merge(removed, removals[index])
+    count = sum(len(units_of_group) for index, units_of_group in enumerate(chosen) if index not in failed)
+    if failed and not count:
+        raise NothingToPrune(_refused(reasons))
     if not count:
         raise NothingToPrune(
-            f"An amount of {amount:g} is less than one channel here: {units} channels can be chosen from. "
+            f"An amount of {amount:g} is less than one channel here: {sum(now.values())} channels can be chosen from. "
             "Give a larger amount."
         )
-    smaller = _without(loaded, coupling, removed)
-    try:
-        check(coupling.original, example, removed, smaller.module)
-    except Mismatch as mismatch:  # every group passed alone and all together; this would be a defect of ours
-        raise NothingToPrune(f"These channels cannot be removed together: {mismatch}.") from mismatch
-    return ChannelRemoval(smaller, removed, reasons, units, count)
+    return ChannelRemoval(_without(loaded, coupling, removed), removed, reasons, coupling.output_dims, now, count)
 
 
 def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Removed) -> LoadedModel:
@@ -207,8 +222,8 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
 
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
     if loaded.format == "torchscript":
-        module = remove(coupling.script, removed, coupling.patches)
-        return replace(loaded, module=module, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
+        shrunk = remove(coupling.script, removed, coupling.patches)
+        return replace(loaded, module=shrunk, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
     state = dict(loaded.module.state_dict())
     by_storage = {storage_key(state[name]): by_dim for name, by_dim in removed.items()}
     state = {name: kept_part(tensor, by_storage.get(storage_key(tensor), {})) for name, tensor in state.items()}
@@ -219,23 +234,32 @@ def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> Loade
 
 
 def _eligible(
-    coupling: Coupling, include: Sequence[str], exclude: Sequence[str]
+    coupling: Coupling, names_of: Mapping[str, list[str]], include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Groups all of whose layers may be touched; a layer that is tied to an excluded one stays."""
     reasons = dict(coupling.reasons)
     groups = []
     for group in coupling.groups:
-        barred = [layer for layer in group.layers if not _matches(layer, include, exclude)]
+        layers = {
+            _layer(name): list(dict.fromkeys(_layer(alias) for alias in names_of[name])) for name, _ in group.out_axes
+        }
+        barred = [layer for layer, names in layers.items() if not _matches(names, include, exclude)]
         if not barred:
             groups.append(group)
             continue
-        for layer in group.layers:
+        for layer in layers:
             reasons[layer] = (
                 "left out by include/exclude"
                 if layer in barred
                 else f"its channels are tied to {', '.join(barred)}, which include/exclude leaves out"
             )
     return groups, reasons
+
+
+def _key(group: ChannelGroup) -> str:
+    """Names a group of coupled layers, also after some of its channels went."""
+    name, dim = group.out_axes[0]
+    return f"{name}/{dim}"
 
 
 def _unit_scores(
@@ -253,29 +277,41 @@ def _unit_scores(
     return scores
 
 
-def _lowest(scores: list[Tensor], amount: float, scope: Scope) -> list[list[int]]:
-    """For each group the units to remove; the best unit of a group always stays."""
-    if scope == "layer":
-        counts = [min(round(amount * len(group)), len(group) - 1) for group in scores]
-        return [sorted(torch.argsort(group, stable=True)[:n].tolist()) for group, n in zip(scores, counts, strict=True)]
+def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:
+    """For each group its units among the `count` lowest of all; the best unit of a group always stays."""
     owner = np.concatenate([np.full(len(group), index) for index, group in enumerate(scores)])
     unit = np.concatenate([np.arange(len(group)) for group in scores])
     best = np.concatenate([np.arange(len(group)) == int(group.argmax()) for group in scores])
     pooled = np.where(best, math.inf, torch.cat(scores).numpy())
-    wanted = min(round(amount * len(pooled)), int((~best).sum()))
-    lowest = np.argsort(pooled, kind="stable")[:wanted]
+    lowest = np.argsort(pooled, kind="stable")[: max(0, min(count, int((~best).sum())))]
     return [sorted(unit[lowest[owner[lowest] == index]].tolist()) for index in range(len(scores))]
 
 
 # -- names --------------------------------------------------------------------------------------
 
 
+def tied_names(module: nn.Module) -> dict[str, list[str]]:
+    """Name of each parameter -> all names of that tensor, its own among them."""
+    together: dict[StorageKey, list[str]] = {}
+    for name, tensor in _tensors(module).items():
+        together.setdefault(storage_key(tensor), []).append(name)
+    return {name: names for names in together.values() for name in names}
+
+
+def unmatched_patterns(module: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Those of the patterns that no layer with weights matches."""
+    layers = {_layer(name) for name, tensor in _tensors(module).items() if tensor.dim() >= 2}
+    return [pattern for pattern in patterns if not any(fnmatchcase(layer, pattern) for layer in layers)]
+
+
 def _layer(tensor_name: str) -> str:
     return tensor_name.rpartition(".")[0] or tensor_name
 
 
-def _matches(layer: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    return any(fnmatchcase(layer, p) for p in include) and not any(fnmatchcase(layer, p) for p in exclude)
+def _matches(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a layer may be touched that goes by these names."""
+    included, excluded = (any(fnmatchcase(n, p) for n in names for p in patterns) for patterns in (include, exclude))
+    return included and not excluded
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -299,5 +335,9 @@ def _none_removable(
         return _no_match("removable channels", names, include, exclude)
     if not reasons:
         return _no_match("channels", [], include, exclude)
+    return _refused(reasons)
+
+
+def _refused(reasons: Mapping[str, str]) -> str:
     told = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:10])
     return f"No channel of this model can be removed ({told}). Granularity `weight` works on any model."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pared.compression.intake import LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
+from pared.compression.prune import tied_names
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec
@@ -101,17 +102,25 @@ def softmax_warning(baseline: Assessment | None) -> list[str]:
 
 
 def layer_reports(
-    before: nn.Module, after: nn.Module, removed: Removed, reasons: Mapping[str, str]
+    before: nn.Module,
+    after: nn.Module,
+    removed: Removed,
+    reasons: Mapping[str, str],
+    output_dims: Mapping[str, int],
 ) -> list[LayerReport]:
-    """Each weight tensor of two or more dimensions, before and after."""
+    """Each weight tensor of two or more dimensions, before and after.
+
+    Args:
+        output_dims: weight name -> the dimension that counts its output channels, where channels were looked for.
+    """
     old, new = tensors(before), tensors(after)
-    layer_names = weight_layers(before)
-    out_dims = _output_dims(before)
+    layer_names, names_of = weight_layers(before), tied_names(before)
     reports = []
     for name, layer in layer_names.items():
         if name not in new:
             continue
-        units = removed.get(name, {}).get(out_dims.get(layer, "0"))
+        known = next((alias for alias in names_of[name] if alias in removed and alias in output_dims), None)
+        units = None if known is None else removed[known].get(str(output_dims[known]))
         reports.append(
             LayerReport(
                 name=layer if list(layer_names.values()).count(layer) == 1 else name,
@@ -128,15 +137,6 @@ def layer_reports(
 def weight_layers(module: nn.Module) -> dict[str, str]:
     """Name of each weight tensor -> name of its layer."""
     return {name: name.rpartition(".")[0] or name for name, tensor in tensors(module).items() if tensor.dim() >= 2}
-
-
-def _output_dims(module: nn.Module) -> dict[str, str]:
-    """The dimension of a layer's weight that counts its output channels, where it is not the first."""
-    kinds = {
-        name: str(layer.original_name if isinstance(layer, torch.jit.ScriptModule) else type(layer).__name__)
-        for name, layer in module.named_modules()
-    }
-    return {name: "1" for name, kind in kinds.items() if kind.startswith(("ConvTranspose", "Embedding"))}
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
-from time import time_ns
+from time import time, time_ns
 from typing import Any
 
 from kombu.transport import filesystem
+
+_ABANDONED_S = 3_600.0
 
 
 class Channel(filesystem.Channel):
@@ -28,6 +31,7 @@ class Channel(filesystem.Channel):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         for folder in (self.data_folder_in, self.processed_folder, self.control_folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
+        _drop_abandoned(Path(self.data_folder_out))
 
     def _queue_bind(self, *_binding: Any) -> None:
         """Nothing to keep: messages go by the anonymous exchange, straight to the queue they name."""
@@ -40,8 +44,12 @@ class Channel(filesystem.Channel):
         folder = Path(self.data_folder_out)
         name = f"{time_ns():020d}_{uuid.uuid4().hex}.{queue}.msg"
         hidden = folder / f".{name}"
-        hidden.write_text(json.dumps(payload))
-        hidden.replace(folder / name)
+        try:
+            hidden.write_text(json.dumps(payload))
+            hidden.replace(folder / name)
+        except OSError:
+            hidden.unlink(missing_ok=True)  # a full disk is not to be filled further
+            raise
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         folder, taken = Path(self.data_folder_in), Path(self.processed_folder)
@@ -56,6 +64,14 @@ class Channel(filesystem.Channel):
             mine.unlink()
             return payload
         raise Empty
+
+
+def _drop_abandoned(folder: Path) -> None:
+    """Remove messages that a process died over while it wrote them."""
+    for path in folder.glob(".*.msg"):
+        with suppress(FileNotFoundError):
+            if time() - path.stat().st_mtime > _ABANDONED_S:
+                path.unlink()
 
 
 class Transport(filesystem.Transport):

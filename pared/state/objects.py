@@ -154,8 +154,11 @@ class DirectoryStore:
                 path.unlink()
             except FileNotFoundError:
                 return True
-            with suppress(OSError):
-                path.parent.rmdir()  # succeeds only for an empty folder
+            with suppress(OSError):  # the first folder that is not empty ends it
+                for folder in path.parents:
+                    if folder == self.root:
+                        break
+                    folder.rmdir()
         return True
 
     def list_older_than(self, seconds: float) -> Iterator[str]:

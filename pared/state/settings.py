@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL
 
 
 class Settings(BaseSettings):
@@ -78,7 +79,10 @@ class Settings(BaseSettings):
     @property
     def effective_database_url(self) -> str:
         """The database URL with the embedded default filled in."""
-        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'pared.db'}"
+        return (
+            self.database_url
+            or URL.create("sqlite", database=str(self.data_dir.resolve() / "pared.db")).render_as_string()
+        )
 
     @property
     def effective_broker_url(self) -> str:
@@ -88,7 +92,7 @@ class Settings(BaseSettings):
     @property
     def effective_objects_url(self) -> str:
         """The object store URL with the embedded default filled in."""
-        return self.objects_url or f"file://{self.data_dir.resolve() / 'objects'}"
+        return self.objects_url or (self.data_dir.resolve() / "objects").as_uri()
 
 
 @lru_cache(maxsize=1)

@@ -162,6 +162,7 @@ class Job(Base):
     fence: Mapped[int] = mapped_column(Integer, default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[float | None] = mapped_column(Double)
+    held_s: Mapped[float] = mapped_column(Double, default=0.0)  # by all workers so far, counted at each heartbeat
     progress_at: Mapped[float | None] = mapped_column(Double)
     run_after: Mapped[float] = mapped_column(Double, default=0.0)
     cancel_requested_at: Mapped[float | None] = mapped_column(Double)
@@ -204,7 +205,11 @@ class Job(Base):
         return (
             update(cls)
             .where(cls.held(job_id, fence))
-            .values(lease_expires_at=db_now() + lease_s)
+            .values(
+                lease_expires_at=db_now() + lease_s,
+                # The lease now ends later by just the time since it was last renewed.
+                held_s=cls.held_s + db_now() + lease_s - cls.lease_expires_at,
+            )
             .returning(cls.cancel_requested_at)
         )
 
@@ -259,9 +264,11 @@ class Job(Base):
         )
 
     @classmethod
-    def give_back(cls, job_id: str, fence: int, *, crashed: bool, delay_s: float = 0.0) -> Update:
-        """running -> queued: by an orderly stop (the attempt is not charged) or after a crash (it is)."""
-        charge = {"crash_count": cls.crash_count + 1} if crashed else {"attempt": cls.attempt - 1}
+    def give_back(
+        cls, job_id: str, fence: int, *, charge: Literal["crash", "attempt"] | None, delay_s: float = 0.0
+    ) -> Update:
+        """running -> queued: after a crash, after an attempt that came to nothing, or uncharged by an orderly stop."""
+        charges = {"crash": {"crash_count": cls.crash_count + 1}, "attempt": {}, None: {"attempt": cls.attempt - 1}}
         return (
             update(cls)
             .where(cls.id == job_id, cls.fence == fence, cls.status == "running")
@@ -273,7 +280,7 @@ class Job(Base):
                 last_rung_at=None,
                 run_after=db_now() + delay_s,
                 updated_at=db_now(),
-                **charge,
+                **charges[charge],
             )
         )
 

@@ -18,12 +18,12 @@ from sqlalchemy.orm import Session
 from pared.errors import TooLarge, ValidationError
 from pared.specs import DistillSpec, PruneSpec, compression_spec
 from pared.state.events import events_after
-from pared.state.jobs import Idempotency, cancel, find_job, submit
+from pared.state.jobs import Idempotency, cancel, submit
 from pared.state.tables import ENDED, Artifact, Job, JobEvent, JobStatus
 from service import strangers_json
 from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
-from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
-from service.openapi import JOB, SPEC_BODY, answers, page
+from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id, job_of, jobs_of
+from service.openapi import JOB, SPEC_BODY, UNCHANGED, answers, page
 from service.paging import After, Limit, as_page, fetch_page
 from service.problems import invalid
 from service.views import JobView, Page, view_job
@@ -114,7 +114,7 @@ def list_jobs(
     limit: Limit = 20,
 ) -> dict[str, Any]:
     """A page of the owner's jobs; inspections are not listed."""
-    query = select(Job).where(Job.owner == owner, Job.type != "inspect")
+    query = jobs_of(owner)
     if status:
         query = query.where(Job.status == status)
     if job_type:
@@ -129,7 +129,7 @@ def list_jobs(
     summary="Look at a job",
     description="`Prefer: wait=30` answers once the job has ended, or after so many seconds (at most 60); with "
     "`If-None-Match`, as soon as anything changes. `Retry-After` says when to look again; an ended job has none.",
-    responses=answers(200, JOB, 404) | {304: {"description": "As the client knows it."}},
+    responses=answers(200, JOB, 404) | UNCHANGED,
 )
 async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -> Response:
     """The job, at once or once ended."""
@@ -180,10 +180,10 @@ async def job_events(
     parts: PartsOf,
     job: OwnedJob,
     last_event_id: Annotated[
-        int | None, Header(alias="Last-Event-ID", ge=0, le=1 << 31, description="The id of the last event seen.")
+        int | None, Header(alias="Last-Event-ID", ge=0, lt=1 << 31, description="The id of the last event seen.")
     ] = None,
     last_event_id_query: Annotated[
-        int | None, Query(alias="last_event_id", ge=0, le=1 << 31, description="The same, for clients without headers.")
+        int | None, Query(alias="last_event_id", ge=0, lt=1 << 31, description="The same, for clients without headers.")
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Replay what was missed, then follow until the job has ended."""
@@ -230,14 +230,15 @@ async def _json_body(request: Request, max_bytes: int) -> Any:
 
 def _look(parts: Parts, owner: str, job_id: str) -> JobView:
     with parts.sessions() as session:
-        return _view(session, find_job(session, owner, job_id))
+        return _view(session, job_of(session, owner, job_id))
 
 
 def _view(session: Session, job: Job) -> JobView:
     artifacts: list[Artifact] = []
-    position = None
+    position = verdict = None
     if job.status == "succeeded":
+        verdict = session.scalar(select(Job.report["verdict"].as_string()).where(Job.id == job.id))
         artifacts = list(session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name)))
     if job.status == "queued":
         position = session.scalar(select(func.count()).where(Job.status == "queued", Job.id <= job.id))
-    return view_job(job, artifacts, position)
+    return view_job(job, verdict, artifacts, position)

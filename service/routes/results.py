@@ -19,7 +19,7 @@ from pared.state.session import to_json
 from pared.state.tables import ENDED, Artifact, Job, JobEvent
 from service.conditional import client_has, demands_other, wanted_range, weak_tag
 from service.deps import OwnedJob, PartsOf
-from service.openapi import ARTIFACT, answers
+from service.openapi import ARTIFACT, UNCHANGED, answers
 from service.problems import problem
 from service.views import ArtifactView, view_artifact
 
@@ -39,12 +39,13 @@ EXAMPLE_REPORT = {
     summary="Read a job's report",
     description="What was gained and lost, measured on the files themselves. Until the job has succeeded: 409, with "
     "`Retry-After` while it still may, and with the job's own error if it failed.",
-    responses=answers(200, EXAMPLE_REPORT, 404, 409) | {304: {"description": "As the client knows it."}},
+    responses=answers(200, EXAMPLE_REPORT, 404, 409) | UNCHANGED,
 )
-def get_report(request: Request, job: OwnedJob) -> Response:
+def get_report(request: Request, parts: PartsOf, job: OwnedJob) -> Response:
     """The report as the worker wrote it."""
     _must_have_succeeded(job)
-    content = to_json(job.report).encode()
+    with parts.sessions() as session:
+        content = to_json(session.scalar(select(Job.report).where(Job.id == job.id))).encode()
     headers = {"ETag": weak_tag(content), "Cache-Control": "no-cache"}
     if client_has(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -101,16 +102,18 @@ def list_artifacts(parts: PartsOf, job: OwnedJob) -> dict[str, list[ArtifactView
     responses=answers(
         200, "(the file)", 404, 409, 412, 416, media_type="application/octet-stream", description="The whole file."
     )
-    | {206: {"description": "The range asked for."}, 304: {"description": "As the client knows it."}},
+    | {206: {"description": "The range asked for."}}
+    | UNCHANGED,
 )
 def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str) -> Response:
     """The file, or the range asked for."""
     with parts.sessions() as session:
-        row = session.scalar(select(Artifact).where(Artifact.job_id == job.id, Artifact.name == name))
-        names = session.scalars(select(Artifact.name).where(Artifact.job_id == job.id).order_by(Artifact.name)).all()
+        rows = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name)).all()
+    # Chosen here, not by the query: a path may hold what PostgreSQL does not take for text, such as NUL.
+    row = next((row for row in rows if row.name == name), None)
     if row is None:
         _must_have_succeeded(job)
-        raise NotFound(f"The job has no file {name}; it has {', '.join(names) or 'none'}.")
+        raise NotFound(f"The job has no file {name}; it has {', '.join(row.name for row in rows) or 'none'}.")
     tag = f'"{row.sha256}"'
     headers = {
         "ETag": tag,

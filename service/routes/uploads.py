@@ -19,7 +19,7 @@ from pared.state.tables import ENDED, Dataset, Job, Model, db_now, new_id
 from service import strangers_json
 from service.conditional import json_with_tag, wait_headers, wanted_wait_s
 from service.deps import Owner, Parts, PartsOf, check_id
-from service.openapi import DATASET, MODEL, UPLOAD_BODY, answers, page
+from service.openapi import DATASET, MODEL, UNCHANGED, UPLOAD_BODY, answers, page
 from service.paging import After, Limit, as_page, fetch_page
 from service.receive import Received, receive
 from service.views import Links, ModelView, Page, UploadView, view_dataset, view_model
@@ -128,7 +128,7 @@ def list_datasets(parts: PartsOf, owner: Owner, after: After = None, limit: Limi
     tags=["models"],
     summary="Look at a model",
     description="`Prefer: wait=30` answers once the model is inspected, or after so many seconds.",
-    responses=answers(200, MODEL, 404),
+    responses=answers(200, MODEL, 404) | UNCHANGED,
 )
 async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: str) -> Response:
     """The model, at once or once inspected."""
@@ -147,7 +147,7 @@ async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: st
     tags=["data sets"],
     summary="Look at a data set",
     description="`Prefer: wait=30` answers once the data set is inspected, or after so many seconds.",
-    responses=answers(200, DATASET, 404),
+    responses=answers(200, DATASET, 404) | UNCHANGED,
 )
 async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id: str) -> Response:
     """The data set, at once or once inspected."""

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.e2e.processes import wait_for
+from tests.client.scripted import Answer, Scripted
+from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
 
 DETACHED = "prune mlp.pt --data data.npz --channels 50% --epochs 1000"
@@ -90,7 +91,14 @@ def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) ->
         ("prune mlp.pt --channels 150%", "/amount"),
         ("prune mlp.pt --channels 50% -o small.h5", ".safetensors"),
         ("prune nowhere.pt --channels 50%", "nowhere.pt"),
+        ("prune mlp.pt --channels 50% --epochs 3", "--data"),
+        ("prune mlp.pt --channels 50% --data data.npz --input-shape 1,6", "--input-shape"),
+        ("prune mlp.pt --channels 50% --input-shape 1x6", "1x6"),
+        ("prune mlp.pt --channels 50% --input-shape 1,6:text", "/example_inputs/0/dtype"),
+        ("prune mlp.pt --channels 50% -o mlp.pt/small.pt", "mlp.pt/small.pt cannot"),
         ("distill --teacher mlp.pt --data builtin:digits", "--width"),
+        ("distill --teacher mlp.pt --data builtin:digits --width 0.5 --student-architecture a", "--width"),
+        ("up --port 99999", "65535"),
         ("jobs show job_01K9Q5V7M3W8Z2X4Y6A0B1C2D3", "job"),
         ("jobs ls --status finished", "finished"),
         ("squeeze mlp.pt", "squeeze"),
@@ -101,6 +109,45 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "status", "says"),
+    [
+        ("up", "PARED_PORT", "abc", 2, "PARED_PORT: "),
+        ("migrate", "PARED_DATABASE_URL", "postgresql://127.0.0.1:1/pared", 1, "database does not answer"),
+        ("migrate", "PARED_DATA_DIR", "/dev/null/pared", 2, "/dev/null/pared"),
+        ("jobs ls", "PARED_URL", "localhost:8000", 2, "write http://"),
+    ],
+)
+def test_a_wrong_setting_is_told_in_a_line(
+    tmp_path: Path, command: str, variable: str, value: str, status: int, says: str
+) -> None:
+    env = environment(**{"PARED_DATA_DIR": str(tmp_path), variable: value})
+    done = subprocess.run([PARED, *command.split()], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_brackets_in_what_a_server_says_are_text() -> None:
+    server = Scripted()
+    detail = "layer conv[0] of [bold]net[/red] :fire:"
+    job = {"id": "job_1", "type": "prune", "status": "failed", "spec": {}, "error": {"code": "x", "detail": detail}}
+    server.say(Answer(body={"data": [job], "has_more": False, "next_cursor": None}))
+    env = environment(PARED_URL=server.url, COLUMNS="200")
+    done = subprocess.run([PARED, "jobs", "ls"], env=env, capture_output=True, text=True, timeout=60)
+    server.close()
+    assert done.returncode == 0, done.stderr
+    assert detail in done.stdout
+
+
+def test_the_shape_of_the_inputs_can_be_given_without_data(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --channels 50% --input-shape 2,6 --json")
+    assert done.returncode == 0, done.stderr
+    spec = json.loads(done.stdout)["job"]["spec"]
+    assert spec["example_inputs"] == [{"shape": [2, 6], "dtype": "float32"}]
 
 
 def test_a_file_that_is_no_model_exits_with_1_and_advice(embedded: Stack, files: Path) -> None:
@@ -157,9 +204,13 @@ def test_a_worker_that_lives_here_is_found(embedded: Stack, files: Path) -> None
     assert pared(embedded, files, "worker --check").returncode == 0
 
 
-def test_the_base_install_says_what_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "extras"),
+    [("up", "service,worker"), ("migrate", "service"), ("keys ls", "service"), ("keys add me", "service")],
+)
+def test_the_base_install_says_what_is_missing(tmp_path: Path, command: str, extras: str) -> None:
     block = "import sys; sys.modules['sqlalchemy'] = None; sys.modules['pydantic_settings'] = None"
-    code = f"{block}; sys.argv = ['pared', 'up']; from pared.cli import main; main()"
+    code = f"{block}; sys.argv = {['pared', *command.split()]}; from pared.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "pip install 'pared[service,worker]'" in done.stderr.replace("\n", " ")
+    assert f"pip install 'pared[{extras}]'" in done.stderr.replace("\n", " ")

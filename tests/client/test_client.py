@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
+import httpx
 import pytest
 
 import pared
+from pared import calls
 from pared.calls import DigestMismatch, ServerUnreachable
 from pared.client import UploadRejected
+from pared.demo import _own_environment
 from tests.client.scripted import Answer, Asked, Scripted
 
 JOB = {"id": "job_1", "type": "prune", "status": "queued", "spec": {}, "progress": None}
@@ -97,6 +102,42 @@ def test_a_server_that_never_answered_is_named_at_once(server: Scripted) -> None
     with pytest.raises(ServerUnreachable, match="pared up"):
         pared.Client(server.url).jobs.get("job_1")
     assert time.monotonic() - begun < 5
+
+
+def test_an_address_without_a_scheme_is_told_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("localhost:8000", "127.0.0.1:8000", "http://", "ftp://a"):
+        with pytest.raises(httpx.InvalidURL, match="http://"):
+            pared.Client(address)
+    monkeypatch.setenv("PARED_URL", "localhost:8000")
+    with pytest.raises(httpx.InvalidURL, match="http://"):
+        pared.AsyncClient()
+
+
+def test_the_time_that_a_file_takes_to_send_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1 << 30, 3600))  # every look at the clock is an hour after the last
+    monkeypatch.setattr(calls, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    upload = calls.call(calls.Request("POST", "/v1/models", content=lambda: iter([b"x"])), patience_s=20.0)
+    pauses: list[float] = []
+
+    def send_and_lose() -> None:
+        while next(upload):
+            pause = upload.throw(httpx.WriteError("lost"))
+            assert isinstance(pause, calls.Sleep)
+            pauses.append(pause.seconds)
+
+    with pytest.raises(ServerUnreachable):
+        send_and_lose()
+    assert 10 < sum(pauses) <= 20
+    look = calls.call(calls.Request("GET", "/v1/models"))
+    next(look)
+    with pytest.raises(ServerUnreachable):
+        look.throw(httpx.ReadTimeout("late"))
+
+
+def test_what_is_built_in_has_no_size(server: Scripted, client: pared.Client) -> None:
+    row = {"id": "builtin:digits", "filename": "builtin:digits", "sha256": None, "size_bytes": None, "status": "ready"}
+    server.say(Answer(body=row))
+    assert str(client.datasets.get("builtin:digits")) == "builtin:digits builtin:digits (ready)"
 
 
 def test_a_wrong_answer_of_the_store_is_found_at_upload(server: Scripted, client: pared.Client, tmp_path: Path) -> None:
@@ -239,6 +280,17 @@ def test_the_key_is_sent(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> N
     pared.Client().jobs.get("job_1")
     assert server.asked[0].headers["authorization"] == "Bearer pared_secret"
     assert server.asked[0].path == "/v1/jobs/job_1"
+    server.say(Answer(body=JOB))
+    pared.Client(api_key="").jobs.get("job_1")
+    assert "authorization" not in server.asked[1].headers
+
+
+def test_the_demos_own_server_is_told_nothing_that_was_meant_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PARED_API_KEY", "PARED_HOST", "PARED_DATABASE_URL", "PARED_ALLOW_WEAK_SANDBOX"):
+        monkeypatch.setenv(name, "1")
+    told = _own_environment()
+    assert [name for name in told if name.startswith("PARED_")] == ["PARED_ALLOW_WEAK_SANDBOX"]
+    assert told["PATH"] == os.environ["PATH"]
 
 
 def test_neither_file_nor_id_is_said_before_anything_is_sent(server: Scripted, client: pared.Client) -> None:

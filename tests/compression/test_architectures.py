@@ -182,6 +182,34 @@ def test_resize_follows_removed_channels_through_depthwise_groups_and_norms():
     assert small(COLOUR).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("between", "kept", "channels"),
+    [
+        ([["Flatten", {}], ["Reshape", {"shape": [8, 4, 64]}]], 6, 6),
+        ([["Reshape", {"shape": [8, -1]}], ["Reshape", {"shape": [8, 16, 16]}]], 6, 6),
+        ([["LayerNorm", {"normalized_shape": [8, 16, 16], "elementwise_affine": False}]], 6, 6),
+        ([["Flatten", {}], ["LayerNorm", {"normalized_shape": 2048, "elementwise_affine": False}],
+          ["Reshape", {"shape": [8, 16, 16]}]], 6, 6),
+        ([["Concat", {"branches": [[], [["ReLU"]]]}], ["Reshape", {"shape": [16, 256]}]], 6, 12),
+        ([["PixelShuffle", {"upscale_factor": 2}], ["Reshape", {"shape": [2, -1]}]], 4, 1),
+    ],
+)  # fmt: skip
+def test_resize_follows_channels_through_layers_without_weights(between, kept, channels):
+    module = build({"layers": [["Conv2d", {"in_channels": 3, "out_channels": 8, **CONV}, "a"], *between]})
+    shrunk = {name: tensor[:kept] for name, tensor in module.state_dict().items()}
+    small = build(resize(module.architecture, shrunk))
+    small.load_state_dict(shrunk)
+    assert small(COLOUR).shape[1] == channels
+
+
+def test_a_call_that_fails_prints_nothing(capsys):
+    module = build("lenet300")
+    for one in (module, copy.deepcopy(module)):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            one(torch.randn(2, 5))
+    assert capsys.readouterr() == ("", "")
+
+
 def test_resize_keeps_the_scale_that_attention_was_trained_with():
     layers = [["SelfAttention", {"features": 8, "heads": 2}, "attention"]]
     module = build({"layers": layers})

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove
+from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove, rules, unsound
 from pared.compression.coupling.groups import merge
 from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.errors import ModelFailed
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,13 @@ def every_other(coupling: Coupling) -> Removed:
     return removed
 
 
+def first_third(coupling: Coupling) -> Removed:
+    removed: Removed = {}
+    for group in coupling.groups:
+        merge(removed, group.removal(range(group.units // 3)))
+    return removed
+
+
 def zeroed(module: nn.Module, removed: Removed) -> nn.Module:
     """The original with the same slices of the same tensors set to zero: written without the engine."""
     twin = copy.deepcopy(module)
@@ -55,10 +63,10 @@ def assert_removing_equals_zeroing(module: nn.Module, example: tuple[Tensor, ...
     module.eval()
     file = as_file(module, form, example)
     coupling = find_groups(file, example)
-    removed = every_other(coupling)
-    small = remove(coupling.script, removed, coupling.patches)
-    with torch.no_grad():
-        torch.testing.assert_close(small(*example), zeroed(module, removed)(*example), atol=1e-5, rtol=1e-5)
+    for removed in (first_third(coupling), every_other(coupling)):
+        small = remove(coupling.script, removed, coupling.patches)
+        with torch.no_grad():
+            torch.testing.assert_close(small(*example), zeroed(module, removed)(*example), atol=1e-5, rtol=1e-5)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in file.parameters())
     return coupling
 
@@ -146,6 +154,96 @@ class Gpt(nn.Module):
         return self.head(x + self.down(F.gelu(self.up(x))))[:, -1]
 
 
+class ImageTokens(nn.Module):
+    """Queries, keys and values from one layer, told apart by a view to (3, heads, width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.qkv, self.o = nn.Embedding(10, 16), nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        q, k, v = self.qkv(x).view(x.size(0), x.size(1), 3, 4, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+
+class Decoder(nn.Module):
+    """Features that a literal view turns into an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 8 * 4 * 4)
+        self.conv = nn.Conv2d(8, 6, 3, padding=1)
+        self.out = nn.ConvTranspose2d(6, 2, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(torch.relu(self.fc(x)).view(-1, 8, 4, 4))))
+
+
+class Shuffled(nn.Module):
+    """Channels shuffled between groups, and turned around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.shuffle, self.b = nn.Conv2d(3, 12, 1), nn.ChannelShuffle(2), nn.Conv2d(12, 6, 1)
+        self.c = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.flip(torch.relu(self.b(self.shuffle(torch.relu(self.a(x))))), [1]))
+
+
+class DepthwiseUp(nn.Module):
+    """A depthwise transposed convolution, whose filters lie along dimension 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.b = nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2, groups=8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.up(torch.relu(self.a(x)))))
+
+
+class Defaults(nn.Module):
+    """Optional arguments, of which a caller gives none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, bend: bool = True) -> Tensor:
+        x = self.a(x) * scale
+        if bend:
+            x = torch.tanh(x)
+        return self.b(x if mask is None else x * mask)
+
+
+class Blurred(nn.Module):
+    """A fixed depthwise filter held in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.register_buffer("blur", torch.ones(8, 1, 2, 2) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.conv2d(torch.relu(self.a(x)), self.blur, groups=8))
+
+
+class Products(nn.Module):
+    """Bare weights, (in, out) and (out, in)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(10))
+        self.w1, self.w2 = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8, 10))
+        self.w3, self.w4 = nn.Parameter(torch.randn(12, 10)), nn.Parameter(torch.randn(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.addmm(self.bias, torch.relu(x @ self.w1), self.w2)
+        return torch.relu(self.w3 @ x.t()).t() @ self.w4
+
+
+FEATURES = (torch.randn(2, 6, generator=torch.Generator().manual_seed(1)),)
 IMAGE = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)),)
 TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),)
 
@@ -158,6 +256,13 @@ TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),)
         (GatedBranches, IMAGE, None),
         (Gpt, TOKENS, [["tokens", "positions", "o", "down"], ["qkv"], ["up"]]),
         (Heads, TOKENS, [["embedding", "o", "down"], ["q", "k", "v"], ["up"]]),
+        (ImageTokens, TOKENS, [["embedding"], ["qkv"]]),
+        (Decoder, FEATURES, [["fc"], ["conv"]]),
+        (Shuffled, IMAGE, [["a"], ["b"]]),
+        (DepthwiseUp, IMAGE, [["a", "up"]]),
+        (Defaults, FEATURES, [["a"]]),
+        (Blurred, IMAGE, [["a"]]),
+        (Products, FEATURES, [["w1"], ["w2"], ["w3"]]),
     ],
 )
 def test_removing_equals_zeroing(
@@ -214,21 +319,109 @@ def test_what_mixes_channels_is_left_alone_and_named() -> None:
     assert "aten::cumsum" in coupling.reasons["b"]
 
 
-def test_rules_that_would_be_wrong_are_caught_by_the_check() -> None:
-    """A roll over the channels passes the rules (it only moves elements), but removing would not equal zeroing."""
+class Rolled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
-    class Rolled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.roll(self.a(x), 3, 1))))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.c(torch.relu(self.b(torch.roll(self.a(x), 3, 1))))
 
+def test_a_roll_over_the_channels_fixes_them() -> None:
+    x = torch.randn(2, 4)
+    coupling = find_groups(as_file(Rolled().eval(), "scripted", (x,)), (x,))
+    assert [group.layers for group in coupling.groups] == [["b"]]
+    assert coupling.reasons["a"] == "aten::roll: shifts the channels"
+
+
+def test_rules_that_would_be_wrong_are_caught_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll only moves elements, but what it moves is no longer what comes out once channels are gone."""
+    monkeypatch.setitem(rules._RULES, "aten::roll", rules._layout)
     x = torch.randn(2, 4)
     coupling = find_groups(as_file(Rolled().eval(), "scripted", (x,)), (x,))
     assert [group.layers for group in coupling.groups] == [["b"]]
     assert "differ" in coupling.reasons["a"]
+
+
+@pytest.mark.parametrize("form", ["scripted", "traced"])
+def test_channels_are_scored_by_their_incoming_weights(form: str) -> None:
+    coupling = find_groups(as_file(Products().eval(), form, FEATURES), FEATURES)
+    assert sorted(group.out_axes for group in coupling.groups) == [[("w1", 1)], [("w2", 1)], [("w3", 0)]]
+    assert coupling.output_dims == {"w1": 1, "w2": 1, "w3": 0, "w4": 1}
+    assert {use.name: use.channels for use in coupling.layers} == {"w1": 8, "w2": 10, "w3": 12, "w4": 3}
+    assert coupling.reasons == {"w4": "the model's output"}
+
+
+def test_a_tied_weights_output_dimension_is_the_one_that_loses_channels() -> None:
+    coupling = find_groups(as_file(Gpt().eval(), "scripted", TOKENS), TOKENS)
+    assert coupling.output_dims["tokens.weight"] == 1
+    assert coupling.output_dims["qkv.weight"] == 0
+
+
+def test_a_filter_in_a_buffer_is_sliced_but_makes_no_layer() -> None:
+    coupling = find_groups(as_file(Blurred().eval(), "scripted", IMAGE), IMAGE)
+    (group,) = coupling.groups
+    assert group.out_axes == [("a.weight", 0)]
+    assert group.removal([0, 3])["blur"] == {"0": [0, 3]}
+    assert [use.name for use in coupling.layers] == ["a", "b"]
+
+
+def test_a_tensor_that_is_neither_parameter_nor_buffer_fixes_its_channels() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.scale = nn.Linear(6, 8), nn.Linear(8, 3), torch.arange(8.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x) * self.scale)
+
+    coupling = find_groups(as_file(Scaled().eval(), "scripted", FEATURES), FEATURES)
+    assert coupling.groups == []
+    assert coupling.reasons["a"] == "aten::mul: meets a tensor with fixed channels"
+
+
+def test_a_model_that_fails_is_told_from_an_analysis_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+            return self.a(x) * weights
+
+    with pytest.raises(ModelFailed, match="'weights'"):
+        find_groups(as_file(Two().eval(), "scripted", FEATURES), FEATURES)
+
+    def broken(*_: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setitem(rules._RULES, "aten::tanh", broken)
+    coupling = find_groups(as_file(Defaults().eval(), "scripted", FEATURES), FEATURES)
+    assert coupling.groups == []
+    assert coupling.reasons.keys() == {"a", "b"}
+    assert coupling.reasons["a"].startswith("aten::tanh (KeyError: 'ours')")
+
+
+def test_only_removals_that_hold_together_are_kept() -> None:
+    file = as_file(Decoder().eval(), "scripted", FEATURES)
+    coupling = find_groups(file, FEATURES)
+    fc, conv = (group.removal([1, 2]) for group in coupling.groups)
+
+    def shrunk(removed: Removed) -> nn.Module:
+        return remove(coupling.script, removed, coupling.patches)
+
+    def never_both(removed: Removed) -> nn.Module:
+        if removed.keys() >= {"fc.bias", "out.weight"}:
+            raise ValueError("not both")
+        return shrunk(removed)
+
+    half_a_channel: Removed = {"conv.weight": {"0": [0]}}
+    assert unsound(coupling.original, FEATURES, [fc, conv], shrunk) == {}
+    assert unsound(coupling.original, FEATURES, [], shrunk) == {}
+    assert unsound(coupling.original, FEATURES, [half_a_channel, fc, conv], shrunk).keys() == {0}
+    together = unsound(coupling.original, FEATURES, [fc, conv], never_both)
+    assert together == {1: "the shrunk model cannot be built: not both"}
 
 
 def test_data_dependent_branches_and_loops_run() -> None:

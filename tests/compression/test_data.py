@@ -309,6 +309,8 @@ BAD = {
     "broken image": (lambda: zipped({"a/1.png": b"no", "b/1.png": image()}), InvalidData, "a/1.png is not an image"),
     "cut image": (
         lambda: zipped({"a/1.png": image("RGB")[:50], "b/1.png": image("RGB")}), InvalidData, "1.png"),
+    "16-bit image": (
+        lambda: zipped({"a/1.png": image("I;16", fill=30000), "b/1.png": image("I;16")}), InvalidData, "8-bit"),
     "loose images": (lambda: zipped({"1.png": image(), "b/1.png": image()}), InvalidData, "not lie in a class folder"),
 }  # fmt: skip
 

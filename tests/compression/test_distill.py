@@ -187,6 +187,13 @@ def test_features_that_are_too_wide_to_project_are_refused(monkeypatch):
         prepared(Knowledge(kind="knowledge", features=PAIRS), make("eager", 12), make("eager", 6))
 
 
+def test_features_of_one_number_have_no_softmax():
+    loss = Knowledge(kind="knowledge", features=[("head", "head")])
+    with pytest.raises(ValidationError, match="one number") as caught:
+        prepared(loss, make("eager", 12, classes=1), make("eager", 6, classes=1))
+    assert caught.value.errors[0]["pointer"] == "/loss/features/0"
+
+
 def test_a_student_with_other_outputs_is_refused():
     with pytest.raises(ShapeMismatch, match=r"\(4, 3\).*\(4, 5\)"):
         prepared(OutputMse(kind="output_mse"), make("eager", 12), make("eager", 6, classes=5))

@@ -18,11 +18,11 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.coupling import find_groups
-from pared.compression.export import export
+from pared.compression.export import TOLERANCE, _relative_difference, as_torchscript, export
 from pared.compression.intake import LoadedModel, load_model
 from pared.compression.prune import apply_removal
 from pared.compression.work import ModelFile
-from pared.errors import ExportFailed
+from pared.errors import ExportFailed, ModelFailed
 from tests.models import zoo
 
 ALL = ["torchscript", "state_dict", "onnx"]
@@ -114,7 +114,7 @@ def test_the_torchscript_file_needs_nothing_but_torch(tmp_path):
 SAME_BYTES = """
 import sys, torch, pathlib
 from pared.compression.architectures import build
-from pared.compression.export import export
+from pared.compression.export import TOLERANCE, _relative_difference, as_torchscript, export
 from pared.compression.intake import LoadedModel
 torch.manual_seed(0)
 module = build({"name": "resnet_small", "kwargs": {"widths": [4, 8]}}).eval()
@@ -182,6 +182,41 @@ def test_a_file_that_answers_otherwise_is_not_delivered(tmp_path):
 
     with pytest.raises(ExportFailed, match="differs from the model's"):
         export(of(Restless()), (torch.randn(2, 4),), ["torchscript"], tmp_path)
+
+
+class Choosy(nn.Module):
+    """Gives two outputs, and takes no single sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        if x.shape[0] < 2:
+            raise ValueError("at least two samples")
+        return self.fc(x), x.sum()
+
+
+def test_several_outputs_and_batches_of_two_or_more_are_no_obstacle(tmp_path):
+    loaded = LoadedModel(torch.jit.script(Choosy()).eval(), "torchscript", "scripted")
+    (path,) = export(loaded, (torch.rand(4, 3),), ["torchscript"], tmp_path)
+    assert len(torch.jit.load(path)(torch.rand(5, 3))) == 2
+
+
+def test_inputs_that_the_model_does_not_take_are_named(tmp_path):
+    loaded = LoadedModel(torch.jit.script(nn.Linear(3, 2)).eval(), "torchscript", "scripted")
+    with pytest.raises(ModelFailed, match="example of its inputs"):
+        export(loaded, (torch.rand(4, 5),), ["torchscript"], tmp_path)
+
+
+def test_nan_is_no_agreement():
+    assert not _relative_difference(torch.tensor([float("nan")]), torch.ones(1)) <= TOLERANCE
+    assert _relative_difference(torch.tensor([float("nan"), 2.0]), torch.tensor([float("nan"), 2.0])) == 0
+
+
+def test_a_module_that_scripts_and_then_does_not_run_is_traced():
+    module = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    assert as_torchscript(module.eval(), (torch.rand(2, 3),))(torch.rand(5, 3)).shape == (5, 2)
 
 
 def test_the_module_stays_as_it_was(tmp_path):

@@ -138,6 +138,38 @@ def test_macs_of_a_known_convolution_agree_whatever_the_kind_of_module():
     assert count_macs(torch.jit.trace(module, example), example) == expected
 
 
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.lstm, self.fc = nn.Embedding(10, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.fc(self.lstm(self.words(x))[0][:, -1])
+
+
+MACS = {
+    # Per token and layer: q, k, v and output 4·16·16, the two of the feed-forward 2·16·32; per pair of tokens 2·16.
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+        torch.rand(2, 5, 16),
+        5 * 2048 + 25 * 32,
+    ),
+    "lstm": (Reader, torch.zeros(2, 7, dtype=torch.int64), 7 * 4 * 12 * (8 + 12) + 12 * 3),
+    "conv3d": (lambda: nn.Conv3d(1, 2, 3), torch.rand(2, 1, 5, 5, 5), 2 * 27 * 27),
+}
+
+
+@pytest.mark.parametrize("kind", list(MACS))
+def test_macs_count_what_runs_in_fused_kernels(kind):
+    make, example, expected = MACS[kind]
+    module = make().eval()
+    assert count_macs(module, (example,)) == expected
+    frozen = torch.jit.script(module)
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    assert count_macs(frozen, (example,)) == expected
+
+
 def test_macs_are_unknown_where_the_model_takes_no_single_sample():
     class NeedsTwo(nn.Module):
         def forward(self, x):

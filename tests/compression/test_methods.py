@@ -217,8 +217,30 @@ def test_iterative_pruning_reaches_the_same_amount(dense, tmp_path, granularity)
         assert getattr(upload, layer).bias[kept].shape == getattr(result, layer).bias.shape
 
 
+def test_a_report_tells_where_the_outcome_is_not_what_was_asked_for(dense, tmp_path):
+    report = run(pruning(amount=0.98, exclude=["conv9"], retrain=None), {"model": dense}, tmp_path)
+    assert "The pattern 'conv9' of `exclude` matches no layer: nothing was kept by it." in report.warnings
+    assert any(w.startswith("46 of 48 removable channels went") and "asks for 47" in w for w in report.warnings)
+    sparse = file_of(tmp_path / "model.pt")
+    module = torch.jit.load(sparse.path)
+    with torch.no_grad():
+        module.fc.weight[1:] = 0
+    module.save(sparse.path)
+    again = run(
+        pruning(amount=0.1, granularity="weight", retrain={"epochs": 1}), {"model": file_of(sparse.path)}, tmp_path
+    )
+    assert any("zero in the upload already" in warning for warning in again.warnings)
+
+
+def test_inputs_that_the_spec_describes_wrongly_are_pointed_at(dense, tmp_path):
+    spec = pruning(dataset=None, retrain=None, example_inputs=[{"shape": [2, 3, 8, 8]}], granularity="weight")
+    with pytest.raises(ValidationError, match=r"\[2, 3, 8, 8\]") as caught:
+        run(spec, {"model": dense}, tmp_path, dataset=None)
+    assert caught.value.errors[0]["pointer"] == "/example_inputs"
+
+
 def test_without_data_there_is_no_accuracy_and_no_retraining(dense, tmp_path):
-    report = run(pruning(dataset=None), {"model": dense}, tmp_path, dataset=None)
+    report = run(pruning(dataset=None, retrain=None), {"model": dense}, tmp_path, dataset=None)
     assert report.after.quality is None
     assert report.comparison is None
     assert report.history == []
@@ -239,7 +261,12 @@ def test_a_model_whose_inputs_cannot_be_guessed_asks_for_them(tmp_path):
     path = tmp_path / "odd.pt"
     torch.jit.save(torch.jit.script(Odd()), path)
     given = [{"shape": [1, 5, 7]}]
-    report = run(pruning(dataset=None, example_inputs=given), {"model": file_of(path)}, tmp_path / "out", dataset=None)
+    report = run(
+        pruning(dataset=None, retrain=None, example_inputs=given),
+        {"model": file_of(path)},
+        tmp_path / "out",
+        dataset=None,
+    )
     assert report.after.parameters < report.before.parameters
 
 
@@ -393,6 +420,15 @@ def test_arrays_and_layered_modules_serve_as_well(tmp_path):
     small = {"layers": [["Linear", {"in_features": 64, "out_features": 10}, "fc"]]}
     found = distill_model(module, small, (x.numpy(), y.numpy()), train={"epochs": 1})
     assert found.model.fc.weight.shape == (10, 64)
+
+
+def test_data_that_is_no_pair_of_arrays_is_answered_with_what_to_do():
+    x, y = torch.rand(60, 64), torch.arange(60) % 10
+    with pytest.raises(ValidationError, match=r"TensorDataset.*two arrays"):
+        prune_model(build({"layers": LAYERS}), torch.utils.data.TensorDataset(x, y), amount=0.5)
+    half = x.bfloat16().requires_grad_()
+    result = prune_model(build({"layers": LAYERS}), (half, y), amount=0.5, retrain=None)
+    assert result.report.before.quality is not None
 
 
 def test_a_bad_field_points_at_itself():

@@ -150,7 +150,7 @@ def test_channel_score_is_the_sum_of_absolute_incoming_weights() -> None:
             ["Linear", {"in_features": 2, "out_features": 2}],
         ]
     }
-    assert (removal.units, removal.removed_units) == (4, 2)
+    assert (removal.units, removal.removed_units) == ({"0.weight/0": 4}, 2)
 
 
 def test_residual_channels_are_scored_in_every_layer_that_makes_them() -> None:
@@ -227,6 +227,48 @@ def test_nothing_removable_names_layer_and_operator() -> None:
     loaded = layered([["Linear", {"in_features": 2, "out_features": 4}], ["Softmax", {"dim": 1}]])
     with pytest.raises(NothingToPrune, match="0: "):
         remove_channels(loaded, (torch.randn(2, 2),), amount=0.5)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_steps_remove_in_all_what_one_shot_removes(scope: str) -> None:
+    torch.manual_seed(0)
+    sizes = [4, 16, 64]
+    layers: list[object] = [["Flatten"]]
+    for inputs, outputs in zip([8, *sizes], [*sizes, 3], strict=True):
+        layers += [["Linear", {"in_features": inputs, "out_features": outputs}], ["ReLU"]]
+    model, example = layered(layers[:-1]), (torch.rand(2, 8),)
+    spec = PruneSpec(type="prune", model=MODEL, amount=0.5, scope=scope, schedule="iterative", steps=10)
+    left, units, gone = model, None, 0
+    for amount in step_amounts(spec):
+        try:
+            removal = remove_channels(left, example, amount=amount, scope=scope, upload_units=units, gone=gone)
+        except NothingToPrune:
+            continue
+        left, units, gone = removal.loaded, units or removal.units, gone + removal.removed_units
+    assert gone == 42
+    if scope == "layer":
+        widths = [len(weight) for name, weight in left.module.named_parameters() if name.endswith("bias")]
+        assert widths == [2, 8, 32, 3]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.b(torch.relu(self.a(self.first(x))))))
+
+
+@pytest.mark.parametrize("excluded", ["a", "b"])
+def test_a_tied_weight_is_excluded_under_each_of_its_names(excluded: str) -> None:
+    module = torch.jit.script(Tied().eval())
+    assert set(weight_masks(module, amount=0.5, exclude=[excluded]).kept) == {"first.weight", "out.weight"}
+    loaded = LoadedModel(module, "torchscript", "scripted")
+    with pytest.raises(NothingToPrune, match="exclude"):
+        remove_channels(loaded, (torch.rand(2, 6),), amount=0.5, exclude=[excluded])
+    assert remove_channels(loaded, (torch.rand(2, 6),), amount=0.5).removed["a.weight"].keys() == {"0", "1"}
 
 
 def test_step_amounts_end_at_the_amount() -> None:

@@ -299,6 +299,23 @@ def test_a_long_epoch_gives_signs_of_life(monkeypatch):
     assert ("validation_accuracy", 2, "retrain") in observer.metrics
 
 
+def test_convolutions_of_every_rank_train():
+    class Volume(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv1d(1, 2, 2), nn.Conv2d(2, 2, 2), nn.Conv3d(2, 3, 1)
+
+        def forward(self, x):
+            x = self.one(x[:, None])
+            x = self.two(torch.stack([x, x], dim=2))
+            return self.three(x[:, :, None]).flatten(2).mean(2)
+
+    module = Volume()
+    found = run(module, Train(epochs=1))
+    assert len(found.history) == 1
+    assert all(parameter.is_contiguous() for parameter in module.parameters())
+
+
 def test_the_loss_on_labels_equals_hand_arithmetic():
     module = nn.Identity()
     logits = torch.tensor([[0.0, 0.0], [1.0, 0.0]])

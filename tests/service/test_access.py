@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pared.state.keys import create_key, key_of, revoke_key
-from tests.service.conftest import Api
+from tests.service.conftest import Api, serving
 
 ROUTES = [
     ("POST", "/v1/models"),
@@ -91,6 +93,21 @@ def test_on_loopback_no_key_is_needed_but_one_that_is_sent_is_checked(api: Api):
     key = create_key(api.parts.sessions, "mine")
     mine = api.post("/v1/models", content=b"of a key", headers={"x-api-key": key}).json()["id"]
     assert api.get(f"/v1/models/{mine}").status_code == 404
+
+
+def test_who_asks_from_another_machine_needs_a_key_whatever_the_settings_call_the_host(api: Api):
+    """As uvicorn sees a stranger when it was told to listen elsewhere, or when a proxy on this machine says so."""
+    for address in ("203.0.113.9", "2001:db8::9", "unknown"):
+        stranger = {"x-forwarded-for": address}
+        assert api.get("/v1/models", headers=stranger).status_code == 401
+        key = create_key(api.parts.sessions, "away")
+        assert api.get("/v1/models", headers=stranger | {"x-api-key": key}).status_code == 200
+    assert api.get("/v1/models", headers={"x-forwarded-for": "127.0.0.1"}).status_code == 200
+
+
+def test_keys_that_were_turned_off_are_asked_of_nobody(tmp_path: Path):
+    with serving(tmp_path, require_keys=False) as api:
+        assert api.get("/v1/models", headers={"x-forwarded-for": "203.0.113.9"}).status_code == 200
 
 
 def test_web_pages_elsewhere_cannot_use_a_server_without_keys(api: Api, guarded: Api):

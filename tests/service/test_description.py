@@ -42,6 +42,11 @@ def test_every_operation_is_described_with_an_example_and_its_problems(descripti
         assert {"401", "422", "500", "503"} <= set(operation["responses"]), name
 
 
+def test_what_answers_304_says_so(description: dict):
+    for path in ("/v1/models/{model_id}", "/v1/datasets/{dataset_id}", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/report"):
+        assert "304" in description["paths"][path]["get"]["responses"], path
+
+
 def test_every_reference_leads_somewhere(description: dict, api: Api):
     text = api.get("/openapi.json").text
     for name in set(re.findall(r'"#/components/schemas/([^"]+)"', text)):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from pared.state.events import add_events
 from pared.state.queue import messages_waiting
@@ -140,6 +141,26 @@ def test_a_running_job_is_canceling_however_often_it_is_asked(api: Api):
     for _ in range(3):
         answer = api.post(job["links"]["cancel"])
         assert (answer.status_code, answer.json()["status"]) == (202, "canceling")
+
+
+def test_a_report_is_read_from_the_database_only_where_it_is_shown(api: Api):
+    job = api.submit()
+    api.finish(job["id"], {"model.pt": b"x"}, {"verdict": "2× smaller"})
+    asked: list[str] = []
+
+    def hear(_connection, _cursor, statement, *_more):
+        asked.append(statement)
+
+    event.listen(api.parts.sessions.engine, "before_cursor_execute", hear)
+    try:
+        assert api.get(job["links"]["self"]).json()["result"]["verdict"] == "2× smaller"
+        assert api.get("/v1/jobs?limit=1").json()["data"][0]["result"]["verdict"] == "2× smaller"
+        assert api.get(f"{job['links']['artifacts']}/model.pt").content == b"x"
+        assert follow(api, job["links"]["events"])
+    finally:
+        event.remove(api.parts.sessions.engine, "before_cursor_execute", hear)
+    assert any("jobs.owner" in statement for statement in asked)
+    assert not [statement for statement in asked if re.search(r"(?<!JSON_EXTRACT\()jobs\.report", statement)]
 
 
 def test_a_failed_job_carries_its_error(api: Api):

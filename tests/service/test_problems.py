@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from pared.state.settings import Settings
 from service.app import create_app
+from tests.e2e.servers import Servers
 from tests.service.conftest import Api, serving
 
 MODEL = "mdl_" + "0" * 26
@@ -36,6 +37,11 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         (PRUNE | {"preprocess": {"std": [1, 0]}}, "/preprocess/std/1", "greater than 0"),
         (PRUNE | {"example_inputs": [{"shape": [0]}]}, "/example_inputs/0/shape/0", "greater than or equal to 1"),
         (PRUNE | {"a/b~c": 1}, "/a~1b~0c", "is not a known field"),
+        (PRUNE | {"steps": 3}, "/steps", "one_shot"),
+        (PRUNE | {"retrain": {"epochs": 1}}, "/retrain", "name a `dataset`"),
+        (PRUNE | {"preprocess": {"scale": 0.5}}, "/preprocess", "name a `dataset`"),
+        (PRUNE | {"dataset": "builtin:digits", "example_inputs": [{"shape": [1]}]}, "/example_inputs", "beside a data"),
+        (PRUNE | {"dataset": "dst_" + "\0" * 26}, "/dataset", "uploaded data set"),
         ({"type": "prune", "amount": 0.5}, "/model", "is required"),
         ({"type": "prone"}, "/type", "must be one of 'prune', 'distill'"),
         ({"type": "inspect", "subject": MODEL}, "/type", "must be one of 'prune', 'distill'"),
@@ -44,6 +50,11 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         (DISTILL | {"loss": {"kind": "knowledge", "alpha": 2}}, "/loss/alpha", "less than or equal to 1"),
         (DISTILL | {"student": {"from_teacher": {"width": 2}}}, "/student/from_teacher/width", "less than 1"),
         (DISTILL | {"student": "lenet5"}, "/student", "id of an uploaded model"),
+        (
+            DISTILL | {"student": {"from_teacher": {"width": 0.5}}, "student_architecture": "lenet5"},
+            "/student_architecture",
+            "leave it out",
+        ),
     ],
 )
 def test_each_bad_field_is_pointed_at(api: Api, body: dict, pointer: str, text: str):
@@ -56,6 +67,53 @@ def test_each_bad_field_is_pointed_at(api: Api, body: dict, pointer: str, text: 
     assert pointer in told, told
     assert text in told[pointer]
     assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_stored_spec_may_be_posted_again(api: Api):
+    """It names every field, also those that have no effect at their defaults."""
+    for job in (api.submit(), api.submit(dataset="builtin:digits", retrain=None)):
+        assert api.post("/v1/jobs", json=job["spec"]).json()["spec"] == job["spec"]
+
+
+def test_an_unknown_query_parameter_is_refused_by_name(api: Api):
+    for method, path, name, known in [
+        ("POST", "/v1/models?architecure=lenet5", "architecure", "filename, architecture"),
+        ("PUT", "/v1/datasets?format=npz", "format", "filename"),
+        ("GET", "/v1/models?typo=1&limit=5", "typo", "after, limit"),
+        ("GET", "/v1/jobs?state=failed", "state", "status, type, after, limit"),
+        ("GET", "/v1/jobs/job_1?wait=30", "wait", "none"),
+    ]:
+        answer = api.request(method, path)
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/validation")
+        (error,) = answer.json()["errors"]
+        assert error["pointer"] == f"/query/{name}"
+        assert known in error["detail"]
+    assert api.get("/healthz?probe=1").status_code == 200
+
+
+def test_what_postgresql_cannot_compare_is_no_bug(servers: Servers, tmp_path: Path):
+    with serving(tmp_path, database_url=servers.new_database()) as api:
+        job = api.submit()
+        api.finish(job["id"], {"model.pt": b"x"}, {"verdict": "2× smaller"})
+        assert api.get(job["links"]["self"]).json()["result"]["verdict"] == "2× smaller"
+        assert api.upload(b"odd", "a\0b.pt")["filename"] == "ab.pt"
+        file = {"file": ("m\0.pt", b"y")}
+        assert api.post("/v1/models", files=file, data={"architecture": '{"name": "a\\u0000"}'}).status_code == 201
+        statuses = [
+            (api.get(f"{job['links']['artifacts']}/%00"), 404),
+            (api.get(f"{job['links']['artifacts']}/%ff"), 404),
+            (api.get("/v1/jobs/job_%00" + "0" * 25), 404),
+            (api.get("/v1/models/mdl_%00" + "0" * 25), 404),
+            (api.delete("/v1/datasets/dst_%00" + "0" * 25), 404),
+            (api.get("/v1/models?after=%00"), 422),
+            (api.get("/v1/models", headers={"x-api-key": b"\xff"}), 401),
+            (api.get(f"{job['links']['events']}?last_event_id={1 << 31}"), 422),
+            (api.get(job["links"]["events"], headers={"last-event-id": str(1 << 31)}), 422),
+            (api.get(job["links"]["events"], headers={"last-event-id": str((1 << 31) - 1)}), 200),
+            (api.post("/v1/jobs", json=PRUNE | {"dataset": "dst_" + "\0" * 26}), 422),
+            (api.post("/v1/jobs", json=PRUNE, headers={"idempotency-key": b"\xff"}), 422),
+        ]
+        assert [answer.status_code for answer, _ in statuses] == [status for _, status in statuses]
 
 
 @pytest.mark.parametrize(

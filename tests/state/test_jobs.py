@@ -6,14 +6,14 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from pared.errors import Conflict, IdempotencyMismatch, NotFound
 from pared.specs import DistillSpec, InspectSpec, PruneSpec
 from pared.state.events import add_event, add_events, events_after
 from pared.state.jobs import Idempotency, add_job, cancel, find_job, record, references, submit
 from pared.state.session import Sessions
-from pared.state.tables import ENDED, Dataset, IdempotencyKey, Job, JobEvent, Model, Outbox, new_id
+from pared.state.tables import ENDED, Dataset, IdempotencyKey, Job, JobEvent, Model, Outbox, db_now, new_id
 from tests.state.specs import MODEL_ID, PRUNE
 
 
@@ -107,14 +107,14 @@ def test_a_former_owner_can_write_nothing(sessions):
     job, _ = submit(sessions, "local", PRUNE)
     claim(sessions, job.id)
     with sessions.begin() as session:
-        session.execute(Job.give_back(job.id, 1, crashed=True))
+        session.execute(Job.give_back(job.id, 1, charge="crash"))
     assert claim(sessions, job.id) == (2, 2)
     stale = [
         Job.renew(job.id, 1, 45.0),
         Job.advance(job.id, 1, stage="export").returning(Job.id),
         Job.succeed(job.id, 1, {}).returning(Job.id),
         Job.fail(job.id, 1, {}).returning(Job.id),
-        Job.give_back(job.id, 1, crashed=False).returning(Job.id),
+        Job.give_back(job.id, 1, charge=None).returning(Job.id),
         Job.end_canceled(job.id, 1).returning(Job.id),
     ]
     for statement in stale:
@@ -141,7 +141,7 @@ def test_a_running_job_is_canceling_until_its_worker_stopped_it(sessions):
     with sessions.begin() as session:
         # Too late to succeed, and not to be queued again.
         assert session.execute(Job.succeed(job.id, 1, {}).returning(Job.id)).first() is None
-        assert session.execute(Job.give_back(job.id, 1, crashed=False).returning(Job.id)).first() is None
+        assert session.execute(Job.give_back(job.id, 1, charge=None).returning(Job.id)).first() is None
         assert session.execute(Job.end_canceled(job.id, 1).returning(Job.id)).first()
         record(session, job.id)
     assert events_of(sessions, job.id)[-1] == (4, "done", "canceled")
@@ -193,14 +193,28 @@ def test_cancel_against_completion_ends_in_one_state(sessions):
     assert set(ended) <= {"succeeded", "canceled"}
 
 
-def test_an_orderly_stop_is_not_charged_and_a_crash_is(sessions):
+def test_an_orderly_stop_is_not_charged_and_all_else_is(sessions):
     job, _ = submit(sessions, "local", PRUNE)
-    for crashed, expected in [(False, (0, 0)), (True, (1, 1))]:
+    for charge, expected in [(None, (0, 0)), ("crash", (1, 1)), ("attempt", (2, 1))]:
         fence, _ = claim(sessions, job.id)
         with sessions.begin() as session:
-            session.execute(Job.give_back(job.id, fence, crashed=crashed))
+            session.execute(Job.give_back(job.id, fence, charge=charge))
             row = session.get(Job, job.id)
             assert (row.attempt, row.crash_count) == expected
+
+
+def test_the_time_that_a_job_is_held_is_counted_over_its_attempts(sessions):
+    job, _ = submit(sessions, "local", PRUNE)
+    held = [0.0]
+    for _ in range(2):
+        fence, _ = claim(sessions, job.id)
+        with sessions.begin() as session:
+            session.execute(update(Job).values(lease_expires_at=db_now() + 45.0 - 10.0))  # renewed ten seconds ago
+            session.execute(Job.renew(job.id, fence, 45.0))
+            session.execute(Job.renew(job.id, fence, 45.0))  # again at once: nothing to add
+            session.execute(Job.give_back(job.id, fence, charge="crash"))
+            held.append(session.get(Job, job.id).held_s)
+    assert held == pytest.approx([0, 10, 20], abs=1)
 
 
 def test_a_failed_inspection_rejects_its_upload(sessions):

@@ -105,6 +105,15 @@ def test_putting_again_saves_an_object_from_collection(store: DirectoryStore):
     assert store.delete(key, unless_newer_than_s=60)
 
 
+def test_folders_go_with_the_last_object_in_them(store: DirectoryStore):
+    first, second = (store.put([b"abc"], key=f"checkpoints/job_1/{fence}/7").key for fence in (1, 2))
+    store.delete(first)
+    assert store.exists(second)
+    store.delete(second)
+    assert {path.name for path in store.root.iterdir()} == {".incoming", ".lock"}
+    assert store.exists(store.put([b"abc"], key=first).key)
+
+
 def test_collection_never_takes_what_was_just_put(store: DirectoryStore):
     """A thread that puts and one that collects, each as fast as it can; after a put the object is there."""
     stop = threading.Event()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,6 +65,30 @@ def test_a_message_carries_the_id_alone(queue: Celery):
     assert messages_waiting(queue=queue) == 1
     assert heard(queue) == ["job_1"]
     assert messages_waiting(queue=queue) == 0
+
+
+def test_a_message_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    queue = make_app(Settings(data_dir=tmp_path))
+    assert messages_waiting(queue=queue) == 0
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(Unavailable):
+        enqueue("job_1", queue=queue)
+    assert list((tmp_path / "broker" / "messages").iterdir()) == []
+
+
+def test_messages_that_a_process_died_over_are_removed(tmp_path: Path):
+    queue = make_app(Settings(data_dir=tmp_path))
+    assert messages_waiting(queue=queue) == 0
+    old, new = (tmp_path / "broker" / "messages" / f".{name}.{QUEUE}.msg" for name in ("old", "new"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1, 1))
+    assert messages_waiting(queue=queue) == 0
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_many_listeners_hear_each_message_once(queue: Celery):

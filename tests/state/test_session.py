@@ -15,6 +15,8 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pared.errors import Unavailable
+from pared.state.objects import open_store
+from pared.state.queue import enqueue, make_app, messages_waiting
 from pared.state.session import database_problem, make_engine, make_sessions, migrate, to_json
 from pared.state.settings import Settings
 from pared.state.tables import Base, Job, Outbox, db_now, new_id
@@ -36,10 +38,16 @@ def test_six_processes_may_migrate_at_once(tmp_path: Path):
 
 
 def test_a_path_with_odd_characters_works(tmp_path: Path):
-    settings = Settings(data_dir=tmp_path / "50% of ünits")
+    settings = Settings(data_dir=tmp_path / "a#b ?mode=ro 50% of %25 ünits")
     migrate(settings)
     with make_sessions(make_engine(settings.effective_database_url))() as session:
         assert session.scalars(select(Job)).all() == []
+    store, queue = open_store(settings.effective_objects_url), make_app(settings)
+    assert store.exists(store.put([b"abc"]).key)
+    enqueue("job_1", queue=queue)
+    assert messages_waiting(queue=queue) == 1
+    assert {path.name for path in settings.data_dir.iterdir()} >= {"pared.db", "objects", "broker"}
+    assert [path.name for path in tmp_path.iterdir()] == [settings.data_dir.name]
 
 
 def test_writers_take_turns_and_lose_no_update(sessions):

@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 import pytest
 from sqlalchemy import update
 
+from pared.errors import StorageFull
 from pared.specs import InspectSpec
 from pared.state.jobs import add_job, cancel
 from pared.state.tables import Job, Model, db_now
 from tests.e2e.processes import wait_for
 from tests.worker.conftest import RAW
 from tests.worker.raw_child import LINES
-from worker import sandbox
+from worker import recorder, sandbox
+from worker.drain import Drain
 from worker.sandbox import Confinement
+from worker.scratch import scratch, written_bytes
 
 
 def child_pids(bench) -> list[int]:
@@ -107,6 +111,64 @@ def test_the_time_limit_fails_the_job_at_once(bench):
     assert (job.status, job.error["code"], job.crash_count) == ("failed", "time-limit", 0)
 
 
+def test_the_time_limit_spans_all_attempts(bench):
+    job_id = bench.submit("hang", time_limit_s=3600)
+    thread = bench.start(job_id)
+    wait_for(lambda: bench.job(job_id).held_s > 0.5, 20, "a heartbeat counted the time")
+    bench.worker.drain.request()
+    thread.join(10)
+    job = bench.job(job_id)
+    assert (job.status, 0.5 < job.held_s < 30) == ("queued", True)
+    bench.write(update(Job).values(held_s=Job.held_s + 3600 - 0.5))
+    job = bench.run(job_id, drain=Drain())
+    assert (job.status, job.error["code"]) == ("failed", "time-limit")
+
+
+def test_a_worker_that_cannot_start_the_child_says_so_and_comes_to_an_end(make_bench):
+    bench = make_bench(max_lost_attempts=2)
+    job_id = bench.submit("succeed")
+    job = bench.run(job_id, child=("/nonexistent",))
+    assert (job.status, job.attempt, job.crash_count) == ("queued", 1, 0)
+    assert job.run_after > time.time() + 5
+    assert "No such file or directory" in bench.events(job_id, "log")[-1].data["text"]
+    bench.write(update(Job).values(run_after=0))
+    job = bench.run(job_id, child=("/nonexistent",))
+    assert (job.status, job.error["code"]) == ("failed", "unavailable")
+    assert "No such file or directory" in job.error["detail"]
+    assert "recorder" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_full_disk_of_the_worker_is_told_and_not_the_jobs_crash(bench, monkeypatch):
+    def full(*_):
+        raise StorageFull("The server's disk is full.")
+
+    monkeypatch.setattr(bench.store, "fetch", full)
+    job_id = bench.submit("succeed")
+    job = bench.run(job_id)
+    assert (job.status, job.attempt, job.crash_count) == ("queued", 1, 0)
+    assert "disk is full" in bench.events(job_id, "log")[-1].data["text"]
+
+
+def test_an_attempt_that_can_no_longer_be_written_down_ends(bench, monkeypatch):
+    def broken(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(recorder, "add_events", broken)
+    job = bench.run(bench.submit("hang"))
+    assert job.status == "running"  # until its lease runs out, and the sweep queues it again
+    assert child_pids(bench) == []
+
+
+def test_a_flood_of_steps_costs_no_more_events_than_are_kept(bench):
+    job_id = bench.submit("flood_of_steps")
+    job = bench.run(job_id)
+    assert (job.status, job.progress["epoch"]) == ("succeeded", 5_999)
+    assert len(bench.events(job_id, "status")) <= recorder.MAX_STAGES + 3
+    assert len(bench.events(job_id, "progress")) < recorder.MAX_PROGRESS
+    told = [event.data["text"] for event in bench.events(job_id, "log") if "no more are kept" in event.data["text"]]
+    assert told == ["Too many status lines; no more are kept.", "Too many progress lines; no more are kept."]
+
+
 def test_a_flood_of_output_costs_neither_memory_nor_the_job(bench):
     job_id = bench.submit("flood")
     job = bench.run(job_id)
@@ -130,6 +192,28 @@ def test_results_that_are_no_plain_files_are_a_crash(make_bench, behaviour):
     job = bench.run(job_id)
     assert (job.status, job.error["code"]) == ("failed", "model-crashes-worker")
     assert bench.artifacts(job_id) == []
+
+
+def test_a_child_that_removes_the_folder_of_results_crashed(make_bench):
+    bench = make_bench(max_attempts=1)
+    # Landlock keeps the folder; and another user could not remove it either.
+    job = bench.run(bench.submit("remove_the_results"), confinement=Confinement("weak"))
+    assert (job.status, job.error["code"]) == ("failed", "model-crashes-worker")
+
+
+def test_folders_nested_too_deep_for_any_path_are_weighed_and_removed(tmp_path):
+    with scratch(tmp_path, None) as folder:
+        (folder / "out" / "file").write_bytes(b"x" * 4096)
+        fd = os.open(folder / "tmp", os.O_RDONLY)
+        for _ in range(30):
+            os.close(os.open("y" * 200, os.O_CREAT, dir_fd=fd))
+            os.mkdir("x" * 200, dir_fd=fd)
+            inner = os.open("x" * 200, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        os.close(fd)
+        assert written_bytes(folder) == 4096
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_is_no_plain_file_is_not_kept(bench):
@@ -211,8 +295,6 @@ def test_a_later_attempt_goes_on_from_the_newest_whole_checkpoint(bench):
     kept = bench.job(job_id)
     # The newest is damaged on disk; the one before it is used.
     bench.store.path(kept.checkpoint_key).write_bytes(b"flipped")
-    from worker.drain import Drain
-
     job = bench.run(job_id, drain=Drain())
     assert job.status == "succeeded"
     starts = [event.data["text"] for event in bench.events(job_id, "log") if "starting at" in event.data["text"]]

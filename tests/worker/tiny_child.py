@@ -90,6 +90,13 @@ def flood(work: Any) -> Any:
     return report(work)
 
 
+def flood_of_steps(work: Any) -> Any:
+    for number in range(6_000):
+        work.observer.stage("retrain" if number % 2 else "compress")
+        work.observer.progress(1, epoch=number, epochs=6_000)
+    return report(work)
+
+
 def fill_disk(work: Any) -> Any:
     block = os.urandom(1 << 20)
     with (work.directory / "big").open("wb") as file:
@@ -115,6 +122,12 @@ def leave_symlink(work: Any) -> Any:
 def bad_name(work: Any) -> Any:
     (work.directory / "..evil").write_text("x")
     return report(work)
+
+
+def remove_the_results(work: Any) -> Any:
+    made = report(work)
+    work.directory.rmdir()
+    return made
 
 
 def rewrite_checkpoint(work: Any) -> Any:
@@ -153,7 +166,8 @@ BEHAVIOURS = {
     function.__name__: function
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
-        leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders,
+        leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders, flood_of_steps,
+        remove_the_results,
     )
 }  # fmt: skip
 

@@ -40,6 +40,12 @@ class LayeredModule(fx.GraphModule):
         "_tracer_extras",
     ]
 
+    def recompile(self) -> Any:
+        """As fx does, but a call that fails only raises: fx's own call prints a traceback to stderr as well."""
+        code = super().recompile()
+        type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]  # fx makes a class for each module
+        return code
+
     @property
     def architecture(self) -> dict[str, Any]:
         """The layer list this module was made from: `{"layers": [...]}`. Copies of the module keep it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -28,92 +29,110 @@ def resize(architecture: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Any
         InvalidArchitecture: a tensor is missing, or its shape is one that the layer cannot have.
     """
     fit = _Fit({name: list(tensor.shape) for name, tensor in state_dict.items()})
-    layers, _ = fit.chain(read_layers(layer_list(architecture)), None)
+    layers, _ = fit.chain(read_layers(layer_list(architecture)), _Flow(None, Fraction(1)))
     return {"layers": write_layers(layers)}
 
 
-class _Fit:
-    """Walks the layers with the number of features that flows between them, where it is known.
+@dataclass(frozen=True)
+class _Flow:
+    """Features between two layers: how many there were (None: not known, as after a flatten), and the share kept."""
 
-    Most layers are settled by their own tensors; the flow settles the groups of a grouped convolution and the
-    sizes of norms that have no weights.
+    before: int | None
+    kept: Fraction
+
+    @classmethod
+    def of(cls, before: int, after: int) -> _Flow:
+        return cls(before, Fraction(after, before))
+
+    def shrunk(self, count: int) -> int | None:
+        """What `count` features become; None where that is no whole number, so that they were not these features."""
+        shrunk = count * self.kept
+        return int(shrunk) if shrunk.denominator == 1 else None
+
+
+class _Fit:
+    """Walks the layers with the features that flow between them, where these are known.
+
+    Most layers are settled by their own tensors; the flow settles the groups of a grouped convolution, reshapes,
+    and the sizes of norms that have no weights.
     """
 
     def __init__(self, shapes: dict[str, list[int]]) -> None:
         self.shapes = shapes
 
-    def chain(self, layers: list[Layer], features: int | None) -> tuple[list[Layer], int | None]:
+    def chain(self, layers: list[Layer], flow: _Flow | None) -> tuple[list[Layer], _Flow | None]:
         fitted = []
         for layer in layers:
-            one, features = self.layer(layer, features)
+            one, flow = self.layer(layer, flow)
             fitted.append(one)
-        return fitted, features
+        return fitted, flow
 
-    def layer(self, layer: Layer, features: int | None) -> tuple[Layer, int | None]:
+    def layer(self, layer: Layer, flow: _Flow | None) -> tuple[Layer, _Flow | None]:
         if layer.children:
-            return self.structure(layer, features)
+            return self.structure(layer, flow)
         kwargs = dict(layer.kwargs)
         kind = layer.kind
         if kind.startswith("ConvTranspose"):
-            features = self.transposed_convolution(layer, kwargs)
+            flow = self.transposed_convolution(layer, kwargs)
         elif kind.startswith("Conv"):
-            features = self.convolution(layer, kwargs, features)
+            flow = self.convolution(layer, kwargs, flow)
         elif kind == "Linear":
-            features, kwargs["in_features"] = self.shape(layer, "weight", 2)
-            kwargs["out_features"] = features
+            kwargs["out_features"], kwargs["in_features"] = self.shape(layer, "weight", 2)
+            flow = _Flow.of(layer.kwargs["out_features"], kwargs["out_features"])
         elif kind == "Embedding":
-            kwargs["num_embeddings"], features = self.shape(layer, "weight", 2)
-            kwargs["embedding_dim"] = features
+            kwargs["num_embeddings"], kwargs["embedding_dim"] = self.shape(layer, "weight", 2)
+            flow = _Flow.of(layer.kwargs["embedding_dim"], kwargs["embedding_dim"])
         elif kind == "PositionalEmbedding":
             kwargs["tokens"], kwargs["features"] = self.shape(layer, "weight", 2)
         elif kind.startswith(("BatchNorm", "InstanceNorm")):
-            features = self.norm_size(layer, features)
-            kwargs["num_features"] = features if features is not None else kwargs["num_features"]
+            flow = self.norm(layer, kwargs, "num_features", flow)
         elif kind == "GroupNorm":
-            features = self.group_norm(layer, kwargs, features)
+            flow = self.norm(layer, kwargs, "num_channels", flow)
+            if kwargs["num_groups"] == layer.kwargs["num_channels"]:  # one group a channel
+                kwargs["num_groups"] = kwargs["num_channels"]
         elif kind in {"LayerNorm", "RMSNorm"}:
-            features = self.layer_norm(layer, kwargs, features)
+            flow = self.layer_norm(layer, kwargs, flow)
         elif kind == "PReLU":
             size = self.shape(layer, "weight", 1)[0]
             kwargs["num_parameters"] = size if kwargs.get("num_parameters", 1) > 1 else 1
         elif kind == "SelfAttention":
-            features = self.attention(layer, kwargs)
+            flow = self.attention(layer, kwargs)
         elif kind == "TransformerEncoderLayer":
-            features = self.encoder_layer(layer, kwargs)
+            flow = self.encoder_layer(layer, kwargs)
         elif kind == "Reshape":
-            features = _reshape(kwargs, features)
-        elif features is not None:
-            features = _passed_on(layer, features)
-        return replace(layer, kwargs=kwargs), features
+            flow = _reshape(kwargs, flow)
+        elif flow is not None:
+            flow = replace(flow, before=_passed_on(layer, flow.before))
+        return replace(layer, kwargs=kwargs), flow
 
-    def structure(self, layer: Layer, features: int | None) -> tuple[Layer, int | None]:
+    def structure(self, layer: Layer, flow: _Flow | None) -> tuple[Layer, _Flow | None]:
         children: dict[str, list[Layer]] = {}
-        ends: list[int | None] = []
+        ends: list[_Flow | None] = []
         for key, held in layer.children.items():
-            children[key], end = self.chain(held, features)
+            children[key], end = self.chain(held, flow)
             ends.append(end)
         fitted = replace(layer, children=children)
         if layer.kind == "Gate":
-            return fitted, features
+            return fitted, flow
         if layer.kind == "Concat":
-            known = [end for end in ends if end is not None]
-            return fitted, sum(known) if len(known) == len(ends) else None
+            return fitted, _side_by_side(ends)
         return fitted, ends[0]
 
-    def convolution(self, layer: Layer, kwargs: dict[str, Any], features: int | None) -> int:
+    def convolution(self, layer: Layer, kwargs: dict[str, Any], flow: _Flow | None) -> _Flow:
         shape = self.shape(layer, "weight")  # (out, in / groups, kernel…)
         groups = kwargs.get("groups", 1)
-        if groups > 1 and features is not None and features % shape[1] == 0:
-            groups = features // shape[1]
+        entering = flow.shrunk(kwargs["in_channels"]) if flow is not None else None
+        if groups > 1 and entering is not None and entering % shape[1] == 0:
+            groups = entering // shape[1]
         elif groups > 1 and groups == kwargs["in_channels"]:  # depthwise: as many groups as channels
             groups = shape[0] * kwargs["in_channels"] // kwargs["out_channels"]
         if groups > 1 or "groups" in kwargs:
             kwargs["groups"] = groups
         kwargs["in_channels"] = shape[1] * groups
         kwargs["out_channels"] = shape[0]
-        return shape[0]
+        return _Flow.of(layer.kwargs["out_channels"], shape[0])
 
-    def transposed_convolution(self, layer: Layer, kwargs: dict[str, Any]) -> int:
+    def transposed_convolution(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
         shape = self.shape(layer, "weight")  # (in, out / groups, kernel…)
         groups = kwargs.get("groups", 1)
         if groups > 1 and groups == kwargs["in_channels"]:
@@ -121,34 +140,35 @@ class _Fit:
             kwargs["groups"] = groups
         kwargs["in_channels"] = shape[0]
         kwargs["out_channels"] = shape[1] * groups
-        return int(shape[1] * groups)
+        return _Flow.of(layer.kwargs["out_channels"], kwargs["out_channels"])
 
-    def norm_size(self, layer: Layer, features: int | None) -> int | None:
-        for tensor in ("weight", "running_mean"):
-            if f"{layer.name}.{tensor}" in self.shapes:
-                return self.shape(layer, tensor, 1)[0]
-        return features
-
-    def group_norm(self, layer: Layer, kwargs: dict[str, Any], features: int | None) -> int | None:
-        size = self.norm_size(layer, features)
-        if size is None:
+    def norm(self, layer: Layer, kwargs: dict[str, Any], argument: str, flow: _Flow | None) -> _Flow | None:
+        """Read the size off the norm's own tensors; one that has none follows the flow."""
+        held = next((name for name in ("weight", "running_mean") if f"{layer.name}.{name}" in self.shapes), None)
+        if held is not None:
+            kwargs[argument] = self.shape(layer, held, 1)[0]
+        elif flow is not None:
+            kwargs[argument] = flow.shrunk(kwargs[argument]) or kwargs[argument]
+        else:
             return None
-        one_a_channel = kwargs["num_groups"] == kwargs["num_channels"]
-        kwargs["num_groups"] = size if one_a_channel else kwargs["num_groups"]
-        kwargs["num_channels"] = size
-        return size
+        return _Flow.of(layer.kwargs[argument], kwargs[argument])
 
-    def layer_norm(self, layer: Layer, kwargs: dict[str, Any], features: int | None) -> int | None:
+    def layer_norm(self, layer: Layer, kwargs: dict[str, Any], flow: _Flow | None) -> _Flow | None:
         given = kwargs["normalized_shape"]
+        shape = [given] if isinstance(given, int) else list(given)
         if f"{layer.name}.weight" in self.shapes:
             kwargs["normalized_shape"] = self.shape(layer, "weight")
-        elif features is not None and (isinstance(given, int) or len(given) == 1):
-            kwargs["normalized_shape"] = [features]
-        else:
-            return features
-        return kwargs["normalized_shape"][0] if len(kwargs["normalized_shape"]) == 1 else features
+            return _Flow.of(shape[0], kwargs["normalized_shape"][0]) if len(shape) == 1 else flow
+        if flow is None:
+            return None
+        # Over several dimensions, the features are the one of their number; a flattened one is alone.
+        at = shape.index(flow.before) if flow.before in shape else 0 if len(shape) == 1 else None
+        if at is not None:
+            shape[at] = flow.shrunk(shape[at]) or shape[at]
+            kwargs["normalized_shape"] = shape
+        return flow
 
-    def attention(self, layer: Layer, kwargs: dict[str, Any]) -> int:
+    def attention(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
         keys, features = self.shape(layer, "q.weight", 2)
         out, values = self.shape(layer, "out.weight", 2)
         heads = kwargs["heads"]
@@ -157,10 +177,11 @@ class _Fit:
         if kwargs.get("scale") is None:
             trained_keys = kwargs.get("key_features") or kwargs["features"]
             kwargs["scale"] = (trained_keys // heads) ** -0.5
+        flow = _Flow.of(kwargs.get("out_features") or kwargs["features"], out)
         kwargs |= {"features": features, "key_features": keys, "value_features": values, "out_features": out}
-        return out
+        return flow
 
-    def encoder_layer(self, layer: Layer, kwargs: dict[str, Any]) -> int:
+    def encoder_layer(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
         hidden, features = self.shape(layer, "linear1.weight", 2)
         if features != kwargs["d_model"]:
             raise InvalidArchitecture(
@@ -168,7 +189,7 @@ class _Fit:
                 "the scale of its scores from the width of a head. Use SelfAttention with LayerNorm and Linear."
             )
         kwargs["dim_feedforward"] = hidden
-        return features
+        return _Flow.of(features, features)
 
     def shape(self, layer: Layer, tensor: str, dims: int | None = None) -> list[int]:
         name = f"{layer.name}.{tensor}"
@@ -180,18 +201,31 @@ class _Fit:
         return shape
 
 
-def _reshape(kwargs: dict[str, Any], features: int | None) -> int | None:
-    """A literal channel count follows the features that come in: [64, 7, 7] after 1568 features is [32, 7, 7]."""
-    shape = list(kwargs["shape"])
-    rest = math.prod(shape[1:])
-    if features is not None and -1 not in shape and features % rest == 0:
-        shape[0] = features // rest
-        kwargs["shape"] = shape
-        return int(shape[0])
-    return shape[0] if shape[0] > 0 else None
+def _side_by_side(ends: list[_Flow | None]) -> _Flow | None:
+    """The flow of a concatenation, where it is known how much each branch brings."""
+    known = [(end.before, end.kept) for end in ends if end is not None and end.before is not None]
+    if len(known) < len(ends):
+        return None
+    before = sum(count for count, _ in known)
+    return _Flow(before, sum((count * kept for count, kept in known), Fraction(0)) / before)
 
 
-def _passed_on(layer: Layer, features: int) -> int | None:
+def _reshape(kwargs: dict[str, Any], flow: _Flow | None) -> _Flow | None:
+    """A literal channel count follows the features that come in: [64, 7, 7] after 1568 of 3136 is [32, 7, 7]."""
+    channels, *rest = kwargs["shape"]
+    if flow is None or channels == -1:
+        return None if flow is None else replace(flow, before=None)
+    # Anything else splits the features in another way, as into groups, whose number stays.
+    if flow.before in (None, channels, channels * math.prod(rest)):
+        kwargs["shape"] = [flow.shrunk(channels) or channels, *rest]
+        return replace(flow, before=channels)
+    return None
+
+
+def _passed_on(layer: Layer, features: int | None) -> int | None:
+    """How many features a layer without weights makes of these; the share that is kept of them stays the same."""
+    if features is None:
+        return None
     match layer.kind:
         case "Flatten":
             return features if layer.kwargs.get("start_dim", 1) >= 2 else None

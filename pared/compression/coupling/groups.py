@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, reloaded
+from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, first_line, reloaded
 from pared.compression.coupling.labels import Labels, Tracked, Units, along
 from pared.compression.coupling.reference import Mismatch, check
 from pared.compression.coupling.rules import Patch, Rules
@@ -47,11 +48,17 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class LayerUse:
-    """A layer as the graph uses it."""
+    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels."""
 
     name: str
     kind: str
     weights: dict[str, list[int]]
+    out_axis: Axis | None = None
+
+    @property
+    def channels(self) -> int | None:
+        """How many output channels it has; None for one that only passes channels on."""
+        return None if self.out_axis is None else self.weights[self.out_axis[0]][self.out_axis[1]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Coupling:
 
     `script`: the model's TorchScript twin, whose nodes `patches` count; `original` runs a copy of it.
     `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
-    follow what is removed; they matter for TorchScript only.
+    follow what is removed; they matter for TorchScript only. `output_dims`: weight name -> the dimension
+    of it that makes output channels.
     """
 
     script: torch.jit.ScriptModule
@@ -69,6 +77,7 @@ class Coupling:
     reasons: dict[str, str]
     layers: list[LayerUse]
     patches: list[CountedPatch] = field(default_factory=list)
+    output_dims: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,15 +91,20 @@ class CountedPatch:
 class _Registry:
     """Gives every weight its units, the same ones however often and under whichever name it is met."""
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: Units, module: nn.Module) -> None:
         self.units = units
         self.tensors: dict[str, Tensor] = {}
         self.axes: dict[Axis, Labels] = {}
         self._by_storage: dict[StorageKey, str] = {}
+        self._parameters = {storage_key(parameter) for parameter in module.parameters()}
+        self._buffers = {storage_key(buffer) for buffer in module.buffers()}
 
     def wrap(self, name: str, tensor: Tensor) -> Tracked:
-        """The `Tracked` of a parameter or buffer."""
-        first = self._by_storage.setdefault(storage_key(tensor), name) if tensor.numel() else name
+        """The `Tracked` of a parameter or buffer; any other attribute cannot be sliced, so it has no units."""
+        key = storage_key(tensor)
+        if key not in self._parameters and key not in self._buffers:
+            return Tracked(tensor)
+        first = self._by_storage.setdefault(key, name) if tensor.numel() else name
         if first not in self.tensors:
             self.tensors[first] = tensor
             for dim, size in enumerate(tensor.shape):
@@ -100,7 +114,11 @@ class _Registry:
         layers = [
             along(self.axes[first, dim], dim, tensor.dim()) for dim in range(tensor.dim()) if (first, dim) in self.axes
         ]
-        return Tracked(tensor, layers, name=first)
+        return Tracked(tensor, layers, name=first if self.is_parameter(first) else None)
+
+    def is_parameter(self, name: str) -> bool:
+        """False for a buffer: it is sliced with its channels, but neither scores them nor names a layer."""
+        return storage_key(self.tensors[name]) in self._parameters
 
 
 def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
@@ -116,26 +134,27 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
     script = scripted(module, example)
     original = Interpreter(reloaded(script))
     units = Units()
-    registry = _Registry(units)
+    registry = _Registry(units, original.module)
     rules = Rules(units)
-    try:
-        with torch.enable_grad():
+    with torch.enable_grad():  # without gradients torch may take other paths than in training
+        _try_out(original.module, example)
+        try:
             output = original.run(example, registry.wrap, rules)
-    except UnsupportedGraph as unsupported:
-        reason = f"{unsupported}: this operator of the graph cannot be followed"
-        return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
-    except Exception as error:
-        raise ModelFailed(f"The model failed on an example of its inputs: {_first_line(error)}") from error
+        except UnsupportedGraph as unsupported:
+            reason = f"{unsupported}: this operator of the graph cannot be followed"
+            return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
     for tracked in _outputs(output):
         for layer in tracked.layers:
             units.fix(layer, "the model's output")
 
     groups = _grouped(units, registry, rules)
     patches = _counted(units, registry, rules)
-    layers = [LayerUse(name, use.kind, use.weights) for name, use in rules.uses.items()]
+    layers = [LayerUse(name, use.kind, use.weights, use.out_axis) for name, use in rules.uses.items()]
     sound, failures = _sound(script, original, example, groups, patches)
     reasons = _reasons(units, registry, rules, sound, failures)
-    return Coupling(script, original, sound, reasons, layers, patches)
+    # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
+    output_dims = dict([*rules.out_axes, *(axis for group in sound for axis in group.out_axes)])
+    return Coupling(script, original, sound, reasons, layers, patches, output_dims)
 
 
 def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -147,8 +166,21 @@ def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptMo
         try:
             traced: torch.jit.ScriptModule = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception as error:
-            raise ModelFailed(f"The model failed on an example of its inputs: {_first_line(error)}") from error
+            raise _failed(error) from error
     return traced
+
+
+def _try_out(module: nn.Module, example: Sequence[Tensor]) -> None:
+    """Run the model itself first: what fails after this is our analysis, not the model."""
+    try:
+        with optimized_execution(False):  # no time for fusing what runs once
+            module(*example)
+    except Exception as error:
+        raise _failed(error) from error
+
+
+def _failed(error: Exception) -> ModelFailed:
+    return ModelFailed(f"The model failed on an example of its inputs: {first_line(error)}")
 
 
 def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGroup]:
@@ -176,8 +208,9 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
 
 
 def _makes(registry: _Registry, axis: Axis) -> bool:
+    """Whether an axis of which no operator said so makes channels: torch's layers keep (out, in)."""
     name, dim = axis
-    return dim == 0 and registry.tensors[name].dim() >= 2
+    return dim == 0 and registry.tensors[name].dim() >= 2 and registry.is_parameter(name)
 
 
 def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPatch]:
@@ -201,33 +234,58 @@ def _sound(
     groups: list[ChannelGroup],
     patches: list[CountedPatch],
 ) -> tuple[list[ChannelGroup], dict[Axis, str]]:
-    """The groups that survive the check, and for the axes of each other one why not: halving on failure."""
-    failures: dict[Axis, str] = {}
+    """The groups that survive the check, and for the axes of each other one why not."""
+    removals = [group.removal(_irregular_half(group.units)) for group in groups]
+    failed = unsound(original, example, removals, lambda removed: remove(script, removed, patches))
+    sound = [group for index, group in enumerate(groups) if index not in failed]
+    return sound, {axis: why for index, why in failed.items() for axis in groups[index].members}
 
-    def tried(some: list[ChannelGroup]) -> list[ChannelGroup]:
-        if not some:
-            return []
+
+def _irregular_half(units: int) -> list[int]:
+    """Half of the units, in no pattern that a wrong rule could happen to keep; at least one goes and one stays."""
+    return sorted(np.random.default_rng(0).permutation(units)[: units // 2].tolist())
+
+
+def unsound(
+    original: Interpreter,
+    example: Sequence[Tensor],
+    removals: Sequence[Removed],
+    shrunk: Callable[[Removed], nn.Module],
+) -> dict[int, str]:
+    """Which of these removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        removals: of the original, one for each group of channels.
+        shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
+    """
+    failed: dict[int, str] = {}
+
+    def hold(kept: list[int], some: list[int]) -> list[int]:
+        """Those of `some` that hold together with `kept`, which do: halving on failure."""
         removed: Removed = {}
-        for group in some:
-            merge(removed, group.removal(range(0, group.units, 2)))  # every other unit, at least one stays
+        for index in [*kept, *some]:
+            merge(removed, removals[index])
         try:
-            check(original, example, removed, remove(script, removed, patches))
+            check(original, example, removed, _built(shrunk, removed))
         except Mismatch as mismatch:
             if len(some) == 1:
-                failures.update(dict.fromkeys(some[0].members, str(mismatch)))
+                failed[some[0]] = str(mismatch)
                 return []
             half = len(some) // 2
-            return tried(some[:half]) + tried(some[half:])
+            left = hold(kept, some[:half])
+            return left + hold(kept + left, some[half:])
         return some
 
-    sound = tried(groups)
-    # Halves that hold apart must hold together too.
-    while len(sound) < len(groups) and sound:
-        again = tried(sound)
-        if len(again) == len(sound):
-            break
-        sound = again
-    return sound, failures
+    if removals:
+        hold([], list(range(len(removals))))
+    return failed
+
+
+def _built(shrunk: Callable[[Removed], nn.Module], removed: Removed) -> nn.Module:
+    try:
+        return shrunk(removed)
+    except Exception as error:
+        raise Mismatch(f"the shrunk model cannot be built: {first_line(error)}") from error
 
 
 def merge(into: Removed, more: Removed) -> None:
@@ -269,8 +327,3 @@ def _outputs(value: object) -> list[Tracked]:
     if isinstance(value, (list, tuple)):
         return [tracked for item in value for tracked in _outputs(item)]
     return []
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else type(error).__name__

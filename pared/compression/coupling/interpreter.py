@@ -77,19 +77,26 @@ class Interpreter:
             visit: called after every operator.
         """
         self._wrap, self._visit = wrap, visit
-        graph_inputs = list(self._graph.inputs())
-        env: dict[str, Any] = {graph_inputs[0].debugName(): _Attribute(self.module._c, "")}
-        for value in graph_inputs[1 + len(inputs) :]:  # optional inputs that keep their default
-            env[value.debugName()] = None
-        for value, tensor in zip(graph_inputs[1:], inputs, strict=False):
-            env[value.debugName()] = Tracked(tensor)
+        owner, *graph_inputs = self._graph.inputs()
+        env: dict[str, Any] = {owner.debugName(): _Attribute(self.module._c, "")}
+        defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
+        for argument in defaults:
+            if not argument.has_default_value():
+                raise TypeError(f"forward needs the argument {argument.name}")
+        given = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
+        env |= {value.debugName(): argument for value, argument in zip(graph_inputs, given, strict=True)}
         self._run_block(self._graph, env)
         outputs = [env[value.debugName()] for value in self._graph.outputs()]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _run_block(self, block: Any, env: dict[str, Any]) -> None:
         for node in block.nodes():
-            outputs = self._run_node(node, env)
+            try:
+                outputs = self._run_node(node, env)
+            except UnsupportedGraph:
+                raise
+            except Exception as error:  # a defect of this interpreter or of a rule: only the analysis is lost
+                raise UnsupportedGraph(f"{node.kind()} ({type(error).__name__}: {first_line(error)})") from error
             for value, result in zip(node.outputs(), outputs, strict=True):
                 env[value.debugName()] = result
 
@@ -203,6 +210,12 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         new.requires_grad_(old.requires_grad)
     copied.train(module.training)
     return copied
+
+
+def first_line(error: Exception) -> str:
+    """What an error of torch says in short: its last line, which is the message under a TorchScript traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__
 
 
 def is_static(value: Any, known: Container[str] = ()) -> bool:

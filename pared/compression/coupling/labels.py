@@ -88,7 +88,7 @@ class Tracked:
     tensor: torch.Tensor
     layers: list[Labels] = field(default_factory=list)
     name: str | None = None
-    """The tensor's name in the model, for a parameter or buffer itself."""
+    """The tensor's name in the model, for a parameter itself."""
 
     def axis(self, dim: int) -> Labels:
         """Labels along one dimension, shape (size of dim,): fixed where no layer runs along it alone."""

@@ -62,7 +62,7 @@ class Rules:
         self.frozen = frozen
         self.patches: dict[tuple[int, int, int | None], Patch] = {}
         self.uses: dict[str, Use] = {}
-        self.out_axes: set[tuple[str, int]] = set()
+        self.out_axes: dict[tuple[str, int], None] = {}  # a set in order
         self._channel_sizes: set[str] = set()
 
     def __call__(self, call: Call) -> None:
@@ -150,7 +150,10 @@ class Rules:
                 self.follow(call, argument, None, _NO_UNITS, fixed=value)
 
     def use(self, call: Call, weights: dict[str, Tracked | None], out: tuple[str, int] | None) -> None:
-        """Note a layer. `out`: which weight, and which of its dimensions, makes the output channels."""
+        """Note a layer. `out`: which weight, and which of its dimensions, makes the output channels.
+
+        Only parameters count, as only they have names here: a filter held in a buffer makes no layer.
+        """
         if self.frozen:
             return
         named = {role: tracked for role, tracked in weights.items() if tracked is not None and tracked.name}
@@ -160,7 +163,7 @@ class Rules:
         axis = None
         if out is not None and out[0] in named:
             axis = (named[out[0]].name or "", out[1])
-            self.out_axes.add(axis)
+            self.out_axes[axis] = None
         layer = first.rpartition(".")[0] or first
         if layer not in self.uses:
             shapes = {t.name or "": list(t.tensor.shape) for t in named.values()}
@@ -264,7 +267,7 @@ def _linear(rules: Rules, call: Call) -> None:
 def _matmul(rules: Rules, call: Call) -> None:
     """Matrix products: mm, bmm, matmul, with broadcasting of the batch dimensions."""
     a, b = call.tensors[:2]
-    rules.use(call, {"weight": b, "other": a}, None)
+    _product_use(rules, call, a, b)
     if a.tensor.dim() < 2 or b.tensor.dim() < 2:
         rules.fix([*a.layers, *b.layers], call)
         return
@@ -277,11 +280,21 @@ def _matmul(rules: Rules, call: Call) -> None:
 def _addmm(rules: Rules, call: Call) -> None:
     """addmm, baddbmm: c + a @ b."""
     c, a, b = call.tensors[:3]
-    rules.use(call, {"weight": b, "bias": c}, None)
+    _product_use(rules, call, a, b, c)
     batch = _letters(a.tensor.dim() - 2)
     product = Tracked(call.results[0].tensor)
     product.layers = _contract(rules, call, [(a, batch + "MK"), (b, batch + "KN")], batch + "MN")
     call.results[0].layers = _broadcast(rules, call, [product, c], product.tensor.dim())
+
+
+def _product_use(rules: Rules, call: Call, a: Tracked, b: Tracked, bias: Tracked | None = None) -> None:
+    """x @ W is a layer with weights (in, out), W @ x one with weights (out, in)."""
+    if b.name and a.name:
+        rules.use(call, {"weight": b, "other": a, "bias": bias}, None)
+    elif a.name:
+        rules.use(call, {"weight": a, "bias": bias}, ("weight", a.tensor.dim() - 2) if a.tensor.dim() >= 2 else None)
+    else:
+        rules.use(call, {"weight": b, "bias": bias}, ("weight", b.tensor.dim() - 1) if b.tensor.dim() >= 2 else None)
 
 
 def _einsum(rules: Rules, call: Call) -> None:
@@ -324,11 +337,12 @@ def _convolution(rules: Rules, call: Call) -> None:
     rules.fix(w.spanning(set(range(2, w.tensor.dim()))), call)
     x_units = x.axis(channel)
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
-    rules.use(call, {"weight": w, "bias": b}, ("weight", out_dim))
+    depthwise = 1 < groups == len(x_units)  # its filters are along dimension 0 either way
+    rules.use(call, {"weight": w, "bias": b}, ("weight", 0 if depthwise else out_dim))
     if groups == 1:
         rules.union(x_units, w.axis(in_dim), call, "its input channels are fixed")
         units = w.axis(out_dim)
-    elif groups == len(x_units):  # depthwise: a channel and its filters go together, and `groups` counts them
+    elif depthwise:  # a channel and its filters go together, and `groups` counts them
         rules.patch(call, "groups", None, x_units)
         _must_be_literal(rules, call, "groups", x_units)
         multiplier = out.tensor.shape[channel] // groups
@@ -534,8 +548,9 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
     """Labels along one dimension alone: what is kept of a tensor must be a box.
 
     Where a reshape splits channels over several dimensions, whole slices of one of them go together.
-    A split of the last dimension is read as (heads, width), so heads go whole; one of a middle
-    dimension as (groups, channels), so the same channel goes from every group.
+    A split of the last dimension is read as (heads, width), so heads go whole, or, of features into an
+    image, as (channels, height, width); one of a middle dimension as (groups, channels), so the same
+    channel goes from every group.
     """
     dims = sorted(spanned(layer))
     if len(dims) <= 1:
@@ -544,7 +559,7 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
     if call.kind in ("aten::cat", "aten::stack", "aten::index_put"):
         kept = next((dim for dim in dims if dim in before), dims[-1])
     elif dims[-1] == layer.ndim - 1:
-        kept = dims[-2]
+        kept = 1 if dims[0] == 1 and len(dims) > 2 else dims[-2]
     else:
         kept = dims[-1]
     first = layer
@@ -629,6 +644,21 @@ def _select(rules: Rules, call: Call) -> None:
     x = _first(call)
     dim = call.arguments["dim"] % x.tensor.dim()
     rules.fix(x.spanning({dim}), call, "picks single channels")
+    _layout(rules, call)
+
+
+def _channel_shuffle(rules: Rules, call: Call) -> None:
+    """channel_shuffle(x, groups): the number of groups stays, so the same channel goes from every group."""
+    units = _first(call).axis(1).reshape(call.arguments["groups"], -1)
+    rules.union(units, units[:1], call)
+    _layout(rules, call)
+
+
+def _roll(rules: Rules, call: Call) -> None:
+    """roll: along the channels a shift would no longer end at the same ones."""
+    x, dims = _first(call), call.arguments["dims"]
+    rolled = set(range(x.tensor.dim())) if dims == [] else {dim % x.tensor.dim() for dim in dims}
+    rules.fix(x.spanning(rolled), call, "shifts the channels")
     _layout(rules, call)
 
 
@@ -730,11 +760,13 @@ _RULES: dict[str, Rule] = {
     **_named(_sized_layout, "view reshape expand unflatten _unsafe_view _reshape_alias"),
     **_named(
         _layout,
-        "flatten squeeze unsqueeze permute transpose t numpy_T movedim swapaxes flip roll cat concat stack repeat "
-        "expand_as view_as reshape_as channel_shuffle pixel_unshuffle mT ravel unfold",
+        "flatten squeeze unsqueeze permute transpose t numpy_T movedim swapaxes flip cat concat stack repeat "
+        "expand_as view_as reshape_as pixel_unshuffle mT ravel unfold",
     ),
     "aten::slice": _slice,
     **_named(_split, "split split_with_sizes chunk"),
     **_named(_select, "select unbind"),
     "aten::pixel_shuffle": _pixel_shuffle,
+    "aten::channel_shuffle": _channel_shuffle,
+    "aten::roll": _roll,
 }

@@ -84,6 +84,11 @@ def _common_size(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> tu
                 f"The images differ in size: {first[1][:100]} is {first[0][0]}×{first[0][1]}, {entry.filename[:100]} "
                 f"is {image.width}×{image.height}. Resize or crop them to one size."
             )
+        if image.mode.startswith(("I", "F")):
+            raise InvalidData(
+                f"{entry.filename[:100]} holds more than 8 bits a pixel (mode {image.mode}), which would be clipped to "
+                "255. Save the images as 8-bit ones, or as arrays in an .npz."
+            )
         grey = grey and image.mode in {"L", "1"}
     assert first is not None  # noqa: S101 - _placed gives at least one
     elements = len(entries) * first[0][0] * first[0][1] * (1 if grey else 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,20 +95,12 @@ def _layers_in_use(coupling: Coupling) -> list[LayerInspection]:
                 kind=use.kind,
                 weights=use.weights,
                 parameters=sum(math.prod(shape) for shape in use.weights.values()),
-                channels=_channels(use.kind, use.weights),
+                channels=use.channels,
                 prunable_channels=can,
                 reason=None if can else coupling.reasons.get(use.name),
             )
         )
     return layers
-
-
-def _channels(kind: str, weights: Mapping[str, list[int]]) -> int | None:
-    """Output channels: the last dimension of an embedding, the second of a transposed convolution, else the first."""
-    shape = next((shape for shape in weights.values() if len(shape) >= 2), None)
-    if shape is None:
-        return None
-    return shape[1] if kind.startswith(("embedding", "conv_transpose")) else shape[0]
 
 
 def _layers_with_weights(module: nn.Module) -> list[LayerInspection]:
