@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     """Object store. Empty: `file://{data_dir}/objects`."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = Field(8000, ge=1, le=65535)
     require_keys: bool | None = None
     """None: keys are needed unless the bind is loopback."""
     max_upload_bytes: int = 16 * 2**30
