@@ -103,7 +103,7 @@ def replace_worker(stack: Stack, worker: Process, *, alone: bool) -> Process:
 
 @counted(2, 10)
 def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) -> None:
-    epochs = 6 * (count + 1)
+    epochs = 4 * (count + 1)
     spec = training(stack, epochs)
     worker = stack.start_worker()
     undisturbed = stack.submit(spec)
