@@ -33,7 +33,7 @@ bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_
 	$(BIN)/python benchmarks/mnist.py
 
 faults: $(DEV)  ## The long fault campaigns, counted
-	$(BIN)/python -m pytest tests/faults -m campaign -s
+	$(BIN)/python -m pytest -n 3 tests/faults -m campaign -rP
 
 clean:  ## Remove what make made
 	rm -rf .venv build dist ./*.egg-info demo-data

@@ -36,8 +36,8 @@ MAX_UPLOAD = 8 << 20
 def wary(processes: Processes, scratch: Path) -> Iterator[Stack]:
     """A stack with tight limits, so that what never ends is ended soon."""
     limits = {
-        "inspect_time_s": "8",
-        "stall_s": "8",
+        "inspect_time_s": "30",
+        "stall_s": "12",
         "memory_bytes": str(1 << 30),
         "max_attempts": "2",
         "max_upload_bytes": str(MAX_UPLOAD),

@@ -133,7 +133,7 @@ def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) 
     print(f"\n{stack.backend}: {count} kills; (checkpoint, seconds until claimed again): {lost}")
 
 
-@counted(1, 10)
+@counted(1, 3)
 def test_a_worker_paused_past_its_lease(stack: Stack, count: int) -> None:
     spec = training(stack, 12)
     first, second = stack.start_worker(), stack.start_worker()
@@ -175,7 +175,7 @@ def alive(process: psutil.Process) -> bool:
 # -- the doorbell -------------------------------------------------------------------------------
 
 
-@counted(3, 50)
+@counted(3, 20)
 def test_the_api_killed_between_commit_and_publish(stack: Stack, count: int) -> None:
     spec = tiny(stack)
     stack.api.kill()
@@ -226,7 +226,7 @@ def test_every_message_sent_five_times(stack: Stack, count: int) -> None:
 # -- the API ------------------------------------------------------------------------------------
 
 
-@counted(3, 50)
+@counted(3, 20)
 def test_the_api_killed_in_mid_upload(stack: Stack, count: int) -> None:
     size = 32 << 20
     block = random.Random(0).randbytes(1 << 20)
