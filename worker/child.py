@@ -49,7 +49,9 @@ def main(load_methods: Callable[[], Mapping[type[Spec], Method]]) -> None:
 def methods() -> Mapping[type[Spec], Method]:
     """The service's methods."""
     from pared.compression.methods import METHODS
+    from worker import compiler
 
+    compiler.leave_out()
     return METHODS
 
 
