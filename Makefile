@@ -21,7 +21,7 @@ up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data
 
 # Tests mostly wait for real processes, so three run side by side, a file at a time.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10
 
 lint: $(DEV)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

@@ -133,7 +133,7 @@ def prepared(mnist: str, seed: int) -> tuple[Path, Path]:
 def trained(x: np.ndarray, y: np.ndarray, seed: int) -> nn.Module:
     """The dense CNN after 5 epochs of SGD 0.01, momentum 0.9, batches of 64."""
     torch.manual_seed(seed)
-    module = Cnn()
+    module = Cnn().to(memory_format=torch.channels_last)  # twice as fast on the CPU
     images = (torch.from_numpy(x).float() / 255 - 0.1307) / 0.3081
     labels = torch.from_numpy(y)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
@@ -144,7 +144,7 @@ def trained(x: np.ndarray, y: np.ndarray, seed: int) -> nn.Module:
             F.cross_entropy(module(images[batch]), labels[batch]).backward()
             optimizer.step()
         print(f"seed {seed}: dense epoch {epoch + 1} of 5, {time.monotonic() - started:.0f} s", flush=True)
-    return module
+    return module.to(memory_format=torch.contiguous_format)
 
 
 def finished(client: pared.Client, spec: dict[str, Any], model: Path, data: Path, what: str) -> dict[str, Any]:

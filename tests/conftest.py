@@ -66,16 +66,6 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     return started
 
 
-SLOW_ROOMS = ("faults", "e2e", "worker")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Rooms that start processes come first, so that no runner is left alone with a long file at the end."""
-    items.sort(
-        key=lambda item: next((n for n, room in enumerate(SLOW_ROOMS) if room in item.path.parts), len(SLOW_ROOMS))
-    )
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the processes' logs with a test that failed on them."""

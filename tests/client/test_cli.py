@@ -17,7 +17,7 @@ from tests.client.scripted import Answer, Scripted
 from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
 
-DETACHED = "prune mlp.pt --data data.npz --channels 50% --epochs 1000"
+DETACHED = "prune mlp.pt --data data.npz --channels 50% --epochs 1000 --batch-size 2"
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def test_a_worker_paused_past_its_lease(stack: Stack, count: int) -> None:
     stack.succeeded(undisturbed, limit_s=300)
     for round_ in range(count):
         job = stack.submit(spec)
-        wait_for(lambda job=job: checkpoint_step(stack, job) >= 1, 120, "a checkpoint")
+        wait_for(lambda job=job: checkpoint_step(stack, job) >= 1, 240, "a checkpoint")
         holder = first if child_of(first) else second
         child = child_of(holder)
         assert child is not None
@@ -151,7 +151,7 @@ def test_a_worker_paused_past_its_lease(stack: Stack, count: int) -> None:
         fence = stack.job_row(job).fence
         wait_for(lambda job=job, since=fence: stack.job_row(job).fence > since, 60, "another worker claims it")
         holder.go_on()
-        wait_for(lambda child=child: not alive(child), 15, "the former owner's child is ended")
+        wait_for(lambda child=child: not alive(child), 30, "the former owner's child is ended")
         stack.succeeded(job, limit_s=300)
         assert_settled(stack, [job], once=False)
         assert digest(stack, job) == digest(stack, undisturbed)
@@ -286,7 +286,7 @@ def test_cancels_raced_against_completion(stack: Stack, count: int) -> None:
         time.sleep(random.uniform(0.7, 1.4) * usual_s)  # the race is the subject: around the moment of completion
         answer = stack.http.post(f"/v1/jobs/{job}/cancel")
         answers[answer.status_code] += 1
-        status = stack.ended(job, limit_s=30)["status"]
+        status = stack.ended(job, limit_s=60)["status"]
         assert status == {202: "canceled", 409: "succeeded"}[answer.status_code]
         jobs.append(job)
     assert_settled(stack, jobs)

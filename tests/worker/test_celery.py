@@ -50,7 +50,7 @@ class Service:
         return worker
 
     def alive(self, workers: int = 1) -> None:
-        wait_for(lambda: len(self.rows()) >= workers, 30, "workers show signs of life")
+        wait_for(lambda: len(self.rows()) >= workers, 60, "workers show signs of life")
 
     def rows(self):
         with self.bench.sessions() as session:
@@ -61,7 +61,7 @@ class Service:
         queue.relay(self.bench.sessions, queue=self.queue)
         return job_id
 
-    def until(self, job_id: str, condition, limit_s: float = 30):
+    def until(self, job_id: str, condition, limit_s: float = 90):
         def look():
             job = self.bench.job(job_id)
             return job if condition(job) else None
@@ -72,7 +72,7 @@ class Service:
             tails = "\n".join(worker.tail(80) for worker in self.workers)
             raise AssertionError(f"{error}\n{vars(self.bench.job(job_id))}\n{tails}") from None
 
-    def ended(self, job_id: str, limit_s: float = 40):
+    def ended(self, job_id: str, limit_s: float = 120):
         return self.until(job_id, lambda job: job.status in {"succeeded", "failed", "canceled"}, limit_s)
 
 
