@@ -118,6 +118,7 @@ Output = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx"}
+ARCHITECTURE = "architecture.json"
 
 
 # -- compression ----------------------------------------------------------------------------------
@@ -239,6 +240,10 @@ def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | No
     err.print(f"submitted [bold]{job.id}[/]")
     _follow(job, client, as_json=as_json)
     files = [job.download(path) for path in output or []]
+    if ARCHITECTURE in {artifact.name for artifact in job.artifacts()}:
+        # Pruned weights are of use only with the architecture that they now have.
+        weights = [file for file in files if file.suffix == ".safetensors"]
+        files += [job.download(file.with_suffix(".architecture.json"), name=ARCHITECTURE) for file in weights]
     report = job.report()
     if as_json:
         _print_json({"job": _dump(job), "report": report.model_dump(mode="json"), "files": [str(f) for f in files]})

@@ -218,12 +218,13 @@ class JobRecord(_Record):
 
 
 def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job_id: str) -> Artifact:
-    """The artifact named, else the one whose ending the destination has, else the model."""
+    """The artifact named, else the one called as the destination, else the model in the format of its ending."""
     named = {artifact.name: artifact for artifact in artifacts}
     if name is None:
         models = [known for known in ("model.pt", "model.safetensors", "model.onnx") if known in named]
-        alike = [known for known in models if Path(known).suffix == destination.suffix]
-        name = next(iter(alike + models), None)
+        if not destination.is_dir():  # never one format under the ending of another
+            models = [known for known in models if Path(known).suffix == destination.suffix]
+        name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")
     if name not in named:
         raise FileNotFoundError(f"{job_id} has no artifact {name!r}, only: {', '.join(named) or 'none'}")
     return named[name]
@@ -429,7 +430,8 @@ class Job(JobRecord):
 
         Args:
             path: a file to write, or a directory.
-            name: which artifact; by default the model, in the format that the ending of `path` names.
+            name: which artifact; by default the one that `path` is called as (`architecture.json`), else the model, in
+                the format that the ending of `path` names.
             progress: called with the bytes done and in all.
         """
         return self._run(self._download(path, name, progress))

@@ -271,6 +271,12 @@ def test_the_ending_of_the_path_chooses_the_artifact(server: Scripted, job: pare
     server.say(Answer(body=ARTIFACTS))
     with pytest.raises(FileNotFoundError, match=r"only: model\.pt"):
         job.download(tmp_path, name="model.safetensors")
+    server.say(Answer(body={"data": [row, row | {"name": "architecture.json"}]}), ranged)
+    job.download(tmp_path / "architecture.json")
+    assert server.asked[-1].path == "/v1/jobs/job_1/artifacts/architecture.json"
+    server.say(Answer(body=ARTIFACTS))
+    with pytest.raises(FileNotFoundError, match=r"no artifact 'model\.onnx', only: model\.pt"):
+        job.download(tmp_path / "small.onnx")
 
 
 def test_the_key_is_sent(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
