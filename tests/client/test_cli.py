@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from pared.compression.architectures import build
 from tests.client.scripted import Answer, Scripted
 from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
+from tests.models import zoo
 
 DETACHED = "prune mlp.pt --data data.npz --channels 50% --epochs 1000 --batch-size 2"
 
@@ -80,6 +83,18 @@ def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert (files / "student.safetensors").is_file()
+
+
+def test_pruned_weights_come_with_their_architecture(embedded: Stack, files: Path) -> None:
+    (files / "weights.pt").write_bytes(zoo.upload("mlp", "state_dict"))
+    (files / "mlp.json").write_text(json.dumps(zoo.architecture("mlp")))
+    arguments = "--architecture mlp.json --input-shape 2,16 --channels 50% -o small.safetensors"
+    done = pared(embedded, files, f"prune weights.pt {arguments}")
+    assert done.returncode == 0, done.stderr
+    assert "small.architecture.json" in done.stdout
+    build(json.loads((files / "small.architecture.json").read_text())).load_state_dict(
+        load_file(files / "small.safetensors")
+    )
 
 
 @pytest.mark.parametrize(
