@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
@@ -238,7 +239,12 @@ def distill(
 def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:
     job = client.jobs.submit(spec)
     err.print(f"submitted [bold]{job.id}[/]")
-    _follow(job, client, as_json=as_json)
+    _follow(job, client, output, as_json=as_json)
+    _hand_over(job, client, output, as_json=as_json)
+
+
+def _hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
+    """Download what was asked for, and print the report of a job that succeeded."""
     files = [job.download(path) for path in output or []]
     if ARCHITECTURE in {artifact.name for artifact in job.artifacts()}:
         # Pruned weights are of use only with the architecture that they now have.
@@ -255,7 +261,7 @@ def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | No
         out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
 
 
-def _follow(job: Job, client: Client, *, as_json: bool) -> None:
+def _follow(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
     """Draw the job until it ended; exits with 1 if not well, and with 130 when the person detaches."""
     try:
         if as_json:
@@ -263,7 +269,10 @@ def _follow(job: Job, client: Client, *, as_json: bool) -> None:
         else:
             follow(job, err)
     except KeyboardInterrupt:
-        err.print(f"\nDetached; the job goes on.\n  come back:  pared jobs watch {job.id}")
+        wanted = "".join(f" -o {shlex.quote(str(path))}" for path in output or [])
+        err.print(
+            f"\nDetached; the job goes on.\n  come back:  pared jobs watch {job.id}{escape(wanted)}", soft_wrap=True
+        )
         err.print(f"  cancel it:  pared jobs cancel {job.id}")
         raise typer.Exit(DETACHED) from None
     except JobFailed:
@@ -337,12 +346,13 @@ def list_jobs(
         _print_json([_dump(job) for job in rows])
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("job", "type", "status", "created", ""):
-        table.add_column(name, no_wrap=True, min_width=30 if name == "job" else None)
+    for name in ("job", "type", "status", "created"):
+        table.add_column(name, no_wrap=True)
+    table.add_column()  # gives way where the terminal is narrow
     for job in rows:
         created = f"{job.created_at:%Y-%m-%d %H:%M:%S}" if job.created_at else ""
         verdict = (job.result or {}).get("verdict") or (job.error or {}).get("detail") or ""
-        table.add_row(job.id, job.type, job.status, created, Text(str(verdict)))
+        table.add_row(job.id, job.type, job.status, created, Text(str(verdict), no_wrap=True, overflow="ellipsis"))
     out.print(table)
 
 
@@ -360,15 +370,12 @@ def show_job(job_id: str, as_json: AsJson = False) -> None:
 
 
 @jobs_app.command("watch")
-def watch_job(job_id: str, as_json: AsJson = False) -> None:
-    """Follow a job until it has ended."""
+def watch_job(job_id: str, output: Output = None, as_json: AsJson = False) -> None:
+    """Follow a job until it has ended, and download its result."""
     with Client() as client:
         job = client.jobs.get(job_id)
-        _follow(job, client, as_json=as_json)
-        if as_json:
-            _print_json(_dump(job))
-        else:
-            out.print(job.report())
+        _follow(job, client, output, as_json=as_json)
+        _hand_over(job, client, output, as_json=as_json)
 
 
 @jobs_app.command("cancel")

@@ -142,7 +142,10 @@ def _conclusions(pruned: Report, distilled: Report) -> Iterator[str]:
         f"parameters and {taught:.2%} test accuracy; on labels alone the same student has {alone:.2%}."
     )
     if taught > alone:
-        yield f"The teacher helped: {100 * (taught - alone):+.2f} points on {distilled.after.quality.samples} images."
+        yield (
+            f"With the teacher it does better by {100 * (taught - alone):.2f} points on "
+            f"{distilled.after.quality.samples} images; the report says whether that may be chance."
+        )
     elif taught == alone:
         yield "The teacher made no difference here: the same student on labels alone does as well."
     else:

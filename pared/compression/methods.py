@@ -115,6 +115,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages = _Stages(work.observer)
         stages.enter("validate")
         original = load_model(work.models["model"], _plain(spec.architecture))
+        _check_patterns(spec, original.module)
         data = _data(spec, work)
         example = _example(spec, original, data)
 
@@ -308,10 +309,7 @@ class _Pruning:
 
     def warnings(self, spec: PruneSpec, original: LoadedModel) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
-        notes = [
-            f"The pattern {pattern!r} of `exclude` matches no layer: nothing was kept by it."
-            for pattern in unmatched_patterns(original.module, spec.exclude)
-        ]
+        notes = []
         if spec.granularity == "channel":
             wanted = sum(round(spec.amount * units) for units in self.units.values())
             if spec.scope == "global":
@@ -628,6 +626,15 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
         )
         raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
     return guessed
+
+
+def _check_patterns(spec: PruneSpec, module: nn.Module) -> None:
+    """Raises ValidationError for an `exclude` that matches no layer: what it was to keep would be pruned."""
+    idle = unmatched_patterns(module, spec.exclude)
+    if idle:
+        names = list(dict.fromkeys(weight_layers(module).values()))
+        text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {', '.join(names[:20])}."
+        raise ValidationError(text, errors=[{"pointer": "/exclude", "detail": text}])
 
 
 def _check_runs(module: nn.Module, example: tuple[Tensor, ...]) -> None:

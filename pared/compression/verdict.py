@@ -37,11 +37,13 @@ def distill_verdict(
     alone = f"the same student reaches {_score(labels_only.metric, labels_only.test.value)} on labels alone"
     if difference == 0:
         return f"{text} Distillation made no difference: {alone} too."
-    won = "beat" if difference > 0 else "did not beat"
-    chance = "" if against_labels.p_value < SIGNIFICANT_P else ", a difference that may be chance"
+    if against_labels.p_value >= SIGNIFICANT_P:
+        told = "made no difference that can be told from chance"
+    else:
+        told = f"{'beat' if difference > 0 else 'did worse than'} training on labels alone"
     return (
-        f"{text} Distillation {won} training on labels alone: {alone} "
-        f"({_signed(labels_only.metric, difference)}{chance}, p = {against_labels.p_value:.2g})."
+        f"{text} Distillation {told}: {alone} "
+        f"({_signed(labels_only.metric, difference)} with the teacher, p = {against_labels.p_value:.2g})."
     )
 
 

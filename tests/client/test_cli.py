@@ -69,7 +69,9 @@ def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
     assert job_id in pared(embedded, files, "jobs ls --status succeeded").stdout
     assert json.loads(pared(embedded, files, f"report {job_id} --json").stdout) == printed["report"]
     assert "succeeded" in pared(embedded, files, f"jobs show {job_id}").stdout
-    assert pared(embedded, files, f"jobs watch {job_id}").returncode == 0
+    assert "succeeded" in pared(embedded, files, "jobs ls").stdout
+    assert pared(embedded, files, f"jobs watch {job_id} -o again.pt").returncode == 0
+    assert (files / "again.pt").read_bytes() == (files / "sparse.pt").read_bytes()
     late = pared(embedded, files, f"jobs cancel {job_id}")
     assert late.returncode == 1
     assert "ended" in late.stderr

@@ -218,8 +218,9 @@ def test_iterative_pruning_reaches_the_same_amount(dense, tmp_path, granularity)
 
 
 def test_a_report_tells_where_the_outcome_is_not_what_was_asked_for(dense, tmp_path):
-    report = run(pruning(amount=0.98, exclude=["conv9"], retrain=None), {"model": dense}, tmp_path)
-    assert "The pattern 'conv9' of `exclude` matches no layer: nothing was kept by it." in report.warnings
+    with pytest.raises(ValidationError, match=r"'conv9' matches no layer. The layers are: conv1, bn1|conv1, conv2"):
+        run(pruning(amount=0.98, exclude=["conv9"], retrain=None), {"model": dense}, tmp_path)
+    report = run(pruning(amount=0.98, retrain=None), {"model": dense}, tmp_path)
     assert any(w.startswith("46 of 48 removable channels went") and "asks for 47" in w for w in report.warnings)
     sparse = file_of(tmp_path / "model.pt")
     module = torch.jit.load(sparse.path)
