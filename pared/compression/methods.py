@@ -40,8 +40,10 @@ from pared.compression.prune import (
     compose_removed,
     remove_channels,
     step_amounts,
+    tensors,
     tied_names,
     unmatched_patterns,
+    weight_layers,
     weight_masks,
 )
 from pared.compression.reporting import (
@@ -51,8 +53,6 @@ from pared.compression.reporting import (
     publish,
     reproduce,
     softmax_warning,
-    tensors,
-    weight_layers,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
 from pared.compression.verdict import distill_verdict, prune_verdict, warnings_of
@@ -211,11 +211,9 @@ class _Pruning:
         if spec.granularity == "weight":
             self.masks = weight_masks(module, amount=amount, generator=generator, **choice)  # type: ignore[arg-type]
             self.masks.apply(module)
-            names_of = tied_names(module)
-            covered = {alias.rpartition(".")[0] or alias for name in self.masks.kept for alias in names_of[name]}
-            self.reasons = {
-                layer: "left out by include/exclude" for layer in weight_layers(module).values() if layer not in covered
-            }
+            layer_of, names_of = weight_layers(module), tied_names(module)
+            covered = {layer_of[alias] for name in self.masks.kept for alias in names_of[name]}
+            self.reasons = {layer: "left out by include/exclude" for layer in layer_of.values() if layer not in covered}
             return True
         try:
             removal: ChannelRemoval = remove_channels(

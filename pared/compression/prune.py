@@ -34,6 +34,10 @@ __all__ = [
     "compose_removed",
     "remove_channels",
     "step_amounts",
+    "tensors",
+    "tied_names",
+    "unmatched_patterns",
+    "weight_layers",
     "weight_masks",
 ]
 
@@ -114,7 +118,7 @@ def weight_masks(
         and _matches([_layer(alias) for alias in names_of[name]], include, exclude)
     }
     if not eligible:
-        names = sorted({_layer(n) for n, p in _tensors(module).items() if p.dim() >= 2})
+        names = sorted(set(weight_layers(module).values()))
         raise NothingToPrune(_no_match("weights", names, include, exclude))
     scores = {name: _weight_scores(weight, criterion, generator) for name, weight in eligible.items()}
     pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
@@ -188,8 +192,8 @@ def remove_channels(
         raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
     now = {_key(group): group.units for group in groups}
     units = now if upload_units is None else upload_units
-    tensors = _tensors(loaded.module)
-    scores = [_unit_scores(group, tensors, criterion, generator) for group in groups]
+    weights = tensors(loaded.module)
+    scores = [_unit_scores(group, weights, criterion, generator) for group in groups]
     if scope == "layer":
         wanted = [round(amount * units.get(key, left)) - (units.get(key, left) - left) for key, left in now.items()]
         chosen = [_lowest([score], count)[0] for score, count in zip(scores, wanted, strict=True)]
@@ -290,17 +294,27 @@ def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:
 # -- names --------------------------------------------------------------------------------------
 
 
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The module's parameters under all their names."""
+    return dict(module.named_parameters(remove_duplicate=False))
+
+
+def weight_layers(module: nn.Module) -> dict[str, str]:
+    """Name of each weight tensor (of two or more dimensions) -> name of its layer."""
+    return {name: _layer(name) for name, tensor in tensors(module).items() if tensor.dim() >= 2}
+
+
 def tied_names(module: nn.Module) -> dict[str, list[str]]:
     """Name of each parameter -> all names of that tensor, its own among them."""
     together: dict[StorageKey, list[str]] = {}
-    for name, tensor in _tensors(module).items():
+    for name, tensor in tensors(module).items():
         together.setdefault(storage_key(tensor), []).append(name)
     return {name: names for names in together.values() for name in names}
 
 
 def unmatched_patterns(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Those of the patterns that no layer with weights matches."""
-    layers = {_layer(name) for name, tensor in _tensors(module).items() if tensor.dim() >= 2}
+    layers = set(weight_layers(module).values())
     return [pattern for pattern in patterns if not any(fnmatchcase(layer, pattern) for layer in layers)]
 
 
@@ -312,10 +326,6 @@ def _matches(names: Sequence[str], include: Sequence[str], exclude: Sequence[str
     """Whether a layer may be touched that goes by these names."""
     included, excluded = (any(fnmatchcase(n, p) for n in names for p in patterns) for patterns in (include, exclude))
     return included and not excluded
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters(remove_duplicate=False))
 
 
 def _no_match(what: str, names: list[str], include: Sequence[str], exclude: Sequence[str]) -> str:

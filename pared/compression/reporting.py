@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pared.compression.intake import LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
-from pared.compression.prune import tied_names
+from pared.compression.prune import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec
@@ -132,16 +132,6 @@ def layer_reports(
             )
         )
     return reports
-
-
-def weight_layers(module: nn.Module) -> dict[str, str]:
-    """Name of each weight tensor -> name of its layer."""
-    return {name: name.rpartition(".")[0] or name for name, tensor in tensors(module).items() if tensor.dim() >= 2}
-
-
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's parameters under all their names."""
-    return dict(module.named_parameters(remove_duplicate=False))
 
 
 def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]) -> Reproduce:
