@@ -22,7 +22,8 @@ from pared.state.jobs import record
 from pared.state.objects import ObjectStore, content_key
 from pared.state.session import Sessions
 from pared.state.tables import ENDED, Artifact, Dataset, Job, Model, new_id
-from worker import protocol, sandbox
+from worker import protocol
+from worker.forkserver import Child
 from worker.lease import Lease, LeaseLost
 from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
 from worker.scratch import scratch
@@ -131,13 +132,10 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         "threads": worker.threads,
         "programs_allowed": worker.confinement.level == "standard" or worker.settings.allow_weak_sandbox,
     }
-    threads = {name: str(worker.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    # Threads that spin while they wait cost five times the time where the cores are shared with other work.
-    threads["OMP_WAIT_POLICY"] = "PASSIVE"
-    child: sandbox.Child | None = None
+    child: Child | None = None
     ending: Ending | None = None
     try:
-        child = sandbox.start(worker.child, folder, request, worker.confinement, threads)
+        child = worker.children.child(folder, request)
         ending = Watch(worker, claim, lease, child, recorder, folder).until_it_ends()
     finally:
         if child is not None:

@@ -27,7 +27,8 @@ from typing import Any
 
 import structlog
 
-from worker import sandbox
+from worker import forkserver, sandbox
+from worker.forkserver import Child, ForkServer
 from worker.sandbox import Confinement, Level
 
 PROBE_S = 60.0
@@ -100,8 +101,10 @@ def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
             "abstract": doors.enter_context(_abstract_door(f"\0pared-{os.getpid()}-{id(knocks)}", knocks)),
         }
         doors.enter_context(_environment_secret())
+        server = ForkServer([sys.executable, "-P", "-m", "worker.canaries"], confinement, threads=1)
+        doors.callback(server.close)
         try:
-            child = sandbox.start([sys.executable, "-P", "-m", "worker.canaries"], scratch, request, confinement, {})
+            child = server.child(scratch, request)
         except OSError as error:
             log.debug("canaries_not_started", uid=confinement.uid, reason=str(error))
             return {}
@@ -116,7 +119,7 @@ def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
         return outcome
 
 
-def _read(child: sandbox.Child) -> dict[str, bool]:
+def _read(child: Child) -> dict[str, bool]:
     timer = threading.Timer(PROBE_S, sandbox.kill_session, (child.pid, signal.SIGKILL))
     timer.start()
     os.set_blocking(child.messages, True)
@@ -307,7 +310,7 @@ def held(attempt: Callable[[], object]) -> bool:
 
 def main() -> None:
     """Confine this process, try everything, and tell the parent what was held."""
-    request = sandbox.enter()
+    request = forkserver.enter()
     outcome = {name: held(attempt) for name, attempt in attempts(request).items()}
     os.write(request["messages"], json.dumps(outcome).encode() + b"\n")
 

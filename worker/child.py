@@ -11,30 +11,29 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from worker import protocol, sandbox
+import torch
 
-if TYPE_CHECKING:
-    from pared.compression.work import Stage, Work
-    from pared.specs import Spec
+from pared.compression.methods import METHODS
+from pared.compression.work import DatasetFile, ModelFile, Stage, Work
+from pared.errors import OutOfMemory, ParedError, SandboxTooWeak
+from pared.specs import Spec, job_spec
+from worker import compiler, forkserver, protocol
 
-Method = Callable[[Any, "Work"], Any]
+Method = Callable[[Any, Work], Any]
 
 _PROGRESS_EVERY_S = 0.1
 
 
-def main(load_methods: Callable[[], Mapping[type[Spec], Method]]) -> None:
-    """Confine this process, then run the method of the requested spec and send its report.
-
-    Args:
-        load_methods: imports the methods; called inside the sandbox, because importing torch starts threads.
-    """
-    request = sandbox.enter()
+def main(methods: Mapping[type[Spec], Method]) -> None:
+    """Serve the worker; in each child, run the method of the requested spec and send its report."""
+    compiler.leave_out()
+    request = forkserver.enter()
     send = _Pipe(request["messages"])
     send(protocol.Confined(type="confined"))
     try:
-        report = _run(request, load_methods(), send)
+        report = _run(request, methods, send)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told
         traceback.print_exc()
         send(_failure(error))
@@ -46,21 +45,7 @@ def main(load_methods: Callable[[], Mapping[type[Spec], Method]]) -> None:
     os._exit(0)
 
 
-def methods() -> Mapping[type[Spec], Method]:
-    """The service's methods."""
-    from pared.compression.methods import METHODS
-    from worker import compiler
-
-    compiler.leave_out()
-    return METHODS
-
-
 def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _Pipe) -> dict[str, Any]:
-    import torch
-
-    from pared.compression.work import DatasetFile, ModelFile, Work
-    from pared.specs import job_spec
-
     torch.set_num_threads(request["threads"])
     spec = job_spec.validate_python(request["spec"])
     models = {role: ModelFile(**(file | {"path": Path(file["path"])})) for role, file in request["models"].items()}
@@ -91,8 +76,6 @@ def _refuse_program(path: Path, filename: str) -> None:
     TorchScript's loader demands a record `constants.pkl`, whose name stands in the archive as it is; looking
     for the bytes themselves cannot be led astray by an archive that two readers read differently.
     """
-    from pared.errors import SandboxTooWeak
-
     if not path.stat().st_size:
         return  # cannot be mapped, and holds no program
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -105,8 +88,6 @@ def _refuse_program(path: Path, filename: str) -> None:
 
 
 def _failure(error: Exception) -> protocol.Failure:
-    from pared.errors import OutOfMemory, ParedError
-
     if isinstance(error, ParedError):
         code, detail = error.code, error.detail
     elif _is_memory(error):
@@ -119,8 +100,6 @@ def _failure(error: Exception) -> protocol.Failure:
 
 
 def _is_memory(error: Exception) -> bool:
-    import torch
-
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -157,8 +136,6 @@ class PipeObserver:
         self._send(protocol.Log(type="log", text=text[: protocol.MAX_TEXT]))
 
     def checkpoint(self, state: dict[str, Any]) -> None:
-        import torch
-
         self._step += 1
         path = self._folder / str(self._step)
         temporary = path.with_suffix(".part")
@@ -168,8 +145,6 @@ class PipeObserver:
         self._send(protocol.Checkpoint(type="checkpoint", step=self._step))
 
     def resume(self) -> dict[str, Any] | None:
-        import torch
-
         if self._resume is None:
             return None
         state: dict[str, Any] = torch.load(self._resume["path"], map_location="cpu", weights_only=True)
@@ -188,4 +163,4 @@ class _Pipe:
 
 
 if __name__ == "__main__":
-    main(methods)
+    main(METHODS)

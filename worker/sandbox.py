@@ -1,4 +1,4 @@
-"""Owns what a child process may do: how it is started, and the restrictions it puts on itself before it opens anything.
+"""Owns what a child process may do: the restrictions that it puts on itself before it opens anything.
 
 A TorchScript file is a program, so whoever opens one runs it. The child therefore gives up, for good
 and before it reads a byte of the upload, everything a compression job does not need: other files,
@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import platform
 import resource
 import signal
 import site
 import struct
-import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Level = Literal["standard", "weak", "none"]
 """`standard`: Landlock and seccomp; `weak`: seccomp alone; `none`: neither could be shown to hold."""
@@ -48,77 +46,6 @@ class Confinement:
         guards = {"standard": f"Landlock {landlock_abi()}, seccomp, ", "weak": "seccomp, ", "none": ""}[self.level]
         user = f"as user {self.uid}" if self.uid is not None else "as the worker's user"
         return f"{self.level} ({guards}{user})"
-
-
-@dataclass(frozen=True)
-class Child:
-    """A started child. `messages` and `output` are the parent's ends of its pipes."""
-
-    process: subprocess.Popen[bytes]
-    messages: int
-    output: int
-
-    @property
-    def pid(self) -> int:
-        """Also the id of its session and its process group."""
-        return self.process.pid
-
-    def kill(self) -> None:
-        """SIGKILL to everything in its session, wait for it, and close the pipes."""
-        kill_session(self.pid, signal.SIGKILL)
-        self.process.wait()
-        for fd in (self.messages, self.output):
-            os.close(fd)
-
-
-def start(
-    command: Sequence[str], folder: Path, request: dict[str, Any], confinement: Confinement, environment: dict[str, str]
-) -> Child:
-    """Start a child in its own session with an empty environment, its request on stdin.
-
-    Args:
-        command: the program; it must call `enter` first of all.
-        folder: its scratch folder, from `make_scratch`.
-        request: one JSON object; `enter` returns it there.
-        confinement: the level to hold, and the user to become.
-        environment: the few variables that it needs.
-
-    Raises:
-        OSError: it could not be started, such as when the user may not read the interpreter.
-    """
-    messages, child_messages = os.pipe()
-    output, child_output = os.pipe()
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=child_output,
-            stderr=child_output,
-            pass_fds=(child_messages,),
-            cwd=folder,
-            env=_environment(folder) | environment,
-            start_new_session=True,
-            umask=0o077,
-            user=confinement.uid,
-            group=confinement.uid,
-            extra_groups=None if confinement.uid is None else [],
-        )
-    except OSError:
-        os.close(messages)
-        os.close(output)
-        raise
-    finally:
-        os.close(child_messages)
-        os.close(child_output)
-    child = Child(process, messages, output)
-    os.set_blocking(messages, False)
-    os.set_blocking(output, False)
-    whole = request | {"level": confinement.level, "messages": child_messages, "parent": os.getpid()}
-    assert process.stdin is not None  # noqa: S101 - asked for above
-    # A child that is dead already is found by its closed pipes.
-    with suppress(BrokenPipeError), process.stdin as stdin:
-        stdin.write(json.dumps(whole).encode() + b"\n")
-    return child
 
 
 def make_scratch(folder: Path, uid: int | None) -> None:
@@ -166,42 +93,7 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH") if name in os.environ}
-    if site.ENABLE_USER_SITE and site.USER_BASE:
-        kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
-    return kept | {
-        "HOME": str(folder / "tmp"),
-        "TMPDIR": str(folder / "tmp"),
-        "USER": "pared",  # or getpass looks into /etc/passwd
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",  # same seed, same bytes
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    }
-
-
 # -- the child's side ---------------------------------------------------------------------------
-
-
-def enter(*, memory_bytes: int | None = None) -> dict[str, Any]:
-    """Read the parent's request and give up everything the level in it says. Called first of all.
-
-    Raises:
-        OSError: a part of the level could not be put in place; the child must then end.
-    """
-    line = sys.stdin.buffer.readline()
-    request: dict[str, Any] = json.loads(line)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    restrict(
-        request["level"],
-        folder=Path.cwd(),
-        parent=request["parent"],
-        memory_bytes=memory_bytes or request["memory_bytes"],
-    )
-    return request
 
 
 def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int) -> None:
@@ -220,8 +112,6 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int) -> N
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("the sandbox must be entered before the first thread starts")
     _end_with(parent)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
     gpu = bool(gpu_devices())  # asked before Landlock hides them
     _limit_resources(memory_bytes, gpu=gpu)
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -236,6 +126,21 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int) -> N
 def end_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends, however that ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Meanwhile, this process becomes the parent of every process below it whose own parent ends."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def name_process(name: str) -> None:
+    """What `ps` and `top` call this process; at most 15 bytes."""
+    _prctl(_PR_SET_NAME, ctypes.cast(ctypes.c_char_p(name.encode()), ctypes.c_void_p).value or 0)
 
 
 def hide_from_others() -> None:
@@ -273,7 +178,8 @@ def _limit_resources(memory_bytes: int, *, gpu: bool) -> None:
 
 NOBODY = 65534
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 36, 38, 47
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,14 @@ from pared.state.sweep import Sweep
 from pared.state.tables import WorkerHeartbeat, db_now
 from worker import attempt, canaries, sandbox
 from worker.drain import Drain
+from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
-from worker.watch import CHILD, Worker
+from worker.watch import Worker
 
 log = structlog.get_logger()
 
+CHILD = (sys.executable, "-P", "-m", "worker.child")
+"""The program of the jobs."""
 ALIVE_S = 10.0
 """How often a worker says that it lives."""
 
@@ -94,6 +98,8 @@ def start_working(**_: Any) -> None:
     _forked[0] = 1
     # A service manager may signal all processes of the group: this one too hands its job back first.
     signal.signal(signal.SIGTERM, lambda *_: _drain.request())
+    with suppress(OSError):  # the first job says why
+        _worker().children.start()
     _stay_alive()
 
 
@@ -126,10 +132,9 @@ def _worker() -> Worker:
         settings=settings(),
         sessions=make_sessions(make_engine(settings().effective_database_url)),
         store=open_store(settings().effective_objects_url),
-        confinement=_confinement,
+        children=ForkServer(CHILD, _confinement, threads=settings().threads or len(os.sched_getaffinity(0))),
         name=f"{socket.gethostname()}:{os.getpid()}",
         drain=_drain,
-        child=CHILD,
     )
 
 

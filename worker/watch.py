@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,11 @@ from pared.state.session import Sessions
 from pared.state.settings import Settings
 from worker import protocol, sandbox
 from worker.drain import Drain
+from worker.forkserver import Child, ForkServer
 from worker.lease import Lease, LeaseLost
 from worker.recorder import Recorder
 from worker.sandbox import Confinement
 from worker.scratch import written_bytes
-
-CHILD = (sys.executable, "-P", "-m", "worker.child")
 
 _TICK_S = 0.1
 _READ_BYTES = 1 << 20
@@ -45,16 +43,19 @@ class Worker:
     settings: Settings
     sessions: Sessions
     store: ObjectStore
-    confinement: Confinement
+    children: ForkServer
     name: str
     drain: Drain
-    # The program to start for each attempt; it must begin with `sandbox.enter`.
-    child: tuple[str, ...]
+
+    @property
+    def confinement(self) -> Confinement:
+        """What children are held to."""
+        return self.children.confinement
 
     @property
     def threads(self) -> int:
         """Threads of one job."""
-        return self.settings.threads or len(os.sched_getaffinity(0))
+        return self.children.threads
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Watch:
     """The parent's loop over everything that can happen to a child. It waits for nothing but the clock."""
 
     def __init__(
-        self, worker: Worker, claim: Claim, lease: Lease, child: sandbox.Child, recorder: Recorder, folder: Path
+        self, worker: Worker, claim: Claim, lease: Lease, child: Child, recorder: Recorder, folder: Path
     ) -> None:
         self._worker, self._claim, self._lease = worker, claim, lease
         self._child, self._recorder, self._folder = child, recorder, folder

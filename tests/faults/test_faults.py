@@ -23,6 +23,7 @@ from tests.e2e.processes import Process, Processes, wait_for
 from tests.e2e.servers import Servers
 from tests.e2e.stack import ENDED, Stack, new_stack
 from tests.models import zoo
+from worker.forkserver import CHILD_NAME
 
 
 def counted(short: int, campaign: int) -> Any:
@@ -163,7 +164,7 @@ def child_of(worker: Process) -> psutil.Process | None:
     """The sandboxed process of the job that a worker runs."""
     for process in worker.tree():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "worker.child" in process.cmdline():
+            if process.name() == CHILD_NAME:
                 return process
     return None
 

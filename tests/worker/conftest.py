@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,19 @@ from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, JobEvent, Model, Outbox, new_id
 from worker import attempt, canaries
 from worker.drain import Drain
+from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
 from worker.watch import Worker
 
 HERE = Path(__file__).parent
 TINY = (sys.executable, "-P", str(HERE / "tiny_child.py"))
 RAW = (sys.executable, "-P", str(HERE / "raw_child.py"))
+
+
+@cache
+def children(command: tuple[str, ...], confinement: Confinement) -> ForkServer:
+    """One for all tests that want the same."""
+    return ForkServer(command, confinement, threads=1)
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +53,6 @@ class Bench:
             "cancel_grace_s": 1.0,
             "stall_s": 30.0,
             "memory_bytes": 2 * 2**30,
-            "threads": 1,
         }
         self.settings = Settings(**(defaults | settings))
         migrate(self.settings)
@@ -55,10 +62,9 @@ class Bench:
             settings=self.settings,
             sessions=self.sessions,
             store=self.store,
-            confinement=confinement,
             name="bench",
             drain=Drain(),
-            child=TINY,
+            children=children(TINY, confinement),
         )
 
     def upload(self, content: bytes = b"a model") -> str:
@@ -82,8 +88,11 @@ class Bench:
         job, _ = submit(self.sessions, "local", spec)
         return job.id
 
-    def run(self, job_id: str, **changes: Any) -> Job:
+    def run(
+        self, job_id: str, command: tuple[str, ...] = TINY, confinement: Confinement | None = None, **changes: Any
+    ) -> Job:
         """One attempt, in this process; the job afterwards."""
+        changes["children"] = children(command, confinement or self.worker.confinement)
         attempt.run(replace(self.worker, **changes), job_id)
         return self.job(job_id)
 
@@ -127,4 +136,4 @@ def make_bench(tmp_path, confinement) -> Callable[..., Bench]:
     return lambda **settings: Bench(tmp_path, confinement, **settings)
 
 
-__all__ = ["RAW", "TINY", "Bench", "Outbox"]
+__all__ = ["RAW", "TINY", "Bench", "Outbox", "children"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from worker import sandbox
+from worker import forkserver
 
 LINES = {
     "rubbish": b"\x00\xff\x00 rubbish\n",
@@ -24,7 +24,7 @@ LINES = {
 }
 
 if __name__ == "__main__":
-    request = sandbox.enter()
+    request = forkserver.enter()
     line = LINES[request["spec"]["include"][0]]
     while line:
         line = line[os.write(request["messages"], line) :]

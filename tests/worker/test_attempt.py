@@ -127,12 +127,12 @@ def test_the_time_limit_spans_all_attempts(bench):
 def test_a_worker_that_cannot_start_the_child_says_so_and_comes_to_an_end(make_bench):
     bench = make_bench(max_lost_attempts=2)
     job_id = bench.submit("succeed")
-    job = bench.run(job_id, child=("/nonexistent",))
+    job = bench.run(job_id, command=("/nonexistent",))
     assert (job.status, job.attempt, job.crash_count) == ("queued", 1, 0)
     assert job.run_after > time.time() + 5
     assert "No such file or directory" in bench.events(job_id, "log")[-1].data["text"]
     bench.write(update(Job).values(run_after=0))
-    job = bench.run(job_id, child=("/nonexistent",))
+    job = bench.run(job_id, command=("/nonexistent",))
     assert (job.status, job.error["code"]) == ("failed", "unavailable")
     assert "No such file or directory" in job.error["detail"]
     assert "recorder" not in {thread.name for thread in threading.enumerate()}
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_is_no_plain_file_is_not_kept(bench):
 @pytest.mark.parametrize("line", sorted(LINES))
 def test_what_no_child_of_ours_says_is_a_crash(make_bench, line):
     bench = make_bench(max_attempts=1)
-    job = bench.run(bench.submit(line), child=RAW)
+    job = bench.run(bench.submit(line), command=RAW)
     assert (job.status, job.error["code"]) == ("failed", "model-crashes-worker")
     assert len(job.error["detail"]) < 2000
     assert child_pids(bench) == []
@@ -322,7 +322,7 @@ def test_a_deleted_upload_fails_the_job_with_a_reason(bench):
 
 
 def test_a_cancel_that_came_before_the_end_wins(bench):
-    job_id = bench.submit("succeed")
+    job_id = bench.submit("slow", "20", "0.5")
     thread = bench.start(job_id)
     wait_for(lambda: bench.job(job_id).status == "running", 10, "claimed")
     with bench.sessions.begin() as session:

@@ -108,16 +108,17 @@ def test_a_killed_worker_loses_at_most_one_checkpoint_and_the_job_ends_once(serv
     assert all(int(text.split()[-1]) >= 2 * number for number, text in enumerate(starts))
 
 
-@pytest.mark.parametrize("who", ["main", "pool", "child"])
+@pytest.mark.parametrize("who", ["main", "pool", "server", "child"])
 def test_whichever_process_is_killed_the_job_is_done_and_nothing_is_left_over(service, who):
     worker = service.start_worker()
     service.alive()
     job_id = service.submit("slow", "6", "0.4")
     service.until(job_id, lambda job: job.checkpoint_step)
-    main, pool, child = worker.tree()
-    {"main": main, "pool": pool, "child": child}[who].send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs([pool, child] if who == "main" else [child], 5)
-    assert alive == []
+    main, pool, server, child = worker.tree()
+    killed = {"main": main, "pool": pool, "server": server, "child": child}[who]
+    killed.send_signal(signal.SIGKILL)
+    below = {"main": [pool, server, child], "pool": [server, child], "server": [], "child": [child]}[who]
+    assert psutil.wait_procs(below, 5)[1] == []
     if who == "main":
         service.start_worker()
     job = service.ended(job_id)
@@ -127,7 +128,7 @@ def test_whichever_process_is_killed_the_job_is_done_and_nothing_is_left_over(se
 def test_a_worker_whose_idle_process_was_killed_works_on_and_stops(service):
     worker = service.start_worker()
     service.alive()
-    _main, pool = worker.tree()
+    _main, pool, _server = worker.tree()
     time.sleep(1)  # it waits for a task now, and holds the lock of the pipe they come through
     pool.kill()
     job = service.ended(service.submit("succeed"))
@@ -174,14 +175,14 @@ def test_a_worker_paused_past_its_lease_writes_nothing_when_it_goes_on(service):
     service.alive()
     job_id = service.submit("slow", "20", "0.2")
     service.until(job_id, lambda job: job.checkpoint_step)
-    tree = first.tree()
-    for process in tree[:2]:  # the supervisor alone: its child works on
+    main, pool, _server, child = first.tree()
+    for process in (main, pool):  # the supervisor alone: its child works on
         process.suspend()
     service.start_worker()
     service.until(job_id, lambda job: job.fence == 2 and job.checkpoint_key and "/2/" in job.checkpoint_key)
-    for process in tree[:2]:
+    for process in (main, pool):
         process.resume()
-    assert psutil.wait_procs([tree[2]], 5)[1] == []  # its child is killed
+    assert psutil.wait_procs([child], 5)[1] == []
     job = service.ended(job_id)
     assert (job.status, job.fence) == ("succeeded", 2)
     with service.bench.sessions() as session:
@@ -211,6 +212,6 @@ def test_the_worker_never_loads_torch(service):
     worker = service.start_worker()
     service.alive()
     service.ended(service.submit("succeed"))
-    for process in worker.tree():
+    for process in worker.tree()[:2]:  # not the server that its children are forked from
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
     assert {row.sandbox for row in service.rows()} == {service.bench.worker.confinement.level}

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pared.specs import PruneSpec
 from worker import child
 
 
@@ -172,12 +173,6 @@ BEHAVIOURS = {
 }  # fmt: skip
 
 
-def methods() -> Any:
-    from pared.specs import PruneSpec
-
-    return {PruneSpec: method}
-
-
 if __name__ == "__main__":
     sys.setswitchinterval(0.005)
-    child.main(methods)
+    child.main({PruneSpec: method})

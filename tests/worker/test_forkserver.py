@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.processes import wait_for
+from worker import forkserver, sandbox
+from worker.forkserver import Child, ForkServer
+from worker.sandbox import Confinement
+
+TELLING = """
+import json, os, socket, sys, tempfile, time
+from worker import forkserver
+loaded_at = time.monotonic_ns()
+request = forkserver.enter(memory_bytes=1 << 30)
+fds = {int(name) for name in os.listdir("/proc/self/fd")}
+told = {
+    "loaded_at": loaded_at, "pid": os.getpid(), "parent": os.getppid(), "session": os.getsid(0), "cwd": os.getcwd(),
+    "temporary": tempfile.gettempdir(), "environment": dict(os.environ), "asked": request["asked"],
+    "fds": sorted(fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")), "umask": os.umask(0),
+}
+os.write(request["messages"], json.dumps(told).encode() + b"\\n")
+while request["asked"] == "stay":
+    time.sleep(1)
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    program = tmp_path / "telling.py"
+    program.write_text(TELLING)
+    made = ForkServer((sys.executable, "-P", str(program)), Confinement("weak"), threads=3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def fork(server, tmp_path):
+    children: list[Child] = []
+
+    def forked(asked: str = "") -> tuple[Child, dict[str, Any]]:
+        folder = tmp_path / f"scratch {len(children)}"
+        folder.mkdir()
+        sandbox.make_scratch(folder, None)
+        children.append(server.child(folder, {"asked": asked}))
+        os.set_blocking(children[-1].messages, True)
+        with os.fdopen(os.dup(children[-1].messages), "rb") as messages:
+            return children[-1], json.loads(messages.readline())
+
+    yield forked
+    for child in children:
+        child.kill()
+
+
+def test_children_share_what_was_loaded_and_nothing_else(fork, tmp_path, monkeypatch):
+    monkeypatch.setenv("PARED_SECRET", "s3cret")
+    (first, told), (second, told_too) = fork(), fork()
+    assert told["loaded_at"] == told_too["loaded_at"]
+    assert (told["pid"], told_too["pid"]) == (first.pid, second.pid)
+    assert told["parent"] == told_too["parent"] == os.getpid()
+    assert (told["session"], told_too["session"]) == (first.pid, second.pid)
+    assert told["cwd"] == str(tmp_path / "scratch 0")
+    assert told["temporary"] == told["environment"]["HOME"] == str(tmp_path / "scratch 0" / "tmp")
+    assert told_too["temporary"] == str(tmp_path / "scratch 1" / "tmp")
+    assert told["environment"]["OMP_NUM_THREADS"] == "3"
+    assert "s3cret" not in str(told["environment"])
+    assert set(told["fds"]) <= {0, 1, 2, 3}
+    assert told["umask"] == 0o077
+
+
+def test_a_request_of_any_length_arrives(fork):
+    _, told = fork("x" * 10_000_000)
+    assert len(told["asked"]) == 10_000_000
+
+
+def test_one_that_died_is_started_again_and_its_children_live_on(server, fork):
+    child, told = fork("stay")
+    os.kill(server._process.pid, signal.SIGKILL)
+    _, told_after = fork()
+    assert told_after["loaded_at"] > told["loaded_at"]
+    assert psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_program_that_ends_at_once_is_an_error_and_no_wait(tmp_path):
+    server = ForkServer((sys.executable, "-c", "raise SystemExit(3)"), Confinement("none"), threads=1)
+    started = time.monotonic()
+    with pytest.raises(OSError, match="ends at once"):
+        server.child(tmp_path, {})
+    assert time.monotonic() - started < 30
+
+
+def test_a_folder_that_is_gone_is_an_error(server, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        server.child(tmp_path / "gone", {})
+    assert [child for child in psutil.Process().children() if child.name() == forkserver.CHILD_NAME] == []
+
+
+def test_it_and_its_children_end_with_their_worker(tmp_path):
+    (tmp_path / "telling.py").write_text(TELLING)
+    (tmp_path / "scratch").mkdir()
+    sandbox.make_scratch(tmp_path / "scratch", None)
+    told = tmp_path / "told"
+    worker = f"""
+import os, sys, time
+from pathlib import Path
+from worker.forkserver import ForkServer
+from worker.sandbox import Confinement
+server = ForkServer((sys.executable, "-P", {str(tmp_path / "telling.py")!r}), Confinement("none"), threads=1)
+child = server.child(Path({str(tmp_path / "scratch")!r}), {{"asked": "stay"}})
+Path({str(told)!r}).write_text(f"{{child.pid}} {{server._process.pid}}\\n")
+time.sleep(60)
+"""
+    process = psutil.Popen([sys.executable, "-c", worker])
+    try:
+        wait_for(lambda: told.exists() and told.read_text().endswith("\n"), 30, "a child")
+    finally:
+        process.kill()
+        process.wait()
+    for pid in told.read_text().split():
+        wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists() or _is_zombie(int(pid)), 10, f"{pid} ends")
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
