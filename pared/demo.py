@@ -22,7 +22,7 @@ from pared.terminal import follow, stored
 START_LIMIT_S = 90.0
 
 # Chosen on the validation split, over three seeds; the test split is only reported on.
-PRUNE = {"granularity": "channel", "amount": 0.5, "scope": "layer", "retrain": {"epochs": 8, "lr": 0.02}}
+PRUNE = {"granularity": "channel", "amount": 0.5, "retrain": {"epochs": 8, "lr": 0.02}}
 # A quarter of the parameters of `pared.examples.train_digits`, from random weights.
 STUDENT = {
     "layers": [
@@ -86,7 +86,7 @@ def _show(client: Client, directory: Path, console: Console) -> None:
     _headline(
         console,
         "3. Half of the channels removed, then retrained",
-        "pared prune digits_cnn.pt --data digits.npz --channels 50% --scope layer --epochs 8 --lr 0.02 -o pruned.pt",
+        "pared prune digits_cnn.pt --data digits.npz --channels 50% --epochs 8 --lr 0.02 -o pruned.pt",
     )
     pruned = _finish(client.prune(model, data, **PRUNE), directory, "pruned", console)
 

@@ -192,7 +192,12 @@ class PruneSpec(CommonFields):
         "channel", description="`weight` zeroes single weights; `channel` removes neurons and channels physically."
     )
     criterion: Literal["magnitude", "random"] = "magnitude"
-    scope: Literal["global", "layer"] = Field("global", description="Rank all units together, or layer by layer.")
+    # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
+    scope: Literal["global", "layer"] = Field(
+        default_factory=lambda given: "global" if given.get("granularity") == "weight" else "layer",
+        description="Rank all units together, or layer by layer. By default weights are ranked together, channels "
+        "layer by layer.",
+    )
     amount: float = Field(gt=0, lt=1, description="Share of weights or channels to remove.", examples=[0.5])
     schedule: Literal["one_shot", "iterative"] = "one_shot"
     steps: int = Field(5, ge=2, le=100, description="`iterative`: prune and retrain this many times.")

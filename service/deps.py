@@ -9,10 +9,9 @@ from typing import Annotated
 from celery import Celery
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import Select, select
-from sqlalchemy.orm import Session, defer
 
 from pared.errors import NotFound, Unauthorized
+from pared.state.jobs import find_job
 from pared.state.keys import key_of
 from pared.state.objects import ObjectStore, open_store
 from pared.state.queue import make_app
@@ -101,20 +100,7 @@ def owned_job(job_id: str, parts: PartsOf, owner: Owner) -> Job:
     """The job in the path, if it is the asker's. Raises NotFound."""
     check_id(job_id, "job")
     with parts.sessions() as session:
-        return job_of(session, owner, job_id)
-
-
-def job_of(session: Session, owner: str, job_id: str) -> Job:
-    """The owner's job, without its report. Raises NotFound."""
-    job = session.scalar(jobs_of(owner).where(Job.id == job_id))
-    if job is None:
-        raise NotFound(f"There is no job {job_id}.")
-    return job
-
-
-def jobs_of(owner: str) -> Select[Job]:
-    """The owner's jobs; inspections are nobody's. Reports, which may be megabytes each, stay in the database."""
-    return select(Job).where(Job.owner == owner, Job.type != "inspect").options(defer(Job.report, raiseload=True))
+        return find_job(session, owner, job_id)
 
 
 def check_id(value: str, prefix: str) -> None:

@@ -67,6 +67,7 @@ from pared.reports import (
 )
 from pared.specs import DistillSpec, FromTeacher, InspectSpec, PruneSpec, Spec, Train
 
+_THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 _EXAMPLE_BATCH = 4  # more than one, so that nothing hides in a dimension of size 1
 
 # Where each stage of a job begins, as a share of the whole; training is most of the work.
@@ -315,7 +316,13 @@ class _Pruning:
             if self.gone < wanted:
                 notes.append(
                     f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
-                    f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one."
+                    f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one, and one "
+                    "whose removal did not hold keeps all. The layers' own lines say which."
+                )
+            if spec.scope == "global" and (thin := self._thin(original)):
+                notes.append(
+                    f"Little is left of {', '.join(thin)}. The scope `layer` takes the same share of each layer; "
+                    "`exclude` keeps a layer whole."
                 )
         elif self.masks is not None and self.retrain is not None:
             weights = tensors(original.module)
@@ -326,6 +333,17 @@ class _Pruning:
                     "in retraining. Give a larger amount to keep them at zero."
                 )
         return notes
+
+    def _thin(self, original: LoadedModel) -> list[str]:
+        """The layers that are left with less than a tenth of their channels."""
+        weights = tensors(original.module)
+        told = {}
+        for name, dim in self.output_dims.items():
+            size = weights[name].shape[dim]
+            left = size - len(self.removed.get(name, {}).get(str(dim), []))
+            if left < _THIN * size:
+                told[weight_layers(original.module)[name]] = f"{left} of {size}"
+        return [f"{layer} ({left} channels)" for layer, left in told.items()]
 
 
 def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tuple[Train | None, list[str]]:

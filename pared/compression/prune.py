@@ -167,7 +167,7 @@ def remove_channels(
     *,
     amount: float,
     criterion: Criterion = "magnitude",
-    scope: Scope = "global",
+    scope: Scope = "layer",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     generator: torch.Generator | None = None,
@@ -200,7 +200,14 @@ def remove_channels(
     else:
         chosen = _lowest(scores, round(amount * sum(units.values())) - gone)
     removals = [group.removal(units_of_group) for group, units_of_group in zip(groups, chosen, strict=True)]
-    failed = unsound(coupling.original, example, removals, lambda removed: _without(loaded, coupling, removed).module)
+    built = loaded
+
+    def shrunk(removed: Removed) -> nn.Module:
+        nonlocal built
+        built = _without(loaded, coupling, removed)
+        return built.module
+
+    failed = unsound(coupling.original, example, removals, shrunk)
     for index, why in failed.items():
         reasons |= dict.fromkeys(groups[index].layers, why)
     removed: Removed = {}
@@ -214,7 +221,9 @@ def remove_channels(
             f"An amount of {amount:g} is less than one channel here: {sum(now.values())} channels can be chosen from. "
             "Give a larger amount."
         )
-    return ChannelRemoval(_without(loaded, coupling, removed), removed, reasons, coupling.output_dims, now, count)
+    if failed:  # otherwise the last that was built has been checked, and is this one
+        built = _without(loaded, coupling, removed)
+    return ChannelRemoval(built, removed, reasons, coupling.output_dims, now, count)
 
 
 def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Removed) -> LoadedModel:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from pared.errors import Conflict, IdempotencyMismatch, NotFound, ParedError
 from pared.specs import BUILTIN_DATASETS, DistillSpec, InspectSpec, PruneSpec
@@ -90,11 +90,16 @@ def cancel(session: Session, owner: str, job_id: str) -> Job:
 
 
 def find_job(session: Session, owner: str, job_id: str) -> Job:
-    """The owner's job. Raises NotFound, also for another owner's and for inspections, which are nobody's."""
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.owner == owner, Job.type != "inspect"))
+    """The owner's job, without its report. Raises NotFound, also for another owner's."""
+    job = session.scalar(jobs_of(owner).where(Job.id == job_id))
     if job is None:
         raise NotFound(f"There is no job {job_id}.")
     return job
+
+
+def jobs_of(owner: str) -> Select[Job]:
+    """The owner's jobs; inspections are nobody's. Reports, which may be megabytes each, stay in the database."""
+    return select(Job).where(Job.owner == owner, Job.type != "inspect").options(defer(Job.report, raiseload=True))
 
 
 def record(session: Session, job_id: str) -> None:

@@ -18,11 +18,11 @@ from sqlalchemy.orm import Session
 from pared.errors import TooLarge, ValidationError
 from pared.specs import DistillSpec, PruneSpec, compression_spec
 from pared.state.events import events_after
-from pared.state.jobs import Idempotency, cancel, submit
+from pared.state.jobs import Idempotency, cancel, find_job, jobs_of, submit
 from pared.state.tables import ENDED, Artifact, Job, JobEvent, JobStatus
 from service import strangers_json
 from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
-from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id, job_of, jobs_of
+from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
 from service.openapi import JOB, SPEC_BODY, UNCHANGED, answers, page
 from service.paging import After, Limit, as_page, fetch_page
 from service.problems import invalid
@@ -230,7 +230,7 @@ async def _json_body(request: Request, max_bytes: int) -> Any:
 
 def _look(parts: Parts, owner: str, job_id: str) -> JobView:
     with parts.sessions() as session:
-        return _view(session, job_of(session, owner, job_id))
+        return _view(session, find_job(session, owner, job_id))
 
 
 def _view(session: Session, job: Job) -> JobView:

@@ -222,6 +222,11 @@ def test_a_report_tells_where_the_outcome_is_not_what_was_asked_for(dense, tmp_p
         run(pruning(amount=0.98, exclude=["conv9"], retrain=None), {"model": dense}, tmp_path)
     report = run(pruning(amount=0.98, retrain=None), {"model": dense}, tmp_path)
     assert any(w.startswith("46 of 48 removable channels went") and "asks for 47" in w for w in report.warnings)
+    assert not any("Little is left" in warning for warning in report.warnings), "it is what was asked for"
+    report = run(pruning(amount=0.6, scope="global", exclude=["conv1"], retrain=None), {"model": dense}, tmp_path)
+    assert not any("Little is left" in warning for warning in report.warnings)
+    report = run(pruning(amount=0.95, scope="global", retrain=None), {"model": dense}, tmp_path)
+    assert any("Little is left of conv1 (1 of 16 channels)" in warning for warning in report.warnings)
     sparse = file_of(tmp_path / "model.pt")
     module = torch.jit.load(sparse.path)
     with torch.no_grad():
