@@ -88,7 +88,7 @@ class ForkServer:
 
         Args:
             folder: its scratch folder, from `make_scratch`.
-            request: one JSON object; `enter` returns it there.
+            request: one JSON object, with `memory_bytes`, its limit; `enter` returns it there.
 
         Raises:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
@@ -119,7 +119,7 @@ class ForkServer:
             self._end()
 
     def _fork(self, folder: Path, fds: list[int]) -> int:
-        order = json.dumps({"folder": str(folder), "parent": os.getpid()}).encode()
+        order = str(folder).encode()
         with self._lock, sandbox.adopting_orphans():
             # The second time for one that died since, such as for want of memory.
             answer = self._exchange(order, fds) or self._exchange(order, fds)
@@ -139,6 +139,8 @@ class ForkServer:
             answer = control.recv(_MAX_ORDER_BYTES)
         except (BrokenPipeError, ConnectionResetError):
             pass
+        except TimeoutError as error:
+            raise OSError(errno.ETIMEDOUT, f"no child was forked within {_START_S:g} seconds") from error
         finally:
             if not answer:
                 self._end()
@@ -197,13 +199,10 @@ def _environment(threads: int) -> dict[str, str]:
 # -- the fork server's side ---------------------------------------------------------------------
 
 
-def enter(*, memory_bytes: int | None = None) -> dict[str, Any]:
+def enter() -> dict[str, Any]:
     """Serve the worker until it ends. Returns in each child, which is then confined, with its request.
 
     Call it with everything imported and nothing opened; no thread survives into a child.
-
-    Args:
-        memory_bytes: the memory limit, for programs whose request names none.
 
     Raises:
         OSError: a part of the level could not be put in place; the child must then end.
@@ -221,7 +220,7 @@ def enter(*, memory_bytes: int | None = None) -> dict[str, Any]:
         request["level"],
         folder=Path.cwd(),
         parent=request["parent"],
-        memory_bytes=memory_bytes or request["memory_bytes"],
+        memory_bytes=request["memory_bytes"],
     )
     return request
 
@@ -233,24 +232,22 @@ def _serve() -> None:
         message, fds, _, _ = socket.recv_fds(control, _MAX_ORDER_BYTES, 3)
         if not message:  # the worker has ended
             os._exit(0)
-        order = json.loads(message)
         try:
             between = os.fork()
         except OSError as error:
             _answer(control, {"error": error.errno})
         else:
             if not between:
-                _fork_again(control, order, fds)
+                _fork_again(control, Path(message.decode()), fds)
                 return
             os.waitpid(between, 0)
         for fd in fds:
             os.close(fd)
 
 
-def _fork_again(control: socket.socket, order: dict[str, Any], fds: list[int]) -> None:
+def _fork_again(control: socket.socket, folder: Path, fds: list[int]) -> None:
     """Become the child. The process between ends at once, and the kernel gives its child to the worker."""
     between = os.getpid()
-    folder = Path(order["folder"])
     try:
         os.chdir(folder)
         pid = os.fork()
@@ -271,7 +268,10 @@ def _fork_again(control: socket.socket, order: dict[str, Any], fds: list[int]) -
     for fd, number in ((stdin, 0), (output, 1), (output, 2), (messages, _MESSAGES_FD)):
         os.dup2(fd, number, inheritable=False)
     control.detach()
-    os.closerange(_MESSAGES_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > _MESSAGES_FD:
+            with suppress(OSError):  # the one that listed them is closed again
+                os.close(int(name))
 
 
 def _answer(control: socket.socket, answer: dict[str, Any]) -> None:

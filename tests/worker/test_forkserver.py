@@ -20,7 +20,7 @@ TELLING = """
 import json, os, socket, sys, tempfile, time
 from worker import forkserver
 loaded_at = time.monotonic_ns()
-request = forkserver.enter(memory_bytes=1 << 30)
+request = forkserver.enter()
 fds = {int(name) for name in os.listdir("/proc/self/fd")}
 told = {
     "loaded_at": loaded_at, "pid": os.getpid(), "parent": os.getppid(), "session": os.getsid(0), "cwd": os.getcwd(),
@@ -50,7 +50,7 @@ def fork(server, tmp_path):
         folder = tmp_path / f"scratch {len(children)}"
         folder.mkdir()
         sandbox.make_scratch(folder, None)
-        children.append(server.child(folder, {"asked": asked}))
+        children.append(server.child(folder, {"asked": asked, "memory_bytes": 1 << 30}))
         os.set_blocking(children[-1].messages, True)
         with os.fdopen(os.dup(children[-1].messages), "rb") as messages:
             return children[-1], json.loads(messages.readline())
@@ -114,7 +114,7 @@ from pathlib import Path
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
 server = ForkServer((sys.executable, "-P", {str(tmp_path / "telling.py")!r}), Confinement("none"), threads=1)
-child = server.child(Path({str(tmp_path / "scratch")!r}), {{"asked": "stay"}})
+child = server.child(Path({str(tmp_path / "scratch")!r}), {{"asked": "stay", "memory_bytes": 1 << 30}})
 Path({str(told)!r}).write_text(f"{{child.pid}} {{server._process.pid}}\\n")
 time.sleep(60)
 """

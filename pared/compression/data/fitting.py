@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pared.compression.data.first_layer import refusal
 from pared.compression.data.samples import Data, Inputs, Split
 from pared.compression.intake import LoadedModel, guess_example_inputs
 from pared.compression.measure import forward
@@ -70,11 +71,14 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
             "with the vocabulary the model was trained with."
         )
     held = _described(inputs, data.samples("train") + data.samples("val") + data.samples("test"))
-    taken = guess_example_inputs(loaded)
-    if taken is not None and _described(taken, 0) != _described(inputs, 0):
+    refused = refusal(loaded.module, inputs)
+    if refused is not None:
+        return ShapeMismatch(f"The data set holds {held}. {refused} {error.detail}")
+    ran = guess_example_inputs(loaded)
+    if ran is not None and _described(ran, 0) != _described(inputs, 0):
         return ShapeMismatch(
-            f"The model takes {_described(taken, None)}; the data set holds {held}. "
-            f"In the model's words: {error.detail}"
+            f"The model fails on the data set, which holds {held}. Of the shapes tried in its place, it ran on "
+            f"{_described(ran, None)}; others may do as well. {error.detail}"
         )
     return ModelFailed(f"The model fails on the data set, which holds {held}. {error.detail}")
 
