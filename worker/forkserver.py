@@ -119,7 +119,7 @@ class ForkServer:
             self._end()
 
     def _fork(self, folder: Path, fds: list[int]) -> int:
-        order = str(folder).encode()
+        order = os.fsencode(folder)
         with self._lock, sandbox.adopting_orphans():
             # The second time for one that died since, such as for want of memory.
             answer = self._exchange(order, fds) or self._exchange(order, fds)
@@ -238,7 +238,7 @@ def _serve() -> None:
             _answer(control, {"error": error.errno})
         else:
             if not between:
-                _fork_again(control, Path(message.decode()), fds)
+                _fork_again(control, Path(os.fsdecode(message)), fds)
                 return
             os.waitpid(between, 0)
         for fd in fds:
