@@ -53,9 +53,10 @@ from pared.compression.reporting import (
     publish,
     reproduce,
     softmax_warning,
+    split_warning,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
-from pared.compression.verdict import distill_verdict, prune_verdict, warnings_of
+from pared.compression.verdict import distill_verdict, kept_as_before, prune_verdict, warnings_of
 from pared.compression.work import Observer, Stage, Work
 from pared.errors import ModelFailed, NothingToPrune, ValidationError
 from pared.reports import (
@@ -173,7 +174,11 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             warnings=[
                 *original.warnings,
                 *([] if data is None else data.warnings),
+                *split_warning(data),
                 *skipped,
+                *kept_as_before(
+                    "retraining" if spec.schedule == "one_shot" else "retraining after the last step", state.best_epoch
+                ),
                 *state.warnings(spec, original),
                 *softmax_warning(baseline),
                 *measured.warnings,
@@ -438,6 +443,8 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             seconds=stages.finish(),
             warnings=[
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
+                *split_warning(data),
+                *kept_as_before("distillation", taught.best_epoch),
                 *softmax_warning(baseline),
                 *measured.warnings,
                 *warnings_of(None, before, after, layers),

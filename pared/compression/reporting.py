@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pared.compression.intake import LoadedModel
+from pared.compression.data import Data
+from pared.compression.intake import LoadedModel, why_passed_over
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.prune import tensors, tied_names, weight_layers
 from pared.compression.work import Work
@@ -101,6 +102,19 @@ def softmax_warning(baseline: Assessment | None) -> list[str]:
     return []
 
 
+def split_warning(data: Data | None) -> list[str]:
+    """A test split drawn from the upload may hold what the model was trained on."""
+    if data is None or data.splits == "given":
+        return []
+    quality = "accuracy" if data.task == "classification" else "R²"
+    note = (
+        "The test samples were drawn by seed from the uploaded data. If the model was trained on them, its "
+        f"{quality} before is too high, and the drop looks larger than it is. To settle it, upload samples that the "
+        "model has never seen as x_test and y_test beside x and y (.npz or .safetensors)."
+    )
+    return [note]
+
+
 def layer_reports(
     before: nn.Module,
     after: nn.Module,
@@ -121,6 +135,9 @@ def layer_reports(
             continue
         known = next((alias for alias in names_of[name] if alias in removed and alias in output_dims), None)
         units = None if known is None else removed[known].get(str(output_dims[known]))
+        reason = reasons.get(layer)
+        if reason is None and output_dims and not any(alias in output_dims for alias in names_of[name]):
+            reason = why_passed_over(before, layer)
         reports.append(
             LayerReport(
                 name=layer if list(layer_names.values()).count(layer) == 1 else name,
@@ -128,7 +145,7 @@ def layer_reports(
                 shape_after=list(new[name].shape),
                 sparsity=1 - int(torch.count_nonzero(new[name])) / max(new[name].numel(), 1),
                 removed_units=units,
-                reason=None if units else reasons.get(layer),
+                reason=None if units else reason,
             )
         )
     return reports

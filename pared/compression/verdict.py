@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+from pared.compression.intake.inspection import LITTLE
 from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality
 
 SIGNIFICANT_P = 0.05
@@ -72,6 +74,7 @@ def warnings_of(
         ]
         if slower:
             notes.append(f"Latency got worse at {' and '.join(slower)}.")
+    notes += _little_touched(before, layers)
     odd = [
         layer.name
         for layer in layers
@@ -82,6 +85,33 @@ def warnings_of(
             f"Channels are no longer a multiple of 8 in {_some(odd)}; some devices run such layers below their speed."
         )
     return notes
+
+
+def kept_as_before(training: str, best_epoch: int | None) -> list[str]:
+    """Says so where a training came to nothing: its best epoch is 0, the weights that it began with."""
+    if best_epoch != 0:
+        return []
+    note = (
+        f"The {training} did not help: no epoch did better on the validation split than the weights that it began "
+        "with, and these were kept. Try a smaller learning rate, or more epochs."
+    )
+    return [note]
+
+
+def _little_touched(before: Measurement, layers: list[LayerReport]) -> list[str]:
+    """Many channels may go and few parameters, where the large layers keep theirs."""
+    sizes = {layer.name: math.prod(layer.shape_before) for layer in layers}
+    touched = [layer.name for layer in layers if layer.shape_after != layer.shape_before]
+    share = sum(sizes[name] for name in touched) / max(before.parameters, 1)
+    if not touched or share >= LITTLE:
+        return []
+    largest = max(layers, key=lambda layer: sizes[layer.name])
+    why = f" ({largest.reason})" if largest.reason else ""
+    note = (
+        f"The layers that lost channels hold only {100 * share:.1f} % of the parameters, so the model shrank little. "
+        f"The largest layer is {largest.name}{why}."
+    )
+    return [note]
 
 
 # -- parts of a sentence ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import io
 import random
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
 from torch import nn
 
+from pared.compression.architectures import build
 from pared.compression.data import check_fits, inspect_dataset, load_dataset
 from pared.compression.intake import LoadedModel
 from pared.compression.work import DatasetFile
@@ -395,14 +397,75 @@ def test_a_fitting_model_passes():
     check_fits(model(nn.Sequential(nn.Flatten(), nn.Linear(64, 12))), load(DIGITS))
 
 
-def test_other_shapes_are_told_both(dataset):
-    colour = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 10))
-    with pytest.raises(ShapeMismatch, match=r"takes \(N, 3, 32, 32\); the data set holds \(1797, 1, 8, 8\)"):
-        check_fits(model(colour), load(DIGITS))
-    with pytest.raises(ShapeMismatch, match=r"takes \(N, 16\) of int64 token ids; the data set holds \(40, 3\)\."):
-        check_fits(
-            model(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(1), nn.Linear(64, 4))), load(dataset(npz(x=X, y=Y)))
-        )
+class Cnn(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fc = nn.Linear(4 * 26 * 26, 4)
+        self.conv1 = nn.Conv2d(channels, 4, 3)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv1(x)).flatten(1))
+
+
+def flat(first) -> nn.Module:
+    return nn.Sequential(OrderedDict(first=first, flat=nn.Flatten(1), fc=nn.Linear(64, 4)))
+
+
+GREY = r"The model reads x with its layer conv1, which takes 1 input channel: shape \(N, 1, H, W\)\."
+COLOUR = r"conv1, which takes 3 input channels: shape \(N, 3, H, W\)\."
+MISFITS = {
+    "no channels": (
+        lambda: Cnn(1), (28, 28), rf"holds \(40, 28, 28\)\. {GREY} The channel .* missing: save x\[:, None\] as x\."),
+    "its own words, once": (lambda: Cnn(1), (28, 28), r"The model's own code raised: (?!.*own code raised)"),
+    "grey for colour": (lambda: Cnn(3), (28, 28), rf"{COLOUR} .* save x\[:, None\]\.repeat\(3, axis=1\) as x\."),
+    "colour for grey": (lambda: Cnn(1), (3, 28, 28), rf"holds \(40, 3, 28, 28\)\. {GREY} The model's own"),
+    "channels last": (lambda: Cnn(3), (28, 28, 3), rf"{COLOUR} .* save numpy\.moveaxis\(x, -1, 1\) as x\."),
+    "rows of pixels": (lambda: Cnn(1), (784,), rf"{GREY} Save x in that shape\."),
+    "whole numbers": (
+        lambda: Cnn(1), np.zeros((40, 1, 28, 28), np.int64), rf"{GREY} Save x as float32: integers are .* token ids"),
+    "transposed and grouped": (
+        lambda: flat(nn.ConvTranspose1d(4, 8, 1, groups=2)), (6, 5), r"takes 4 input channels: shape \(N, 4, L\)"),
+    "grouped": (lambda: flat(nn.Conv1d(4, 8, 1, groups=2)), (6, 5), r"takes 4 input channels: shape \(N, 4, L\)"),
+    "features": (lambda: flat(nn.Linear(6, 4)), (16, 5), r"layer first, which takes 6 features: shape \(N, 6\)"),
+    "flattened": (
+        lambda: flat(nn.Identity()), (8, 9), r"takes 64 features, to which each sample is reshaped\. .* 72 numbers"),
+    "no token ids": (lambda: flat(nn.Embedding(9, 4)), (16,), r"first, which takes token ids\. Save x as int64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_the_first_layer_takes_is_told_beside_what_the_data_hold(case, dataset):
+    make, x, says = MISFITS[case]
+    x = x if isinstance(x, np.ndarray) else np.zeros((40, *x), np.float32)
+    with pytest.raises(ShapeMismatch, match=says):
+        check_fits(model(make()), load(dataset(npz(x=x, y=Y))))
+
+
+def test_the_first_layer_is_found_in_traced_models_and_in_architectures_too(dataset):
+    data = load(dataset(npz(x=np.zeros((40, 28, 28), np.float32), y=Y)))
+    traced = torch.jit.trace(Cnn(1).eval(), torch.zeros(2, 1, 28, 28))
+    for module in (traced, build("lenet5").eval()):
+        with pytest.raises(ShapeMismatch, match=GREY):
+            check_fits(LoadedModel(module, "torchscript", "traced"), data)
+
+
+def test_of_several_inputs_the_one_that_does_not_fit_is_named(dataset):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b, self.a = nn.Linear(5, 4), nn.Linear(3, 4)
+
+        def forward(self, x, z):
+            return self.a(x) + self.b(z)
+
+    with pytest.raises(ShapeMismatch, match=r"reads x1 with its layer b, which takes 5 features"):
+        check_fits(model(Two()), load(dataset(npz(x0=X, x1=X, y=Y))))
+
+
+def test_a_shape_that_was_only_tried_is_not_told_as_the_models_own(dataset):
+    x = np.zeros((40, 1, 32, 32), np.float32)
+    with pytest.raises(ShapeMismatch, match=r"shapes tried in its place, it ran on \(N, 1, 28, 28\); others may do"):
+        check_fits(model(Cnn(1)), load(dataset(npz(x=x, y=Y))))
 
 
 def test_labels_beyond_the_outputs_are_told():

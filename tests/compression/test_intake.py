@@ -62,6 +62,18 @@ class TwoInputs(nn.Module):
         return self.a(x) + self.b(z)
 
 
+class Reader(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.words, self.memory = nn.Embedding(10, 8), kind(8, 12, batch_first=True)
+        self.fc1, self.fc2 = nn.Linear(12, 6), nn.Linear(6, 3)
+        self.unused = nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(self.memory(self.words(x))[0][:, -1]))) * self.scale
+
+
 EXAMPLE = torch.randn(2, 1, 8, 8)
 
 
@@ -211,6 +223,53 @@ def test_inspection_without_an_example_still_lists_layers(upload):
     inspection = inspect_model(load_model(upload(scripted())), None)
     assert [layer.name for layer in inspection.layers] == ["conv", "bn", "fc"]
     assert "could not be guessed" in inspection.warnings[0]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_layers_whose_units_cannot_go_are_listed_with_their_weights_and_why(kind, upload):
+    loaded = load_model(upload(scripted(Reader(kind))))
+    inspection = inspect_model(loaded, guess_example_inputs(loaded))
+    layers = {layer.name: layer for layer in inspection.layers}
+    assert sum(layer.parameters for layer in inspection.layers) == inspection.parameters
+    memory = layers["memory"]
+    assert memory.kind == kind.__name__.lower()
+    assert memory.weights["memory.weight_hh_l0"][1] == 12
+    assert not memory.prunable_channels
+    assert memory.reason == "pared removes no units of recurrent layers; granularity `weight` can zero its weights"
+    assert layers["unused"].reason.startswith("pared found no channels in this layer")
+    assert (layers["scale"].kind, layers["scale"].parameters) == ("parameter", 3)
+    assert layers["fc1"].prunable_channels
+
+
+def test_tied_weights_are_listed_once(upload):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+            self.out.weight = self.words.weight
+
+        def forward(self, x):
+            return self.out(self.words(x).mean(1))
+
+    loaded = load_model(upload(scripted(Tied())))
+    for example in (guess_example_inputs(loaded), None):
+        inspection = inspect_model(loaded, example)
+        assert sum(layer.parameters for layer in inspection.layers) == inspection.parameters == 80
+
+
+def test_inspection_says_where_little_can_be_removed(upload):
+    def warnings_of(module):
+        loaded = load_model(upload(scripted(module)))
+        return inspect_model(loaded, guess_example_inputs(loaded)).warnings
+
+    # Removable are the 6 units of fc1: 6 × (12 + 1) weights of its own, 6 × 3 of fc2.
+    (warning,) = warnings_of(Reader(nn.LSTM))
+    share = 100 * 96 / sum(p.numel() for p in Reader(nn.LSTM).parameters())
+    assert f"hold only {share:.1f} % of the parameters" in warning
+    assert "rest is in memory (1,056), words (80)" in warning
+    (warning,) = warnings_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    assert warning.startswith("No channel of this model can be removed")
+    assert warnings_of(Net()) == []
 
 
 # -- what is refused ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -236,6 +237,73 @@ def test_a_report_tells_where_the_outcome_is_not_what_was_asked_for(dense, tmp_p
         pruning(amount=0.1, granularity="weight", retrain={"epochs": 1}), {"model": file_of(sparse.path)}, tmp_path
     )
     assert any("zero in the upload already" in warning for warning in again.warnings)
+
+
+class Rows(nn.Module):
+    """Reads an image row by row; nearly all weights are those of its memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory, self.fc1, self.fc2 = nn.LSTM(8, 48, batch_first=True), nn.Linear(48, 12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(self.memory(x.squeeze(1))[0][:, -1])))
+
+
+@pytest.fixture
+def rows(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "rows.pt"
+    torch.jit.save(torch.jit.script(Rows().eval()), path)
+    return file_of(path)
+
+
+def test_a_report_says_why_many_channels_held_few_parameters(rows, tmp_path):
+    report = run(pruning(retrain=None), {"model": rows}, tmp_path)
+    layers = {layer.name: layer for layer in report.layers}
+    assert layers["fc1"].shape_after == [6, 48]
+    assert "recurrent layers" in layers["memory.weight_hh_l0"].reason
+    share = 100 * (48 * 12 + 12 * 10) / report.before.parameters
+    (warning,) = [w for w in report.warnings if "the model shrank little" in w]
+    assert f"hold only {share:.1f} % of the parameters" in warning
+    assert "memory.weight_hh_l0 (pared removes no units of recurrent layers" in warning
+
+
+def test_weights_of_recurrent_layers_are_zeroed_and_stay_zero(rows, tmp_path):
+    report = run(pruning(granularity="weight", amount=0.8, retrain={"epochs": 1}), {"model": rows}, tmp_path)
+    sparsity = {layer.name: layer.sparsity for layer in report.layers}
+    assert sparsity["memory.weight_hh_l0"] > 0.7
+    assert not any("the model shrank little" in warning for warning in report.warnings)
+
+
+def test_a_training_that_came_to_nothing_is_told(layered, tmp_path):
+    harmful = {"epochs": 1, "optimizer": "adam", "lr": 1.0}
+    report = run(pruning(amount=0.1, retrain=harmful), {"model": layered}, tmp_path)
+    assert report.best_epoch == 0
+    assert any(w.startswith("The retraining did not help") for w in report.warnings)
+    stepwise = pruning(amount=0.1, retrain=harmful, schedule="iterative", steps=2)
+    report = run(stepwise, {"model": layered}, tmp_path)
+    assert any(w.startswith("The retraining after the last step did not help") for w in report.warnings)
+    report = run(distilling(OTHER, train=harmful), {"teacher": layered, "student": layered}, tmp_path)
+    assert any(w.startswith("The distillation did not help") for w in report.warnings)
+    report = run(pruning(amount=0.5), {"model": layered}, tmp_path)
+    assert report.best_epoch
+    assert not any("did not help" in w for w in report.warnings)
+
+
+def test_a_test_split_that_the_model_may_have_been_trained_on_is_told(layered, tmp_path):
+    def told(dataset):
+        report = run(pruning(retrain=None), {"model": layered}, tmp_path, dataset=dataset)
+        spec = distilling({"layers": LAYERS}, train={"epochs": 1})
+        taught = run(spec, {"teacher": layered}, tmp_path, dataset=dataset)
+        return [[w for w in each.warnings if "drawn by seed" in w] for each in (report, taught)]
+
+    for (warning,) in told(DIGITS):
+        assert "its accuracy before is too high" in warning
+        assert "x_test and y_test" in warning
+    x, y = np.random.default_rng(0).normal(size=(60, 64)).astype(np.float32), np.arange(60) % 10
+    np.savez(tmp_path / "own.npz", x=x, y=y, x_test=x, y_test=y)
+    assert told(DatasetFile(tmp_path / "own.npz", "own.npz")) == [[], []]
 
 
 def test_inputs_that_the_spec_describes_wrongly_are_pointed_at(dense, tmp_path):
