@@ -16,8 +16,8 @@ help:  ## This list
 demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared, show before and after
 	$(BIN)/pared demo
 
-up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data
-	$(BIN)/pared up
+up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; another port: make up PORT=8001
+	$(BIN)/pared up $(if $(PORT),--port $(PORT))
 
 # Tests mostly wait for real processes, so three run side by side, a file at a time.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, ServerUnreachable, UploadRejected
 from pared.errors import ParedError
+from pared.specs import Knowledge, TeachTrain, Train
 from pared.terminal import follow, stored
 
 DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
@@ -104,18 +105,54 @@ class Status(StrEnum):
     canceled = "canceled"
 
 
+def _readable(given: str) -> Path:
+    path = Path(given)
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise typer.BadParameter(f"there is no file {given} that can be read")
+    return path
+
+
+def _upload(given: str) -> str:
+    """A file or an id; a missing file is told before another one is uploaded."""
+    return given if given.startswith(("mdl_", "dst_", "builtin:")) else str(_readable(given))
+
+
+def _share(given: str) -> float:
+    """50% or 0.5."""
+    try:
+        share = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{given} is not a share; write 50% or 0.5") from None
+    if not 0 < share < 1:
+        raise typer.BadParameter(f"{given} is {100 * share:g} %, not between 0 and 100 %; write 50% or 0.5")
+    return share
+
+
+RETRAIN, TEACH, KNOWLEDGE = Train(), TeachTrain(), Knowledge(kind="knowledge")
+
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits."),
+    typer.Option(
+        "--data",
+        parser=_upload,
+        metavar="FILE",
+        help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits.",
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(min=0, help="Epochs of training.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a training step.")]
+Epochs = Annotated[int | None, typer.Option(min=0, help="Epochs of training.", show_default=str(RETRAIN.epochs))]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Samples a training step.", show_default=str(RETRAIN.batch_size))
+]
 TaskOption = Annotated[Task, typer.Option(help="What the model answers.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Output = Annotated[
     list[Path] | None,
-    typer.Option("--output", "-o", help="Where to put the result; the ending chooses .pt, .safetensors or .onnx."),
+    typer.Option(
+        "--output",
+        "-o",
+        help="Where to put the result; the ending chooses .pt, .safetensors or .onnx.",
+        show_default="it stays on the server",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx"}
@@ -127,22 +164,42 @@ ARCHITECTURE = "architecture.json"
 
 @app.command()
 def prune(
-    model: Annotated[str, typer.Argument(help="A TorchScript file, a state dict, or the id of an upload.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            parser=_upload, metavar="MODEL", help="A TorchScript file, a state dict, or the id of an upload."
+        ),
+    ],
     data: Data = None,
-    channels: Annotated[str | None, typer.Option(help="Share of channels to remove, such as 50%.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Share of single weights to set to zero, such as 90%.")] = None,
+    channels: Annotated[
+        float | None,
+        typer.Option(parser=_share, metavar="SHARE", help="Share of channels to remove, such as 50%."),
+    ] = None,
+    weights: Annotated[
+        float | None,
+        typer.Option(parser=_share, metavar="SHARE", help="Share of single weights to set to zero, such as 90%."),
+    ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
     ] = None,
-    include: Annotated[list[str] | None, typer.Option(help="Only layers whose name matches this pattern.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No layer whose name matches this pattern.")] = None,
-    scope: Annotated[Scope, typer.Option(help="Rank all layers together, or each by itself.")] = Scope.globally,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
+    ] = None,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            help="Rank all layers together, or each by itself.", show_default="layer for channels, global for weights"
+        ),
+    ] = None,
     input_shape: Annotated[
         list[str] | None,
         typer.Option(help="Without --data: the shape of an input, such as 1,3,32,32 or 1,16:int64; once for each."),
     ] = None,
     epochs: Epochs = None,
-    lr: LearningRate = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=str(RETRAIN.lr))] = None,
     batch_size: BatchSize = None,
     task: TaskOption = Task.classification,
     seed: Seed = 0,
@@ -152,19 +209,20 @@ def prune(
     """Remove channels or weights from a model, retrain it, and download the result."""
     if (channels is None) == (weights is None):
         raise typer.BadParameter("give one of --channels and --weights, such as --channels 50%")
-    training = _train(epochs, lr, batch_size)
+    training = _given(epochs=epochs, lr=lr, batch_size=batch_size)
     if data is None and training:
         raise typer.BadParameter("--epochs, --lr and --batch-size are for retraining, which needs --data")
     if data is not None and input_shape:
         raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     fields: dict[str, Any] = {
         "granularity": "weight" if channels is None else "channel",
-        "amount": _share(channels or weights or ""),
-        "scope": scope.value,
+        "amount": channels or weights,
         "include": include or ["*"],
         "exclude": exclude or [],
         **_common(task, seed, output),
     }
+    if scope is not None:
+        fields["scope"] = scope.value
     if data is not None:
         fields["retrain"] = training
     if input_shape:
@@ -183,11 +241,21 @@ def prune(
 
 @app.command()
 def distill(
-    teacher: Annotated[str, typer.Option(help="A TorchScript file, a state dict, or the id of an upload.")],
+    teacher: Annotated[
+        str,
+        typer.Option(parser=_upload, metavar="FILE", help="A TorchScript file, a state dict, or the id of an upload."),
+    ],
     data: Data,
-    student: Annotated[str | None, typer.Option(help="The student as a file or an id.")] = None,
+    student: Annotated[
+        str | None, typer.Option(parser=_upload, metavar="FILE", help="The student as a file or an id.")
+    ] = None,
     width: Annotated[
-        float | None, typer.Option(help="Make the student from the teacher by this share of its channels.")
+        float | None,
+        typer.Option(
+            parser=_share,
+            metavar="SHARE",
+            help="Make the student from the teacher by this share of its channels, such as 50%.",
+        ),
     ] = None,
     teacher_architecture: Annotated[
         str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
@@ -195,13 +263,27 @@ def distill(
     student_architecture: Annotated[
         str | None, typer.Option(help="A name, or a .json file: the student itself, or that of its state dict.")
     ] = None,
-    loss: Annotated[Loss, typer.Option(help="Softened outputs, or the outputs' squared distance.")] = Loss.knowledge,
-    alpha: Annotated[float | None, typer.Option(help="knowledge: the weight of the output distance.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="knowledge: softens the outputs.")] = None,
-    labels: Annotated[float | None, typer.Option(help="knowledge: the share of the loss on the labels.")] = None,
+    loss: Annotated[
+        Loss | None,
+        typer.Option(
+            help="Softened outputs, or the outputs' squared distance.",
+            show_default="knowledge; output_mse for a regression",
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="knowledge: the weight of the output distance.", show_default=str(KNOWLEDGE.alpha)),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="knowledge: softens the outputs.", show_default=str(KNOWLEDGE.temperature))
+    ] = None,
+    labels: Annotated[
+        float | None,
+        typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.labels)),
+    ] = None,
     compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
     epochs: Epochs = None,
-    lr: LearningRate = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=str(TEACH.lr))] = None,
     batch_size: BatchSize = None,
     task: TaskOption = Task.classification,
     seed: Seed = 0,
@@ -214,19 +296,21 @@ def distill(
         raise typer.BadParameter("give one of --student, --width and --student-architecture")
     if width is not None and made is not None:
         raise typer.BadParameter("a student of the teacher's --width has the teacher's architecture; name no other one")
-    kind: dict[str, Any] = {"kind": loss.value}
-    kind |= {k: v for k, v in {"alpha": alpha, "temperature": temperature, "labels": labels}.items() if v is not None}
+    weighing = _given(alpha=alpha, temperature=temperature, labels=labels)
+    if weighing and loss is Loss.output_mse:
+        raise typer.BadParameter("--alpha, --temperature and --labels are for --loss knowledge; leave them out")
     with Client() as client:
         spec: dict[str, Any] = {
             "type": "distill",
             "teacher": stored(client.models, teacher, err, teachers).id,
             "teacher_architecture": teachers,
             "dataset": _dataset(client, data),
-            "loss": kind,
-            "train": _train(epochs, lr, batch_size),
+            "train": _given(epochs=epochs, lr=lr, batch_size=batch_size),
             "compare_with_labels_only": compare,
             **_common(task, seed, output),
         }
+        if loss or weighing:
+            spec["loss"] = {"kind": (loss or Loss.knowledge).value, **weighing}
         if student is not None:
             spec |= {"student": stored(client.models, student, err, made).id, "student_architecture": made}
         elif width is not None:
@@ -284,13 +368,6 @@ def _follow(job: Job, client: Client, output: list[Path] | None, *, as_json: boo
         raise typer.Exit(FAILED)
 
 
-def _share(text: str) -> float:
-    try:
-        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text} is not a share; write 50% or 0.5") from None
-
-
 def _input(text: str) -> dict[str, Any]:
     shape, _, dtype = text.partition(":")
     try:
@@ -313,14 +390,13 @@ def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
     return {"task": task.value, "seed": seed, "outputs": outputs}
 
 
-def _train(epochs: int | None, lr: float | None, batch_size: int | None) -> dict[str, Any]:
-    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    return {name: value for name, value in given.items() if value is not None}
+def _given(**options: float | None) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _architecture(given: str | None) -> Any:
     """A name, or the JSON in a file."""
-    return json.loads(Path(given).read_text()) if given and given.endswith(".json") else given
+    return json.loads(_readable(given).read_text()) if given and given.endswith(".json") else given
 
 
 def _dataset(client: Client, given: str | None) -> str | None:
@@ -334,8 +410,10 @@ def _dataset(client: Client, given: str | None) -> str | None:
 
 @jobs_app.command("ls")
 def list_jobs(
-    status: Annotated[Status | None, typer.Option(help="Only jobs in this state.")] = None,
-    type: Annotated[Type | None, typer.Option(help="Only jobs of this type.")] = None,  # noqa: A002 - the option's name
+    status: Annotated[Status | None, typer.Option(help="Only jobs in this state.", show_default="any")] = None,
+    type: Annotated[  # noqa: A002 - the option's name
+        Type | None, typer.Option(help="Only jobs of this type.", show_default="any")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -406,10 +484,18 @@ def report(job_id: str, as_json: AsJson = False) -> None:
 @app.command()
 def up(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; beyond loopback, API keys are needed.")
+        str | None,
+        typer.Option(
+            help="Address to listen on; beyond loopback, API keys are needed.", show_default="PARED_HOST or 127.0.0.1"
+        ),
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Directory for everything that is kept.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port to listen on.", show_default="PARED_PORT or 8000")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Directory for everything that is kept.", show_default="PARED_DATA_DIR or pared-data"),
+    ] = None,
 ) -> None:
     """Run pared on this machine: API and worker, with nothing else to install."""
     given: dict[str, Any] = {"host": host, "port": port, "data_dir": data}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -43,13 +45,32 @@ class Spec(BaseModel):
         nothing.
         """
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in advice}
-        idle = [
-            InitErrorDetails(type=PydanticCustomError("no_effect", "{why}", {"why": why}), loc=(name,), input=value)
-            for name, why in advice.items()
-            if (value := getattr(self, name)) not in (None, defaults[name])
-        ]
+        idle = {name: why for name, why in advice.items() if getattr(self, name) not in (None, defaults[name])}
         if idle:
-            raise ValidationError.from_exception_data(type(self).__name__, idle)
+            self._refuse(idle)
+
+    def _refuse(self, advice: dict[str, str]) -> NoReturn:
+        """Refuse these fields (name -> what is wrong, and what to do), given or left out."""
+        errors = [
+            InitErrorDetails(
+                type=PydanticCustomError("advice", "{why}", {"why": why}), loc=(name,), input=getattr(self, name)
+            )
+            for name, why in advice.items()
+        ]
+        raise ValidationError.from_exception_data(type(self).__name__, errors)
+
+
+def _meant(given: Any) -> str | None:
+    """The tag of the alternative that a value is meant for, by its keys, so that only that one complains."""
+    tags = {
+        "from_teacher": "FromTeacher",
+        "layers": "LayeredArchitecture",
+        "name": "NamedArchitecture",
+        "kwargs": "NamedArchitecture",
+    }
+    if isinstance(given, dict):
+        return next((tag for key, tag in tags.items() if key in given), None)
+    return type(given).__name__
 
 
 # -- architectures ------------------------------------------------------------------------------
@@ -68,7 +89,16 @@ class LayeredArchitecture(Spec):
     layers: list[Any] = Field(min_length=1, max_length=1000)
 
 
-Architecture = str | NamedArchitecture | LayeredArchitecture
+_Named = Annotated[NamedArchitecture, Tag("NamedArchitecture")]
+_Layered = Annotated[LayeredArchitecture, Tag("LayeredArchitecture")]
+Architecture = Annotated[
+    Annotated[str, Tag("str")] | _Named | _Layered,
+    Discriminator(
+        _meant,
+        custom_error_type="alternatives",
+        custom_error_message='must be a name, {"name": …, "kwargs": {…}} or {"layers": [["Linear", {…}], …]}',
+    ),
+]
 
 
 # -- parts --------------------------------------------------------------------------------------
@@ -155,6 +185,16 @@ class FromTeacher(Spec):
     from_teacher: Width
 
 
+Student = Annotated[
+    Annotated[ModelId, Tag("str")] | Annotated[FromTeacher, Tag("FromTeacher")] | _Named | _Layered,
+    Discriminator(
+        _meant,
+        custom_error_type="alternatives",
+        custom_error_message='must be the id of an uploaded model, {"from_teacher": {"width": 0.5}}, '
+        '{"name": …, "kwargs": {…}} or {"layers": [["Linear", {…}], …]}',
+    ),
+]
+
 Output = Literal["torchscript", "state_dict", "onnx"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=3)]
 
@@ -192,11 +232,10 @@ class PruneSpec(CommonFields):
         "channel", description="`weight` zeroes single weights; `channel` removes neurons and channels physically."
     )
     criterion: Literal["magnitude", "random"] = "magnitude"
-    # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
     scope: Literal["global", "layer"] = Field(
-        default_factory=lambda given: "global" if given.get("granularity") == "weight" else "layer",
-        description="Rank all units together, or layer by layer. By default weights are ranked together, channels "
-        "layer by layer.",
+        "layer",
+        description="Rank all units together, or layer by layer. Without one: `layer` for channels, `global` for "
+        "weights.",
     )
     amount: float = Field(gt=0, lt=1, description="Share of weights or channels to remove.", examples=[0.5])
     schedule: Literal["one_shot", "iterative"] = "one_shot"
@@ -204,6 +243,14 @@ class PruneSpec(CommonFields):
     include: list[str] = Field(default_factory=lambda: ["*"], min_length=1, description="Layer name patterns.")
     exclude: list[str] = Field(default_factory=list, description="Layer name patterns, stronger than include.")
     retrain: Train | None = Field(default_factory=Train, description="None, or no data set: prune only.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scope_of_the_granularity(cls, given: Any) -> Any:
+        # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
+        if isinstance(given, dict) and given.get("granularity") == "weight":
+            return {"scope": "global", **given}
+        return given
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
@@ -224,14 +271,24 @@ class DistillSpec(CommonFields):
     type: Literal["distill"]
     teacher: ModelId
     teacher_architecture: Architecture | None = None
-    student: ModelId | FromTeacher | NamedArchitecture | LayeredArchitecture
+    student: Student
     student_architecture: Architecture | None = Field(None, description="For an uploaded student state dict.")
     dataset: DatasetReference
-    loss: DistillLoss = Field(default_factory=lambda: Knowledge(kind="knowledge"))
+    loss: DistillLoss = Field(
+        default_factory=lambda: Knowledge(kind="knowledge"),
+        description="Without one: `knowledge` for a classification, `output_mse` for a regression.",
+    )
     train: TeachTrain = Field(default_factory=TeachTrain)
     compare_with_labels_only: bool = Field(
         False, description="Also train the same student from the same start on labels alone, and report it."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_of_the_task(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("task") == "regression":
+            return {"loss": {"kind": "output_mse"}, **given}
+        return given
 
     @model_validator(mode="after")
     def _an_architecture_is_for_an_upload(self) -> DistillSpec:
@@ -244,10 +301,11 @@ class DistillSpec(CommonFields):
     def _softens_only_classes(self) -> DistillSpec:
         loss = self.loss
         if self.task == "regression" and isinstance(loss, Knowledge) and loss.features is None and loss.alpha < 1:
-            raise ValueError(
-                "the KL term of `knowledge` compares class probabilities, which a regression does not have: use "
-                '{"kind": "output_mse"}, or name `features`'
+            why = (
+                'must be {"kind": "output_mse"} or name `features`: the KL term of `knowledge` compares class '
+                "probabilities, which a regression does not have"
             )
+            self._refuse({"loss": why})
         return self
 
 

@@ -36,20 +36,20 @@ def stored(uploads: Uploads, given: str, console: Console, architecture: Any = N
 
     Raises:
         UploadRejected: the service cannot use the file.
-        FileNotFoundError: `given` is neither a file nor an id.
     """
     if given.startswith(("mdl_", "dst_")):
         return uploads.get(given).wait()
     path = Path(given)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {given}")
     name = TextColumn("uploading {task.description}", markup=False)
     columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(path.name, total=path.stat().st_size)
         upload = uploads.upload(path, architecture, lambda done, total: bar.update(task, completed=done, total=total))
     console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
-    return upload.wait()
+    upload.wait()
+    for warning in (upload.inspection or {}).get("warnings", []):
+        console.print(f"  Note: {warning}", markup=False)
+    return upload
 
 
 class _Drawn:
@@ -70,7 +70,7 @@ class _Drawn:
                 if data.get("eta_s") is not None:
                     more += f"  about {data['eta_s']:.0f} s left"
                 self._bar.update(self._task, completed=data.get("fraction", 0.0), more=more.strip())
-            case "log":
+            case "log" if self._stage != "export":  # there it is the verdict alone, which the report begins with
                 self._console.print(f"  {data.get('text', '')}", markup=False)
 
     def _enter(self, stage: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 import structlog
@@ -60,19 +60,12 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     """
     tag = body.get("type") if isinstance(body, dict) else None
     model = models.get(tag) if isinstance(tag, str) else None
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    told = []
     for error in errors:
-        pointer = _pointer(error["loc"], body, missing=error["type"] == "missing")
+        pointer = _pointer(error["loc"], body, may_lack_it=error["type"] in ("missing", "advice"))
         if error["type"].startswith("union_tag_"):
             pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
-        found.setdefault(pointer, []).append(error)
-    told = []
-    for pointer, same in found.items():
-        # Every member of a union complains; those that wanted another kind of thing altogether are noise.
-        fitting = [error for error in same if not error["type"].endswith("_type")] or same
-        told.append({"pointer": pointer, "detail": " or ".join(dict.fromkeys(_advice(e, model) for e in fitting))})
-    # A complaint about a whole is noise beside one about its part.
-    told = [one for one in told if not any(other["pointer"].startswith(one["pointer"] + "/") for other in told)]
+        told.append({"pointer": pointer, "detail": _advice(error, model)})
     return ValidationError(_summary(told), errors=told)
 
 
@@ -95,8 +88,8 @@ def _summary(told: list[dict[str, str]]) -> str:
     return f"{first['pointer'] or 'The body'} {first['detail']}{more}"
 
 
-def _pointer(location: Sequence[str | int], body: Any, *, missing: bool) -> str:
-    """The JSON pointer of a pydantic location, without the union tags and type names in it."""
+def _pointer(location: Sequence[str | int], body: Any, *, may_lack_it: bool) -> str:
+    """The JSON pointer of a pydantic location, without the union tags in it; the body may lack the field itself."""
     parts: list[str] = []
     here = body
     for index, step in enumerate(location):
@@ -104,7 +97,7 @@ def _pointer(location: Sequence[str | int], body: Any, *, missing: bool) -> str:
             here = here[step]
         elif isinstance(here, list) and step in range(len(here)):
             here = here[int(step)]
-        elif not (missing and index == len(location) - 1):
+        elif not (may_lack_it and index == len(location) - 1):
             continue
         parts.append(str(step).replace("~", "~0").replace("/", "~1"))
     return "".join(f"/{part}" for part in parts)
@@ -120,6 +113,8 @@ def _advice(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) ->
         bounds = _bounds(_model_at(error["loc"][:-1], model), str(error["loc"][-1]))
         if bounds:
             return f"must be {bounds}"
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return "must be an object"
     if kind == "union_tag_invalid":
         return f"must be one of {context['expected_tags']}"
     if kind == "union_tag_not_found":
@@ -145,17 +140,21 @@ def _unknown_field(name: str, model: type[pydantic.BaseModel] | None) -> str:
 
 def _model_at(location: Sequence[str | int], model: type[pydantic.BaseModel] | None) -> type[pydantic.BaseModel] | None:
     """The spec class that a location lies in, starting from the job's."""
+    inner: dict[str, type[pydantic.BaseModel]] = {}
     for step in location:
-        field = model.model_fields.get(str(step)) if model else None
-        if field is None:
-            continue  # a tag, or an index
-        inner = [
-            part
-            for part in (field.annotation, *getattr(field.annotation, "__args__", ()))
-            if isinstance(part, type) and issubclass(part, pydantic.BaseModel)
-        ]
-        model = inner[0] if len(inner) == 1 else None
+        if step in inner:
+            model = inner[str(step)]  # the tag of a union's member is its name
+        elif model and step in model.model_fields:
+            inner = {part.__name__: part for part in _models_in(model.model_fields[str(step)].annotation)}
+            model = next(iter(inner.values())) if len(inner) == 1 else None
     return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _bounds(model: type[pydantic.BaseModel] | None, name: str) -> str | None:

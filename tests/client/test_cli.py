@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pared.compression.architectures import build
+from pared.specs import Knowledge, TeachTrain, Train
 from tests.client.scripted import Answer, Scripted
 from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
@@ -51,6 +52,9 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
     assert "parameters" in done.stdout
     assert "smaller" in done.stdout
     assert "retrain" in done.stderr
+    verdict = done.stdout[:60]
+    assert "smaller" in verdict
+    assert verdict not in done.stderr
     assert (files / "small.pt").stat().st_size < (files / "mlp.pt").stat().st_size
     assert (files / "small.onnx").is_file()
 
@@ -81,10 +85,31 @@ def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) ->
     done = pared(
         embedded,
         files,
-        "distill --teacher mlp.pt --width 0.5 --data data.npz --epochs 1 -o student.safetensors",
+        "distill --teacher mlp.pt --width 50% --data data.npz --epochs 1 -o student.safetensors",
     )
     assert done.returncode == 0, done.stderr
     assert (files / "student.safetensors").is_file()
+
+
+def test_a_regression_is_distilled_by_the_distance_of_the_outputs(embedded: Stack, files: Path) -> None:
+    torch.jit.script(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1))).save(str(files / "regressor.pt"))
+    x = np.load(files / "data.npz")["x"]
+    np.savez(files / "sums.npz", x=x, y=x.sum(1))
+    line = "distill --teacher regressor.pt --width 0.5 --data sums.npz --task regression --epochs 1 --json"
+    done = pared(embedded, files, line)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["job"]["spec"]["loss"] == {"kind": "output_mse"}
+    chosen = pared(embedded, files, f"{line} --loss knowledge")
+    assert chosen.returncode == 2
+    assert "/loss" in chosen.stderr
+
+
+def test_what_was_noticed_in_an_upload_is_told(embedded: Stack, files: Path) -> None:
+    rows = [f"{i % 7},{i % 5},{i % 3},{i % 2},{('red', 'green')[i % 2]},{i % 3}" for i in range(90)]
+    (files / "table.csv").write_text("\n".join(["a,b,c,d,colour,y", *rows]))
+    done = pared(embedded, files, "prune mlp.pt --data table.csv --channels 50% --epochs 1 --json")
+    assert done.returncode == 0, done.stderr
+    assert "Note: The column 'colour' became 2 columns" in done.stderr
 
 
 def test_pruned_weights_come_with_their_architecture(embedded: Stack, files: Path) -> None:
@@ -104,10 +129,7 @@ def test_pruned_weights_come_with_their_architecture(embedded: Stack, files: Pat
     [
         ("prune mlp.pt", "--channels"),
         ("prune mlp.pt --channels 50% --weights 50%", "--channels"),
-        ("prune mlp.pt --channels half", "half"),
-        ("prune mlp.pt --channels 150%", "/amount"),
         ("prune mlp.pt --channels 50% -o small.h5", ".safetensors"),
-        ("prune nowhere.pt --channels 50%", "nowhere.pt"),
         ("prune mlp.pt --channels 50% --epochs 3", "--data"),
         ("prune mlp.pt --channels 50% --data data.npz --input-shape 1,6", "--input-shape"),
         ("prune mlp.pt --channels 50% --input-shape 1x6", "1x6"),
@@ -126,6 +148,51 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("prune mlp.pt --channels half", "half is not a share; write 50% or 0.5"),
+        ("prune mlp.pt --channels 50", "'--channels': 50 is 5000 %, not between 0 and 100 %; write 50% or 0.5"),
+        ("prune mlp.pt --weights 150%", "'--weights': 150% is 150 %, not"),
+        ("prune mlp.pt --weights nan", "nan is"),
+        ("distill --teacher mlp.pt --data data.npz --width 50", "'--width': 50 is 5000 %"),
+        ("prune nowhere.pt --channels 50%", "there is no file nowhere.pt"),
+        ("prune mlp.pt --data nowhere.npz --channels 50%", "'--data': there is no file nowhere.npz"),
+        ("prune mlp.pt --architecture nowhere.json --channels 50%", "there is no file nowhere.json"),
+        ("distill --teacher mlp.pt --data nowhere.npz --width 0.5", "there is no file nowhere.npz"),
+        ("distill --teacher mlp.pt --data data.npz --student nowhere.pt", "there is no file nowhere.pt"),
+        ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss output_mse --alpha 1", "--loss knowledge"),
+    ],
+)
+def test_what_is_wrong_in_the_line_is_told_before_anything_is_sent(files: Path, arguments: str, says: str) -> None:
+    server = Scripted()
+    env = environment(PARED_URL=server.url, COLUMNS="140")
+    done = subprocess.run([PARED, *arguments.split()], cwd=files, env=env, capture_output=True, text=True, timeout=60)
+    server.close()
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert server.asked == []
+
+
+def test_help_says_the_defaults() -> None:
+    for command, defaults in {
+        "prune": [Train().epochs, Train().lr, Train().batch_size],
+        "distill": [TeachTrain().lr, Knowledge(kind="knowledge").temperature, "knowledge; output_mse for a regression"],
+        "up": ["PARED_PORT or 8000"],
+    }.items():
+        done = subprocess.run(
+            [PARED, command, "--help"], env=environment(COLUMNS="200"), capture_output=True, text=True, timeout=60
+        )
+        assert all(f"[default: ({default})]" in done.stdout for default in defaults), done.stdout
+
+
+def test_make_up_takes_a_port() -> None:
+    root = Path(__file__).parents[2]
+    for given, command in [(["PORT=8001"], "pared up --port 8001"), ([], "pared up")]:
+        done = subprocess.run(["make", "-n", "up", *given], cwd=root, env=environment(), capture_output=True, text=True)
+        assert done.stdout.strip().splitlines()[-1].rstrip().endswith(command)
 
 
 @pytest.mark.parametrize(

@@ -229,17 +229,6 @@ def test_nothing_removable_names_layer_and_operator() -> None:
         remove_channels(loaded, (torch.randn(2, 2),), amount=0.5)
 
 
-def test_by_default_weights_are_ranked_together_and_channels_layer_by_layer() -> None:
-    scopes = {
-        granularity: PruneSpec(type="prune", model=MODEL, amount=0.5, granularity=granularity).scope
-        for granularity in ("weight", "channel")
-    }
-    assert scopes == {"weight": "global", "channel": "layer"}
-    assert PruneSpec(type="prune", model=MODEL, amount=0.5).scope == "layer"
-    with pytest.raises(ValueError, match="granularity"):
-        PruneSpec(type="prune", model=MODEL, amount=0.5, granularity="row")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_steps_remove_in_all_what_one_shot_removes(scope: str) -> None:
     torch.manual_seed(0)

@@ -48,8 +48,10 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         ({}, "/type", "is required"),
         (DISTILL | {"loss": {"kind": "mse"}}, "/loss/kind", "must be one of 'output_mse', 'knowledge'"),
         (DISTILL | {"loss": {"kind": "knowledge", "alpha": 2}}, "/loss/alpha", "less than or equal to 1"),
-        (DISTILL | {"student": {"from_teacher": {"width": 2}}}, "/student/from_teacher/width", "less than 1"),
+        (DISTILL | {"student": {"from_teacher": {"width": 2}}}, "/student/from_teacher/width", "above 0 and below 1"),
         (DISTILL | {"student": "lenet5"}, "/student", "id of an uploaded model"),
+        (DISTILL | {"loss": "knowledge"}, "/loss", "must be an object"),
+        (DISTILL | {"task": "regression", "loss": {"kind": "knowledge"}}, "/loss", '{"kind": "output_mse"}'),
         (
             DISTILL | {"student": {"from_teacher": {"width": 0.5}}, "student_architecture": "lenet5"},
             "/student_architecture",
@@ -67,6 +69,29 @@ def test_each_bad_field_is_pointed_at(api: Api, body: dict, pointer: str, text: 
     assert pointer in told, told
     assert text in told[pointer]
     assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "text"),
+    [
+        (DISTILL | {"student": {"layers": [["ReLU", {}]], "name": "x"}}, "/student/name", "there are layers"),
+        (DISTILL | {"student": {"layers": []}}, "/student/layers", "at least 1 item"),
+        (DISTILL | {"student": {"name": "mlp", "kwarg": {}}}, "/student/kwarg", "did you mean kwargs?"),
+        (DISTILL | {"student": {"kwargs": {}}}, "/student/name", "is required"),
+        (DISTILL | {"student": {"from_teacher": {}}}, "/student/from_teacher/width", "is required"),
+        (DISTILL | {"student": {"from_teacher": 0.5}}, "/student/from_teacher", "must be an object"),
+        (DISTILL | {"student": {"width": 0.5}}, "/student", '{"from_teacher": {"width": 0.5}}'),
+        (DISTILL | {"student": [["ReLU", {}]]}, "/student", '{"layers": [["Linear", {…}], …]}'),
+        (DISTILL | {"student": None}, "/student", "id of an uploaded model"),
+        (PRUNE | {"architecture": {"layers": []}}, "/architecture/layers", "at least 1 item"),
+        (PRUNE | {"architecture": {"layer": [["ReLU", {}]]}}, "/architecture", '{"layers": [["Linear", {…}], …]}'),
+        (DISTILL | {"student_architecture": 7}, "/student_architecture", "must be a name"),
+    ],
+)
+def test_only_the_alternative_that_was_meant_complains(api: Api, body: dict, pointer: str, text: str):
+    (error,) = api.post("/v1/jobs", json=body).json()["errors"]
+    assert error["pointer"] == pointer
+    assert text in error["detail"]
 
 
 def test_a_stored_spec_may_be_posted_again(api: Api):

@@ -1,0 +1,32 @@
+"""Defaults that depend on another field."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from pared.specs import DistillSpec, Knowledge, OutputMse, PruneSpec
+
+MODEL = "mdl_" + "0" * 26
+PRUNE = {"type": "prune", "model": MODEL, "amount": 0.5}
+DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "builtin:digits"}
+
+
+def test_weights_are_ranked_together_and_channels_layer_by_layer() -> None:
+    assert PruneSpec.model_validate(PRUNE).scope == "layer"
+    assert PruneSpec.model_validate(PRUNE | {"granularity": "channel"}).scope == "layer"
+    assert PruneSpec.model_validate(PRUNE | {"granularity": "weight"}).scope == "global"
+    assert PruneSpec.model_validate(PRUNE | {"granularity": "weight", "scope": "layer"}).scope == "layer"
+
+
+def test_a_wrong_granularity_is_the_only_complaint() -> None:
+    with pytest.raises(ValidationError) as caught:
+        PruneSpec.model_validate(PRUNE | {"granularity": "row"})
+    assert [error["loc"] for error in caught.value.errors()] == [("granularity",)]
+
+
+def test_a_regression_is_taught_by_the_distance_of_the_outputs() -> None:
+    assert isinstance(DistillSpec.model_validate(DISTILL).loss, Knowledge)
+    assert isinstance(DistillSpec.model_validate(DISTILL | {"task": "regression"}).loss, OutputMse)
+    features = {"kind": "knowledge", "features": [["a", "b"]]}
+    assert isinstance(DistillSpec.model_validate(DISTILL | {"task": "regression", "loss": features}).loss, Knowledge)
