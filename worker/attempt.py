@@ -27,7 +27,19 @@ from worker.forkserver import Child
 from worker.lease import Lease, LeaseLost
 from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
 from worker.scratch import scratch
-from worker.watch import Canceled, Claim, Crashed, Ending, Failed, HandedBack, Hindered, Succeeded, Watch, Worker
+from worker.watch import (
+    Canceled,
+    Claim,
+    Crashed,
+    Ending,
+    Failed,
+    HandedBack,
+    Hindered,
+    Succeeded,
+    Watch,
+    Worker,
+    called_off,
+)
 
 _MAX_ARTIFACTS = 100
 _STORE_PATIENCE_S = 600.0
@@ -135,8 +147,11 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
     child: Child | None = None
     ending: Ending | None = None
     try:
-        child = worker.children.child(folder, request)
-        ending = Watch(worker, claim, lease, child, recorder, folder).until_it_ends()
+        child = worker.children.child(folder, request, lambda: called_off(worker, lease) is not None)
+        if child is not None:
+            ending = Watch(worker, claim, lease, child, recorder, folder).until_it_ends()
+        else:
+            ending = called_off(worker, lease) or HandedBack()
     finally:
         if child is not None:
             child.kill()

@@ -101,13 +101,16 @@ def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
             "abstract": doors.enter_context(_abstract_door(f"\0pared-{os.getpid()}-{id(knocks)}", knocks)),
         }
         doors.enter_context(_environment_secret())
-        server = ForkServer([sys.executable, "-P", "-m", "worker.canaries"], confinement, threads=1)
+        server = ForkServer(
+            [sys.executable, "-P", "-m", "worker.forkserver", "worker.canaries"], confinement, threads=1
+        )
         doors.callback(server.close)
         try:
             child = server.child(scratch, request)
         except OSError as error:
             log.debug("canaries_not_started", uid=confinement.uid, reason=str(error))
             return {}
+        assert child is not None  # noqa: S101 - nothing calls it off
         outcome = _read(child)
         if outcome:
             outcome["left no trace"] = (
@@ -313,7 +316,3 @@ def main() -> None:
     request = forkserver.enter()
     outcome = {name: held(attempt) for name, attempt in attempts(request).items()}
     os.write(request["messages"], json.dumps(outcome).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main()

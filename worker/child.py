@@ -26,7 +26,7 @@ Method = Callable[[Any, Work], Any]
 _PROGRESS_EVERY_S = 0.1
 
 
-def main(methods: Mapping[type[Spec], Method]) -> None:
+def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
     """Serve the worker; in each child, run the method of the requested spec and send its report."""
     compiler.leave_out()
     request = forkserver.enter()
@@ -58,8 +58,8 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
     work = Work(
         models=models,
         dataset=dataset,
-        directory=Path("out").absolute(),
-        observer=PipeObserver(send, Path("checkpoints").absolute(), request["resume"]),
+        directory=Path("out"),
+        observer=PipeObserver(send, Path("checkpoints"), request["resume"]),
         device="cuda" if torch.cuda.is_available() else "cpu",
         threads=request["threads"],
         sandbox=request["level"],
@@ -160,7 +160,3 @@ class _Pipe:
     def __call__(self, message: protocol.Message) -> None:
         self._file.write(protocol.encode(message))
         self._file.flush()
-
-
-if __name__ == "__main__":
-    main(METHODS)

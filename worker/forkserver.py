@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import json
 import os
+import select
 import signal
 import site
 import socket
@@ -19,8 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from worker import sandbox
 from worker.sandbox import Confinement
 
 CHILD_NAME = "pared-job"
-_START_S = 120.0
-_MAX_ORDER_BYTES = 1 << 16
+_TICK_S = 0.1
+_PATIENCE_S = 600.0
+_ANSWER = 3  # among the descriptors of an order
 _MESSAGES_FD = 3
 
 # -- the worker's side --------------------------------------------------------------------------
@@ -53,6 +56,10 @@ class Child:
                 os.waitpid(-self.pid, 0)
         for fd in (self.messages, self.output):
             os.close(fd)
+
+
+class _ServerEnded(OSError):
+    pass
 
 
 class ForkServer:
@@ -83,68 +90,99 @@ class ForkServer:
         with self._lock:
             self._start()
 
-    def child(self, folder: Path, request: dict[str, Any]) -> Child:
+    def child(self, folder: Path, request: dict[str, Any], stop: Callable[[], bool] = lambda: False) -> Child | None:
         """Fork a child, with its request on stdin.
 
         Args:
             folder: its scratch folder, from `make_scratch`.
             request: one JSON object, with `memory_bytes`, its limit; `enter` returns it there.
+            stop: whether it is no longer wanted; asked while the server still loads.
+
+        Returns:
+            The child, or None where `stop` came first.
 
         Raises:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
         """
-        stdin, request_end = os.pipe()
-        messages, child_messages = os.pipe()
-        output, child_output = os.pipe()
-        try:
-            pid = self._fork(folder, [stdin, child_output, child_messages])
-        except OSError:
-            for fd in (request_end, messages, output):
-                os.close(fd)
-            raise
-        finally:
-            for fd in (stdin, child_messages, child_output):
-                os.close(fd)
-        os.set_blocking(messages, False)
-        os.set_blocking(output, False)
         whole = request | {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
-        # A child that is dead already is found by its closed pipes.
-        with suppress(BrokenPipeError), os.fdopen(request_end, "wb") as file:
-            file.write(json.dumps(whole).encode() + b"\n")
-        return Child(pid, messages, output)
+        line = json.dumps(whole).encode() + b"\n"
+        with self._lock:
+            served_before = self._process is not None
+            try:
+                return self._ask(folder, line, stop)
+            except _ServerEnded:
+                # Since the last child, such as for want of memory; one that ends while it loads would do so again.
+                if not served_before:
+                    raise
+                return None if stop() else self._ask(folder, line, stop)
 
     def close(self) -> None:
         """End it. Its children live on."""
         with self._lock:
             self._end()
 
-    def _fork(self, folder: Path, fds: list[int]) -> int:
-        order = os.fsencode(folder)
-        with self._lock, sandbox.adopting_orphans():
-            # The second time for one that died since, such as for want of memory.
-            answer = self._exchange(order, fds) or self._exchange(order, fds)
-        if not answer:
-            raise OSError(errno.ECHILD, "the process that children are forked from ends at once")
-        said = json.loads(answer)
-        if "error" in said:
-            raise OSError(said["error"], os.strerror(said["error"]))
-        return int(said["pid"])
+    def _ask(self, folder: Path, request: bytes, stop: Callable[[], bool]) -> Child | None:
+        with ExitStack() as kept, ExitStack() as ours, ExitStack() as its, sandbox.adopting_orphans():
+            stdin, request_end = _pipe(its, ours)
+            messages, child_messages = _pipe(kept, its)
+            output, child_output = _pipe(kept, its)
+            answer, child_answer = _pipe(ours, its)
+            place = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            its.callback(os.close, place)
+            fds = [stdin, child_output, child_messages, child_answer, place]
+            with suppress(BrokenPipeError, ConnectionResetError):  # told by the answer that does not come
+                socket.send_fds(self._start(), [b"fork"], fds)
+            its.close()
+            said = self._hear(answer, stop)
+            if said is None:
+                return None
+            child = Child(self._pid_in(said), messages, output)
+            os.set_blocking(messages, False)
+            os.set_blocking(output, False)
+            # A child that is dead already is found by its closed pipes.
+            with suppress(BrokenPipeError), os.fdopen(request_end, "wb", closefd=False) as file:
+                file.write(request)
+            kept.pop_all()
+            return child
 
-    def _exchange(self, order: bytes, fds: list[int]) -> bytes:
-        """Its answer; empty when it has died."""
-        control = self._start()
-        answer = b""
-        try:
-            socket.send_fds(control, [order], fds)
-            answer = control.recv(_MAX_ORDER_BYTES)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        except TimeoutError as error:
-            raise OSError(errno.ETIMEDOUT, f"no child was forked within {_START_S:g} seconds") from error
-        finally:
-            if not answer:
+    def _hear(self, answer: int, stop: Callable[[], bool]) -> bytes | None:
+        """All that is said until nobody is left who could say more; None: no longer wanted."""
+        said = b""
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            if select.select([answer], [], [], _TICK_S)[0]:
+                part = os.read(answer, 1 << 10)
+                if not part:
+                    return said
+                said += part
+            elif stop():
+                return None
+            elif time.monotonic() > until:
                 self._end()
-        return answer
+                raise OSError(errno.ETIMEDOUT, f"no child was forked within {_PATIENCE_S:g} seconds")
+
+    def _pid_in(self, said: bytes) -> int:
+        match said.split():
+            case [*_, pid, b"ready"]:
+                return int(pid)
+            case [b"error", number]:
+                raise OSError(int(number), os.strerror(int(number)))
+            case [pid]:
+                with suppress(ChildProcessError):
+                    os.waitpid(int(pid), 0)
+                raise OSError(errno.ECHILD, "the child ended before it began")
+        if (how := self._how_it_ended()) is not None:
+            raise _ServerEnded(errno.ECHILD, f"the process that children are forked from ended with {how}")
+        raise OSError(errno.ECHILD, "the child was ended before it was forked")
+
+    def _how_it_ended(self) -> str | None:
+        """In words, and let go of it; None: it lives."""
+        assert self._process is not None  # noqa: S101 - it has been asked
+        with suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(1)
+            self._end()
+            return f"signal {-status}" if status < 0 else f"exit status {status}"
+        return None
 
     def _start(self) -> socket.socket:
         if self._control is not None:
@@ -166,7 +204,6 @@ class ForkServer:
             except OSError:
                 ours.close()
                 raise
-        ours.settimeout(_START_S)
         self._control = ours
         return ours
 
@@ -177,6 +214,14 @@ class ForkServer:
         self._process.kill()
         self._process.wait()
         self._control = self._process = None
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """A new pipe, whose ends are closed with these stacks."""
+    reading, writing = os.pipe()
+    reader.callback(os.close, reading)
+    writer.callback(os.close, writing)
+    return reading, writing
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -199,6 +244,16 @@ def _environment(threads: int) -> dict[str, str]:
 # -- the fork server's side ---------------------------------------------------------------------
 
 
+def main() -> None:
+    """Load the program that the command line names, and let it serve.
+
+    Out of sight first: what it loads takes seconds, and whoever could write into its memory would write into that of
+    every child.
+    """
+    _hide()
+    importlib.import_module(sys.argv[1]).main()
+
+
 def enter() -> dict[str, Any]:
     """Serve the worker until it ends. Returns in each child, which is then confined, with its request.
 
@@ -207,73 +262,82 @@ def enter() -> dict[str, Any]:
     Raises:
         OSError: a part of the level could not be put in place; the child must then end.
     """
+    _hide()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some who start services, and then not to be waited for
+    sys.stdout.flush()
+    _serve()
+    line = sys.stdin.buffer.readline()
+    if not line:
+        os._exit(0)  # no longer wanted
+    request: dict[str, Any] = json.loads(line)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sandbox.restrict(request["level"], folder=Path(), parent=request["parent"], memory_bytes=request["memory_bytes"])
+    return request
+
+
+def _hide() -> None:
     # Where memory runs out a child goes first. Once hidden, a process of another user could not say so.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     sandbox.hide_from_others()
-    _serve()
-    request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    sandbox.restrict(
-        request["level"],
-        folder=Path.cwd(),
-        parent=request["parent"],
-        memory_bytes=request["memory_bytes"],
-    )
-    return request
 
 
 def _serve() -> None:
     """Fork a child for each order. Returns in the children alone."""
     control = socket.socket(fileno=os.dup(0))
     while True:
-        message, fds, _, _ = socket.recv_fds(control, _MAX_ORDER_BYTES, 3)
-        if not message:  # the worker has ended
+        order, fds, _, _ = socket.recv_fds(control, 16, 5)
+        if not order:  # the worker has ended
             os._exit(0)
         try:
             between = os.fork()
         except OSError as error:
-            _answer(control, {"error": error.errno})
+            _tell(fds[_ANSWER], f"error {error.errno}")
         else:
             if not between:
-                _fork_again(control, Path(os.fsdecode(message)), fds)
+                control.detach()  # closed with all that is not the child's, and not once more later
+                _fork_again(*fds)
                 return
             os.waitpid(between, 0)
         for fd in fds:
             os.close(fd)
 
 
-def _fork_again(control: socket.socket, folder: Path, fds: list[int]) -> None:
+def _fork_again(stdin: int, output: int, messages: int, answer: int, folder: int) -> None:
     """Become the child. The process between ends at once, and the kernel gives its child to the worker."""
     between = os.getpid()
     try:
-        os.chdir(folder)
+        os.fchdir(folder)  # by its descriptor: the way there may be closed to this user
         pid = os.fork()
     except OSError as error:
-        _answer(control, {"error": error.errno})
+        _tell(answer, f"error {error.errno}")
         os._exit(1)
     if pid:
+        _tell(answer, f"{pid} ")
         os._exit(0)
     os.setsid()
     while os.getppid() == between:
         time.sleep(0.0005)
     sandbox.name_process(CHILD_NAME)
-    os.environ["HOME"] = os.environ["TMPDIR"] = str(folder / "tmp")
+    os.environ["HOME"] = os.environ["TMPDIR"] = os.path.join(os.getcwd(), "tmp")
     tempfile.tempdir = None  # asked for anew
-    _answer(control, {"pid": os.getpid()})
+    _tell(answer, f"{os.getpid()} ready")
     # Out of the way of the numbers that they are to have.
-    stdin, output, messages = (fcntl.fcntl(fd, fcntl.F_DUPFD, 16) for fd in fds)
+    stdin, output, messages = (fcntl.fcntl(fd, fcntl.F_DUPFD, 16) for fd in (stdin, output, messages))
     for fd, number in ((stdin, 0), (output, 1), (output, 2), (messages, _MESSAGES_FD)):
         os.dup2(fd, number, inheritable=False)
-    control.detach()
     for name in os.listdir("/proc/self/fd"):
         if int(name) > _MESSAGES_FD:
             with suppress(OSError):  # the one that listed them is closed again
                 os.close(int(name))
 
 
-def _answer(control: socket.socket, answer: dict[str, Any]) -> None:
-    with suppress(OSError):  # the worker has ended, and this process with it
-        control.send(json.dumps(answer).encode())
+def _tell(answer: int, words: str) -> None:
+    with suppress(OSError):  # the worker has ended, or waits no longer
+        os.write(answer, words.encode())
+
+
+if __name__ == "__main__":
+    main()

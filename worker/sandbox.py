@@ -214,7 +214,6 @@ _ON_FILES = _FS_EXECUTE | _FS_WRITE_FILE | _FS_READ_FILE | _FS_TRUNCATE | _FS_IO
 # Remove and make files and folders, truncate, and rename from one folder to another.
 _WRITE = _READ | _FS_WRITE_FILE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13 | _FS_TRUNCATE
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
-_O_PATH = 0o10000000
 
 
 def landlock_abi() -> int:
@@ -234,10 +233,11 @@ def _landlock(folder: Path) -> None:
     ruleset = _libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
         raise _last_error("landlock_create_ruleset")
-    for path in _readable(folder):
+    for path in _readable():
         _allow(ruleset, path, _READ & handled)
+    _allow(ruleset, folder / "in", _READ & handled, needed=True)
     for name in ("out", "checkpoints", "tmp"):
-        _allow(ruleset, folder / name, _WRITE & handled)
+        _allow(ruleset, folder / name, _WRITE & handled, needed=True)
     _allow(ruleset, Path(os.devnull), (_FS_READ_FILE | _FS_WRITE_FILE) & handled)
     for path in gpu_devices():
         _allow(ruleset, path, (_FS_READ_FILE | _FS_WRITE_FILE | _FS_IOCTL_DEV) & handled)
@@ -246,10 +246,12 @@ def _landlock(folder: Path) -> None:
     os.close(ruleset)
 
 
-def _allow(ruleset: int, path: Path, rights: int) -> None:
+def _allow(ruleset: int, path: Path, rights: int, *, needed: bool = False) -> None:
     try:
-        fd = os.open(path, _O_PATH | os.O_CLOEXEC)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
+        if needed:
+            raise
         return  # what is not there, or not ours to see, needs no rule
     try:
         if not path.is_dir():
@@ -261,12 +263,11 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
         os.close(fd)
 
 
-def _readable(folder: Path) -> Iterable[Path]:
+def _readable() -> Iterable[Path]:
     """The interpreter, the installed packages and the system's libraries; no configuration, nobody's data."""
     import pared
     import worker
 
-    yield folder / "in"
     yield from (
         Path(entry) for entry in {sys.prefix, sys.base_prefix, *site.getsitepackages(), site.USER_SITE} if entry
     )

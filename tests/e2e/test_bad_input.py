@@ -437,7 +437,12 @@ FAILING = [
         "*",
         "net.99",
     ),
-    Failing("knowledge on a regression", distilling("unet", task="regression", student=WIDE), "*", "output_mse"),
+    Failing(
+        "knowledge on a regression",
+        distilling("unet", task="regression", student=WIDE, loss={"kind": "knowledge"}),
+        "*",
+        "output_mse",
+    ),
     Failing("a time limit of a second", long_job, "time-limit", "time_limit_s|longer"),
 ]
 

@@ -36,7 +36,8 @@ def counted(short: int, campaign: int) -> Any:
 def stack(request: pytest.FixtureRequest, processes: Processes, scratch: Path) -> Iterator[Stack]:
     """A stack of the test's own, without a worker, for the test kills what it likes."""
     servers: Servers | None = request.getfixturevalue("servers") if request.param == "servers" else None
-    started = new_stack(scratch / "faults", processes, servers, workers=0, lease_s="4", heartbeat_s="0.5")
+    # Short, but a commit may wait for seconds while another test writes gigabytes.
+    started = new_stack(scratch / "faults", processes, servers, workers=0, lease_s="8", heartbeat_s="0.5")
     yield started
     started.stop()
 
@@ -238,7 +239,7 @@ def test_the_api_killed_in_mid_upload(stack: Stack, count: int) -> None:
 
     before = whole()
     for _ in range(count):
-        stop_at = random.randrange(1 << 20, size)
+        stop_at = random.randrange(1 << 20, size - len(block))
         reached = threading.Event()
 
         def body(stop_at: int = stop_at, reached: threading.Event = reached) -> Iterator[bytes]:

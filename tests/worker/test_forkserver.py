@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests.e2e.processes import wait_for
-from worker import forkserver, sandbox
-from worker.forkserver import Child, ForkServer
+from worker import sandbox
+from worker.forkserver import CHILD_NAME, Child, ForkServer
 from worker.sandbox import Confinement
 
 TELLING = """
@@ -92,15 +92,43 @@ def test_one_that_died_is_started_again_and_its_children_live_on(server, fork):
 def test_a_program_that_ends_at_once_is_an_error_and_no_wait(tmp_path):
     server = ForkServer((sys.executable, "-c", "raise SystemExit(3)"), Confinement("none"), threads=1)
     started = time.monotonic()
-    with pytest.raises(OSError, match="ends at once"):
+    with pytest.raises(OSError, match="ended with exit status 3"):
         server.child(tmp_path, {})
     assert time.monotonic() - started < 30
+
+
+def test_who_no_longer_wants_a_child_need_not_wait_for_it(tmp_path):
+    program = tmp_path / "slow.py"
+    program.write_text("import time; time.sleep(60)")
+    server = ForkServer((sys.executable, str(program)), Confinement("none"), threads=1)
+    started = time.monotonic()
+    assert server.child(tmp_path, {}, lambda: time.monotonic() - started > 1) is None
+    assert time.monotonic() - started < 10
+    server.close()
+
+
+def test_a_child_that_dies_before_it_begins_is_an_error_and_leaves_nothing(tmp_path):
+    """As one that the kernel ends for want of memory."""
+    program = tmp_path / "dying.py"
+    program.write_text(
+        "import os\nfrom worker import forkserver, sandbox\n"
+        "sandbox.name_process = lambda name: os.kill(os.getpid(), 9)\nforkserver.enter()\n"
+    )
+    server = ForkServer((sys.executable, str(program)), Confinement("none"), threads=1)
+    before = {child.pid for child in psutil.Process().children()}
+    (tmp_path / "scratch").mkdir()
+    for _ in range(2):
+        with pytest.raises(ChildProcessError, match="before it began"):
+            server.child(tmp_path / "scratch", {})
+    assert server._process.poll() is None, "the server is not to blame"
+    assert {child.pid for child in psutil.Process().children()} - before == {server._process.pid}
+    server.close()
 
 
 def test_a_folder_that_is_gone_is_an_error(server, tmp_path):
     with pytest.raises(FileNotFoundError):
         server.child(tmp_path / "gone", {})
-    assert [child for child in psutil.Process().children() if child.name() == forkserver.CHILD_NAME] == []
+    assert [child for child in psutil.Process().children() if child.name() == CHILD_NAME] == []
 
 
 def test_it_and_its_children_end_with_their_worker(tmp_path):
