@@ -74,6 +74,7 @@ class Criterion(StrEnum):
     lamp = "lamp"
     geometric_median = "geometric_median"
     bn_scale = "bn_scale"
+    activation = "activation"
     taylor = "taylor"
     hessian = "hessian"
     random = "random"
@@ -202,7 +203,8 @@ def prune(
         list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
     ] = None,
     criterion: Annotated[
-        Criterion, typer.Option(help="What goes first; taylor and hessian need --data, bn_scale batch norms.")
+        Criterion,
+        typer.Option(help="What goes first. activation, taylor and hessian need --data."),
     ] = Criterion.magnitude,
     scope: Annotated[
         Scope | None,

@@ -215,7 +215,9 @@ class CommonFields(Spec):
         return self
 
 
-Criterion = Literal["magnitude", "l2", "lamp", "geometric_median", "bn_scale", "taylor", "hessian", "random"]
+Criterion = Literal[
+    "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
+]
 
 # -- jobs ---------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class PruneSpec(CommonFields):
     criterion: Criterion = Field(
         "magnitude",
         description="What is removed first: the smallest Σ|w|, √Σw², share of larger ones (LAMP), distance from the "
-        "others, batch-norm scale, change of the loss by its slope or its curvature, or any.",
+        "others, batch-norm scale, Σ|w|·‖x‖, change of the loss by its slope or its curvature, or any.",
     )
     scope: Literal["global", "layer"] = Field(
         "layer",
@@ -274,8 +276,8 @@ class PruneSpec(CommonFields):
     def _criterion_has_what_it_needs(self) -> None:
         if self.granularity == "weight" and self.criterion in ("geometric_median", "bn_scale"):
             self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
-        if self.dataset is None and self.criterion in ("taylor", "hessian"):
-            self._refuse({"criterion": f"{self.criterion} looks at the loss, which takes data: name a `dataset`"})
+        if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):
+            self._refuse({"criterion": f"{self.criterion} looks at training samples: name a `dataset`"})
 
 
 class DistillSpec(CommonFields):

@@ -38,8 +38,9 @@ def test_a_regression_is_taught_by_the_distance_of_the_outputs() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"criterion": "taylor"}, "takes data: name a `dataset`"),
-        ({"criterion": "hessian"}, "takes data: name a `dataset`"),
+        ({"criterion": "activation"}, "training samples: name a `dataset`"),
+        ({"criterion": "taylor"}, "training samples: name a `dataset`"),
+        ({"criterion": "hessian"}, "training samples: name a `dataset`"),
         ({"criterion": "bn_scale", "granularity": "weight"}, "scores channels"),
         ({"criterion": "geometric_median", "granularity": "weight"}, "scores channels"),
     ],

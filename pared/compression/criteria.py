@@ -7,6 +7,7 @@ weights of the layers that make its channels. Some also look at how the loss cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +18,18 @@ from pared.specs import Criterion
 
 Weights = Mapping[str, Tensor]
 """Name -> tensor, of a model's parameters or of their gradients."""
-Gradients = Callable[[], Iterable[Weights]]
-"""Makes the gradients of the loss, one mapping for each of some batches of training samples."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training samples say of the weights; gathered only where a criterion asks.
+
+    `gradients`: of the loss, one mapping for each of some batches. `input_norms`: weight name -> ‖x‖ of what each of
+    its entries multiplies.
+    """
+
+    gradients: Callable[[], Iterable[Weights]]
+    input_norms: Callable[[], Weights]
 
 
 # -- channels -----------------------------------------------------------------------------------
@@ -30,18 +41,18 @@ def channel_scores(
     weights: Weights,
     *,
     scales: Iterable[str] = (),
-    gradients: Gradients | None = None,
+    evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:
     """For each group the scores of its channels, float64 of shape (units,).
 
     Args:
         scales: names of the scales of batch norms, for `bn_scale`.
-        gradients: for `taylor` and `hessian`.
+        evidence: for `activation`, `taylor` and `hessian`.
         generator: for `random`.
 
     Raises:
-        NothingToPrune: `bn_scale` finds a group without a batch norm.
+        NothingToPrune: `bn_scale` finds a group without a batch norm, or `activation` a weight of unknown inputs.
     """
     if criterion == "random":
         return [torch.rand(group.units, generator=generator) for group in groups]
@@ -49,10 +60,13 @@ def channel_scores(
         return [bn_scale(group, weights, scales) for group in groups]
     if criterion in _FROM_WEIGHTS:
         return [_FROM_WEIGHTS[criterion](group, weights) for group in groups]
-    assert gradients is not None  # noqa: S101 - the spec asks for data
+    assert evidence is not None  # noqa: S101 - the spec asks for data
+    if criterion == "activation":
+        norms = evidence.input_norms()
+        return [activation(group, weights, norms) for group in groups]
     totals = [torch.zeros(group.units, dtype=torch.float64) for group in groups]
     batches = 0
-    for gradient in gradients():
+    for gradient in evidence.gradients():
         batches += 1
         for index, group in enumerate(groups):
             totals[index] += _FROM_GRADIENTS[criterion](group, weights, gradient)
@@ -91,6 +105,11 @@ def bn_scale(group: ChannelGroup, weights: Weights, scales: Iterable[str]) -> Te
     return _summed(group, lambda name: weights[name].abs(), axes)
 
 
+def activation(group: ChannelGroup, weights: Weights, norms: Weights) -> Tensor:
+    """s = Σ |w|·‖x‖, x what the weight multiplies. Sun et al. 2024 (Wanda), arXiv:2306.11695."""
+    return _summed(group, lambda name: weights[name].abs() * _norm(norms, name))
+
+
 def taylor(group: ChannelGroup, weights: Weights, gradient: Weights) -> Tensor:
     """s = (Σ g·w)², of a batch: how the loss changes without it. Molchanov et al. 2019, arXiv:1906.10771."""
     return _summed(group, lambda name: gradient[name] * weights[name]).square()
@@ -108,6 +127,15 @@ _FROM_WEIGHTS: dict[str, Callable[[ChannelGroup, Weights], Tensor]] = {
     "geometric_median": geometric_median,
 }
 _FROM_GRADIENTS: dict[str, Callable[[ChannelGroup, Weights, Weights], Tensor]] = {"taylor": taylor, "hessian": hessian}
+
+
+def _norm(norms: Weights, name: str) -> Tensor:
+    if name not in norms:
+        raise NothingToPrune(
+            f"The criterion activation needs to see what a layer multiplies, which is known of linear layers and "
+            f"convolutions; {name} is of another kind. Exclude its layer, or use another criterion."
+        )
+    return norms[name]
 
 
 def _squares(group: ChannelGroup, weights: Weights) -> Tensor:
@@ -141,12 +169,13 @@ def weight_scores(
     weights: Weights,
     criterion: Criterion,
     *,
-    gradients: Gradients | None = None,
+    evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Name -> score of each weight, of the tensor's shape; already pruned weights (exact zeros) come first.
 
-    `magnitude` and `l2` are |w|, `lamp` is of w² within its tensor, `taylor` and `hessian` are the mean of (g·w)².
+    `magnitude` and `l2` are |w|, `lamp` is of w² within its tensor, `activation` is |w|·‖x‖, `taylor` and `hessian` are
+    the sum of (g·w)².
     """
     if criterion in ("magnitude", "l2"):
         return {name: weight.abs().float().cpu() for name, weight in weights.items()}
@@ -157,9 +186,12 @@ def weight_scores(
             name: torch.rand(weight.shape, generator=generator).add_(1e-6).masked_fill_(weight.cpu() == 0, 0.0)
             for name, weight in weights.items()
         }
-    assert gradients is not None  # noqa: S101 - the spec asks for data
+    assert evidence is not None  # noqa: S101 - the spec asks for data
+    if criterion == "activation":
+        norms = evidence.input_norms()
+        return {name: (weight.abs() * _norm(norms, name)).float().cpu() for name, weight in weights.items()}
     scores = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
-    for gradient in gradients():
+    for gradient in evidence.gradients():
         for name, weight in weights.items():
             scores[name] += (gradient[name] * weight).square().float().cpu()
     return scores

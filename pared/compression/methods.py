@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import build
-from pared.compression.criteria import Gradients
+from pared.compression.coupling import input_norms
+from pared.compression.criteria import Evidence
 from pared.compression.data import Data, check_fits, inspect_dataset, load_dataset
 from pared.compression.distill import lesson
 from pared.compression.export import export
@@ -57,7 +59,17 @@ from pared.compression.reporting import (
     softmax_warning,
     split_warning,
 )
-from pared.compression.train import Fit, copied, fit, learn_labels, loss_gradients, seed_of, trainable
+from pared.compression.train import (
+    EVIDENCE_BATCH,
+    EVIDENCE_BATCHES,
+    Fit,
+    copied,
+    fit,
+    learn_labels,
+    loss_gradients,
+    seed_of,
+    trainable,
+)
 from pared.compression.verdict import distill_verdict, kept_as_before, prune_verdict, warnings_of
 from pared.compression.work import Observer, Stage, Work
 from pared.errors import ModelFailed, NothingToPrune, ValidationError
@@ -138,8 +150,8 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             resumed = checkpoint["fit"] if checkpoint is not None and step == checkpoint["step"] else None
             if resumed is None:
                 stages.enter("compress")
-                gradients = None if data is None else partial(state.gradients, spec, data, work.device, step)
-                if not state.remove(spec, original, example, step, amount, gradients, last=step == len(amounts) - 1):
+                evidence = None if data is None else state.evidence(spec, data, work.device, step)
+                if not state.remove(spec, original, example, step, amount, evidence, last=step == len(amounts) - 1):
                     work.observer.log(
                         f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
                     )
@@ -217,7 +229,7 @@ class _Pruning:
         example: Sequence[Tensor],
         step: int,
         amount: float,
-        gradients: Gradients | None,
+        evidence: Evidence | None,
         *,
         last: bool,
     ) -> bool:
@@ -230,7 +242,7 @@ class _Pruning:
             "include": spec.include,
             "exclude": spec.exclude,
         }
-        choice |= {"gradients": gradients, "generator": generator}
+        choice |= {"evidence": evidence, "generator": generator}
         if spec.granularity == "weight":
             self.masks = weight_masks(module, amount=amount, **choice)
             self.masks.apply(module)
@@ -260,10 +272,15 @@ class _Pruning:
         self.loaded = removal.loaded
         return True
 
-    def gradients(self, spec: PruneSpec, data: Data, device: str, step: int) -> Iterator[Mapping[str, Tensor]]:
-        """Of the loss on labels, for the criteria that look at them."""
-        seed = seed_of(spec.seed, "gradients", step)
-        return loss_gradients(self.loaded.module, data, spec.task, seed=seed, device=device)
+    def evidence(self, spec: PruneSpec, data: Data, device: str, step: int) -> Evidence:
+        """For the criteria that look at data."""
+        module, seed = self.loaded.module, seed_of(spec.seed, "evidence", step)
+
+        def input_norms_of_some() -> Mapping[str, Tensor]:
+            batches = data.batches("train", EVIDENCE_BATCH, torch.Generator().manual_seed(seed))
+            return input_norms(module, (inputs for inputs, _ in islice(batches, EVIDENCE_BATCHES)))
+
+        return Evidence(partial(loss_gradients, module, data, spec.task, seed=seed, device=device), input_norms_of_some)
 
     def fit_step(
         self,

@@ -20,7 +20,7 @@ from pared.compression.architectures import build, resize
 from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
 from pared.compression.coupling.groups import merge
 from pared.compression.coupling.shrink import StorageKey, changed_sizes, kept_part, remove, storage_key
-from pared.compression.criteria import Gradients, channel_scores, weight_scores
+from pared.compression.criteria import Evidence, channel_scores, weight_scores
 from pared.compression.intake import LoadedModel
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, PruneSpec
@@ -98,7 +98,7 @@ def weight_masks(
     scope: Scope = "global",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    gradients: Gradients | None = None,
+    evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
 ) -> Masks:
     """Masks that remove the `amount` lowest-scored single weights, exactly round(amount · n) of n.
@@ -121,7 +121,7 @@ def weight_masks(
     if not eligible:
         names = sorted(set(weight_layers(module).values()))
         raise NothingToPrune(_no_match("weights", names, include, exclude))
-    scores = weight_scores(eligible, criterion, gradients=gradients, generator=generator)
+    scores = weight_scores(eligible, criterion, evidence=evidence, generator=generator)
     pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
     kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in eligible.items()}
     for names in pools:
@@ -164,7 +164,7 @@ def remove_channels(
     scope: Scope = "layer",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    gradients: Gradients | None = None,
+    evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
     upload_units: Mapping[str, int] | None = None,
     gone: int = 0,
@@ -175,7 +175,7 @@ def remove_channels(
 
     Args:
         example: the model's inputs, on CPU, in a batch of at least 2.
-        gradients: of the loss, for the criteria that look at it.
+        evidence: for the criteria that look at data.
         upload_units: for a later step, the `units` of the first: `amount` counts from these, whatever is left of them.
         gone: how many of them earlier steps removed.
 
@@ -193,7 +193,7 @@ def remove_channels(
         criterion,
         tensors(loaded.module),
         scales=[next(iter(layer.weights)) for layer in coupling.layers if layer.kind == "batch_norm"],
-        gradients=gradients,
+        evidence=evidence,
         generator=generator,
     )
     if scope == "layer":

@@ -35,6 +35,8 @@ from pared.specs import Train
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
+EVIDENCE_BATCH, EVIDENCE_BATCHES = 64, 16
+"""How many training samples a criterion looks at that needs data: 1024."""
 _SIGN_OF_LIFE_S = 0.5
 
 
@@ -167,7 +169,7 @@ def learn_labels(task: Task) -> Loss:
 
 
 def loss_gradients(
-    module: nn.Module, data: Samples, task: Task, *, seed: int, device: str, batch_size: int = 64, batches: int = 16
+    module: nn.Module, data: Samples, task: Task, *, seed: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
     """The gradients of the loss on labels, for each of some batches of the training split: all names -> tensor, on CPU.
 
@@ -177,8 +179,8 @@ def loss_gradients(
     parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    shuffled = data.batches("train", batch_size, torch.Generator().manual_seed(seed))
-    for inputs, target in itertools.islice(shuffled, batches):
+    shuffled = data.batches("train", EVIDENCE_BATCH, torch.Generator().manual_seed(seed))
+    for inputs, target in itertools.islice(shuffled, EVIDENCE_BATCHES):
         with unoptimized():
             output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
             loss = label_loss(output, target.to(device), task)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pared.compression import criteria
-from pared.compression.coupling import ChannelGroup
-from pared.compression.criteria import channel_scores, share_of_larger, weight_scores
+from pared.compression.coupling import ChannelGroup, input_norms
+from pared.compression.criteria import Evidence, channel_scores, share_of_larger, weight_scores
 from pared.errors import NothingToPrune
 from tests.compression.test_methods import file_of, pruning, run
 
@@ -29,6 +29,10 @@ GRADIENTS = [
     {"a.weight": torch.tensor([[-1.0, 0.0], [2.0, 0.0]]), "b.weight": torch.zeros(1, 2)},
 ]
 
+EVIDENCE = Evidence(
+    lambda: GRADIENTS, lambda: {"a.weight": torch.tensor([[1.0, 3.0]]), "b.weight": torch.tensor([[2.0, 1.0]])}
+)
+
 
 @pytest.mark.parametrize(
     ("criterion", "group", "scores"),
@@ -40,13 +44,15 @@ GRADIENTS = [
         ("lamp", ONE, [1, 5 / 30]),
         ("geometric_median", ONE, [math.sqrt(40), math.sqrt(40)]),
         ("geometric_median", TWO, [math.sqrt(40 + 196), math.sqrt(40 + 196)]),
+        ("activation", ONE, [3 + 12, 1 + 6]),
+        ("activation", TWO, [15 + 24, 7 + 2]),
         # g·w of the first unit: 3 − 2 and −3; of the second: 2 and 2.
         ("taylor", ONE, [(1**2 + 3**2) / 2, (2**2 + 2**2) / 2]),
         ("hessian", ONE, [(9 + 4 + 9) / 4, (4 + 4) / 4]),
     ],
 )
 def test_channels_are_scored_as_by_hand(criterion: str, group: ChannelGroup, scores: list[float]) -> None:
-    [found] = channel_scores([group], criterion, WEIGHTS, gradients=lambda: GRADIENTS)  # type: ignore[arg-type]
+    [found] = channel_scores([group], criterion, WEIGHTS, evidence=EVIDENCE)  # type: ignore[arg-type]
     assert found.tolist() == pytest.approx(scores)
 
 
@@ -84,8 +90,10 @@ def test_lamp_is_the_share_of_all_that_are_no_smaller() -> None:
 def test_single_weights_are_scored_as_by_hand() -> None:
     weights = {"a.weight": torch.tensor([[3.0, -4.0], [0.0, 2.0]])}
     gradients = [{"a.weight": torch.tensor([[1.0, 0.5], [7.0, -1.0]])}] * 2
+    evidence = Evidence(lambda: gradients, lambda: {"a.weight": torch.tensor([[2.0, 0.5]])})
+    assert weight_scores(weights, "activation", evidence=evidence)["a.weight"].tolist() == [[6, 2], [0, 1]]
     assert weight_scores(weights, "l2")["a.weight"].tolist() == [[3, 4], [0, 2]]
-    assert weight_scores(weights, "taylor", gradients=lambda: gradients)["a.weight"].tolist() == [[18, 8], [0, 8]]
+    assert weight_scores(weights, "taylor", evidence=evidence)["a.weight"].tolist() == [[18, 8], [0, 8]]
     lamp = weight_scores(weights, "lamp")["a.weight"]
     assert lamp.flatten().tolist() == pytest.approx([9 / 25, 1, 0, 4 / 29])
     drawn = weight_scores(weights, "random", generator=torch.Generator().manual_seed(0))["a.weight"]
@@ -127,6 +135,7 @@ def upload(tmp_path):
         ("l2", "conv1", [1, 2, 5, 7]),
         ("lamp", "conv1", [1, 2, 5, 7]),
         ("bn_scale", "conv1", [1, 2, 5, 7]),
+        ("activation", "conv1", [1, 2, 5, 7]),
         ("taylor", "conv1", [0, 3, 4, 6]),
         ("hessian", "conv1", [0, 3, 4, 6]),
         ("geometric_median", "conv1", [1, 2, 5, 7]),
@@ -151,3 +160,40 @@ def test_layers_without_a_batch_norm_are_named(tmp_path):
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))), path)
     with pytest.raises(NothingToPrune, match="batch norm"):
         run(pruning(criterion="bn_scale", retrain=None), {"model": file_of(path)}, tmp_path / "out")
+
+
+class Inputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.grouped = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1, groups=2)
+        self.up, self.fc = nn.ConvTranspose2d(4, 3, 1), nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.up(self.grouped(self.plain(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_input_norms_are_those_of_what_the_layers_read(scripted: bool) -> None:
+    torch.manual_seed(0)
+    module = Inputs().eval()
+    batches = [(torch.randn(3, 2, 5, 5),), (torch.randn(2, 2, 5, 5),)]
+    norms = input_norms(torch.jit.script(module) if scripted else module, batches)
+
+    read: dict[str, list[torch.Tensor]] = {}
+    for name, layer in module.named_children():
+        layer.register_forward_pre_hook(lambda _, args, name=name: read.setdefault(name, []).append(args[0]))
+    for inputs in batches:
+        module(*inputs)
+    for name, layer in module.named_children():
+        dims = [dim for dim in range(read[name][0].dim()) if dim != 1]
+        norm = torch.stack([x.double().square().sum(dims) for x in read[name]]).sum(0).sqrt()
+        if name == "grouped":  # two filters for the first two channels, two for the others
+            norm = norm[[0, 1, 0, 1, 2, 3, 2, 3]]
+        shape = {"plain": (1, 2, 1, 1), "grouped": (4, 2, 1, 1), "up": (4, 1, 1, 1), "fc": (1, 3)}[name]
+        wanted = norm.reshape(shape).expand_as(layer.weight)
+        torch.testing.assert_close(norms[f"{name}.weight"].expand_as(layer.weight), wanted)
+
+
+def test_a_layer_whose_inputs_are_not_seen_is_named() -> None:
+    with pytest.raises(NothingToPrune, match=r"emb.weight is of another kind"):
+        weight_scores({"emb.weight": torch.ones(2, 2)}, "activation", evidence=EVIDENCE)
