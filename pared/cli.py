@@ -66,6 +66,20 @@ def main() -> None:
         sys.exit(USAGE)
 
 
+class Criterion(StrEnum):
+    """What goes first."""
+
+    magnitude = "magnitude"
+    l2 = "l2"
+    lamp = "lamp"
+    geometric_median = "geometric_median"
+    bn_scale = "bn_scale"
+    activation = "activation"
+    taylor = "taylor"
+    hessian = "hessian"
+    random = "random"
+
+
 class Scope(StrEnum):
     """What units are ranked against."""
 
@@ -188,6 +202,10 @@ def prune(
     exclude: Annotated[
         list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
     ] = None,
+    criterion: Annotated[
+        Criterion,
+        typer.Option(help="What goes first. activation, taylor and hessian need --data."),
+    ] = Criterion.magnitude,
     scope: Annotated[
         Scope | None,
         typer.Option(
@@ -217,6 +235,7 @@ def prune(
     fields: dict[str, Any] = {
         "granularity": "weight" if channels is None else "channel",
         "amount": channels or weights,
+        "criterion": criterion.value,
         "include": include or ["*"],
         "exclude": exclude or [],
         **_common(task, seed, output),

@@ -215,6 +215,10 @@ class CommonFields(Spec):
         return self
 
 
+Criterion = Literal[
+    "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
+]
+
 # -- jobs ---------------------------------------------------------------------------------------
 
 
@@ -231,7 +235,11 @@ class PruneSpec(CommonFields):
     granularity: Literal["weight", "channel"] = Field(
         "channel", description="`weight` zeroes single weights; `channel` removes neurons and channels physically."
     )
-    criterion: Literal["magnitude", "random"] = "magnitude"
+    criterion: Criterion = Field(
+        "magnitude",
+        description="What is removed first: the smallest Σ|w|, √Σw², share of larger ones (LAMP), distance from the "
+        "others, batch-norm scale, Σ|w|·‖x‖, change of the loss by its slope or its curvature, or any.",
+    )
     scope: Literal["global", "layer"] = Field(
         "layer",
         description="Rank all units together, or layer by layer. Without one: `layer` for channels, `global` for "
@@ -254,6 +262,7 @@ class PruneSpec(CommonFields):
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
+        self._criterion_has_what_it_needs()
         idle = {}
         if self.schedule == "one_shot":
             idle["steps"] = "has no effect with the schedule one_shot: leave it out, or make `schedule` iterative"
@@ -263,6 +272,12 @@ class PruneSpec(CommonFields):
             idle["example_inputs"] = "has no effect beside a data set, which shows the inputs: leave it out"
         self._must_be_left_out(idle)
         return self
+
+    def _criterion_has_what_it_needs(self) -> None:
+        if self.granularity == "weight" and self.criterion in ("geometric_median", "bn_scale"):
+            self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
+        if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):
+            self._refuse({"criterion": f"{self.criterion} looks at training samples: name a `dataset`"})
 
 
 class DistillSpec(CommonFields):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import build
+from pared.compression.coupling import input_norms
+from pared.compression.criteria import Evidence
 from pared.compression.data import Data, check_fits, inspect_dataset, load_dataset
 from pared.compression.distill import lesson
 from pared.compression.export import export
@@ -55,7 +59,17 @@ from pared.compression.reporting import (
     softmax_warning,
     split_warning,
 )
-from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
+from pared.compression.train import (
+    EVIDENCE_BATCH,
+    EVIDENCE_BATCHES,
+    Fit,
+    copied,
+    fit,
+    learn_labels,
+    loss_gradients,
+    seed_of,
+    trainable,
+)
 from pared.compression.verdict import distill_verdict, kept_as_before, prune_verdict, warnings_of
 from pared.compression.work import Observer, Stage, Work
 from pared.errors import ModelFailed, NothingToPrune, ValidationError
@@ -136,7 +150,8 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             resumed = checkpoint["fit"] if checkpoint is not None and step == checkpoint["step"] else None
             if resumed is None:
                 stages.enter("compress")
-                if not state.remove(spec, original, example, step, amount, last=step == len(amounts) - 1):
+                evidence = None if data is None else state.evidence(spec, data, work.device, step)
+                if not state.remove(spec, original, example, step, amount, evidence, last=step == len(amounts) - 1):
                     work.observer.log(
                         f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
                     )
@@ -208,14 +223,28 @@ class _Pruning:
         self.best_epoch: int | None = None
 
     def remove(
-        self, spec: PruneSpec, original: LoadedModel, example: Sequence[Tensor], step: int, amount: float, *, last: bool
+        self,
+        spec: PruneSpec,
+        original: LoadedModel,
+        example: Sequence[Tensor],
+        step: int,
+        amount: float,
+        evidence: Evidence | None,
+        *,
+        last: bool,
     ) -> bool:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         module = self.loaded.module.cpu().eval()
         generator = torch.Generator().manual_seed(seed_of(spec.seed, "prune", step))
-        choice = {"criterion": spec.criterion, "scope": spec.scope, "include": spec.include, "exclude": spec.exclude}
+        choice: dict[str, Any] = {
+            "criterion": spec.criterion,
+            "scope": spec.scope,
+            "include": spec.include,
+            "exclude": spec.exclude,
+        }
+        choice |= {"evidence": evidence, "generator": generator}
         if spec.granularity == "weight":
-            self.masks = weight_masks(module, amount=amount, generator=generator, **choice)  # type: ignore[arg-type]
+            self.masks = weight_masks(module, amount=amount, **choice)
             self.masks.apply(module)
             layer_of, names_of = weight_layers(module), tied_names(module)
             covered = {layer_of[alias] for name in self.masks.kept for alias in names_of[name]}
@@ -226,10 +255,9 @@ class _Pruning:
                 self.loaded,
                 example,
                 amount=amount,
-                generator=generator,
                 upload_units=self.units or None,
                 gone=self.gone,
-                **choice,  # type: ignore[arg-type]
+                **choice,
             )
         except NothingToPrune:
             if last and not self.gone:
@@ -243,6 +271,16 @@ class _Pruning:
         self.reasons = removal.reasons | self.reasons
         self.loaded = removal.loaded
         return True
+
+    def evidence(self, spec: PruneSpec, data: Data, device: str, step: int) -> Evidence:
+        """For the criteria that look at data."""
+        module, seed = self.loaded.module, seed_of(spec.seed, "evidence", step)
+
+        def input_norms_of_some() -> Mapping[str, Tensor]:
+            batches = data.batches("train", EVIDENCE_BATCH, torch.Generator().manual_seed(seed))
+            return input_norms(module, (inputs for inputs, _ in islice(batches, EVIDENCE_BATCHES)))
+
+        return Evidence(partial(loss_gradients, module, data, spec.task, seed=seed, device=device), input_norms_of_some)
 
     def fit_step(
         self,

@@ -1,4 +1,4 @@
-"""Pruning: scores, amounts, masks for single weights, and the physical removal of channels.
+"""Pruning: amounts, masks for single weights, and the physical removal of channels; scores come from `criteria`.
 
 Magnitude pruning is Han et al. 2015 (arXiv:1506.02626) for weights and Li et al. 2017 (arXiv:1608.08710)
 for channels: score a unit by the sum of |w| of its incoming weights, sort, remove the lowest k %.
@@ -20,11 +20,11 @@ from pared.compression.architectures import build, resize
 from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
 from pared.compression.coupling.groups import merge
 from pared.compression.coupling.shrink import StorageKey, changed_sizes, kept_part, remove, storage_key
+from pared.compression.criteria import Evidence, channel_scores, weight_scores
 from pared.compression.intake import LoadedModel
 from pared.errors import NothingToPrune
-from pared.specs import PruneSpec
+from pared.specs import Criterion, PruneSpec
 
-Criterion = Literal["magnitude", "random"]
 Scope = Literal["global", "layer"]
 
 __all__ = [
@@ -98,6 +98,7 @@ def weight_masks(
     scope: Scope = "global",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
 ) -> Masks:
     """Masks that remove the `amount` lowest-scored single weights, exactly round(amount · n) of n.
@@ -120,7 +121,7 @@ def weight_masks(
     if not eligible:
         names = sorted(set(weight_layers(module).values()))
         raise NothingToPrune(_no_match("weights", names, include, exclude))
-    scores = {name: _weight_scores(weight, criterion, generator) for name, weight in eligible.items()}
+    scores = weight_scores(eligible, criterion, evidence=evidence, generator=generator)
     pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
     kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in eligible.items()}
     for names in pools:
@@ -132,13 +133,6 @@ def weight_masks(
         for name, part in zip(names, parts, strict=True):
             kept[name] = part.reshape(eligible[name].shape)
     return Masks(kept)
-
-
-def _weight_scores(weight: Tensor, criterion: Criterion, generator: torch.Generator | None) -> Tensor:
-    """|w|, or chance; already pruned weights (exact zeros) come first either way."""
-    if criterion == "magnitude":
-        return weight.abs().float().cpu()
-    return torch.rand(weight.shape, generator=generator).add_(1e-6).masked_fill_(weight.cpu() == 0, 0.0)
 
 
 # -- channels -----------------------------------------------------------------------------------
@@ -170,6 +164,7 @@ def remove_channels(
     scope: Scope = "layer",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
     upload_units: Mapping[str, int] | None = None,
     gone: int = 0,
@@ -180,6 +175,7 @@ def remove_channels(
 
     Args:
         example: the model's inputs, on CPU, in a batch of at least 2.
+        evidence: for the criteria that look at data.
         upload_units: for a later step, the `units` of the first: `amount` counts from these, whatever is left of them.
         gone: how many of them earlier steps removed.
 
@@ -192,8 +188,14 @@ def remove_channels(
         raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
     now = {_key(group): group.units for group in groups}
     units = now if upload_units is None else upload_units
-    weights = tensors(loaded.module)
-    scores = [_unit_scores(group, weights, criterion, generator) for group in groups]
+    scores = channel_scores(
+        groups,
+        criterion,
+        tensors(loaded.module),
+        scales=[next(iter(layer.weights)) for layer in coupling.layers if layer.kind == "batch_norm"],
+        evidence=evidence,
+        generator=generator,
+    )
     if scope == "layer":
         wanted = [round(amount * units.get(key, left)) - (units.get(key, left) - left) for key, left in now.items()]
         chosen = [_lowest([score], count)[0] for score, count in zip(scores, wanted, strict=True)]
@@ -273,21 +275,6 @@ def _key(group: ChannelGroup) -> str:
     """Names a group of coupled layers, also after some of its channels went."""
     name, dim = group.out_axes[0]
     return f"{name}/{dim}"
-
-
-def _unit_scores(
-    group: ChannelGroup, tensors: Mapping[str, Tensor], criterion: Criterion, generator: torch.Generator | None
-) -> Tensor:
-    """s = Σ|w| over a unit's incoming weights, in all layers that the unit is an output of. Shape (units,)."""
-    if criterion == "random":
-        return torch.rand(group.units, generator=generator)
-    scores = torch.zeros(group.units, dtype=torch.float64)
-    for name, dim in group.out_axes:
-        weight = tensors[name].detach().abs().double()
-        per_index = weight.sum(dim=[d for d in range(weight.dim()) if d != dim])
-        unit_of = torch.from_numpy(group.members[name, dim])
-        scores.index_add_(0, unit_of[unit_of >= 0], per_index[unit_of >= 0])
-    return scores
 
 
 def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:

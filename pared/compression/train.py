@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from pared.compression.measure import (
     score,
     unoptimized,
 )
-from pared.compression.prune import Masks
+from pared.compression.prune import Masks, tensors
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
@@ -34,6 +35,8 @@ from pared.specs import Train
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
+EVIDENCE_BATCH, EVIDENCE_BATCHES = 64, 16
+"""How many training samples a criterion looks at that needs data: 1024."""
 _SIGN_OF_LIFE_S = 0.5
 
 
@@ -163,6 +166,30 @@ def learn_labels(task: Task) -> Loss:
         return label_loss(forward(module, inputs, task), targets, task)
 
     return loss
+
+
+def loss_gradients(
+    module: nn.Module, data: Samples, task: Task, *, seed: int, device: str
+) -> Iterator[dict[str, Tensor]]:
+    """The gradients of the loss on labels, for each of some batches of the training split: all names -> tensor, on CPU.
+
+    In eval mode, so that batch norms and dropout are as they are in use; also for weights that are not to be trained.
+    """
+    module = copied(module).to(device).eval()
+    parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    shuffled = data.batches("train", EVIDENCE_BATCH, torch.Generator().manual_seed(seed))
+    for inputs, target in itertools.islice(shuffled, EVIDENCE_BATCHES):
+        with unoptimized():
+            output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
+            loss = label_loss(output, target.to(device), task)
+            with own_failures():
+                found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        yield {
+            name: torch.zeros(parameter.shape) if gradient is None else gradient.cpu()
+            for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+        }
 
 
 def trainable(module: nn.Module | None) -> list[nn.Parameter]:

@@ -8,7 +8,18 @@ left alone, with the operator named. `remove` takes chosen channels out of a mod
 Why not a ready-made dependency graph: `docs/decisions/0002-coupling-by-unit-labels.md`.
 """
 
+from pared.compression.coupling.activations import input_norms
 from pared.compression.coupling.groups import ChannelGroup, Coupling, LayerUse, find_groups, unsound
 from pared.compression.coupling.shrink import Removed, compose_removed, remove
 
-__all__ = ["ChannelGroup", "Coupling", "LayerUse", "Removed", "compose_removed", "find_groups", "remove", "unsound"]
+__all__ = [
+    "ChannelGroup",
+    "Coupling",
+    "LayerUse",
+    "Removed",
+    "compose_removed",
+    "find_groups",
+    "input_norms",
+    "remove",
+    "unsound",
+]
