@@ -19,9 +19,9 @@ demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared
 up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; another port: make up PORT=8001
 	$(BIN)/pared up $(if $(PORT),--port $(PORT))
 
-# Tests mostly wait for real processes, so three run side by side, a file at a time, those that take longest first.
+# Tests mostly wait for real processes, so three run side by side, a file at a time.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10 tests/faults tests/e2e tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10
 
 lint: $(DEV)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

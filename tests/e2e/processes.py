@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -69,11 +70,20 @@ class Process:
         self.popen.kill()
         self.popen.wait(10)
 
-    def pause(self) -> None:
-        """SIGSTOP to it and all that it started."""
-        for process in self.tree():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
+    def pause(self, database: Path | None = None) -> None:
+        """SIGSTOP to it and all that it started.
+
+        Args:
+            database: an SQLite file that it must not be writing to: nobody else could write then.
+        """
+        while True:
+            for process in self.tree():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            if database is None or _can_be_written(database):
+                return
+            self.go_on()
+            time.sleep(0.05)
 
     def go_on(self) -> None:
         """SIGCONT after `pause`."""
@@ -159,3 +169,13 @@ def environment(**values: str) -> dict[str, str]:
     """This process's environment without any `PARED_` setting, and with these values."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PARED_")}
     return kept | values
+
+
+def _can_be_written(database: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(database, timeout=1, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True

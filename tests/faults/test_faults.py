@@ -147,7 +147,7 @@ def test_a_worker_paused_past_its_lease(stack: Stack, count: int) -> None:
         holder = first if child_of(first) else second
         child = child_of(holder)
         assert child is not None
-        holder.pause()
+        holder.pause(stack.data / "pared.db" if stack.backend == "embedded" else None)
         if round_ % 2:
             child.resume()  # only those that supervise stand still; the child trains on
         fence = stack.job_row(job).fence

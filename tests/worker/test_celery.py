@@ -175,13 +175,12 @@ def test_a_worker_paused_past_its_lease_writes_nothing_when_it_goes_on(service):
     service.alive()
     job_id = service.submit("slow", "20", "0.2")
     service.until(job_id, lambda job: job.checkpoint_step)
-    main, pool, _server, child = first.tree()
-    for process in (main, pool):  # the supervisor alone: its child works on
-        process.suspend()
+    *_, child = first.tree()
+    first.pause(service.bench.settings.data_dir / "pared.db")
+    child.resume()  # it works on
     service.start_worker()
     service.until(job_id, lambda job: job.fence == 2 and job.checkpoint_key and "/2/" in job.checkpoint_key)
-    for process in (main, pool):
-        process.resume()
+    first.go_on()
     assert psutil.wait_procs([child], 5)[1] == []
     job = service.ended(job_id)
     assert (job.status, job.fence) == ("succeeded", 2)
