@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,17 +58,7 @@ from pared.compression.reporting import (
     softmax_warning,
     split_warning,
 )
-from pared.compression.train import (
-    EVIDENCE_BATCH,
-    EVIDENCE_BATCHES,
-    Fit,
-    copied,
-    fit,
-    learn_labels,
-    loss_gradients,
-    seed_of,
-    trainable,
-)
+from pared.compression.train import Fit, copied, fit, learn_labels, loss_gradients, seed_of, some_batches, trainable
 from pared.compression.verdict import distill_verdict, kept_as_before, prune_verdict, warnings_of
 from pared.compression.work import Observer, Stage, Work
 from pared.errors import ModelFailed, NothingToPrune, ValidationError
@@ -277,8 +266,7 @@ class _Pruning:
         module, seed = self.loaded.module, seed_of(spec.seed, "evidence", step)
 
         def input_norms_of_some() -> Mapping[str, Tensor]:
-            batches = data.batches("train", EVIDENCE_BATCH, torch.Generator().manual_seed(seed))
-            return input_norms(module, (inputs for inputs, _ in islice(batches, EVIDENCE_BATCHES)))
+            return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
 
         return Evidence(partial(loss_gradients, module, data, spec.task, seed=seed, device=device), input_norms_of_some)
 

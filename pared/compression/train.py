@@ -35,8 +35,6 @@ from pared.specs import Train
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
-EVIDENCE_BATCH, EVIDENCE_BATCHES = 64, 16
-"""How many training samples a criterion looks at that needs data: 1024."""
 _SIGN_OF_LIFE_S = 0.5
 
 
@@ -168,6 +166,11 @@ def learn_labels(task: Task) -> Loss:
     return loss
 
 
+def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
+    """What a criterion that needs data looks at: 1024 training samples, drawn by seed."""
+    return itertools.islice(data.batches("train", 64, torch.Generator().manual_seed(seed)), 16)
+
+
 def loss_gradients(
     module: nn.Module, data: Samples, task: Task, *, seed: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
@@ -179,8 +182,7 @@ def loss_gradients(
     parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    shuffled = data.batches("train", EVIDENCE_BATCH, torch.Generator().manual_seed(seed))
-    for inputs, target in itertools.islice(shuffled, EVIDENCE_BATCHES):
+    for inputs, target in some_batches(data, seed):
         with unoptimized():
             output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
             loss = label_loss(output, target.to(device), task)
