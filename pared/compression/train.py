@@ -37,7 +37,8 @@ Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
 _SIGN_OF_LIFE_S = 0.5
-_RENEW_EVERY = 40  # steps between two masks of a ramp
+_RENEW_EVERY = 40  # most steps between two masks of a ramp
+_RENEWALS = 50  # fewest masks of a ramp that has so many steps
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,7 @@ class _Steps:
         self.of_an_epoch = max(1, samples // size + (samples % size > min(1, size - 1)))
         self._all = self.of_an_epoch * config.epochs
         self._ramp_ends = -1 if ramp is None else min(round(ramp.share * self._all), self._all - 1)
+        self._every = max(1, min(_RENEW_EVERY, self._ramp_ends // _RENEWALS))
         self.ready = max(0, self._ramp_ends) // self.of_an_epoch
 
     def rate(self, step: int) -> float:
@@ -273,7 +275,7 @@ class _Steps:
 
     def renews(self, step: int) -> float | None:
         """How far the ramp is, where this step renews the masks."""
-        if step > self._ramp_ends or (step % _RENEW_EVERY and step != self._ramp_ends):
+        if step > self._ramp_ends or (step % self._every and step != self._ramp_ends):
             return None
         return step / self._ramp_ends if self._ramp_ends else 1.0
 
