@@ -20,7 +20,7 @@ import numpy as np
 
 from pared.errors import NothingToPrune, StorageFull, UnsupportedModel, ValidationError
 from pared.weights.magnitudes import UNSIGNED, Cut, Keys, common_type, find_cut, hold_nan, keys, magnitude
-from pared.weights.safetensors import BadSafetensors, Header, TensorEntry, read_header
+from pared.weights.safetensors import BadSafetensors, Header, TensorEntry, read_header, shown
 
 Scope = Literal["global", "layer"]
 Progress = Callable[[int, int], None]
@@ -200,15 +200,17 @@ def _read_index(path: Path) -> dict[str, str]:
             f"{path} has more than {MAX_INDEX_BYTES >> 20} MiB: it is no index of safetensors files."
         )
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        names = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        index = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        index = None
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
         raise UnsupportedModel(
             f"{path} is no index of safetensors files: it has no `weight_map` that says which tensor is in which file."
-        ) from error
+        )
     elsewhere = [file for file in names.values() if Path(file).name != file]
     if elsewhere:
-        raise UnsupportedModel(f"{path} names {elsewhere[0][:100]!r}; it may only name files beside it.")
+        raise UnsupportedModel(f"{path} names {shown(elsewhere[0])}; it may only name files beside it.")
     return names
 
 
@@ -223,7 +225,7 @@ def _check_index(index: Path, by_name: Mapping[str, str], files: Mapping[Path, H
             if (name, file) in found
             else f"says that {file} has it, which it has not"
         )
-        raise UnsupportedModel(f"{index} and its files disagree on the tensor {name[:100]!r}: the index {says}.")
+        raise UnsupportedModel(f"{index} and its files disagree on the tensor {shown(name)}: the index {says}.")
 
 
 def _eligible(stored: _Stored, include: Sequence[str], exclude: Sequence[str]) -> tuple[list[_Weight], list[str]]:
@@ -263,7 +265,7 @@ def _matches(layer: str, include: Sequence[str], exclude: Sequence[str]) -> bool
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return ", ".join(map(shown, names[:20])) + (", …" if len(names) > 20 else "")
 
 
 # -- ranking and rewriting ----------------------------------------------------------------------
@@ -331,7 +333,7 @@ class _Pool:
         ranked = keys(bits, entry.dtype, self._common)
         if hold_nan(ranked, self._common):
             raise UnsupportedModel(
-                f"The tensor {entry.name[:200]} holds NaN, which has no magnitude: the model is broken."
+                f"The tensor {shown(entry.name)} holds NaN, which has no magnitude: the model is broken."
             )
         return ranked
 
@@ -361,7 +363,7 @@ def _rewrite(
     pruned = []
     with path.open("rb") as read, target.open("xb") as written:
         written.write(header.head)
-        read.seek(len(header.head))
+        count.add(read.seek(len(header.head)))
         for entry in header.tensors:
             pool, zeros = pool_of.get(entry.name), 0
             for block in _blocks(read, entry):

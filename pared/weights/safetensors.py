@@ -98,24 +98,24 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in found if names.count(name) > 1)
-        raise BadSafetensors(f"its header names {_shown(double)} twice")
+        raise BadSafetensors(f"its header names {shown(double)} twice")
     return found
 
 
 def _entry(name: str, entry: Any, data: int) -> TensorEntry:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise BadSafetensors(f"its header entry of {_shown(name)} is malformed")
+        raise BadSafetensors(f"its header entry of {shown(name)} is malformed")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
     if numbers == [None] or len(shape) > 64 or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in numbers):
-        raise BadSafetensors(f"the shape or the offsets of {_shown(name)} are malformed")
+        raise BadSafetensors(f"the shape or the offsets of {shown(name)} are malformed")
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise BadSafetensors(f"{_shown(name)} has a type we don't know: {_shown(str(dtype))}")
+        raise BadSafetensors(f"{shown(name)} has a type we don't know: {shown(str(dtype))}")
     if math.prod(shape) * BITS[dtype] != (offsets[1] - offsets[0]) * 8:
-        raise BadSafetensors(f"{_shown(name)} has another size than its shape says")
+        raise BadSafetensors(f"{shown(name)} has another size than its shape says")
     return TensorEntry(name, dtype, tuple(shape), data + offsets[0], data + offsets[1])
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A name in a message: no longer than a line, and with nothing in it that a terminal cannot print."""
     return ascii(name[:100]) if not name.isprintable() else repr(name[:100])
