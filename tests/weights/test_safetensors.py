@@ -30,8 +30,6 @@ ENTRIES = st.fixed_dictionaries(
     },
 )
 JSON = st.recursive(NUMBERS, lambda some: st.lists(some) | st.dictionaries(st.sampled_from("ab"), some), max_leaves=4)
-    NUMBERS, lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from("ab"), inner), max_leaves=4
-)
 HEADERS = st.dictionaries(st.sampled_from(["a", "b", "__metadata__", "\ud800", "é"]), ENTRIES | JSON)
 
 
