@@ -164,12 +164,12 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Where to put the result; the ending chooses .pt, .safetensors or .onnx.",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .onnx or .packed.",
         show_default="it stays on the server",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
-FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx"}
+FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx", ".packed": "packed"}
 ARCHITECTURE = "architecture.json"
 
 
@@ -399,7 +399,7 @@ def _input(text: str) -> dict[str, Any]:
 def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
     unknown = [path.name for path in output or [] if path.suffix not in FORMATS]
     if unknown:
-        raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use .pt, .safetensors or .onnx")
+        raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use {', '.join(FORMATS)}")
     for path in output or []:
         # Told before the job, not after hours of it. What is not there yet is made.
         folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import (
     AfterValidator,
@@ -195,8 +195,8 @@ Student = Annotated[
     ),
 ]
 
-Output = Literal["torchscript", "state_dict", "onnx"]
-Outputs = Annotated[list[Output], Field(min_length=1, max_length=3)]
+Output = Literal["torchscript", "state_dict", "onnx", "packed"]
+Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 
 
 class CommonFields(Spec):
