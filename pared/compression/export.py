@@ -35,8 +35,8 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
 
     `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
     the architecture is known. `onnx`: model.onnx with a free batch size. `packed`: model.packed, sparse and compressed
-    (docs/packed-format.md), of the architecture and the tensors, or else of the TorchScript. The same model gives the same
-    bytes in every process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
+    (docs/packed-format.md), of the architecture and the tensors, or else of the TorchScript. The same model gives the
+    same bytes in every process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
         example: inputs of the model on the CPU, to check each file with.

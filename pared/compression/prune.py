@@ -32,6 +32,7 @@ __all__ = [
     "Masks",
     "apply_removal",
     "compose_removed",
+    "matching",
     "remove_channels",
     "step_amounts",
     "tensors",
@@ -306,6 +307,16 @@ def tied_names(module: nn.Module) -> dict[str, list[str]]:
     for name, tensor in tensors(module).items():
         together.setdefault(storage_key(tensor), []).append(name)
     return {name: names for names in together.values() for name in names}
+
+
+def matching(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters of layers that match under one of their names, and are excluded under none."""
+    names_of = tied_names(module)
+    return {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if _matches([_layer(alias) for alias in names_of[name]], include, exclude)
+    }
 
 
 def unmatched_patterns(module: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from pared.compression.measure import (
     score,
     unoptimized,
 )
-from pared.compression.prune import Masks, tensors
+from pared.compression.prune import tensors
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
@@ -36,6 +36,23 @@ Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
 _SIGN_OF_LIFE_S = 0.5
+
+
+class Held(Protocol):
+    """What holds through every step: pruned weights at zero (`prune.Masks`), shared ones equal (`SharedValues`)."""
+
+    def apply(self, module: nn.Module) -> None:
+        """Make the weights so."""
+
+    def mask_gradients(self, module: nn.Module) -> None:
+        """Change the gradients so that a step leaves the weights so."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """It again."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ def fit(
     task: Task,
     seed: int,
     phase: str,
-    masks: Masks | None = None,
+    masks: Held | None = None,
     companion: nn.Module | None = None,
     device: str = "cpu",
     observer: Observer | None = None,
@@ -76,7 +93,7 @@ def fit(
     Args:
         seed: of this run; runs that are to see the samples in the same order share it.
         phase: what to call the run in records and metrics.
-        masks: weights that are pruned and stay exactly zero.
+        masks: weights that are pruned and stay exactly zero, or share values and stay exactly equal.
         companion: a module that is trained along and then dropped, such as learned projections.
         span: where in the whole job this run begins and ends, for `observer.progress`.
         keep: is handed a checkpoint after every epoch.
@@ -98,7 +115,7 @@ def fit(
         companion.to(device)
     if masks is not None:
         # Moved once, not in every step.
-        masks = Masks.from_state({name: kept.to(device) for name, kept in masks.state().items()})
+        masks = masks.from_state({name: kept.to(device) for name, kept in masks.state().items()})
         masks.apply(module)
     optimizer = _optimizer(trainable(module) + trainable(companion), config)
     pulse = _Pulse(observer, span, config.epochs)
@@ -231,7 +248,7 @@ def _train_epoch(
     config: Train,
     loss: Loss,
     optimizer: torch.optim.Optimizer,
-    masks: Masks | None,
+    masks: Held | None,
     seed: int,
     device: str,
     companion: nn.Module | None,

@@ -1,7 +1,7 @@
 """How the elements of one array become bytes of several kinds, each kind for an entropy coder of its own.
 
-Everything here works on bit patterns, the elements as unsigned integers: what comes back has the same bits, -0.0 and the
-payload of NaN included. Which coding an array gets is found by trying them.
+Everything here works on bit patterns, the elements as unsigned integers: what comes back has the same bits, -0.0 and
+the payload of NaN included. Which coding an array gets is found by trying them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ DTYPES = {
     **{name: np.dtype(name).newbyteorder("<") for name in ("float16", "float32", "float64")},
     "bfloat16": BFLOAT16,
 }
+
+
+class Contradiction(ValueError):
+    """What a file says, and what it holds, do not fit together."""
+
 
 SHARED_MOST = 256
 """An array of at most so many distinct values is coded as a codebook and a byte for each element."""
@@ -73,7 +78,7 @@ def decode(
         take: the next so many bytes of a stream.
 
     Raises:
-        ValueError: the bytes contradict themselves.
+        Contradiction: the bytes contradict themselves.
     """
     if places == "all":
         return _values(size, width, shared, take)
@@ -81,7 +86,8 @@ def decode(
         bits = take("mask", -(-size // 8))
         where = np.flatnonzero(np.unpackbits(bits, count=size))
     else:
-        where = _after_gaps(size, *arguments, take)
+        count, low = arguments
+        where = _after_gaps(size, count, low, take)
     patterns = np.zeros(size, f"<u{width}")
     patterns[where] = _values(len(where), width, shared, take)
     return patterns
@@ -112,12 +118,12 @@ def _values(count: int, width: int, shared: int, take: Callable[[str, int], Byte
     codebook = _from_planes(shared, width, take)
     codes = take("codes", count)
     if count and int(codes.max()) >= shared:
-        raise ValueError(f"a code names no value of a codebook of {shared}")
+        raise Contradiction(f"a code names no value of a codebook of {shared}")
     return codebook[codes]
 
 
 def _planes(values: Patterns) -> Pieces:
-    """A stream for each byte of an element, the most significant first: signs and exponents repeat, mantissas do not."""
+    """A stream for each byte of an element, the most significant first: exponents repeat, mantissas do not."""
     planes = values.astype(values.dtype.newbyteorder(">")).view(np.uint8).reshape(len(values), values.itemsize)
     return {f"byte{index}": np.ascontiguousarray(planes[:, index]) for index in range(values.itemsize)}
 
@@ -148,7 +154,7 @@ def _after_gaps(size: int, count: int, width: int, take: Callable[[str, int], By
     places = np.cumsum(gaps + 1) - 1
     # No gap is beyond 2^41, so a sum has passed the size long before it could wrap to a negative number.
     if count and not (int(places.max()) < size and int(places.min()) >= 0):
-        raise ValueError("the gaps lead past the end of an array")
+        raise Contradiction("the gaps lead past the end of an array")
     return places
 
 
@@ -168,7 +174,7 @@ def _entropy_bits(numbers: NDArray[np.intp]) -> float:
 
 def _cost(pieces: Pieces) -> int:
     """About how many bytes of the file these take."""
-    return sum(min(len(piece), len(_deflate(piece, 6))) for piece in pieces.values())
+    return sum(min(len(piece), len(_deflate(piece.data, 6))) for piece in pieces.values())
 
 
 # -- streams ------------------------------------------------------------------------------------
@@ -190,7 +196,7 @@ def decompress(codec: str, packed: bytes, size: int) -> bytes:
     """A stream again; never more than `size` bytes of it are made.
 
     Raises:
-        ValueError: it is no such stream of this size.
+        Contradiction: it is no such stream of this size.
     """
     try:
         if codec == "stored":
@@ -204,14 +210,14 @@ def decompress(codec: str, packed: bytes, size: int) -> bytes:
             stream = decoder.decompress(packed, size + 1)
             whole = decoder.eof and not decoder.unused_data
         else:
-            raise ValueError(f"there is no codec {codec[:20]!r}")
+            raise Contradiction(f"there is no codec {codec[:20]!r}")
     except (zlib.error, lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"a stream cannot be decompressed ({error})") from error
+        raise Contradiction(f"a stream cannot be decompressed ({error})") from error
     if not whole or len(stream) != size:
-        raise ValueError("a stream has another size than the header says")
+        raise Contradiction("a stream has another size than the header says")
     return stream
 
 
-def _deflate(data: bytes | Bytes, level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+def _deflate(data: bytes | memoryview, level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
     deflater = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return deflater.compress(data) + deflater.flush()

@@ -1,4 +1,4 @@
-"""Packed files: named arrays, sparse and with shared values where they are so, in as few bytes as the standard library can.
+"""Packed files: named arrays, sparse and with shared values where they are so, in few bytes.
 
 The layout is in docs/packed-format.md. A file of an earlier version of the format stays readable.
 """
@@ -23,6 +23,7 @@ from pared.weights.coding import (
     DTYPES,
     SHARED_MOST,
     Bytes,
+    Contradiction,
     compress,
     decode,
     decompress,
@@ -103,7 +104,7 @@ def write(
         if dtype is None:
             raise TypeError(f"The array {name} is of type {array.dtype}; packed files hold {', '.join(DTYPES)}.")
         patterns = patterns_of(array, dtype)
-        key = dtype, array.shape, hashlib.sha256(patterns).digest()
+        key = dtype, array.shape, hashlib.sha256(patterns.data).digest()
         if key in written:
             entries.append([name, written[key]])
             continue
@@ -179,7 +180,8 @@ def _checked(name: str, data: bytes) -> int:
     _, version, checksum, size, header_size = _HEAD.unpack_from(data)
     if version > VERSION:
         raise NewerPacked(
-            f"{name} is of format {version}, and this pared reads up to {VERSION}. Install a newer pared: pip install -U pared."
+            f"{name} is of format {version}, and this pared reads up to {VERSION}. Install a newer pared: "
+            "pip install -U pared."
         )
     if len(data) < size:
         raise DamagedPacked(f"{name} is cut off: it has {len(data):,} of {size:,} bytes. Download it again.")
@@ -198,12 +200,12 @@ def _header(packed: bytes) -> dict[str, Any]:
     try:
         text = inflate.decompress(packed, _MAX_HEADER)
     except zlib.error as error:
-        raise ValueError(f"its header cannot be decompressed ({error})") from error
+        raise Contradiction(f"its header cannot be decompressed ({error})") from error
     if not inflate.eof or inflate.unused_data:
-        raise ValueError("its header has another size than it says")
+        raise Contradiction("its header has another size than it says")
     header = json.loads(text, parse_constant=_no_such_number)
     if not isinstance(header, dict) or not header.keys() >= {"tensors", "streams"}:
-        raise ValueError("its header lacks tensors or streams")
+        raise Contradiction("its header lacks tensors or streams")
     return header
 
 
@@ -215,7 +217,7 @@ def _contents(header: dict[str, Any], body: memoryview, name: str, max_bytes: in
     if max(dense, unpacked) > max_bytes:
         raise PackedTooLarge(_too_large(name, max(dense, unpacked), max_bytes))
     if sum(packed for _, packed, _ in spans.values()) != len(body):
-        raise ValueError("its streams take more or less room than there is")
+        raise Contradiction("its streams take more or less room than there is")
     streams = _Streams()
     at = 0
     for kind, (codec, packed, size) in spans.items():
@@ -224,16 +226,16 @@ def _contents(header: dict[str, Any], body: memoryview, name: str, max_bytes: in
     tensors: dict[str, Array] = {}
     for entry in entries:
         if entry.name in tensors:
-            raise ValueError(f"two of its arrays are called {entry.name[:100]!r}")
+            raise Contradiction(f"two of its arrays are called {entry.name[:100]!r}")
         tensors[entry.name] = _array(entry, tensors, streams)
     program = None
     if "program" in header:
         program = [_record(given, tensors, streams) for given in _list(header["program"])]
     if not streams.used_up():
-        raise ValueError("its streams hold more than its arrays need")
+        raise Contradiction("its streams hold more than its arrays need")
     metadata = _dict(header.get("metadata", {}))
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata is not text")
+        raise Contradiction("its metadata is not text")
     return Packed(tensors, header.get("architecture"), metadata, program)
 
 
@@ -249,7 +251,7 @@ class _Streams:
     def take(self, kind: str, count: int) -> Bytes:
         left = self._left.get(kind, memoryview(b""))
         if count > len(left):
-            raise ValueError(f"its stream of {kind} ends too early")
+            raise Contradiction(f"its stream of {kind} ends too early")
         self._left[kind] = left[count:]
         return np.frombuffer(left[:count], np.uint8)
 
@@ -261,7 +263,7 @@ def _stream_span(kind: str, given: Any) -> tuple[str, int, int]:
     """Codec, bytes in the file and bytes unpacked of a stream."""
     codec, packed, size = _list(given, 3)
     if kind not in _STREAMS or not isinstance(codec, str):
-        raise ValueError(f"its stream of {kind[:20]} is of no known kind")
+        raise Contradiction(f"its stream of {kind[:20]} is of no known kind")
     return codec, _number(packed), _number(size)
 
 
@@ -270,7 +272,7 @@ def _stream_span(kind: str, given: Any) -> tuple[str, int, int]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the header says of an array: `[name, dtype, shape, shared, places, …]`, or `[name, name of an equal one]`."""
+    """What the header says of an array: `[name, dtype, shape, shared, places, …]`, or `[name, that of an equal one]`."""
 
     name: str
     same_as: str | None = None
@@ -297,30 +299,30 @@ class _Entry:
             name, other = map(_text, given)
             return cls(name, same_as=other)
         if len(given) < 5:
-            raise ValueError("an array is described in too few words")
+            raise Contradiction("an array is described in too few words")
         name, dtype, places = _text(given[0]), _text(given[1]), _text(given[4])
         shape, shared = tuple(map(_number, _list(given[2]))), _number(given[3])
         arguments = tuple(map(_number, given[5:]))
         if dtype not in DTYPES:
-            raise ValueError(f"{name[:100]!r} is of the unknown type {dtype[:20]!r}")
+            raise Contradiction(f"{name[:100]!r} is of the unknown type {dtype[:20]!r}")
         # With a dimension of 0 the others may be anything, and numpy takes no more than an index can count.
         if len(shape) > _MAX_DIMENSIONS or math.prod(max(size, 1) for size in shape) >= 1 << 48:
-            raise ValueError(f"the shape of {name[:100]!r} is none")
+            raise Contradiction(f"the shape of {name[:100]!r} is none")
         if {"all": 0, "mask": 0, "gaps": 2}.get(places) != len(arguments) or shared > SHARED_MOST:
-            raise ValueError(f"the coding of {name[:100]!r} is none")
+            raise Contradiction(f"the coding of {name[:100]!r} is none")
         if places == "gaps" and (arguments[0] > math.prod(shape) or arguments[1] > 33):
-            raise ValueError(f"{name[:100]!r} has more non-zero elements than elements")
+            raise Contradiction(f"{name[:100]!r} has more non-zero elements than elements")
         return cls(name, None, dtype, shape, shared, places, arguments)
 
 
 def _array(entry: _Entry, before: Mapping[str, Array], streams: _Streams) -> Array:
     if entry.same_as is not None:
         if entry.same_as not in before:
-            raise ValueError(f"{entry.name[:100]!r} is as an array that does not come before it")
+            raise Contradiction(f"{entry.name[:100]!r} is as an array that does not come before it")
         return before[entry.same_as]
     patterns = decode(entry.size, entry.width, entry.shared, entry.places, entry.arguments, streams.take)
     if entry.dtype == "bool" and entry.size and int(patterns.max()) > 1:
-        raise ValueError(f"{entry.name[:100]!r} holds truth values other than 0 and 1")
+        raise Contradiction(f"{entry.name[:100]!r} holds truth values other than 0 and 1")
     return patterns.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
@@ -336,12 +338,12 @@ def _record(given: Any, tensors: Mapping[str, Array], streams: _Streams) -> Reco
     if isinstance(content, int):
         return Record(_text(name), streams.take("program", _number(content)).tobytes())
     if _text(content) not in tensors:
-        raise ValueError(f"its program needs an array {content[:100]!r} that it does not have")
+        raise Contradiction(f"its program needs an array {content[:100]!r} that it does not have")
     if not order:
         return Record(_text(name), Filled(content))
     permutation = tuple(map(_number, _list(order[0])))
     if sorted(permutation) != list(range(tensors[content].ndim)) or len(order) > 1:
-        raise ValueError(f"the order of {content[:100]!r} in memory is none")
+        raise Contradiction(f"the order of {content[:100]!r} in memory is none")
     return Record(_text(name), Filled(content, permutation))
 
 
@@ -350,34 +352,34 @@ def _record(given: Any, tensors: Mapping[str, Array], streams: _Streams) -> Reco
 
 def _list(given: Any, length: int | None = None) -> list[Any]:
     if not isinstance(given, list) or length not in (None, len(given)):
-        raise ValueError("its header has something else where a list is needed")
+        raise Contradiction("its header has something else where a list is needed")
     return given
 
 
 def _dict(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
-        raise ValueError("its header has something else where an object is needed")
+        raise Contradiction("its header has something else where an object is needed")
     return given
 
 
 def _text(given: Any) -> str:
     if not isinstance(given, str):
-        raise ValueError("its header has something else where text is needed")
+        raise Contradiction("its header has something else where text is needed")
     return given
 
 
 def _number(given: Any) -> int:
     if type(given) is not int or not 0 <= given < 1 << 48:
-        raise ValueError("its header has something else where a count is needed")
+        raise Contradiction("its header has something else where a count is needed")
     return given
 
 
 def _no_such_number(text: str) -> NoReturn:
-    raise ValueError(f"its header holds {text}, which is no JSON")
+    raise Contradiction(f"its header holds {text}, which is no JSON")
 
 
 def _too_large(name: str, size: int, most: int) -> str:
     return (
-        f"{name} says that it unpacks to {size:,} bytes, and {most:,} are the most taken here. If you trust it, read it "
-        "with pared.weights.packed.read(path, max_bytes=…)."
+        f"{name} says that it unpacks to {size:,} bytes, and {most:,} are the most taken here. If you trust it, read "
+        "it with pared.weights.packed.read(path, max_bytes=…)."
     )

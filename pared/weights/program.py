@@ -42,9 +42,9 @@ _ALIGNMENT = 64  # of records, as torch writes them
 def split(archive: BinaryIO) -> tuple[list[Record], dict[str, Array]]:
     """The records of a TorchScript archive, and the tensors taken out of them, by their names in the model.
 
-    What several names share is taken out once. Constants of the code, which have no names, go by those of their records.
-    So does a record that no tensor fills by itself (there are only views into it), as an array of one dimension. Left
-    out are positions in the source (`.debug_pkl`), which only serve messages of errors.
+    What several names share is taken out once. Constants of the code, which have no names, go by those of their
+    records. So does a record that no tensor fills by itself (there are only views into it), as an array of one
+    dimension. Left out are positions in the source (`.debug_pkl`), which only serve messages of errors.
     """
     with zipfile.ZipFile(archive) as opened:
         contents = {entry.filename: opened.read(entry) for entry in opened.infolist()}
@@ -74,9 +74,9 @@ def split(archive: BinaryIO) -> tuple[list[Record], dict[str, Array]]:
     return program, tensors
 
 
-def join(program: Sequence[Record], tensors: Mapping[str, Array], path: Path) -> None:
+def join(program: Sequence[Record], tensors: Mapping[str, Array], file: Path | BinaryIO) -> None:
     """Write the archive that a program and its tensors make up: what torch.jit.load opens."""
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for record in program:
             write_record(archive, record.name, _content(record, tensors), compressed="/code/" in record.name)
 
@@ -164,8 +164,7 @@ def _filling(
         laid_out = np.frombuffer(content, dtype).reshape([tensor.shape[dim] for dim in order])
         strides = [tensor.strides[dim] * dtype.itemsize for dim in order]
         if any(
-            size > 1 and mine != its
-            for size, mine, its in zip(laid_out.shape, strides, laid_out.strides, strict=True)
+            size > 1 and mine != its for size, mine, its in zip(laid_out.shape, strides, laid_out.strides, strict=True)
         ):
             continue
         array = laid_out.transpose(np.argsort(order))
