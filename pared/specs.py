@@ -205,7 +205,11 @@ class CommonFields(Spec):
     seed: int = Field(0, ge=0, lt=1 << 32)
     task: Literal["classification", "regression"] = "classification"
     preprocess: Preprocess | None = None
-    outputs: Outputs = ["torchscript"]
+    outputs: Outputs = Field(
+        ["torchscript"],
+        description="Formats of the result. `packed` is the smallest where weights were pruned: sparse and entropy-coded; "
+        "`pared unpack` makes a dense model of it.",
+    )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
 
     @model_validator(mode="after")

@@ -272,7 +272,7 @@ def _stream_span(kind: str, given: Any) -> tuple[str, int, int]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the header says of an array: `[name, dtype, shape, shared, places, …]`, or `[name, that of an equal one]`."""
+    """What the header says of an array: `[name, dtype, shape, shared, places, …]`, or `[name, an equal one]`."""
 
     name: str
     same_as: str | None = None
