@@ -207,8 +207,8 @@ class CommonFields(Spec):
     preprocess: Preprocess | None = None
     outputs: Outputs = Field(
         ["torchscript"],
-        description="Formats of the result. `packed` is the smallest where weights were pruned: sparse and entropy-coded; "
-        "`pared unpack` makes a dense model of it.",
+        description="Formats of the result. `packed` is the smallest where weights were pruned: sparse and "
+        "entropy-coded; `pared unpack` makes a dense model of it.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import struct
@@ -155,7 +156,9 @@ def test_lenet5_at_its_pruned_sizes_fits_in_a_four_hundredth(pruned, bits, most,
 
 
 def test_the_reader_on_the_page_reads_every_array_and_shares_no_code(whole, tmp_path):
-    (reader,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/packed-format.md").read_text(), re.S | re.M)
+    (reader,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/packed-format.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     assert len([line for line in reader.splitlines() if line.strip()]) <= 30
     script = reader + (
         "import sys\n"
@@ -294,10 +297,8 @@ def test_a_changed_header_gives_an_error_or_arrays(data, whole, tmp_path):
     for _ in range(data.draw(st.integers(1, 3))):
         header = _somewhere(data.draw, header)
     (tmp_path / "m").write_bytes(with_header(original, header))
-    try:
+    with contextlib.suppress(UnreadablePacked):
         assert isinstance(read(tmp_path / "m", max_bytes=1 << 24), Packed)
-    except UnreadablePacked:
-        pass
 
 
 @FUZZ
@@ -309,7 +310,5 @@ def test_changed_streams_under_a_right_checksum_give_an_error_or_arrays(data, wh
     for place, bits in data.draw(st.lists(st.tuples(st.integers(21 + length, len(changed) - 1), st.integers(1, 255)))):
         changed[place] ^= bits
     (tmp_path / "m").write_bytes(with_header(bytes(changed), header_of(original)))
-    try:
+    with contextlib.suppress(DamagedPacked):
         assert list(read(tmp_path / "m").tensors) == list(awkward())
-    except DamagedPacked:
-        pass
