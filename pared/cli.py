@@ -165,12 +165,12 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Where to put the result; the ending chooses .pt, .safetensors or .onnx.",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .onnx or .packed.",
         show_default="it stays on the server",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
-FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx"}
+FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx", ".packed": "packed"}
 ARCHITECTURE = "architecture.json"
 
 
@@ -340,6 +340,37 @@ def distill(
         _carry_through(client, spec, output, as_json=as_json)
 
 
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(parser=_readable, metavar="FILE", help="A .packed file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to put the model: a file or a folder.", show_default="beside FILE"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the dense model of a packed file: TorchScript, or safetensors and the architecture. Needs no server."""
+    with _extras("weights"):
+        from pared.weights.packed import read
+        from pared.weights.unpack import ending
+        from pared.weights.unpack import unpack as write_dense
+    packed = read(file)
+    dense = file.with_suffix(ending(packed))
+    target = output or dense
+    if target.is_dir():
+        target /= dense.name
+    if target.suffix != dense.suffix:
+        raise typer.BadParameter(f"{file} unpacks to a {dense.suffix} file; name one, or a folder, with -o")
+    if output is None and target.exists():
+        raise typer.BadParameter(f"{target} is there already; say with -o where the model is to go")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files = write_dense(packed, target)
+    if as_json:
+        _print_json({"files": [str(file) for file in files]})
+        return
+    _list_files(files)
+
+
 def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:
     job = client.jobs.submit(spec)
     err.print(f"submitted [bold]{job.id}[/]")
@@ -359,10 +390,14 @@ def _hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: 
         _print_json({"job": _dump(job), "report": report.model_dump(mode="json"), "files": [str(f) for f in files]})
         return
     out.print(report)
-    for file in files:
-        out.print(f"[bold]{escape(str(file))}[/] ({file.stat().st_size:,} bytes)")
+    _list_files(files)
     if not files:
         out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
+
+
+def _list_files(files: list[Path]) -> None:
+    for file in files:
+        out.print(f"[bold]{escape(str(file))}[/] ({file.stat().st_size:,} bytes)")
 
 
 def _follow(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
@@ -400,7 +435,7 @@ def _input(text: str) -> dict[str, Any]:
 def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
     unknown = [path.name for path in output or [] if path.suffix not in FORMATS]
     if unknown:
-        raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use .pt, .safetensors or .onnx")
+        raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use {', '.join(FORMATS)}")
     for path in output or []:
         # Told before the job, not after hours of it. What is not there yet is made.
         folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())

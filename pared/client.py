@@ -221,7 +221,7 @@ def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job_
     """The artifact named, else the one called as the destination, else the model in the format of its ending."""
     named = {artifact.name: artifact for artifact in artifacts}
     if name is None:
-        models = [known for known in ("model.pt", "model.safetensors", "model.onnx") if known in named]
+        models = [known for known in ("model.pt", "model.safetensors", "model.onnx", "model.packed") if known in named]
         if not destination.is_dir():  # never one format under the ending of another
             models = [known for known in models if Path(known).suffix == destination.suffix]
         name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")

@@ -217,3 +217,36 @@ class OutOfAttempts(ParedError):
     """The worker running this job was lost on every attempt."""
 
     code, title, status = "out-of-attempts", "The worker was lost too often", 500
+
+
+# -- packed files -------------------------------------------------------------------------------
+
+
+class UnreadablePacked(ParedError):
+    """A packed file cannot be read; the subclasses say why."""
+
+    code, title, status = "unreadable-packed", "The packed file cannot be read", 422
+
+
+class NotPacked(UnreadablePacked):
+    """The file is something else."""
+
+    code, title, status = "not-packed", "Not a packed file", 415
+
+
+class NewerPacked(UnreadablePacked):
+    """The file is of a later version of the format."""
+
+    code, title, status = "newer-packed", "The packed file is of a newer format", 422
+
+
+class DamagedPacked(UnreadablePacked):
+    """The file was cut off or changed, or contradicts itself."""
+
+    code, title, status = "damaged-packed", "The packed file is damaged", 422
+
+
+class PackedTooLarge(UnreadablePacked):
+    """The file says that it unpacks to more than the reader takes."""
+
+    code, title, status = "packed-too-large", "The packed file unpacks to too much", 422

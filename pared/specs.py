@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import (
     AfterValidator,
@@ -226,8 +226,8 @@ Student = Annotated[
     ),
 ]
 
-Output = Literal["torchscript", "state_dict", "onnx"]
-Outputs = Annotated[list[Output], Field(min_length=1, max_length=3)]
+Output = Literal["torchscript", "state_dict", "onnx", "packed"]
+Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 
 
 class CommonFields(Spec):
@@ -236,7 +236,11 @@ class CommonFields(Spec):
     seed: int = Field(0, ge=0, lt=1 << 32)
     task: Literal["classification", "regression"] = "classification"
     preprocess: Preprocess | None = None
-    outputs: Outputs = ["torchscript"]
+    outputs: Outputs = Field(
+        ["torchscript"],
+        description="Formats of the result. `packed` is the smallest where weights were pruned: sparse and "
+        "entropy-coded; `pared unpack` makes a dense model of it.",
+    )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
 
     @model_validator(mode="after")

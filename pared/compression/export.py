@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pared.compression.architectures import build
 from pared.compression.coupling.reference import flat_tensors
 from pared.compression.intake import LoadedModel
 from pared.errors import ExportFailed, ModelFailed
 from pared.specs import Output
+from pared.weights import packed, program
+from pared.weights.coding import BFLOAT16
+from pared.weights.program import write_record
 
 TOLERANCE = 1e-4
 """Largest difference between a written file's output and the model's, relative to the largest output (and to 1)."""
@@ -28,8 +34,9 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     """Write the model into a directory, once for each format.
 
     `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
-    the architecture is known. `onnx`: model.onnx with a free batch size. The same model gives the same
-    bytes in every process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
+    the architecture is known. `onnx`: model.onnx with a free batch size. `packed`: model.packed, sparse and compressed
+    (docs/packed-format.md), of the architecture and the tensors, or else of the TorchScript. The same model gives the
+    same bytes in every process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
         example: inputs of the model on the CPU, to check each file with.
@@ -85,11 +92,7 @@ def _drop_source_positions(path: Path) -> None:
         for entry in old.infolist():
             if entry.filename.endswith(".debug_pkl"):
                 continue
-            info = zipfile.ZipInfo(entry.filename)
-            # Tensors begin at multiples of 64 bytes, as torch writes them.
-            padding = -((new.fp.tell() if new.fp else 0) + 30 + len(entry.filename.encode()) + 4) % 64
-            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-            new.writestr(info, old.read(entry), compress_type=entry.compress_type)
+            write_record(new, entry.filename, old.read(entry), compressed=entry.compress_type != zipfile.ZIP_STORED)
 
 
 def _write_state_dict(
@@ -140,10 +143,48 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
     return [path]
 
 
+def _write_packed(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
+    path = directory / "model.packed"
+    if loaded.architecture is not None:
+        arrays = {name: _as_array(tensor) for name, tensor in module.state_dict().items()}
+        packed.write(path, arrays, architecture=loaded.architecture)
+        again = packed.read(path)
+        unpacked: nn.Module = build(again.architecture)
+        unpacked.load_state_dict({name: _as_tensor(array) for name, array in again.tensors.items()})
+        unpacked.eval()
+    else:
+        archive = io.BytesIO()
+        torch.jit.save(as_torchscript(module, example), archive)
+        records, arrays = program.split(archive)
+        packed.write(path, arrays, program=records)
+        again = packed.read(path)
+        restored = io.BytesIO()
+        program.join(again.program or [], again.tensors, restored)
+        restored.seek(0)
+        unpacked = torch.jit.load(restored, map_location="cpu")  # type: ignore[no-untyped-call]
+    if any(again.tensors[name].tobytes() != array.tobytes() for name, array in arrays.items()):
+        raise ExportFailed("model.packed does not hold what was written into it. Submit the job again.")
+    _check("model.packed", module, example, unpacked)
+    return [path]
+
+
+def _as_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor of any type as an array; numpy has no bfloat16, so of this the bits."""
+    tensor = tensor.detach()
+    return tensor.view(torch.int16).numpy().view(BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _as_tensor(array: NDArray[Any]) -> Tensor:
+    """The tensor of such an array."""
+    bits = torch.from_numpy(array.view(np.int16) if array.dtype == BFLOAT16 else array)
+    return bits.view(torch.bfloat16) if array.dtype == BFLOAT16 else bits
+
+
 _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Path], list[Path]]] = {
     "torchscript": _write_torchscript,
     "state_dict": _write_state_dict,
     "onnx": _write_onnx,
+    "packed": _write_packed,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.criteria import Evidence, weight_scores
-from pared.compression.names import Amounts, layer_of, matches, no_match, tied_names, weight_layers
+from pared.compression.names import Amounts, layer_of, matching, no_match, tied_names, weight_layers
 from pared.errors import NothingToPrune
 from pared.specs import Criterion
 
@@ -85,7 +85,7 @@ def weight_masks(
     """
     amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
     names_of = tied_names(module)
-    eligible = _eligible(module, names_of, include, exclude)
+    eligible = _eligible(module, include, exclude)
     blocks = {name: _Blocks(weight.shape, block) for name, weight in eligible.items()}
     scores = weight_scores(_values(eligible), criterion, evidence=evidence, generator=generator)
     scored = {name: blocks[name].means(scores[name]) for name in eligible}
@@ -126,7 +126,7 @@ def n_m_masks(
     Raises:
         NothingToPrune: no layer matches, or the inputs of one that does are no multiple of m.
     """
-    eligible = _eligible(module, tied_names(module), include, exclude)
+    eligible = _eligible(module, include, exclude)
     odd = [f"{layer_of(name)} ({weight.shape[1]})" for name, weight in eligible.items() if weight.shape[1] % m]
     if odd:
         raise NothingToPrune(
@@ -182,15 +182,11 @@ class _Blocks:
         return torch.from_numpy(np.ascontiguousarray(full)).reshape(self._shape)
 
 
-def _eligible(
-    module: nn.Module, names_of: Mapping[str, list[str]], include: Sequence[str], exclude: Sequence[str]
-) -> dict[str, nn.Parameter]:
+def _eligible(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Parameter]:
     found = {
         name: parameter
-        for name, parameter in module.named_parameters()
-        if parameter.dim() >= 2
-        and parameter.is_floating_point()
-        and matches([layer_of(alias) for alias in names_of[name]], include, exclude)
+        for name, parameter in matching(module, include, exclude).items()
+        if parameter.dim() >= 2 and parameter.is_floating_point()
     }
     if not found:
         names = sorted(set(weight_layers(module).values()))

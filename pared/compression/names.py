@@ -34,6 +34,16 @@ def tied_names(module: nn.Module) -> dict[str, list[str]]:
     return {name: names for names in together.values() for name in names}
 
 
+def matching(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters of layers that match under one of their names, and are excluded under none."""
+    names_of = tied_names(module)
+    return {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if matches([layer_of(alias) for alias in names_of[name]], include, exclude)
+    }
+
+
 def unmatched_patterns(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Those of the patterns that no layer with weights matches."""
     layers = set(weight_layers(module).values())

@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,23 @@ _RENEW_EVERY = 40  # most steps between two masks of a ramp
 _RENEWALS = 50  # fewest masks of a ramp that has so many steps
 
 
+class Held(Protocol):
+    """What holds through every step: pruned weights at zero (`masks.Masks`), shared ones equal (`SharedValues`)."""
+
+    def apply(self, module: nn.Module) -> None:
+        """Make the weights so."""
+
+    def mask_gradients(self, module: nn.Module) -> None:
+        """Change the gradients so that a step leaves the weights so."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """It again."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What a training run came to. The module itself now has the weights of `best_epoch`.
@@ -51,7 +68,7 @@ class Fit:
     history: list[EpochRecord]
     best_epoch: int
     best_score: float
-    masks: Masks | None = None
+    masks: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ def fit(
     task: Task,
     seed: int,
     phase: str,
-    masks: Masks | None = None,
+    masks: Held | None = None,
     ramp: Ramp | None = None,
     companion: nn.Module | None = None,
     device: str = "cpu",
@@ -96,7 +113,8 @@ def fit(
     Args:
         seed: of this run; runs that are to see the samples in the same order share it.
         phase: what to call the run in records and metrics.
-        masks: weights that are pruned and stay exactly zero; with a ramp, those that are when it begins.
+        masks: weights that are pruned and stay exactly zero, or share values and stay exactly equal; with a ramp,
+            those that are so when it begins.
         companion: a module that is trained along and then dropped, such as learned projections.
         span: where in the whole job this run begins and ends, for `observer.progress`.
         keep: is handed a checkpoint after every epoch.
@@ -136,7 +154,7 @@ def fit(
         if companion is not None:
             companion.load_state_dict(resume["companion"])
         kept = resume["masks"]
-        live = _Live(module, optimizer, None if kept is None else Masks.from_state(kept), device)
+        live = _Live(module, optimizer, None if kept is None else (masks or Masks).from_state(kept), device)
 
     with unoptimized():
         for epoch in range(first, config.epochs + 1):
@@ -283,18 +301,20 @@ class _Steps:
 class _Live:
     """A module in training with its optimizer, and which of its weights live."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks | None, device: str) -> None:
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, masks: Held | None, device: str) -> None:
         self.optimizer, self.device = optimizer, device
         self._module = module
-        self.masks: Masks | None = None
+        self.masks: Held | None = None
         if masks is not None:
             self.renew(masks)
 
-    def renew(self, masks: Masks) -> None:
+    def renew(self, masks: Held) -> None:
         """Take up other masks; what the optimizer remembers of removed weights is forgotten."""
         # Moved once, not in every step.
-        self.masks = Masks.from_state({name: kept.to(self.device) for name, kept in masks.state().items()})
+        self.masks = masks.from_state({name: kept.to(self.device) for name, kept in masks.state().items()})
         self.masks.apply(self._module)
+        if not isinstance(self.masks, Masks):
+            return
         for name, parameter in self._module.named_parameters():
             kept = self.masks.kept.get(name)
             for remembered in self.optimizer.state.get(parameter, {}).values():

@@ -25,7 +25,7 @@ from pared.compression.work import ModelFile
 from pared.errors import ExportFailed, ModelFailed
 from tests.models import zoo
 
-ALL = ["torchscript", "state_dict", "onnx"]
+ALL = ["torchscript", "state_dict", "packed", "onnx"]
 
 
 def opened(family: str, form: str, tmp_path: Path) -> LoadedModel:
@@ -52,7 +52,7 @@ def of(module: nn.Module) -> LoadedModel:
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 def test_every_family_comes_out_in_every_format_at_any_batch(family, form, tmp_path):
     # The exporter for TorchScript has no operator for what is inside torch's own encoder layer.
-    outputs = ALL[:2] if family == "text_transformer" and form != "state_dict" else ALL
+    outputs = ALL[:3] if family == "text_transformer" and form != "state_dict" else ALL
     loaded = opened(family, form, tmp_path)
     inputs = zoo.FAMILIES[family].inputs
     files = {path.name: path for path in export(loaded, (inputs(2),), outputs, tmp_path)}
@@ -95,7 +95,7 @@ def test_shared_weights_keep_both_names(tmp_path):
     buffer = io.BytesIO(zoo.saved(torch.jit.script(module)))
     loaded = LoadedModel(torch.jit.load(buffer), "torchscript", "scripted")
     files = export(loaded, (torch.randn(2, 4),), ALL, tmp_path)
-    assert [path.name for path in files] == ["model.pt", "model.safetensors", "model.onnx"]
+    assert [path.name for path in files] == ["model.pt", "model.safetensors", "model.packed", "model.onnx"]
     state = load_file(files[1])
     assert torch.equal(state["a.weight"], state["b.weight"])
 
@@ -119,7 +119,7 @@ from pared.compression.intake import LoadedModel
 torch.manual_seed(0)
 module = build({"name": "resnet_small", "kwargs": {"widths": [4, 8]}}).eval()
 loaded = LoadedModel(module, "state_dict", "state_dict", module.architecture)
-export(loaded, (torch.randn(2, 3, 8, 8),), ["torchscript", "state_dict", "onnx"], pathlib.Path(sys.argv[1]))
+export(loaded, (torch.randn(2, 3, 8, 8),), ["torchscript", "state_dict", "packed", "onnx"], pathlib.Path(sys.argv[1]))
 """
 
 
@@ -136,7 +136,7 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path):
         )
         digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()})
     assert digests[0] == digests[1]
-    assert digests[0].keys() == {"model.pt", "model.safetensors", "architecture.json", "model.onnx"}
+    assert digests[0].keys() == {"model.pt", "model.safetensors", "architecture.json", "model.packed", "model.onnx"}
 
 
 def test_a_torchscript_upload_gives_the_same_bytes_each_time(tmp_path):
