@@ -350,7 +350,7 @@ def unpack(
     as_json: AsJson = False,
 ) -> None:
     """Make the dense model of a packed file: TorchScript, or safetensors and the architecture. Needs no server."""
-    with _extras("weights"):
+    with _extras("files"):
         from pared.weights.packed import read
         from pared.weights.unpack import ending
         from pared.weights.unpack import unpack as write_dense

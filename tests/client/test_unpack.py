@@ -66,7 +66,7 @@ def test_into_a_folder_it_goes_under_its_own_name(folder):
 def test_what_cannot_be_unpacked_is_told_in_a_line(folder):
     whole = (folder / "weights.packed").read_bytes()
     (folder / "cut.packed").write_bytes(whole[:-1])
-    (folder / "changed.packed").write_bytes(whole[:-1] + b"\0")
+    (folder / "changed.packed").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     (folder / "newer.packed").write_bytes(whole[:4] + b"\7" + whole[5:])
     (folder / "other.packed").write_text("hello")
     for line, code, says in [

@@ -136,7 +136,7 @@ def test_a_centroid_descends_the_loss_by_the_mean_gradient():
 
 
 def test_biases_and_layers_are_chosen():
-    module = build({"name": "mlp", "kwargs": {"features": 6, "widths": [9], "classes": 3}})
+    module = build({"name": "mlp", "kwargs": {"in_features": 6, "widths": [9], "classes": 3}})
     names = [name for name, _ in module.named_parameters()]
     weights = [name for name in names if name.endswith("weight")]
     assert list(share_values(module, 2).codes) == weights

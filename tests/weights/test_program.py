@@ -29,7 +29,7 @@ class Odd(nn.Module):
         self.register_buffer("view", self.a.bias.detach()[1:3])
         self.register_buffer("part", torch.arange(12.0)[2:6])
         self.register_buffer("turned", torch.arange(6).reshape(2, 3).t())
-        self.register_buffer("half", torch.ones(3, dtype=torch.bfloat16))
+        self.register_buffer("brief", torch.ones(3, dtype=torch.bfloat16))
 
     def forward(self, x):
         y = self.b(self.a(x)) + torch.tensor([1.0, 2.0, 3.0, 4.0]) + self.part + self.view.sum()
