@@ -259,6 +259,14 @@ Granularity = Literal["weight", "n:m", "block", "channel"]
 # -- jobs ---------------------------------------------------------------------------------------
 
 
+class Quantize(Spec):
+    """Few values for many weights: k-means codebooks, retrained. Han et al. 2016, arXiv:1510.00149."""
+
+    bits: int = Field(ge=1, le=8, description="Each tensor has at most 2^bits values beside zero.")
+    epochs: int = Field(2, ge=0, le=1000, description="Of training the shared values.")
+    lr: float | None = Field(None, gt=0, le=10, description="Without one: a tenth of that of `retrain`.")
+
+
 _SOFTENED_CLASSES = {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0, "labels": 0.1}
 
 
@@ -326,6 +334,9 @@ class PruneSpec(CommonFields):
     )
     include: list[str] = Field(default_factory=lambda: ["*"], min_length=1, description="Layer name patterns.")
     exclude: list[str] = Field(default_factory=list, description="Layer name patterns, stronger than include.")
+    quantize: Quantize | None = Field(
+        None, description="After pruning, let weights share values, which makes a `packed` file smaller."
+    )
     retrain: Retrain | None = Field(default_factory=Retrain, description="None, or no data set: prune only.")
 
     @model_validator(mode="before")
@@ -354,6 +365,8 @@ class PruneSpec(CommonFields):
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
         self._granularity_has_what_it_needs()
+        if self.quantize is not None and "packed" not in self.outputs:
+            self._refuse({"quantize": "makes packed files smaller, and no other: add `packed` to `outputs`"})
         self._schedule_has_what_it_needs()
         idle = {}
         if self.granularity != "n:m":

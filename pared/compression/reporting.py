@@ -176,6 +176,11 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
     )
 
 
+def sizes(written: Sequence[Path]) -> dict[str, int]:
+    """Name -> bytes of each file."""
+    return {path.name: path.stat().st_size for path in written}
+
+
 def publish(report: Report, work: Work) -> None:
     """The report, also as a file beside the artifacts."""
     (work.directory / "report.json").write_text(report.model_dump_json(indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from pared.compression.intake.inspection import LITTLE
@@ -51,11 +52,24 @@ def distill_verdict(
 
 
 def warnings_of(
-    granularity: Granularity | None, before: Measurement, after: Measurement, layers: list[LayerReport]
+    granularity: Granularity | None,
+    before: Measurement,
+    after: Measurement,
+    layers: list[LayerReport],
+    written: Mapping[str, int],
 ) -> list[str]:
-    """What the numbers alone would let a reader overlook."""
+    """What the numbers alone would let a reader overlook.
+
+    Args:
+        written: name -> bytes of each file of the result.
+    """
     notes = []
-    if granularity not in (None, "channel"):
+    if "model.packed" in written:
+        notes.append(
+            f"The packed file has {_bytes(written['model.packed'])}, where the upload had {_bytes(before.file_bytes)}. "
+            "It is for keeping and sending: unpacked for use the model has all its shapes again, and their speed."
+        )
+    if granularity not in (None, "channel") and set(written) != {"model.packed"}:
         notes.append(
             "Zeros make this dense file neither smaller nor faster: latency does not change, and the file has "
             f"{_bytes(after.file_bytes)} where the upload had {_bytes(before.file_bytes)}. Compressed (gzip -6) it is "

@@ -23,6 +23,8 @@ from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import InvalidData, NothingToPrune, ValidationError
 from pared.reports import DatasetInspection, ModelInspection, Report
 from pared.specs import DistillSpec, InspectSpec, PruneSpec, Train, compression_spec
+from pared.weights.packed import read
+from pared.weights.unpack import unpack
 
 MODEL = "mdl_" + "0" * 26
 OTHER = "mdl_" + "1" * 26
@@ -619,3 +621,48 @@ def test_a_pattern_that_matches_nothing_is_pointed_at(dense, tmp_path, field):
     with pytest.raises(ValidationError, match=r"'head\*' matches no layer. The layers are: conv1, conv2, fc") as caught:
         run(pruning(**{field: patterns[field]}), {"model": dense}, tmp_path)
     assert caught.value.errors[0]["pointer"] == f"/{field}"
+
+
+# -- shared values and packed files -------------------------------------------------------------
+
+
+def sharing(**fields):
+    return pruning(
+        granularity="weight",
+        amount=0.8,
+        outputs=["torchscript", "packed"],
+        quantize={"bits": 3, "epochs": 2},
+        **fields,
+    )
+
+
+def test_shared_values_hold_after_training_and_the_packed_file_is_small(dense, tmp_path):
+    report = run(sharing(), {"model": dense}, tmp_path)
+    weights = zeros_in(tmp_path / "model.pt")
+    count = sum(weight.numel() for weight in weights.values())
+    assert sum(int((weight == 0).sum()) for weight in weights.values()) >= round(0.8 * count)
+    assert all(len(weight.unique()) <= 1 + 2**3 for weight in weights.values())
+    assert [record.phase for record in report.history] == ["retrain"] * 2 + ["shared values"] * 2
+    size = (tmp_path / "model.packed").stat().st_size
+    assert size < dense.path.stat().st_size / 6
+    assert f"The packed file has {size} bytes" in " ".join(report.warnings)
+    unpack(read(tmp_path / "model.packed"), tmp_path / "again.pt")
+    again, x = torch.jit.load(tmp_path / "again.pt"), torch.rand(5, 1, 8, 8)
+    assert torch.equal(again(x), torch.jit.load(tmp_path / "model.pt")(x))
+
+
+def test_interrupted_sharing_ends_as_an_uninterrupted_one(dense, tmp_path):
+    run(sharing(), {"model": dense}, tmp_path / "whole")
+    for die_at in (2, 3):
+        killed = Kept(die_at=die_at)
+        with pytest.raises(Kept.Killed):
+            run(sharing(), {"model": dense}, tmp_path / "killed", observer=killed)
+        again = tmp_path / f"again-{die_at}"
+        run(sharing(), {"model": dense}, again, observer=Kept(resume=killed.checkpoints[-1]))
+        for name in ("model.pt", "model.packed"):
+            assert (again / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_shared_values_need_a_packed_file(dense, tmp_path):
+    with pytest.raises(ValueError, match="add `packed` to `outputs`"):
+        run(pruning(quantize={"bits": 4}), {"model": dense}, tmp_path)

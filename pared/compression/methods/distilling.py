@@ -31,6 +31,7 @@ from pared.compression.reporting import (
     measure_both,
     publish,
     reproduce,
+    sizes,
     softmax_warning,
     split_warning,
 )
@@ -125,7 +126,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *kept_as_before("distillation", taught.best_epoch),
                 *softmax_warning(baseline),
                 *measured.warnings,
-                *warnings_of(None, before, after, layers),
+                *warnings_of(None, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,
             reproduce=reproduce(spec, work, paths),

@@ -27,6 +27,7 @@ from pared.compression.reporting import (
     measure_both,
     publish,
     reproduce,
+    sizes,
     softmax_warning,
     split_warning,
 )
@@ -95,7 +96,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *state.warnings(),
                 *softmax_warning(baseline),
                 *measured.warnings,
-                *warnings_of(spec.granularity, before, after, layers),
+                *warnings_of(spec.granularity, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,
             reproduce=reproduce(spec, work, paths),

@@ -19,12 +19,13 @@ from pared.compression.masks import Masks, n_m_masks, weight_masks
 from pared.compression.methods.parts import Stages, assessed
 from pared.compression.names import Amounts, tensors, tied_names, weight_layers
 from pared.compression.prune import apply_removal, compose_removed, cubic, remove_channels, step_amounts
+from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
-from pared.compression.train import Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PruneSpec, Retrain
+from pared.specs import PruneSpec, Quantize, Retrain
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -71,6 +72,7 @@ class Pruning:
         if checkpoint is not None:
             self._restore(checkpoint)
         amounts = step_amounts(spec)
+        parts = len(amounts) + (spec.quantize is not None)
         for step, amount in enumerate(amounts):
             if checkpoint is not None and step < checkpoint["step"]:
                 continue
@@ -90,12 +92,16 @@ class Pruning:
                 stages.enter("retrain")
                 begin = Amounts(0.0) if step == 0 else amounts[step - 1]
                 ramp = self._ramp(step, begin, amount) if spec.ramps else None
-                self._fit(self.given.retrain, self.given.data, step, len(amounts), ramp, resumed, keep)
+                phase = "retrain" if len(amounts) == 1 else f"retrain {step + 1}"
+                self._fit(self.given.retrain, self.given.data, phase, (step, parts), self.masks, ramp, resumed, keep)
                 if ramp is not None:
                     work.observer.log(self._progress_line(step, len(amounts)))
         self.loaded = replace(self.loaded, module=self.loaded.module.cpu().eval())
         if self.masks is not None:
             self.masks.apply(self.loaded.module)
+        if spec.quantize is not None:
+            resumed = checkpoint["fit"] if checkpoint is not None and checkpoint["step"] == len(amounts) else None
+            self._share_values(spec.quantize, len(amounts), resumed, keep)
 
     # -- removing -------------------------------------------------------------------------------
 
@@ -192,14 +198,15 @@ class Pruning:
         self,
         retrain: Retrain,
         data: Data,
-        step: int,
-        steps: int,
+        phase: str,
+        part: tuple[int, int],
+        held: Held | None,
         ramp: Ramp | None,
         resumed: dict[str, Any] | None,
         keep: Keep,
     ) -> None:
-        """Retrain after one step, or through a ramp."""
-        spec, work = self.given.spec, self.given.work
+        """Retrain after one step, or through a ramp. `part`: which of how many trainings it is."""
+        spec, work, step = self.given.spec, self.given.work, part[0]
         earlier = list(self.history)
 
         def keep_all(state: dict[str, Any]) -> None:
@@ -212,6 +219,7 @@ class Pruning:
                     "output_dims": self.output_dims,
                     "units": self.units,
                     "gone": self.gone,
+                    "masks": None if self.masks is None else self.masks.state(),
                     "before_retraining": None if quality is None else quality.model_dump(),
                     "history": [record.model_dump() for record in earlier],
                     "fit": state,
@@ -226,19 +234,36 @@ class Pruning:
             taught.loss,
             task=spec.task,
             seed=seed_of(spec.seed, "retrain", step),
-            phase="retrain" if steps == 1 else f"retrain {step + 1}",
-            masks=self.masks,
+            phase=phase,
+            masks=held,
             ramp=ramp,
             device=work.device,
             observer=work.observer,
-            span=self.given.stages.span(step, steps),
+            span=self.given.stages.span(*part),
             keep=keep_all,
             resume=resumed,
         )
         self.history = earlier + found.history
         self.best_epoch = found.best_epoch
-        if found.masks is not None:
+        if isinstance(found.masks, Masks):
             self._take_up(Masks.from_state({name: kept.cpu() for name, kept in found.masks.state().items()}))
+
+    def _share_values(self, quantize: Quantize, step: int, resumed: dict[str, Any] | None, keep: Keep) -> None:
+        """Let weights share values, and train these."""
+        spec, given, module = self.given.spec, self.given, self.loaded.module
+        shared = SharedValues({}, {})  # a checkpoint brings its own
+        if resumed is None:
+            given.stages.enter("compress")
+            patterns = {"include": spec.include, "exclude": spec.exclude}
+            shared = share_values(module, quantize.bits, **patterns, kept=self.masks, biases=True)
+            shared.apply(module)
+            given.work.observer.log(f"weights share at most {1 << quantize.bits} values a tensor")
+        if given.data is not None and given.retrain is not None and quantize.epochs:
+            given.stages.enter("retrain")
+            rate = quantize.lr or given.retrain.lr / 10
+            training = given.retrain.model_copy(update={"epochs": quantize.epochs, "lr": rate})
+            self._fit(training, given.data, "shared values", (step, step + 1), shared, None, resumed, keep)
+            self.loaded = replace(self.loaded, module=self.loaded.module.cpu().eval())
 
     def _lesson(self, retrain: Retrain, data: Data) -> Lesson:
         """What retraining learns from: the labels, or the answers of the model as it came."""
@@ -264,6 +289,8 @@ class Pruning:
         self.output_dims = checkpoint["output_dims"]
         self.units, self.gone = checkpoint["units"], checkpoint["gone"]
         self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+        if checkpoint["masks"] is not None:
+            self._take_up(Masks.from_state(checkpoint["masks"]))
         if checkpoint["before_retraining"] is not None:
             self.before_retraining = Quality.model_validate(checkpoint["before_retraining"])
         self.history = [EpochRecord.model_validate(record) for record in checkpoint["history"]]
