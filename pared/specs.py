@@ -195,8 +195,8 @@ Student = Annotated[
     ),
 ]
 
-Output = Literal["torchscript", "state_dict", "onnx"]
-Outputs = Annotated[list[Output], Field(min_length=1, max_length=3)]
+Output = Literal["torchscript", "state_dict", "exported_program", "onnx"]
+Outputs = Annotated[list[Output], Field(min_length=1, max_length=4)]
 
 
 class CommonFields(Spec):
@@ -205,12 +205,14 @@ class CommonFields(Spec):
     seed: int = Field(0, ge=0, lt=1 << 32)
     task: Literal["classification", "regression"] = "classification"
     preprocess: Preprocess | None = None
-    outputs: Outputs = ["torchscript"]
+    outputs: Outputs | None = Field(
+        None, description="Without one: `exported_program` for an upload that is one, else `torchscript`."
+    )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
 
     @model_validator(mode="after")
     def _outputs_once(self) -> CommonFields:
-        if len(set(self.outputs)) != len(self.outputs):
+        if self.outputs is not None and len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs names a format twice")
         return self
 

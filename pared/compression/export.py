@@ -28,10 +28,12 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     """Write the model into a directory, once for each format.
 
     `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
-    the architecture is known. `onnx`: model.onnx with a free batch size. The same model gives the same
-    bytes in every process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
+    the architecture is known. `exported_program`: model.pt2, which torch.export loads, with a free batch size.
+    `onnx`: model.onnx with a free batch size. The same model gives the same bytes in every process that is run alike
+    and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
+        outputs: none: the format that `usual_outputs` gives.
         example: inputs of the model on the CPU, to check each file with.
 
     Raises:
