@@ -1,4 +1,4 @@
-"""The command line: all of it through the HTTP API, save for the commands that start or administer a server."""
+"""The command line: all through the HTTP API, save for work on weight files and what starts or administers a server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from rich.text import Text
 from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, ServerUnreachable, UploadRejected
 from pared.errors import ParedError
 from pared.specs import Knowledge, TeachTrain, Train
-from pared.terminal import follow, stored
+from pared.terminal import counted_bytes, follow, stored
 
 DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
 
@@ -495,6 +496,63 @@ def report(job_id: str, as_json: AsJson = False) -> None:
         _print_json(found.model_dump(mode="json"))
     else:
         out.print(found)
+
+
+# -- weight files ---------------------------------------------------------------------------------
+
+
+@app.command("prune-file")
+def prune_file(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A .safetensors file, a .safetensors.index.json, or a directory with one of them."
+        ),
+    ],
+    amount: Annotated[
+        float, typer.Option(parser=_share, metavar="SHARE", help="Share of the weights to set to zero, such as 90%.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Where to put the result: a .safetensors file, or a directory for several files."
+        ),
+    ],
+    scope: Annotated[
+        Scope, typer.Option(help="Rank all weights together, or those of each tensor by themselves.")
+    ] = Scope.globally,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Zero the smallest weights of a state dict of any size, here, without a server, torch or loading it."""
+    with _extras("files"):
+        from pared.weights import prune_file as files
+    with counted_bytes(f"pruning {model.name}", err) as progress:
+        done = files.prune_file(
+            model,
+            output,
+            amount=amount,
+            scope=scope.value,
+            include=include or ["*"],
+            exclude=exclude or [],
+            progress=progress,
+        )
+    if as_json:
+        _print_json({**asdict(done), "file": str(output)})
+        return
+    for note in done.notes:
+        out.print(f"Note: {note}", markup=False)
+    out.print(f"[bold]{escape(str(output))}[/] ({done.size_bytes:,} bytes, in {done.seconds:.1f} s)")
+    out.print(
+        f"{done.zeros:,} of {done.weights:,} weights ({done.zeros / max(done.weights, 1):.2%}) are zero now, "
+        f"in {len(done.tensors)} tensors; {done.untouched} tensors are as they were."
+    )
+    out.print("It is as large as before and no faster by itself: zeros only help where they are packed or skipped.")
 
 
 # -- servers --------------------------------------------------------------------------------------

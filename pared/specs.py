@@ -131,9 +131,17 @@ class Train(Spec):
     epochs: int = Field(5, ge=0, le=1000)
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(0.01, gt=0, le=10, description="Without one: 0.01 for sgd, 0.001 for adam.")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="`cosine`: the learning rate falls from `lr` to 0 along half a cosine."
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps over which the rate first rises to `lr`.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only.")
+    nesterov: bool = Field(False, description="SGD only: Nesterov's momentum.")
     weight_decay: float = Field(0.0, ge=0, le=1)
     batch_size: int = Field(64, ge=1, le=65536)
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="Stop after so many epochs without a better validation score."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -142,6 +150,12 @@ class Train(Spec):
             return given
         adam = given.get("optimizer", cls.model_fields["optimizer"].default) == "adam"
         return {**given, "lr": 0.001 if adam else 0.01}
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Train:
+        if self.nesterov and (self.optimizer == "adam" or not self.momentum):
+            self._refuse({"nesterov": "is a kind of SGD's momentum: leave it out, or give both"})
+        return self
 
 
 class TeachTrain(Train):
@@ -172,6 +186,23 @@ class Knowledge(Spec):
 
 
 DistillLoss = Annotated[OutputMse | Knowledge, Field(discriminator="kind")]
+
+
+class Retrain(Train):
+    """Training after, or while, weights go."""
+
+    teach: DistillLoss | None = Field(
+        None,
+        description="Learn from the answers of the model as it came, computed once, beside the labels or instead. "
+        "`true` stands for nine parts softened classes and one part labels, or `output_mse` for a regression.",
+        examples=[True, {"kind": "knowledge", "alpha": 0.0, "temperature": 4, "labels": 0.1}],
+    )
+
+    @model_validator(mode="after")
+    def _teaches_outputs(self) -> Retrain:
+        if isinstance(self.teach, Knowledge) and self.teach.features is not None:
+            self._refuse({"teach": "compares outputs: leave `features` out"})
+        return self
 
 
 class FromTeacher(Spec):
@@ -221,7 +252,12 @@ Criterion = Literal[
     "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
 ]
 
+Granularity = Literal["weight", "n:m", "block", "channel"]
+
 # -- jobs ---------------------------------------------------------------------------------------
+
+
+_SOFTENED_CLASSES = {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0, "labels": 0.1}
 
 
 class PruneSpec(CommonFields):
@@ -234,8 +270,16 @@ class PruneSpec(CommonFields):
     example_inputs: list[TensorSpec] | None = Field(
         None, max_length=8, description="The model's inputs, where there is no data set to take them from."
     )
-    granularity: Literal["weight", "channel"] = Field(
-        "channel", description="`weight` zeroes single weights; `channel` removes neurons and channels physically."
+    granularity: Granularity = Field(
+        "channel",
+        description="`weight` zeroes single weights, `n:m` all but n of m neighbours, `block` rectangles of a layer's "
+        "matrix; `channel` removes neurons and channels physically.",
+    )
+    n_m: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=2, le=64)]] = Field(
+        (2, 4), description="`n:m`: so many weights are kept of so many neighbours along the layer's inputs."
+    )
+    block: tuple[Annotated[int, Field(ge=1, le=256)], Annotated[int, Field(ge=1, le=256)]] = Field(
+        (4, 4), description="`block`: rows (outputs) and columns (inputs and kernel places) that go together."
     )
     criterion: Criterion = Field(
         "magnitude",
@@ -247,27 +291,82 @@ class PruneSpec(CommonFields):
         description="Rank all units together, or layer by layer. Without one: `layer` for channels, `global` for "
         "weights.",
     )
-    amount: float = Field(gt=0, lt=1, description="Share of weights or channels to remove.", examples=[0.5])
-    schedule: Literal["one_shot", "iterative"] = "one_shot"
-    steps: int = Field(5, ge=2, le=100, description="`iterative`: prune and retrain this many times.")
+    amount: float = Field(
+        gt=0, lt=1, description="Share of weights, blocks or channels to remove; `n:m` says it itself.", examples=[0.5]
+    )
+    amounts: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Scope `layer`: another amount for layers whose name matches a pattern; the first match counts.",
+        examples=[{"conv*": 0.3, "fc*": 0.8}],
+    )
+    schedule: Literal["one_shot", "iterative", "cubic"] = Field(
+        "one_shot",
+        description="`iterative`: by the same share of what is left in each of `steps`, retraining after each. "
+        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, channels in `steps`.",
+    )
+    steps: int = Field(5, ge=2, le=100, description="Prune and retrain this many times.")
+    stages: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=list,
+        max_length=20,
+        description="Amounts to reach on the way, each with a retraining of its own, before `amount`.",
+        examples=[[0.9, 0.98]],
+    )
+    ramp: float = Field(
+        0.5, gt=0, lt=1, description="`cubic`, while training runs: the share of its steps over which weights go."
+    )
+    regrow: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="`cubic`, while training runs: share of the living weights that give way each time to removed ones "
+        "with the steepest gradient; it falls to 0 along the ramp.",
+    )
     include: list[str] = Field(default_factory=lambda: ["*"], min_length=1, description="Layer name patterns.")
     exclude: list[str] = Field(default_factory=list, description="Layer name patterns, stronger than include.")
-    retrain: Train | None = Field(default_factory=Train, description="None, or no data set: prune only.")
+    retrain: Retrain | None = Field(default_factory=Retrain, description="None, or no data set: prune only.")
 
     @model_validator(mode="before")
     @classmethod
-    def _scope_of_the_granularity(cls, given: Any) -> Any:
+    def _meant_by_what_is_left_out(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
         # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
-        if isinstance(given, dict) and given.get("granularity") == "weight":
-            return {"scope": "global", **given}
+        if given.get("granularity") == "weight" and not given.get("amounts"):
+            given.setdefault("scope", "global")
+        match given.get("granularity"), given.get("n_m", (2, 4)):
+            case "n:m", (int(n), int(m)) if 0 < n < m:
+                given.setdefault("amount", 1 - n / m)
+        retrain = given.get("retrain")
+        if isinstance(retrain, dict) and isinstance(retrain.get("teach"), bool):
+            taught = {"kind": "output_mse"} if given.get("task") == "regression" else _SOFTENED_CLASSES
+            given["retrain"] = {**retrain, "teach": taught if retrain["teach"] else None}
         return given
+
+    @property
+    def ramps(self) -> bool:
+        """Whether weights go while training runs, rather than before it."""
+        return self.schedule == "cubic" and self.granularity != "channel"
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
-        self._criterion_has_what_it_needs()
+        self._granularity_has_what_it_needs()
+        self._schedule_has_what_it_needs()
         idle = {}
+        if self.granularity != "n:m":
+            idle["n_m"] = "is for the granularity n:m: leave it out, or set `granularity`"
+        if self.granularity != "block":
+            idle["block"] = "is for the granularity block: leave it out, or set `granularity`"
         if self.schedule == "one_shot":
             idle["steps"] = "has no effect with the schedule one_shot: leave it out, or make `schedule` iterative"
+        if self.ramps:
+            idle["steps"] = "has no effect where weights go while training runs: leave it out; `ramp` says how long"
+        else:
+            why = "is for weights that go while training runs: leave it out, or make `schedule` cubic"
+            idle["ramp"] = idle["regrow"] = why
+        if self.scope == "global":
+            idle["amounts"] = "are amounts of layers: leave them out, or make `scope` layer"
         if self.dataset is None:
             idle["retrain"] = idle["preprocess"] = "has no effect without data: leave it out, or name a `dataset`"
         else:
@@ -275,11 +374,37 @@ class PruneSpec(CommonFields):
         self._must_be_left_out(idle)
         return self
 
-    def _criterion_has_what_it_needs(self) -> None:
-        if self.granularity == "weight" and self.criterion in ("geometric_median", "bn_scale"):
+    def _granularity_has_what_it_needs(self) -> None:
+        if self.granularity == "n:m":
+            n, m = self.n_m
+            if n >= m:
+                self._refuse({"n_m": f"keeps {n} of {m}, which removes nothing: the first number is the smaller"})
+            if abs(self.amount - (1 - n / m)) > 1e-9:
+                self._refuse({"amount": f"is {1 - n / m:g} where {n} of {m} are kept: leave it out"})
+            if self.scope == "global" or self.amounts:
+                why = "says nothing to n:m, which removes the same share everywhere: leave it out"
+                self._refuse({"amounts" if self.amounts else "scope": why})
+            if self.schedule != "one_shot" or self.stages:
+                self._refuse({"schedule": "must be one_shot for the granularity n:m, without `stages`"})
+        if self.granularity != "channel" and self.criterion in ("geometric_median", "bn_scale"):
             self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
         if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):
             self._refuse({"criterion": f"{self.criterion} looks at training samples: name a `dataset`"})
+
+    def _schedule_has_what_it_needs(self) -> None:
+        if self.ramps and (self.dataset is None or self.retrain is None or self.retrain.epochs == 0):
+            why = "cubic removes weights while training runs: name a `dataset` and let `retrain` have epochs"
+            self._refuse({"schedule": why})
+        if self.stages and self.schedule == "iterative":
+            self._refuse({"stages": "are for one_shot and cubic; iterative has its `steps`: leave them out"})
+        if self.stages and self.amounts:
+            self._refuse({"stages": "are shares of all layers alike: leave them out beside `amounts`"})
+        if self.stages and self.stages != sorted(amount for amount in {*self.stages} if amount < self.amount):
+            self._refuse({"stages": "must rise, and end below `amount`"})
+        teach = None if self.retrain is None else self.retrain.teach
+        if self.task == "regression" and isinstance(teach, Knowledge) and teach.alpha < 1:
+            why = 'softens class probabilities, which a regression does not have: use {"kind": "output_mse"}'
+            self._refuse({"retrain": f"`teach` {why}"})
 
 
 class DistillSpec(CommonFields):

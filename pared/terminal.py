@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +42,22 @@ def stored(uploads: Uploads, given: str, console: Console, architecture: Any = N
     if given.startswith(("mdl_", "dst_")):
         return uploads.get(given).wait()
     path = Path(given)
-    name = TextColumn("uploading {task.description}", markup=False)
-    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(path.name, total=path.stat().st_size)
-        upload = uploads.upload(path, architecture, lambda done, total: bar.update(task, completed=done, total=total))
+    with counted_bytes(f"uploading {path.name}", console) as progress:
+        upload = uploads.upload(path, architecture, progress)
     console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
     upload.wait()
     for warning in (upload.inspection or {}).get("warnings", []):
         console.print(f"  Note: {warning}", markup=False)
     return upload
+
+
+@contextmanager
+def counted_bytes(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that is counted in bytes; call what it gives with those done and those to do."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class _Drawn:

@@ -54,3 +54,78 @@ def test_a_criterion_without_what_it_needs_is_refused(given: dict, says: str) ->
 
 def test_the_command_line_knows_every_criterion() -> None:
     assert tuple(member.value for member in CommandLineCriterion) == get_args(Criterion)
+
+
+DATA = {"dataset": "builtin:digits"}
+WEIGHT = DATA | {"granularity": "weight"}
+TEACH = {"retrain": {"teach": {"kind": "knowledge"}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "says"),
+    [
+        ({"granularity": "n:m", "n_m": [4, 4], "amount": 0.5}, "n_m", "removes nothing"),
+        ({"granularity": "n:m", "amount": 0.9}, "amount", "is 0.5 where 2 of 4 are kept"),
+        ({"granularity": "n:m", "scope": "global"}, "scope", "says nothing to n:m"),
+        ({"granularity": "n:m", "amounts": {"a": 0.1}}, "amounts", "says nothing to n:m"),
+        (DATA | {"granularity": "n:m", "schedule": "cubic"}, "schedule", "must be one_shot"),
+        ({"n_m": [1, 4]}, "n_m", "is for the granularity n:m"),
+        ({"block": [2, 2]}, "block", "is for the granularity block"),
+        ({"granularity": "weight", "schedule": "cubic"}, "schedule", "name a `dataset`"),
+        (WEIGHT | {"schedule": "cubic", "retrain": None}, "schedule", "let `retrain` have epochs"),
+        (WEIGHT | {"schedule": "cubic", "steps": 3}, "steps", "`ramp` says how long"),
+        (WEIGHT | {"ramp": 0.6}, "ramp", "make `schedule` cubic"),
+        (DATA | {"schedule": "cubic", "regrow": 0.1}, "regrow", "while training runs"),
+        (WEIGHT | {"amounts": {"a": 0.1}, "scope": "global"}, "amounts", "make `scope` layer"),
+        ({"stages": [0.3, 0.2]}, "stages", "must rise"),
+        ({"stages": [0.3, 0.6]}, "stages", "end below"),
+        ({"stages": [0.3], "amounts": {"a": 0.1}}, "stages", "beside `amounts`"),
+        ({"stages": [0.3], "schedule": "iterative"}, "stages", "has its `steps`"),
+        (DATA | TEACH | {"task": "regression"}, "retrain", "a regression does not have"),
+    ],
+)
+def test_what_can_have_no_effect_or_contradicts_is_pointed_at(given: dict, field: str, says: str) -> None:
+    spec = PRUNE | given
+    if given.get("granularity") == "n:m" and "amount" not in given:
+        del spec["amount"]
+    with pytest.raises(ValidationError) as caught:
+        PruneSpec.model_validate(spec)
+    assert [error["loc"] for error in caught.value.errors()] == [(field,)]
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("retrain", "field", "says"),
+    [
+        ({"nesterov": True, "optimizer": "adam"}, "nesterov", "SGD's momentum"),
+        ({"nesterov": True, "momentum": 0}, "nesterov", "SGD's momentum"),
+        ({"teach": {"kind": "knowledge", "features": [["a", "a"]]}}, "teach", "leave `features` out"),
+    ],
+)
+def test_a_training_that_contradicts_itself_is_pointed_at(retrain: dict, field: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=says) as caught:
+        PruneSpec.model_validate(PRUNE | DATA | {"retrain": retrain})
+    assert [error["loc"] for error in caught.value.errors()] == [("retrain", field)]
+
+
+def test_n_of_m_says_the_amount() -> None:
+    spec = {"type": "prune", "model": MODEL, "granularity": "n:m", "n_m": [1, 4]}
+    assert PruneSpec.model_validate(spec).amount == 0.75
+
+
+def test_a_teacher_is_asked_for_by_true() -> None:
+    taught = {"retrain": {"teach": True}} | DATA
+    softened = PruneSpec.model_validate(PRUNE | taught).retrain.teach
+    assert (softened.alpha, softened.temperature, softened.labels) == (0.0, 4.0, 0.1)
+    assert PruneSpec.model_validate(PRUNE | taught | {"task": "regression"}).retrain.teach.kind == "output_mse"
+    assert PruneSpec.model_validate(PRUNE | {"retrain": {"teach": False}} | DATA).retrain.teach is None
+
+
+def test_a_stored_spec_is_accepted_again() -> None:
+    for given in (
+        {"granularity": "n:m"},
+        WEIGHT | {"schedule": "cubic", "amount": 0.9},
+        {"amounts": {"a": 0.1}, "amount": 0.5},
+    ):
+        spec = PruneSpec.model_validate({"type": "prune", "model": MODEL} | given)
+        assert PruneSpec.model_validate(spec.model_dump(mode="json")) == spec

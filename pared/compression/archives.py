@@ -1,4 +1,4 @@
-"""Looks at the directory of an uploaded archive (zip, safetensors) before any library opens it.
+"""Looks at the directory of an uploaded zip before any library opens it.
 
 Both readers of a zip, Python's and torch's, must see the same thing, and nothing may unpack to more
 than it says or than we take.
@@ -6,22 +6,13 @@ than it says or than we take.
 
 from __future__ import annotations
 
-import json
-import math
 import struct
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 MAX_ENTRIES = 200_000
 MAX_DIRECTORY_BYTES = 64 * 2**20
-MAX_HEADER_BYTES = 16 * 2**20
-MAX_TENSORS = 100_000
-SAFETENSORS_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
-}  # fmt: skip
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -34,14 +25,6 @@ _ENCRYPTED = 0x1
 
 class BadArchive(Exception):
     """The archive is damaged, or lies about itself. The text says how."""
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """One tensor of a safetensors header."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 def zip_directory(path: Path, *, max_unpacked: int) -> list[zipfile.ZipInfo]:
@@ -76,41 +59,6 @@ def zip_directory(path: Path, *, max_unpacked: int) -> list[zipfile.ZipInfo]:
     ) as error:
         raise BadArchive(f"its zip directory cannot be read ({str(error)[:200]})") from error
     return entries
-
-
-def safetensors_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors that a safetensors file names, by name, with offsets checked.
-
-    Raises:
-        BadArchive: the header is too large or malformed, or its offsets leave the file, overlap or leave gaps.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(MAX_HEADER_BYTES, size - 8):
-            raise BadArchive(f"its header claims {length:,} bytes; the file or the limit of 16 MiB is smaller")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadArchive("its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise BadArchive("its header is not a JSON object")
-    header.pop("__metadata__", None)
-    if len(header) > MAX_TENSORS:
-        raise BadArchive(f"it has {len(header):,} tensors; the limit is {MAX_TENSORS:,}")
-    tensors, spans = {}, []
-    for name, entry in header.items():
-        tensors[name], span = _tensor_entry(name, entry)
-        spans.append(span)
-    end = 0
-    for first, last in sorted(spans):
-        if first != end:
-            raise BadArchive("its tensors overlap or leave gaps")
-        end = last
-    if end != size - 8 - length:
-        raise BadArchive(f"its tensors take {end:,} bytes, but the file has {size - 8 - length:,} for them (cut off?)")
-    return tensors
 
 
 def _directory_start(file: BinaryIO, size: int) -> int:
@@ -180,18 +128,3 @@ def _check_local_headers(file: BinaryIO, entries: list[zipfile.ZipInfo], directo
         end = entry.header_offset + _LOCAL.size + name_length + extra_length + entry.compress_size
     if end > directory_start:
         raise BadArchive("its entries reach into its directory")
-
-
-def _tensor_entry(name: str, entry: Any) -> tuple[TensorEntry, tuple[int, int]]:
-    shown = name[:100]
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise BadArchive(f"the header entry of {shown!r} is malformed")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if len(shape) > 64 or len(offsets) != 2 or any(type(number) is not int or number < 0 for number in numbers):
-        raise BadArchive(f"the shape or the offsets of {shown!r} are malformed")
-    if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
-        raise BadArchive(f"{shown!r} has a type we don't know: {str(dtype)[:40]}")
-    if math.prod(shape) * SAFETENSORS_BITS[dtype] != (offsets[1] - offsets[0]) * 8:
-        raise BadArchive(f"{shown!r} has another size than its shape says")
-    return TensorEntry(dtype, tuple(shape)), (offsets[0], offsets[1])

@@ -171,6 +171,9 @@ class _Taught:
     def __init__(self, data: IndexedSamples, answers: Tensor) -> None:
         self._data, self._answers = data, answers
 
+    def samples(self, split: Split) -> int:
+        return self._data.samples(split)
+
     def batches(
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Inputs, Tensor]]:

@@ -34,6 +34,9 @@ _RESAMPLES = 1000
 class Samples(Protocol):
     """Where batches come from: `pared.compression.data.Data`, or what wraps it."""
 
+    def samples(self, split: Split) -> int:
+        """Number of samples in a split."""
+
     def batches(
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Inputs, Tensor]]:

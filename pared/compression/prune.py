@@ -1,4 +1,4 @@
-"""Pruning: amounts, masks for single weights, and the physical removal of channels; scores come from `criteria`.
+"""The physical removal of channels and neurons, and how much goes in each step; scores come from `criteria`.
 
 Magnitude pruning is Han et al. 2015 (arXiv:1506.02626) for weights and Li et al. 2017 (arXiv:1608.08710)
 for channels: score a unit by the sum of |w| of its incoming weights, sort, remove the lowest k %.
@@ -7,10 +7,8 @@ for channels: score a unit by the sum of |w| of its incoming weights, sort, remo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,123 +17,48 @@ from torch import Tensor, nn
 from pared.compression.architectures import build, resize
 from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
 from pared.compression.coupling.groups import merge
-from pared.compression.coupling.shrink import StorageKey, changed_sizes, kept_part, remove, storage_key
-from pared.compression.criteria import Evidence, channel_scores, weight_scores
+from pared.compression.coupling.shrink import changed_sizes, kept_part, remove, storage_key
+from pared.compression.criteria import Evidence, channel_scores
 from pared.compression.intake import LoadedModel
+from pared.compression.masks import Scope
+from pared.compression.names import Amounts, layer_of, matches, no_match, tensors, tied_names
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, PruneSpec
 
-Scope = Literal["global", "layer"]
-
-__all__ = [
-    "ChannelRemoval",
-    "Masks",
-    "apply_removal",
-    "compose_removed",
-    "remove_channels",
-    "step_amounts",
-    "tensors",
-    "tied_names",
-    "unmatched_patterns",
-    "weight_layers",
-    "weight_masks",
-]
+__all__ = ["ChannelRemoval", "apply_removal", "compose_removed", "remove_channels", "step_amounts"]
 
 
-def step_amounts(spec: PruneSpec) -> list[float]:
-    """The share removed in all after each step: geometric, so that each step removes the same share of what is left."""
-    if spec.schedule == "one_shot":
-        return [spec.amount]
-    return [1 - (1 - spec.amount) ** (step / spec.steps) for step in range(1, spec.steps)] + [spec.amount]
+def step_amounts(spec: PruneSpec) -> list[Amounts]:
+    """The shares removed in all after each step, the last of which are those that the spec asks for.
 
-
-# -- weights ------------------------------------------------------------------------------------
-
-
-class Masks:
-    """Which weights live: tensor name -> bool tensor of its shape, True where kept."""
-
-    def __init__(self, kept: Mapping[str, Tensor]) -> None:
-        self.kept = dict(kept)
-
-    def apply(self, module: nn.Module) -> None:
-        """Set every pruned weight to exactly zero."""
-        with torch.no_grad():
-            for name, parameter in self._of(module):
-                parameter.mul_(self.kept[name].to(parameter.device))
-                # A product keeps the sign of zero and NaN; a pruned weight is +0.
-                parameter.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
-
-    def mask_gradients(self, module: nn.Module) -> None:
-        """Zero the gradients of pruned weights, so that momentum never learns of them."""
-        for name, parameter in self._of(module):
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
-
-    def sparsity(self) -> float:
-        """Share of pruned weights among those that the masks cover."""
-        total = sum(mask.numel() for mask in self.kept.values())
-        return 1 - sum(int(mask.sum()) for mask in self.kept.values()) / total if total else 0.0
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
-        return dict(self.kept)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Masks:
-        """Masks from a checkpoint."""
-        return cls(state)
-
-    def _of(self, module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-        return ((name, parameter) for name, parameter in module.named_parameters() if name in self.kept)
-
-
-def weight_masks(
-    module: nn.Module,
-    *,
-    amount: float,
-    criterion: Criterion = "magnitude",
-    scope: Scope = "global",
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    evidence: Evidence | None = None,
-    generator: torch.Generator | None = None,
-) -> Masks:
-    """Masks that remove the `amount` lowest-scored single weights, exactly round(amount · n) of n.
-
-    Biases and norms are never pruned: eligible are float tensors of two or more dimensions in layers
-    that match under one of their names and are excluded under none. A pruned weight's score is 0, so a later, larger
-    amount keeps what an earlier one removed.
-
-    Raises:
-        NothingToPrune: no layer matches, or the model has no weights.
+    `iterative` removes the same share of what is left each time. `cubic` takes its steps for channels only; for single
+    weights each is a ramp that training climbs.
     """
-    names_of = tied_names(module)
-    eligible = {
-        name: parameter.detach()
-        for name, parameter in module.named_parameters()
-        if parameter.dim() >= 2
-        and parameter.is_floating_point()
-        and _matches([_layer(alias) for alias in names_of[name]], include, exclude)
-    }
-    if not eligible:
-        names = sorted(set(weight_layers(module).values()))
-        raise NothingToPrune(_no_match("weights", names, include, exclude))
-    scores = weight_scores(eligible, criterion, evidence=evidence, generator=generator)
-    pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
-    kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in eligible.items()}
-    for names in pools:
-        pooled = torch.cat([scores[name].flatten() for name in names])
-        lowest = torch.argsort(pooled, stable=True)[: round(amount * len(pooled))]
-        mask = torch.ones(len(pooled), dtype=torch.bool)
-        mask[lowest] = False
-        parts = torch.split(mask, [scores[name].numel() for name in names])
-        for name, part in zip(names, parts, strict=True):
-            kept[name] = part.reshape(eligible[name].shape)
-    return Masks(kept)
+    asked = Amounts(spec.amount, spec.amounts)
+    if spec.schedule == "iterative":
+        early = [asked.each(_geometric(step / spec.steps)) for step in range(1, spec.steps)]
+        return [*early, asked]
+    reached = [*map(Amounts, spec.stages), asked]
+    if spec.schedule == "one_shot" or spec.ramps:
+        return reached
+    steps: list[Amounts] = []
+    for begin, end in zip([0.0, *spec.stages], reached, strict=True):
+        steps += [end.each(_cubic(begin, step / spec.steps)) for step in range(1, spec.steps)]
+        steps.append(end)
+    return steps
 
 
-# -- channels -----------------------------------------------------------------------------------
+def _geometric(progress: float) -> Callable[[float], float]:
+    return lambda share: 1 - (1 - share) ** progress
+
+
+def _cubic(begin: float, progress: float) -> Callable[[float], float]:
+    return lambda end: cubic(begin, end, progress)
+
+
+def cubic(begin: float, end: float, progress: float) -> float:
+    """s = s_e + (s_b − s_e)(1 − t)³, of a progress t from 0 to 1. Zhu and Gupta 2017, arXiv:1710.01878."""
+    return end + (begin - end) * (1 - progress) ** 3
 
 
 @dataclass(frozen=True)
@@ -159,7 +82,7 @@ def remove_channels(
     loaded: LoadedModel,
     example: Sequence[Tensor],
     *,
-    amount: float,
+    amount: Amounts | float,
     criterion: Criterion = "magnitude",
     scope: Scope = "layer",
     include: Sequence[str] = ("*",),
@@ -182,8 +105,10 @@ def remove_channels(
     Raises:
         NothingToPrune: no channel can go; the detail names layers, operators and what to do.
     """
+    amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
     coupling = find_groups(loaded.module, example)
-    groups, reasons = _eligible(coupling, tied_names(loaded.module), include, exclude)
+    names_of = tied_names(loaded.module)
+    groups, reasons = _eligible(coupling, names_of, include, exclude)
     if not groups:
         raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
     now = {_key(group): group.units for group in groups}
@@ -197,10 +122,14 @@ def remove_channels(
         generator=generator,
     )
     if scope == "layer":
-        wanted = [round(amount * units.get(key, left)) - (units.get(key, left) - left) for key, left in now.items()]
+        wanted = []
+        for group, (key, left) in zip(groups, now.items(), strict=True):
+            of_upload = units.get(key, left)
+            names = [layer_of(alias) for name, _ in group.out_axes for alias in names_of[name]]
+            wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
         chosen = [_lowest([score], count)[0] for score, count in zip(scores, wanted, strict=True)]
     else:
-        chosen = _lowest(scores, round(amount * sum(units.values())) - gone)
+        chosen = _lowest(scores, round(amounts.default * sum(units.values())) - gone)
     removals = [group.removal(units_of_group) for group, units_of_group in zip(groups, chosen, strict=True)]
     built = loaded
 
@@ -220,8 +149,8 @@ def remove_channels(
         raise NothingToPrune(_refused(reasons))
     if not count:
         raise NothingToPrune(
-            f"An amount of {amount:g} is less than one channel here: {sum(now.values())} channels can be chosen from. "
-            "Give a larger amount."
+            f"An amount of {amounts.default:g} is less than one channel here: {sum(now.values())} channels can be "
+            "chosen from. Give a larger amount."
         )
     if failed:  # otherwise the last that was built has been checked, and is this one
         built = _without(loaded, coupling, removed)
@@ -256,9 +185,10 @@ def _eligible(
     groups = []
     for group in coupling.groups:
         layers = {
-            _layer(name): list(dict.fromkeys(_layer(alias) for alias in names_of[name])) for name, _ in group.out_axes
+            layer_of(name): list(dict.fromkeys(layer_of(alias) for alias in names_of[name]))
+            for name, _ in group.out_axes
         }
-        barred = [layer for layer, names in layers.items() if not _matches(names, include, exclude)]
+        barred = [layer for layer, names in layers.items() if not matches(names, include, exclude)]
         if not barred:
             groups.append(group)
             continue
@@ -287,60 +217,14 @@ def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:
     return [sorted(unit[lowest[owner[lowest] == index]].tolist()) for index in range(len(scores))]
 
 
-# -- names --------------------------------------------------------------------------------------
-
-
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's parameters under all their names."""
-    return dict(module.named_parameters(remove_duplicate=False))
-
-
-def weight_layers(module: nn.Module) -> dict[str, str]:
-    """Name of each weight tensor (of two or more dimensions) -> name of its layer."""
-    return {name: _layer(name) for name, tensor in tensors(module).items() if tensor.dim() >= 2}
-
-
-def tied_names(module: nn.Module) -> dict[str, list[str]]:
-    """Name of each parameter -> all names of that tensor, its own among them."""
-    together: dict[StorageKey, list[str]] = {}
-    for name, tensor in tensors(module).items():
-        together.setdefault(storage_key(tensor), []).append(name)
-    return {name: names for names in together.values() for name in names}
-
-
-def unmatched_patterns(module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Those of the patterns that no layer with weights matches."""
-    layers = set(weight_layers(module).values())
-    return [pattern for pattern in patterns if not any(fnmatchcase(layer, pattern) for layer in layers)]
-
-
-def _layer(tensor_name: str) -> str:
-    return tensor_name.rpartition(".")[0] or tensor_name
-
-
-def _matches(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Whether a layer may be touched that goes by these names."""
-    included, excluded = (any(fnmatchcase(n, p) for n in names for p in patterns) for patterns in (include, exclude))
-    return included and not excluded
-
-
-def _no_match(what: str, names: list[str], include: Sequence[str], exclude: Sequence[str]) -> str:
-    if not names:
-        return f"The model has no {what} that could be pruned. A frozen TorchScript file has none: upload it unfrozen."
-    return (
-        f"No layer with {what} matches include {list(include)} and exclude {list(exclude)}. "
-        f"The layers are: {', '.join(names[:20])}."
-    )
-
-
 def _none_removable(
     coupling: Coupling, reasons: Mapping[str, str], include: Sequence[str], exclude: Sequence[str]
 ) -> str:
     if coupling.groups:
         names = sorted({layer for group in coupling.groups for layer in group.layers})
-        return _no_match("removable channels", names, include, exclude)
+        return no_match("removable channels", names, include, exclude)
     if not reasons:
-        return _no_match("channels", [], include, exclude)
+        return no_match("channels", [], include, exclude)
     return _refused(reasons)
 
 

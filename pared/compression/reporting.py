@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pared.compression.data import Data
 from pared.compression.intake import LoadedModel, why_passed_over
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
-from pared.compression.prune import tensors, tied_names, weight_layers
+from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec

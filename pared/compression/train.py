@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.masks import Masks
 from pared.compression.measure import (
     Inputs,
     Samples,
@@ -26,7 +27,7 @@ from pared.compression.measure import (
     score,
     unoptimized,
 )
-from pared.compression.prune import Masks, tensors
+from pared.compression.names import tensors
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
@@ -36,15 +37,33 @@ Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
 _SIGN_OF_LIFE_S = 0.5
+_RENEW_EVERY = 40  # most steps between two masks of a ramp
+_RENEWALS = 50  # fewest masks of a ramp that has so many steps
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training run came to. The module itself now has the weights of `best_epoch`."""
+    """What a training run came to. The module itself now has the weights of `best_epoch`.
+
+    `masks`: which weights live, as the run was given it or as its ramp left it.
+    """
 
     history: list[EpochRecord]
     best_epoch: int
     best_score: float
+    masks: Masks | None = None
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Lets weights go while training runs, fast first and then ever slower. Zhu and Gupta 2017, arXiv:1710.01878.
+
+    `masks`: from the module, whose gradients are of the current batch and for removed weights too, and how far the
+    ramp is, to masks; 0 is its beginning and 1 its end. `share`: of all steps of the run, over which it goes.
+    """
+
+    masks: Callable[[nn.Module, float], Masks]
+    share: float
 
 
 def fit(
@@ -57,6 +76,7 @@ def fit(
     seed: int,
     phase: str,
     masks: Masks | None = None,
+    ramp: Ramp | None = None,
     companion: nn.Module | None = None,
     device: str = "cpu",
     observer: Observer | None = None,
@@ -68,7 +88,7 @@ def fit(
 
     The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss.
     Epoch 0, the weights as they came, is a candidate too: training never returns something worse on validation than
-    what it was given. The test split is not looked at.
+    what it was given. With a ramp the candidates are the epochs that end beyond it. The test split is not looked at.
 
     A run that is stopped and resumed ends with the same bits as one that was not: everything random in an epoch
     hangs on (seed, epoch) alone, and the rest is in the checkpoint.
@@ -76,7 +96,7 @@ def fit(
     Args:
         seed: of this run; runs that are to see the samples in the same order share it.
         phase: what to call the run in records and metrics.
-        masks: weights that are pruned and stay exactly zero.
+        masks: weights that are pruned and stay exactly zero; with a ramp, those that are when it begins.
         companion: a module that is trained along and then dropped, such as learned projections.
         span: where in the whole job this run begins and ends, for `observer.progress`.
         keep: is handed a checkpoint after every epoch.
@@ -96,39 +116,44 @@ def fit(
     _lay_out(module, torch.channels_last)
     if companion is not None:
         companion.to(device)
-    if masks is not None:
-        # Moved once, not in every step.
-        masks = Masks.from_state({name: kept.to(device) for name, kept in masks.state().items()})
-        masks.apply(module)
     optimizer = _optimizer(trainable(module) + trainable(companion), config)
-    pulse = _Pulse(observer, span, config.epochs)
+    steps = _Steps(config, data.samples("train"), ramp)
+    pulse = _Pulse(observer, span, config.epochs, data.samples("train"))
     pulse.now(0, 0.0)
+    best: _Best | None = None
     if resume is None:
         history: list[EpochRecord] = []
-        best = _Best(0, *_validate(module, data, task, device, pulse), _state(module))
+        live = _Live(module, optimizer, masks, device)
+        if ramp is None:
+            best = _Best(0, *_validate(module, data, task, device, pulse), _state(module))
         first = 1
     else:
         history = [EpochRecord.model_validate(record) for record in resume["history"]]
-        best = _Best(**resume["best"])
+        best = None if resume["best"] is None else _Best(**resume["best"])
         first = resume["epoch"] + 1
         module.load_state_dict(resume["module"])
         optimizer.load_state_dict(resume["optimizer"])
         if companion is not None:
             companion.load_state_dict(resume["companion"])
+        kept = resume["masks"]
+        live = _Live(module, optimizer, None if kept is None else Masks.from_state(kept), device)
 
     with unoptimized():
         for epoch in range(first, config.epochs + 1):
+            if config.patience and best is not None and epoch - 1 - max(best.epoch, steps.ready) >= config.patience:
+                observer.log(f"{phase}: stopped after epoch {epoch - 1}, {config.patience} without a better score")
+                break
             began = time.monotonic()
             pulse.epoch = epoch
-            train_loss = _train_epoch(
-                module, data, config, loss, optimizer, masks, seed_of(seed, epoch), device, companion, pulse
-            )
+            seed_of_epoch = seed_of(seed, epoch)
+            train_loss = _train_epoch(module, data, steps, loss, live, seed_of_epoch, companion, pulse, ramp)
             validation, validation_loss = _validate(module, data, task, device, pulse)
             seconds = time.monotonic() - began
             history.append(
                 EpochRecord(phase=phase, epoch=epoch, train_loss=train_loss, validation=validation, seconds=seconds)
             )
-            if (validation, -validation_loss) > (best.score, -best.loss):
+            better = best is None or (validation, -validation_loss) > (best.score, -best.loss)
+            if better and epoch > steps.ready:
                 best = _Best(epoch, validation, validation_loss, _state(module))
             _tell(observer, history[-1], validation_loss, task, config.epochs)
             keep(
@@ -137,16 +162,20 @@ def fit(
                     "module": _state(module),
                     "companion": None if companion is None else _state(companion),
                     "optimizer": copy.deepcopy(optimizer.state_dict()),
-                    "best": {"epoch": best.epoch, "score": best.score, "loss": best.loss, "state": best.state},
+                    "masks": None if live.masks is None else live.masks.state(),
+                    "best": None
+                    if best is None
+                    else {"epoch": best.epoch, "score": best.score, "loss": best.loss, "state": best.state},
                     "history": [record.model_dump() for record in history],
                 }
             )
             pulse.now(epoch, 1.0)
+    assert best is not None  # noqa: S101 - the last epoch ends beyond any ramp
     module.load_state_dict(best.state)
     _lay_out(module, torch.contiguous_format)
     module.zero_grad(set_to_none=True)
     module.eval()
-    return Fit(history, best.epoch, best.score)
+    return Fit(history, best.epoch, best.score, live.masks)
 
 
 @dataclass(frozen=True)
@@ -219,53 +248,115 @@ def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
             parameter.data = parameter.data.to(memory_format=memory_format)
 
 
+class _Steps:
+    """Counts the optimizer's steps of a run, and says what depends on the count.
+
+    `ready`: the last epoch that ends with the ramp unfinished; 0 without one.
+    """
+
+    def __init__(self, config: Train, samples: int, ramp: Ramp | None) -> None:
+        self.config = config
+        size = config.batch_size
+        # A last batch of one sample is left out; see `_train_epoch`.
+        self.of_an_epoch = max(1, samples // size + (samples % size > min(1, size - 1)))
+        self._all = self.of_an_epoch * config.epochs
+        self._ramp_ends = -1 if ramp is None else min(round(ramp.share * self._all), self._all - 1)
+        self._every = max(1, min(_RENEW_EVERY, self._ramp_ends // _RENEWALS))
+        self.ready = max(0, self._ramp_ends) // self.of_an_epoch
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rate, warm = self.config.lr, self.config.warmup * self._all
+        if step < warm:
+            rate *= (step + 1) / (warm + 1)
+        if self.config.lr_schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * step / self._all)) / 2
+        return rate
+
+    def renews(self, step: int) -> float | None:
+        """How far the ramp is, where this step renews the masks."""
+        if step > self._ramp_ends or (step % self._every and step != self._ramp_ends):
+            return None
+        return step / self._ramp_ends if self._ramp_ends else 1.0
+
+
+class _Live:
+    """A module in training with its optimizer, and which of its weights live."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks | None, device: str) -> None:
+        self.optimizer, self.device = optimizer, device
+        self._module = module
+        self.masks: Masks | None = None
+        if masks is not None:
+            self.renew(masks)
+
+    def renew(self, masks: Masks) -> None:
+        """Take up other masks; what the optimizer remembers of removed weights is forgotten."""
+        # Moved once, not in every step.
+        self.masks = Masks.from_state({name: kept.to(self.device) for name, kept in masks.state().items()})
+        self.masks.apply(self._module)
+        for name, parameter in self._module.named_parameters():
+            kept = self.masks.kept.get(name)
+            for remembered in self.optimizer.state.get(parameter, {}).values():
+                if kept is not None and isinstance(remembered, Tensor) and remembered.shape == kept.shape:
+                    remembered.masked_fill_(~kept, 0.0)
+
+
 def _optimizer(learned: list[nn.Parameter], config: Train) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(learned, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(learned, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        learned, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+    )
 
 
 def _train_epoch(
     module: nn.Module,
     data: Samples,
-    config: Train,
+    steps: _Steps,
     loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    masks: Masks | None,
+    live: _Live,
     seed: int,
-    device: str,
     companion: nn.Module | None,
     pulse: _Pulse,
+    ramp: Ramp | None,
 ) -> float:
     """One pass over the training split; the mean loss over its samples."""
+    config, device, optimizer = steps.config, live.device, live.optimizer
     torch.manual_seed(seed)  # dropout draws from the global generator
     module.train()
     if companion is not None:
         companion.train()
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = 0
+    step = (pulse.epoch - 1) * steps.of_an_epoch
     for inputs, target in data.batches("train", config.batch_size, torch.Generator().manual_seed(seed)):
         count = len(target)
         if count == 1 < config.batch_size and seen:
             continue  # a last batch of one sample has no variance for batch-norm to normalise by
+        for group in optimizer.param_groups:
+            group["lr"] = steps.rate(step)
         value = loss(module, tuple(tensor.to(device) for tensor in inputs), target.to(device))
         optimizer.zero_grad(set_to_none=True)
         with own_failures():
             value.backward()  # type: ignore[no-untyped-call]
-        if masks is not None:
-            masks.mask_gradients(module)
+        progress = steps.renews(step)
+        if ramp is not None and progress is not None:
+            live.renew(ramp.masks(module, progress))
+        if live.masks is not None:
+            live.masks.mask_gradients(module)
         optimizer.step()
-        if masks is not None:
+        if live.masks is not None:
             # With masked gradients and zero weights neither momentum nor weight decay has anything to add; this
             # makes it a certainty whatever the optimizer does (Adam's state is all zeros there, and 0 / ε = 0).
-            masks.apply(module)
+            live.masks.apply(module)
+        step += 1
         # Summed on the device: reading the value in every step would make a GPU wait for Python each time.
         total += value.detach().double() * count
         seen += count
         if pulse.due():
             _check_finite(float(total), config)
-            pulse.now(pulse.epoch, min(seen / pulse.samples, 1.0) if pulse.samples else 0.0)
-    pulse.samples = seen
+            pulse.now(pulse.epoch, min(seen / pulse.samples, 1.0))
     mean = float(total) / max(seen, 1)
     _check_finite(mean, config)
     return mean
@@ -306,12 +397,12 @@ def _tell(observer: Observer, record: EpochRecord, validation_loss: float, task:
 class _Pulse:
     """Progress of one run as progress of the job, and a sign of life now and then within an epoch."""
 
-    def __init__(self, observer: Observer, span: tuple[float, float], epochs: int) -> None:
+    def __init__(self, observer: Observer, span: tuple[float, float], epochs: int, samples: int) -> None:
         self._observer, self._span, self._epochs = observer, span, epochs
         self._last = time.monotonic()
         self._share = 0.0
         self.epoch = 0
-        self.samples = 0  # of an epoch, once one has been counted
+        self.samples = max(samples, 1)  # of an epoch
 
     def due(self) -> bool:
         return time.monotonic() - self._last >= _SIGN_OF_LIFE_S

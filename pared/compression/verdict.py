@@ -7,12 +7,13 @@ from typing import Literal
 
 from pared.compression.intake.inspection import LITTLE
 from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality
+from pared.specs import Granularity
 
 SIGNIFICANT_P = 0.05
 
 
 def prune_verdict(
-    granularity: Literal["weight", "channel"], before: Measurement, after: Measurement, comparison: Comparison | None
+    granularity: Granularity, before: Measurement, after: Measurement, comparison: Comparison | None
 ) -> str:
     """One sentence: what was gained in size and time, and what it cost."""
     gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after), _file(before, after)]
@@ -50,11 +51,11 @@ def distill_verdict(
 
 
 def warnings_of(
-    granularity: Literal["weight", "channel"] | None, before: Measurement, after: Measurement, layers: list[LayerReport]
+    granularity: Granularity | None, before: Measurement, after: Measurement, layers: list[LayerReport]
 ) -> list[str]:
     """What the numbers alone would let a reader overlook."""
     notes = []
-    if granularity == "weight":
+    if granularity not in (None, "channel"):
         notes.append(
             "Zeros make this dense file neither smaller nor faster: latency does not change, and the file has "
             f"{_bytes(after.file_bytes)} where the upload had {_bytes(before.file_bytes)}. Compressed (gzip -6) it is "

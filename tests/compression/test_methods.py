@@ -352,7 +352,7 @@ def test_no_retraining_when_none_is_asked_for(dense, tmp_path):
 
 def test_nothing_to_prune_names_the_layers(dense, tmp_path):
     with pytest.raises(NothingToPrune, match="conv1"):
-        run(pruning(include=["nothing*"]), {"model": dense}, tmp_path)
+        run(pruning(include=["fc"]), {"model": dense}, tmp_path)
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
@@ -521,3 +521,101 @@ def test_the_pieces_of_the_package_are_modules_and_its_functions_functions():
 
 def test_the_methods_are_those_of_the_specs():
     assert set(METHODS) == {InspectSpec, PruneSpec, DistillSpec}
+
+
+# -- schedules and patterns ---------------------------------------------------------------------
+
+
+def zeros_in(path):
+    """Name of each weight in a TorchScript file -> its tensor."""
+    module = torch.jit.load(path)
+    return {name: tensor for name, tensor in module.named_parameters() if tensor.dim() >= 2}
+
+
+CUBIC = {
+    "granularity": "weight",
+    "amount": 0.9,
+    "schedule": "cubic",
+    "retrain": {"epochs": 6, "lr": 0.02, "lr_schedule": "cosine", "warmup": 0.02, "nesterov": True, "teach": True},
+}
+
+
+def test_weights_go_along_a_ramp_taught_by_the_model_as_it_came(dense, tmp_path):
+    report = run(pruning(**CUBIC), {"model": dense}, tmp_path)
+    weights = zeros_in(tmp_path / "model.pt")
+    count = sum(weight.numel() for weight in weights.values())
+    assert sum(int((weight == 0).sum()) for weight in weights.values()) == round(0.9 * count)
+    assert report.best_epoch > 3, "the epochs before the end of the ramp have too many weights"
+    assert report.after.quality.test.value > report.before.quality.test.value - 0.05
+    assert report.reproduce.spec["retrain"]["teach"]["kind"] == "knowledge"
+
+
+def test_stages_each_have_a_ramp_of_their_own(dense, tmp_path):
+    spec = pruning(**CUBIC | {"stages": [0.5, 0.8], "regrow": 0.1, "retrain": {"epochs": 2, "lr": 0.05}})
+    report = run(spec, {"model": dense}, tmp_path)
+    assert [record.phase for record in report.history] == ["retrain 1"] * 2 + ["retrain 2"] * 2 + ["retrain 3"] * 2
+    weights = zeros_in(tmp_path / "model.pt")
+    count = sum(weight.numel() for weight in weights.values())
+    assert sum(int((weight == 0).sum()) for weight in weights.values()) == round(0.9 * count)
+
+
+def test_an_interrupted_ramp_ends_as_an_uninterrupted_one(dense, tmp_path):
+    spec = pruning(**CUBIC | {"stages": [0.5], "regrow": 0.1})
+    run(spec, {"model": dense}, tmp_path / "whole")
+    for die_at in (1, 3, 6):
+        killed = Kept(die_at=die_at)
+        with pytest.raises(Kept.Killed):
+            run(spec, {"model": dense}, tmp_path / "killed", observer=killed)
+        again = tmp_path / f"again-{die_at}"
+        run(spec, {"model": dense}, again, observer=Kept(resume=killed.checkpoints[-1]))
+        assert (again / "model.pt").read_bytes() == (tmp_path / "whole" / "model.pt").read_bytes()
+
+
+def test_two_of_four_hold_after_retraining(dense, tmp_path):
+    spec = pruning(granularity="n:m", exclude=["conv1"], retrain={"epochs": 2, "lr": 0.05})
+    del spec["amount"]
+    report = run(spec, {"model": dense}, tmp_path)
+    for name, weight in zeros_in(tmp_path / "model.pt").items():
+        groups = weight.movedim(1, -1).reshape(-1, 4)
+        assert name == "conv1.weight" or ((groups != 0).sum(1) == 2).all()
+    assert report.reproduce.spec["amount"] == 0.5
+    assert "Zeros make this dense file neither smaller nor faster" in " ".join(report.warnings)
+
+
+def test_n_of_m_points_at_layers_whose_inputs_do_not_divide(dense, tmp_path):
+    spec = pruning(granularity="n:m")
+    del spec["amount"]
+    with pytest.raises(NothingToPrune, match=r"not: conv1 \(1\). Exclude them"):
+        run(spec, {"model": dense}, tmp_path)
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
+def test_blocks_hold_after_retraining(dense, tmp_path, schedule):
+    spec = pruning(granularity="block", block=[4, 3], amount=0.75, scope="global", exclude=["conv1"], schedule=schedule)
+    run(spec, {"model": dense}, tmp_path)
+    alive, blocks = 0, 0
+    for name, weight in zeros_in(tmp_path / "model.pt").items():
+        if name == "conv1.weight":
+            continue
+        matrix = weight.reshape(len(weight), -1)
+        for rows in torch.split(matrix, 4):
+            for block in torch.split(rows, 3, dim=1):
+                blocks += 1
+                alive += bool((block != 0).any())
+                assert (block == 0).all() or (block != 0).all()
+    assert alive == blocks - round(0.75 * blocks)
+
+
+def test_channels_go_along_a_cubic_in_steps(dense, tmp_path):
+    spec = pruning(schedule="cubic", steps=3, amounts={"conv1": 0.25}, retrain={"epochs": 1, "lr": 0.05})
+    report = run(spec, {"model": dense}, tmp_path)
+    assert {layer.name: layer.shape_after[0] for layer in report.layers} == {"conv1": 12, "conv2": 16, "fc": 10}
+    assert [record.phase for record in report.history] == ["retrain 1", "retrain 2", "retrain 3"]
+
+
+@pytest.mark.parametrize("field", ["include", "exclude", "amounts"])
+def test_a_pattern_that_matches_nothing_is_pointed_at(dense, tmp_path, field):
+    patterns = {"include": ["conv1", "head*"], "exclude": ["head*"], "amounts": {"head*": 0.1}}
+    with pytest.raises(ValidationError, match=r"'head\*' matches no layer. The layers are: conv1, conv2, fc") as caught:
+        run(pruning(**{field: patterns[field]}), {"model": dense}, tmp_path)
+    assert caught.value.errors[0]["pointer"] == f"/{field}"

@@ -8,13 +8,9 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.intake import LoadedModel
-from pared.compression.prune import (
-    Masks,
-    apply_removal,
-    remove_channels,
-    step_amounts,
-    weight_masks,
-)
+from pared.compression.masks import Masks, n_m_masks, weight_masks
+from pared.compression.names import Amounts
+from pared.compression.prune import apply_removal, remove_channels, step_amounts
 from pared.errors import NothingToPrune
 from pared.specs import PruneSpec
 
@@ -271,10 +267,79 @@ def test_a_tied_weight_is_excluded_under_each_of_its_names(excluded: str) -> Non
     assert remove_channels(loaded, (torch.rand(2, 6),), amount=0.5).removed["a.weight"].keys() == {"0", "1"}
 
 
+def shares(**fields) -> list[float]:
+    return [each.default for each in step_amounts(PruneSpec(type="prune", model=MODEL, **fields))]
+
+
 def test_step_amounts_end_at_the_amount() -> None:
-    spec = PruneSpec(type="prune", model=MODEL, amount=0.9, schedule="iterative", steps=4)
-    amounts = step_amounts(spec)
+    amounts = shares(amount=0.9, schedule="iterative", steps=4)
     assert amounts[-1] == 0.9
-    shares = [1 - (1 - b) / (1 - a) for a, b in zip([0.0, *amounts], amounts, strict=False)]
-    assert shares == pytest.approx([shares[0]] * 4)
-    assert step_amounts(PruneSpec(type="prune", model=MODEL, amount=0.3)) == [0.3]
+    of_the_rest = [1 - (1 - b) / (1 - a) for a, b in zip([0.0, *amounts], amounts, strict=False)]
+    assert of_the_rest == pytest.approx([of_the_rest[0]] * 4)
+    assert shares(amount=0.3) == [0.3]
+    assert shares(amount=0.9, stages=[0.5, 0.8]) == [0.5, 0.8, 0.9]
+    # 0.8 · (1 − (1 − t)³) at t = ¼, ½, ¾, 1, and the same between two stages.
+    assert shares(amount=0.8, schedule="cubic", steps=4) == pytest.approx([0.4625, 0.7, 0.7875, 0.8])
+    assert shares(amount=0.8, schedule="cubic", steps=2, stages=[0.4]) == pytest.approx([0.35, 0.4, 0.75, 0.8])
+
+
+def test_the_first_pattern_that_matches_says_the_amount() -> None:
+    amounts = Amounts(0.5, {"conv1": 0.0, "conv*": 0.25})
+    assert [amounts.of([name]) for name in ("conv1", "conv2", "fc")] == [0.0, 0.25, 0.5]
+    module = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    masks = weight_masks(module, amount=Amounts(0.5, {"0": 0.2}), scope="layer")
+    assert [int((~kept).sum()) for kept in masks.kept.values()] == [20, 50]
+    net = layered(
+        [
+            ["Linear", {"in_features": 8, "out_features": 10}],
+            ["ReLU", {}],
+            ["Linear", {"in_features": 10, "out_features": 10}],
+            ["ReLU", {}],
+            ["Linear", {"in_features": 10, "out_features": 2}],
+        ]
+    )
+    removal = remove_channels(net, (torch.rand(2, 8),), amount=Amounts(0.5, {"0": 0.1}))
+    assert [len(removal.removed[f"{layer}.weight"]["0"]) for layer in (0, 2)] == [1, 5]
+
+
+def test_n_of_m_keeps_the_largest_of_neighbours_along_the_inputs() -> None:
+    module = nn.Sequential(nn.Linear(8, 1), nn.Conv2d(4, 1, 1))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[1.0, -4.0, 3.0, 2.0, 0.5, 0.5, 0.5, 0.5]]))
+        module[1].weight.copy_(torch.tensor([0.1, -0.4, 0.2, 0.3]).reshape(1, 4, 1, 1))
+    kept = n_m_masks(module, 2, 4).kept
+    assert kept["0.weight"].tolist() == [[False, True, True, False, False, False, True, True]]
+    assert kept["1.weight"].flatten().tolist() == [False, True, False, True]
+
+
+def test_n_of_m_names_the_layers_whose_inputs_do_not_divide() -> None:
+    with pytest.raises(NothingToPrune, match=r"a multiple of 4. These are not: 0 \(6\). Exclude"):
+        n_m_masks(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)), 2, 4)
+
+
+def test_blocks_go_by_the_mean_of_their_weights() -> None:
+    module = nn.Sequential(nn.Linear(5, 4))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[9.0, 9, 1, 1, 3], [9, 9, 1, 1, 3], [2, 2, 8, 8, 7], [2, 2, 8, 8, 7]]))
+    kept = weight_masks(module, amount=0.5, block=(2, 2)).kept["0.weight"]
+    # Blocks of mean 1, 2 and 3 go, the last of which is one column wide.
+    assert kept.int().tolist() == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
+
+
+def test_of_equal_scores_the_first_go() -> None:
+    module = nn.Sequential(nn.Linear(6, 1, bias=False))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[2.0, 1.0, 1.0, -1.0, 1.0, 0.5]]))
+    kept = weight_masks(module, amount=0.5).kept["0.weight"]
+    assert kept.tolist() == [[True, False, False, True, True, False]]
+
+
+def test_what_regrows_has_the_steepest_gradient() -> None:
+    module = nn.Sequential(nn.Linear(8, 1, bias=False))
+    weight = module[0].weight
+    with torch.no_grad():
+        weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]]))
+    weight.grad = torch.tensor([[0.1, 5.0, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0]])
+    kept = weight_masks(module, amount=0.5, regrow=0.25).kept["0.weight"]
+    # The smallest of the four living gives way to the removed one of slope 5.
+    assert kept.tolist() == [[False, True, False, False, False, True, True, True]]

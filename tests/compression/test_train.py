@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from pared.compression import train
-from pared.compression.prune import Masks, weight_masks
-from pared.compression.train import fit, learn_labels
+from pared.compression.masks import Masks, weight_masks
+from pared.compression.train import Ramp, fit, learn_labels
 from pared.compression.work import SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.specs import Train
@@ -30,6 +31,9 @@ class Blobs:
             y = torch.arange(count) % 3
             x = centres[y] + torch.randn(count, 4, generator=generator)
             self.splits[split] = x, (x @ torch.ones(4)) if regression else y
+
+    def samples(self, split):
+        return len(self.splits[split][1])
 
     def order(self, split, generator=None):
         count = len(self.splits[split][1])
@@ -181,6 +185,9 @@ def test_one_sgd_step_equals_hand_arithmetic():
     module.weight.data.fill_(2.0)
 
     class One:
+        def samples(self, split):
+            return 1
+
         def batches(self, split, batch_size, generator=None):
             yield (torch.tensor([[3.0]]),), torch.tensor([3.0])
 
@@ -268,6 +275,9 @@ def test_several_inputs_and_token_ids_are_learned():
     y = ((tokens > 3).float().mean(1) + 0.1 * x[:, 0] > 0.45).long()
 
     class Pairs:
+        def samples(self, split):
+            return len(y)
+
         def batches(self, split, batch_size, generator=None):
             yield (tokens, x), y
 
@@ -328,3 +338,77 @@ def test_the_loss_on_labels_equals_hand_arithmetic():
 def test_masks_come_back_from_a_checkpoint():
     masks = weight_masks(net(), amount=0.5)
     assert Masks.from_state(masks.state()).sparsity() == masks.sparsity()
+
+
+# -- ramps, rates and early stop ----------------------------------------------------------------
+
+
+def to_ninety_percent(share=0.6, regrow=0.0):
+    def masks(module, progress):
+        amount = 0.9 * (1 - (1 - progress) ** 3)
+        return weight_masks(module, amount=amount, regrow=regrow * (1 - progress))
+
+    return Ramp(masks, share)
+
+
+RAMPED = Train(epochs=5, lr=0.1, batch_size=4, lr_schedule="cosine", warmup=0.05, nesterov=True, weight_decay=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["eager", "scripted"])
+@pytest.mark.parametrize("regrow", [0.0, 0.3])
+def test_a_ramp_ends_at_its_amount_with_exact_zeros(kind, regrow):
+    module = net(kind)
+    found = run(module, RAMPED, ramp=to_ninety_percent(regrow=regrow))
+    weights = 4 * 16 + 16 * 3
+    assert sum(int(kept.sum()) for kept in found.masks.kept.values()) == weights - round(0.9 * weights)
+    for name, parameter in module.named_parameters():
+        if name in found.masks.kept:
+            assert (parameter[~found.masks.kept[name]] == 0).all()
+    assert found.best_epoch > 3, "the epochs before the ramp's end have too many weights"
+
+
+def test_a_ramp_that_is_stopped_goes_on_with_the_same_bits():
+    whole, states = net(), []
+    expected = run(whole, RAMPED, ramp=to_ninety_percent(regrow=0.2), keep=states.append)
+    for state in states:
+        again = net()
+        found = run(again, RAMPED, ramp=to_ninety_percent(regrow=0.2), resume=state)
+        assert found.best_epoch == expected.best_epoch
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+        assert all(torch.equal(found.masks.kept[name], kept) for name, kept in expected.masks.kept.items())
+
+
+def test_a_ramp_of_a_single_step_is_done_in_it():
+    module = net()
+    found = run(module, Train(epochs=1, batch_size=4096), ramp=to_ninety_percent())
+    assert found.masks.sparsity() == pytest.approx(0.9, abs=0.01)
+    assert found.best_epoch == 1
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine(monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+
+    def noted(self, *args, **kwargs):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    samples = Blobs().samples("train")
+    config = Train(epochs=2, lr=0.2, batch_size=samples // 5, lr_schedule="cosine", warmup=0.2)
+    run(net(), config)
+    steps = len(seen)
+    cosine = [0.2 * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+    warm = 0.2 * steps
+    expected = [rate * ((step + 1) / (warm + 1) if step < warm else 1) for step, rate in enumerate(cosine)]
+    assert seen == pytest.approx(expected)
+
+
+def test_training_stops_when_nothing_gets_better_and_stays_stopped():
+    states = []
+    config = Train(epochs=50, lr=0.1, patience=3)
+    found = run(net(), config, keep=states.append)
+    assert len(found.history) < 50
+    assert len(found.history) == found.best_epoch + 3
+    again = run(net(), config, resume=states[-1])
+    assert [record.epoch for record in again.history] == [record.epoch for record in found.history]

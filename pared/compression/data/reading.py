@@ -14,13 +14,14 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pared.compression.archives import BadArchive, safetensors_header, zip_directory
+from pared.compression.archives import BadArchive, zip_directory
 from pared.compression.data.images import read_image_folders
 from pared.compression.data.samples import Split
 from pared.compression.data.stored import FORMATS, MAX_ELEMENTS, Array, Stored
 from pared.compression.data.tables import read_csv
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, UnsupportedDataset
+from pared.weights.safetensors import read_header
 
 
 def read_dataset(file: DatasetFile) -> Stored:
@@ -152,8 +153,7 @@ def _check_count(elements: int) -> None:
 
 def _read_safetensors(path: Path) -> Stored:
     try:
-        header = safetensors_header(path)
-        _check_count(sum(math.prod(entry.shape) for entry in header.values()))
+        _check_count(sum(entry.elements for entry in read_header(path).tensors))
         tensors = safetensors.torch.load_file(path)
     except InvalidData:
         raise

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pared.compression.architectures import LayeredModule
-from pared.compression.archives import BadArchive, safetensors_header
 from pared.compression.intake.loaded import (
     SAVE_ADVICE,
     check_tensors,
@@ -27,6 +26,7 @@ from pared.compression.intake.loaded import (
 )
 from pared.compression.intake.recognising import Container
 from pared.errors import OutOfMemory, ShapeMismatch, UnsupportedModel
+from pared.weights.safetensors import BadSafetensors, read_header
 
 State = dict[str, Tensor]
 
@@ -39,9 +39,9 @@ def read_state_dict(path: Path, container: Container, notes: list[str]) -> State
     """
     if container == "safetensors":
         try:
-            safetensors_header(path)
+            read_header(path)
             loaded: Any = safetensors.torch.load_file(path)
-        except BadArchive as error:
+        except BadSafetensors as error:
             raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
         except Exception as error:
             raise UnsupportedModel(f"This safetensors file does not open: {first_line(error)}.") from error

@@ -1,0 +1,206 @@
+"""Masks: which single weights live. Chosen one by one, n of m neighbours, or in blocks; scores come from `criteria`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pared.compression.criteria import Evidence, weight_scores
+from pared.compression.names import Amounts, layer_of, matches, no_match, tied_names, weight_layers
+from pared.errors import NothingToPrune
+from pared.specs import Criterion
+
+Scope = Literal["global", "layer"]
+
+
+class Masks:
+    """Which weights live: tensor name -> bool tensor of its shape, True where kept."""
+
+    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        self.kept = dict(kept)
+
+    def apply(self, module: nn.Module) -> None:
+        """Set every pruned weight to exactly zero."""
+        with torch.no_grad():
+            for name, parameter in self._of(module):
+                parameter.mul_(self.kept[name].to(parameter.device))
+                # A product keeps the sign of zero and NaN; a pruned weight is +0.
+                parameter.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
+
+    def mask_gradients(self, module: nn.Module) -> None:
+        """Zero the gradients of pruned weights, so that momentum never learns of them."""
+        for name, parameter in self._of(module):
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
+
+    def sparsity(self) -> float:
+        """Share of pruned weights among those that the masks cover."""
+        total = sum(mask.numel() for mask in self.kept.values())
+        return 1 - sum(int(mask.sum()) for mask in self.kept.values()) / total if total else 0.0
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return dict(self.kept)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Masks:
+        """Masks from a checkpoint."""
+        return cls(state)
+
+    def _of(self, module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in module.named_parameters() if name in self.kept)
+
+
+def weight_masks(
+    module: nn.Module,
+    *,
+    amount: Amounts | float,
+    criterion: Criterion = "magnitude",
+    scope: Scope = "global",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    block: tuple[int, int] = (1, 1),
+    regrow: float = 0.0,
+    evidence: Evidence | None = None,
+    generator: torch.Generator | None = None,
+) -> Masks:
+    """Masks that remove the `amount` lowest-scored single weights or blocks, exactly round(amount · n) of n.
+
+    Biases and norms are never pruned: eligible are float tensors of two or more dimensions in layers
+    that match under one of their names and are excluded under none. A pruned weight's score is 0, so a later, larger
+    amount keeps what an earlier one removed.
+
+    Args:
+        block: rows and columns of the rectangles that go together, in each weight as a matrix of its outputs by the
+            rest. A block scores the mean of its weights; at the edges it may be smaller.
+        regrow: share of the living weights that are removed beyond `amount`, while as many removed ones with the
+            steepest gradient live again, at zero. Evci et al. 2020 (RigL), arXiv:1911.11134.
+
+    Raises:
+        NothingToPrune: no layer matches, or the model has no weights.
+    """
+    amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
+    names_of = tied_names(module)
+    eligible = _eligible(module, names_of, include, exclude)
+    blocks = {name: _Blocks(weight.shape, block) for name, weight in eligible.items()}
+    scores = weight_scores(_values(eligible), criterion, evidence=evidence, generator=generator)
+    scored = {name: blocks[name].means(scores[name]) for name in eligible}
+    slopes = {name: blocks[name].means(_slope(weight)) for name, weight in eligible.items()} if regrow else {}
+    pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
+    kept = {}
+    for names in pools:
+        pooled = np.concatenate([scored[name].ravel() for name in names])
+        share = amounts.of([layer_of(alias) for alias in names_of[names[0]]]) if scope == "layer" else amounts.default
+        count = round(share * len(pooled))
+        back = round(regrow * (len(pooled) - count))
+        alive = ~lowest(pooled, count + back)
+        if back:
+            steepest = np.concatenate([slopes[name].ravel() for name in names])
+            alive |= lowest(np.where(alive, np.inf, -steepest), back)
+        ends = np.cumsum([scored[name].size for name in names])[:-1]
+        for name, part in zip(names, np.split(alive, ends), strict=True):
+            kept[name] = blocks[name].spread(part.reshape(scored[name].shape))
+    return Masks(kept)
+
+
+def n_m_masks(
+    module: nn.Module,
+    n: int,
+    m: int,
+    *,
+    criterion: Criterion = "magnitude",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    evidence: Evidence | None = None,
+    generator: torch.Generator | None = None,
+) -> Masks:
+    """Masks that keep the n highest-scored of every m weights that are neighbours along the layer's inputs.
+
+    Mishra et al. 2021, arXiv:2104.08378. Inputs are the second dimension of a weight, which hardware with N:M sparsity
+    multiplies along.
+
+    Raises:
+        NothingToPrune: no layer matches, or the inputs of one that does are no multiple of m.
+    """
+    eligible = _eligible(module, tied_names(module), include, exclude)
+    odd = [f"{layer_of(name)} ({weight.shape[1]})" for name, weight in eligible.items() if weight.shape[1] % m]
+    if odd:
+        raise NothingToPrune(
+            f"{n} of {m} need a layer whose inputs are a multiple of {m}. These are not: {', '.join(odd[:20])}. "
+            "Exclude them."
+        )
+    scores = weight_scores(_values(eligible), criterion, evidence=evidence, generator=generator)
+    kept = {}
+    for name, score in scores.items():
+        neighbours = score.movedim(1, -1).contiguous()
+        rows = neighbours.reshape(-1, m)
+        alive = torch.ones_like(rows, dtype=torch.bool)
+        alive.scatter_(1, rows.argsort(dim=1, stable=True)[:, : m - n], False)
+        kept[name] = alive.reshape(neighbours.shape).movedim(-1, 1).contiguous()
+    return Masks(kept)
+
+
+def lowest(scores: np.ndarray, count: int) -> np.ndarray:
+    """True for exactly `count` of the scores (1-D), the lowest; of equal ones the first."""
+    count = min(max(count, 0), len(scores))
+    if not count:
+        return np.zeros(len(scores), dtype=bool)
+    threshold = np.partition(scores, count - 1)[count - 1]
+    found: np.ndarray = scores < threshold
+    ties = np.flatnonzero(scores == threshold)
+    found[ties[: count - int(found.sum())]] = True
+    return found
+
+
+class _Blocks:
+    """A weight of any shape as a matrix, outputs by the rest, cut into rectangles."""
+
+    def __init__(self, shape: Sequence[int], block: tuple[int, int]) -> None:
+        self._shape, self._block = tuple(shape), block
+        self._matrix = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+        self._starts = [np.arange(0, size, step) for size, step in zip(self._matrix, block, strict=True)]
+
+    def means(self, values: Tensor) -> np.ndarray:
+        """The mean of each block, (block rows, block columns); for single weights the values themselves."""
+        matrix = values.detach().cpu().reshape(self._matrix).numpy()
+        if self._block == (1, 1):
+            return matrix
+        sums, sizes = (
+            np.add.reduceat(np.add.reduceat(each, self._starts[0], axis=0), self._starts[1], axis=1)
+            for each in (matrix.astype(np.float64), np.ones(self._matrix))
+        )
+        return np.asarray(sums / sizes)
+
+    def spread(self, of_blocks: np.ndarray) -> Tensor:
+        """A value for each weight from one for each block: a tensor of the weight's shape."""
+        rows, columns = self._block
+        full = np.repeat(np.repeat(of_blocks, rows, axis=0), columns, axis=1)[: self._matrix[0], : self._matrix[1]]
+        return torch.from_numpy(np.ascontiguousarray(full)).reshape(self._shape)
+
+
+def _eligible(
+    module: nn.Module, names_of: Mapping[str, list[str]], include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, nn.Parameter]:
+    found = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.dim() >= 2
+        and parameter.is_floating_point()
+        and matches([layer_of(alias) for alias in names_of[name]], include, exclude)
+    }
+    if not found:
+        names = sorted(set(weight_layers(module).values()))
+        raise NothingToPrune(no_match("weights", names, include, exclude))
+    return found
+
+
+def _values(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def _slope(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.abs()

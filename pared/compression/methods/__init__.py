@@ -1,0 +1,21 @@
+"""The methods that a job can name, from spec and files to artifacts and report: a literal table, a function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pared.compression.methods.distilling import distill, distilled
+from pared.compression.methods.inspecting import inspect
+from pared.compression.methods.pruning import prune, pruned
+from pared.compression.work import Work
+from pared.reports import DatasetInspection, ModelInspection, Report
+from pared.specs import DistillSpec, InspectSpec, PruneSpec, Spec
+
+__all__ = ["METHODS", "distilled", "pruned"]
+
+METHODS: Mapping[type[Spec], Callable[[Any, Work], Report | ModelInspection | DatasetInspection]] = {
+    InspectSpec: inspect,
+    PruneSpec: prune,
+    DistillSpec: distill,
+}

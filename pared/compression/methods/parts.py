@@ -1,0 +1,110 @@
+"""What every method does: settle what the process has set, say which stage runs, load data, assess a model."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pared.compression.data import Data, load_dataset
+from pared.compression.measure import Assessment, assess
+from pared.compression.work import Observer, Stage, Work
+from pared.specs import DistillSpec, PruneSpec, Spec
+
+EXAMPLE_BATCH = 4  # more than one, so that nothing hides in a dimension of size 1
+
+# Where each stage of a job begins, as a share of the whole; training is most of the work.
+_BEGINS: dict[Stage, float] = {
+    "validate": 0.0,
+    "baseline": 0.02,
+    "compress": 0.06,
+    "retrain": 0.1,
+    "evaluate": 0.9,
+    "export": 0.97,
+}
+
+
+@contextmanager
+def settled(work: Work) -> Iterator[None]:
+    """Same spec, same seed, same machine: same bits. What the process had set before comes back afterwards."""
+    threads, python_state, numpy_state = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(max(work.threads, 1))
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark = flags
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+class Stages:
+    """Says which stage runs, and how long each took."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._seconds: dict[str, float] = {}
+        self._current: Stage | None = None
+        self._since = time.monotonic()
+        self._fraction = 0.0
+
+    def enter(self, name: Stage) -> None:
+        """The next stage begins."""
+        self._close()
+        self._current = name
+        self._fraction = max(self._fraction, _BEGINS[name])
+        self._observer.stage(name)
+        self.beat()
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self._observer.progress(self._fraction)
+
+    def span(self, part: int, parts: int) -> tuple[float, float]:
+        """Where one of several equal trainings begins and ends, as shares of the whole job."""
+        width = (_BEGINS["evaluate"] - _BEGINS["retrain"]) / parts
+        begin = _BEGINS["retrain"] + part * width
+        self._fraction = begin + width
+        return begin, begin + width
+
+    def finish(self) -> dict[str, float]:
+        """Seconds of each stage of this attempt."""
+        self._close()
+        self._current = None
+        return self._seconds
+
+    def _close(self) -> None:
+        now = time.monotonic()
+        if self._current is not None:
+            self._seconds[self._current] = self._seconds.get(self._current, 0.0) + now - self._since
+        self._since = now
+
+
+def plain(architecture: Any) -> Any:
+    """A spec's architecture as plain data, which is what uploads carry too."""
+    return architecture.model_dump() if isinstance(architecture, Spec) else architecture
+
+
+def data_of(spec: PruneSpec | DistillSpec, work: Work) -> Data | None:
+    """The job's data set, if it names one."""
+    if work.dataset is None:
+        return None
+    return load_dataset(work.dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed)
+
+
+def assessed(module: nn.Module, data: Data, spec: PruneSpec | DistillSpec, work: Work, stages: Stages) -> Assessment:
+    """Score a model on the validation and test splits; it ends on the CPU."""
+    found = assess(module.to(work.device), data, spec.task, device=work.device, tick=stages.beat)
+    module.cpu()
+    return found

@@ -1,0 +1,318 @@
+"""A model on its way through the steps of a pruning schedule, and all that a checkpoint must hold of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling import input_norms
+from pared.compression.criteria import Evidence
+from pared.compression.data import Data
+from pared.compression.distill import Lesson, lesson
+from pared.compression.intake import LoadedModel
+from pared.compression.masks import Masks, n_m_masks, weight_masks
+from pared.compression.methods.parts import Stages, assessed
+from pared.compression.names import Amounts, tensors, tied_names, weight_layers
+from pared.compression.prune import apply_removal, compose_removed, cubic, remove_channels, step_amounts
+from pared.compression.reporting import Removed
+from pared.compression.train import Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.work import Work
+from pared.errors import NothingToPrune
+from pared.reports import EpochRecord, Quality
+from pared.specs import PruneSpec, Retrain
+
+_THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
+
+Keep = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a prune job starts from. `retrain` is None where there is nothing to retrain with, or on."""
+
+    spec: PruneSpec
+    work: Work
+    stages: Stages
+    original: LoadedModel
+    example: tuple[Tensor, ...]
+    data: Data | None
+    retrain: Retrain | None
+
+
+class Pruning:
+    """Takes a copy of the original through all steps of the schedule; `loaded` is how far it has come."""
+
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.loaded = replace(given.original, module=copied(given.original.module))
+        self.masks: Masks | None = None
+        self.removed: Removed = {}
+        self.reasons: dict[str, str] = {}
+        self.output_dims: dict[str, int] = {}
+        self.units: dict[str, int] = {}  # channels of each group that could be chosen from at the start
+        self.gone = 0
+        self.before_retraining: Quality | None = None
+        self.history: list[EpochRecord] = []
+        self.best_epoch: int | None = None
+        self._taught: Lesson | None = None
+
+    def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
+        """Go through the steps, from where a checkpoint was made on.
+
+        Raises:
+            NothingToPrune: no step removes anything.
+        """
+        spec, work, stages = self.given.spec, self.given.work, self.given.stages
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        amounts = step_amounts(spec)
+        for step, amount in enumerate(amounts):
+            if checkpoint is not None and step < checkpoint["step"]:
+                continue
+            resumed = checkpoint["fit"] if checkpoint is not None and step == checkpoint["step"] else None
+            if resumed is None and not spec.ramps:
+                stages.enter("compress")
+                if not self._remove(step, amount, last=step == len(amounts) - 1):
+                    work.observer.log(
+                        f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
+                    )
+                    continue
+                work.observer.log(self._progress_line(step, len(amounts)))
+                if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
+                    quality = assessed(self.loaded.module, self.given.data, spec, work, stages).quality
+                    self.before_retraining = quality
+            if self.given.data is not None and self.given.retrain is not None:
+                stages.enter("retrain")
+                begin = Amounts(0.0) if step == 0 else amounts[step - 1]
+                ramp = self._ramp(step, begin, amount) if spec.ramps else None
+                self._fit(self.given.retrain, self.given.data, step, len(amounts), ramp, resumed, keep)
+                if ramp is not None:
+                    work.observer.log(self._progress_line(step, len(amounts)))
+        self.loaded = replace(self.loaded, module=self.loaded.module.cpu().eval())
+        if self.masks is not None:
+            self.masks.apply(self.loaded.module)
+
+    # -- removing -------------------------------------------------------------------------------
+
+    def _remove(self, step: int, amount: Amounts, *, last: bool) -> bool:
+        """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
+        spec = self.given.spec
+        module = self.loaded.module.cpu().eval()
+        if spec.granularity != "channel":
+            self._take_up(self._masks(module, step, amount))
+            self._masks_of_now().apply(module)
+            return True
+        try:
+            removal = remove_channels(
+                self.loaded,
+                self.given.example,
+                amount=amount,
+                scope=spec.scope,
+                upload_units=self.units or None,
+                gone=self.gone,
+                **self._choice(module, step),
+            )
+        except NothingToPrune:
+            if last and not self.gone:
+                raise
+            return False
+        self.output_dims = self.output_dims or removal.output_dims
+        self.units = self.units or removal.units
+        self.gone += removal.removed_units
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.given.original.module.state_dict().items()}
+        self.removed = compose_removed(self.removed, removal.removed, shapes)
+        self.reasons = removal.reasons | self.reasons
+        self.loaded = removal.loaded
+        return True
+
+    def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
+        """Which weights of a module live when this much is gone."""
+        spec = self.given.spec
+        choice = self._choice(module, step)
+        if spec.granularity == "n:m":
+            return n_m_masks(module, *spec.n_m, **choice)
+        block = spec.block if spec.granularity == "block" else (1, 1)
+        return weight_masks(module, amount=amount, scope=spec.scope, block=block, regrow=regrow, **choice)
+
+    def _ramp(self, step: int, begin: Amounts, end: Amounts) -> Ramp:
+        """The masks of one stage, from what its predecessor left to its own amounts."""
+        spec = self.given.spec
+
+        def masks(module: nn.Module, progress: float) -> Masks:
+            amount = Amounts(
+                cubic(begin.default, end.default, progress),
+                {
+                    pattern: cubic(begin.by_pattern.get(pattern, begin.default), share, progress)
+                    for pattern, share in end.by_pattern.items()
+                },
+            )
+            return self._masks(module, step, amount, spec.regrow * (1 - progress))
+
+        return Ramp(masks, spec.ramp)
+
+    def _take_up(self, masks: Masks) -> None:
+        module = self.loaded.module
+        self.masks = masks
+        layers, names_of = weight_layers(module), tied_names(module)
+        covered = {layers[alias] for name in masks.kept for alias in names_of[name]}
+        self.reasons = {layer: "left out by include/exclude" for layer in layers.values() if layer not in covered}
+
+    def _masks_of_now(self) -> Masks:
+        assert self.masks is not None  # noqa: S101 - the caller has just set them
+        return self.masks
+
+    def _choice(self, module: nn.Module, step: int) -> dict[str, Any]:
+        """What every way of choosing is told."""
+        spec, data, device = self.given.spec, self.given.data, self.given.work.device
+        evidence = None
+        if data is not None:
+            seed = seed_of(spec.seed, "evidence", step)
+
+            def input_norms_of_some() -> Mapping[str, Tensor]:
+                return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
+
+            gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
+            evidence = Evidence(gradients, input_norms_of_some)
+        return {
+            "criterion": spec.criterion,
+            "include": spec.include,
+            "exclude": spec.exclude,
+            "evidence": evidence,
+            "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
+        }
+
+    # -- retraining -----------------------------------------------------------------------------
+
+    def _fit(
+        self,
+        retrain: Retrain,
+        data: Data,
+        step: int,
+        steps: int,
+        ramp: Ramp | None,
+        resumed: dict[str, Any] | None,
+        keep: Keep,
+    ) -> None:
+        """Retrain after one step, or through a ramp."""
+        spec, work = self.given.spec, self.given.work
+        earlier = list(self.history)
+
+        def keep_all(state: dict[str, Any]) -> None:
+            quality = self.before_retraining
+            keep(
+                {
+                    "step": step,
+                    "removed": self.removed,
+                    "reasons": self.reasons,
+                    "output_dims": self.output_dims,
+                    "units": self.units,
+                    "gone": self.gone,
+                    "before_retraining": None if quality is None else quality.model_dump(),
+                    "history": [record.model_dump() for record in earlier],
+                    "fit": state,
+                }
+            )
+
+        taught = self._taught = self._taught or self._lesson(retrain, data)
+        found = fit(
+            self.loaded.module,
+            taught.data,
+            retrain,
+            taught.loss,
+            task=spec.task,
+            seed=seed_of(spec.seed, "retrain", step),
+            phase="retrain" if steps == 1 else f"retrain {step + 1}",
+            masks=self.masks,
+            ramp=ramp,
+            device=work.device,
+            observer=work.observer,
+            span=self.given.stages.span(step, steps),
+            keep=keep_all,
+            resume=resumed,
+        )
+        self.history = earlier + found.history
+        self.best_epoch = found.best_epoch
+        if found.masks is not None:
+            self._take_up(Masks.from_state({name: kept.cpu() for name, kept in found.masks.state().items()}))
+
+    def _lesson(self, retrain: Retrain, data: Data) -> Lesson:
+        """What retraining learns from: the labels, or the answers of the model as it came."""
+        spec, teacher = self.given.spec, self.given.original.module
+        if retrain.teach is None:
+            return Lesson(data, learn_labels(spec.task), None)
+        found = lesson(
+            retrain.teach,
+            teacher,
+            self.loaded.module,
+            data,
+            self.given.example,
+            task=spec.task,
+            seed=spec.seed,
+            device=self.given.work.device,
+        )
+        teacher.cpu()
+        return found
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what an earlier attempt had reached; weights and masks come with the training state."""
+        self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
+        self.output_dims = checkpoint["output_dims"]
+        self.units, self.gone = checkpoint["units"], checkpoint["gone"]
+        self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+        if checkpoint["before_retraining"] is not None:
+            self.before_retraining = Quality.model_validate(checkpoint["before_retraining"])
+        self.history = [EpochRecord.model_validate(record) for record in checkpoint["history"]]
+
+    # -- telling --------------------------------------------------------------------------------
+
+    def _progress_line(self, step: int, steps: int) -> str:
+        of = f"step {step + 1} of {steps}: " if steps > 1 else ""
+        if self.masks is not None:
+            return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+
+    def warnings(self) -> list[str]:
+        """Where the outcome is not what the spec seems to ask for."""
+        spec, notes = self.given.spec, []
+        if spec.granularity == "channel":
+            asked = step_amounts(spec)[-1]
+            wanted = sum(round(asked.default * units) for units in self.units.values())
+            if spec.scope == "global":
+                wanted = round(asked.default * sum(self.units.values()))
+            if self.gone < wanted and not spec.amounts:
+                notes.append(
+                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
+                    f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one, and one "
+                    "whose removal did not hold keeps all. The layers' own lines say which."
+                )
+            if spec.scope == "global" and (thin := self._thin()):
+                notes.append(
+                    f"Little is left of {', '.join(thin)}. The scope `layer` takes the same share of each layer; "
+                    "`exclude` keeps a layer whole."
+                )
+        elif self.masks is not None and self.given.retrain is not None:
+            weights = tensors(self.given.original.module)
+            revived = sum(int(((weights[name] == 0) & kept).sum()) for name, kept in self.masks.kept.items())
+            if revived:
+                notes.append(
+                    f"{revived:,} weights beyond this amount were zero in the upload already, and were free to change "
+                    "in retraining. Give a larger amount to keep them at zero."
+                )
+        return notes
+
+    def _thin(self) -> list[str]:
+        """The layers that are left with less than a tenth of their channels."""
+        module = self.given.original.module
+        weights, layers = tensors(module), weight_layers(module)
+        told = {}
+        for name, dim in self.output_dims.items():
+            size = weights[name].shape[dim]
+            left = size - len(self.removed.get(name, {}).get(str(dim), []))
+            if left < _THIN * size:
+                told[layers[name]] = f"{left} of {size}"
+        return [f"{layer} ({left} channels)" for layer, left in told.items()]

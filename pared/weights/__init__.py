@@ -1,0 +1,1 @@
+"""Weight files as they lie on disk, without a model and without torch."""
