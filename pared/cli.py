@@ -165,12 +165,12 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Where to put the result; the ending chooses .pt, .safetensors or .onnx.",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2 or .onnx.",
         show_default="it stays on the server",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
-FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx"}
+FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".pt2": "exported_program", ".onnx": "onnx"}
 ARCHITECTURE = "architecture.json"
 
 
@@ -182,7 +182,9 @@ def prune(
     model: Annotated[
         str,
         typer.Argument(
-            parser=_upload, metavar="MODEL", help="A TorchScript file, a state dict, or the id of an upload."
+            parser=_upload,
+            metavar="MODEL",
+            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
         ),
     ],
     data: Data = None,
@@ -263,7 +265,11 @@ def prune(
 def distill(
     teacher: Annotated[
         str,
-        typer.Option(parser=_upload, metavar="FILE", help="A TorchScript file, a state dict, or the id of an upload."),
+        typer.Option(
+            parser=_upload,
+            metavar="FILE",
+            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+        ),
     ],
     data: Data,
     student: Annotated[
@@ -400,13 +406,13 @@ def _input(text: str) -> dict[str, Any]:
 def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
     unknown = [path.name for path in output or [] if path.suffix not in FORMATS]
     if unknown:
-        raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use .pt, .safetensors or .onnx")
+        raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use .pt, .safetensors, .pt2 or .onnx")
     for path in output or []:
         # Told before the job, not after hours of it. What is not there yet is made.
         folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise typer.BadParameter(f"{path} cannot be written: {folder} is no folder that you may write to")
-    outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or ["torchscript"]
+    outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or None
     return {"task": task.value, "seed": seed, "outputs": outputs}
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.export import Dim
+from torch.utils._pytree import tree_map_only
 
 from pared.compression.coupling.interpreter import Interpreter, Node, reloaded
 from pared.compression.coupling.labels import Tracked

@@ -56,7 +56,7 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
 
 
 def inspect_weights(file: ModelFile) -> ModelInspection | None:
-    """What is in a state dict whose architecture is still to come, with a job. None: TorchScript or a program, which need none.
+    """What is in a state dict whose architecture is still to come, with a job. None: a file that needs none.
 
     Raises:
         UnsupportedModel: not a model we open.

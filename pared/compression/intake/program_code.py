@@ -38,7 +38,7 @@ def as_torchscript(program: Program, *, free_batch: bool = False) -> torch.jit.S
         warnings.simplefilter("ignore")
         script: torch.jit.ScriptModule = torch.jit.script(tree)
         try:
-            script.define(_Code(program, free_batch=free_batch).text())  # type: ignore[no-untyped-call]
+            script.define(_Code(program, free_batch=free_batch).text())
         except RuntimeError as error:
             raise UnsupportedModel(_refusal(error)) from error
     return script
@@ -54,7 +54,9 @@ def mode_flags(program: Program) -> set[bool]:
     }
 
 
-_MODED = re.compile(r"torch\.ops\.aten\.(batch_norm|(feature_|alpha_|feature_alpha_)?dropout_?|rrelu_?|lstm|gru|rnn_\w+)\.")
+_MODED = re.compile(
+    r"torch\.ops\.aten\.(batch_norm|(feature_|alpha_|feature_alpha_)?dropout_?|rrelu_?|lstm|gru|rnn_\w+)\."
+)
 _TARGET = re.compile(r"torch\.ops\.(\w+)\.(\w+)(?:\.(\w+))?")
 _ASSERTIONS = re.compile(r"torch\.ops\.aten\.(_assert\w*|sym_constrain_range\w*|_functional_assert\w*)\.")
 
@@ -117,7 +119,7 @@ class _Code:
     def _given(self) -> Iterator[tuple[str, str]]:
         """What the inputs of the graph are called here."""
         for spec in self._program.input_specs:
-            (kind, value), = spec.items()
+            ((kind, value),) = spec.items()
             if kind in _NAME_OF:
                 name = value[_NAME_OF[kind]]
                 if name not in self._program.tensors and name not in self._program.constants:
@@ -137,7 +139,7 @@ class _Code:
 
     def _answers(self) -> Iterator[Argument]:
         for spec in self._program.output_specs:
-            (kind, value), = spec.items()
+            ((kind, value),) = spec.items()
             if kind != "user_output" or "as_tensor" not in value["arg"]:
                 raise UnsupportedModel(
                     f"This program has {_described(kind, value)} among its results, where pared needs tensors alone. "
@@ -233,7 +235,7 @@ class _Code:
 
     def _value(self, argument: Argument, values: Mapping[str, str]) -> str:
         """An argument as TorchScript writes it."""
-        (kind, value), = argument.items()
+        ((kind, value),) = argument.items()
         match kind:
             case "as_none":
                 return "None"

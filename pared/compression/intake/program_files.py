@@ -187,10 +187,8 @@ class Program:
 
 
 def is_program(names: set[str]) -> bool:
-    """Whether an archive with these entries is a program of torch.export, of today's format or that before torch 2.8."""
-    return "serialized_exported_program.json" in names or any(
-        name.partition("/")[2] == FORMAT_RECORD for name in names
-    )
+    """Whether an archive with these entries is a torch.export program, of today's format or that before torch 2.8."""
+    return "serialized_exported_program.json" in names or any(name.partition("/")[2] == FORMAT_RECORD for name in names)
 
 
 def read_program(path: Path) -> Program:
@@ -324,7 +322,9 @@ def _tensor(name: str, record: Tensor, meta: TensorMeta, *, is_parameter: bool) 
         tensor = record.view(meta.torch_dtype).as_strided(known[:rank], known[rank:-1], known[-1])
     except RuntimeError as error:
         shape = "×".join(map(str, known[:rank]))
-        raise _not_as_written(f"{name[:200]} claims {shape} elements, which its {len(record):,} bytes do not hold") from error
+        raise _not_as_written(
+            f"{name[:200]} claims {shape} elements, which its {len(record):,} bytes do not hold"
+        ) from error
     if is_parameter and tensor.is_floating_point():
         return nn.Parameter(tensor, requires_grad=meta.requires_grad)
     return tensor

@@ -94,9 +94,7 @@ def _like(dtype: torch.dtype, shape: Sequence[int], generator: torch.Generator) 
     return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
 
 
-def _takes_any_batch(
-    script: torch.jit.ScriptModule, freed: torch.jit.ScriptModule, example: Sequence[Tensor]
-) -> bool:
+def _takes_any_batch(script: torch.jit.ScriptModule, freed: torch.jit.ScriptModule, example: Sequence[Tensor]) -> bool:
     """Whether the program whose reshapes were freed treats each row as the program itself does, however many come."""
     rows = len(example[0]) if example[0].dim() else 0
     if not rows or any(not tensor.dim() or len(tensor) != rows for tensor in example):
@@ -144,12 +142,16 @@ def _notes(program: Program) -> list[str]:
             "the other, in the order in which it has them."
         )
     if any(child.type is not None for child in program.out_spec.children_spec) or program.out_spec.type == _DICT:
-        notes.append("This program answers with tensors inside of containers; the result gives them one after the other.")
+        notes.append(
+            "This program answers with tensors inside of containers; the result gives them one after the other."
+        )
     return notes
 
 
 def _positional(spec: Nesting) -> bool:
     """Whether all inputs are tensors, given one after the other."""
-    return len(spec.children_spec) == 2 and not spec.children_spec[1].children_spec and all(
-        child.type is None for child in spec.children_spec[0].children_spec
+    return (
+        len(spec.children_spec) == 2
+        and not spec.children_spec[1].children_spec
+        and all(child.type is None for child in spec.children_spec[0].children_spec)
     )
