@@ -36,8 +36,8 @@ def as_torchscript(program: Program, *, free_batch: bool = False) -> torch.jit.S
     tree = _tree(program)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        script: torch.jit.ScriptModule = torch.jit.script(tree)
         try:
+            script: torch.jit.ScriptModule = torch.jit.script(tree)
             script.define(_Code(program, free_batch=free_batch).text())
         except RuntimeError as error:
             raise UnsupportedModel(_refusal(error)) from error
@@ -90,6 +90,15 @@ _PYTHON: dict[str, Callable[..., str]] = {
 
 _ALIKE = {"lift_fresh_copy": "clone", "sym_size": "size", "sym_numel": "numel", "_unsafe_view": "view"}
 """Operators of exported graphs, and those that say the same to TorchScript."""
+
+_NORMS: dict[str, Callable[..., str]] = {
+    "_native_batch_norm_legit_no_training": (
+        "batch_norm({0}, {1}, {2}, {3}, {4}, self.training, {5}, {6}, False)".format
+    ),
+    "native_layer_norm": "layer_norm({0}, {1}, {2}, {3}, {4})".format,
+    "native_group_norm": "group_norm({0}, {6}, {1}, {2}, {7})".format,
+}
+"""How `run_decompositions` writes norms (with statistics beside the result, which nobody reads), and how layers do."""
 
 _RESHAPES = {"view", "reshape", "_unsafe_view", "expand"}
 
@@ -158,8 +167,9 @@ class _Code:
             call = self._call(graph, node, values)
             if self._counts_batches(node):
                 self._lines += ["if self.training:", f"    {call}"]
+                values[_items(node.outputs[0])[0]] = self._value(node.inputs[0].arg, values)
                 continue
-            self._assign(node.outputs, call, values)
+            self._assign(node.outputs[:1] if _norm(node) else node.outputs, call, values)
 
     def _write_inner(self, node: Node, values: dict[str, str]) -> None:
         """What ran under no_grad: the same numbers."""
@@ -194,10 +204,19 @@ class _Code:
                 f"This program uses {library[:100]}::{operator[:100]}, which plain PyTorch does not have, or which is "
                 "for quantized models; such operators are not installed here. Export a float32 model without it."
             )
+        if not hasattr(torch.ops.aten, operator):
+            raise UnsupportedModel(
+                f"This program uses aten::{operator[:100]}, which PyTorch {torch.__version__.partition('+')[0]} lacks. "
+                "Save it with that PyTorch."
+            )
         arguments = []
         for argument in node.inputs:
             text = self._argument(graph, node, operator, argument, values)
+            if argument.kind == 2 and not argument.name.isidentifier():
+                raise _unknown(f"{node.target} with an argument called {argument.name}")
             arguments.append(f"{argument.name}={text}" if argument.kind == 2 else text)
+        if (norm := _norm(node)) is not None:
+            return f"torch.ops.aten.{norm(*arguments)}"
         return f"torch.ops.aten.{_ALIKE.get(operator, operator)}({', '.join(arguments)})"
 
     def _argument(
@@ -284,6 +303,10 @@ def _is_mode(node: Node, argument: NamedArgument) -> bool:
     return argument.name in ("training", "train") and "as_bool" in argument.arg and bool(_MODED.match(node.target))
 
 
+def _norm(node: Node) -> Callable[..., str] | None:
+    return next((text for name, text in _NORMS.items() if node.target == f"torch.ops.aten.{name}.default"), None)
+
+
 def _items(output: Argument) -> list[str]:
     """The names of the values that an output, or a list of outputs, stands for."""
     ((kind, value),) = output.items()
@@ -328,9 +351,9 @@ def _number(value: Any) -> str:
 
 def _described(kind: str, value: Any) -> str:
     """What stands where something else was wanted, in the words of torch's schema."""
-    inner = value.get("arg") if isinstance(value, dict) else None
-    name = next(iter(inner), kind) if isinstance(inner, dict) else kind
-    return f"what torch.export calls {name.removeprefix('as_')[:60]}"
+    if kind in ("user_input", "user_output"):
+        kind = next(iter(value["arg"]))
+    return f"what torch.export calls {kind.removeprefix('as_')[:60]}"
 
 
 def _unknown(target: str) -> UnsupportedModel:
@@ -370,6 +393,10 @@ def _tree(program: Program) -> nn.Module:
     for name, tensor in {**program.tensors, **program.constants}.items():
         owner, path = root, ""
         *parts, leaf = name.split(".")
+        if any(keyword.iskeyword(part) for part in (*parts, leaf)):  # torch.jit.load cannot read such code again
+            raise UnsupportedModel(
+                f"{name[:200]} holds a word of Python's own. Rename it in the model and export that."
+            )
         for part in parts:
             path = f"{path}.{part}".removeprefix(".")
             if part not in owner._modules:
@@ -413,6 +440,6 @@ def _attribute(path: str) -> str:
     """`self.layer.weight`, also where a part is no name of Python's, such as a number."""
     text = "self"
     for part in path.split("."):
-        plain = part.isidentifier() and part.isascii() and not keyword.iskeyword(part)
+        plain = part.isidentifier() and part.isascii()
         text = f"{text}.{part}" if plain else f"getattr({text}, {json.dumps(part)})"
     return text

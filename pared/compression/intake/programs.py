@@ -10,14 +10,12 @@ from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.reference import flat_tensors
-from pared.compression.intake.loaded import LoadedModel, check_tensors, other_types
+from pared.compression.intake.loaded import LoadedModel, check_tensors, first_line, other_types
 from pared.compression.intake.program_code import as_torchscript, mode_flags
 from pared.compression.intake.program_files import Nesting, Program, read_program
 from pared.compression.work import ModelFile
+from pared.errors import UnsupportedModel
 
-EXPORT_ADVICE = (
-    "torch.export.export(model, args, dynamic_shapes=[{0: torch.export.Dim.AUTO}]), with an entry for each input"
-)
 _ROWS = 4  # of an example, where the program leaves its batch free
 _MOST_ELEMENTS = 1 << 28
 _DICT = "builtins.dict"
@@ -32,30 +30,23 @@ def load_program(file: ModelFile) -> LoadedModel:
     program = read_program(file.path)
     tensors = program.tensors | program.constants
     check_tensors(tensors)
-    example, free = _inputs(program)
-    script = as_torchscript(program)
-    notes = _notes(program)
     other = other_types(tensors)
+    try:
+        script = as_torchscript(program).float().eval()
+        example, free = _inputs(program)
+        notes = _notes(program)
+        if example and not any(0 in dims for dims in free):
+            script, example, free, note = _with_any_batch(program, script, example, free)
+            notes.append(note)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of what is where it was looked for
+        raise UnsupportedModel(
+            f"This program's graph is not as torch.export writes it ({type(error).__name__} at {first_line(error)}). "
+            "It may be damaged: save it again."
+        ) from error
     if other:
-        script.float()
         notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
-    if example and not any(0 in dims for dims in free):
-        freed = as_torchscript(program, free_batch=True).float()
-        rows = len(example[0]) if example[0].dim() else 0
-        if _takes_any_batch(script.eval(), freed.eval(), example):
-            script, free = freed, [{0, *dims} for dims in free]
-            example = tuple(_repeated(tensor, _ROWS) for tensor in example)
-            notes.append(
-                f"This program was exported for a batch of {rows} alone. Its own steps take any, which was checked, so "
-                "the result takes any batch too."
-            )
-        else:
-            notes.append(
-                f"This program takes a batch of {rows} alone. Training, and more, needs others: export it with "
-                f"{EXPORT_ADVICE}."
-            )
     return LoadedModel(
-        module=script.eval(),
+        module=script,
         format="exported_program",
         flavour="exported",
         sha256=file.sha256,
@@ -92,6 +83,25 @@ def _like(dtype: torch.dtype, shape: Sequence[int], generator: torch.Generator) 
     if dtype.is_floating_point:
         return torch.randn(*shape, generator=generator)
     return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
+
+
+def _with_any_batch(
+    program: Program, script: torch.jit.ScriptModule, example: tuple[Tensor, ...], free: list[set[int]]
+) -> tuple[torch.jit.ScriptModule, tuple[Tensor, ...], list[set[int]], str]:
+    """A program that was exported for one batch size, taking any if it can; and what to say of that."""
+    rows = len(example[0]) if example[0].dim() else 0
+    freed = as_torchscript(program, free_batch=True).float().eval()
+    if _takes_any_batch(script, freed, example):
+        note = (
+            f"This program was exported for a batch of {rows} alone. Its own steps take any, which was checked, so the "
+            "result takes any batch too."
+        )
+        return freed, tuple(_repeated(tensor, _ROWS) for tensor in example), [{0, *dims} for dims in free], note
+    note = (
+        f"This program takes a batch of {rows} alone, where training and measuring need others: export it with "
+        "torch.export.export(model, args, dynamic_shapes=[{0: torch.export.Dim.AUTO}]), an entry for each input."
+    )
+    return script, example, free, note
 
 
 def _takes_any_batch(script: torch.jit.ScriptModule, freed: torch.jit.ScriptModule, example: Sequence[Tensor]) -> bool:
