@@ -165,12 +165,18 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Where to put the result; the ending chooses .pt, .safetensors, .onnx or .packed.",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx or .packed.",
         show_default="it stays on the server",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
-FORMATS = {".pt": "torchscript", ".safetensors": "state_dict", ".onnx": "onnx", ".packed": "packed"}
+FORMATS = {
+    ".pt": "torchscript",
+    ".safetensors": "state_dict",
+    ".pt2": "exported_program",
+    ".onnx": "onnx",
+    ".packed": "packed",
+}
 ARCHITECTURE = "architecture.json"
 
 
@@ -182,7 +188,9 @@ def prune(
     model: Annotated[
         str,
         typer.Argument(
-            parser=_upload, metavar="MODEL", help="A TorchScript file, a state dict, or the id of an upload."
+            parser=_upload,
+            metavar="MODEL",
+            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
         ),
     ],
     data: Data = None,
@@ -263,7 +271,11 @@ def prune(
 def distill(
     teacher: Annotated[
         str,
-        typer.Option(parser=_upload, metavar="FILE", help="A TorchScript file, a state dict, or the id of an upload."),
+        typer.Option(
+            parser=_upload,
+            metavar="FILE",
+            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+        ),
     ],
     data: Data,
     student: Annotated[
@@ -441,7 +453,7 @@ def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
         folder = path if path.is_dir() else next(parent for parent in path.absolute().parents if parent.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise typer.BadParameter(f"{path} cannot be written: {folder} is no folder that you may write to")
-    outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or ["torchscript"]
+    outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or None
     return {"task": task.value, "seed": seed, "outputs": outputs}
 
 

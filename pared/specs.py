@@ -226,7 +226,7 @@ Student = Annotated[
     ),
 ]
 
-Output = Literal["torchscript", "state_dict", "onnx", "packed"]
+Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 
 
@@ -236,16 +236,17 @@ class CommonFields(Spec):
     seed: int = Field(0, ge=0, lt=1 << 32)
     task: Literal["classification", "regression"] = "classification"
     preprocess: Preprocess | None = None
-    outputs: Outputs = Field(
-        ["torchscript"],
-        description="Formats of the result. `packed` is the smallest where weights were pruned: sparse and "
-        "entropy-coded; `pared unpack` makes a dense model of it.",
+    outputs: Outputs | None = Field(
+        None,
+        description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
+        "`torchscript`. `packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
+        "makes a dense model of it.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
 
     @model_validator(mode="after")
     def _outputs_once(self) -> CommonFields:
-        if len(set(self.outputs)) != len(self.outputs):
+        if self.outputs is not None and len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs names a format twice")
         return self
 
@@ -365,7 +366,7 @@ class PruneSpec(CommonFields):
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
         self._granularity_has_what_it_needs()
-        if self.quantize is not None and "packed" not in self.outputs:
+        if self.quantize is not None and "packed" not in (self.outputs or []):
             self._refuse({"quantize": "makes packed files smaller, and no other: add `packed` to `outputs`"})
         self._schedule_has_what_it_needs()
         idle = {}

@@ -70,18 +70,24 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
     return encoded
 
 
+_PROGRAMS = {b"constants.pkl": "TorchScript", b"archive_format": "torch.export"}
+"""Records that make an archive a program, and of what kind."""
+
+
 def _refuse_program(path: Path, filename: str) -> None:
     """Below the level `standard`, no file that runs code when it is opened is opened.
 
-    TorchScript's loader demands a record `constants.pkl`, whose name stands in the archive as it is; looking
-    for the bytes themselves cannot be led astray by an archive that two readers read differently.
+    TorchScript's loader demands a record `constants.pkl`; a torch.export program, which may call any operator of
+    torch, is told by its `archive_format`. These names stand in the archive as they are; looking for the bytes
+    themselves cannot be led astray by an archive that two readers read differently.
     """
     if not path.stat().st_size:
         return  # cannot be mapped, and holds no program
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"constants.pkl") >= 0:
+        kind = next((kind for record, kind in _PROGRAMS.items() if content.find(record) >= 0), None)
+        if kind is not None:
             raise SandboxTooWeak(
-                f"{filename} is a TorchScript program, and this server's kernel cannot confine it (it lacks "
+                f"{filename} is a {kind} program, and this server's kernel cannot confine it (it lacks "
                 "Landlock or seccomp). Upload the weights as safetensors and name the architecture, or ask whoever "
                 "runs this server to set PARED_ALLOW_WEAK_SANDBOX=1 if every user of it is trusted."
             )

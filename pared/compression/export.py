@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from pared.compression.architectures import build
 from pared.compression.coupling.reference import flat_tensors
 from pared.compression.intake import LoadedModel
+from pared.compression.program_export import export_program, load_program, quiet
 from pared.errors import ExportFailed, ModelFailed
 from pared.specs import Output
 from pared.weights import packed, program
@@ -34,9 +34,10 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     """Write the model into a directory, once for each format.
 
     `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
-    the architecture is known. `onnx`: model.onnx with a free batch size. `packed`: model.packed, sparse and compressed
-    (docs/packed-format.md), of the architecture and the tensors, or else of the TorchScript. The same model gives the
-    same bytes in every process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
+    the architecture is known. `exported_program`: model.pt2, which torch.export loads, with a free batch size.
+    `onnx`: model.onnx with a free batch size. `packed`: model.packed, sparse and compressed (docs/packed-format.md), of
+    the architecture and the tensors, or else of the TorchScript. The same model gives the same bytes in every process
+    that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
         example: inputs of the model on the CPU, to check each file with.
@@ -49,6 +50,11 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     for output in outputs:
         written += _WRITERS[output](loaded, module, tuple(example), directory)
     return written
+
+
+def usual_outputs(upload: LoadedModel) -> list[Output]:
+    """The formats to write where none was asked for: that of the upload, so that files compare like with like."""
+    return ["exported_program" if upload.format == "exported_program" else "torchscript"]
 
 
 def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -124,7 +130,7 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
     names = [f"x{index}" for index in range(len(example))]
     axes = {name: {0: "batch"} for name in [*names, "y"]}
     try:
-        with _silence():
+        with quiet(), contextlib.redirect_stdout(io.StringIO()):
             # The exporter for TorchScript: the newer one takes no ScriptModule.
             torch.onnx.export(
                 module, example, path, dynamo=False, input_names=names, output_names=["y"], dynamic_axes=axes
@@ -140,6 +146,20 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
         return [torch.from_numpy(output) for output in session.run(None, given)]
 
     _check("model.onnx", module, example, run)
+    return [path]
+
+
+def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
+    path = directory / "model.pt2"
+    try:
+        export_program(module, example, path, free_dims=loaded.free_dims, unsaved=loaded.unsaved)
+    except Exception as error:
+        raise ExportFailed(
+            f"torch.export cannot hold this model: {_last_line(error)}. Leave `exported_program` out of `outputs` to "
+            "get the other formats."
+        ) from error
+    any_batch = loaded.free_dims is None or all(0 in dims for dims in loaded.free_dims)
+    _check("model.pt2", module, example, load_program(path), single=any_batch)
     return [path]
 
 
@@ -183,14 +203,17 @@ def _as_tensor(array: NDArray[Any]) -> Tensor:
 _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Path], list[Path]]] = {
     "torchscript": _write_torchscript,
     "state_dict": _write_state_dict,
+    "exported_program": _write_program,
     "onnx": _write_onnx,
     "packed": _write_packed,
 }
 
 
-def _check(name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Any]) -> None:
+def _check(
+    name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Any], *, single: bool = True
+) -> None:
     """The written file answers as the model does: on the example and, where that takes one, on a single sample."""
-    for inputs in (example, tuple(x[:1] for x in example)):
+    for inputs in (example, tuple(x[:1] for x in example)) if single else (example,):
         with torch.no_grad():
             try:
                 expected = flat_tensors(module(*inputs))
@@ -219,19 +242,6 @@ def _relative_difference(actual: Tensor, expected: Tensor) -> float:
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     size = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 0.0
     return float((actual - expected).abs().masked_fill(same, 0.0).max()) / max(1.0, size)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter prints whole graphs when it fails; its exception says the same in a line."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _last_line(error: Exception) -> str:

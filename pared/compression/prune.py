@@ -165,7 +165,7 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
 
 
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
-    if loaded.format == "torchscript":
+    if loaded.format != "state_dict":
         shrunk = remove(coupling.script, removed, coupling.patches)
         return replace(loaded, module=shrunk, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
     state = dict(loaded.module.state_dict())

@@ -72,8 +72,10 @@ def measure_both(
         module.cpu()
     if any(part.macs is None for part in parts):
         notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
-    successor = "model.pt" if before.format == "torchscript" else "model.safetensors"
-    return Measured(parts[0], parts[1], successor, notes)
+    return Measured(parts[0], parts[1], _SUCCESSORS[before.format], notes)
+
+
+_SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
 
 
 def _busy_warning() -> list[str]:

@@ -119,7 +119,8 @@ from pared.compression.intake import LoadedModel
 torch.manual_seed(0)
 module = build({"name": "resnet_small", "kwargs": {"widths": [4, 8]}}).eval()
 loaded = LoadedModel(module, "state_dict", "state_dict", module.architecture)
-export(loaded, (torch.randn(2, 3, 8, 8),), ["torchscript", "state_dict", "packed", "onnx"], pathlib.Path(sys.argv[1]))
+outputs = ["torchscript", "state_dict", "exported_program", "packed", "onnx"]
+export(loaded, (torch.randn(2, 3, 8, 8),), outputs, pathlib.Path(sys.argv[1]))
 """
 
 
@@ -136,7 +137,8 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path):
         )
         digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()})
     assert digests[0] == digests[1]
-    assert digests[0].keys() == {"model.pt", "model.safetensors", "architecture.json", "model.packed", "model.onnx"}
+    names = {"model.pt", "model.safetensors", "architecture.json", "model.pt2", "model.packed", "model.onnx"}
+    assert digests[0].keys() == names
 
 
 def test_a_torchscript_upload_gives_the_same_bytes_each_time(tmp_path):

@@ -1,7 +1,7 @@
 """Runs in a clean process (`python -I`) that has torch and numpy alone: loads result files and answers what they do.
 
-Reads JSON lines `{"file", "inputs"}`: a TorchScript file and an `.npz` of named input batches. Writes for each
-`{"shapes", "parameters", "zeros", "outputs"}`, outputs as nested lists; or `{"error"}`.
+Reads JSON lines `{"file", "inputs"}`: a TorchScript file or `.pt2`, and an `.npz` of named input batches. Writes for
+each `{"shapes", "parameters", "zeros", "outputs"}`, outputs as nested lists; or `{"error"}`.
 """
 
 import json
@@ -18,7 +18,10 @@ class Absent:
 
 def answer(request: dict) -> dict:
     """Load one file and run it."""
-    module = torch.jit.load(request["file"]).eval()
+    if request["file"].endswith(".pt2"):
+        module = torch.export.load(request["file"]).module()
+    else:
+        module = torch.jit.load(request["file"]).eval()
     with torch.no_grad():
         outputs = {name: module(torch.from_numpy(x)) for name, x in np.load(request["inputs"]).items()}
     matrices = [p for p in module.parameters() if p.dim() >= 2]

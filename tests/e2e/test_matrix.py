@@ -1,4 +1,4 @@
-"""Twelve families × scripted, traced, state dict: half the weights and half the channels, through the API.
+"""Twelve families × scripted, traced, state dict, and three of them as .pt2: half the weights, half the channels.
 
 A cell holds when the file loads where there is torch alone, answers in the right shape, is smaller, and
 answers exactly as the original with the removed channels zeroed. Refusals are counted: three are allowed.
@@ -22,8 +22,10 @@ from tests.e2e.stack import Stack
 from tests.models import zoo
 from tests.models.reference import zeroed_outputs
 
-CELLS = [(family, form) for family in zoo.FAMILIES for form in zoo.FORMS]
+PROGRAMS: list[tuple[str, zoo.Form]] = [(name, "program") for name in ("resnet", "text_transformer", "signal_cnn")]
+CELLS = [(family, form) for family in zoo.FAMILIES for form in zoo.FORMS] + PROGRAMS
 MOST_REFUSED = 3
+RETRAINED = ("scripted", "program")
 
 
 @dataclass
@@ -44,11 +46,11 @@ class CleanProcess:
         command = [sys.executable, "-I", str(script)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder)
 
-    def run(self, file: bytes, **inputs: torch.Tensor) -> dict[str, Any]:
+    def run(self, file: bytes, name: str = "model.pt", **inputs: torch.Tensor) -> dict[str, Any]:
         """Load the file there and run it on each of the inputs."""
-        (self.folder / "model.pt").write_bytes(file)
+        (self.folder / name).write_bytes(file)
         np.savez(self.folder / "inputs.npz", **{name: x.numpy() for name, x in inputs.items()})
-        request = {"file": str(self.folder / "model.pt"), "inputs": str(self.folder / "inputs.npz")}
+        request = {"file": str(self.folder / name), "inputs": str(self.folder / "inputs.npz")}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -82,10 +84,10 @@ def submitted(embedded: Stack) -> dict[tuple[str, str], Submitted]:
             "task": zoo.FAMILIES[family].task,
             "amount": 0.5,
             "retrain": None,
-            "outputs": ["torchscript", "state_dict"] if form == "state_dict" else ["torchscript"],
+            "outputs": ["torchscript", "state_dict"] if form == "state_dict" else None,
         }
-        # One of the three also retrains, which must leave the pruned weights at zero.
-        retrain = {"epochs": 2, "momentum": 0.9, "weight_decay": 0.001} if form == "scripted" else None
+        # Two forms also retrain, which must leave the pruned weights at zero.
+        retrain = {"epochs": 2, "momentum": 0.9, "weight_decay": 0.001} if form in RETRAINED else None
         weights = embedded.submit({**spec, "granularity": "weight", "retrain": retrain})
         channels = embedded.submit({**spec, "granularity": "channel"})
         cells[family, form] = Submitted(file, weights, channels)
@@ -115,8 +117,9 @@ def test_half_the_weights_and_half_the_channels(
     parameters = sum(p.numel() for p in original.parameters())
 
     history = embedded.succeeded(cell.weights, limit_s=240)["history"]
-    assert len(history) == (2 if form == "scripted" else 0)
-    sparse = clean.run(embedded.download(cell.weights), one=one, seven=seven)
+    assert len(history) == (2 if form in RETRAINED else 0)
+    name = "model.pt2" if form == "program" else "model.pt"
+    sparse = clean.run(embedded.download(cell.weights, name), name, one=one, seven=seven)
     assert sparse["shapes"] == shapes
     assert sparse["parameters"] == parameters
     assert abs(sparse["zeros"] - 0.5 * sparse["of"]) <= 1
@@ -129,8 +132,8 @@ def test_half_the_weights_and_half_the_channels(
         return
     assert job["status"] == "succeeded", job["error"]
     report = embedded.report(cell.channels)
-    file = embedded.download(cell.channels)
-    small = clean.run(file, one=one, seven=seven)
+    file = embedded.download(cell.channels, name)
+    small = clean.run(file, name, one=one, seven=seven)
     assert small["shapes"] == shapes
     assert small["parameters"] < parameters
     # The report compares like with like: for a state dict, the weights' file.

@@ -16,8 +16,9 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from tests.models import families
 from tests.models.layer_lists import LAYER_LISTS
 
-Form = Literal["scripted", "traced", "state_dict"]
+Form = Literal["scripted", "traced", "state_dict", "program"]
 FORMS: tuple[Form, ...] = ("scripted", "traced", "state_dict")
+"""The forms whose tests run over all families; that of `program`, which takes seconds to make, has tests of its own."""
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -135,8 +136,18 @@ def upload(name: str, form: Form) -> bytes:
         return saved(torch.jit.script(module))
     if form == "traced":
         return saved(torch.jit.trace(module, (FAMILIES[name].inputs(2),), check_trace=False))
+    if form == "program":
+        return exported(module, FAMILIES[name].inputs(2))
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def exported(module: nn.Module, *example: Tensor, fixed: bool = False) -> bytes:
+    """The bytes of `torch.export.save`, of a program that takes any batch, or that of the example alone."""
+    buffer = io.BytesIO()
+    free = None if fixed else tuple({0: torch.export.Dim.AUTO} for _ in example)
+    torch.export.save(torch.export.export(module, example, dynamic_shapes=free), buffer)
     return buffer.getvalue()
 
 

@@ -33,7 +33,11 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         (PRUNE | {"model": 7}, "/model", "must be a valid string"),
         (PRUNE | {"dataset": "digits"}, "/dataset", "builtin:digits"),
         (PRUNE | {"outputs": ["torchscript", "torchscript"]}, "", "twice"),
-        (PRUNE | {"outputs": ["keras"]}, "/outputs/0", "'torchscript', 'state_dict', 'onnx' or 'packed'"),
+        (
+            PRUNE | {"outputs": ["keras"]},
+            "/outputs/0",
+            "'torchscript', 'state_dict', 'exported_program', 'onnx' or 'packed'",
+        ),
         (PRUNE | {"preprocess": {"std": [1, 0]}}, "/preprocess/std/1", "greater than 0"),
         (PRUNE | {"example_inputs": [{"shape": [0]}]}, "/example_inputs/0/shape/0", "greater than or equal to 1"),
         (PRUNE | {"a/b~c": 1}, "/a~1b~0c", "is not a known field"),

@@ -364,16 +364,21 @@ def test_a_killed_worker_takes_its_child_with_it(bench):
     wait_for(lambda: not child_pids(bench), 5, "the child ended with its parent")
 
 
-def test_below_standard_torchscript_is_refused_but_weights_run(bench):
+def test_below_standard_programs_are_refused_but_weights_run(bench):
     import io
+    import zipfile
 
     import torch
 
-    script = io.BytesIO()
+    script, exported = io.BytesIO(), io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), script)
+    with zipfile.ZipFile(exported, "w") as archive:
+        archive.writestr("model/archive_format", "pt2")
     weak = Confinement("weak", bench.worker.confinement.uid)
-    job = bench.run(bench.submit("from_file", content=script.getvalue()), confinement=weak)
-    assert (job.status, job.error["code"], job.sandbox) == ("failed", "sandbox-too-weak", "weak")
+    for content, kind in ((script, "TorchScript"), (exported, "torch.export")):
+        job = bench.run(bench.submit("from_file", content=content.getvalue()), confinement=weak)
+        assert (job.status, job.error["code"], job.sandbox) == ("failed", "sandbox-too-weak", "weak")
+        assert f"is a {kind} program" in job.error["detail"]
     assert bench.run(bench.submit("succeed"), confinement=weak).status == "succeeded"
 
 

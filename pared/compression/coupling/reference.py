@@ -49,7 +49,9 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
     """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept."""
     units = Units()
     gone, stays = units.make(2)
-    tensors = dict(original.module.named_parameters()) | dict(original.module.named_buffers())
+    # Under all their names: a removal may name a tied tensor by any.
+    parameters = dict(original.module.named_parameters(remove_duplicate=False))
+    tensors = {**parameters, **dict(original.module.named_buffers(remove_duplicate=False))}
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
     zeroed: dict[StorageKey, Tensor] = {}
 

@@ -26,7 +26,12 @@ def example_from_specs(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
 
 
 def guess_example_inputs(loaded: LoadedModel) -> tuple[Tensor, ...] | None:
-    """Inputs that the model accepts, guessed from its first weights and tried out. None: nothing fitted."""
+    """Inputs that the model accepts: as its file describes them, or guessed from its first weights and tried out.
+
+    None: nothing fitted.
+    """
+    if loaded.example is not None:
+        return loaded.example
     count = _input_count(loaded.module)
     if count is None:
         return None

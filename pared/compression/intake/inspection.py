@@ -56,13 +56,13 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
 
 
 def inspect_weights(file: ModelFile) -> ModelInspection | None:
-    """What is in a state dict whose architecture is still to come, with a job. None: TorchScript, which needs none.
+    """What is in a state dict whose architecture is still to come, with a job. None: a file that needs none.
 
     Raises:
         UnsupportedModel: not a model we open.
     """
     container = recognise(file.path)
-    if container == "torchscript":
+    if container in ("torchscript", "exported_program"):
         return None
     notes = ["A job on these weights must give the `architecture` that they belong to."]
     state = read_state_dict(file.path, container, notes)

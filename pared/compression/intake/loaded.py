@@ -25,8 +25,8 @@ class LoadedModel:
     """An upload, opened: its module on the CPU, in eval mode, in float32."""
 
     module: nn.Module
-    format: Literal["torchscript", "state_dict"]
-    flavour: Literal["scripted", "traced", "frozen", "state_dict"]
+    format: Literal["torchscript", "state_dict", "exported_program"]
+    flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported"]
     architecture: dict[str, Any] | None = None
     sha256: str = ""
     file_bytes: int = 0
@@ -35,6 +35,12 @@ class LoadedModel:
     """Parameters that the file itself marks as not to be trained."""
     inlined: bool = False
     """Whether the calls in its code were inlined, to change sizes that are written there."""
+    example: tuple[Tensor, ...] | None = None
+    """Inputs that the file itself describes."""
+    free_dims: tuple[frozenset[int], ...] | None = None
+    """The dimensions of each input that may have any size, where the file says so."""
+    unsaved: frozenset[str] = frozenset()
+    """Buffers that its state dict leaves out."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

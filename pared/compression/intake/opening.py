@@ -6,6 +6,7 @@ from typing import Any
 
 from pared.compression.architectures import build
 from pared.compression.intake.loaded import LoadedModel, listed
+from pared.compression.intake.programs import load_program
 from pared.compression.intake.recognising import recognise
 from pared.compression.intake.state_dicts import fitted, read_state_dict
 from pared.compression.intake.torchscript import load_torchscript
@@ -28,6 +29,8 @@ def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
     container = recognise(file.path)
     if container == "torchscript":
         return load_torchscript(file)
+    if container == "exported_program":
+        return load_program(file)
     notes: list[str] = []
     state = read_state_dict(file.path, container, notes)
     chosen = architecture if architecture is not None else file.architecture

@@ -8,12 +8,13 @@ from typing import Literal
 
 from pared.compression.archives import BadArchive, zip_directory
 from pared.compression.intake.loaded import SAVE_ADVICE
+from pared.compression.intake.program_files import is_program
 from pared.errors import UnsupportedModel
 
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_CODE_BYTES = 256 * 2**20
 
-Container = Literal["torchscript", "zip_state_dict", "legacy_state_dict", "safetensors"]
+Container = Literal["torchscript", "exported_program", "zip_state_dict", "legacy_state_dict", "safetensors"]
 
 
 _LOOKS_LIKE: list[tuple[int, bytes, str, str]] = [
@@ -78,8 +79,8 @@ def recognise(path: Path) -> Container:
             f"This is JSON text. An architecture goes into `architecture`; the file is the weights. {SAVE_ADVICE}"
         )
     raise UnsupportedModel(
-        f"This is not a model that pared knows: it begins with {head[:8].hex(' ')}. It opens TorchScript, state dicts "
-        f"and safetensors. {SAVE_ADVICE}"
+        f"This is not a model that pared knows: it begins with {head[:8].hex(' ')}. It opens TorchScript, "
+        f"torch.export programs, state dicts and safetensors. {SAVE_ADVICE}"
     )
 
 
@@ -91,10 +92,10 @@ def _recognise_zip(path: Path) -> Container:
         if "constants.pkl" in inner or "data.pkl" in inner:
             _check_torch_archive(entries)
             return "torchscript" if "constants.pkl" in inner else "zip_state_dict"
+        if is_program(names):
+            return "exported_program"
     except BadArchive as error:
         raise UnsupportedModel(f"This is a damaged or unsafe archive: {error}. Save and upload it again.") from error
-    if "models/model.json" in inner or "serialized_exported_program.json" in names or "archive_format" in inner:
-        raise UnsupportedModel(f"This is a torch.export program (.pt2), which pared does not open yet. {SAVE_ADVICE}")
     if "model.weights.h5" in names:
         raise UnsupportedModel("This is a Keras model. pared opens PyTorch models: convert it to PyTorch first.")
     if any(name.endswith(".npy") for name in names):

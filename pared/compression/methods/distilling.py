@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pared.compression.architectures import build
 from pared.compression.data import Data, check_fits
 from pared.compression.distill import lesson
-from pared.compression.export import export
+from pared.compression.export import export, usual_outputs
 from pared.compression.intake import (
     LoadedModel,
     load_model,
@@ -105,7 +105,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             )
         measured = measure_both(teacher, student, example, work, stages.beat)
         stages.enter("export")
-        paths = export(student, example, spec.outputs, work.directory)
+        paths = export(student, example, spec.outputs or usual_outputs(teacher), work.directory)
         before, after = measured.with_files(work.models["teacher"].path, paths, baseline, final)
         alone_quality, against = (None, None) if without is None else (without.quality, compare(without, final))
         report = Report(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data, check_fits
-from pared.compression.export import export
+from pared.compression.export import export, usual_outputs
 from pared.compression.intake import (
     LoadedModel,
     example_from_specs,
@@ -73,7 +73,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
         measured = measure_both(original, smaller, example, work, stages.beat)
         stages.enter("export")
-        paths = export(smaller, example, spec.outputs, work.directory)
+        paths = export(smaller, example, spec.outputs or usual_outputs(original), work.directory)
         before, after = measured.with_files(work.models["model"].path, paths, baseline, final)
         report = Report(
             type="prune",
