@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
@@ -59,15 +60,18 @@ class Interpreter:
     """Runs one module's `forward`, as often as wanted.
 
     Args:
-        module: a ScriptModule of the caller's own; its forward graph is inlined in place (what it
-            computes is unchanged). Its tensors are not changed.
+        module: a ScriptModule. Neither its code nor its tensors are changed.
     """
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self.module = module
-        self._graph = inlined_graph(module)
-        self._index = {id_of(node): index for index, node in enumerate(nodes_of(self._graph))}
+        self._graph = inlined(module.graph.copy())
+        self._program = _Block(self._graph, itertools.count())
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
+
+    def calls(self, kinds: Container[str]) -> bool:
+        """Whether the graph holds an operator of one of these kinds."""
+        return any(node.kind() in kinds for node in nodes_of(self._graph))
 
     def run(self, inputs: Sequence[torch.Tensor], wrap: Wrap, visit: Visitor) -> Any:
         """The module's outputs for these inputs, tensors as `Tracked`.
@@ -77,62 +81,55 @@ class Interpreter:
             visit: called after every operator.
         """
         self._wrap, self._visit = wrap, visit
-        owner, *graph_inputs = self._graph.inputs()
-        env: dict[str, Any] = {owner.debugName(): _Attribute(self.module._c, "")}
+        owner, *names = self._program.inputs
+        env: dict[str, Any] = {owner: _Attribute(self.module._c, "")}
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
         for argument in defaults:
             if not argument.has_default_value():
                 raise TypeError(f"forward needs the argument {argument.name}")
         given = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
-        env |= {value.debugName(): argument for value, argument in zip(graph_inputs, given, strict=True)}
-        self._run_block(self._graph, env)
-        outputs = [env[value.debugName()] for value in self._graph.outputs()]
+        env |= zip(names, given, strict=True)
+        outputs = self._run_block(self._program, env)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _run_block(self, block: Any, env: dict[str, Any]) -> None:
-        for node in block.nodes():
+    def _run_block(self, block: _Block, env: dict[str, Any]) -> list[Any]:
+        for step in block.steps:
             try:
-                outputs = self._run_node(node, env)
+                outputs = self._run_step(step, env)
             except UnsupportedGraph:
                 raise
             except Exception as error:  # a defect of this interpreter or of a rule: only the analysis is lost
-                raise UnsupportedGraph(f"{node.kind()} ({type(error).__name__}: {first_line(error)})") from error
-            for value, result in zip(node.outputs(), outputs, strict=True):
-                env[value.debugName()] = result
+                raise UnsupportedGraph(f"{step.kind} ({type(error).__name__}: {first_line(error)})") from error
+            env.update(zip(step.outputs, outputs, strict=True))
+        return [env[name] for name in block.outputs]
 
-    def _run_node(self, node: Node, env: dict[str, Any]) -> list[Any]:
-        kind: str = node.kind()
+    def _run_step(self, step: _Step, env: dict[str, Any]) -> list[Any]:
+        kind = step.kind
         if kind == "prim::Constant":
-            value = node.output().toIValue() if node.hasAttribute("value") else None
-            return [Tracked(value) if isinstance(value, torch.Tensor) else value]
-        args = [env[value.debugName()] for value in node.inputs()]
+            return [_wrapped(step.constant)]
+        args = [env[name] for name in step.inputs]
         if kind == "prim::GetAttr":
-            return [self._get_attribute(args[0], node.s("name"))]
+            return [self._get_attribute(args[0], step.node.s("name"))]
         if kind == "prim::SetAttr":
             return []  # only counters do this (num_batches_tracked); the shrunk file does it by itself
         if kind == "prim::If":
-            block = list(node.blocks())[0 if _truth(args[0]) else 1]
-            self._run_block(block, env)
-            return [env[value.debugName()] for value in block.outputs()]
+            return self._run_block(step.blocks[0 if _truth(args[0]) else 1], env)
         if kind == "prim::Loop":
-            return self._run_loop(node, args, env)
+            return self._run_loop(step.blocks[0], args, env)
         if kind == "prim::RaiseException":
             raise RuntimeError(str(args[0]))
         if kind in _ON_LISTS and isinstance(args[0], list):
             return _ON_LISTS[kind](args)
         if kind in _PYTHON:
-            return _PYTHON[kind](node, args)
-        return self._call(node, args)
+            return _PYTHON[kind](step.node, args)
+        return self._call(step, args)
 
-    def _run_loop(self, node: Node, args: list[Any], env: dict[str, Any]) -> list[Any]:
-        (block,) = node.blocks()
+    def _run_loop(self, block: _Block, args: list[Any], env: dict[str, Any]) -> list[Any]:
         trips, condition, carried = args[0], _truth(args[1]), args[2:]
-        names = [value.debugName() for value in block.inputs()]
         trip = 0
         while condition and trip < trips:
-            env.update(zip(names, [trip, *carried], strict=True))
-            self._run_block(block, env)
-            condition, *carried = (env[value.debugName()] for value in block.outputs())
+            env.update(zip(block.inputs, [trip, *carried], strict=True))
+            condition, *carried = self._run_block(block, env)
             condition = _truth(condition)
             trip += 1
         return carried
@@ -146,28 +143,52 @@ class Interpreter:
             return _Attribute(value, full_name)
         return _wrapped(value)
 
-    def _call(self, node: Node, args: list[Any]) -> list[Any]:
-        schema_text = node.schema()
+    def _call(self, step: _Step, args: list[Any]) -> list[Any]:
+        schema_text = step.schema
         if schema_text == "(no schema)":
-            raise UnsupportedGraph(node.kind())
+            raise UnsupportedGraph(step.kind)
         if schema_text not in self._operators:
             schema = torch._C.parse_schema(schema_text)
             operator = torch._C._get_operation_overload(schema.name, schema.overload_name)
             if operator is None:
-                raise UnsupportedGraph(node.kind())
+                raise UnsupportedGraph(step.kind)
             self._operators[schema_text] = (operator[0], [(a.name, a.kwarg_only) for a in schema.arguments])
         operator, formal = self._operators[schema_text]
         plain = [_unwrapped(arg) for arg in args]
         positional = [value for value, (_, kwarg_only) in zip(plain, formal, strict=True) if not kwarg_only]
         named = {name: value for value, (name, kwarg_only) in zip(plain, formal, strict=True) if kwarg_only}
         result = operator(*positional, **named)
-        results = list(result) if len(list(node.outputs())) > 1 else [result] if list(node.outputs()) else []
+        results = list(result) if len(step.outputs) > 1 else [result] if step.outputs else []
         arguments = dict(zip((name for name, _ in formal), args, strict=True))
-        call = Call(node, self._index[id_of(node)], arguments, [_wrapped(result) for result in results])
+        call = Call(step.node, step.index, arguments, [_wrapped(result) for result in results])
         self._visit(call)
-        if node.kind().endswith("_") and isinstance(args[0], Tracked) and call.results:
+        if step.kind.endswith("_") and isinstance(args[0], Tracked) and call.results:
             args[0].layers = call.results[0].layers  # in place: all who hold the tensor see the result
         return call.outputs
+
+
+class _Block:
+    """A block of the graph, read once so that it runs often: its steps, and the names of what goes in and out."""
+
+    def __init__(self, block: Any, count: Iterator[int]) -> None:
+        self.inputs = [value.debugName() for value in block.inputs()]
+        self.steps = [_Step(node, count) for node in block.nodes()]
+        self.outputs = [value.debugName() for value in block.outputs()]
+
+
+class _Step:
+    """A node of the graph. `index`: its position in `nodes_of`."""
+
+    def __init__(self, node: Node, count: Iterator[int]) -> None:
+        self.node = node
+        self.index = next(count)
+        self.kind: str = node.kind()
+        self.inputs = [value.debugName() for value in node.inputs()]
+        self.outputs = [value.debugName() for value in node.outputs()]
+        self.blocks = [_Block(block, count) for block in node.blocks()]
+        is_value = self.kind == "prim::Constant" and node.hasAttribute("value")
+        self.constant = node.output().toIValue() if is_value else None
+        self.schema: str = node.schema()
 
 
 class _Attribute:
@@ -180,7 +201,11 @@ class _Attribute:
 
 def inlined_graph(module: torch.jit.ScriptModule) -> Any:
     """The forward graph with every call inlined, in place, so that an edit of it is an edit of the module."""
-    graph = module.graph
+    return inlined(module.graph)
+
+
+def inlined(graph: Any) -> Any:
+    """The graph itself, with every call in it inlined."""
     torch._C._jit_pass_inline(graph)
     return graph
 
@@ -191,12 +216,6 @@ def nodes_of(block: Any) -> Iterator[Node]:
         yield node
         for inner in node.blocks():
             yield from nodes_of(inner)
-
-
-def id_of(node: Node) -> str:
-    """A name for a node that is the same whichever Python object wraps it."""
-    names = [value.debugName() for value in node.outputs()]
-    return f"{node.kind()}:{','.join(names)}" if names else f"{node.kind()}:{hash(node)}"
 
 
 def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

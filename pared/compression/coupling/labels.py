@@ -25,59 +25,59 @@ class Units:
 
     def __init__(self) -> None:
         self._parent = np.zeros(1, dtype=np.int64)
+        self._fixed = np.ones(1, dtype=np.bool_)  # says something of representatives only
         self._reason: dict[int, str] = {FIXED: ""}  # of each fixed representative
+
+    def __len__(self) -> int:
+        return len(self._parent)
 
     def make(self, count: int) -> Labels:
         """`count` new units of one element each."""
         start = len(self._parent)
         new = np.arange(start, start + count, dtype=np.int64)
         self._parent = np.concatenate([self._parent, new])
+        self._fixed = np.concatenate([self._fixed, np.zeros(count, dtype=np.bool_)])
         return new
 
     def roots(self, labels: Labels) -> Labels:
         """The representative of each label, FIXED where its unit cannot be removed; same shape."""
         roots = self._find(labels)
-        fixed = np.fromiter(self._reason, dtype=np.int64)
-        return np.where(np.isin(roots, fixed), FIXED, roots)
+        return np.where(self._fixed[roots], FIXED, roots)
 
     def union(self, a: Labels, b: Labels, reason: str) -> None:
         """Merge a[i] with b[i] for all i (shapes broadcast). Merging with a fixed unit fixes, for `reason`."""
-        a, b = np.broadcast_arrays(a, b)
         while True:  # each round merges representatives; one that met several others needs another round
-            left, right = self._find(a.ravel()), self._find(b.ravel())
-            differ = left != right
-            pairs = np.unique(np.stack([left[differ], right[differ]], axis=1), axis=0)
-            pairs = pairs[[not (self._fixes(int(x), int(y), reason)) for x, y in pairs]]
-            if not len(pairs):
+            left, right = self._find(a), self._find(b)
+            low, high = np.minimum(left, right), np.maximum(left, right)
+            apart = low != high
+            self._fix(high[apart & (low == FIXED)], reason)
+            apart &= low != FIXED
+            if not apart.any():
                 return
-            for low, high in zip(pairs.min(axis=1).tolist(), pairs.max(axis=1).tolist(), strict=True):
-                if self._parent[high] == high:
-                    self._parent[high] = low
-                    if high in self._reason:
-                        self._reason.setdefault(low, self._reason.pop(high))
+            low, high = low[apart], high[apart]
+            self._parent[high] = low
+            for root in set(high[self._fixed[high]].tolist()):
+                self._fix(self._find(np.array([root])), self._reason.pop(root))
 
     def fix(self, labels: Labels, reason: str) -> None:
         """These units can never be removed, because of `reason`."""
-        for root in np.unique(self._find(labels)).tolist():
-            self._reason.setdefault(root, reason)
+        self._fix(self._find(labels), reason)
 
     def fixed_reason(self, label: int) -> str | None:
         """Why this unit cannot be removed, or None if it can."""
         return self._reason.get(int(self._find(np.array([label], dtype=np.int64))[0]))
 
-    def _fixes(self, x: int, y: int, reason: str) -> bool:
-        """Where one of two representatives is unit 0, fix the other instead of merging."""
-        if FIXED not in (x, y):
-            return False
-        self._reason.setdefault(max(x, y), reason)
-        return True
+    def _fix(self, roots: Labels, reason: str) -> None:
+        free = roots[~self._fixed[roots]]
+        self._reason |= dict.fromkeys(free.tolist(), reason)
+        self._fixed[free] = True
 
     def _find(self, labels: Labels) -> Labels:
         parent = self._parent
         roots = parent[labels]
         while not np.array_equal(upper := parent[roots], roots):
             roots = upper
-        parent[labels.ravel()] = roots.ravel()
+        parent[labels] = roots
         return roots
 
 
