@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import Call, Interpreter, UnsupportedGraph, reloaded
+from pared.compression.coupling.interpreter import Call, Interpreter, UnsupportedGraph
 from pared.compression.coupling.labels import Tracked
 from pared.errors import ModelFailed
 
@@ -43,7 +43,7 @@ def input_norms(module: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[
     interpreter: Interpreter | None = None
     with torch.no_grad():
         for inputs in batches:
-            interpreter = interpreter or Interpreter(reloaded(scripted(module, inputs)))
+            interpreter = interpreter or Interpreter(scripted(module, inputs))
             try:
                 interpreter.run(inputs, lambda name, tensor: Tracked(tensor, [], name=name), visit)
             except UnsupportedGraph as unsupported:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, first_line, reloaded
-from pared.compression.coupling.labels import Labels, Tracked, Units, along
+from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, first_line
+from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
 from pared.compression.coupling.reference import Mismatch, check
 from pared.compression.coupling.rules import Patch, Rules
 from pared.compression.coupling.shrink import Removed, StorageKey, remove, storage_key
@@ -65,7 +65,7 @@ class LayerUse:
 class Coupling:
     """What `find_groups` found.
 
-    `script`: the model's TorchScript twin, whose nodes `patches` count; `original` runs a copy of it.
+    `script`: the model's TorchScript, whose nodes `patches` count; `original` runs it.
     `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
     follow what is removed; they matter for TorchScript only. `output_dims`: weight name -> the dimension
     of it that makes output channels.
@@ -121,36 +121,39 @@ class _Registry:
         return storage_key(self.tensors[name]) in self._parameters
 
 
-def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
+def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = True) -> Coupling:
     """The channel groups of a model that can be removed.
 
     Args:
         module: a ScriptModule, or a module that `torch.jit.trace` can trace. In eval mode, on CPU. Not changed.
         example: its inputs, with a batch of at least 2 so that nothing hides in a dimension of size 1.
+        check: whether to remove some channels of each group and compare. Whoever goes on to check the very removal
+            that is wanted can do without.
 
     Raises:
         ModelFailed: the model does not run on the example.
     """
     script = scripted(module, example)
-    original = Interpreter(reloaded(script))
+    original = Interpreter(script)
     units = Units()
-    registry = _Registry(units, original.module)
+    registry = _Registry(units, script)
     rules = Rules(units)
     with torch.enable_grad():  # without gradients torch may take other paths than in training
-        _try_out(original.module, example)
         try:
             output = original.run(example, registry.wrap, rules)
         except UnsupportedGraph as unsupported:
+            _try_out(script, example)
             reason = f"{unsupported}: this operator of the graph cannot be followed"
             return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
     for tracked in _outputs(output):
         for layer in tracked.layers:
             units.fix(layer, "the model's output")
 
-    groups = _grouped(units, registry, rules)
-    patches = _counted(units, registry, rules)
+    roots = {axis: units.roots(labels) for axis, labels in registry.axes.items()}
+    groups = _grouped(len(units), roots, registry, rules)
+    patches = _counted(units, roots, rules)
     layers = [LayerUse(name, use.kind, use.weights, use.out_axis) for name, use in rules.uses.items()]
-    sound, failures = _sound(script, original, example, groups, patches)
+    sound, failures = _sound(script, original, example, groups, patches) if check else (groups, {})
     reasons = _reasons(units, registry, rules, sound, failures)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
     output_dims = dict([*rules.out_axes, *(axis for group in sound for axis in group.out_axes)])
@@ -158,9 +161,9 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
 
 
 def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
-    """A private TorchScript twin of the module, its tensors under the same names."""
+    """The module, or a TorchScript twin of it with its tensors under the same names."""
     if isinstance(module, torch.jit.ScriptModule):
-        return reloaded(module)
+        return module
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # tracing warns of literals; those are looked at here
         try:
@@ -171,7 +174,7 @@ def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptMo
 
 
 def _try_out(module: nn.Module, example: Sequence[Tensor]) -> None:
-    """Run the model itself first: what fails after this is our analysis, not the model."""
+    """Run the model itself: if it does not fail, what failed is our analysis."""
     try:
         with optimized_execution(False):  # no time for fusing what runs once
             module(*example)
@@ -183,27 +186,30 @@ def _failed(error: Exception) -> ModelFailed:
     return ModelFailed(f"The model failed on an example of its inputs: {first_line(error)}")
 
 
-def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGroup]:
-    """Units that live on exactly the same axes make one group."""
-    roots = {axis: units.roots(labels) for axis, labels in registry.axes.items()}
-    signature: dict[int, list[Axis]] = {}
+def _grouped(count: int, roots: Mapping[Axis, Labels], registry: _Registry, rules: Rules) -> list[ChannelGroup]:
+    """Units that live on exactly the same axes make one group. `count`: of all units."""
+    group_of = np.zeros(count, dtype=np.int64)
+    axes_of: list[list[Axis]] = [[]]
     for axis, labels in roots.items():
-        for root in np.unique(labels):
-            signature.setdefault(int(root), []).append(axis)
-    signature.pop(0, None)
-    by_axes: dict[tuple[Axis, ...], list[int]] = {}
-    for root, on in signature.items():
-        by_axes.setdefault(tuple(on), []).append(root)
+        on = np.unique(labels[labels != FIXED])
+        known, position = np.unique(group_of[on], return_inverse=True)  # each splits into those on the axis and others
+        group_of[on] = len(axes_of) + position
+        axes_of += [[*axes_of[group], axis] for group in known.tolist()]
+    order = {axis: index for index, axis in enumerate(roots)}
+    by_group = {
+        group: np.flatnonzero(group_of == group) for group in np.unique(group_of[group_of > 0]).tolist()
+    }
     groups = []
-    for axes, members in by_axes.items():
+    for group, members in sorted(by_group.items(), key=lambda item: (order[axes_of[item[0]][0]], item[1][0])):
+        axes = axes_of[group]
         outs = [axis for axis in axes if axis in rules.out_axes] or [axis for axis in axes if _makes(registry, axis)]
         # A group is the outputs of some layer and is read by another; anything else is not a channel.
         if not outs or len(members) < 2:
             continue
-        number = {root: index for index, root in enumerate(sorted(members))}
-        unit_of = {axis: np.array([number.get(int(root), -1) for root in roots[axis]], dtype=np.int64) for axis in axes}
+        number = np.full(count, -1, dtype=np.int64)
+        number[members] = np.arange(len(members))
         layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in outs))
-        groups.append(ChannelGroup(layers, len(members), unit_of, outs))
+        groups.append(ChannelGroup(layers, len(members), {axis: number[roots[axis]] for axis in axes}, outs))
     return groups
 
 
@@ -213,18 +219,18 @@ def _makes(registry: _Registry, axis: Axis) -> bool:
     return dim == 0 and registry.tensors[name].dim() >= 2 and registry.is_parameter(name)
 
 
-def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPatch]:
+def _counted(units: Units, roots: Mapping[Axis, Labels], rules: Rules) -> list[CountedPatch]:
     """Patches in terms of weight indices, which stay meaningful when units are numbered anew."""
+    counts = [(patch, units.roots(patch.labels)) for patch in rules.patches.values()]
+    counts = [(patch, of_patch) for patch, of_patch in counts if of_patch.any() or patch.computed]
+    wanted = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(of_patch for _, of_patch in counts)]))[1:]
     owner: dict[int, tuple[Axis, int]] = {}
-    for axis, labels in registry.axes.items():
-        for index, root in enumerate(units.roots(labels).tolist()):
-            owner.setdefault(root, (axis, index))
-    counted = []
-    for patch in rules.patches.values():
-        roots = units.roots(patch.labels)
-        if roots.any() or patch.computed:
-            counted.append(CountedPatch(patch, [owner[root] if root else None for root in roots.tolist()]))
-    return counted
+    for axis, labels in roots.items() if len(wanted) else ():
+        for index in np.flatnonzero(np.isin(labels, wanted)).tolist():
+            owner.setdefault(int(labels[index]), (axis, index))
+    return [
+        CountedPatch(patch, [owner[root] if root else None for root in of_patch.tolist()]) for patch, of_patch in counts
+    ]
 
 
 def _sound(

@@ -84,9 +84,8 @@ class Interpreter:
         owner, *names = self._program.inputs
         env: dict[str, Any] = {owner: _Attribute(self.module._c, "")}
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
-        for argument in defaults:
-            if not argument.has_default_value():
-                raise TypeError(f"forward needs the argument {argument.name}")
+        if len(names) != len(inputs) + len(defaults) or not all(each.has_default_value() for each in defaults):
+            raise UnsupportedGraph(f"forward takes other arguments than these {len(inputs)}")
         given = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
         env |= zip(names, given, strict=True)
         outputs = self._run_block(self._program, env)

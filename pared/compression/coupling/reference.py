@@ -13,7 +13,7 @@ from torch.jit._fuser import optimized_execution
 from pared.compression.coupling.interpreter import Call, Interpreter, UnsupportedGraph, first_line
 from pared.compression.coupling.labels import Tracked, Units, along
 from pared.compression.coupling.rules import Rules
-from pared.compression.coupling.shrink import Removed, StorageKey, kept_part, storage_key
+from pared.compression.coupling.shrink import Removed, StorageKey, kept_part, storage_key, tensors_of
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference output (and to 1)."""
@@ -49,9 +49,7 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
     """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept."""
     units = Units()
     gone, stays = units.make(2)
-    # Under all their names: a removal may name a tied tensor by any.
-    parameters = dict(original.module.named_parameters(remove_duplicate=False))
-    tensors = {**parameters, **dict(original.module.named_buffers(remove_duplicate=False))}
+    tensors = tensors_of(original.module)
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
     zeroed: dict[StorageKey, Tensor] = {}
 
@@ -73,8 +71,10 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
         rules(call)
         _norm_over_kept(call, int(gone))
 
+    # Which elements are removed matters to norms alone; without one, following them is idle.
+    follow = original.calls(_NORMS)
     with torch.no_grad():
-        return flat_tensors(original.run(example, wrap, visit))
+        return flat_tensors(original.run(example, wrap, visit if follow else lambda call: None))
 
 
 def _norm_over_kept(call: Call, gone: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,14 +23,14 @@ StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch]) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule without these indices.
 
-    Its own code is untouched unless a size written in it must change: then calls are inlined and that
-    literal alone is replaced. The copy loads anywhere without source, as the original does.
+    Its own code is untouched, and shared with the original, unless a size written in it must change: then calls are
+    inlined and that literal alone is replaced. The copy loads anywhere without source, as the original does.
     """
-    shrunk = reloaded(module)
-    slice_tensors(shrunk, removed)
+    shrunk = sliced(module, removed)
     changed = changed_sizes(removed, patches)
     if not changed:
         return shrunk
+    shrunk = reloaded(shrunk)  # with code of its own
     graph = inlined_graph(shrunk)
     nodes = list(nodes_of(graph))
     for counted in changed:
@@ -43,24 +45,40 @@ def changed_sizes(removed: Removed, patches: list[CountedPatch]) -> list[Counted
     return [c for c in patches if c.patch.computed or _kept(c, removed) != len(c.members) + c.patch.fixed]
 
 
-def slice_tensors(module: nn.Module, removed: Removed) -> None:
-    """Replace every named tensor, in place in the module, by its kept part. Tied tensors stay tied."""
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    tensors = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
+def sliced(module: torch.jit.ScriptModule, removed: Removed) -> torch.jit.ScriptModule:
+    """A copy that shares the code, with every named tensor replaced by its kept part. Tied tensors stay tied."""
+    tensors = tensors_of(module)
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
+    uses = Counter(map(storage_key, tensors.values()))
+    with torch.no_grad():
+        twin: torch.jit.ScriptModule = copy.deepcopy(module)
     replaced: dict[StorageKey, Tensor] = {}
     for name, tensor in tensors.items():
+        owner, leaf = _owner(twin, name)
         key = storage_key(tensor)
-        if key not in by_storage:
+        if key not in by_storage and uses[key] == 1:
+            getattr(owner, leaf).requires_grad_(tensor.requires_grad)
             continue
         if key not in replaced:
-            part = kept_part(tensor.detach(), by_storage[key])
+            part = kept_part(tensor.detach(), by_storage[key]) if key in by_storage else getattr(owner, leaf)
             replaced[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
-        *owners, leaf = name.split(".")
-        owner = module
-        for part_name in owners:  # a ScriptModule has no get_submodule
-            owner = getattr(owner, part_name)
         setattr(owner, leaf, replaced[key])
+    return twin
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The submodule that holds a tensor, and the tensor's name in it. A ScriptModule has no get_submodule."""
+    *owners, leaf = name.split(".")
+    for owner in owners:
+        module = getattr(module, owner)
+    return module, leaf
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all their names: a removal may name a tied tensor by any."""
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    return buffers | dict(module.named_parameters(remove_duplicate=False))
 
 
 def storage_key(tensor: Tensor) -> StorageKey:
