@@ -106,7 +106,7 @@ def remove_channels(
         NothingToPrune: no channel can go; the detail names layers, operators and what to do.
     """
     amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
-    coupling = find_groups(loaded.module, example)
+    coupling = find_groups(loaded.module, example, check=False)
     names_of = tied_names(loaded.module)
     groups, reasons = _eligible(coupling, names_of, include, exclude)
     if not groups:

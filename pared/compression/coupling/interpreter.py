@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,12 +34,17 @@ class Call:
     A visitor may replace `outputs` (before it is stored) or the labels in them.
     """
 
-    def __init__(self, node: Node, index: int, arguments: dict[str, Any], outputs: list[Any]) -> None:
-        self.node = node
-        self.index = index
-        self.kind: str = node.kind()
+    def __init__(self, step: _Step, interpreter: Interpreter, arguments: dict[str, Any], outputs: list[Any]) -> None:
+        self.node = step.node
+        self.kind = step.kind
+        self._interpreter = interpreter
         self.arguments = arguments
         self.outputs = outputs
+
+    @property
+    def index(self) -> int:
+        """Position of the node in `nodes_of`."""
+        return self._interpreter.index_of(self.node)
 
     @property
     def tensors(self) -> list[Tracked]:
@@ -66,12 +71,20 @@ class Interpreter:
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self.module = module
         self._graph = inlined(module.graph.copy())
-        self._program = _Block(self._graph, itertools.count())
+        self._program = _Block(self._graph)
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
 
-    def calls(self, kinds: Container[str]) -> bool:
-        """Whether the graph holds an operator of one of these kinds."""
-        return any(node.kind() in kinds for node in nodes_of(self._graph))
+    def holds(self, kinds: Iterable[str]) -> bool:
+        """Whether an operator of one of these kinds is in the graph, whatever branch is taken."""
+        return any(self._graph.findNode(kind, recurse=True) is not None for kind in kinds)
+
+    def index_of(self, node: Node) -> int:
+        """The position of a node in `nodes_of`."""
+        return self._index[id_of(node)]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {id_of(node): index for index, node in enumerate(nodes_of(self._graph))}
 
     def run(self, inputs: Sequence[torch.Tensor], wrap: Wrap, visit: Visitor) -> Any:
         """The module's outputs for these inputs, tensors as `Tracked`.
@@ -159,7 +172,7 @@ class Interpreter:
         result = operator(*positional, **named)
         results = list(result) if len(step.outputs) > 1 else [result] if step.outputs else []
         arguments = dict(zip((name for name, _ in formal), args, strict=True))
-        call = Call(step.node, step.index, arguments, [_wrapped(result) for result in results])
+        call = Call(step, self, arguments, [_wrapped(result) for result in results])
         self._visit(call)
         if step.kind.endswith("_") and isinstance(args[0], Tracked) and call.results:
             args[0].layers = call.results[0].layers  # in place: all who hold the tensor see the result
@@ -167,27 +180,40 @@ class Interpreter:
 
 
 class _Block:
-    """A block of the graph, read once so that it runs often: its steps, and the names of what goes in and out."""
+    """A block of the graph, read when it first runs: its steps, and the names of what goes in and out."""
 
-    def __init__(self, block: Any, count: Iterator[int]) -> None:
-        self.inputs = [value.debugName() for value in block.inputs()]
-        self.steps = [_Step(node, count) for node in block.nodes()]
-        self.outputs = [value.debugName() for value in block.outputs()]
+    def __init__(self, block: Any) -> None:
+        self._block = block
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        return [value.debugName() for value in self._block.inputs()]
+
+    @cached_property
+    def steps(self) -> list[_Step]:
+        return [_Step(node) for node in self._block.nodes()]
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return [value.debugName() for value in self._block.outputs()]
 
 
 class _Step:
-    """A node of the graph. `index`: its position in `nodes_of`."""
+    """A node of the graph."""
 
-    def __init__(self, node: Node, count: Iterator[int]) -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
-        self.index = next(count)
         self.kind: str = node.kind()
         self.inputs = [value.debugName() for value in node.inputs()]
         self.outputs = [value.debugName() for value in node.outputs()]
-        self.blocks = [_Block(block, count) for block in node.blocks()]
+        self.blocks = [_Block(block) for block in node.blocks()]
         is_value = self.kind == "prim::Constant" and node.hasAttribute("value")
         self.constant = node.output().toIValue() if is_value else None
-        self.schema: str = node.schema()
+
+    @cached_property
+    def schema(self) -> str:
+        schema: str = self.node.schema()
+        return schema
 
 
 class _Attribute:
@@ -215,6 +241,12 @@ def nodes_of(block: Any) -> Iterator[Node]:
         yield node
         for inner in node.blocks():
             yield from nodes_of(inner)
+
+
+def id_of(node: Node) -> str:
+    """A name for a node that is the same whichever Python object wraps it."""
+    names = [value.debugName() for value in node.outputs()]
+    return f"{node.kind()}:{','.join(names)}" if names else f"{node.kind()}:{hash(node)}"
 
 
 def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

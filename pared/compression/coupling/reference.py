@@ -72,7 +72,7 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
         _norm_over_kept(call, int(gone))
 
     # Which elements are removed matters to norms alone; without one, following them is idle.
-    follow = original.calls(_NORMS)
+    follow = original.holds(_NORMS)
     with torch.no_grad():
         return flat_tensors(original.run(example, wrap, visit if follow else lambda call: None))
 

@@ -33,8 +33,9 @@ def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[Count
     shrunk = reloaded(shrunk)  # with code of its own
     graph = inlined_graph(shrunk)
     nodes = list(nodes_of(graph))
+    gone = _gone(removed)
     for counted in changed:
-        _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, removed))
+        _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, gone))
     return reloaded(shrunk)  # so that what is checked and trained is what the file will say
 
 
@@ -42,7 +43,8 @@ def changed_sizes(removed: Removed, patches: list[CountedPatch]) -> list[Counted
     """The sizes written in the code that a removal changes."""
     if not removed:
         return []
-    return [c for c in patches if c.patch.computed or _kept(c, removed) != len(c.members) + c.patch.fixed]
+    gone = _gone(removed)
+    return [c for c in patches if c.patch.computed or _kept(c, gone) != len(c.members) + c.patch.fixed]
 
 
 def sliced(module: torch.jit.ScriptModule, removed: Removed) -> torch.jit.ScriptModule:
@@ -110,11 +112,13 @@ def compose_removed(first: Removed, second: Removed, shapes: dict[str, tuple[int
     return composed
 
 
-def _kept(counted: CountedPatch, removed: Removed) -> int:
-    gone = {
-        (name, int(dim), index) for name, dims in removed.items() for dim, indices in dims.items() for index in indices
-    }
-    kept = sum(member is None or (*member[0], member[1]) not in gone for member in counted.members)
+def _gone(removed: Removed) -> dict[tuple[str, int], set[int]]:
+    """Axis -> its removed indices."""
+    return {(name, int(dim)): set(indices) for name, dims in removed.items() for dim, indices in dims.items()}
+
+
+def _kept(counted: CountedPatch, gone: dict[tuple[str, int], set[int]]) -> int:
+    kept = sum(member is None or member[1] not in gone.get(member[0], ()) for member in counted.members)
     return kept + counted.patch.fixed
 
 
