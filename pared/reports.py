@@ -119,6 +119,34 @@ class LayerReport(_Part):
     reason: str | None = Field(None, description="Why it was left alone.")
 
 
+class Point(_Part):
+    """One point that the search for a goal tried; what was not looked at there is None."""
+
+    amount: float
+    round_to: int | None = None
+    parameters: int
+    nonzero_parameters: int
+    macs: int | None = None
+    file_bytes: int | None = Field(None, description="Of the file of the first format in `outputs`.")
+    latency: float | None = Field(None, description="Share left of the upload's, measured in turns with it.")
+    validation: float | None = Field(None, description="Accuracy or R² on the validation split.")
+    test: float | None = Field(None, description="The same on the test split: only of the result.")
+    met: bool | None = Field(description="Whether it meets the goal, as far as was looked at; None: not looked at yet.")
+
+
+class Goal(_Part):
+    """What was asked for, and what the result came to."""
+
+    status: Literal["met", "infeasible"]
+    target: dict[str, float] = Field(description="Shares that may be left, and the quality that may be lost.")
+    reached: dict[str, float] = Field(
+        description="The same of the result; where infeasible, the nearest that was found."
+    )
+    amount: float = Field(description="The share that was removed for it.")
+    round_to: int | None = None
+    sentence: str
+
+
 class EpochRecord(_Part):
     """One epoch of training."""
 
@@ -146,6 +174,7 @@ class Report(_Part):
 
     type: Literal["prune", "distill"]
     verdict: str
+    goal: Goal | None = Field(None, description="prune: of a job with a `target`.")
     before: Measurement
     after: Measurement
     before_retraining: Quality | None = Field(None, description="prune, one-shot: after removal, before retraining.")
@@ -158,7 +187,37 @@ class Report(_Part):
     )
     history: list[EpochRecord] = Field(default_factory=list)
     best_epoch: int | None = None
+    frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall-clock seconds of each stage.")
     warnings: list[str] = Field(default_factory=list)
     sandbox: str = "none"
     reproduce: Reproduce
+
+
+# -- plan ---------------------------------------------------------------------------------------
+
+
+class Size(_Part):
+    """One model, counted."""
+
+    parameters: int
+    nonzero_parameters: int
+    macs: int | None = Field(None, description="Multiply-adds of one sample; None where they could not be counted.")
+
+
+class Plan(_Part):
+    """What a prune job will do, without doing it: nothing is trained, and no result is kept."""
+
+    verdict: str
+    amount: float
+    round_to: int | None = None
+    goal: Goal | None = None
+    before: Size
+    after: Size
+    files: dict[str, int | None] = Field(description="File to bytes; None where retraining decides them.")
+    layers: list[LayerReport] = Field(default_factory=list)
+    removed: dict[str, dict[str, list[int]]] = Field(
+        default_factory=dict, description="As in a report. Empty where retraining decides which channels go."
+    )
+    frontier: list[Point] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
