@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,16 +95,6 @@ def remove_channels(
     Raises:
         NothingToPrune: no channel can go; the detail names layers, operators and what to do.
     """
-    # The removal itself is checked. What each group does alone is of interest only where it does not hold.
-    ways = RemovableChannels(loaded, example, check=False, **choice)
-    try:
-        removal = ways.removal(amount, round_to)
-    except NothingToPrune:
-        if ways.sound:
-            raise
-    else:
-        if ways.sound:
-            return removal
     return RemovableChannels(loaded, example, **choice).removal(amount, round_to)
 
 
@@ -126,7 +117,7 @@ class RemovableChannels:
         generator: torch.Generator | None = None,
         upload_units: Mapping[str, int] | None = None,
         gone: int = 0,
-        check: bool = True,
+        check: bool = False,
     ) -> None:
         """Find and score them.
 
@@ -135,33 +126,28 @@ class RemovableChannels:
             evidence: for the criteria that look at data.
             upload_units: for a later step, the `units` of the first: amounts count from these, whatever is left.
             gone: how many of them earlier steps removed.
-            check: whether to leave out at once what does not hold; `removal` finds it anyway.
+            check: whether to leave out now what cannot go, for the sake of `without`; `removal` does so when it has to.
 
         Raises:
             NothingToPrune: no channel can go; the detail names layers, operators and what to do.
         """
         self._loaded, self._example, self._scope, self._gone = loaded, example, scope, gone
-        self._coupling = find_groups(loaded.module, example, check=check)
         self._names_of = tied_names(loaded.module)
-        self._groups, self._reasons = _eligible(self._coupling, self._names_of, include, exclude)
-        if not self._groups:
-            raise NothingToPrune(_none_removable(self._coupling, self._reasons, include, exclude))
-        self.units = {_key(group): group.units for group in self._groups}
-        self._of_upload = self.units if upload_units is None else upload_units
-        self._scores = channel_scores(
-            self._groups,
-            criterion,
-            tensors(loaded.module),
-            scales=[next(iter(layer.weights)) for layer in self._coupling.layers if layer.kind == "batch_norm"],
-            evidence=evidence,
-            generator=generator,
-        )
-        self._unsound: set[int] = set()  # groups whose removal did not hold
+        self._patterns, self._upload_units = (include, exclude), upload_units
+        self._score = partial(channel_scores, criterion=criterion, evidence=evidence, generator=generator)
+        self._look(check)
 
-    @property
-    def sound(self) -> bool:
-        """Whether all that was to be removed so far could go."""
-        return not self._unsound
+    def _look(self, check: bool) -> None:
+        self._checked = check
+        self._coupling = find_groups(self._loaded.module, self._example, check=check)
+        self._groups, self._reasons = _eligible(self._coupling, self._names_of, *self._patterns)
+        if not self._groups:
+            raise NothingToPrune(_none_removable(self._coupling, self._reasons, *self._patterns))
+        self.units = {_key(group): group.units for group in self._groups}
+        self._of_upload = self.units if self._upload_units is None else self._upload_units
+        scales = [next(iter(layer.weights)) for layer in self._coupling.layers if layer.kind == "batch_norm"]
+        self._scores = self._score(self._groups, weights=tensors(self._loaded.module), scales=scales)
+        self._unsound: set[int] = set()  # groups whose removal did not hold
 
     def chosen(self, amount: Amounts | float, round_to: int = 1) -> list[list[int]]:
         """Which channels of each group go.
@@ -211,6 +197,9 @@ class RemovableChannels:
             return built.module
 
         failed = unsound(self._coupling.original, self._example, removals, shrunk)
+        if failed and not self._checked:
+            self._look(check=True)  # what cannot go at all has no part in the amount
+            return self.removal(amount, round_to)
         for index, why in failed.items():
             self._reasons |= dict.fromkeys(self._groups[index].layers, why)
         self._unsound |= set(failed)
@@ -237,7 +226,7 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
     """Replay a recorded removal on the same upload: how a resumed job gets its shrunk model back."""
     if not removed:
         return loaded
-    return _without(loaded, find_groups(loaded.module, example), removed)
+    return _without(loaded, find_groups(loaded.module, example, check=False), removed)
 
 
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:

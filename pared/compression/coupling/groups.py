@@ -196,9 +196,7 @@ def _grouped(count: int, roots: Mapping[Axis, Labels], registry: _Registry, rule
         group_of[on] = len(axes_of) + position
         axes_of += [[*axes_of[group], axis] for group in known.tolist()]
     order = {axis: index for index, axis in enumerate(roots)}
-    by_group = {
-        group: np.flatnonzero(group_of == group) for group in np.unique(group_of[group_of > 0]).tolist()
-    }
+    by_group = {group: np.flatnonzero(group_of == group) for group in np.unique(group_of[group_of > 0]).tolist()}
     groups = []
     for group, members in sorted(by_group.items(), key=lambda item: (order[axes_of[item[0]][0]], item[1][0])):
         axes = axes_of[group]

@@ -229,7 +229,7 @@ class _Channels:
     def __init__(self, given: Given) -> None:
         chosen = choice(given, given.original.module, 0)
         self._example = given.example
-        self.channels = RemovableChannels(given.original, given.example, scope=given.spec.scope, **chosen)
+        self.channels = RemovableChannels(given.original, given.example, scope=given.spec.scope, check=True, **chosen)
 
     def chosen(self, candidate: Candidate) -> list[list[int]]:
         return self.channels.chosen(candidate.amount, candidate.round_to or 1)
