@@ -59,6 +59,7 @@ def slice_tensors(module: nn.Module, removed: Removed) -> None:
         for part_name in owners:  # a ScriptModule has no get_submodule
             owner = getattr(owner, part_name)
         setattr(owner, leaf, replaced[key])
+    layer: Any
     for layer in module.modules():
         if hasattr(layer, "_flat_weights"):  # a scripted recurrent layer's own list of its weights
             layer._flat_weights = [replaced.get(storage_key(weight), weight) for weight in layer._flat_weights]

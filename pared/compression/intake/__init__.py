@@ -6,6 +6,7 @@ from pared.compression.intake.loaded import LoadedModel
 from pared.compression.intake.opening import load_model
 
 __all__ = [
+    "PASSED_OVER",
     "LoadedModel",
     "example_from_specs",
     "guess_example_inputs",
