@@ -11,11 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, first_line
+from pared.compression.coupling.interpreter import (
+    Interpreter,
+    StorageKey,
+    UnsupportedGraph,
+    first_line,
+    storage_key,
+)
 from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
 from pared.compression.coupling.reference import Mismatch, check
 from pared.compression.coupling.rules import Patch, Rules
-from pared.compression.coupling.shrink import Removed, StorageKey, remove, storage_key
+from pared.compression.coupling.shrink import Removed, remove
 from pared.errors import ModelFailed
 
 Axis = tuple[str, int]
@@ -48,17 +54,16 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class LayerUse:
-    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels."""
+    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels.
+
+    `channels`: how many of these it has; None for a layer that only passes channels on.
+    """
 
     name: str
     kind: str
     weights: dict[str, list[int]]
     out_axis: Axis | None = None
-
-    @property
-    def channels(self) -> int | None:
-        """How many output channels it has; None for one that only passes channels on."""
-        return None if self.out_axis is None else self.weights[self.out_axis[0]][self.out_axis[1]]
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
     roots = {axis: units.roots(labels) for axis, labels in registry.axes.items()}
     groups = _grouped(len(units), roots, registry, rules)
     patches = _counted(units, roots, rules)
-    layers = [LayerUse(name, use.kind, use.weights, use.out_axis) for name, use in rules.uses.items()]
+    layers = [LayerUse(name, use.kind, use.weights, use.out_axis, use.channels) for name, use in rules.uses.items()]
     sound, failures = _sound(script, original, example, groups, patches) if check else (groups, {})
     reasons = _reasons(units, registry, rules, sound, failures)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
@@ -220,15 +225,13 @@ def _makes(registry: _Registry, axis: Axis) -> bool:
 def _counted(units: Units, roots: Mapping[Axis, Labels], rules: Rules) -> list[CountedPatch]:
     """Patches in terms of weight indices, which stay meaningful when units are numbered anew."""
     counts = [(patch, units.roots(patch.labels)) for patch in rules.patches.values()]
-    counts = [(patch, of_patch) for patch, of_patch in counts if of_patch.any() or patch.computed]
-    wanted = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(of_patch for _, of_patch in counts)]))[1:]
+    wanted = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(of_patch for _, of_patch in counts)]))
     owner: dict[int, tuple[Axis, int]] = {}
-    for axis, labels in roots.items() if len(wanted) else ():
-        for index in np.flatnonzero(np.isin(labels, wanted)).tolist():
+    for axis, labels in roots.items():
+        for index in np.flatnonzero(np.isin(labels, wanted[wanted != FIXED])).tolist():
             owner.setdefault(int(labels[index]), (axis, index))
-    return [
-        CountedPatch(patch, [owner[root] if root else None for root in of_patch.tolist()]) for patch, of_patch in counts
-    ]
+    counted = [CountedPatch(patch, [owner.get(root) for root in of_patch.tolist()]) for patch, of_patch in counts]
+    return [each for each in counted if any(each.members) or each.patch.computed]
 
 
 def _sound(

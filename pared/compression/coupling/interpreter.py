@@ -22,6 +22,7 @@ from pared.compression.coupling.labels import Tracked
 Node = Any  # torch._C.Node
 Wrap = Callable[[str, torch.Tensor], Tracked]
 Visitor = Callable[["Call"], None]
+StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class UnsupportedGraph(Exception):
@@ -73,6 +74,8 @@ class Interpreter:
         self._graph = inlined(module.graph.copy())
         self._program = _Block(self._graph)
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
+        # A recurrent layer reads its weights from a list of them.
+        self._names = {storage_key(tensor): name for name, tensor in module.named_parameters()}
 
     def holds(self, kinds: Iterable[str]) -> bool:
         """Whether an operator of one of these kinds is in the graph, whatever branch is taken."""
@@ -153,6 +156,8 @@ class Interpreter:
             return self._wrap(full_name, value)
         if isinstance(value, torch._C.ScriptModule):
             return _Attribute(value, full_name)
+        if isinstance(value, list) and any(isinstance(item, torch.Tensor) for item in value):
+            return [self._wrap(self._names.get(storage_key(item), full_name), item) for item in value]
         return _wrapped(value)
 
     def _call(self, step: _Step, args: list[Any]) -> list[Any]:
@@ -262,6 +267,11 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return copied
 
 
+def storage_key(tensor: torch.Tensor) -> StorageKey:
+    """The same for all names of one tensor."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
 def first_line(error: Exception) -> str:
     """What an error of torch says in short: its last line, which is the message under a TorchScript traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -285,6 +295,9 @@ def is_static(value: Any, known: Container[str] = ()) -> bool:
     if kind in ("prim::NumToTensor", "prim::ListConstruct") or kind.startswith("aten::"):
         inputs = list(node.inputs())
         return bool(inputs) and all(is_static(value, known) for value in inputs)
+    if kind == "prim::TupleUnpack":
+        maker, position = next(node.inputs()).node(), [v.debugName() for v in node.outputs()].index(value.debugName())
+        return maker.kind() == "prim::TupleConstruct" and is_static(list(maker.inputs())[position], known)
     return False
 
 
@@ -321,7 +334,10 @@ def _truth(value: Any) -> bool:
 
 
 def _isinstance(node: Node, args: list[Any]) -> list[Any]:
-    raise UnsupportedGraph("prim::isinstance")
+    inferred = torch._C._jit_try_infer_type(_unwrapped(args[0]))
+    if not inferred.success():
+        raise UnsupportedGraph(node.kind())
+    return [any(inferred.type().isSubtypeOf(kind) for kind in node.tys("types"))]
 
 
 def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], list[Any]]:

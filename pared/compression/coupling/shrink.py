@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
 
 if TYPE_CHECKING:
     from pared.compression.coupling.groups import CountedPatch
 
 Removed = dict[str, dict[str, list[int]]]
 """Tensor name -> dimension (as text, for JSON) -> removed indices, sorted."""
-
-StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch]) -> torch.jit.ScriptModule:
@@ -52,20 +49,21 @@ def sliced(module: torch.jit.ScriptModule, removed: Removed) -> torch.jit.Script
     tensors = tensors_of(module)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
-    uses = Counter(map(storage_key, tensors.values()))
     with torch.no_grad():
         twin: torch.jit.ScriptModule = copy.deepcopy(module)
-    replaced: dict[StorageKey, Tensor] = {}
+    parts: dict[StorageKey, Tensor] = {}
     for name, tensor in tensors.items():
         owner, leaf = _owner(twin, name)
         key = storage_key(tensor)
-        if key not in by_storage and uses[key] == 1:
-            getattr(owner, leaf).requires_grad_(tensor.requires_grad)
-            continue
-        if key not in replaced:
-            part = kept_part(tensor.detach(), by_storage[key]) if key in by_storage else getattr(owner, leaf)
-            replaced[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
-        setattr(owner, leaf, replaced[key])
+        if key not in parts:
+            part = kept_part(tensor.detach(), by_storage[key]) if key in by_storage else getattr(owner, leaf).detach()
+            parts[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
+        setattr(owner, leaf, parts[key])
+    original: Any
+    layer: Any
+    for original, layer in zip(module.modules(), twin.modules(), strict=True):
+        if hasattr(original, "_flat_weights"):  # a scripted recurrent layer's own list of its weights
+            layer._flat_weights = [parts[storage_key(weight)] for weight in original._flat_weights]
     return twin
 
 
@@ -81,11 +79,6 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under all their names: a removal may name a tied tensor by any."""
     buffers = dict(module.named_buffers(remove_duplicate=False))
     return buffers | dict(module.named_parameters(remove_duplicate=False))
-
-
-def storage_key(tensor: Tensor) -> StorageKey:
-    """The same for all names of one tensor."""
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def kept_part(tensor: Tensor, by_dim: dict[str, list[int]]) -> Tensor:
