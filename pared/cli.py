@@ -143,6 +143,15 @@ def _share(given: str) -> float:
     return share
 
 
+def _goal(given: str) -> tuple[str, float]:
+    """params=0.25 or params=25%."""
+    name, _, share = given.partition("=")
+    if name not in GOALS or not share:
+        raise typer.BadParameter(f"{given} is no goal; write one of {', '.join(f'{goal}=25%' for goal in GOALS)}")
+    return name, _share(share)
+
+
+GOALS = ("params", "macs", "file_bytes", "latency")
 RETRAIN, TEACH, KNOWLEDGE = Train(), TeachTrain(), Knowledge(kind="knowledge")
 
 Data = Annotated[
@@ -194,6 +203,25 @@ def prune(
         ),
     ],
     data: Data = None,
+    target: Annotated[
+        list[Any] | None,
+        typer.Option(
+            parser=_goal,
+            metavar="GOAL=SHARE",
+            help="What may be left of params, macs, file_bytes or latency, such as params=25%; the fewest channels go "
+            "that come to it.",
+            show_default="none",
+        ),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Accuracy (0.01: one point) or R² that may be lost; without --target as many channels go as that "
+            "holds.",
+        ),
+    ] = None,
     channels: Annotated[
         float | None,
         typer.Option(parser=_share, metavar="SHARE", help="Share of channels to remove, such as 50%."),
@@ -204,6 +232,9 @@ def prune(
     ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option(min=2, help="Keep a multiple of so many channels in every layer.")
     ] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
@@ -234,16 +265,21 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove channels or weights from a model, retrain it, and download the result."""
-    if (channels is None) == (weights is None):
-        raise typer.BadParameter("give one of --channels and --weights, such as --channels 50%")
+    goals = dict(target or []) | _given(max_accuracy_drop=max_accuracy_drop)
+    if [channels, weights, goals or None].count(None) != 2:
+        raise typer.BadParameter(
+            "give a goal (--target params=25%, --max-accuracy-drop 0.01 or both) or one of --channels and --weights"
+        )
     training = _given(epochs=epochs, lr=lr, batch_size=batch_size)
     if data is None and training:
         raise typer.BadParameter("--epochs, --lr and --batch-size are for retraining, which needs --data")
     if data is not None and input_shape:
         raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     fields: dict[str, Any] = {
-        "granularity": "weight" if channels is None else "channel",
+        "granularity": "channel" if weights is None else "weight",
+        "target": goals or None,
         "amount": channels or weights,
+        "round_to": round_to,
         "criterion": criterion.value,
         "include": include or ["*"],
         "exclude": exclude or [],

@@ -219,6 +219,7 @@ class QualitySearch:
         if self.points:
             self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
             self._best_checkpoint = checkpoint["best"]
+            self._given.stages.narrow(len(self.points) - 1, _HALVINGS)
             self._best = self._pruned(self.found, self._best_checkpoint, lambda _: None)
 
 

@@ -24,7 +24,8 @@ from pared.specs import PruneSpec, Target
 _FINEST = 1_000_000  # amounts are tried to a millionth, which costs twenty tries
 _SOME = (0.25, 0.5, 0.75, 0.9)  # looked at where no amount will do, to show how far each one goes
 _ROUNDINGS = (4, 8, 16, 32)  # what kernels work in
-_LATENCY_S = 1.0  # of measuring one candidate
+_LATENCY_S = 0.5  # of measuring one candidate
+_FINEST_TIMED = 256  # where latency is a goal: what is finer is lost in its noise
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Sizes:
             for amount in _SOME:
                 self._point(Candidate(amount, round_to), allowed)
             return self._nearest(allowed) or Candidate(high / _FINEST, round_to), False
-        while high - low > 1:
+        finest = _FINEST // _FINEST_TIMED if "latency" in allowed else 1
+        while high - low > finest:
             middle = (low + high) // 2
             low, high = (low, middle) if meets(middle) else (middle, high)
         found = Candidate(high / _FINEST, round_to)
