@@ -237,7 +237,10 @@ SPEC_BODY = {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/JobSpec"},
                 "examples": {
-                    "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
+                    "goal": {
+                        "summary": "A quarter of the parameters, and no more than two points lost",
+                        "value": PRUNE,
+                    },
                     "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
                     "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
                 },

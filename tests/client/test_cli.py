@@ -59,6 +59,16 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
     assert (files / "small.onnx").is_file()
 
 
+def test_a_goal_is_asked_for_and_told_first(embedded: Stack, files: Path) -> None:
+    line = "prune mlp.pt --data data.npz --target params=40% --target macs=0.5 --max-accuracy-drop 0.9 --round-to 2"
+    done = pared(embedded, files, f"{line} --epochs 1 -o goal.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Goal met: ")
+    assert "frontier.csv" in done.stdout
+    sizes = [sum(p.numel() for p in torch.jit.load(files / name).parameters()) for name in ("mlp.pt", "goal.pt")]
+    assert sizes[1] <= 0.4 * sizes[0]
+
+
 def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
     done = pared(embedded, files, "prune mlp.pt --weights 90% --json -o sparse.pt")
     assert done.returncode == 0, done.stderr
@@ -129,6 +139,7 @@ def test_pruned_weights_come_with_their_architecture(embedded: Stack, files: Pat
     [
         ("prune mlp.pt", "--channels"),
         ("prune mlp.pt --channels 50% --weights 50%", "--channels"),
+        ("prune mlp.pt --channels 50% --target params=50%", "--target"),
         ("prune mlp.pt --channels 50% -o small.h5", ".safetensors"),
         ("prune mlp.pt --channels 50% --epochs 3", "--data"),
         ("prune mlp.pt --channels 50% --data data.npz --input-shape 1,6", "--input-shape"),
@@ -157,6 +168,8 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("prune mlp.pt --channels 50", "'--channels': 50 is 5000 %, not between 0 and 100 %; write 50% or 0.5"),
         ("prune mlp.pt --weights 150%", "'--weights': 150% is 150 %, not"),
         ("prune mlp.pt --weights nan", "nan is"),
+        ("prune mlp.pt --target size=50%", "size=50% is no goal; write one of params=25%"),
+        ("prune mlp.pt --target params=2", "'--target': 2 is 200 %, not"),
         ("distill --teacher mlp.pt --data data.npz --width 50", "'--width': 50 is 5000 %"),
         ("prune nowhere.pt --channels 50%", "there is no file nowhere.pt"),
         ("prune mlp.pt --data nowhere.npz --channels 50%", "'--data': there is no file nowhere.npz"),

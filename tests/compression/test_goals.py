@@ -94,6 +94,7 @@ def rows(directory):
         ({"params": 0.25}, {"granularity": "weight"}),
         ({"params": 0.25}, {"granularity": "block", "block": [2, 2]}),
         ({"file_bytes": 0.2}, {"granularity": "weight", "outputs": ["packed", "torchscript"]}),
+        ({"file_bytes": 0.15}, {"granularity": "weight", "outputs": ["packed"], "quantize": {"bits": 3}}),
     ],
 )
 def test_the_least_pruning_that_meets_the_sizes_is_found_and_planned(dense, tmp_path, target, fields):
@@ -173,9 +174,7 @@ def test_the_smallest_model_that_holds_the_accuracy_is_found(dense, blobs, tmp_p
     found = trained[report.goal.amount]
     assert found.validation == report.after.quality.validation >= least
     assert all(point.validation < least for amount, point in trained.items() if amount > report.goal.amount)
-    assert (report.goal.status == "met") == (
-        report.before.quality.test.value - report.after.quality.test.value <= 0.05
-    )
+    assert (report.goal.status == "met") == (report.before.quality.test.value - report.after.quality.test.value <= 0.05)
     assert found.parameters == report.after.parameters < report.before.parameters
 
 
@@ -192,10 +191,10 @@ def test_latency_is_met_by_the_reports_own_measurement(tmp_path):
     path = tmp_path / "wide.pt"
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256))), path)
     wide = ModelFile(path, path.name, "")
-    target = {"latency": 0.7, "latency_batch_size": 256}
+    target = {"latency": 0.7, "latency_batch_size": 32}
     report = run(wide, tmp_path / "out", target, example_inputs=[{"shape": [2, 64]}])
     before, after = (
-        next(latency for latency in each.latency if latency.batch_size == 256) for each in (report.before, report.after)
+        next(latency for latency in each.latency if latency.batch_size == 32) for each in (report.before, report.after)
     )
     assert report.goal.reached == {"latency": after.p50_ms / before.p50_ms}
     assert report.goal.status == ("met" if report.goal.reached["latency"] <= 0.7 else "infeasible")

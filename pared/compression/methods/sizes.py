@@ -16,6 +16,7 @@ from pared.compression.masks import Masks
 from pared.compression.measure import count_macs, count_parameters, measure_latency
 from pared.compression.methods.schedule import Given, choice, prunable_weights
 from pared.compression.prune import RemovableChannels
+from pared.compression.quantize import share_values
 from pared.compression.train import copied
 from pared.errors import ValidationError
 from pared.reports import Measurement, Point
@@ -122,7 +123,7 @@ class Sizes:
             loaded = self.ways.without(chosen)
             point = self.ways.counted(loaded, candidate)
             if "file_bytes" in allowed:
-                point.file_bytes = _first_file_bytes(given, loaded)
+                point.file_bytes = _first_file_bytes(given, loaded, chosen if isinstance(chosen, Masks) else None)
             if "latency" in allowed and self._excess_of_known(point, allowed) <= 1:
                 point.latency = _latency(given, loaded)
             met = self._excess(point, self.target.sizes) <= 1
@@ -296,8 +297,13 @@ def _counted(pruned: LoadedModel, candidate: Candidate, example: Sequence[Tensor
 # -- what a file and a pass cost ----------------------------------------------------------------
 
 
-def _first_file_bytes(given: Given, loaded: LoadedModel) -> int:
-    outputs = given.spec.outputs or usual_outputs(given.original)
+def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) -> int:
+    spec = given.spec
+    outputs = spec.outputs or usual_outputs(given.original)
+    if spec.quantize is not None:
+        loaded = replace(loaded, module=copied(loaded.module))
+        patterns = {"include": spec.include, "exclude": spec.exclude}
+        share_values(loaded.module, spec.quantize.bits, **patterns, kept=masks, biases=True).apply(loaded.module)
     with tempfile.TemporaryDirectory() as folder:
         return export(loaded, given.example, outputs[:1], Path(folder))[0].stat().st_size
 
