@@ -1,7 +1,7 @@
-"""What pared says about a model: the inspection of an upload and the before/after report of a job.
+"""What pared says about a model: the inspection of an upload, the plan and the before/after report of a job.
 
 Units are in the names. Every figure is measured on the files themselves: `before` on the upload as
-it was loaded, `after` on the result.
+it was loaded, `after` on the result, or on what a plan made in its place.
 """
 
 from __future__ import annotations
@@ -53,6 +53,51 @@ class DatasetInspection(_Part):
     splits: Literal["given", "by_seed"]
     target: dict[str, Any] = Field(description="dtype and, for classes, their number.")
     warnings: list[str] = Field(default_factory=list)
+
+
+# -- plan ---------------------------------------------------------------------------------------
+
+
+class PlannedSize(_Part):
+    """A model's size and work."""
+
+    parameters: int
+    macs: int | None = Field(None, description="Multiply-adds of one sample; None where they could not be counted.")
+    file_bytes: int
+
+
+class PlannedFile(_Part):
+    """A file that the job would write."""
+
+    size_bytes: int
+    exact: bool = Field(description="False: about so many, for retraining changes what they depend on.")
+
+
+class PlannedLayer(_Part):
+    """One layer before and after."""
+
+    name: str
+    shape_before: list[int]
+    shape_after: list[int]
+    removed_units: int = Field(0, description="Output channels or neurons that go.")
+    zeroed_weights: int = Field(0, description="Weights that are set to zero and held there.")
+    reason: str | None = Field(None, description="Why it would be left alone.")
+
+
+class Plan(_Part):
+    """What a prune job would do: found out by doing all of it save the training and the measuring."""
+
+    amount: float = Field(description="Share that goes: that of the spec, or the one that meets its target.")
+    exact: bool = Field(
+        description="Whether layers, parameters and multiply-adds will be just these. If not, `notes` say which may "
+        "differ, and why."
+    )
+    before: PlannedSize
+    after: PlannedSize = Field(description="`file_bytes` are those of the result in the upload's own format, if any.")
+    files: dict[str, PlannedFile]
+    layers: list[PlannedLayer]
+    notes: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list, description="Where the outcome may not be what was meant.")
 
 
 # -- report -------------------------------------------------------------------------------------

@@ -475,8 +475,15 @@ class InspectSpec(Spec):
     architecture: Architecture | None = None
 
 
+class PlanSpec(Spec):
+    """Say what a prune job would do, without retraining and without a result. Made by the API itself when asked."""
+
+    type: Literal["plan"]
+    job: PruneSpec
+
+
 CompressionSpec = Annotated[PruneSpec | DistillSpec, Field(discriminator="type")]
-JobSpec = Annotated[PruneSpec | DistillSpec | InspectSpec, Field(discriminator="type")]
+JobSpec = Annotated[PruneSpec | DistillSpec | InspectSpec | PlanSpec, Field(discriminator="type")]
 
 compression_spec: TypeAdapter[PruneSpec | DistillSpec] = TypeAdapter(CompressionSpec)
-job_spec: TypeAdapter[PruneSpec | DistillSpec | InspectSpec] = TypeAdapter(JobSpec)
+job_spec: TypeAdapter[PruneSpec | DistillSpec | InspectSpec | PlanSpec] = TypeAdapter(JobSpec)

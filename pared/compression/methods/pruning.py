@@ -53,17 +53,13 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
     """`prune`, with the model itself."""
     with settled(work):
         stages = Stages(work.observer)
-        stages.enter("validate")
-        original = load_model(work.models["model"], plain(spec.architecture))
-        _check_patterns(spec, original.module)
-        data = data_of(spec, work)
-        example = _example(spec, original, data)
+        given, skipped = begun(spec, work, stages)
+        original, data, example = given.original, given.data, given.example
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, spec, work, stages)
 
-        retrain, skipped = _retraining(spec, original, data)
-        state = Pruning(Given(spec, work, stages, original, example, data, retrain))
+        state = Pruning(given)
         state.run(work.observer.resume(), work.observer.checkpoint)
 
         smaller = state.loaded
@@ -103,6 +99,17 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         )
         publish(report, work)
         return report, smaller
+
+
+def begun(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[str]]:
+    """What a prune job starts from, and why there is no retraining, where it was asked for and cannot be done."""
+    stages.enter("validate")
+    original = load_model(work.models["model"], plain(spec.architecture))
+    _check_patterns(spec, original.module)
+    data = data_of(spec, work)
+    example = _example(spec, original, data)
+    retrain, skipped = _retraining(spec, original, data)
+    return Given(spec, work, stages, original, example, data, retrain), skipped
 
 
 def _last_training(spec: PruneSpec) -> str:
