@@ -145,8 +145,8 @@ def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
         )
     elif not _layers_hold(given):
         notes.append(
-            "Weights are chosen while retraining changes them: how many go in all is exact, how many of each layer "
-            "may come out otherwise."
+            "Weights are chosen while retraining changes them: how many of each layer go may come out a little "
+            "otherwise."
         )
     if _shapes_hold(given):
         notes += [f"The bytes of {name} are about so many: {why}." for name, why in doubts.items()]
