@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, ServerUnreachable, UploadRejected
+from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, Plan, ServerUnreachable, UploadRejected
 from pared.errors import ParedError
 from pared.specs import Knowledge, TeachTrain, Train
 from pared.terminal import counted_bytes, follow, stored
@@ -183,8 +183,10 @@ ARCHITECTURE = "architecture.json"
 # -- compression ----------------------------------------------------------------------------------
 
 
+@app.command("plan", help="Say what `pared prune` would do with these options, in seconds; -o only says the formats.")
 @app.command()
 def prune(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -264,7 +266,10 @@ def prune(
             "dataset": _dataset(client, data),
             **fields,
         }
-        _carry_through(client, spec, output, as_json=as_json)
+        if context.info_name == "plan":
+            _say_plan(client.jobs.plan(spec), as_json=as_json)
+        else:
+            _carry_through(client, spec, output, as_json=as_json)
 
 
 @app.command()
@@ -381,6 +386,13 @@ def unpack(
         _print_json({"files": [str(file) for file in files]})
         return
     _list_files(files)
+
+
+def _say_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(plan.model_dump(mode="json"))
+    else:
+        out.print(plan)
 
 
 def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:

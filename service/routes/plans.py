@@ -71,7 +71,7 @@ async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait
             return find_plan(session, owner, plan_id)
 
     job = await wait_until(request, look, lambda seen: seen.status in ENDED, wait_s)
-    headers = wait_headers(wait_s)
+    headers = wait_headers(wanted_wait_s(request))
     if job.status == "succeeded":
         return Response(to_json(job.report), media_type="application/json", headers=headers)
     if job.error is not None:
