@@ -62,7 +62,8 @@ class Plan(reports.Plan):
 
     def __rich__(self) -> RenderableType:
         """Each layer, the model before and after, the files, and what is not certain."""
-        return Group(self._layers(), "", self._sizes(), *(Text(line) for line in self._footnotes()))
+        notes = (Text(line) for line in self._footnotes())
+        return Group(Text(self.verdict, style="bold"), "", self._layers(), "", self._sizes(), *notes)
 
     def _layers(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")

@@ -99,10 +99,13 @@ JOB = {
     },
 }
 PLAN = {
+    "verdict": "3.8× fewer parameters, 3.3× fewer multiply-adds, 3.7× smaller file.",
     "amount": 0.5,
+    "round_to": None,
+    "goal": None,
     "exact": True,
-    "before": {"parameters": 61706, "macs": 416520, "file_bytes": 249318},
-    "after": {"parameters": 16066, "macs": 125340, "file_bytes": 66612},
+    "before": {"parameters": 61706, "nonzero_parameters": 61706, "macs": 416520, "file_bytes": 249318},
+    "after": {"parameters": 16066, "nonzero_parameters": 16066, "macs": 125340, "file_bytes": 66612},
     "files": {
         "model.pt": {"size_bytes": 66612, "exact": True},
         "model.packed": {"size_bytes": 58930, "exact": False},
@@ -125,6 +128,7 @@ PLAN = {
             "reason": "its channels are outputs of the model",
         },
     ],
+    "frontier": [],
     "notes": ["The bytes of model.packed are about so many: it codes the weights, which retraining changes."],
     "warnings": [],
 }
@@ -274,7 +278,12 @@ PLAN_BODY = {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/PruneSpec"},
                 "examples": {
-                    "prune": {
+                    "goal": {
+                        "summary": "What must go for a quarter of the parameters?",
+                        "value": {name: value for name, value in PRUNE.items() if name != "amount"}
+                        | {"target": {"params": 0.25}},
+                    },
+                    "amount": {
                         "summary": "What would be left without half of the channels?",
                         "value": PRUNE | {"outputs": ["torchscript", "packed"]},
                     },

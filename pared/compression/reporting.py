@@ -49,12 +49,19 @@ class Measured:
 
 
 def measure_both(
-    before: LoadedModel, after: LoadedModel, example: Sequence[Tensor], work: Work, tick: Callable[[], None]
+    before: LoadedModel,
+    after: LoadedModel,
+    example: Sequence[Tensor],
+    work: Work,
+    tick: Callable[[], None],
+    batch_sizes: Sequence[int] = (1, 32),
 ) -> Measured:
     """Size, work and latency of both models."""
     notes, parts = [], []
     first, second = (each.module.to(work.device).eval() for each in (before, after))
-    *latencies, refused = measure_latency(first, second, example, device=work.device, tick=tick)
+    *latencies, refused = measure_latency(
+        first, second, example, device=work.device, batch_sizes=batch_sizes, tick=tick
+    )
     notes += refused + _busy_warning()
     for module, latency in zip((first, second), latencies, strict=True):
         parameters, nonzero = count_parameters(module)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pared.compression.intake.inspection import LITTLE
-from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality
-from pared.specs import Granularity
+from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality, Size
+from pared.specs import Granularity, Target
 
 SIGNIFICANT_P = 0.05
 
@@ -19,6 +19,44 @@ def prune_verdict(
     """One sentence: what was gained in size and time, and what it cost."""
     gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after), _file(before, after)]
     return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
+
+
+def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality | None, tried: int) -> str:
+    """Whether a goal was met, and what was reached of each of its parts.
+
+    Args:
+        reached: shares left, and the quality lost on the test split.
+        quality: of the result.
+        tried: how many points the search looked at.
+    """
+    missed = [name for name, share in target.goals.items() if reached[name] > share + 1e-12]
+    names = {
+        "params": "the parameters",
+        "macs": "the multiply-adds",
+        "file_bytes": "the file's bytes",
+        "latency": f"the latency at batch {target.latency_batch_size}",
+    }
+    parts = []
+    for name, share in target.goals.items():
+        if name in names:
+            asked = f"at most {_percent(share)}"
+            told = f"{_percent(reached[name])} of {names[name]}"
+        else:
+            metric = "accuracy" if quality is None else quality.metric
+            asked = f"at most {_lost(metric, share)}"
+            told = f"test {_name(metric)} lost {_lost(metric, reached[name])}"
+        parts.append(f"{told}, where {asked} was asked" if name in missed else f"{told} (asked: {asked})")
+    if not missed:
+        return f"Goal met: {'; '.join(parts)}."
+    return f"Goal infeasible: {'; '.join(parts)}. This is the nearest of {tried} points tried."
+
+
+def plan_verdict(granularity: Granularity, before: Size, after: Size) -> str:
+    """One sentence: what a job will gain in size."""
+    gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after)]
+    if before.macs and after.macs and before.macs != after.macs:
+        gains.append(f"{_times(before.macs / after.macs)} fewer multiply-adds")
+    return f"{', '.join([*gains, _file(before, after)])}."
 
 
 def distill_verdict(
@@ -137,19 +175,19 @@ def _joined(gains: list[str], before: Measurement, after: Measurement) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _fewer_parameters(before: Measurement, after: Measurement) -> str:
+def _fewer_parameters(before: Size, after: Size) -> str:
     ratio = before.parameters / max(after.parameters, 1)
     if ratio > 1.005:
         return f"{_times(ratio)} fewer parameters"
     return "no fewer parameters" if ratio > 0.995 else f"{_times(1 / ratio)} more parameters"
 
 
-def _zeros(after: Measurement) -> str:
+def _zeros(after: Size) -> str:
     share = 1 - after.nonzero_parameters / max(after.parameters, 1)
     return f"{100 * share:.1f} % of all parameters are zero"
 
 
-def _file(before: Measurement, after: Measurement) -> str:
+def _file(before: Size, after: Size) -> str:
     ratio = before.file_bytes / max(after.file_bytes, 1)
     return f"{_times(ratio)} smaller file" if ratio > 1.05 else "file no smaller"
 
@@ -203,6 +241,19 @@ def _signed(metric: str, value: float) -> str:
     if float(text.split(maxsplit=1)[0]) == 0:
         text = text[1:]  # no sign on a zero
     return text.replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3f}".rstrip("0").rstrip(".") + " %"
+
+
+def _lost(metric: str, value: float) -> str:
+    """`0.6 points`, or `0.012` of R²."""
+    number = 100 * value if metric == "accuracy" else value
+    text = f"{number:.3f}".rstrip("0").rstrip(".").replace("-", "−")
+    if metric != "accuracy":
+        return text
+    return f"{text} point" if text == "1" else f"{text} points"
 
 
 def _times(ratio: float) -> str:

@@ -62,21 +62,21 @@ def submit(
         return earlier, False
 
 
-def submit_plan(sessions: Sessions, owner: str, spec: PruneSpec) -> str:
-    """Write a queued plan of this job, with its doorbell. Returns its id.
+def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
+    """Write a queued plan, with its doorbell. Returns its id.
 
     Raises:
         NotFound, Conflict: as `submit`.
         TooManyRequests: as many plans of this owner as may wait do.
     """
     with sessions.begin() as session:
-        check_references(session, owner, spec)
+        check_references(session, owner, spec.job)
         waiting = session.scalar(
             select(func.count()).where(Job.owner == owner, Job.type == "plan", Job.status.not_in(ENDED))
         )
         if (waiting or 0) >= MAX_PLANS:
             raise TooManyRequests(f"{waiting} of your plans are not made yet, and no more may wait.")
-        return add_job(session, owner, PlanSpec(type="plan", job=spec)).id
+        return add_job(session, owner, spec).id
 
 
 def add_job(session: Session, owner: str, spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec) -> Job:

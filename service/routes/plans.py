@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError as Invalid
 
 from pared.errors import BY_CODE, ParedError, ValidationError
 from pared.reports import Plan
-from pared.specs import PruneSpec
+from pared.specs import PlanSpec, PruneSpec
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
 from pared.state.tables import ENDED, Job
@@ -39,7 +40,7 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
 )
 async def plan_job(request: Request, parts: PartsOf, owner: Owner, spec: Spec) -> Response:
     """Ask a worker, wait, answer."""
-    plan_id = await run_in_threadpool(submit_plan, parts.sessions, owner, _plannable(spec))
+    plan_id = await run_in_threadpool(submit_plan, parts.sessions, owner, _plan_of(spec))
     parts.bell.ring()
     return await _answer(request, parts, owner, plan_id, wanted_wait_s(request, otherwise_s=ANSWER_WITHIN_S))
 
@@ -57,12 +58,18 @@ async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str)
     return await _answer(request, parts, owner, plan_id, wanted_wait_s(request))
 
 
-def _plannable(spec: Spec) -> PruneSpec:
+def _plan_of(spec: Spec) -> PlanSpec:
     """Raises ValidationError where there is nothing to say before the work is done."""
     if not isinstance(spec, PruneSpec):
-        text = "can only be prune: what a student becomes is what it is told to be. Post the job itself to /v1/jobs."
-        raise ValidationError(f"The type of a plan {text}", errors=[{"pointer": "/type", "detail": text}])
-    return spec
+        raise _not_planned("/type", "must be prune: a student is what it is told to be. Post the job itself")
+    try:
+        return PlanSpec(type="plan", job=spec)
+    except Invalid as error:
+        raise _not_planned("/target", str(error.errors()[0]["ctx"]["error"])) from None
+
+
+def _not_planned(pointer: str, why: str) -> ValidationError:
+    return ValidationError(f"{pointer} {why}.", errors=[{"pointer": pointer, "detail": why}])
 
 
 async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait_s: float) -> Response:

@@ -26,9 +26,10 @@ def planned_and_done(
     """The plan of a job, its report, and the bytes of each file that it wrote."""
     (folder / "model").write_bytes(zoo.upload(family, form))
     (folder / "data.npz").write_bytes(zoo.dataset(family))
-    given = {"type": "prune", "model": MODEL, "amount": 0.5, "task": zoo.FAMILIES[family].task, **fields}
+    given = {"type": "prune", "model": MODEL, "task": zoo.FAMILIES[family].task}
+    given |= {} if "target" in fields else {"amount": 0.5}
     given |= {"dataset": DATA, "retrain": RETRAIN} if data else {}
-    job = PruneSpec.model_validate(given)
+    job = PruneSpec.model_validate(given | fields)
     architecture = zoo.architecture(family) if form == "state_dict" else None
     files = {"model": ModelFile(folder / "model", "model", "", architecture)}
     out = folder / "out"
@@ -41,14 +42,16 @@ def planned_and_done(
     report = METHODS[PruneSpec](job, work)
     assert isinstance(plan, Plan)
     assert isinstance(report, Report)
-    written = {path.name: path.stat().st_size for path in out.iterdir() if path.name != "report.json"}
+    beside = {"report.json", "frontier.csv"}
+    written = {path.name: path.stat().st_size for path in out.iterdir() if path.name not in beside}
     return plan, report, written
 
 
 def assert_kept(plan: Plan, report: Report, written: dict[str, int]) -> None:
     """All that the plan calls exact came out so."""
     assert (plan.before.parameters, plan.before.macs) == (report.before.parameters, report.before.macs)
-    assert plan.before.file_bytes == report.before.file_bytes
+    assert (plan.before.file_bytes, plan.after.file_bytes) == (report.before.file_bytes, report.after.file_bytes)
+    assert (plan.goal, len(plan.frontier)) == (report.goal, len(report.frontier))
     assert (plan.after.parameters, plan.after.macs) == (report.after.parameters, report.after.macs)
     assert set(plan.files) == set(written)
     for name, file in plan.files.items():
@@ -79,8 +82,15 @@ ALL = ["torchscript", "state_dict", "onnx"]
         ("mlp", "scripted", {"granularity": "weight", "scope": "layer", "schedule": "cubic", "regrow": 0.2}),
         ("mlp", "scripted", {"granularity": "n:m", "criterion": "activation"}),
         ("plain_cnn", "scripted", {"granularity": "block", "block": (2, 3)}),
+        ("plain_cnn", "traced", {"target": {"macs": 0.4, "params": 0.5}, "scope": "global", "round_to": 2}),
+        ("mlp", "program", {"target": {"file_bytes": 0.7}, "outputs": ["torchscript", "exported_program"]}),
+        ("mlp", "state_dict", {"target": {"params": 0.0001}, "retrain": RETRAIN | {"teach": True}}),
+        ("mlp", "scripted", {"target": {"params": 0.1}, "granularity": "weight"}),
     ],
-    ids=["channels", "taylor", "state-dict", "program", "steps", "weights", "ramp", "n-m", "blocks"],
+    ids=[
+        *("channels", "taylor", "state-dict", "program", "steps", "weights", "ramp", "n-m", "blocks"),
+        *("target", "target-bytes", "target-infeasible", "target-weights"),
+    ],
 )
 def test_the_job_does_what_was_planned(tmp_path: Path, family: str, form: zoo.Form, fields: dict[str, Any]) -> None:
     plan, report, written = planned_and_done(tmp_path, family, form, **fields)
@@ -119,6 +129,15 @@ def test_a_packed_file_is_about_so_large_where_its_weights_still_change(tmp_path
     assert not plan.files["model.packed"].exact
     assert "model.packed" in plan.notes[0]
     assert plan.after.file_bytes == pytest.approx(report.after.file_bytes, rel=0.2)
+
+
+def test_an_amount_for_packed_bytes_is_about_right_where_the_weights_still_change(tmp_path: Path) -> None:
+    fields = {"granularity": "weight", "target": {"file_bytes": 0.3}, "outputs": ["packed"]}
+    plan, report, _ = planned_and_done(tmp_path, "mlp", "scripted", **fields)
+    assert not plan.exact
+    assert "goes on with less" in plan.notes[0]
+    assert report.goal is not None
+    assert plan.amount == pytest.approx(report.goal.amount, rel=0.1)
 
 
 def test_without_retraining_all_of_it_is_exact(tmp_path: Path) -> None:

@@ -110,7 +110,19 @@ def test_only_pruning_is_planned(api: Api):
     spec = {"type": "distill", "teacher": api.upload()["id"], "student": {"from_teacher": {"width": 0.5}}}
     answer = api.post("/v1/jobs:plan", json=spec | {"dataset": "builtin:digits"})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/type")
-    assert "/v1/jobs" in answer.json()["detail"]
+    assert "Post the job itself" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("target", "says"), [({"latency": 0.5}, "measuring"), ({"max_accuracy_drop": 0.01}, "retrain")]
+)
+def test_what_only_the_work_itself_tells_is_not_planned(api: Api, target: dict[str, float], says: str):
+    answer = post(api, dataset="builtin:digits", amount=None, target={"params": 0.5, **target})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/target"
+    assert says in error["detail"]
+    assert "post the job itself" in error["detail"]
 
 
 def test_no_more_than_so_many_plans_wait(tmp_path: Path):

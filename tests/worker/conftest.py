@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from pared.specs import PruneSpec
+from pared.specs import PlanSpec, PruneSpec
 from pared.state.jobs import submit, submit_plan
 from pared.state.objects import open_store
 from pared.state.session import make_engine, make_sessions, migrate
@@ -89,7 +89,7 @@ class Bench:
 
     def submit_plan(self, *behaviour: str) -> str:
         """A queued plan."""
-        return submit_plan(self.sessions, "local", self._spec(*behaviour))
+        return submit_plan(self.sessions, "local", PlanSpec(type="plan", job=self._spec(*behaviour)))
 
     def _spec(self, *behaviour: str, content: bytes = b"a model", **fields: Any) -> PruneSpec:
         return PruneSpec(type="prune", model=self.upload(content), amount=0.5, include=list(behaviour), **fields)

@@ -62,11 +62,11 @@ def slow(work: Any, steps: str, pause: str) -> Any:
 
 
 def make_plan(work: Any, seconds: str) -> Any:
-    from pared.reports import Plan, PlannedSize
+    from pared.reports import Plan, Size
 
     time.sleep(float(seconds))
-    size = PlannedSize(parameters=1, file_bytes=1)
-    return Plan(amount=0.5, exact=True, before=size, after=size, files={}, layers=[])
+    size = Size(parameters=1, nonzero_parameters=1, file_bytes=1)
+    return Plan(verdict="fine", amount=0.5, exact=True, before=size, after=size, files={}, layers=[])
 
 
 def segfault(work: Any) -> Any:

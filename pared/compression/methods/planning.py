@@ -1,4 +1,4 @@
-"""The method of a plan: a prune job without its training, whose files are measured and thrown away."""
+"""The dry run of a prune job: what it will do, by the same code, without training anything or keeping a result."""
 
 from __future__ import annotations
 
@@ -9,49 +9,69 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pared.compression.coupling.shrink import storage_key
 from pared.compression.export import export, usual_outputs
 from pared.compression.intake import LoadedModel
 from pared.compression.measure import count_macs, count_parameters
+from pared.compression.methods.goals import SizeSearch, frontier
 from pared.compression.methods.parts import Stages, settled
-from pared.compression.methods.pruning import begun
+from pared.compression.methods.pruning import prepared
 from pared.compression.methods.schedule import Given, Pruning
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.prune import step_amounts
 from pared.compression.reporting import layer_reports, sizes, successor
+from pared.compression.verdict import plan_verdict
 from pared.compression.work import Work
-from pared.reports import Plan, PlannedFile, PlannedLayer, PlannedSize
+from pared.reports import Plan, PlannedFile, PlannedLayer, Size
 from pared.specs import PlanSpec
 
 
 def plan(spec: PlanSpec, work: Work) -> Plan:
-    """Choose and remove as the job would, with the same seeds and data, and write its files where they are forgotten.
+    """What a prune job will do: what goes of each layer and what cannot, and how large each file will be.
+
+    It is chosen and removed as the job does it, with the same seeds and data. Quality is left out, for only training
+    tells it; what else training can still change is marked.
 
     Raises:
-        ParedError: what the job would fail with before it trains, such as NothingToPrune or ExportFailed.
+        NothingToPrune: nothing can go.
+        ParedError: whatever else the job would fail with before it trains.
     """
     with settled(work):
         stages = Stages(work.observer)
-        given, skipped = begun(spec.job, work, stages)
-        state = Pruning(_untrained(given))
+        given, skipped = prepared(spec.job, work, stages)
+        search = None
+        if spec.job.target is not None:
+            stages.enter("compress")
+            search = SizeSearch(given)
+            search.look()
+        untrained = _untrained(given)
+        state = Pruning(untrained) if search is None else search.start(untrained)
         state.run(None, lambda _: None)
-        smaller = state.loaded
         stages.enter("export")
         with tempfile.TemporaryDirectory() as folder:
             outputs = spec.job.outputs or usual_outputs(given.original)
-            written = export(smaller, given.example, outputs, Path(folder))
-            files = sizes(written)
-            result = successor(given.original.format, written).name
-        doubts = _doubts(given, smaller.module, files)
+            files = sizes(written := export(state.loaded, given.example, outputs, Path(folder)))
+        before = _size(given, given.original, work.models["model"].path.stat().st_size)
+        after = _size(given, state.loaded, files[successor(given.original.format, written).name])
+        if state.masks is not None and given.retrain is not None:
+            # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
+            after.nonzero_parameters = after.parameters - state.masks.pruned()
+        goal = None if search is None else search.foreseen(after, files[written[0].name])
+        doubts = _doubts(given, state.loaded.module, files)
+        verdict = plan_verdict(spec.job.granularity, before, after)
         return Plan(
-            amount=spec.job.amount,
+            verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
+            amount=step_amounts(state.given.spec)[-1].default,
+            round_to=state.given.spec.round_to,
+            goal=goal,
             exact=_layers_hold(given),
-            before=_size(given, given.original, work.models["model"].path.stat().st_size),
-            after=_size(given, smaller, files[result]),
+            before=before,
+            after=after,
             files={name: PlannedFile(size_bytes=size, exact=name not in doubts) for name, size in files.items()},
             layers=list(_layers(state)),
+            frontier=[] if search is None else frontier(search),
             notes=_notes(given, doubts),
             warnings=[
                 *given.original.warnings,
@@ -68,9 +88,10 @@ def _untrained(given: Given) -> Given:
     return replace(given, spec=spec, retrain=None)
 
 
-def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> PlannedSize:
-    parameters, _ = count_parameters(loaded.module)
-    return PlannedSize(parameters=parameters, macs=count_macs(loaded.module, given.example), file_bytes=file_bytes)
+def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> Size:
+    parameters, nonzero = count_parameters(loaded.module)
+    macs = count_macs(loaded.module, given.example)
+    return Size(parameters=parameters, nonzero_parameters=nonzero, macs=macs, file_bytes=file_bytes)
 
 
 def _layers(state: Pruning) -> Iterator[PlannedLayer]:
@@ -99,11 +120,19 @@ def _chooses_again(given: Given) -> bool:
     return given.retrain is not None and (given.spec.ramps or len(step_amounts(given.spec)) > 1)
 
 
+def _packs_again(given: Given) -> bool:
+    """Whether the amount is that for the bytes of a packed file, which training changes."""
+    target, outputs = given.spec.target, given.spec.outputs or []
+    return given.retrain is not None and target is not None and bool(target.file_bytes) and outputs[:1] == ["packed"]
+
+
 def _layers_hold(given: Given) -> bool:
     """Whether each layer loses just as much: all does that is chosen now, or is a fixed number of each layer.
 
     Blocks at the edges of a layer are smaller, so that a number of blocks is no fixed number of weights.
     """
+    if _packs_again(given):
+        return False
     return not _chooses_again(given) or (given.spec.scope == "layer" and given.spec.granularity != "block")
 
 
@@ -126,18 +155,22 @@ def _doubts(given: Given, smaller: nn.Module, files: Mapping[str, int]) -> dict[
 def _has_twins(module: nn.Module) -> bool:
     """Whether two tensors of a module, such as untrained norms, hold the same values."""
     stored = {storage_key(tensor): tensor for tensor in module.state_dict().values() if tensor.dim()}
-    values = {(tensor.shape, _digest(tensor)) for tensor in stored.values()}
-    return len(values) < len(stored)
+    return len({(tensor.shape, _digest(tensor)) for tensor in stored.values()}) < len(stored)
 
 
-def _digest(tensor: torch.Tensor) -> bytes:
+def _digest(tensor: Tensor) -> bytes:
     return sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
 def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
     """Which figures may come out otherwise, and why."""
     notes = []
-    if not _shapes_hold(given):
+    if _packs_again(given):
+        notes.append(
+            "The amount is about right: retraining changes how well the weights pack. Where the result misses the goal "
+            "by it, the job goes on with less left."
+        )
+    elif not _shapes_hold(given):
         notes.append(
             "Later steps choose channels of all layers together, by weights that retraining changes: what each layer "
             "loses, and with it parameters, multiply-adds and bytes, may come out a little otherwise. With the scope "

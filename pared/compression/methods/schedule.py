@@ -15,10 +15,10 @@ from pared.compression.criteria import Evidence
 from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Masks, n_m_masks, weight_masks
+from pared.compression.masks import Masks, PrunableWeights, n_m_masks
 from pared.compression.methods.parts import Stages, assessed
 from pared.compression.names import Amounts, tensors, tied_names, weight_layers
-from pared.compression.prune import apply_removal, compose_removed, cubic, remove_channels, step_amounts
+from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
 from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
@@ -44,12 +44,46 @@ class Given:
     data: Data | None
     retrain: Retrain | None
 
+    def of(self, spec: PruneSpec) -> Given:
+        """The same for a spec that a target has led to."""
+        return replace(self, spec=spec)
+
+
+def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
+    """What every way of choosing is told."""
+    spec, data, device = given.spec, given.data, given.work.device
+    evidence = None
+    if data is not None:
+        seed = seed_of(spec.seed, "evidence", step)
+
+        def input_norms_of_some() -> Mapping[str, Tensor]:
+            return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
+
+        gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
+        evidence = Evidence(gradients, input_norms_of_some)
+    return {
+        "criterion": spec.criterion,
+        "include": spec.include,
+        "exclude": spec.exclude,
+        "evidence": evidence,
+        "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
+    }
+
+
+def prunable_weights(given: Given, module: nn.Module, step: int) -> PrunableWeights:
+    """The single weights, or the blocks, that can go."""
+    spec = given.spec
+    block = spec.block if spec.granularity == "block" else (1, 1)
+    return PrunableWeights(module, scope=spec.scope, block=block, **choice(given, module, step))
+
 
 class Pruning:
     """Takes a copy of the original through all steps of the schedule; `loaded` is how far it has come."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: Given, channels: RemovableChannels | None = None) -> None:
+        """Args: channels: those of the original, where they have been looked for already."""
         self.given = given
+        self._channels = channels
         self.loaded = replace(given.original, module=copied(given.original.module))
         self.masks: Masks | None = None
         self.removed: Removed = {}
@@ -114,15 +148,16 @@ class Pruning:
             self._masks_of_now().apply(module)
             return True
         try:
-            removal = remove_channels(
+            channels = self._channels if step == 0 else None
+            channels = channels or RemovableChannels(
                 self.loaded,
                 self.given.example,
-                amount=amount,
                 scope=spec.scope,
                 upload_units=self.units or None,
                 gone=self.gone,
-                **self._choice(module, step),
+                **choice(self.given, module, step),
             )
+            removal = channels.removal(amount, spec.round_to or 1)
         except NothingToPrune:
             if last and not self.gone:
                 raise
@@ -139,11 +174,9 @@ class Pruning:
     def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
         """Which weights of a module live when this much is gone."""
         spec = self.given.spec
-        choice = self._choice(module, step)
         if spec.granularity == "n:m":
-            return n_m_masks(module, *spec.n_m, **choice)
-        block = spec.block if spec.granularity == "block" else (1, 1)
-        return weight_masks(module, amount=amount, scope=spec.scope, block=block, regrow=regrow, **choice)
+            return n_m_masks(module, *spec.n_m, **choice(self.given, module, step))
+        return prunable_weights(self.given, module, step).masks(amount, regrow)
 
     def _ramp(self, step: int, begin: Amounts, end: Amounts) -> Ramp:
         """The masks of one stage, from what its predecessor left to its own amounts."""
@@ -171,26 +204,6 @@ class Pruning:
     def _masks_of_now(self) -> Masks:
         assert self.masks is not None  # noqa: S101 - the caller has just set them
         return self.masks
-
-    def _choice(self, module: nn.Module, step: int) -> dict[str, Any]:
-        """What every way of choosing is told."""
-        spec, data, device = self.given.spec, self.given.data, self.given.work.device
-        evidence = None
-        if data is not None:
-            seed = seed_of(spec.seed, "evidence", step)
-
-            def input_norms_of_some() -> Mapping[str, Tensor]:
-                return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
-
-            gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
-            evidence = Evidence(gradients, input_norms_of_some)
-        return {
-            "criterion": spec.criterion,
-            "include": spec.include,
-            "exclude": spec.exclude,
-            "evidence": evidence,
-            "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
-        }
 
     # -- retraining -----------------------------------------------------------------------------
 
@@ -311,10 +324,10 @@ class Pruning:
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
-            if self.gone < wanted and not spec.amounts:
+            if self.gone < wanted and not spec.amounts and not spec.round_to:
                 notes.append(
                     f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
-                    f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one, and one "
+                    f"{asked.default:g} asks for {wanted}: each group of layers keeps at least one, and one "
                     "whose removal did not hold keeps all. The layers' own lines say which."
                 )
             if spec.scope == "global" and (thin := self._thin()):
