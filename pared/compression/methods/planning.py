@@ -117,7 +117,7 @@ def _layers(state: Pruning) -> Iterator[PlannedLayer]:
 
 def _chooses_again(given: Given) -> bool:
     """Whether more goes after, or while, training has changed the weights that the choice is made by."""
-    return given.retrain is not None and (given.spec.ramps or len(step_amounts(given.spec)) > 1)
+    return given.retrain is not None and (given.spec.schedule != "one_shot" or bool(given.spec.stages))
 
 
 def _packs_again(given: Given) -> bool:
