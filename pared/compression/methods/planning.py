@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.shrink import storage_key
+from pared.compression.coupling.interpreter import storage_key
 from pared.compression.export import export, usual_outputs
 from pared.compression.intake import LoadedModel
 from pared.compression.measure import count_macs, count_parameters
@@ -147,7 +147,7 @@ def _doubts(given: Given, smaller: nn.Module, files: Mapping[str, int]) -> dict[
     if not _shapes_hold(given):
         return dict.fromkeys(files, "its layers may have other shapes")
     doubts = {"model.packed": "it codes the weights, which retraining changes"}
-    if _has_twins(smaller):
+    if "model.onnx" in files and _has_twins(smaller):
         doubts["model.onnx"] = "ONNX keeps equal tensors once, and the model has some that retraining makes different"
     return {name: why for name, why in doubts.items() if name in files}
 
