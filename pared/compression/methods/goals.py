@@ -89,6 +89,8 @@ class SizeSearch:
         """Find the amount."""
         self._sizes = self._sizes or Sizes(self._given)
         self.found, self._met = self._sizes.least(self._allowed)
+        if self._met:
+            self._allowed = self._sizes.shares(self.found)
         self._tries += 1
         tried = {Candidate(point.amount, point.round_to): point for point in self._sizes.points}
         self.points = tried | self.points  # what has been measured stays

@@ -73,6 +73,10 @@ class Sizes:
                 return found, met
             self._known.clear()  # some channels must stay: all that was counted without them is wrong
 
+    def shares(self, candidate: Candidate) -> dict[str, float]:
+        """What a candidate that was looked at leaves of what the target names."""
+        return self._shares(self._known[self.ways.key(self.ways.chosen(candidate))])
+
     def _least(self, allowed: Mapping[str, float]) -> tuple[Candidate, bool]:
         round_to = self._given.spec.round_to
 
