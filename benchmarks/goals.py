@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,7 @@ def digits(path: Path) -> Path:
 
 def uploaded(client: pared.Client, model: str, form: str, data: Path) -> tuple[Any, Path]:
     """The trained model as a stored upload, and its file."""
-    module = trained({"cnn": Cnn, "residual": Residual, "mlp": Mlp}[model](), data)
+    module = trained(model, data)
     path = WORK / f"{model}-{form.replace(' ', '-')}"
     example = torch.rand(2, 1, 8, 8)
     if form == "pt2":
@@ -298,12 +299,11 @@ def uploaded(client: pared.Client, model: str, form: str, data: Path) -> tuple[A
     return client.models.upload(path), path
 
 
-def trained(module: nn.Module, data: Path) -> nn.Module:
-    """After 8 epochs of Adam 0.003."""
+@cache
+def trained(model: str, data: Path) -> nn.Module:
+    """A model after 8 epochs of Adam 0.003."""
     torch.manual_seed(0)
-    for part in module.modules():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+    module = {"cnn": Cnn, "residual": Residual, "mlp": Mlp}[model]()
     arrays = np.load(data)
     x, y = torch.from_numpy(arrays["x_train"]), torch.from_numpy(arrays["y_train"])
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)

@@ -1,6 +1,6 @@
 """Measures one file of a model in a process of its own: `python -I measured.py FILE TEST.npz [UPLOAD]`.
 
-It needs torch alone and shares no code with pared: packed files are read by the reader that docs/packed-format.md shows.
+It needs torch alone and shares no code with pared: packed files are read by the reader of docs/packed-format.md.
 """
 
 import json
