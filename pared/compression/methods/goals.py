@@ -10,12 +10,13 @@ from pared.compression.measure import Assessment, predict, score
 from pared.compression.methods.schedule import Given, Keep, Pruning
 from pared.compression.methods.sizes import Candidate, Sizes, shares_left, target_of, upload_sizes, ways_to_prune
 from pared.compression.verdict import goal_sentence
-from pared.reports import Goal, Measurement, Point, Quality
+from pared.reports import Goal, Measurement, Point, Quality, Size
 from pared.specs import Target
 
 FRONTIER = "frontier.csv"
 
 _NOISE = 0.05  # of a latency that is measured again at the end
+_LITTLE = 0.005  # of bytes that training changed
 _TRIES = 3  # of sizes that only the result itself tells for certain
 _HALVINGS = 6  # of amounts that are judged after a retraining: to a 64th
 
@@ -88,6 +89,8 @@ class SizeSearch:
         """Find the amount."""
         self._sizes = self._sizes or Sizes(self._given)
         self.found, self._met = self._sizes.least(self._allowed)
+        if self._met:
+            self._allowed = self._sizes.shares(self.found)
         self._tries += 1
         tried = {Candidate(point.amount, point.round_to): point for point in self._sizes.points}
         self.points = tried | self.points  # what has been measured stays
@@ -100,19 +103,25 @@ class SizeSearch:
         """The pruning by the amount that was found."""
         return Pruning(given.of(self.found.of(given.spec)), None if self._sizes is None else self._sizes.ways.channels)
 
-    def foreseen(self) -> Goal:
-        """What the target comes to where neither training nor time has a say in it."""
-        given, point = self._given, self.points[self.found]
-        reached = shares_left(given.spec, upload_sizes(given), point, point.file_bytes, None)
-        return _judged(self, target_of(given.spec), reached, None)
+    def foreseen(self, after: Size, first_file_bytes: int) -> Goal:
+        """What the target comes to where neither training nor time has a say in it.
+
+        Args:
+            after: the model pruned by the amount that was found.
+            first_file_bytes: of it in the first format that the job asks for.
+        """
+        spec = self._given.spec
+        reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
+        return _judged(self, target_of(spec), reached, None)
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""
-        missed = {name for name in self._allowed if result.reached[name] > result.target[name]}
+        missed = [name for name in target_of(self._given.spec).missed(result.reached) if name in self._allowed]
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
-            self._allowed[name] *= (1 - _NOISE) * result.target[name] / result.reached[name]
+            spared = _NOISE if name == "latency" else _LITTLE
+            self._allowed[name] *= (1 - spared) * result.target[name] / result.reached[name]
         self._given.work.observer.log("the result misses the goal by a little: once more, with less left")
         self._given.stages.again()
         return True
@@ -189,7 +198,7 @@ class QualitySearch:
         found = predict(module, given.data, "val", task, device=given.work.device, tick=given.stages.beat)
         point = self._ways.counted(state.loaded, candidate)
         point.validation = score(*found, task)
-        point.met = point.validation >= self._least_score - 1e-12
+        point.met = point.validation >= self._least_score - 1e-12  # a last bit of arithmetic
         module.cpu()
         if self._best is None or _better(point, self.points[self.found]):
             self._best, self._best_checkpoint, self.found = state, newest, candidate
@@ -202,7 +211,7 @@ class QualitySearch:
         return point
 
     def _pruned(self, candidate: Candidate, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
-        state = Pruning(self._given.of(candidate.of(self._given.spec)), self._ways.channels)
+        state = Pruning(self._given.of(candidate.of(self._given.spec)))
         state.run(checkpoint, keep)
         return state
 
@@ -219,6 +228,7 @@ class QualitySearch:
         if self.points:
             self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
             self._best_checkpoint = checkpoint["best"]
+            self._given.stages.narrow(len(self.points) - 1, _HALVINGS)
             self._best = self._pruned(self.found, self._best_checkpoint, lambda _: None)
 
 
@@ -272,9 +282,8 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
 
 
 def _judged(search: Search, target: Target, reached: dict[str, float], quality: Quality | None) -> Goal:
-    met = all(reached[name] <= share + 1e-12 for name, share in target.goals.items())
     return Goal(
-        status="met" if met else "infeasible",
+        status="infeasible" if target.missed(reached) else "met",
         target=target.goals,
         reached=reached,
         amount=search.found.amount,
