@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench-mnist bench-stream bench-goals faults clean
+.PHONY: help demo up test lint bench-mnist bench-stream bench-goals bench-torch-pruning bench-criteria faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -37,6 +37,13 @@ bench-stream: $(DEV)  ## A state dict of 4 GiB pruned in 1 GiB of memory -> benc
 
 bench-goals: $(DEV)  ## Twenty goals, each result measured again in a clean process -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/goals.py
+
+bench-torch-pruning: $(DEV)  ## Beside Torch-Pruning: errors at 2×, 4× and 10× fewer MACs, and time (PARED_MNIST=mnist.npz)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[service,worker,onnx,dev,bench]'
+	$(BIN)/python benchmarks/beside_torch_pruning.py
+
+bench-criteria: $(DEV)  ## All criteria for channels on held-out images, which the defaults come from (PARED_MNIST=mnist.npz)
+	$(BIN)/python benchmarks/criteria.py
 
 faults: $(DEV)  ## The long fault campaigns, counted
 	$(BIN)/python -m pytest -n 3 tests/faults -m campaign -rP

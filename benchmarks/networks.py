@@ -41,7 +41,9 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(*_convolution(1, 16, 3, 1), nn.ReLU())
         widths = ((16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2))
-        self.blocks = nn.Sequential(*(Block([(before, after, 3, s), (after, after, 3, 1)]) for before, after, s in widths))
+        self.blocks = nn.Sequential(
+            *(Block([(before, after, 3, s), (after, after, 3, 1)]) for before, after, s in widths)
+        )
         self.fc = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
