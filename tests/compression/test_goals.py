@@ -18,7 +18,7 @@ from pared.compression.methods.parts import Stages
 from pared.compression.methods.pruning import prepared
 from pared.compression.train import fit, learn_labels
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
-from pared.errors import NothingToPrune
+from pared.errors import NothingToPrune, ValidationError
 from pared.reports import Goal, Point, Report
 from pared.specs import PruneSpec, Train
 from tests.compression.test_methods import Kept
@@ -183,6 +183,24 @@ def test_latency_is_met_by_the_reports_own_measurement(tmp_path):
     )
     assert report.goal.reached == {"latency": after.p50_ms / before.p50_ms}
     assert report.goal.status == ("met" if report.goal.reached["latency"] <= 0.7 else "infeasible")
+
+
+def test_a_batch_that_the_model_refuses_is_pointed_at(tmp_path):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            return self.second(torch.relu(self.first(x))).view(4, 8)
+
+    path = tmp_path / "fixed.pt"
+    torch.jit.save(torch.jit.script(Fixed()), path)
+    fixed = ModelFile(path, path.name, "")
+    for target in ({"latency": 0.9}, {"latency": 0.9, "params": 1e-6}):
+        with pytest.raises(ValidationError) as caught:
+            run(fixed, tmp_path / "out", target, example_inputs=[{"shape": [4, 8]}])
+        assert caught.value.errors[0]["pointer"] == "/target/latency_batch_size"
 
 
 def test_a_result_that_misses_by_a_little_is_followed_by_a_smaller_one(dense, tmp_path):

@@ -8,7 +8,15 @@ from typing import Any, Protocol
 
 from pared.compression.measure import Assessment, predict, score
 from pared.compression.methods.schedule import Given, Keep, Pruning
-from pared.compression.methods.sizes import Candidate, Sizes, shares_left, target_of, upload_sizes, ways_to_prune
+from pared.compression.methods.sizes import (
+    Candidate,
+    Sizes,
+    cannot_be_timed,
+    shares_left,
+    target_of,
+    upload_sizes,
+    ways_to_prune,
+)
 from pared.compression.verdict import goal_sentence
 from pared.reports import Goal, Measurement, Point, Quality, Size
 from pared.specs import Target
@@ -254,13 +262,7 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
         first_file: the result in the first format that the job asks for.
     """
     target, found = target_of(given.spec), search.found
-    latency = None
-    if target.latency is not None:
-        first, second = (
-            next(each for each in measured.latency if each.batch_size == target.latency_batch_size)
-            for measured in (before, after)
-        )
-        latency = second.p50_ms / first.p50_ms
+    latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
     reached = shares_left(given.spec, upload, after, first_file.stat().st_size, latency)
     if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
@@ -279,6 +281,15 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
         met=goal.status == "met",
     )
     return goal
+
+
+def _share_of_time(before: Measurement, after: Measurement, batch_size: int) -> float:
+    first, second = (
+        [each.p50_ms for each in measured.latency if each.batch_size == batch_size] for measured in (before, after)
+    )
+    if not first or not second:
+        raise cannot_be_timed(f"Latency at batch {batch_size} could not be measured: the model refuses such a batch.")
+    return second[0] / first[0]
 
 
 def _judged(search: Search, target: Target, reached: dict[str, float], quality: Quality | None) -> Goal:

@@ -187,7 +187,7 @@ def shares_left(
         "macs": after.macs,
         "file_bytes": file_bytes,
     }
-    found = {name: count / upload[name] for name, count in counted.items() if count is not None and name in upload}
+    found = {name: count / upload[name] for name, count in counted.items() if count is not None and upload.get(name)}
     if latency is not None:
         found["latency"] = latency
     return {name: found[name] for name in target_of(spec).sizes if name in found}
@@ -327,5 +327,10 @@ def _latency(given: Given, loaded: LoadedModel) -> float:
     first.cpu()
     second.cpu()
     if refused:
-        raise ValidationError(refused[0], errors=[{"pointer": "/target/latency_batch_size", "detail": refused[0]}])
+        raise cannot_be_timed(refused[0])
     return after[0].p50_ms / before[0].p50_ms
+
+
+def cannot_be_timed(why: str) -> ValidationError:
+    """For a target whose batch a model refuses."""
+    return ValidationError(why, errors=[{"pointer": "/target/latency_batch_size", "detail": why}])
