@@ -120,7 +120,7 @@ class SizeSearch:
         """
         spec = self._given.spec
         reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
-        return _judged(self, target_of(spec), reached, None)
+        return _judged(self, target_of(spec), reached, None, None)
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""
@@ -267,7 +267,7 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
     reached = shares_left(given.spec, upload, after, first_file.stat().st_size, latency)
     if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
         reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
-    goal = _judged(search, target, reached, after.quality)
+    goal = _judged(search, target, reached, before.quality, after.quality)
     search.points[found] = Point(
         amount=found.amount,
         round_to=found.round_to,
@@ -292,14 +292,16 @@ def _share_of_time(before: Measurement, after: Measurement, batch_size: int) -> 
     return second[0] / first[0]
 
 
-def _judged(search: Search, target: Target, reached: dict[str, float], quality: Quality | None) -> Goal:
+def _judged(
+    search: Search, target: Target, reached: dict[str, float], before: Quality | None, after: Quality | None
+) -> Goal:
     return Goal(
         status="infeasible" if target.missed(reached) else "met",
         target=target.goals,
         reached=reached,
         amount=search.found.amount,
         round_to=search.found.round_to,
-        sentence=goal_sentence(target, reached, quality, len(search.points)),
+        sentence=goal_sentence(target, reached, before, after, len(search.points)),
     )
 
 
