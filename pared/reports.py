@@ -1,7 +1,7 @@
-"""What pared says about a model: the inspection of an upload and the before/after report of a job.
+"""What pared says about a model: the inspection of an upload, the plan and the before/after report of a job.
 
 Units are in the names. Every figure is measured on the files themselves: `before` on the upload as
-it was loaded, `after` on the result.
+it was loaded, `after` on the result, or on what a plan made in its place.
 """
 
 from __future__ import annotations
@@ -86,13 +86,18 @@ class Quality(_Part):
     samples: int
 
 
-class Measurement(_Part):
-    """One model, measured."""
+class Size(_Part):
+    """One model, counted."""
 
     parameters: int
     nonzero_parameters: int
     macs: int | None = Field(None, description="Multiply-adds of one sample; None where they could not be counted.")
     file_bytes: int
+
+
+class Measurement(Size):
+    """One model, measured."""
+
     compressed_bytes: int = Field(description="The same file under gzip -6.")
     latency: list[Latency] = Field(default_factory=list)
     quality: Quality | None = None
@@ -197,27 +202,39 @@ class Report(_Part):
 # -- plan ---------------------------------------------------------------------------------------
 
 
-class Size(_Part):
-    """One model, counted."""
+class PlannedFile(_Part):
+    """A file that the job would write."""
 
-    parameters: int
-    nonzero_parameters: int
-    macs: int | None = Field(None, description="Multiply-adds of one sample; None where they could not be counted.")
+    size_bytes: int
+    exact: bool = Field(description="False: about so many, for retraining changes what they depend on.")
+
+
+class PlannedLayer(_Part):
+    """One layer before and after."""
+
+    name: str
+    shape_before: list[int]
+    shape_after: list[int]
+    removed_units: int = Field(0, description="Output channels or neurons that go.")
+    zeroed_weights: int = Field(0, description="Weights that are set to zero and held there.")
+    reason: str | None = Field(None, description="Why it would be left alone.")
 
 
 class Plan(_Part):
-    """What a prune job will do, without doing it: nothing is trained, and no result is kept."""
+    """What a prune job would do: found out by doing all of it save the training and the measuring."""
 
     verdict: str
-    amount: float
+    amount: float = Field(description="Share that goes: that of the spec, or the one that meets its target.")
     round_to: int | None = None
-    goal: Goal | None = None
-    before: Size
-    after: Size
-    files: dict[str, int | None] = Field(description="File to bytes; None where retraining decides them.")
-    layers: list[LayerReport] = Field(default_factory=list)
-    removed: dict[str, dict[str, list[int]]] = Field(
-        default_factory=dict, description="As in a report. Empty where retraining decides which channels go."
+    goal: Goal | None = Field(None, description="What the spec's `target` comes to.")
+    exact: bool = Field(
+        description="Whether layers, parameters and multiply-adds will be just these. If not, `notes` say which may "
+        "differ, and why."
     )
-    frontier: list[Point] = Field(default_factory=list)
-    warnings: list[str] = Field(default_factory=list)
+    before: Size
+    after: Size = Field(description="`file_bytes` are those of the result in the upload's own format, if any.")
+    files: dict[str, PlannedFile]
+    layers: list[PlannedLayer]
+    frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
+    notes: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list, description="Where the outcome may not be what was meant.")

@@ -590,8 +590,23 @@ class InspectSpec(Spec):
     architecture: Architecture | None = None
 
 
+class PlanSpec(Spec):
+    """Say what a prune job would do, without retraining and without a result. Made by the API itself when asked."""
+
+    type: Literal["plan"]
+    job: PruneSpec
+
+    @model_validator(mode="after")
+    def _is_known_beforehand(self) -> PlanSpec:
+        goals = {"latency": "measuring", "max_accuracy_drop": "retraining"}
+        found = {by for name, by in goals.items() if self.job.target and getattr(self.job.target, name) is not None}
+        if found:
+            raise ValueError(f"is met by {' and '.join(sorted(found))}, which a plan does without: post the job itself")
+        return self
+
+
 CompressionSpec = Annotated[PruneSpec | DistillSpec, Field(discriminator="type")]
-JobSpec = Annotated[PruneSpec | DistillSpec | InspectSpec, Field(discriminator="type")]
+JobSpec = Annotated[PruneSpec | DistillSpec | InspectSpec | PlanSpec, Field(discriminator="type")]
 
 compression_spec: TypeAdapter[PruneSpec | DistillSpec] = TypeAdapter(CompressionSpec)
-job_spec: TypeAdapter[PruneSpec | DistillSpec | InspectSpec] = TypeAdapter(JobSpec)
+job_spec: TypeAdapter[PruneSpec | DistillSpec | InspectSpec | PlanSpec] = TypeAdapter(JobSpec)

@@ -51,19 +51,12 @@ def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality
     return f"Goal infeasible: {'; '.join(parts)}. This is the nearest of {tried} points tried."
 
 
-def plan_verdict(
-    granularity: Granularity, before: Size, after: Size, files: Mapping[str, int | None], upload_bytes: int
-) -> str:
-    """One sentence: what a job will gain in size.
-
-    Args:
-        files: name -> bytes of each file, None where they are not known yet.
-    """
+def plan_verdict(granularity: Granularity, before: Size, after: Size) -> str:
+    """One sentence: what a job will gain in size."""
     gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after)]
     if before.macs and after.macs and before.macs != after.macs:
         gains.append(f"{_times(before.macs / after.macs)} fewer multiply-adds")
-    gains += [f"{name} of {_bytes(size)}" for name, size in files.items() if size is not None]
-    return f"{', '.join(gains)}, where the upload has {_bytes(upload_bytes)}."
+    return f"{', '.join([*gains, _file(before, after)])}."
 
 
 def distill_verdict(
@@ -182,19 +175,19 @@ def _joined(gains: list[str], before: Measurement, after: Measurement) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _fewer_parameters(before: Measurement | Size, after: Measurement | Size) -> str:
+def _fewer_parameters(before: Size, after: Size) -> str:
     ratio = before.parameters / max(after.parameters, 1)
     if ratio > 1.005:
         return f"{_times(ratio)} fewer parameters"
     return "no fewer parameters" if ratio > 0.995 else f"{_times(1 / ratio)} more parameters"
 
 
-def _zeros(after: Measurement | Size) -> str:
+def _zeros(after: Size) -> str:
     share = 1 - after.nonzero_parameters / max(after.parameters, 1)
     return f"{100 * share:.1f} % of all parameters are zero"
 
 
-def _file(before: Measurement, after: Measurement) -> str:
+def _file(before: Size, after: Size) -> str:
     ratio = before.file_bytes / max(after.file_bytes, 1)
     return f"{_times(ratio)} smaller file" if ratio > 1.05 else "file no smaller"
 

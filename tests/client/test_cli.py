@@ -165,6 +165,23 @@ def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
     assert "ended" in late.stderr
 
 
+def test_a_plan_takes_the_options_of_prune_and_makes_no_job(embedded: Stack, files: Path) -> None:
+    options = "mlp.pt --data data.npz --channels 50% --epochs 1 -o planned.pt -o planned.packed"
+    done = pared(embedded, files, f"plan {options}")
+    assert done.returncode == 0, done.stderr
+    assert "16 channels" in done.stdout
+    assert "model.packed, bytes (about)" in done.stdout
+    assert "Note: The bytes of model.packed are about so many" in done.stdout
+    assert not (files / "planned.pt").exists()
+    plan = json.loads(pared(embedded, files, f"plan {options} --json").stdout)
+    report = json.loads(pared(embedded, files, f"prune {options} --json").stdout)["report"]
+    assert plan["after"]["parameters"] == report["after"]["parameters"]
+    assert plan["files"]["model.pt"]["size_bytes"] == (files / "planned.pt").stat().st_size
+    refused = pared(embedded, files, "plan mlp.pt --channels 50% --include conv*")
+    assert refused.returncode == 2
+    assert "matches no layer" in refused.stderr
+
+
 def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) -> None:
     done = pared(
         embedded,

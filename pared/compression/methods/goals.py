@@ -10,7 +10,7 @@ from pared.compression.measure import Assessment, predict, score
 from pared.compression.methods.schedule import Given, Keep, Pruning
 from pared.compression.methods.sizes import Candidate, Sizes, shares_left, target_of, upload_sizes, ways_to_prune
 from pared.compression.verdict import goal_sentence
-from pared.reports import Goal, Measurement, Point, Quality
+from pared.reports import Goal, Measurement, Point, Quality, Size
 from pared.specs import Target
 
 FRONTIER = "frontier.csv"
@@ -100,11 +100,16 @@ class SizeSearch:
         """The pruning by the amount that was found."""
         return Pruning(given.of(self.found.of(given.spec)), None if self._sizes is None else self._sizes.ways.channels)
 
-    def foreseen(self) -> Goal:
-        """What the target comes to where neither training nor time has a say in it."""
-        given, point = self._given, self.points[self.found]
-        reached = shares_left(given.spec, upload_sizes(given), point, point.file_bytes, None)
-        return _judged(self, target_of(given.spec), reached, None)
+    def foreseen(self, after: Size, first_file_bytes: int) -> Goal:
+        """What the target comes to where neither training nor time has a say in it.
+
+        Args:
+            after: the model pruned by the amount that was found.
+            first_file_bytes: of it in the first format that the job asks for.
+        """
+        spec = self._given.spec
+        reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
+        return _judged(self, target_of(spec), reached, None)
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""

@@ -19,7 +19,7 @@ from pared.compression.prune import RemovableChannels
 from pared.compression.quantize import share_values
 from pared.compression.train import copied
 from pared.errors import ValidationError
-from pared.reports import Measurement, Point
+from pared.reports import Point, Size
 from pared.specs import PruneSpec, Target
 
 _FINEST = 1_000_000  # amounts are tried to a millionth, which costs twenty tries
@@ -167,7 +167,7 @@ def upload_sizes(given: Given) -> dict[str, int]:
 def shares_left(
     spec: PruneSpec,
     upload: Mapping[str, int],
-    after: Point | Measurement,
+    after: Point | Size,
     file_bytes: int | None,
     latency: float | None,
 ) -> dict[str, float]:
