@@ -519,7 +519,7 @@ class Client(_ClientCore):
     """A blocking client; may be shared between threads.
 
     >>> client = pared.Client()
-    >>> job = client.prune("lenet.pt", "builtin:digits", amount=0.5)
+    >>> job = client.prune("lenet.pt", "builtin:digits", target={"params": 0.25})
     >>> job.wait(on_update=print).download("small.pt")
     """
 
@@ -536,7 +536,7 @@ class Client(_ClientCore):
         Args:
             model: an upload, its id, or a file, which is uploaded.
             dataset: the same, or `builtin:digits`; None prunes without retraining and measures no accuracy.
-            fields: the other fields of `pared.specs.PruneSpec`, such as `granularity`, `amount` and `retrain`.
+            fields: the other fields of `pared.specs.PruneSpec`, such as `granularity`, `target` and `retrain`.
         """
         return self.run(self.jobs._prune(model, dataset, fields))
 
@@ -747,7 +747,7 @@ class AsyncClient(_ClientCore):
     """As `Client`, for asyncio and trio.
 
     >>> async with pared.AsyncClient() as client:
-    ...     job = await client.prune("lenet.pt", "builtin:digits", amount=0.5)
+    ...     job = await client.prune("lenet.pt", "builtin:digits", target={"params": 0.25})
     ...     await job.wait()
     """
 

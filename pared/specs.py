@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import (
@@ -209,29 +210,29 @@ class Retrain(Train):
         return self
 
 
-ShareLeft = Annotated[float, Field(gt=0, lt=1)]
-"""What may be left of something that the upload has: 0.25 for a quarter."""
-
-
 class Target(Spec):
     """What the result must come to, instead of an amount: one goal, or several that hold together.
 
     Sizes are shares left of the upload's. The least pruning that meets them all is looked for.
     """
 
-    params: ShareLeft | None = Field(
+    params: float | None = Field(
         None,
+        gt=0,
+        lt=1,
         description="Parameters left, of the upload's. For single weights and blocks only those count that are not "
         "zero.",
     )
-    macs: ShareLeft | None = Field(None, description="Multiply-adds of one sample left. Channels only.")
-    file_bytes: ShareLeft | None = Field(
+    macs: float | None = Field(None, gt=0, lt=1, description="Multiply-adds of one sample left. Channels only.")
+    file_bytes: float | None = Field(
         None,
+        gt=0,
+        lt=1,
         description="Bytes of the file of the first format in `outputs`, of the uploaded file's. For single weights "
         "and blocks this must be `packed`.",
     )
-    latency: ShareLeft | None = Field(
-        None, description="Time of a forward pass left, measured in turns with the upload. Channels only."
+    latency: float | None = Field(
+        None, gt=0, lt=1, description="Time of a forward pass left, measured in turns with the upload. Channels only."
     )
     latency_batch_size: int = Field(1, ge=1, le=4096, description="Samples in the batch whose time is measured.")
     max_accuracy_drop: float | None = Field(
@@ -252,6 +253,10 @@ class Target(Spec):
     def goals(self) -> dict[str, float]:
         """All that is asked for."""
         return self.sizes | ({} if self.max_accuracy_drop is None else {"max_accuracy_drop": self.max_accuracy_drop})
+
+    def missed(self, reached: Mapping[str, float]) -> list[str]:
+        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none."""
+        return [name for name, most in self.goals.items() if reached[name] > most + 1e-12]
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Target:
@@ -477,7 +482,7 @@ class PruneSpec(CommonFields):
     def _target_can_be_met(self) -> None:
         if self.target is None:
             if self.amount is None:
-                self._refuse({"amount": 'says how much to remove: give one, or a `target` such as {"params": 0.25}'})
+                self._refuse({"amount": 'is required where there is no `target`, such as {"params": 0.25}'})
             return
         if self.granularity == "n:m":
             self._refuse({"target": "has nothing to choose where n:m says the amount itself: leave it out"})

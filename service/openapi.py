@@ -53,10 +53,11 @@ PRUNE = {
     "model": MODEL_ID,
     "dataset": "builtin:digits",
     "granularity": "channel",
-    "amount": 0.5,
+    "target": {"params": 0.25, "max_accuracy_drop": 0.02},
     "retrain": {"epochs": 3},
     "outputs": ["torchscript"],
 }
+PRUNE_BY_AMOUNT = {"type": "prune", "model": MODEL_ID, "dataset": "builtin:digits", "amount": 0.5}
 DISTILL = {
     "type": "distill",
     "teacher": MODEL_ID,
@@ -299,7 +300,11 @@ SPEC_BODY = {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/JobSpec"},
                 "examples": {
-                    "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE},
+                    "goal": {
+                        "summary": "A quarter of the parameters, and no more than two points lost",
+                        "value": PRUNE,
+                    },
+                    "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
                     "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
                 },
             }

@@ -29,7 +29,7 @@ def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality
         quality: of the result.
         tried: how many points the search looked at.
     """
-    missed = [name for name, share in target.goals.items() if reached[name] > share + 1e-12]
+    missed = target.missed(reached)
     names = {
         "params": "the parameters",
         "macs": "the multiply-adds",

@@ -60,6 +60,15 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
     assert (files / "small.onnx").is_file()
 
 
+def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --data data.npz --target params=40% --epochs 1 -o goal.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Goal met: ")
+    assert "frontier.csv" in done.stdout
+    sizes = [sum(p.numel() for p in torch.jit.load(files / name).parameters()) for name in ("mlp.pt", "goal.pt")]
+    assert sizes[1] <= 0.4 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
@@ -105,6 +114,14 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
                 "amounts": {"0": 0.3, "*": 0.0},
                 "criterion": "taylor",
                 "retrain": {},
+            },
+        ),
+        (
+            "--target params=25% --target macs=0.5 --max-accuracy-drop 0.01 --round-to 8",
+            {
+                "granularity": "channel",
+                "target": {"params": 0.25, "macs": 0.5, "max_accuracy_drop": 0.01},
+                "round_to": 8,
             },
         ),
         ("--n-m 1:2", {"granularity": "n:m", "n_m": [1, 2]}),
@@ -236,8 +253,11 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("prune mlp.pt --weights 150%", "'--weights': 150% is 150 %, not"),
         ("prune mlp.pt --weights nan", "nan is"),
         ("distill --teacher mlp.pt --data data.npz --width 50", "'--width': 50 is 5000 %"),
-        ("prune mlp.pt", "give one of --channels, --weights, --blocks and --n-m"),
-        ("prune mlp.pt --channels 50% --weights 50%", "give one of --channels"),
+        ("prune mlp.pt", "give a goal, such as --target params=25%, or one of --channels"),
+        ("prune mlp.pt --channels 50% --weights 50%", "one of --channels"),
+        ("prune mlp.pt --channels 50% --max-accuracy-drop 0.01", "give a goal"),
+        ("prune mlp.pt --target size=50%", "size=50% is no goal; write one of params=25%"),
+        ("prune mlp.pt --target params=2", "'--target': 2 is 200 %, not"),
         ("prune mlp.pt --n-m 2/4", "'--n-m': 2/4 is not a pair of numbers; write 2:4"),
         ("prune mlp.pt --blocks 50% --block-size 4", "'--block-size': 4 is not a pair of numbers; write 4x4"),
         ("prune mlp.pt --channels 50% --layer-amount 30%", "'--layer-amount': 30% names no layers"),

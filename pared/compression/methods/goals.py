@@ -113,7 +113,7 @@ class SizeSearch:
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""
-        missed = {name for name in self._allowed if result.reached[name] > result.target[name]}
+        missed = [name for name in target_of(self._given.spec).missed(result.reached) if name in self._allowed]
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
@@ -194,7 +194,7 @@ class QualitySearch:
         found = predict(module, given.data, "val", task, device=given.work.device, tick=given.stages.beat)
         point = self._ways.counted(state.loaded, candidate)
         point.validation = score(*found, task)
-        point.met = point.validation >= self._least_score - 1e-12
+        point.met = point.validation >= self._least_score - 1e-12  # a last bit of arithmetic
         module.cpu()
         if self._best is None or _better(point, self.points[self.found]):
             self._best, self._best_checkpoint, self.found = state, newest, candidate
@@ -207,7 +207,7 @@ class QualitySearch:
         return point
 
     def _pruned(self, candidate: Candidate, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
-        state = Pruning(self._given.of(candidate.of(self._given.spec)), self._ways.channels)
+        state = Pruning(self._given.of(candidate.of(self._given.spec)))
         state.run(checkpoint, keep)
         return state
 
@@ -224,6 +224,7 @@ class QualitySearch:
         if self.points:
             self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
             self._best_checkpoint = checkpoint["best"]
+            self._given.stages.narrow(len(self.points) - 1, _HALVINGS)
             self._best = self._pruned(self.found, self._best_checkpoint, lambda _: None)
 
 
@@ -277,9 +278,8 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
 
 
 def _judged(search: Search, target: Target, reached: dict[str, float], quality: Quality | None) -> Goal:
-    met = all(reached[name] <= share + 1e-12 for name, share in target.goals.items())
     return Goal(
-        status="met" if met else "infeasible",
+        status="infeasible" if target.missed(reached) else "met",
         target=target.goals,
         reached=reached,
         amount=search.found.amount,

@@ -16,6 +16,7 @@ from pared.compression.masks import Masks
 from pared.compression.measure import count_macs, count_parameters, measure_latency
 from pared.compression.methods.schedule import Given, choice, prunable_weights
 from pared.compression.prune import RemovableChannels
+from pared.compression.quantize import share_values
 from pared.compression.train import copied
 from pared.errors import ValidationError
 from pared.reports import Point, Size
@@ -24,7 +25,8 @@ from pared.specs import PruneSpec, Target
 _FINEST = 1_000_000  # amounts are tried to a millionth, which costs twenty tries
 _SOME = (0.25, 0.5, 0.75, 0.9)  # looked at where no amount will do, to show how far each one goes
 _ROUNDINGS = (4, 8, 16, 32)  # what kernels work in
-_LATENCY_S = 1.0  # of measuring one candidate
+_LATENCY_S = 0.5  # of measuring one candidate
+_FINEST_TIMED = 256  # where latency is a goal: what is finer is lost in its noise
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Sizes:
             for amount in _SOME:
                 self._point(Candidate(amount, round_to), allowed)
             return self._nearest(allowed) or Candidate(high / _FINEST, round_to), False
-        while high - low > 1:
+        finest = _FINEST // _FINEST_TIMED if "latency" in allowed else 1
+        while high - low > finest:
             middle = (low + high) // 2
             low, high = (low, middle) if meets(middle) else (middle, high)
         found = Candidate(high / _FINEST, round_to)
@@ -120,7 +123,7 @@ class Sizes:
             loaded = self.ways.without(chosen)
             point = self.ways.counted(loaded, candidate)
             if "file_bytes" in allowed:
-                point.file_bytes = _first_file_bytes(given, loaded)
+                point.file_bytes = _first_file_bytes(given, loaded, chosen if isinstance(chosen, Masks) else None)
             if "latency" in allowed and self._excess_of_known(point, allowed) <= 1:
                 point.latency = _latency(given, loaded)
             met = self._excess(point, self.target.sizes) <= 1
@@ -294,8 +297,13 @@ def _counted(pruned: LoadedModel, candidate: Candidate, example: Sequence[Tensor
 # -- what a file and a pass cost ----------------------------------------------------------------
 
 
-def _first_file_bytes(given: Given, loaded: LoadedModel) -> int:
-    outputs = given.spec.outputs or usual_outputs(given.original)
+def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) -> int:
+    spec = given.spec
+    outputs = spec.outputs or usual_outputs(given.original)
+    if spec.quantize is not None:
+        loaded = replace(loaded, module=copied(loaded.module))
+        patterns = {"include": spec.include, "exclude": spec.exclude}
+        share_values(loaded.module, spec.quantize.bits, **patterns, kept=masks, biases=True).apply(loaded.module)
     with tempfile.TemporaryDirectory() as folder:
         return export(loaded, given.example, outputs[:1], Path(folder))[0].stat().st_size
 
