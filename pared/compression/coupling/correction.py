@@ -134,9 +134,14 @@ class _Statistics:
             self._take_up(call)
         elif call.kind == "aten::batch_norm":
             self._renormalize(call)
-        for result, moments in zip(call.results, self._after(call), strict=False):
-            for tensor in [result, call.tensors[0]] if call.kind.endswith("_") else [result]:
-                self._moments[id(tensor)] = tensor, moments
+        found = self._after(call)
+        if call.kind.endswith("_") and not call.kind.endswith("__"):
+            self._moments.pop(id(call.tensors[0]), None)
+            found, results = found[:1] * 2, [call.tensors[0], *call.results]  # all who hold the tensor see the result
+        else:
+            results = call.results
+        for result, moments in zip(results, found, strict=False):
+            self._moments[id(result)] = result, moments
 
     # -- what is missing ------------------------------------------------------------------------
 
@@ -243,7 +248,7 @@ def _through_function(call: Call, x: _Moments) -> _Moments:
     points, density = _standard_normal()
     mean = square = torch.zeros((), dtype=torch.double)
     for point, weight in zip(points, density, strict=True):
-        (value,) = run_on(call, [x.mean + x.variance.sqrt() * point])
+        value = run_on(call, [x.mean + x.variance.sqrt() * point])[0].double()
         mean, square = mean + weight * value, square + weight * value.square()
     return _Moments(mean, (square - mean.square()).clamp(min=0))
 
@@ -294,7 +299,7 @@ def _narrowed(mean: Tensor, variance: Tensor) -> _Moments:
     for dim in range(mean.dim()):
         parts = mean.narrow(dim, 0, 1), variance.narrow(dim, 0, 1)
         if all(
-            torch.equal(whole.nan_to_num(), first.nan_to_num().expand_as(whole))
+            torch.isclose(whole, first, rtol=0, atol=0, equal_nan=True).all()
             for whole, first in zip((mean, variance), parts, strict=True)
         ):
             mean, variance = parts
