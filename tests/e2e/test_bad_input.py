@@ -139,11 +139,13 @@ REFUSED = [
     Refused("regrowth of channels", post(schedule="cubic", regrow=0.1), 422, V, "while training runs", "/regrow"),
     Refused("a cubic ramp without training", post(granularity="weight", schedule="cubic"), 422, V, "ep", "/schedule"),
     Refused("amounts of all together", post(scope="global", amounts={"*": 0.2}), 422, V, "`scope` layer", "/amounts"),
-    Refused("an amount of one layer above 1", post(amounts={"*": 1.2}), 422, V, "below 1", "/amounts/*"),
-    Refused("4 of 4", post(granularity="n:m", n_m=[4, 4], amount=...), 422, V, "removes nothing", "/n_m"),
+    Refused("an amount of one layer above 1", post(amounts={"*": 1.2}), 422, V, "(below|less than) 1", "/amounts/*"),
+    Refused("4 of 4", post(granularity="n:m", n_m=[4, 4]), 422, V, "removes nothing", "/n_m"),
     Refused("n of m and another amount", post(granularity="n:m", amount=0.6), 422, V, "leave it out", "/amount"),
     Refused("n of m for channels", post(n_m=[1, 4]), 422, V, "granularity n:m", "/n_m"),
-    Refused("a block of no rows", post(granularity="block", block=[0, 4]), 422, V, "at least 1", "/block/0"),
+    Refused(
+        "a block of no rows", post(granularity="block", block=[0, 4]), 422, V, "(at least|or equal to) 1", "/block/0"
+    ),
     Refused("blocks for channels", post(block=[2, 2]), 422, V, "granularity block", "/block"),
     Refused(
         "a score of channels for weights",
