@@ -345,7 +345,11 @@ class PruneSpec(CommonFields):
     type: Literal["prune"]
     model: ModelId
     architecture: Architecture | None = Field(None, description="For a state dict that was uploaded without one.")
-    dataset: DatasetReference | None = Field(None, description="None: no retraining and no accuracy.")
+    dataset: DatasetReference | None = Field(
+        None,
+        description="None: no retraining and no accuracy, but biases and batch norms take up what went, as far as the "
+        "weights tell it.",
+    )
     example_inputs: list[TensorSpec] | None = Field(
         None, max_length=8, description="The model's inputs, where there is no data set to take them from."
     )

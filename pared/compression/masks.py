@@ -29,6 +29,11 @@ class Masks:
                 # A product keeps the sign of zero and NaN; a pruned weight is +0.
                 parameter.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
 
+    def lost(self, module: nn.Module) -> dict[str, Tensor]:
+        """Name of each weight that is to lose something -> the weight where it does, zero elsewhere."""
+        found = {name: parameter.detach().masked_fill(self.kept[name], 0) for name, parameter in self._of(module)}
+        return {name: part for name, part in found.items() if part.any()}
+
     def mask_gradients(self, module: nn.Module) -> None:
         """Zero the gradients of pruned weights, so that momentum never learns of them."""
         for name, parameter in self._of(module):

@@ -137,7 +137,7 @@ def warnings_of(
     ]
     if odd:
         notes.append(
-            f"Channels are no longer a multiple of 8 in {_some(odd)}; some devices run such layers below their speed."
+            f"Channels are no longer a multiple of 8 in {some(odd)}; some devices run such layers below their speed."
         )
     return notes
 
@@ -268,5 +268,6 @@ def _bytes(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 10_000_000 else f"{count / 1e6:.1f} MB"
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many layers."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more layers" if len(names) > 5 else "")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -549,7 +549,7 @@ def _layout(rules: Rules, call: Call) -> None:
         for tracked, layers in zip(operands, ordered, strict=True):
             labels = layers[level] if level < len(layers) else np.zeros((1,) * tracked.tensor.dim(), dtype=np.int64)
             full.append(torch.from_numpy(np.broadcast_to(labels, tuple(tracked.tensor.shape)).copy()))
-        moved.append(_run_on(call, full))
+        moved.append(run_on(call, full))
     for position, out in enumerate(call.results):
         out.layers = []
         for tensors in moved:
@@ -558,7 +558,7 @@ def _layout(rules: Rules, call: Call) -> None:
                 out.layers.append(_rectangular(rules, call, layer))
 
 
-def _run_on(call: Call, replacements: list[torch.Tensor]) -> list[torch.Tensor]:
+def run_on(call: Call, replacements: list[torch.Tensor]) -> list[torch.Tensor]:
     """The call again, with its tensors replaced in order of appearance."""
     remaining = iter(replacements)
 
@@ -772,6 +772,16 @@ _COMPARISONS = {f"aten::{name}" for name in ("eq", "ne", "lt", "gt", "le", "ge")
 Rule = Callable[[Rules, Call], None]
 
 
+def nature(kind: str) -> Literal["elementwise", "layout", "layer"] | None:
+    """What an operator is: one that computes each element by itself, only moves elements, or has weights and a bias."""
+    rule = _RULES.get(kind.removesuffix("_"))
+    if rule in (_unary, _elementwise):
+        return "elementwise"
+    if rule in (_linear, _convolution):
+        return "layer"
+    return "layout" if rule in _LAYOUTS else None
+
+
 def _named(rule: Rule, names: str) -> dict[str, Rule]:
     return {f"aten::{name}": rule for name in names.split()}
 
@@ -839,3 +849,5 @@ _RULES: dict[str, Rule] = {
     "aten::channel_shuffle": _channel_shuffle,
     "aten::roll": _roll,
 }
+
+_LAYOUTS = {_layout, _sized_layout, _slice, _split, _select, _channel_shuffle, _roll, _pixel_shuffle}

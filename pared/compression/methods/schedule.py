@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling import input_norms
+from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
 from pared.compression.criteria import Evidence
 from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
@@ -22,6 +22,7 @@ from pared.compression.prune import RemovableChannels, apply_removal, compose_re
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
 from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.verdict import some
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
@@ -94,6 +95,7 @@ class Pruning:
         self.before_retraining: Quality | None = None
         self.history: list[EpochRecord] = []
         self.best_epoch: int | None = None
+        self._corrections: list[Correction] = []
         self._taught: Lesson | None = None
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
@@ -145,7 +147,10 @@ class Pruning:
         module = self.loaded.module.cpu().eval()
         if spec.granularity != "channel":
             self._take_up(self._masks(module, step, amount))
-            self._masks_of_now().apply(module)
+            masks = self._masks_of_now()
+            correction = self._correction(masks.lost(module))
+            masks.apply(module)
+            correction.apply(module)
             return True
         try:
             channels = self._channels if step == 0 else None
@@ -168,8 +173,18 @@ class Pruning:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.given.original.module.state_dict().items()}
         self.removed = compose_removed(self.removed, removal.removed, shapes)
         self.reasons = removal.reasons | self.reasons
+        self._correction(lost_inputs(module, removal.removed, removal.output_dims)).apply(
+            removal.loaded.module, removal.removed
+        )
         self.loaded = removal.loaded
         return True
+
+    def _correction(self, lost: Mapping[str, Tensor]) -> Correction:
+        """What makes up for lost weights without data; with data, that is for retraining to do."""
+        if self.given.data is not None:
+            return Correction({}, set(), set())
+        self._corrections.append(find_correction(self.loaded.module, self.given.example, lost))
+        return self._corrections[-1]
 
     def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
         """Which weights of a module live when this much is gone."""
@@ -318,7 +333,7 @@ class Pruning:
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
-        spec, notes = self.given.spec, []
+        spec, notes = self.given.spec, self._corrected()
         if spec.granularity == "channel":
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
@@ -344,6 +359,18 @@ class Pruning:
                     "in retraining. Give a larger amount to keep them at zero."
                 )
         return notes
+
+    def _corrected(self) -> list[str]:
+        """What was done in the place of retraining."""
+        layers = sorted(set().union(*(correction.corrected for correction in self._corrections)))
+        unknown = sorted(set().union(*(correction.unknown for correction in self._corrections)) - set(layers))
+        if not layers:
+            return []
+        note = (
+            "Without data nothing was retrained, but biases and batch norms took up what the removed parts gave on "
+            f"average, as far as the upload's batch norms tell it, for {some(layers)}."
+        )
+        return [f"{note} For {some(unknown)} that average is not known." if unknown else note]
 
     def _thin(self) -> list[str]:
         """The layers that are left with less than a tenth of their channels."""
