@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
+from pared.compression.coupling.fused import unfused
 from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, first_line, reloaded
-from pared.compression.coupling.labels import Labels, Tracked, Units, along
+from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
 from pared.compression.coupling.reference import Mismatch, check
 from pared.compression.coupling.rules import Patch, Rules
 from pared.compression.coupling.shrink import Removed, StorageKey, remove, storage_key
@@ -35,6 +37,8 @@ class ChannelGroup:
     members: dict[Axis, Labels]
     out_axes: list[Axis]
     """The axes that make the channels: their incoming weights are what a score looks at."""
+    kind: Literal["channel", "head"] = "channel"
+    """`head`: its units are whole heads of attention."""
 
     def removal(self, units: Sequence[int]) -> Removed:
         """The tensor indices that go when these units go."""
@@ -131,21 +135,15 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
     Raises:
         ModelFailed: the model does not run on the example.
     """
-    script = scripted(module, example)
+    script = unfused(scripted(module, example), example)
     original = Interpreter(reloaded(script))
-    units = Units()
-    registry = _Registry(units, original.module)
-    rules = Rules(units)
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         _try_out(original.module, example)
         try:
-            output = original.run(example, registry.wrap, rules)
+            units, registry, rules = _labelled(original, example)
         except UnsupportedGraph as unsupported:
             reason = f"{unsupported}: this operator of the graph cannot be followed"
             return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
-    for tracked in _outputs(output):
-        for layer in tracked.layers:
-            units.fix(layer, "the model's output")
 
     groups = _grouped(units, registry, rules)
     patches = _counted(units, registry, rules)
@@ -155,6 +153,42 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
     output_dims = dict([*rules.out_axes, *(axis for group in sound for axis in group.out_axes)])
     return Coupling(script, original, sound, reasons, layers, patches, output_dims)
+
+
+def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, _Registry, Rules]:
+    """Run the model with labels on its weights.
+
+    Where a reshape splits channels in a way that leaves all of them fixed, as features into (heads, 3, width) of which
+    the three are then picked, another of the split's dimensions is tried, as long as it makes more of them removable.
+    """
+    choices: dict[int, int] = {}
+    best = _labelled_with(choices, original, example)
+    while True:
+        units, registry, rules = best
+        stuck = [split for split in rules.splits if not units.roots(split.labels).any()]
+        tried = choices | {split.node: turn for split in stuck if (turn := choices.get(split.node, 0) + 1) <= split.others}
+        if tried == choices:
+            return best
+        choices = tried
+        best = max(best, _labelled_with(choices, original, example), key=_removable)
+
+
+def _labelled_with(
+    choices: dict[int, int], original: Interpreter, example: Sequence[Tensor]
+) -> tuple[Units, _Registry, Rules]:
+    units = Units()
+    registry = _Registry(units, original.module)
+    rules = Rules(units, choices=choices)
+    output = original.run(example, registry.wrap, rules)
+    for tracked in _outputs(output):
+        for layer in tracked.layers:
+            units.fix(layer, "the model's output")
+    return units, registry, rules
+
+
+def _removable(labelled: tuple[Units, _Registry, Rules]) -> int:
+    units, registry, _ = labelled
+    return sum(int(units.roots(labels).astype(bool).sum()) for labels in registry.axes.values())
 
 
 def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -190,7 +224,8 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
     for axis, labels in roots.items():
         for root in np.unique(labels):
             signature.setdefault(int(root), []).append(axis)
-    signature.pop(0, None)
+    signature.pop(FIXED, None)
+    heads = {root for labels in rules.heads for root in np.unique(units.roots(labels)).tolist()}
     by_axes: dict[tuple[Axis, ...], list[int]] = {}
     for root, on in signature.items():
         by_axes.setdefault(tuple(on), []).append(root)
@@ -203,7 +238,8 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
         number = {root: index for index, root in enumerate(sorted(members))}
         unit_of = {axis: np.array([number.get(int(root), -1) for root in roots[axis]], dtype=np.int64) for axis in axes}
         layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in outs))
-        groups.append(ChannelGroup(layers, len(members), unit_of, outs))
+        kind: Literal["channel", "head"] = "head" if heads.issuperset(members) else "channel"
+        groups.append(ChannelGroup(layers, len(members), unit_of, outs, kind))
     return groups
 
 
@@ -219,11 +255,12 @@ def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPat
     for axis, labels in registry.axes.items():
         for index, root in enumerate(units.roots(labels).tolist()):
             owner.setdefault(root, (axis, index))
+    owner.pop(FIXED, None)
     counted = []
     for patch in rules.patches.values():
-        roots = units.roots(patch.labels)
-        if roots.any() or patch.computed:
-            counted.append(CountedPatch(patch, [owner[root] if root else None for root in roots.tolist()]))
+        members = [owner.get(root) for root in units.roots(patch.labels).tolist()]
+        if any(members) or patch.computed:
+            counted.append(CountedPatch(patch, members))
     return counted
 
 
