@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,18 +159,22 @@ def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, 
     """Run the model with labels on its weights.
 
     Where a reshape splits channels in a way that leaves all of them fixed, as features into (heads, 3, width) of which
-    the three are then picked, another of the split's dimensions is tried, as long as it makes more of them removable.
+    the three are then picked, another of the split's dimensions is tried; so too where the slices are not heads but
+    parts of each. What makes most channels removable, and then most heads, is kept.
     """
     choices: dict[int, int] = {}
-    best = _labelled_with(choices, original, example)
+    best = latest = _labelled_with(choices, original, example)
     while True:
-        units, registry, rules = best
-        stuck = [split for split in rules.splits if not units.roots(split.labels).any()]
-        tried = choices | {split.node: turn for split in stuck if (turn := choices.get(split.node, 0) + 1) <= split.others}
-        if tried == choices:
+        units, _, rules = latest
+        widths = _roots(units, rules.widths)
+        stuck = [split for split in rules.splits if widths.issuperset(_roots(units, [split.labels]))]
+        later = {split.node: choices.get(split.node, 0) + 1 for split in stuck}
+        later = {node: turn for node, turn in later.items() if turn <= max(s.others for s in stuck if s.node == node)}
+        if not later:
             return best
-        choices = tried
-        best = max(best, _labelled_with(choices, original, example), key=_removable)
+        choices |= later
+        latest = _labelled_with(choices, original, example)
+        best = max(best, latest, key=_gain)
 
 
 def _labelled_with(
@@ -186,9 +190,15 @@ def _labelled_with(
     return units, registry, rules
 
 
-def _removable(labelled: tuple[Units, _Registry, Rules]) -> int:
-    units, registry, _ = labelled
-    return sum(int(units.roots(labels).astype(bool).sum()) for labels in registry.axes.values())
+def _gain(labelled: tuple[Units, _Registry, Rules]) -> tuple[int, int]:
+    units, registry, rules = labelled
+    removable = sum(int(units.roots(labels).astype(bool).sum()) for labels in registry.axes.values())
+    return removable, len(_roots(units, rules.heads))
+
+
+def _roots(units: Units, labels: Iterable[Labels]) -> set[int]:
+    """The removable units among these."""
+    return {root for some in labels for root in np.unique(units.roots(some)).tolist()} - {FIXED}
 
 
 def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -225,7 +235,7 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
         for root in np.unique(labels):
             signature.setdefault(int(root), []).append(axis)
     signature.pop(FIXED, None)
-    heads = {root for labels in rules.heads for root in np.unique(units.roots(labels)).tolist()}
+    heads = _roots(units, rules.heads)
     by_axes: dict[tuple[Axis, ...], list[int]] = {}
     for root, on in signature.items():
         by_axes.setdefault(tuple(on), []).append(root)

@@ -77,7 +77,9 @@ class Rules:
         self.frozen = frozen
         self.choices = choices or {}
         self.splits: list[Split] = []
-        self.heads: list[Labels] = []  # units that attention treats alike and apart from each other
+        # Of products of activations: what each has one of, as a head of attention, and what each sums over.
+        self.heads: list[Labels] = []
+        self.widths: list[Labels] = []
         self.patches: dict[tuple[int, int, int | None], Patch] = {}
         self.uses: dict[str, Use] = {}
         self.out_axes: dict[tuple[str, int], None] = {}  # a set in order
@@ -92,10 +94,10 @@ class Rules:
         kind = call.kind if call.kind.endswith("__") else call.kind.removesuffix("_")
         rule = _RULES.get(kind)
         if not any(tracked.layers for tracked in call.tensors):
-            if rule is _sized_layout:
-                _follow_sizes(self, call)
-            elif kind == "aten::mul":
+            if kind == "aten::mul":
                 self._products[call.node.output().debugName()] = call
+            if rule in (_sized_layout, _elementwise):  # the numbers that they take may still count channels
+                rule(self, call)
             return
         if rule is None:
             for tracked in call.tensors:
@@ -285,8 +287,8 @@ def _contract(rules: Rules, call: Call, operands: list[tuple[Tracked, str]], out
             labels = tracked.axis(dim)
             if letter in by_letter:
                 rules.union(by_letter[letter], labels, call, "contracted with fixed channels")
-                if letter in out_letters and not any(t.name for t, of in operands if letter in of):
-                    rules.heads.append(labels)
+                if not any(t.name for t, of in operands if letter in of):
+                    (rules.heads if letter in out_letters else rules.widths).append(labels)
             if letter not in by_letter or not by_letter[letter].any():
                 by_letter[letter] = labels
     rank = len(out_letters)
@@ -608,12 +610,12 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
         return layer
     before = {dim for t in call.tensors for known in t.layers for dim in spanned(known)}
     if call.kind in ("aten::cat", "aten::stack", "aten::index_put"):
-        kept = next((dim for dim in dims if dim in before), dims[-1])
-    elif dims[-1] == layer.ndim - 1:
-        kept = 1 if dims[0] == 1 and len(dims) > 2 else dims[-2]
+        candidates = [next((dim for dim in dims if dim in before), dims[-1])]
     else:
         kept = dims[-1]
-    candidates = [kept, *(dim for dim in dims if dim != kept)]
+        if dims[-1] == layer.ndim - 1:
+            kept = 1 if dims[0] == 1 and len(dims) > 2 else dims[-2]
+        candidates = [kept, *(dim for dim in dims if dim != kept)]
     kept = candidates[rules.choices.get(call.index, 0) % len(candidates)]
     first = layer
     for dim in dims:
