@@ -89,6 +89,7 @@ def remove_channels(
     exclude: Sequence[str] = (),
     evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
+    heads_alone: bool = False,
     upload_units: Mapping[str, int] | None = None,
     gone: int = 0,
 ) -> ChannelRemoval:
@@ -99,6 +100,7 @@ def remove_channels(
     Args:
         example: the model's inputs, on CPU, in a batch of at least 2.
         evidence: for the criteria that look at data.
+        heads_alone: take whole heads of attention, and nothing else.
         upload_units: for a later step, the `units` of the first: `amount` counts from these, whatever is left of them.
         gone: how many of them earlier steps removed.
 
@@ -108,7 +110,11 @@ def remove_channels(
     amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
     coupling = find_groups(loaded.module, example)
     names_of = tied_names(loaded.module)
+    if heads_alone:
+        coupling = _with_heads_alone(coupling)
     groups, reasons = _eligible(coupling, names_of, include, exclude)
+    if upload_units is not None:  # of what could be chosen from at first: a last head is no group of heads any more
+        groups = [group for group in groups if _key(group) in upload_units]
     if not groups:
         raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
     now = {_key(group): group.units for group in groups}
@@ -124,7 +130,7 @@ def remove_channels(
     if scope == "layer":
         wanted = []
         for group, (key, left) in zip(groups, now.items(), strict=True):
-            of_upload = units.get(key, left)
+            of_upload = units[key]
             names = [layer_of(alias) for name, _ in group.out_axes for alias in names_of[name]]
             wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
         chosen = [_lowest([score], count)[0] for score, count in zip(scores, wanted, strict=True)]
@@ -177,6 +183,22 @@ def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> Loade
     return replace(loaded, module=module.eval(), architecture=architecture)
 
 
+def _with_heads_alone(coupling: Coupling) -> Coupling:
+    """Raises NothingToPrune where no attention can lose heads."""
+    heads = [group for group in coupling.groups if group.kind == "head"]
+    if not heads:
+        told = "; ".join(f"{layer}: {reason}" for layer, reason in list(coupling.reasons.items())[:10])
+        raise NothingToPrune(
+            f"No attention of this model can lose heads ({told or 'its layers have channels alone'}). "
+            "Granularity `channel` removes what channels there are."
+        )
+    others = {layer: _NO_HEADS for group in coupling.groups if group.kind != "head" for layer in group.layers}
+    return replace(coupling, groups=heads, reasons=coupling.reasons | others)
+
+
+_NO_HEADS = "has no heads, which are all that the granularity `head` removes"
+
+
 def _eligible(
     coupling: Coupling, names_of: Mapping[str, list[str]], include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
@@ -202,9 +224,8 @@ def _eligible(
 
 
 def _key(group: ChannelGroup) -> str:
-    """Names a group of coupled layers, also after some of its channels went."""
-    name, dim = group.out_axes[0]
-    return f"{name}/{dim}"
+    """Names a group of coupled layers, also after some of its units went."""
+    return f"{group.kind}s of {', '.join(sorted(f'{name}/{dim}' for name, dim in group.members))}"
 
 
 def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:

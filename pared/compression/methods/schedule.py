@@ -25,7 +25,7 @@ from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PruneSpec, Quantize, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -109,7 +109,7 @@ class Pruning:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
         module = self.loaded.module.cpu().eval()
-        if spec.granularity != "channel":
+        if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
             self._masks_of_now().apply(module)
             return True
@@ -119,6 +119,7 @@ class Pruning:
                 self.given.example,
                 amount=amount,
                 scope=spec.scope,
+                heads_alone=spec.granularity == "head",
                 upload_units=self.units or None,
                 gone=self.gone,
                 **self._choice(module, step),
@@ -306,7 +307,7 @@ class Pruning:
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
         spec, notes = self.given.spec, []
-        if spec.granularity == "channel":
+        if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
