@@ -173,7 +173,8 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
     if loaded.format != "state_dict":
         shrunk = remove(coupling.script, removed, coupling.patches)
-        return replace(loaded, module=shrunk, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
+        inlined = loaded.inlined or coupling.inlined or bool(changed_sizes(removed, coupling.patches))
+        return replace(loaded, module=shrunk, inlined=inlined)
     state = dict(loaded.module.state_dict())
     by_storage = {storage_key(state[name]): by_dim for name, by_dim in removed.items()}
     state = {name: kept_part(tensor, by_storage.get(storage_key(tensor), {})) for name, tensor in state.items()}

@@ -90,7 +90,9 @@ def encoder_layer(
             norm_first=norm_first,
             bias=bias,
         )
-    return _EncoderLayer(d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, norm_first, bias, head_features)
+    return _EncoderLayer(
+        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, norm_first, bias, head_features
+    )
 
 
 class _EncoderLayer(nn.Module):
@@ -147,6 +149,7 @@ class _Attention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * inner, features))
         nn.init.xavier_uniform_(self.in_proj_weight)
+        self.in_proj_bias: nn.Parameter | None
         self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * inner)) if bias else None)
         self.out_proj = nn.Linear(inner, features, bias=bias)
 
@@ -160,4 +163,6 @@ class _Attention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, [-1, self.head_features]).transpose(1, 2)  # (batch, heads, tokens, head width)
+        return x.view(x.size(0), x.size(1), -1, self.head_features).transpose(
+            1, 2
+        )  # (batch, heads, tokens, head width)

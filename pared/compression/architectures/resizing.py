@@ -181,7 +181,13 @@ class _Fit:
         if kwargs.get("scale") is None:
             kwargs["scale"] = key_width**-0.5
         flow = _Flow.of(kwargs.get("out_features") or kwargs["features"], out)
-        kwargs |= {"heads": heads, "features": features, "key_features": keys, "value_features": values, "out_features": out}
+        kwargs |= {
+            "heads": heads,
+            "features": features,
+            "key_features": keys,
+            "value_features": values,
+            "out_features": out,
+        }
         return flow
 
     def encoder_layer(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:

@@ -72,7 +72,7 @@ class Coupling:
     `script`: the model's TorchScript twin, whose nodes `patches` count; `original` runs a copy of it.
     `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
     follow what is removed; they matter for TorchScript only. `output_dims`: weight name -> the dimension
-    of it that makes output channels.
+    of it that makes output channels. `inlined`: the twin has its calls inlined, as fused operators had to be replaced.
     """
 
     script: torch.jit.ScriptModule
@@ -82,6 +82,7 @@ class Coupling:
     layers: list[LayerUse]
     patches: list[CountedPatch] = field(default_factory=list)
     output_dims: dict[str, int] = field(default_factory=dict)
+    inlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
     Raises:
         ModelFailed: the model does not run on the example.
     """
-    script = unfused(scripted(module, example), example)
+    given = scripted(module, example)
+    script = unfused(given, example)
     original = Interpreter(reloaded(script))
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         _try_out(original.module, example)
@@ -152,7 +154,7 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
     reasons = _reasons(units, registry, rules, sound, failures)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
     output_dims = dict([*rules.out_axes, *(axis for group in sound for axis in group.out_axes)])
-    return Coupling(script, original, sound, reasons, layers, patches, output_dims)
+    return Coupling(script, original, sound, reasons, layers, patches, output_dims, inlined=script is not given)
 
 
 def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, _Registry, Rules]:

@@ -119,7 +119,14 @@ class Rules:
                 self.units.fix(layer, self._reason(call, why))
 
     def patch(
-        self, call: Call, argument: str, element: int | None, labels: Labels, *, fixed: float = 0, computed: bool = False
+        self,
+        call: Call,
+        argument: str,
+        element: int | None,
+        labels: Labels,
+        *,
+        fixed: float = 0,
+        computed: bool = False,
     ) -> None:
         """Note that a number of this call counts these units."""
         if self.frozen:
@@ -155,7 +162,9 @@ class Rules:
         while value.node().kind() in ("aten::Int", "prim::NumToTensor"):
             value = value.node().inputsAt(0)
         product = self._products.get(value.debugName())
-        for argument, factor in {} if product is None else product.arguments.items():
+        if product is None:
+            return
+        for argument, factor in product.arguments.items():
             count = int(factor.tensor if isinstance(factor, Tracked) else factor)
             written = product.input_value(argument)
             if not is_static(written, self._channel_sizes) or len(labels) % count:
