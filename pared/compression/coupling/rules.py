@@ -20,6 +20,7 @@ import torch
 
 from pared.compression.coupling.interpreter import Call, is_static
 from pared.compression.coupling.labels import Labels, Tracked, Units, along, compressed, spanned
+from pared.compression.coupling.recurrent import RECURRENT
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Use:
     kind: str
     weights: dict[str, list[int]]
     out_axis: tuple[str, int] | None
+    channels: int | None
 
 
 class Rules:
@@ -84,6 +86,7 @@ class Rules:
         self.uses: dict[str, Use] = {}
         self.out_axes: dict[tuple[str, int], None] = {}  # a set in order
         self._channel_sizes: set[str] = set()
+        self._sizes: dict[str, Tracked] = {}  # name of a list of sizes -> whose they are
         self._products: dict[str, Call] = {}
 
     def __call__(self, call: Call) -> None:
@@ -93,7 +96,7 @@ class Rules:
             return
         kind = call.kind if call.kind.endswith("__") else call.kind.removesuffix("_")
         rule = _RULES.get(kind)
-        if not any(tracked.layers for tracked in call.tensors):
+        if not any(tracked.layers for tracked in call.tensors) and rule is not _constant:
             if kind == "aten::mul":
                 self._products[call.node.output().debugName()] = call
             if rule in (_sized_layout, _elementwise):  # the numbers that they take may still count channels
@@ -146,9 +149,7 @@ class Rules:
         """Let a number of this call count units, unless it follows by itself, as the size of a batch does."""
         if self.frozen:
             return
-        value = call.input_value(argument)
-        if element is not None:
-            value = _element(value, element, len(call.arguments[argument]))
+        value = self._written(call, argument, element)
         if is_static(value):
             if len(labels):
                 self.patch(call, argument, element, labels, fixed=fixed)
@@ -173,10 +174,21 @@ class Rules:
             if np.array_equal(self.units.roots(labels), np.tile(self.units.roots(period), len(labels) // count)):
                 self.patch(product, argument, None, period, computed=not is_static(written))
 
+    def is_written(self, call: Call, argument: str, element: int | None) -> bool:
+        """Whether an int of this call is written in the file, or computed from a number of channels."""
+        return is_static(self._written(call, argument, element), self._channel_sizes)
+
+    @staticmethod
+    def _written(call: Call, argument: str, element: int | None) -> Any:
+        """The graph value of an int, or of one in a list."""
+        value = call.input_value(argument)
+        return value if element is None else _element(value, element, len(call.arguments[argument]))
+
     def note_size(self, call: Call) -> None:
         """`size` of a dimension that holds channels: what is computed from it counts channels too."""
         x = _first(call)
         name = call.node.output().debugName()
+        self._sizes[name] = x
         if "dim" in call.arguments:
             if x.spanning({call.arguments["dim"] % x.tensor.dim()}):
                 self._channel_sizes.add(name)
@@ -197,10 +209,24 @@ class Rules:
         for argument, value in call.arguments.items():
             if isinstance(value, int) and not isinstance(value, bool):
                 self.follow(call, argument, None, _NO_UNITS, fixed=value)
+            elif isinstance(value, list) and call.input_value(argument).debugName() not in self._sizes:
+                for other in set(call.arguments) - {argument}:
+                    sized = self._sizes.get(call.input_value(other).debugName())
+                    for layer in sized.layers if sized is not None else []:
+                        for dim in spanned(layer) & set(range(len(value))):
+                            self.follow(call, argument, dim, layer.reshape(-1))
 
-    def use(self, call: Call, weights: dict[str, Tracked | None], out: tuple[str, int] | None) -> None:
+    def use(
+        self,
+        call: Call,
+        weights: Mapping[str, Tracked | None],
+        out: tuple[str, int] | None,
+        *,
+        channels: int | None = None,
+    ) -> None:
         """Note a layer. `out`: which weight, and which of its dimensions, makes the output channels.
 
+        `channels`: how many these are, where that dimension stacks several rows of each.
         Only parameters count, as only they have names here: a filter held in a buffer makes no layer.
         """
         if self.frozen:
@@ -211,12 +237,19 @@ class Rules:
         first = next(iter(named.values())).name or ""
         axis = None
         if out is not None and out[0] in named:
-            axis = (named[out[0]].name or "", out[1])
-            self.out_axes[axis] = None
+            weight = named[out[0]]
+            axis = (weight.name or "", out[1])
+            self.makes_channels(weight, out[1])
+            channels = channels or weight.tensor.shape[out[1]]
         layer = first.rpartition(".")[0] or first
         if layer not in self.uses:
             shapes = {t.name or "": list(t.tensor.shape) for t in named.values()}
-            self.uses[layer] = Use(call.kind.split("::")[1].lstrip("_"), shapes, axis)
+            self.uses[layer] = Use(call.kind.split("::")[1].lstrip("_"), shapes, axis, channels if axis else None)
+
+    def makes_channels(self, weight: Tracked, dim: int) -> None:
+        """Note that this dimension of a parameter makes output channels: what it holds is what they are scored by."""
+        if not self.frozen and weight.name:
+            self.out_axes[weight.name, dim] = None
 
     @staticmethod
     def _reason(call: Call, why: str) -> str:
@@ -648,8 +681,7 @@ def _spread(rules: Rules, call: Call) -> None:
     x, out = _first(call), call.results[0]
     new = out.tensor.dim() - x.tensor.dim()
     for dim, size in enumerate(out.tensor.shape):
-        value = _element(call.input_value("size"), dim, out.tensor.dim())
-        if size > 1 and (dim < new or x.tensor.shape[dim - new] == 1) and is_static(value):
+        if size > 1 and (dim < new or x.tensor.shape[dim - new] == 1) and rules.is_written(call, "size", dim):
             out.layers.append(along(rules.units.make(size), dim, out.tensor.dim()))
 
 
@@ -723,6 +755,8 @@ def _index(rules: Rules, call: Call) -> None:
         picked = {call.arguments["dim"] % x.tensor.dim()}
     else:
         picked = {dim for dim, index in enumerate(call.arguments["indices"]) if index is not None}
+    if any(tracked.tensor.dtype == torch.bool for tracked in call.tensors[1:]):  # a mask spans several
+        picked = set(range(x.tensor.dim()))
     rules.fix(x.spanning(picked), call, "picks single channels")
     _layout(rules, call, [x])
 
@@ -764,6 +798,18 @@ def _pad(rules: Rules, call: Call) -> None:
     padded = {d for d in range(x.tensor.dim()) if x.tensor.shape[d] != out.tensor.shape[d]}
     rules.fix(x.spanning(padded), call, "pads the channels")
     out.layers = [layer for layer in x.layers if not spanned(layer) & padded]
+
+
+def _constant(rules: Rules, call: Call) -> None:
+    """zeros, ones, full: the same everywhere, so a size that is written in the file follows what the tensor meets."""
+    if rules.frozen:
+        return
+    out = call.results[0]
+    for position, size in enumerate(call.arguments["size"]):
+        if size > 1 and rules.is_written(call, "size", position):
+            units = rules.units.make(size)
+            rules.follow(call, "size", position, units)
+            out.layers.append(along(units, position, out.tensor.dim()))
 
 
 def _shape_only(rules: Rules, call: Call) -> None:
@@ -829,7 +875,10 @@ _RULES: dict[str, Rule] = {
     ),
     **_named(_shape_only, "dim numel len is_floating_point is_complex __is__ __isnot__ sym_size"),
     **{f"prim::{name}": _shape_only for name in ("device", "dtype", "layout", "is_nested", "requires_grad", "type")},
-    **_named(_shape_only, "zeros_like ones_like full_like rand_like empty_like new_zeros new_ones new_full"),
+    **_named(_shape_only, "rand_like"),
+    **_named(_constant, "zeros ones full empty new_zeros new_ones new_full new_empty"),
+    **_named(_unary, "zeros_like ones_like full_like empty_like"),
+    **RECURRENT,
     **_named(_shape_only, "is_nonzero Bool Int Float item any all isfinite"),
     "aten::size": _size,
     "aten::prelu": _prelu,
@@ -865,7 +914,7 @@ _RULES: dict[str, Rule] = {
         "expand_as view_as reshape_as pixel_unshuffle mT ravel unfold repeat_interleave",
     ),
     "aten::slice": _slice,
-    **_named(_split, "split split_with_sizes chunk"),
+    **_named(_split, "split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes"),
     **_named(_select, "select unbind"),
     **_named(_index, "index index_select"),
     "aten::pixel_shuffle": _pixel_shuffle,
