@@ -154,8 +154,9 @@ def remove_channels(
     if failed and not count:
         raise NothingToPrune(_refused(reasons))
     if not count:
+        unit = "head" if heads_alone else "channel"
         raise NothingToPrune(
-            f"An amount of {amounts.default:g} is less than one channel here: {sum(now.values())} channels can be "
+            f"An amount of {amounts.default:g} is less than one {unit} here: {sum(now.values())} {unit}s can be "
             "chosen from. Give a larger amount."
         )
     if failed:  # otherwise the last that was built has been checked, and is this one

@@ -81,7 +81,7 @@ class Pruning:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
                     work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
+                        f"step {step + 1} of {len(amounts)} is less than one {spec.granularity}, and is left to a later one"
                     )
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
@@ -302,7 +302,7 @@ class Pruning:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self.given.spec.granularity}s are gone"
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
@@ -314,7 +314,7 @@ class Pruning:
                 wanted = round(asked.default * sum(self.units.values()))
             if self.gone < wanted and not spec.amounts:
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
+                    f"{self.gone} of {sum(self.units.values())} removable {spec.granularity}s went, where an amount of "
                     f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one, and one "
                     "whose removal did not hold keeps all. The layers' own lines say which."
                 )
