@@ -37,10 +37,20 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
     except UnsupportedGraph as unsupported:  # an assertion of the model's own, say
         raise Mismatch(f"the original does not run with those channels zeroed: {unsupported}") from unsupported
     try:
-        with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
-            actual = flat_tensors(shrunk(*example))
+        actual = answers(shrunk, example)
     except Exception as error:
         raise Mismatch(f"the shrunk model does not run: {first_line(error)}") from error
+    compare(expected, actual)
+
+
+def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
+    """All tensors that a model gives, in order."""
+    with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
+        return flat_tensors(module(*example))
+
+
+def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> None:
+    """Raise `Mismatch` unless these tensors are the same, to `TOLERANCE`."""
     for want, got in zip(expected, actual, strict=True):
         if want.shape != got.shape:
             raise Mismatch(f"the output's shape would change from {tuple(want.shape)} to {tuple(got.shape)}")

@@ -26,7 +26,7 @@ from pared.compression.verdict import some
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PruneSpec, Quantize, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -69,6 +69,21 @@ def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
         "evidence": evidence,
         "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
     }
+
+
+def removable_channels(
+    given: Given, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, gone: int = 0
+) -> RemovableChannels:
+    """The channels or heads that can go, of a model that `gone` of the `upload_units` are gone from already."""
+    return RemovableChannels(
+        loaded,
+        given.example,
+        scope=given.spec.scope,
+        heads_alone=given.spec.granularity == "head",
+        upload_units=upload_units,
+        gone=gone,
+        **choice(given, loaded.module, step),
+    )
 
 
 def prunable_weights(given: Given, module: nn.Module, step: int) -> PrunableWeights:
@@ -117,7 +132,8 @@ class Pruning:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
                     work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
+                        f"step {step + 1} of {len(amounts)} is less than one {spec.granularity}, "
+                        "and is left to a later one"
                     )
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
@@ -145,7 +161,7 @@ class Pruning:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
         module = self.loaded.module.cpu().eval()
-        if spec.granularity != "channel":
+        if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
             masks = self._masks_of_now()
             correction = self._correction(masks.lost(module))
@@ -154,14 +170,7 @@ class Pruning:
             return True
         try:
             channels = self._channels if step == 0 else None
-            channels = channels or RemovableChannels(
-                self.loaded,
-                self.given.example,
-                scope=spec.scope,
-                upload_units=self.units or None,
-                gone=self.gone,
-                **choice(self.given, module, step),
-            )
+            channels = channels or removable_channels(self.given, self.loaded, step, self.units or None, self.gone)
             removal = channels.removal(amount, spec.round_to or 1)
         except NothingToPrune:
             if last and not self.gone:
@@ -329,19 +338,19 @@ class Pruning:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self.given.spec.granularity}s are gone"
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
         spec, notes = self.given.spec, self._corrected()
-        if spec.granularity == "channel":
+        if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
             if self.gone < wanted and not spec.amounts and not spec.round_to:
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
+                    f"{self.gone} of {sum(self.units.values())} removable {spec.granularity}s went, where an amount of "
                     f"{asked.default:g} asks for {wanted}: each group of layers keeps at least one, and one "
                     "whose removal did not hold keeps all. The layers' own lines say which."
                 )
