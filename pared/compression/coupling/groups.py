@@ -150,7 +150,7 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
             reason = f"{unsupported}: this operator of the graph cannot be followed"
             return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
     for tracked in _outputs(output):
-        for layer in tracked.layers:
+        for layer in [*tracked.layers, *tracked.statistic]:
             units.fix(layer, "the model's output")
 
     groups = _grouped(units, registry, rules)
@@ -317,7 +317,8 @@ def _reasons(
             reasons[layer] = "it has a single output channel"
             continue
         fixed = [units.fixed_reason(int(label)) for label in registry.axes[axis]]
-        failed = failed_on.get(axis, "its channels are tied to fixed ones")
+        together = f"all its channels could only go together: {units.tied_reason(int(registry.axes[axis][0]))}"
+        failed = failed_on.get(axis, together)
         reasons[layer] = next((reason for reason in fixed if reason), failed)
     return reasons
 
