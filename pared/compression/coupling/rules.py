@@ -819,29 +819,30 @@ def _letters(count: int) -> str:
     return "abcdefghijklmnopqrstuvwxyz"[:count]
 
 
-REDUCTIONS = {
-    f"aten::{name}"
-    for name in "mean sum amax amin prod std var std_mean var_mean norm linalg_vector_norm max min logsumexp median "
-    "argmax".split()
-}
-SOFTMAX = {f"aten::{name}" for name in ("softmax", "log_softmax", "_softmax", "_log_softmax")}
-_SUMS = {"aten::sum", "aten::norm", "aten::linalg_vector_norm"}
+def _kinds(names: str) -> set[str]:
+    return {f"aten::{name}" for name in names.split()}
+
+
+REDUCTIONS = _kinds(
+    "mean sum amax amin prod std var std_mean var_mean norm linalg_vector_norm max min logsumexp median argmax"
+)
+SOFTMAX = _kinds("softmax log_softmax _softmax _log_softmax")
+_SUMS = _kinds("sum norm linalg_vector_norm")
 """Reductions to which an element that is zero adds nothing."""
-_OF_STATISTICS = {
-    f"aten::{name}"
-    for name in "add sub rsub mul div true_divide pow square sqrt rsqrt reciprocal neg abs clamp clamp_min maximum to "
-    "float type_as _to_copy contiguous clone detach unsqueeze squeeze view reshape expand expand_as lerp addcmul".split()
-}
+_OF_STATISTICS = _kinds(
+    "add sub rsub mul div true_divide pow square sqrt rsqrt reciprocal neg abs clamp clamp_min maximum to float type_as "
+    "_to_copy contiguous clone detach unsqueeze squeeze view reshape expand expand_as lerp addcmul"
+)
 """What a norm does with a mean or a variance before it meets the channels."""
-_SHAPES_READ = {"aten::size", "aten::dim", "aten::numel", "aten::len", "prim::device", "prim::dtype", "aten::sym_size"}
+_SHAPES_READ = {*_kinds("size sym_size dim numel len"), "prim::device", "prim::dtype"}
 _NO_UNITS: Labels = np.zeros(0, dtype=np.int64)
-_COMPARISONS = {f"aten::{name}" for name in ("eq", "ne", "lt", "gt", "le", "ge")}
+_COMPARISONS = _kinds("eq ne lt gt le ge")
 
 Rule = Callable[[Rules, Call], None]
 
 
 def _named(rule: Rule, names: str) -> dict[str, Rule]:
-    return {f"aten::{name}": rule for name in names.split()}
+    return dict.fromkeys(_kinds(names), rule)
 
 
 _RULES: dict[str, Rule] = {

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pared.compression.architectures import build
 from tests.models.gallery import images, sequences, tables
+from tests.models.gallery.lists import LISTS
 
 Example = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A class of `images`, `sequences` or `tables`, and what its instances take."""
+    """A class of `images`, `sequences` or `tables`, and what its instances take.
 
-    kind: type[nn.Module]
+    `layers`: a layer list of the same family, where one can say it; a named architecture has only these.
+    """
+
+    kind: type[nn.Module] | None
     example: Callable[[], Example]
+    layers: Any = None
 
     def make(self) -> nn.Module:
         """A model in eval mode, always the same."""
+        assert self.kind is not None
         return settled(self.kind, self.example())
+
+    def build(self) -> nn.Module:
+        """The model of the layer list, in eval mode, always the same."""
+        return settled(lambda: build(self.layers), self.example())
 
 
 def settled(make: Callable[[], nn.Module], example: Example) -> nn.Module:
@@ -127,4 +139,19 @@ _EXAMPLES: dict[type[nn.Module], Callable[[], Example]] = {
     tables.DuelingQ: _of(_normal(8)),
 }
 
-GALLERY = {kind.__name__: Architecture(kind, example) for kind, example in _EXAMPLES.items()}
+_NAMED: dict[str, tuple[dict[str, Any], Callable[[], Example]]] = {
+    "lenet5": ({}, _of(_normal(1, 28, 28))),
+    "lenet300": ({}, _of(_normal(784))),
+    "mlp": ({"in_features": 16, "classes": 3}, _TABLE),
+    "cnn_small": ({"size": 8, "widths": [8, 12], "batch_norm": True}, _of(_normal(1, 8, 8))),
+    "resnet_small": ({"widths": [8, 12]}, _SMALL),
+    "mobilenet_small": ({"widths": [8, 12, 16]}, _SMALL),
+    "conv1d": ({"widths": [8, 12]}, _of(_normal(1, 16))),
+    "text_pool": ({"vocabulary": 30, "features": 12, "hidden": 16}, _TOKENS),
+    "text_transformer": ({"vocabulary": 30, "tokens": 6, "features": 16, "heads": 2, "hidden": 32}, _TOKENS),
+}
+
+GALLERY = {
+    kind.__name__: Architecture(kind, example, {"layers": LISTS[kind.__name__]} if kind.__name__ in LISTS else None)
+    for kind, example in _EXAMPLES.items()
+} | {name: Architecture(None, example, {"name": name, "kwargs": kwargs}) for name, (kwargs, example) in _NAMED.items()}
