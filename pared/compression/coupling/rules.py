@@ -830,8 +830,8 @@ SOFTMAX = _kinds("softmax log_softmax _softmax _log_softmax")
 _SUMS = _kinds("sum norm linalg_vector_norm")
 """Reductions to which an element that is zero adds nothing."""
 _OF_STATISTICS = _kinds(
-    "add sub rsub mul div true_divide pow square sqrt rsqrt reciprocal neg abs clamp clamp_min maximum to float type_as "
-    "_to_copy contiguous clone detach unsqueeze squeeze view reshape expand expand_as lerp addcmul"
+    "add sub rsub mul div true_divide pow square sqrt rsqrt reciprocal neg abs clamp clamp_min maximum to float "
+    "type_as _to_copy contiguous clone detach unsqueeze squeeze view reshape expand expand_as lerp addcmul"
 )
 """What a norm does with a mean or a variance before it meets the channels."""
 _SHAPES_READ = {*_kinds("size sym_size dim numel len"), "prim::device", "prim::dtype"}

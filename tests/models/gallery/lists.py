@@ -93,7 +93,9 @@ LISTS: dict[str, Layers] = {
         _conv(3, 8), _bn(8), ["ReLU"], _conv(8, 8), _bn(8), ["ReLU"], ["MaxPool2d", {"kernel_size": 2}],
         _conv(8, 16), _bn(16), ["ReLU"], ["MaxPool2d", {"kernel_size": 2}], ["Flatten"], _linear(256, 4),
     ],
-    "BottleneckResNet": [_conv(3, 16), ["ReLU"], _residual(_BOTTLENECK, [_conv(16, 32, 1)]), ["ReLU"], *_classified(32)],
+    "BottleneckResNet": [
+        _conv(3, 16), ["ReLU"], _residual(_BOTTLENECK, [_conv(16, 32, 1)]), ["ReLU"], *_classified(32),
+    ],
     "PreActivation": [
         _conv(3, 12), _residual([_bn(12), ["ReLU"], _conv(12, 12), _bn(12), ["ReLU"], _conv(12, 12)]),
         _residual([_bn(12), ["ReLU"], _conv(12, 12)]), _bn(12), ["ReLU"], *_classified(12),
@@ -146,8 +148,8 @@ LISTS: dict[str, Layers] = {
         ["PixelShuffle", {"upscale_factor": 2}], _conv(8, 3),
     ],
     "SpaceToDepth": [
-        ["PixelUnshuffle", {"downscale_factor": 2}], _conv(12, 8), ["ReLU"], ["PixelUnshuffle", {"downscale_factor": 2}],
-        _conv(32, 12), ["InstanceNorm2d", {"num_features": 12, "affine": True}], ["ReLU"],
+        ["PixelUnshuffle", {"downscale_factor": 2}], _conv(12, 8), ["ReLU"],
+        ["PixelUnshuffle", {"downscale_factor": 2}], _conv(32, 12), ["InstanceNorm2d", {"num_features": 12, "affine": True}], ["ReLU"],
         ["AdaptiveMaxPool2d", {"output_size": 1}], ["Flatten"], _linear(12, 4),
     ],
     "Generator": [
@@ -209,7 +211,8 @@ LISTS: dict[str, Layers] = {
         _linear(20, 3),
     ],
     "TabNet": [
-        _bn(16, "BatchNorm1d"), _linear(16, 24), ["GLU"], _residual([_linear(12, 24), ["GLU"]]), ["ReLU"], _linear(12, 3),
+        _bn(16, "BatchNorm1d"), _linear(16, 24), ["GLU"], _residual([_linear(12, 24), ["GLU"]]), ["ReLU"],
+        _linear(12, 3),
     ],
     "SharedSteps": [
         _linear(8, 16),
