@@ -149,7 +149,8 @@ LISTS: dict[str, Layers] = {
     ],
     "SpaceToDepth": [
         ["PixelUnshuffle", {"downscale_factor": 2}], _conv(12, 8), ["ReLU"],
-        ["PixelUnshuffle", {"downscale_factor": 2}], _conv(32, 12), ["InstanceNorm2d", {"num_features": 12, "affine": True}], ["ReLU"],
+        ["PixelUnshuffle", {"downscale_factor": 2}], _conv(32, 12),
+        ["InstanceNorm2d", {"num_features": 12, "affine": True}], ["ReLU"],
         ["AdaptiveMaxPool2d", {"output_size": 1}], ["Flatten"], _linear(12, 4),
     ],
     "Generator": [
