@@ -37,6 +37,7 @@ coverage: $(DEV)  ## Which architectures lose channels, in which form of file: t
 
 fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they must, counted
 	$(BIN)/python -m pytest tests/compression/test_random_graphs.py -m campaign -rP
+
 bench-stream: $(DEV)  ## A state dict of 4 GiB pruned in 1 GiB of memory -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/larger_than_memory.py
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from tests.models.gallery import images, sequences
 
 Removed = Mapping[str, Mapping[str, list[int]]]
-Norm = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | sequences.RmsNorm | images.ChannelsFirstNorm
+Norm = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | sequences.RmsNorm | sequences.UnitLength | images.ChannelsFirstNorm
 
 
 def zeroed_outputs(original: nn.Module, removed: Removed, *inputs: Tensor) -> Any:
@@ -64,9 +64,16 @@ def norm_over_kept(norm: nn.Module, kept: Tensor) -> None:
         out[..., kept] = F.rms_norm(x[..., kept], [int(kept.sum())], norm.weight[kept], norm.eps)
         return out
 
+    def unit_length(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[..., kept] = F.normalize(x[..., kept], dim=-1) * norm.weight[kept]
+        return out
+
     if isinstance(norm, nn.LayerNorm):
         norm.forward = layer_norm
     elif isinstance(norm, images.ChannelsFirstNorm):
         norm.forward = lambda x: layer_norm(x.movedim(1, -1)).movedim(-1, 1)
+    elif isinstance(norm, sequences.UnitLength):
+        norm.forward = unit_length
     else:
         norm.forward = group_norm if isinstance(norm, nn.GroupNorm) else rms_norm

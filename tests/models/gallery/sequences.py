@@ -254,6 +254,17 @@ class RmsNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
 
 
+class UnitLength(nn.Module):
+    """Vectors of length one, then a learned scale (the L2 norm of SSD)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(features) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) * self.weight
+
+
 class Llama(nn.Module):
     """Hand-written RMS norms, causal attention and SwiGLU; head and embedding tied."""
 
