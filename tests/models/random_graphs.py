@@ -20,9 +20,13 @@ from tests.models.gallery import settled
 from tests.models.gallery.images import ChannelsFirstNorm, SqueezeExcite
 from tests.models.gallery.sequences import RmsNorm, UnitLength
 
-MOST_OPERATORS = 12
+OPERATORS = (4, 14)
 MOST_ELEMENTS = 2048  # of a value, for one sample
 BATCH = 3
+
+UNARY = [
+    torch.relu, torch.sigmoid, torch.tanh, F.gelu, F.silu, F.leaky_relu, F.hardswish, F.softplus, torch.abs, F.elu,
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -64,10 +68,10 @@ class Value:
 
 @st.composite
 def models(draw: st.DrawFn) -> Drawn:
-    """A model of up to a dozen operators (some are several), one or two inputs and one or two outputs."""
+    """A model of a few to a dozen operators, some of them several layers, one or two inputs and one or two outputs."""
     maker = _Maker(draw)
     maker.enter(draw(st.integers(1, 2)))
-    for _ in range(draw(st.integers(2, MOST_OPERATORS))):
+    for _ in range(draw(st.integers(*OPERATORS))):
         maker.step()
     return maker.finish()
 
@@ -93,57 +97,33 @@ class _Maker:
             if kind == "ids":
                 self.example.append(torch.randint(0, 9, (BATCH, *shape)))
                 width = self.width()
-                self.add(self.layer(nn.Embedding(9, width), node), (5, width), "tokens")
+                self.add(self.called(nn.Embedding(9, width), node), (5, width), "tokens")
             else:
                 self.example.append(torch.randn(BATCH, *shape))
                 self.project(Value(node, shape, kind), self.width())
 
     def finish(self) -> Drawn:
-        """One or two of the last values, each through a head of its own."""
-        outputs = []
-        for value in self.values[-self.draw(st.integers(1, 2)) :]:
-            vector = self.pooled(value)
-            outputs.append(self.layer(nn.Linear(vector.channels, 3), vector.node))
+        """All values that nothing has read yet, side by side, through one head or two."""
+        vectors = [self.pooled(value) for value in self.values if not value.node.users]
+        node, width = vectors[0].node, sum(vector.channels for vector in vectors)
+        if len(vectors) > 1:
+            node = self.call(torch.cat, [vector.node for vector in vectors], 1)
+        outputs = [self.called(nn.Linear(width, 3), node) for _ in range(self.draw(st.integers(1, 2)))]
         self.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        root = nn.Module()
-        used = {str(node.target) for node in self.graph.nodes if node.op == "call_module"}
-        for name, module in self.modules.items():
-            if name in used:
-                root.add_module(name, module)
-        module = fx.GraphModule(root, self.graph)
+        module = fx.GraphModule(nn.ModuleDict(self.modules), self.graph)
         return Drawn(settled(lambda: module, tuple(self.example)), tuple(self.example))
 
     def step(self) -> None:
         """One operator on one of the values, a recent one rather than an old one."""
         value = self.values[-1 - min(self.draw(st.integers(0, 3)), len(self.values) - 1)]
-        common = [
-            self.unary,
-            self.project_any,
-            self.add_to,
-            self.multiply,
-            self.concatenate,
-            self.split,
-            self.gate,
-            self.norm,
-        ]
-        own: dict[str, Sequence[Callable[[Value], None]]] = {
-            "image": [
-                self.convolve,
-                self.upsample,
-                self.pool,
-                self.squeeze_excite,
-                self.shuffle,
-                self.pixels,
-                self.to_vector,
-                self.to_tokens,
-                self.again,
-            ],
-            "signal": [self.convolve, self.upsample, self.pool, self.to_vector, self.to_tokens, self.again, self.pad],
-            "tokens": [self.attend, self.recur, self.to_vector, self.to_signal, self.move, self.again, self.mix],
-            "vector": [self.to_image, self.again, self.stack],
+        common = "unary layer again add_to multiply concatenate split gate norm"
+        own = {
+            "image": "convolve upsample pool squeeze_excite shuffle pixels to_vector to_tokens",
+            "signal": "convolve upsample pool pad to_vector to_tokens",
+            "tokens": "attend recur move mix to_vector to_signal",
+            "vector": "stack to_image",
         }
-        self.pick([*common, *own[value.kind]])(value)
+        getattr(self, self.pick([*common.split(), *own[value.kind].split()]))(value)
 
     def pick(self, options: Sequence[T]) -> T:
         return self.draw(st.sampled_from(options))
@@ -151,7 +131,7 @@ class _Maker:
     def width(self) -> int:
         return self.pick([4, 6, 8, 12])
 
-    def layer(self, module: nn.Module, *inputs: fx.Node) -> fx.Node:
+    def called(self, module: nn.Module, *inputs: fx.Node) -> fx.Node:
         name = f"m{len(self.modules)}"
         self.modules[name] = module
         return self.graph.call_module(name, inputs)
@@ -178,9 +158,9 @@ class _Maker:
             "image": lambda: nn.Conv2d(value.channels, width, self.pick([1, 3]), padding="same"),
             "signal": lambda: nn.Conv1d(value.channels, width, 3, padding=1),
         }.get(value.kind, lambda: nn.Linear(value.channels, width, bias=self.draw(st.booleans())))
-        return self.add(self.layer(make(), value.node), value.with_channels(width), value.kind)
+        return self.add(self.called(make(), value.node), value.with_channels(width), value.kind)
 
-    def project_any(self, value: Value) -> None:
+    def layer(self, value: Value) -> None:
         before = len(self.modules)
         made = self.project(value, self.width())
         self.reusable.append((f"m{before}", value, made.shape, made.kind))
@@ -189,35 +169,18 @@ class _Maker:
         """A layer that was used before, on another value of the same shape: shared weights."""
         fitting = [entry for entry in self.reusable if entry[1].shape == value.shape and entry[1].kind == value.kind]
         if not fitting:
-            self.project_any(value)
+            self.layer(value)
             return
         name, _, shape, kind = self.pick(fitting)
         self.add(self.graph.call_module(name, (value.node,)), shape, kind)
 
     def unary(self, value: Value) -> None:
-        function = self.pick(
-            [
-                torch.relu,
-                torch.sigmoid,
-                torch.tanh,
-                F.gelu,
-                F.silu,
-                F.leaky_relu,
-                F.hardswish,
-                F.softplus,
-                torch.abs,
-                F.elu,
-            ]
-        )
-        self.like(value, self.call(function, value.node))
+        self.like(value, self.call(self.pick(UNARY), value.node))
 
     def other(self, value: Value) -> Value:
         """Another value of the same shape: one that there is, or one made to fit."""
-        fitting = [
-            known
-            for known in self.values
-            if known.shape == value.shape and known.kind == value.kind and known is not value
-        ]
+        like = [known for known in self.values if (known.shape, known.kind) == (value.shape, value.kind)]
+        fitting = [known for known in like if known is not value]
         return self.pick(fitting) if fitting and self.draw(st.booleans()) else self.project(value, value.channels)
 
     def add_to(self, value: Value) -> None:
@@ -255,37 +218,21 @@ class _Maker:
         self.like(b, self.call(operator.mul, self.call(F.silu, a.node), b.node))
 
     def norm(self, value: Value) -> None:
-        channels = value.channels
-        makers: list[Callable[[], nn.Module]]
+        channels, flat = value.channels, value.kind == "signal"
         if value.kind in ("tokens", "vector"):
-            makers = [
-                lambda: nn.LayerNorm(channels),
-                lambda: nn.RMSNorm(channels),
-                lambda: RmsNorm(channels),
-                lambda: UnitLength(channels),
-            ]
-            if value.kind == "vector":
-                makers.append(lambda: nn.BatchNorm1d(channels))
+            kinds = [nn.LayerNorm, nn.RMSNorm, RmsNorm, UnitLength, *([nn.BatchNorm1d] * (value.kind == "vector"))]
         else:
-            flat = value.kind == "signal"
-            makers = [
-                lambda: (nn.BatchNorm1d if flat else nn.BatchNorm2d)(channels),
-                lambda: nn.GroupNorm(
-                    self.pick(
-                        [g for g in (1, 2, channels) if (channels % g == 0 and g * 2 <= channels) or g == channels]
-                    ),
-                    channels,
-                ),
-            ]
+            kinds = [nn.GroupNorm, nn.BatchNorm1d if flat else nn.BatchNorm2d, *([ChannelsFirstNorm] * (not flat))]
             if value.shape[-1] > 1:
-                makers.append(
-                    lambda: (nn.InstanceNorm1d if flat else nn.InstanceNorm2d)(
-                        channels, affine=self.draw(st.booleans())
-                    )
-                )
-            if not flat:
-                makers.append(lambda: ChannelsFirstNorm(channels))
-        self.like(value, self.layer(self.pick(makers)(), value.node))
+                kinds.append(nn.InstanceNorm1d if flat else nn.InstanceNorm2d)
+        kind = self.pick(kinds)
+        if kind is nn.GroupNorm:
+            made = nn.GroupNorm(self.pick([groups for groups in (1, 2, channels) if channels % groups == 0]), channels)
+        elif kind in (nn.InstanceNorm1d, nn.InstanceNorm2d):
+            made = kind(channels, affine=self.draw(st.booleans()))
+        else:
+            made = kind(channels)
+        self.like(value, self.called(made, value.node))
 
     # -- images and signals -------------------------------------------------------------------------
 
@@ -293,18 +240,10 @@ class _Maker:
         """Grouped, depthwise or plain."""
         channels, flat = value.channels, value.kind == "signal"
         groups = self.pick([g for g in (1, 2, 3, channels) if channels % g == 0])
-        width = (
-            channels * self.pick([1, 2])
-            if groups == channels
-            else self.pick([g for g in (6, 12) if g % groups == 0] or [groups])
-        )
+        width = groups * self.pick([1, 2] if groups == channels else [2, 4])
         if width <= 24:
-            make = nn.Conv1d if flat else nn.Conv2d
-            self.add(
-                self.layer(make(channels, width, 3, padding=1, groups=groups), value.node),
-                value.with_channels(width),
-                value.kind,
-            )
+            layer = (nn.Conv1d if flat else nn.Conv2d)(channels, width, 3, padding=1, groups=groups)
+            self.add(self.called(layer, value.node), value.with_channels(width), value.kind)
 
     def upsample(self, value: Value) -> None:
         """Transposed convolution, or repetition."""
@@ -318,29 +257,30 @@ class _Maker:
         groups = self.pick([g for g in (1, 2, channels) if channels % g == 0])
         width = channels if groups == channels else 2 * groups
         make = nn.ConvTranspose1d if flat else nn.ConvTranspose2d
-        self.add(self.layer(make(channels, width, 2, stride=2, groups=groups), value.node), (width, *shape), value.kind)
+        self.add(
+            self.called(make(channels, width, 2, stride=2, groups=groups), value.node), (width, *shape), value.kind
+        )
 
     def pool(self, value: Value) -> None:
         if min(value.shape[1:]) < 2:
             return
         flat = value.kind == "signal"
         function = self.pick([F.max_pool1d, F.avg_pool1d] if flat else [F.max_pool2d, F.avg_pool2d])
-        self.add(
-            self.call(function, value.node, 2), (value.channels, *(size // 2 for size in value.shape[1:])), value.kind
-        )
+        shape = (value.channels, *(size // 2 for size in value.shape[1:]))
+        self.add(self.call(function, value.node, 2), shape, value.kind)
 
     def pad(self, value: Value) -> None:
         self.add(self.call(F.pad, value.node, [1, 0]), (value.channels, value.shape[1] + 1), value.kind)
 
     def squeeze_excite(self, value: Value) -> None:
-        self.like(value, self.layer(SqueezeExcite(value.channels, 4), value.node))
+        self.like(value, self.called(SqueezeExcite(value.channels, 4), value.node))
 
     def shuffle(self, value: Value) -> None:
         """nn.ChannelShuffle, or reshapes that do the same, their sizes computed or written."""
         if value.channels % 2:
             return
         if self.draw(st.booleans()):
-            self.like(value, self.layer(nn.ChannelShuffle(2), value.node))
+            self.like(value, self.called(nn.ChannelShuffle(2), value.node))
             return
         channels, height, width = value.shape
         x = self.method("reshape", value.node, -1, 2, channels // 2, height, width)
@@ -361,41 +301,39 @@ class _Maker:
         tokens, features = value.shape
         inner = self.pick([4, 8])
         if self.draw(st.booleans()):
-            fused = self.layer(nn.Linear(features, 3 * inner), value.node)
+            fused = self.called(nn.Linear(features, 3 * inner), value.node)
             parts = self.call(torch.chunk, fused, 3, 2)
             q, k, v = (self.call(operator.getitem, parts, index) for index in range(3))
         else:
-            q, k, v = (self.layer(nn.Linear(features, inner), value.node) for _ in range(3))
-        q, k, v = (
-            self.method("transpose", self.method("reshape", x, -1, tokens, 2, inner // 2), 1, 2) for x in (q, k, v)
-        )
+            q, k, v = (self.called(nn.Linear(features, inner), value.node) for _ in range(3))
+        heads = (self.method("reshape", x, -1, tokens, 2, inner // 2) for x in (q, k, v))
+        q, k, v = (self.method("transpose", x, 1, 2) for x in heads)
         if self.draw(st.booleans()):
             scores = self.call(operator.mul, self.call(torch.matmul, q, self.method("transpose", k, -2, -1)), 0.5)
             mixed = self.call(torch.matmul, self.call(torch.softmax, scores, -1), v)
         else:
             mixed = self.call(F.scaled_dot_product_attention, q, k, v)
         joined = self.method("reshape", self.method("transpose", mixed, 1, 2), -1, tokens, inner)
-        self.like(value, self.layer(nn.Linear(inner, features), joined))
+        self.like(value, self.called(nn.Linear(inner, features), joined))
 
     def recur(self, value: Value) -> None:
         make, both = self.pick([nn.LSTM, nn.GRU, nn.RNN]), self.draw(st.booleans())
         hidden = self.pick([4, 6])
         layer = make(value.channels, hidden, self.pick([1, 2]), batch_first=True, bidirectional=both)
-        output = self.call(operator.getitem, self.layer(layer, value.node), 0)
+        output = self.call(operator.getitem, self.called(layer, value.node), 0)
         self.add(output, (value.shape[0], hidden * (1 + both)), "tokens")
 
     def move(self, value: Value) -> None:
-        """Tokens rolled, added up, or features turned around."""
-        function, args = self.pick(
-            [(torch.roll, (1, 1)), (torch.cumsum, (1,)), (torch.flip, ([2],)), (torch.flip, ([1],))]
-        )
+        """Tokens rolled, added up, or turned around, or the features turned around."""
+        moves = [(torch.roll, (1, 1)), (torch.cumsum, (1,)), (torch.flip, ([2],)), (torch.flip, ([1],))]
+        function, args = self.pick(moves)
         self.like(value, self.call(function, value.node, *args))
 
     def mix(self, value: Value) -> None:
         """A perceptron over the tokens, as in a mixer."""
         tokens, _ = value.shape
-        x = self.layer(nn.Linear(tokens, 6), self.method("transpose", value.node, 1, 2))
-        x = self.layer(nn.Linear(6, tokens), self.call(torch.relu, x))
+        x = self.called(nn.Linear(tokens, 6), self.method("transpose", value.node, 1, 2))
+        x = self.called(nn.Linear(6, tokens), self.call(torch.relu, x))
         self.like(value, self.call(operator.add, value.node, self.method("transpose", x, 1, 2)))
 
     def stack(self, value: Value) -> None:
@@ -413,14 +351,13 @@ class _Maker:
 
     def to_vector(self, value: Value) -> None:
         size = torch.Size(value.shape).numel()
-        if size <= 64 and self.draw(st.booleans()):
-            flat = self.pick(
-                [lambda: self.call(torch.flatten, value.node, 1), lambda: self.method("reshape", value.node, -1, size)]
-            )()
-            self.project(Value(flat, (size,), "vector"), self.width())
+        if size > 64 or self.draw(st.booleans()):
+            pooled = self.pooled(value)
+            self.add(pooled.node, pooled.shape, "vector")
             return
-        pooled = self.pooled(value)
-        self.add(pooled.node, pooled.shape, "vector")
+        written = self.draw(st.booleans())
+        flat = self.method("reshape", value.node, -1, size) if written else self.call(torch.flatten, value.node, 1)
+        self.project(Value(flat, (size,), "vector"), self.width())
 
     def to_tokens(self, value: Value) -> None:
         """Places become tokens."""
