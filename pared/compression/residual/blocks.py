@@ -25,6 +25,7 @@ from pared.compression.coupling.reference import flat_tensors
 from pared.compression.coupling.shrink import storage_key
 from pared.compression.names import layer_of
 from pared.compression.residual.flow import Flow, erase_dead
+from pared.compression.residual.rebuilding import without_unused
 from pared.errors import ModelFailed
 
 _ADDITIONS = ("aten::add", "aten::add_")
@@ -201,22 +202,7 @@ def without_blocks(script: torch.jit.ScriptModule, blocks: Collection[ResidualBl
     graph = inlined_graph(smaller)
     _rewire(graph, [(block.add, block.branch) for block in blocks])
     erase_dead(graph, Flow(graph, smaller))
-    return _without_unused(reloaded(smaller))
-
-
-def _without_unused(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """A copy without the attributes that its graph does not read.
-
-    torch's freezing does that. It leaves alone what it is told: here all that is read, so that nothing is frozen.
-    """
-    graph = inlined_graph(script)
-    flow = Flow(graph, script)
-    read = {flow.paths[step.inputs[0]] for step in flow.steps if step.kind == "prim::GetAttr"}
-    kept = [path for path in dict.fromkeys(flow.paths.values()) if path and path not in read]
-    training = script.training
-    frozen = torch._C._freeze_module(script.eval()._c, kept, True, True)
-    smaller = torch.jit._recursive.wrap_cpp_module(frozen)  # type: ignore[no-untyped-call]
-    return reloaded(smaller.train(training))
+    return without_unused(smaller)
 
 
 def _rewire(graph: Any, additions: Sequence[tuple[int, int]]) -> None:
