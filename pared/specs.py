@@ -255,7 +255,9 @@ Criterion = Literal[
     "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
 ]
 
-Granularity = Literal["weight", "n:m", "block", "channel"]
+Granularity = Literal["weight", "n:m", "block", "channel", "residual_block"]
+PHYSICAL: tuple[Granularity, ...] = ("channel", "residual_block")
+"""Granularities that take tensors, or parts of them, out of the model; the others set weights to zero."""
 
 # -- jobs ---------------------------------------------------------------------------------------
 
@@ -284,7 +286,8 @@ class PruneSpec(CommonFields):
     granularity: Granularity = Field(
         "channel",
         description="`weight` zeroes single weights, `n:m` all but n of m neighbours, `block` rectangles of a layer's "
-        "matrix; `channel` removes neurons and channels physically.",
+        "matrix; `channel` removes neurons and channels physically, and `residual_block` whole blocks: of an addition "
+        "x + f(x), f.",
     )
     n_m: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=2, le=64)]] = Field(
         (2, 4), description="`n:m`: so many weights are kept of so many neighbours along the layer's inputs."
@@ -300,10 +303,13 @@ class PruneSpec(CommonFields):
     scope: Literal["global", "layer"] = Field(
         "layer",
         description="Rank all units together, or layer by layer. Without one: `layer` for channels, `global` for "
-        "weights.",
+        "weights and residual blocks.",
     )
     amount: float = Field(
-        gt=0, lt=1, description="Share of weights, blocks or channels to remove; `n:m` says it itself.", examples=[0.5]
+        gt=0,
+        lt=1,
+        description="Share of weights, blocks, channels or residual blocks to remove; `n:m` says it itself.",
+        examples=[0.5],
     )
     amounts: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
         default_factory=dict,
@@ -314,7 +320,7 @@ class PruneSpec(CommonFields):
     schedule: Literal["one_shot", "iterative", "cubic"] = Field(
         "one_shot",
         description="`iterative`: by the same share of what is left in each of `steps`, retraining after each. "
-        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, channels in `steps`.",
+        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, else in `steps`.",
     )
     steps: int = Field(5, ge=2, le=100, description="Prune and retrain this many times.")
     stages: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
@@ -347,7 +353,7 @@ class PruneSpec(CommonFields):
             return given
         given = dict(given)
         # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
-        if given.get("granularity") == "weight" and not given.get("amounts"):
+        if given.get("granularity") in ("weight", "residual_block") and not given.get("amounts"):
             given.setdefault("scope", "global")
         match given.get("granularity"), given.get("n_m", (2, 4)):
             case "n:m", (int(n), int(m)) if 0 < n < m:
@@ -361,7 +367,7 @@ class PruneSpec(CommonFields):
     @property
     def ramps(self) -> bool:
         """Whether weights go while training runs, rather than before it."""
-        return self.schedule == "cubic" and self.granularity != "channel"
+        return self.schedule == "cubic" and self.granularity not in PHYSICAL
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
@@ -402,6 +408,13 @@ class PruneSpec(CommonFields):
                 self._refuse({"amounts" if self.amounts else "scope": why})
             if self.schedule != "one_shot" or self.stages:
                 self._refuse({"schedule": "must be one_shot for the granularity n:m, without `stages`"})
+        if self.granularity == "residual_block":
+            if self.scope == "layer" or self.amounts:
+                why = "is of layers, where residual blocks are ranked together: leave it out"
+                self._refuse({"amounts" if self.amounts else "scope": why})
+            if self.criterion in ("lamp", "geometric_median", "bn_scale"):
+                why = "does not compare blocks: use magnitude, l2, activation, taylor, hessian or random"
+                self._refuse({"criterion": f"{self.criterion} {why}"})
         if self.granularity != "channel" and self.criterion in ("geometric_median", "bn_scale"):
             self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
         if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):

@@ -29,6 +29,11 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
         expected = zeroed_outputs(original, example, removed)
     except UnsupportedGraph as unsupported:  # an assertion of the model's own, say
         raise Mismatch(f"the original does not run with those channels zeroed: {unsupported}") from unsupported
+    compare(expected, example, shrunk, "those channels")
+
+
+def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Module, gone: str) -> None:
+    """Raise `Mismatch` unless `shrunk` answers the example as expected. `gone`: what it is without, for the message."""
     try:
         with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
             actual = flat_tensors(shrunk(*example))
@@ -42,7 +47,7 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
         scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
         difference = float((want - got).abs().max()) if want.numel() else 0.0
         if not difference <= TOLERANCE * scale:
-            raise Mismatch(f"the output would differ by {difference:.2g} from the original with those channels zeroed")
+            raise Mismatch(f"the output would differ by {difference:.2g} from the original with {gone} zeroed")
 
 
 def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:

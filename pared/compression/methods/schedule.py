@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,11 +21,12 @@ from pared.compression.names import Amounts, tensors, tied_names, weight_layers
 from pared.compression.prune import apply_removal, compose_removed, cubic, remove_channels, step_amounts
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
+from pared.compression.residual import apply_block_removal, remove_blocks
 from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PruneSpec, Quantize, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -81,7 +82,7 @@ class Pruning:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
                     work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
+                        f"step {step + 1} of {len(amounts)} is less than one {self._unit}, and is left to a later one"
                     )
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
@@ -109,11 +110,14 @@ class Pruning:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
         module = self.loaded.module.cpu().eval()
-        if spec.granularity != "channel":
+        if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
             self._masks_of_now().apply(module)
             return True
         try:
+            if spec.granularity == "residual_block":
+                self._remove_residual_blocks(module, step, amount)
+                return True
             removal = remove_channels(
                 self.loaded,
                 self.given.example,
@@ -135,6 +139,17 @@ class Pruning:
         self.reasons = removal.reasons | self.reasons
         self.loaded = removal.loaded
         return True
+
+    def _remove_residual_blocks(self, module: nn.Module, step: int, amount: Amounts) -> None:
+        given = self.given
+        removal = remove_blocks(
+            given.original, module, given.example, amount=amount, removed=self.removed, **self._choice(module, step)
+        )
+        self.units = self.units or removal.units
+        self.gone += removal.removed_units
+        self.removed = removal.removed
+        self.reasons = removal.reasons | self.reasons
+        self.loaded = removal.loaded
 
     def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
         """Which weights of a module live when this much is gone."""
@@ -180,10 +195,13 @@ class Pruning:
             seed = seed_of(spec.seed, "evidence", step)
 
             def input_norms_of_some() -> Mapping[str, Tensor]:
-                return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
+                return input_norms(module, inputs_of_some())
+
+            def inputs_of_some() -> list[Sequence[Tensor]]:
+                return [inputs for inputs, _ in some_batches(data, seed)]
 
             gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
-            evidence = Evidence(gradients, input_norms_of_some)
+            evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
         return {
             "criterion": spec.criterion,
             "include": spec.include,
@@ -288,7 +306,10 @@ class Pruning:
         self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
         self.output_dims = checkpoint["output_dims"]
         self.units, self.gone = checkpoint["units"], checkpoint["gone"]
-        self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+        if self.given.spec.granularity == "residual_block":
+            self.loaded = apply_block_removal(self.given.original, self.given.example, self.removed)
+        else:
+            self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
         if checkpoint["masks"] is not None:
             self._take_up(Masks.from_state(checkpoint["masks"]))
         if checkpoint["before_retraining"] is not None:
@@ -297,25 +318,31 @@ class Pruning:
 
     # -- telling --------------------------------------------------------------------------------
 
+    @property
+    def _unit(self) -> str:
+        """What is removed, in words."""
+        return self.given.spec.granularity.replace("_", " ")
+
     def _progress_line(self, step: int, steps: int) -> str:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self._unit}s are gone"
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
         spec, notes = self.given.spec, []
-        if spec.granularity == "channel":
+        if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
             if self.gone < wanted and not spec.amounts:
+                least = "each group of layers keeps at least one, and " if spec.granularity == "channel" else ""
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
-                    f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one, and one "
-                    "whose removal did not hold keeps all. The layers' own lines say which."
+                    f"{self.gone} of {sum(self.units.values())} removable {self._unit}s went, where an amount of "
+                    f"{spec.amount:g} asks for {wanted}: {least}one whose removal did not hold keeps all. The layers' "
+                    "own lines say which."
                 )
             if spec.scope == "global" and (thin := self._thin()):
                 notes.append(

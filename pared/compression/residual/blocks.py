@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,10 +47,8 @@ class ResidualBlock:
 
     @property
     def name(self) -> str:
-        """What stands for the block in messages: the path that its layers share, and where they differ."""
-        shared = os.path.commonprefix([layer.split(".") for layer in self.layers])
-        rest = [".".join(layer.split(".")[len(shared) :]) for layer in self.layers]
-        return f"{'.'.join(shared)} ({', '.join(rest)})" if shared and any(rest) else ", ".join(self.layers)
+        """What stands for the block in messages."""
+        return ", ".join(self.layers)
 
 
 @dataclass(frozen=True)
@@ -91,13 +88,21 @@ def find_blocks(module: nn.Module, example: Sequence[Tensor]) -> ResidualBlocks:
                 continue
             left, values = _without(runner.module, flow, add, branch)
             gone = [name for name in used if name not in left]
-            layers = list(dict.fromkeys(layer_of(name) for name in gone if runner.dims[name] >= 2))
-            if values & inner:
-                reasons |= dict.fromkeys(layers, "values inside its residual block are used outside of it")
-            elif layers:
+            layers = _layers(gone, runner.dims)
+            if layers and not values & inner:
                 found.append(ResidualBlock(add, branch, flow.steps[add].kind == "aten::add_", gone, layers))
                 break
+            step = flow.steps[add]
+            own = flow.cone(step.inputs[branch]) - flow.cone(step.inputs[1 - branch])
+            what = "values inside its residual block" if layers else "the weights of its residual block"
+            weights = [flow.parameters[value] for value in own if value in flow.parameters]
+            reasons |= dict.fromkeys(_layers(weights, runner.dims), f"{what} are used outside of it")
     return ResidualBlocks(script, runner, _innermost(found), reasons)
+
+
+def _layers(names: Iterable[str], dims: Mapping[str, int]) -> list[str]:
+    """The layers whose weights, of two or more dimensions, are among these."""
+    return list(dict.fromkeys(layer_of(name) for name in names if dims[name] >= 2))
 
 
 class BlockRunner(Interpreter):
@@ -115,7 +120,7 @@ class BlockRunner(Interpreter):
 
         def at_sum(add: int, args: list[Any]) -> None:
             first, second, alpha = args
-            shape = torch.broadcast_shapes(first.tensor.shape, second.tensor.shape)
+            shape = torch.broadcast_shapes(first.tensor.shape, second.tensor.shape)  # type: ignore[no-untyped-call]
             dtype = torch.result_type(first.tensor, second.tensor)
             whole = [part.tensor.shape == shape and part.tensor.dtype == dtype and alpha == 1 for part in args[:2]]
             before = found.get(add, (True, True))
@@ -240,9 +245,7 @@ def _named(flow: Flow, module: torch.jit.ScriptModule, values: Collection[str]) 
     return [name for name, parameter in parameters.items() if storage_key(parameter) in keys]
 
 
-def _without(
-    module: torch.jit.ScriptModule, flow: Flow, add: int, branch: int
-) -> tuple[Collection[str], Collection[str]]:
+def _without(module: torch.jit.ScriptModule, flow: Flow, add: int, branch: int) -> tuple[set[str], set[str]]:
     """Without one block: the parameters that are still used, and all values that are."""
     graph = flow.graph.copy()
     name_of = {  # a copy gives new names to values that had none

@@ -6,29 +6,54 @@ and the graph moves over to them. The calls used are private to torch; `tests/co
 
 from __future__ import annotations
 
+import io
+import itertools
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import Node, inlined_graph, nodes_of
 from pared.compression.coupling.shrink import StorageKey, storage_key
+from pared.weights.program import write_record
 
 _BODY = "forward_as_a_function"
+_rebuilds = itertools.count()
 
 
 def without_unused(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule that holds what its `forward` reads, under the same names, and nothing else.
 
-    Calls are inlined. Numbers and the like that no step changes become constants.
+    Calls are inlined. Numbers and the like that no step changes become constants. The same module gives the same
+    names of classes in every process.
 
-    Raises:
-        RuntimeError: torch's own, where an attribute is neither a module, a tensor nor a plain value.
+    Args:
+        script: with plain values for attributes, beside modules and tensors; torch raises a RuntimeError for others.
     """
     graph = inlined_graph(script).copy()
+    modules, reads, changed = _accesses(graph, script)
+    held = {path: value for path, (value, _) in reads.items() if isinstance(value, Tensor) or path in changed}
+    for path, (value, nodes) in reads.items():
+        if path not in held and path.rpartition(".")[2] != "training":  # which every module has
+            _write_in(graph, value, nodes)
+    namespace = f"pared_rebuilt_{next(_rebuilds)}"
+    fresh: torch.jit.ScriptModule = torch.jit.script(_Tree(script, namespace).of({*modules, *held}, held))
+    _move(graph, fresh)
+    _define(fresh, graph, script, namespace)
+    fresh.train(script.training)
+    return _with_lasting_names(fresh, namespace)
+
+
+def _accesses(
+    graph: Any, script: torch.jit.ScriptModule
+) -> tuple[list[str], dict[str, tuple[Any, list[Node]]], set[str]]:
+    """Paths of the modules read, of the attributes with value and reading nodes, and of those that are set."""
     owner = next(graph.inputs())
-    modules: dict[str, Any] = {owner.debugName(): (script._c, "")}
-    attributes: dict[str, tuple[Any, list[Any]]] = {}  # path -> value, and the nodes that read it
+    modules: dict[str, tuple[Any, str]] = {owner.debugName(): (script._c, "")}
+    reads: dict[str, tuple[Any, list[Node]]] = {}
     changed: set[str] = set()
     for node in nodes_of(graph):
         if node.kind() not in ("prim::GetAttr", "prim::SetAttr"):
@@ -43,64 +68,56 @@ def without_unused(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         if isinstance(value, torch._C.ScriptModule):
             modules[node.output().debugName()] = value, full
         else:
-            attributes.setdefault(full, (value, []))[1].append(node)
-    held: dict[str, Any] = {}
-    for full, (value, nodes) in attributes.items():
-        if isinstance(value, Tensor) or full in changed:
-            held[full] = value
-        elif full.rpartition(".")[2] != "training":
-            for node in nodes:
-                with graph.insert_point_guard(node):
-                    node.output().replaceAllUsesWith(graph.insertConstant(value))
-                node.destroy()
-    fresh = torch.jit.script(_tree(script, held, [path for _, path in modules.values()]))
-    _move(graph, fresh)
-    _define(fresh, graph, script)
-    fresh.train(script.training)
-    return reloaded(fresh)
+            reads.setdefault(full, (value, []))[1].append(node)
+    return [path for _, path in modules.values() if path], reads, changed
 
 
-def _tree(script: torch.jit.ScriptModule, held: dict[str, Any], paths: list[str]) -> nn.Module:
-    """Modules with these attributes, in the order in which the original has them."""
-    parameters = dict(script.named_parameters(remove_duplicate=False))
-    buffers = dict(script.named_buffers(remove_duplicate=False))
-    names = {path: child.original_name for path, child in script.named_modules(remove_duplicate=False)}
-    read = {prefix for path in [*paths, *held] for prefix in _prefixes(path)}
-    root = _module(names[""])
-    of_path = {"": root}
-    for path, name in names.items():
-        if path in read and path:
+def _write_in(graph: Any, value: Any, nodes: Iterable[Node]) -> None:
+    for node in nodes:
+        with graph.insert_point_guard(node):
+            node.output().replaceAllUsesWith(graph.insertConstant(value))
+        node.destroy()
+
+
+class _Tree:
+    """Modules and tensors in the order in which the original has them; classes have its names."""
+
+    def __init__(self, script: torch.jit.ScriptModule, namespace: str) -> None:
+        self.parameters = dict(script.named_parameters(remove_duplicate=False))
+        self.buffers = dict(script.named_buffers(remove_duplicate=False))
+        self.kinds = {path: part.original_name for path, part in script.named_modules(remove_duplicate=False)}
+        self.classes = {
+            kind: type(kind, (nn.Module,), {"__module__": namespace}) for kind in dict.fromkeys(self.kinds.values())
+        }
+
+    def of(self, paths: Iterable[str], held: Mapping[str, Any]) -> nn.Module:
+        """Args: paths: of all modules and attributes that it has; held: those of its attributes, with the values."""
+        needed = {""} | {path[: end.start()] for path in paths for end in re.finditer(r"\.|$", path)}
+        parts: dict[str, nn.Module] = {}
+        for path in self.kinds:
+            if path in needed:
+                parts[path] = self.classes[self.kinds[path]]()
+                if path:
+                    above, _, leaf = path.rpartition(".")
+                    parts[above].add_module(leaf, parts[path])
+        tied: dict[StorageKey, nn.Parameter] = {}
+        for path in dict.fromkeys([*self.parameters, *self.buffers, *held]):
             above, _, leaf = path.rpartition(".")
-            of_path[path] = _module(name)
-            of_path[above].add_module(leaf, of_path[path])
-    tied: dict[StorageKey, nn.Parameter] = {}
-    for path in [*parameters, *buffers, *(path for path in held if path not in parameters and path not in buffers)]:
-        if path not in held:
-            continue
-        above, _, leaf = path.rpartition(".")
-        if path in parameters:
-            tensor = parameters[path]
-            made = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
-            of_path[above].register_parameter(leaf, tied.setdefault(storage_key(tensor), made))
-        elif path in buffers:
-            of_path[above].register_buffer(leaf, buffers[path])
-        else:
-            setattr(of_path[above], leaf, held[path])
-    return root
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def _module(kind: str) -> nn.Module:
-    made: nn.Module = type(kind, (nn.Module,), {"__module__": "program"})()
-    return made
+            if path not in held:
+                continue
+            if path in self.parameters:
+                tensor = self.parameters[path]
+                made = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+                parts[above].register_parameter(leaf, tied.setdefault(storage_key(tensor), made))
+            elif path in self.buffers:
+                parts[above].register_buffer(leaf, self.buffers[path])
+            else:
+                setattr(parts[above], leaf, held[path])
+        return parts[""]
 
 
 def _move(graph: Any, fresh: torch.jit.ScriptModule) -> None:
-    """Let a graph read the modules of a new tree."""
+    """Let a graph read the modules of another tree."""
     owner = next(graph.inputs())
     owner.setType(fresh._c._type())
     modules = {owner.debugName(): fresh._c}
@@ -114,10 +131,9 @@ def _move(graph: Any, fresh: torch.jit.ScriptModule) -> None:
                 node.output().setType(torch._C.TensorType.get())
 
 
-def _define(fresh: torch.jit.ScriptModule, graph: Any, script: torch.jit.ScriptModule) -> None:
-    """Give a module a forward with this graph, and the arguments that the original's has."""
-    unit = torch.jit._state._python_cu
-    body = unit.create_function(f"__torch__.program.{_BODY}", graph, True)
+def _define(fresh: torch.jit.ScriptModule, graph: Any, script: torch.jit.ScriptModule, namespace: str) -> None:
+    """Give a module a forward with this graph, and with the arguments that the original's has."""
+    body = torch.jit._state._python_cu.create_function(f"__torch__.{namespace}.{_BODY}", graph, True)
     _, *arguments = script._c._get_method("forward").schema.arguments
     taken = [
         f"{a.name}: {a.type.annotation_str}" + (f" = {a.default_value!r}" if a.has_default_value() else "")
@@ -125,5 +141,31 @@ def _define(fresh: torch.jit.ScriptModule, graph: Any, script: torch.jit.ScriptM
     ]
     given = ", ".join(["self", *(argument.name for argument in arguments)])
     source = f"def forward({', '.join(['self', *taken])}):\n    return {_BODY}({given})\n"
-    known = {_BODY: body, "Tensor": Tensor, "torch": torch}
-    fresh._c._define(fresh._concrete_type, source, known.get)
+    fresh._c._define(fresh._concrete_type, source, {_BODY: body, "Tensor": Tensor, "torch": torch}.get)
+    inlined_graph(fresh)  # so that no function has to be saved beside it
+
+
+def _with_lasting_names(fresh: torch.jit.ScriptModule, namespace: str) -> torch.jit.ScriptModule:
+    """The module with names of classes that do not count what its process compiled before."""
+    saved, renamed = io.BytesIO(), io.BytesIO()
+    torch.jit.save(fresh, saved)
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(renamed, "w") as new:
+        code = {
+            entry.filename: old.read(entry) for entry in old.infolist() if not entry.filename.endswith(".debug_pkl")
+        }
+        numbers = {int(found) for name in code for found in re.findall(r"___torch_mangle_(\d+)", name)}
+        rank = {b"%d" % number: b"%d" % index for index, number in enumerate(sorted(numbers))}
+
+        def lasting(text: bytes) -> bytes:
+            text = text.replace(namespace.encode(), b"program")
+            return re.sub(rb"(?<=___torch_mangle_)\d+", lambda found: rank.get(found[0], found[0]), text)
+
+        for name, content in records.items():
+            named = "/code/" in name or name.endswith(".pkl")
+            path = lasting(name.encode()).decode()
+            write_record(new, path, lasting(content) if named else content, compressed="/code/" in name)
+    renamed.seek(0)
+    loaded: torch.jit.ScriptModule = torch.jit.load(renamed, map_location="cpu")  # type: ignore[no-untyped-call]
+    for made, old_one in zip(loaded.parameters(), fresh.parameters(), strict=True):
+        made.requires_grad_(old_one.requires_grad)
+    return loaded.train(fresh.training)
