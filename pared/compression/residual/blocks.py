@@ -292,9 +292,10 @@ def _trunk(flow: Flow, value: str) -> set[str]:
 
 
 def _innermost(blocks: list[ResidualBlock]) -> list[ResidualBlock]:
-    """Those that hold no other."""
-    return [
-        block
-        for block in blocks
-        if not any(set(other.tensors) < set(block.tensors) for other in blocks if other is not block)
-    ]
+    """Those that hold no other; of two with the same weights, the first."""
+    ordered = sorted(blocks, key=lambda block: (len(block.tensors), block.add))
+    inner: list[ResidualBlock] = []
+    for block in ordered:
+        if not any(set(other.tensors) <= set(block.tensors) for other in inner):
+            inner.append(block)
+    return sorted(inner, key=lambda block: block.add)

@@ -150,10 +150,8 @@ def _with_lasting_names(fresh: torch.jit.ScriptModule, namespace: str) -> torch.
     saved, renamed = io.BytesIO(), io.BytesIO()
     torch.jit.save(fresh, saved)
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(renamed, "w") as new:
-        code = {
-            entry.filename: old.read(entry) for entry in old.infolist() if not entry.filename.endswith(".debug_pkl")
-        }
-        numbers = {int(found) for name in code for found in re.findall(r"___torch_mangle_(\d+)", name)}
+        records = {name: old.read(name) for name in old.namelist() if not name.endswith(".debug_pkl")}
+        numbers = {int(found) for name in records for found in re.findall(r"___torch_mangle_(\d+)", name)}
         rank = {b"%d" % number: b"%d" % index for index, number in enumerate(sorted(numbers))}
 
         def lasting(text: bytes) -> bytes:

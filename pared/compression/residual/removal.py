@@ -129,8 +129,8 @@ def block_scores(
     """How much each block matters, float64 of shape (blocks,).
 
     `magnitude` is the mean of √n · mean |w| over its layers, of n inputs each, and `l2` that of √n · √(mean w²): so
-    blocks compare, whatever their widths.     `activation` is ‖f(x)‖ / ‖g(x)‖, what the block adds to what passes by it. `taylor` is (Σ g·w)² and `hessian`
-    ½ Σ (g·w)², of a batch: the change of the loss without it, which compares as it is.
+    blocks compare, whatever their widths. `activation` is ‖f(x)‖ / ‖g(x)‖, what the block adds to what passes by it.
+    `taylor` is (Σ g·w)² and `hessian` ½ Σ (g·w)², of a batch: the change of the loss without it.
     """
     if criterion == "random":
         return torch.rand(len(blocks), generator=generator, dtype=torch.float64)
@@ -144,10 +144,9 @@ def block_scores(
     for gradient in evidence.gradients():
         batches += 1
         for index, block in enumerate(blocks):
-            products = torch.cat(
-                [(gradient[name] * weights[name].detach()).flatten() for name in block.tensors]
-            ).double()
-            totals[index] += products.sum() ** 2 if criterion == "taylor" else products.square().sum() / 2
+            products = torch.cat([(gradient[name] * weights[name].detach()).flatten() for name in block.tensors])
+            change = products.double().sum() ** 2 if criterion == "taylor" else products.double().square().sum() / 2
+            totals[index] += change
     return totals / max(batches, 1)
 
 
