@@ -33,6 +33,7 @@ __all__ = [
     "Event",
     "Job",
     "JobFailed",
+    "JobStatus",
     "Report",
     "ServerUnreachable",
     "Upload",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -138,7 +140,7 @@ class JobRecord(_Record):
 
     id: str
     type: str
-    status: Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
+    status: JobStatus
     stage: str | None = None
     progress: dict[str, Any] | None = None
     queue_position: int | None = None

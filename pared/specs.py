@@ -125,13 +125,17 @@ class Preprocess(Spec):
     std: list[Annotated[float, Field(gt=0)]] | None = None
 
 
+Optimizer = Literal["sgd", "adam"]
+LrSchedule = Literal["constant", "cosine"]
+
+
 class Train(Spec):
     """One training run. The epoch with the best validation score is kept, not the last."""
 
     epochs: int = Field(5, ge=0, le=1000)
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = Field(0.01, gt=0, le=10, description="Without one: 0.01 for sgd, 0.001 for adam.")
-    lr_schedule: Literal["constant", "cosine"] = Field(
+    lr_schedule: LrSchedule = Field(
         "constant", description="`cosine`: the learning rate falls from `lr` to 0 along half a cosine."
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps over which the rate first rises to `lr`.")
@@ -161,7 +165,7 @@ class Train(Spec):
 class TeachTrain(Train):
     """A training run of a student: Adam by default, for a distance of logits is too steep for SGD's usual rate."""
 
-    optimizer: Literal["sgd", "adam"] = "adam"
+    optimizer: Optimizer = "adam"
 
 
 class OutputMse(Spec):
@@ -230,11 +234,14 @@ Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packe
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 
 
+Task = Literal["classification", "regression"]
+
+
 class CommonFields(Spec):
     """What every compression job has."""
 
     seed: int = Field(0, ge=0, lt=1 << 32)
-    task: Literal["classification", "regression"] = "classification"
+    task: Task = "classification"
     preprocess: Preprocess | None = None
     outputs: Outputs | None = Field(
         None,
@@ -258,6 +265,8 @@ Criterion = Literal[
 Granularity = Literal["weight", "n:m", "block", "channel", "residual_block"]
 PHYSICAL: tuple[Granularity, ...] = ("channel", "residual_block")
 """Granularities that take tensors, or parts of them, out of the model; the others set weights to zero."""
+Scope = Literal["global", "layer"]
+Schedule = Literal["one_shot", "iterative", "cubic"]
 
 # -- jobs ---------------------------------------------------------------------------------------
 
@@ -300,7 +309,7 @@ class PruneSpec(CommonFields):
         description="What is removed first: the smallest Σ|w|, √Σw², share of larger ones (LAMP), distance from the "
         "others, batch-norm scale, Σ|w|·‖x‖, change of the loss by its slope or its curvature, or any.",
     )
-    scope: Literal["global", "layer"] = Field(
+    scope: Scope = Field(
         "layer",
         description="Rank all units together, or layer by layer. Without one: `layer` for channels, `global` for "
         "weights and residual blocks.",
@@ -317,7 +326,7 @@ class PruneSpec(CommonFields):
         description="Scope `layer`: another amount for layers whose name matches a pattern; the first match counts.",
         examples=[{"conv*": 0.3, "fc*": 0.8}],
     )
-    schedule: Literal["one_shot", "iterative", "cubic"] = Field(
+    schedule: Schedule = Field(
         "one_shot",
         description="`iterative`: by the same share of what is left in each of `steps`, retraining after each. "
         "`cubic`: fast first and then ever slower: single weights and blocks while training runs, else in `steps`.",

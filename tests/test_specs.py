@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 from pydantic import ValidationError
 
-from pared.cli import Criterion as CommandLineCriterion
-from pared.specs import Criterion, DistillSpec, Knowledge, OutputMse, PruneSpec
+from pared.specs import DistillSpec, Knowledge, OutputMse, PruneSpec
 
 MODEL = "mdl_" + "0" * 26
 PRUNE = {"type": "prune", "model": MODEL, "amount": 0.5}
@@ -53,10 +50,6 @@ def test_a_criterion_without_what_it_needs_is_refused(given: dict, says: str) ->
         PruneSpec.model_validate(PRUNE | given)
     assert [error["loc"] for error in caught.value.errors()] == [("criterion",)]
     assert says in str(caught.value)
-
-
-def test_the_command_line_knows_every_criterion() -> None:
-    assert tuple(member.value for member in CommandLineCriterion) == get_args(Criterion)
 
 
 DATA = {"dataset": "builtin:digits"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor, nn
 from pared.compression.criteria import Evidence, weight_scores
 from pared.compression.names import Amounts, layer_of, matching, no_match, tied_names, weight_layers
 from pared.errors import NothingToPrune
-from pared.specs import Criterion
-
-Scope = Literal["global", "layer"]
+from pared.specs import Criterion, Scope
 
 
 class Masks:

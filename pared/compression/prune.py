@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from pared.compression.architectures import build, resize
 from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
 from pared.compression.coupling.groups import merge
-from pared.compression.coupling.shrink import changed_sizes, kept_part, remove, storage_key
+from pared.compression.coupling.interpreter import storage_key
+from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.criteria import Evidence, channel_scores
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Scope
 from pared.compression.names import Amounts, layer_of, matches, no_match, tensors, tied_names
 from pared.errors import NothingToPrune
-from pared.specs import Criterion, PruneSpec
+from pared.specs import Criterion, PruneSpec, Scope
 
 __all__ = ["ChannelRemoval", "apply_removal", "compose_removed", "remove_channels", "step_amounts"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
-from pared.compression.intake import LoadedModel, why_passed_over
+from pared.compression.intake import PASSED_OVER, LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
@@ -140,7 +140,7 @@ def layer_reports(
         units = None if known is None else removed[known].get(str(output_dims[known]))
         reason = reasons.get(layer)
         if reason is None and output_dims and not any(alias in output_dims for alias in names_of[name]):
-            reason = why_passed_over(before, layer)
+            reason = PASSED_OVER
         reports.append(
             LayerReport(
                 name=layer if list(layer_names.values()).count(layer) == 1 else name,

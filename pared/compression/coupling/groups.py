@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, first_line, reloaded
-from pared.compression.coupling.labels import Labels, Tracked, Units, along
+from pared.compression.coupling.interpreter import (
+    Interpreter,
+    StorageKey,
+    UnsupportedGraph,
+    first_line,
+    reloaded,
+    storage_key,
+)
+from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
 from pared.compression.coupling.reference import Mismatch, check
 from pared.compression.coupling.rules import Patch, Rules
-from pared.compression.coupling.shrink import Removed, StorageKey, remove, storage_key
+from pared.compression.coupling.shrink import Removed, remove
 from pared.errors import ModelFailed
 
 Axis = tuple[str, int]
@@ -48,17 +55,16 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class LayerUse:
-    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels."""
+    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels.
+
+    `channels`: how many of these it has; None for a layer that only passes channels on.
+    """
 
     name: str
     kind: str
     weights: dict[str, list[int]]
     out_axis: Axis | None = None
-
-    @property
-    def channels(self) -> int | None:
-        """How many output channels it has; None for one that only passes channels on."""
-        return None if self.out_axis is None else self.weights[self.out_axis[0]][self.out_axis[1]]
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
 
     groups = _grouped(units, registry, rules)
     patches = _counted(units, registry, rules)
-    layers = [LayerUse(name, use.kind, use.weights, use.out_axis) for name, use in rules.uses.items()]
+    layers = [LayerUse(name, use.kind, use.weights, use.out_axis, use.channels) for name, use in rules.uses.items()]
     sound, failures = _sound(script, original, example, groups, patches)
     reasons = _reasons(units, registry, rules, sound, failures)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
@@ -219,11 +225,12 @@ def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPat
     for axis, labels in registry.axes.items():
         for index, root in enumerate(units.roots(labels).tolist()):
             owner.setdefault(root, (axis, index))
+    owner.pop(FIXED, None)
     counted = []
     for patch in rules.patches.values():
-        roots = units.roots(patch.labels)
-        if roots.any() or patch.computed:
-            counted.append(CountedPatch(patch, [owner[root] if root else None for root in roots.tolist()]))
+        members = [owner.get(root) for root in units.roots(patch.labels).tolist()]
+        if any(members) or patch.computed:
+            counted.append(CountedPatch(patch, members))
     return counted
 
 

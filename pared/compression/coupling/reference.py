@@ -10,10 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import Call, Interpreter, UnsupportedGraph, first_line
+from pared.compression.coupling.interpreter import (
+    Call,
+    Interpreter,
+    StorageKey,
+    UnsupportedGraph,
+    first_line,
+    storage_key,
+)
 from pared.compression.coupling.labels import Tracked, Units, along
 from pared.compression.coupling.rules import Rules
-from pared.compression.coupling.shrink import Removed, StorageKey, kept_part, storage_key
+from pared.compression.coupling.shrink import Removed, kept_part
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference output (and to 1)."""

@@ -11,7 +11,7 @@ whatever the rules conclude is checked on the shrunk model itself before it is b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from pared.compression.coupling.interpreter import Call, is_static
 from pared.compression.coupling.labels import Labels, Tracked, Units, along, compressed, spanned
+from pared.compression.coupling.recurrent import RECURRENT
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Use:
     kind: str
     weights: dict[str, list[int]]
     out_axis: tuple[str, int] | None
+    channels: int | None
 
 
 class Rules:
@@ -64,6 +66,7 @@ class Rules:
         self.uses: dict[str, Use] = {}
         self.out_axes: dict[tuple[str, int], None] = {}  # a set in order
         self._channel_sizes: set[str] = set()
+        self._sizes: dict[str, Tracked] = {}  # name of a list of sizes -> whose they are
 
     def __call__(self, call: Call) -> None:
         """The visitor of `Interpreter`."""
@@ -72,7 +75,7 @@ class Rules:
             return
         kind = call.kind if call.kind.endswith("__") else call.kind.removesuffix("_")
         rule = _RULES.get(kind)
-        if not any(tracked.layers for tracked in call.tensors):
+        if not any(tracked.layers for tracked in call.tensors) and rule is not _constant:
             if rule is _sized_layout:
                 _follow_sizes(self, call)
             return
@@ -115,19 +118,30 @@ class Rules:
         """Let an int of this call count units, unless it follows by itself, as the size of a batch does."""
         if self.frozen:
             return
-        value = call.input_value(argument)
-        if element is not None and value.node().kind() == "prim::ListConstruct":
-            value = list(value.node().inputs())[element]
+        value = self._written(call, argument, element)
         if is_static(value):
             if len(labels):
                 self.patch(call, argument, element, labels, fixed=fixed)
         elif is_static(value, self._channel_sizes):
             self.patch(call, argument, element, labels, fixed=fixed, computed=True)
 
+    def is_written(self, call: Call, argument: str, element: int | None) -> bool:
+        """Whether an int of this call is written in the file, or computed from a number of channels."""
+        return is_static(self._written(call, argument, element), self._channel_sizes)
+
+    @staticmethod
+    def _written(call: Call, argument: str, element: int | None) -> Any:
+        """The graph value of an int, or of one in a list."""
+        value = call.input_value(argument)
+        if element is not None and value.node().kind() == "prim::ListConstruct":
+            return list(value.node().inputs())[element]
+        return value
+
     def note_size(self, call: Call) -> None:
         """`size` of a dimension that holds channels: what is computed from it counts channels too."""
         x = _first(call)
         name = call.node.output().debugName()
+        self._sizes[name] = x
         if "dim" in call.arguments:
             if x.spanning({call.arguments["dim"] % x.tensor.dim()}):
                 self._channel_sizes.add(name)
@@ -148,10 +162,24 @@ class Rules:
         for argument, value in call.arguments.items():
             if isinstance(value, int) and not isinstance(value, bool):
                 self.follow(call, argument, None, _NO_UNITS, fixed=value)
+            elif isinstance(value, list) and call.input_value(argument).debugName() not in self._sizes:
+                for other in set(call.arguments) - {argument}:
+                    sized = self._sizes.get(call.input_value(other).debugName())
+                    for layer in sized.layers if sized is not None else []:
+                        for dim in spanned(layer) & set(range(len(value))):
+                            self.follow(call, argument, dim, layer.reshape(-1))
 
-    def use(self, call: Call, weights: dict[str, Tracked | None], out: tuple[str, int] | None) -> None:
+    def use(
+        self,
+        call: Call,
+        weights: Mapping[str, Tracked | None],
+        out: tuple[str, int] | None,
+        *,
+        channels: int | None = None,
+    ) -> None:
         """Note a layer. `out`: which weight, and which of its dimensions, makes the output channels.
 
+        `channels`: how many these are, where that dimension stacks several rows of each.
         Only parameters count, as only they have names here: a filter held in a buffer makes no layer.
         """
         if self.frozen:
@@ -162,12 +190,19 @@ class Rules:
         first = next(iter(named.values())).name or ""
         axis = None
         if out is not None and out[0] in named:
-            axis = (named[out[0]].name or "", out[1])
-            self.out_axes[axis] = None
+            weight = named[out[0]]
+            axis = (weight.name or "", out[1])
+            self.makes_channels(weight, out[1])
+            channels = channels or weight.tensor.shape[out[1]]
         layer = first.rpartition(".")[0] or first
         if layer not in self.uses:
             shapes = {t.name or "": list(t.tensor.shape) for t in named.values()}
-            self.uses[layer] = Use(call.kind.split("::")[1].lstrip("_"), shapes, axis)
+            self.uses[layer] = Use(call.kind.split("::")[1].lstrip("_"), shapes, axis, channels if axis else None)
+
+    def makes_channels(self, weight: Tracked, dim: int) -> None:
+        """Note that this dimension of a parameter makes output channels: what it holds is what they are scored by."""
+        if not self.frozen and weight.name:
+            self.out_axes[weight.name, dim] = None
 
     @staticmethod
     def _reason(call: Call, why: str) -> str:
@@ -647,6 +682,24 @@ def _select(rules: Rules, call: Call) -> None:
     _layout(rules, call)
 
 
+def _index(rules: Rules, call: Call) -> None:
+    """index, index_select: picking along other dimensions than the channels."""
+    x = _first(call)
+    if "dim" in call.arguments:
+        dims = {call.arguments["dim"] % x.tensor.dim()}
+    else:
+        dims = {dim for dim, index in enumerate(call.arguments["indices"]) if index is not None}
+    masked = any(tracked.tensor.dtype == torch.bool for tracked in call.tensors[1:])
+    rules.fix(x.layers if masked else x.spanning(dims), call, "picks single channels")
+    call.results[0].layers = []
+    for layer in [] if masked else [layer for layer in x.layers if not spanned(layer) & dims]:
+        full = torch.from_numpy(np.broadcast_to(layer, tuple(x.tensor.shape)).copy())
+        (moved,) = _run_on(call, [full, *(tracked.tensor for tracked in call.tensors[1:])])
+        picked = compressed(rules.units, moved.numpy())
+        if picked is not None:
+            call.results[0].layers.append(_rectangular(rules, call, picked))
+
+
 def _channel_shuffle(rules: Rules, call: Call) -> None:
     """channel_shuffle(x, groups): the number of groups stays, so the same channel goes from every group."""
     units = _first(call).axis(1).reshape(call.arguments["groups"], -1)
@@ -676,6 +729,18 @@ def _pad(rules: Rules, call: Call) -> None:
     padded = {d for d in range(x.tensor.dim()) if x.tensor.shape[d] != out.tensor.shape[d]}
     rules.fix(x.spanning(padded), call, "pads the channels")
     out.layers = [layer for layer in x.layers if not spanned(layer) & padded]
+
+
+def _constant(rules: Rules, call: Call) -> None:
+    """zeros, ones, full: the same everywhere, so a size that is written in the file follows what the tensor meets."""
+    if rules.frozen:
+        return
+    out = call.results[0]
+    for position, size in enumerate(call.arguments["size"]):
+        if size > 1 and rules.is_written(call, "size", position):
+            units = rules.units.make(size)
+            rules.follow(call, "size", position, units)
+            out.layers.append(along(units, position, out.tensor.dim()))
 
 
 def _shape_only(rules: Rules, call: Call) -> None:
@@ -727,7 +792,10 @@ _RULES: dict[str, Rule] = {
     ),
     **_named(_shape_only, "dim numel len is_floating_point is_complex __is__ __isnot__ sym_size"),
     **{f"prim::{name}": _shape_only for name in ("device", "dtype", "layout", "is_nested", "requires_grad", "type")},
-    **_named(_shape_only, "zeros_like ones_like full_like rand_like empty_like new_zeros new_ones new_full"),
+    **_named(_shape_only, "rand_like"),
+    **_named(_constant, "zeros ones full empty new_zeros new_ones new_full new_empty"),
+    **_named(_unary, "zeros_like ones_like full_like empty_like"),
+    **RECURRENT,
     **_named(_shape_only, "is_nonzero Bool Int Float item any all isfinite"),
     "aten::size": _size,
     "aten::prelu": _prelu,
@@ -764,8 +832,9 @@ _RULES: dict[str, Rule] = {
         "expand_as view_as reshape_as pixel_unshuffle mT ravel unfold",
     ),
     "aten::slice": _slice,
-    **_named(_split, "split split_with_sizes chunk"),
+    **_named(_split, "split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes"),
     **_named(_select, "select unbind"),
+    **_named(_index, "index index_select"),
     "aten::pixel_shuffle": _pixel_shuffle,
     "aten::channel_shuffle": _channel_shuffle,
     "aten::roll": _roll,

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
 
 if TYPE_CHECKING:
     from pared.compression.coupling.groups import CountedPatch
 
 Removed = dict[str, dict[str, list[int]]]
 """Tensor name -> dimension (as text, for JSON) -> removed indices, sorted."""
-
-StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch]) -> torch.jit.ScriptModule:
@@ -61,11 +59,10 @@ def slice_tensors(module: nn.Module, removed: Removed) -> None:
         for part_name in owners:  # a ScriptModule has no get_submodule
             owner = getattr(owner, part_name)
         setattr(owner, leaf, replaced[key])
-
-
-def storage_key(tensor: Tensor) -> StorageKey:
-    """The same for all names of one tensor."""
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+    layer: Any
+    for layer in module.modules():
+        if hasattr(layer, "_flat_weights"):  # a scripted recurrent layer's own list of its weights
+            layer._flat_weights = [replaced.get(storage_key(weight), weight) for weight in layer._flat_weights]
 
 
 def kept_part(tensor: Tensor, by_dim: dict[str, list[int]]) -> Tensor:

@@ -18,10 +18,10 @@ from pared.compression.coupling.interpreter import (
     inlined_graph,
     nodes_of,
     reloaded,
+    storage_key,
 )
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.reference import flat_tensors
-from pared.compression.coupling.shrink import storage_key
 from pared.compression.names import layer_of
 from pared.compression.residual.flow import Flow, erase_dead
 from pared.compression.residual.rebuilding import without_unused

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import Node, inlined_graph, nodes_of
-from pared.compression.coupling.shrink import StorageKey, storage_key
+from pared.compression.coupling.interpreter import Node, StorageKey, inlined_graph, nodes_of, storage_key
 from pared.weights.program import write_record
 
 _BODY = "forward_as_a_function"
