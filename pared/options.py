@@ -161,6 +161,10 @@ class Pruning:
             parser=_pair("x", "4x4"), metavar="ROWSxCOLUMNS", help="--blocks: how large one is.", show_default="4x4"
         ),
     ] = None
+    residual_blocks: Annotated[
+        float | None,
+        typer.Option(parser=share, metavar="SHARE", help="Share of whole residual blocks to remove, such as 25%."),
+    ] = None
     layer_amount: Annotated[
         list[Any] | None,
         typer.Option(
@@ -183,7 +187,7 @@ class Pruning:
         Scope | None,
         typer.Option(
             help="Rank all layers together, or each by itself.",
-            show_default="global for weights, layer for all else",
+            show_default="global for weights and residual blocks, layer for all else",
         ),
     ] = None
     quantize: Annotated[
@@ -252,9 +256,12 @@ class Pruning:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""
-        ways = given_only(channel=self.channels, weight=self.weights, block=self.blocks)
+        ways = given_only(
+            channel=self.channels, weight=self.weights, block=self.blocks, residual_block=self.residual_blocks
+        )
         if len(ways) + (self.n_m is not None) != 1:
-            raise typer.BadParameter("give one of --channels, --weights, --blocks and --n-m, such as --channels 50%")
+            every = "--channels, --weights, --blocks, --residual-blocks and --n-m"
+            raise typer.BadParameter(f"give one of {every}, such as --channels 50%")
         granularity, amount = next(iter(ways.items()), ("n:m", None))
         return {
             "granularity": granularity,
