@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from pared.compression.names import Amounts, tensors, tied_names, weight_layers
 from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
+from pared.compression.residual import apply_block_removal, remove_blocks
 from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
 from pared.compression.verdict import some
 from pared.compression.work import Work
@@ -58,10 +59,13 @@ def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
         seed = seed_of(spec.seed, "evidence", step)
 
         def input_norms_of_some() -> Mapping[str, Tensor]:
-            return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
+            return input_norms(module, inputs_of_some())
+
+        def inputs_of_some() -> list[Sequence[Tensor]]:
+            return [inputs for inputs, _ in some_batches(data, seed)]
 
         gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
-        evidence = Evidence(gradients, input_norms_of_some)
+        evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
     return {
         "criterion": spec.criterion,
         "include": spec.include,
@@ -132,8 +136,7 @@ class Pruning:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
                     work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one {spec.granularity}, "
-                        "and is left to a later one"
+                        f"step {step + 1} of {len(amounts)} is less than one {self._unit}, and is left to a later one"
                     )
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
@@ -169,6 +172,9 @@ class Pruning:
             correction.apply(module)
             return True
         try:
+            if spec.granularity == "residual_block":
+                self._remove_residual_blocks(module, step, amount)
+                return True
             channels = self._channels if step == 0 else None
             channels = channels or removable_channels(self.given, self.loaded, step, self.units or None, self.gone)
             removal = channels.removal(amount, spec.round_to or 1)
@@ -194,6 +200,17 @@ class Pruning:
             return Correction({}, set(), set())
         self._corrections.append(find_correction(self.loaded.module, self.given.example, lost))
         return self._corrections[-1]
+
+    def _remove_residual_blocks(self, module: nn.Module, step: int, amount: Amounts) -> None:
+        given = self.given
+        removal = remove_blocks(
+            given.original, module, given.example, amount=amount, removed=self.removed, **choice(given, module, step)
+        )
+        self.units = self.units or removal.units
+        self.gone += removal.removed_units
+        self.removed = removal.removed
+        self.reasons = removal.reasons | self.reasons
+        self.loaded = removal.loaded
 
     def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
         """Which weights of a module live when this much is gone."""
@@ -325,7 +342,10 @@ class Pruning:
         self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
         self.output_dims = checkpoint["output_dims"]
         self.units, self.gone = checkpoint["units"], checkpoint["gone"]
-        self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+        if self.given.spec.granularity == "residual_block":
+            self.loaded = apply_block_removal(self.given.original, self.given.example, self.removed)
+        else:
+            self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
         if checkpoint["masks"] is not None:
             self._take_up(Masks.from_state(checkpoint["masks"]))
         if checkpoint["before_retraining"] is not None:
@@ -334,11 +354,16 @@ class Pruning:
 
     # -- telling --------------------------------------------------------------------------------
 
+    @property
+    def _unit(self) -> str:
+        """What is removed, in words."""
+        return self.given.spec.granularity.replace("_", " ")
+
     def _progress_line(self, step: int, steps: int) -> str:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable {self.given.spec.granularity}s are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self._unit}s are gone"
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
@@ -349,10 +374,11 @@ class Pruning:
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
             if self.gone < wanted and not spec.amounts and not spec.round_to:
+                least = "" if spec.granularity == "residual_block" else "each group of layers keeps at least one, and "
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable {spec.granularity}s went, where an amount of "
-                    f"{asked.default:g} asks for {wanted}: each group of layers keeps at least one, and one "
-                    "whose removal did not hold keeps all. The layers' own lines say which."
+                    f"{self.gone} of {sum(self.units.values())} removable {self._unit}s went, where an amount of "
+                    f"{asked.default:g} asks for {wanted}: {least}one whose removal did not hold keeps all. "
+                    "The layers' own lines say which."
                 )
             if spec.scope == "global" and (thin := self._thin()):
                 notes.append(
