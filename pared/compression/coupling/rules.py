@@ -694,7 +694,7 @@ def _index(rules: Rules, call: Call) -> None:
     call.results[0].layers = []
     for layer in [] if masked else [layer for layer in x.layers if not spanned(layer) & dims]:
         full = torch.from_numpy(np.broadcast_to(layer, tuple(x.tensor.shape)).copy())
-        (moved,) = _run_on(call, [full, *(tracked.tensor for tracked in call.tensors[1:])])
+        (moved,) = run_on(call, [full, *(tracked.tensor for tracked in call.tensors[1:])])
         picked = compressed(rules.units, moved.numpy())
         if picked is not None:
             call.results[0].layers.append(_rectangular(rules, call, picked))
