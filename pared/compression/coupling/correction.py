@@ -20,10 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import Call, Interpreter, UnsupportedGraph, reloaded
+from pared.compression.coupling.interpreter import (
+    Call,
+    Interpreter,
+    StorageKey,
+    UnsupportedGraph,
+    reloaded,
+    storage_key,
+)
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.rules import nature, run_on
-from pared.compression.coupling.shrink import Removed, StorageKey, kept_part, storage_key
+from pared.compression.coupling.shrink import Removed, kept_part
 
 
 @dataclass(frozen=True)
