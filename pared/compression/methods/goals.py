@@ -24,8 +24,8 @@ from pared.specs import Target
 FRONTIER = "frontier.csv"
 
 _NOISE = 0.05  # of a latency that is measured again at the end
-_LITTLE = 0.005  # of bytes that training changed
-_TRIES = 3  # of sizes that only the result itself tells for certain
+_LITTLE = 0.005  # of bytes, and of channels that are ranked anew, after a training
+_TRIES = 5  # of sizes that only the result itself tells for certain
 _HALVINGS = 6  # of amounts that are judged after a retraining: to a 64th
 
 
@@ -66,8 +66,8 @@ def search_for(given: Given, baseline: Assessment | None) -> Search:
 class SizeSearch:
     """The least pruning that meets all sizes, found before any retraining.
 
-    Retraining changes how well weights pack, and a latency is measured anew: where the result misses what its
-    candidate met, the search is for less.
+    Retraining changes how well weights pack and which channels later steps take, and a latency is measured anew: where
+    the result misses what its candidate met, the search is for less, and each time for less by twice as much.
     """
 
     def __init__(self, given: Given) -> None:
@@ -128,7 +128,7 @@ class SizeSearch:
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
-            spared = _NOISE if name == "latency" else _LITTLE
+            spared = (_NOISE if name == "latency" else _LITTLE) * 2 ** (self._tries - 1)
             self._allowed[name] *= (1 - spared) * result.target[name] / result.reached[name]
         self._given.work.observer.log("the result misses the goal by a little: once more, with less left")
         self._given.stages.again()
