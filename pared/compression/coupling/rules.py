@@ -168,7 +168,7 @@ class Rules:
         for argument, factor in product.arguments.items():
             count = int(factor.tensor if isinstance(factor, Tracked) else factor)
             written = product.input_value(argument)
-            if not is_static(written, self._channel_sizes) or len(labels) % count:
+            if not is_static(written, self._channel_sizes) or not count or len(labels) % count:
                 continue
             period = labels[:count]
             if np.array_equal(self.units.roots(labels), np.tile(self.units.roots(period), len(labels) // count)):
