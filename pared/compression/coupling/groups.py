@@ -193,7 +193,7 @@ def _labelled_with(
     rules = Rules(units, choices=choices)
     output = original.run(example, registry.wrap, rules)
     for tracked in _outputs(output):
-        for layer in tracked.layers:
+        for layer in [*tracked.layers, *tracked.statistic]:
             units.fix(layer, "the model's output")
     return units, registry, rules
 
@@ -366,7 +366,8 @@ def _reasons(
             reasons[layer] = "it has a single output channel"
             continue
         fixed = [units.fixed_reason(int(label)) for label in registry.axes[axis]]
-        failed = failed_on.get(axis, "its channels are tied to fixed ones")
+        together = f"all its channels could only go together: {units.tied_reason(int(registry.axes[axis][0]))}"
+        failed = failed_on.get(axis, together)
         reasons[layer] = next((reason for reason in fixed if reason), failed)
     return reasons
 

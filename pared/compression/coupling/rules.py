@@ -95,9 +95,14 @@ class Rules:
             self._keep_answer(call)
             return
         kind = call.kind if call.kind.endswith("__") else call.kind.removesuffix("_")
-        rule = _RULES.get(kind)
+        self._apply(call, _RULES.get(kind))
+        statistics = [layer for tracked in call.tensors for layer in tracked.statistic]
+        if statistics and not self.frozen:
+            self._use_statistics(call, kind, statistics)
+
+    def _apply(self, call: Call, rule: Rule | None) -> None:
         if not any(tracked.layers for tracked in call.tensors) and rule is not _constant:
-            if kind == "aten::mul":
+            if call.kind == "aten::mul":
                 self._products[call.node.output().debugName()] = call
             if rule in (_sized_layout, _elementwise):  # the numbers that they take may still count channels
                 rule(self, call)
@@ -107,6 +112,17 @@ class Rules:
                 self.fix(tracked.layers, call)
             return
         rule(self, call)
+
+    def _use_statistics(self, call: Call, kind: str, statistics: list[Labels]) -> None:
+        """Follow means and variances over channels until they meet these channels: then it was a norm."""
+        if kind in _SHAPES_READ:
+            return
+        if kind not in _OF_STATISTICS:
+            self.fix(statistics, call, "uses a mean over the channels for more than a norm")
+            return
+        for out in call.results:
+            met = self.units.roots(np.concatenate([np.zeros(1, dtype=np.int64), *(la.ravel() for la in out.layers)]))
+            out.statistic = [la for la in statistics if not np.isin(self.units.roots(la.ravel()), met).all()]
 
     # -- what rules do ---------------------------------------------------------------------------
 
@@ -530,20 +546,25 @@ def _embedding(rules: Rules, call: Call) -> None:
         out.layers = [along(units, -1, out.tensor.dim())]
 
 
+def _embedding_bag(rules: Rules, call: Call) -> None:
+    """embedding_bag(w, ids, ...): as embedding, then a mean, sum or maximum over the tokens."""
+    w = call.arguments["weight"]
+    rules.use(call, {"weight": w}, ("weight", 1))
+    rules.fix(w.spanning({0}), call, "one row is one token")
+    if w.axis(1).any():
+        call.results[0].layers = [along(w.axis(1), -1, 2)]
+
+
 def _reduce(rules: Rules, call: Call) -> None:
-    """mean, sum, max...: channels must not be reduced over; other dimensions may."""
+    """mean, sum, max...: over channels, a sum is one of those kept, and anything else must be part of a norm."""
     if "other" in call.arguments:  # max(a, b) and min(a, b) are elementwise
         _elementwise(rules, call)
         return
-    x = _first(call)
+    x, reduced = _first(call), reduced_dims(call)
     rank = x.tensor.dim()
-    dims = call.arguments.get("dim", call.arguments.get("dims"))
-    if dims is None or dims == []:
-        reduced = set(range(rank))
-    else:
-        reduced = {dim % rank for dim in (dims if isinstance(dims, list) else [dims])}
-    rules.fix(x.spanning(reduced), call, "reduces over the channels")
     for out in call.results:
+        if call.kind not in _SUMS:
+            out.statistic = x.spanning(reduced)
         if out.tensor.dim() == rank:
             out.layers = [layer for layer in x.layers if not spanned(layer) & reduced]
         else:
@@ -555,15 +576,48 @@ def _reduce(rules: Rules, call: Call) -> None:
             ]
 
 
+def reduced_dims(call: Call) -> set[int]:
+    """The dimensions that a reduction takes together."""
+    rank = _first(call).tensor.dim()
+    dims = call.arguments.get("dim", call.arguments.get("dims"))
+    if dims is None or dims == []:
+        return set(range(rank))
+    return {dim % rank for dim in (dims if isinstance(dims, list) else [dims])}
+
+
 def _along_one_dim(rules: Rules, call: Call) -> None:
     """softmax, cumsum...: mixes along one dimension, which must not hold the channels."""
     x = _first(call)
     dim = call.arguments["dim"] % x.tensor.dim()
     rules.fix(x.spanning({dim}), call, "mixes the channels")
-    layers = [layer for layer in x.layers if dim not in spanned(layer)]
-    if "softmax" in call.kind and dim == x.tensor.dim() - 1 >= 3:  # (..., heads, queries, keys)
-        rules.heads += [layer for layer in layers if spanned(layer) == {dim - 2}]
-    call.results[0].layers = layers
+    call.results[0].layers = [layer for layer in x.layers if dim not in spanned(layer)]
+
+
+def _softmax(rules: Rules, call: Call) -> None:
+    """softmax, log_softmax: where it runs over the channels, it is one of those kept."""
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    if dim == x.tensor.dim() - 1 >= 3:  # (..., heads, queries, keys)
+        rules.heads += [layer for layer in x.layers if spanned(layer) == {dim - 2}]
+    call.results[0].layers = list(x.layers)
+
+
+def _compare(rules: Rules, call: Call) -> None:
+    """cosine_similarity(a, b, dim): a feature goes from both."""
+    a, b = call.tensors[:2]
+    rank = max(a.tensor.dim(), b.tensor.dim())
+    dim = call.arguments["dim"] % rank
+    layers = _broadcast(rules, call, [a, b], rank)
+    call.results[0].layers = [np.squeeze(layer, dim) for layer in layers if dim not in spanned(layer)]
+
+
+def _expand_as(rules: Rules, call: Call) -> None:
+    """expand_as(x, other): what is the same everywhere along a dimension has the channels of the other there."""
+    x, other = call.tensors[:2]
+    rank = other.tensor.dim()
+    own = [layer.reshape((1,) * (rank - layer.ndim) + layer.shape) for layer in x.layers]
+    wide = {dim for dim in range(rank) if dim < rank - x.tensor.dim() or x.tensor.shape[dim - rank] == 1}
+    call.results[0].layers = own + [layer for layer in other.layers if spanned(layer) <= wide]
 
 
 def _spatial(rules: Rules, call: Call) -> None:
@@ -605,7 +659,7 @@ def _layout(rules: Rules, call: Call, operands: list[Tracked] | None = None) -> 
             fixed = np.zeros((1,) * tracked.tensor.dim(), dtype=np.int64)
             labels = next((layer for layer in tracked.layers if spanned(layer) == set(dims)), fixed)
             full[id(tracked)] = torch.from_numpy(np.broadcast_to(labels, tuple(tracked.tensor.shape)).copy())
-        moved.append(_run_on(call, full))
+        moved.append(run_on(call, full))
     for position, out in enumerate(call.results):
         out.layers = []
         for tensors in moved:
@@ -619,7 +673,7 @@ def _layout(rules: Rules, call: Call, operands: list[Tracked] | None = None) -> 
                 out.layers.append(layer)
 
 
-def _run_on(call: Call, replacements: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+def run_on(call: Call, replacements: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
     """The call again, with some of its tensors replaced: `id` of the `Tracked` -> what stands in for it."""
 
     def replaced(value: Any) -> Any:
@@ -849,14 +903,30 @@ def _letters(count: int) -> str:
     return "abcdefghijklmnopqrstuvwxyz"[:count]
 
 
+def _kinds(names: str) -> set[str]:
+    return {f"aten::{name}" for name in names.split()}
+
+
+REDUCTIONS = _kinds(
+    "mean sum amax amin prod std var std_mean var_mean norm linalg_vector_norm max min logsumexp median argmax"
+)
+SOFTMAX = _kinds("softmax log_softmax _softmax _log_softmax")
+_SUMS = _kinds("sum norm linalg_vector_norm")
+"""Reductions to which an element that is zero adds nothing."""
+_OF_STATISTICS = _kinds(
+    "add sub rsub mul div true_divide pow square sqrt rsqrt reciprocal neg abs clamp clamp_min maximum to float "
+    "type_as _to_copy contiguous clone detach unsqueeze squeeze view reshape expand expand_as lerp addcmul"
+)
+"""What a norm does with a mean or a variance before it meets the channels."""
+_SHAPES_READ = {*_kinds("size sym_size dim numel len"), "prim::device", "prim::dtype"}
 _NO_UNITS: Labels = np.zeros(0, dtype=np.int64)
-_COMPARISONS = {f"aten::{name}" for name in ("eq", "ne", "lt", "gt", "le", "ge")}
+_COMPARISONS = _kinds("eq ne lt gt le ge")
 
 Rule = Callable[[Rules, Call], None]
 
 
 def _named(rule: Rule, names: str) -> dict[str, Rule]:
-    return {f"aten::{name}": rule for name in names.split()}
+    return dict.fromkeys(_kinds(names), rule)
 
 
 _RULES: dict[str, Rule] = {
@@ -895,8 +965,12 @@ _RULES: dict[str, Rule] = {
     "aten::group_norm": _group_norm,
     **_named(_layer_norm, "layer_norm rms_norm"),
     "aten::embedding": _embedding,
-    **_named(_reduce, "mean sum amax amin prod std var norm max min logsumexp median argmax"),
-    **_named(_along_one_dim, "softmax log_softmax _softmax _log_softmax cumsum softmin"),
+    **_named(_embedding_bag, "embedding_bag _embedding_bag"),
+    **dict.fromkeys(REDUCTIONS, _reduce),
+    **dict.fromkeys(SOFTMAX, _softmax),
+    **_named(_along_one_dim, "cumsum cumprod logcumsumexp sort argsort"),
+    "aten::cosine_similarity": _compare,
+    "aten::expand_as": _expand_as,
     **_named(
         _spatial,
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -911,7 +985,7 @@ _RULES: dict[str, Rule] = {
     **_named(
         _layout,
         "flatten squeeze unsqueeze permute transpose t numpy_T movedim swapaxes flip cat concat stack repeat "
-        "expand_as view_as reshape_as pixel_unshuffle mT ravel unfold repeat_interleave",
+        "view_as reshape_as pixel_unshuffle mT ravel unfold repeat_interleave",
     ),
     "aten::slice": _slice,
     **_named(_split, "split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes"),

@@ -47,6 +47,8 @@ def slice_tensors(module: nn.Module, removed: Removed) -> None:
     tensors = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
     replaced: dict[StorageKey, Tensor] = {}
+    # A ScriptModule has no get_submodule, and a layer called `code` or `graph` is no attribute of it.
+    owners = dict(module.named_modules(remove_duplicate=False))
     for name, tensor in tensors.items():
         key = storage_key(tensor)
         if key not in by_storage:
@@ -54,11 +56,8 @@ def slice_tensors(module: nn.Module, removed: Removed) -> None:
         if key not in replaced:
             part = kept_part(tensor.detach(), by_storage[key])
             replaced[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
-        *owners, leaf = name.split(".")
-        owner = module
-        for part_name in owners:  # a ScriptModule has no get_submodule
-            owner = getattr(owner, part_name)
-        setattr(owner, leaf, replaced[key])
+        owner, _, leaf = name.rpartition(".")
+        setattr(owners[owner], leaf, replaced[key])
     layer: Any
     for layer in module.modules():
         if hasattr(layer, "_flat_weights"):  # a scripted recurrent layer's own list of its weights
