@@ -35,7 +35,7 @@ def unfused(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> torch.
         plain = reloaded(plain)  # which leaves out the branches that are never taken
         _leave_out_what_nobody_reads(plain)
         compare(answers(module, example), example, plain, "nothing")
-    except (Mismatch, RuntimeError):
+    except (Mismatch, RuntimeError, torch.jit.Error):
         return module
     return plain
 
@@ -46,7 +46,7 @@ def _take_other_branches(graph: Any) -> None:
         if node.kind() != "prim::If":
             continue
         for taken, block in zip((True, False), node.blocks(), strict=True):
-            if any(inner.kind() in _PLAIN for inner in block.nodes()):
+            if any(inner.kind() in _AVOIDED for inner in block.nodes()):
                 condition = node.inputsAt(0)  # which also tells what follows whether this has given the answer
                 with graph.insert_point_guard(condition.node()):
                     condition.replaceAllUsesWith(graph.insertConstant(not taken))
@@ -191,3 +191,4 @@ _PLAIN: dict[str, Any] = {
     "aten::_native_multi_head_attention": torch.jit.script(_attention),
     "aten::_transformer_encoder_layer_fwd": torch.jit.script(_encoder_layer),
 }
+_AVOIDED = {*_PLAIN, "aten::_nested_tensor_from_mask"}  # which takes padding out, for fused operators alone

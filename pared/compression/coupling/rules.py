@@ -184,7 +184,7 @@ class Rules:
         for argument, factor in product.arguments.items():
             count = int(factor.tensor if isinstance(factor, Tracked) else factor)
             written = product.input_value(argument)
-            if not is_static(written, self._channel_sizes) or len(labels) % count:
+            if not is_static(written, self._channel_sizes) or not count or len(labels) % count:
                 continue
             period = labels[:count]
             if np.array_equal(self.units.roots(labels), np.tile(self.units.roots(period), len(labels) // count)):
@@ -590,15 +590,16 @@ def _along_one_dim(rules: Rules, call: Call) -> None:
     x = _first(call)
     dim = call.arguments["dim"] % x.tensor.dim()
     rules.fix(x.spanning({dim}), call, "mixes the channels")
-    layers = [layer for layer in x.layers if dim not in spanned(layer)]
-    if "softmax" in call.kind and dim == x.tensor.dim() - 1 >= 3:  # (..., heads, queries, keys)
-        rules.heads += [layer for layer in layers if spanned(layer) == {dim - 2}]
-    call.results[0].layers = layers
+    call.results[0].layers = [layer for layer in x.layers if dim not in spanned(layer)]
 
 
 def _softmax(rules: Rules, call: Call) -> None:
     """softmax, log_softmax: where it runs over the channels, it is one of those kept."""
-    call.results[0].layers = list(_first(call).layers)
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    if dim == x.tensor.dim() - 1 >= 3:  # (..., heads, queries, keys)
+        rules.heads += [layer for layer in x.layers if spanned(layer) == {dim - 2}]
+    call.results[0].layers = list(x.layers)
 
 
 def _compare(rules: Rules, call: Call) -> None:

@@ -135,9 +135,8 @@ class Pruning:
             if resumed is None and not spec.ramps:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
-                    work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one {self._unit}, and is left to a later one"
-                    )
+                    of = f"step {step + 1} of {len(amounts)}"
+                    work.observer.log(f"{of} is less than one {self._unit}, and is left to a later one")
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
