@@ -27,8 +27,7 @@ class Masks:
         """Set every pruned weight to exactly zero."""
         with torch.no_grad():
             for name, parameter in self._of(module):
-                parameter.mul_(self.kept[name].to(parameter.device))
-                # A product keeps the sign of zero and NaN; a pruned weight is +0.
+                # Filled, for a product would keep the sign of zero, and NaN; a pruned weight is +0.
                 parameter.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
 
     def mask_gradients(self, module: nn.Module) -> None:
