@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench-mnist faults clean
+.PHONY: help demo up test lint bench-mnist bench-sparse faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -31,6 +31,9 @@ lint: $(DEV)  ## ruff, mypy --strict, import contracts
 
 bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/mnist.py
+
+bench-sparse: $(DEV)  ## LeNet-300-100 and LeNet-5 with few weights, and packed (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/sparse_mnist.py
 
 faults: $(DEV)  ## The long fault campaigns, counted
 	$(BIN)/python -m pytest -n 3 tests/faults -m campaign -rP

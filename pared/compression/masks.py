@@ -143,6 +143,20 @@ def n_m_masks(
     return Masks(kept)
 
 
+def zero_share(
+    module: nn.Module, *, scope: Scope = "global", include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> float:
+    """The share of eligible weights that are zero; with the scope `layer` that of the layer with the fewest zeros.
+
+    Raises:
+        NothingToPrune: as `weight_masks`.
+    """
+    eligible = _eligible(module, include, exclude).values()
+    sizes = np.array([weight.numel() for weight in eligible])
+    zeros = sizes - np.array([int(weight.count_nonzero()) for weight in eligible])
+    return float(zeros.sum() / sizes.sum() if scope == "global" else (zeros / sizes).min())
+
+
 def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     """True for exactly `count` of the scores (1-D), the lowest; of equal ones the first."""
     count = min(max(count, 0), len(scores))
