@@ -145,8 +145,9 @@ def layer_reports(
     layer_names, names_of = weight_layers(before), tied_names(before)
     reports = []
     for name, layer in layer_names.items():
-        if name not in new:
+        if name not in new and name not in removed:
             continue
+        left = new.get(name, old[name][:0])  # of a residual block that went, nothing
         known = next((alias for alias in names_of[name] if alias in removed and alias in output_dims), None)
         units = None if known is None else removed[known].get(str(output_dims[known]))
         reason = reasons.get(layer)
@@ -156,8 +157,8 @@ def layer_reports(
             LayerReport(
                 name=layer if list(layer_names.values()).count(layer) == 1 else name,
                 shape_before=list(old[name].shape),
-                shape_after=list(new[name].shape),
-                sparsity=1 - int(torch.count_nonzero(new[name])) / max(new[name].numel(), 1),
+                shape_after=list(left.shape),
+                sparsity=int((left == 0).sum()) / max(left.numel(), 1),
                 removed_units=units,
                 reason=None if units else reason,
             )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ from pared.compression.methods import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import NothingToPrune, ValidationError
 from pared.reports import Plan, Report
-from pared.specs import PlanSpec, PruneSpec
+from pared.specs import PruneSpec
+from tests.compression.plans import assert_kept, plan_of
 from tests.models import zoo
 
 MODEL, DATA = "mdl_" + "0" * 26, "dst_" + "0" * 26
@@ -35,38 +34,13 @@ def planned_and_done(
     out = folder / "out"
     out.mkdir()
     work = Work(files, DatasetFile(folder / "data.npz", "data.npz") if data else None, out)
-    # Forked, as in the service: torch numbers what it has loaded in a process, and writes the numbers down.
-    with ProcessPoolExecutor(1, get_context("fork")) as forked:
-        plan = forked.submit(METHODS[PlanSpec], PlanSpec(type="plan", job=job), work).result(60)
+    plan = plan_of(job, work)
     assert list(out.iterdir()) == []
     report = METHODS[PruneSpec](job, work)
-    assert isinstance(plan, Plan)
     assert isinstance(report, Report)
     beside = {"report.json", "frontier.csv"}
     written = {path.name: path.stat().st_size for path in out.iterdir() if path.name not in beside}
     return plan, report, written
-
-
-def assert_kept(plan: Plan, report: Report, written: dict[str, int]) -> None:
-    """All that the plan calls exact came out so."""
-    assert (plan.before.parameters, plan.before.macs) == (report.before.parameters, report.before.macs)
-    assert plan.before.file_bytes == report.before.file_bytes
-    if all(file.exact for file in plan.files.values()):
-        assert plan.after.file_bytes == report.after.file_bytes
-    assert (plan.goal, len(plan.frontier)) == (report.goal, len(report.frontier))
-    assert (plan.after.parameters, plan.after.macs) == (report.after.parameters, report.after.macs)
-    assert set(plan.files) == set(written)
-    for name, file in plan.files.items():
-        if file.exact:
-            assert file.size_bytes == written[name], name
-    for layer, done in zip(plan.layers, report.layers, strict=True):
-        assert (layer.name, layer.shape_before, layer.shape_after) == (done.name, done.shape_before, done.shape_after)
-        assert (layer.removed_units, layer.reason) == (len(done.removed_units or []), done.reason)
-        if layer.zeroed_weights:
-            size = 1
-            for length in layer.shape_after:
-                size *= length
-            assert layer.zeroed_weights == pytest.approx(done.sparsity * size)
 
 
 ALL = ["torchscript", "state_dict", "onnx"]

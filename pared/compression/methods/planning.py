@@ -25,7 +25,7 @@ from pared.compression.reporting import layer_reports, sizes, successor
 from pared.compression.verdict import plan_verdict
 from pared.compression.work import Work
 from pared.reports import Plan, PlannedFile, PlannedLayer, Size
-from pared.specs import PlanSpec
+from pared.specs import PHYSICAL, PlanSpec
 
 
 def plan(spec: PlanSpec, work: Work) -> Plan:
@@ -137,7 +137,7 @@ def _layers_hold(given: Given) -> bool:
 
 
 def _shapes_hold(given: Given) -> bool:
-    return given.spec.granularity != "channel" or _layers_hold(given)
+    return given.spec.granularity not in PHYSICAL or _layers_hold(given)
 
 
 def _doubts(given: Given, smaller: nn.Module, files: Mapping[str, int]) -> dict[str, str]:
