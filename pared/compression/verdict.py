@@ -21,12 +21,14 @@ def prune_verdict(
     return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
 
 
-def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality | None, tried: int) -> str:
+def goal_sentence(
+    target: Target, reached: Mapping[str, float], before: Quality | None, after: Quality | None, tried: int
+) -> str:
     """Whether a goal was met, and what was reached of each of its parts.
 
     Args:
         reached: shares left, and the quality lost on the test split.
-        quality: of the result.
+        before, after: of the upload and of the result, where they were measured.
         tried: how many points the search looked at.
     """
     missed = target.missed(reached)
@@ -41,10 +43,10 @@ def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality
         if name in names:
             asked = f"at most {_percent(share)}"
             told = f"{_percent(reached[name])} of {names[name]}"
-        else:
-            metric = "accuracy" if quality is None else quality.metric
+        elif before is not None and after is not None:
+            metric, held = after.metric, before.validation - after.validation
             asked = f"at most {_lost(metric, share)}"
-            told = f"test {_name(metric)} lost {_lost(metric, reached[name])}"
+            told = f"{_lost(metric, reached[name])} of test {_name(metric)} lost, {_lost(metric, held)} of validation"
         parts.append(f"{told}, where {asked} was asked" if name in missed else f"{told} (asked: {asked})")
     if not missed:
         return f"Goal met: {'; '.join(parts)}."

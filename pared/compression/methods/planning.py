@@ -41,24 +41,25 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
     with settled(work):
         stages = Stages(work.observer)
         given, skipped = prepared(spec.job, work, stages)
-        search = None
-        if spec.job.target is not None:
-            stages.enter("compress")
-            search = SizeSearch(given)
-            search.look()
-        untrained = _untrained(given)
-        state = Pruning(untrained) if search is None else search.start(untrained)
-        state.run(None, lambda _: None)
-        stages.enter("export")
+        search = None if spec.job.target is None else SizeSearch(given)
+        outputs = spec.job.outputs or usual_outputs(given.original)
+        goal = None
         with tempfile.TemporaryDirectory() as folder:
-            outputs = spec.job.outputs or usual_outputs(given.original)
-            files = sizes(written := export(state.loaded, given.example, outputs, Path(folder)))
+            while True:
+                state = _pruned(_untrained(given), search)
+                stages.enter("export")
+                written = export(state.loaded, given.example, outputs, Path(folder))
+                files = sizes(written)
+                after = _size(given, state.loaded, files[successor(given.original.format, written).name])
+                if state.masks is not None and given.retrain is not None:
+                    # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
+                    after.nonzero_parameters = after.parameters - state.masks.pruned()
+                if search is None:
+                    break
+                goal = search.foreseen(after, files[written[0].name])
+                if not search.goes_on(goal):
+                    break
         before = _size(given, given.original, work.models["model"].path.stat().st_size)
-        after = _size(given, state.loaded, files[successor(given.original.format, written).name])
-        if state.masks is not None and given.retrain is not None:
-            # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
-            after.nonzero_parameters = after.parameters - state.masks.pruned()
-        goal = None if search is None else search.foreseen(after, files[written[0].name])
         doubts = _doubts(given, state.loaded.module, files)
         verdict = plan_verdict(spec.job.granularity, before, after)
         return Plan(
@@ -86,6 +87,16 @@ def _untrained(given: Given) -> Given:
     """The same job where nothing trains: what would go while training runs goes at once."""
     spec = given.spec.model_copy(update={"schedule": "one_shot"}) if given.spec.ramps else given.spec
     return replace(given, spec=spec, retrain=None)
+
+
+def _pruned(given: Given, search: SizeSearch | None) -> Pruning:
+    """The model without what the spec removes, or without what the search finds."""
+    given.stages.enter("compress")
+    if search is not None:
+        search.look()
+    state = Pruning(given) if search is None else search.start(given)
+    state.run(None, lambda _: None)
+    return state
 
 
 def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> Size:
@@ -166,10 +177,7 @@ def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
     """Which figures may come out otherwise, and why."""
     notes = []
     if _packs_again(given):
-        notes.append(
-            "The amount is about right: retraining changes how well the weights pack. Where the result misses the goal "
-            "by it, the job goes on with less left."
-        )
+        notes.append("The amount is about right: retraining changes how well the weights pack.")
     elif not _shapes_hold(given):
         notes.append(
             "Later steps choose channels of all layers together, by weights that retraining changes: what each layer "
@@ -181,6 +189,8 @@ def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
             "Weights are chosen while retraining changes them: how many of each layer go may come out a little "
             "otherwise."
         )
+    if given.spec.target is not None and (_packs_again(given) or not _shapes_hold(given)):
+        notes.append("Where the result misses the goal by that, the job goes on with less left.")
     if _shapes_hold(given):
         notes += [f"The bytes of {name} are about so many: {why}." for name, why in doubts.items()]
     return notes

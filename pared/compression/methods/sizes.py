@@ -73,6 +73,10 @@ class Sizes:
                 return found, met
             self._known.clear()  # some channels must stay: all that was counted without them is wrong
 
+    def shares(self, candidate: Candidate) -> dict[str, float]:
+        """What a candidate that was looked at leaves of what the target names."""
+        return self._shares(self._known[self.ways.key(self.ways.chosen(candidate))])
+
     def _least(self, allowed: Mapping[str, float]) -> tuple[Candidate, bool]:
         round_to = self._given.spec.round_to
 
@@ -183,7 +187,7 @@ def shares_left(
         "macs": after.macs,
         "file_bytes": file_bytes,
     }
-    found = {name: count / upload[name] for name, count in counted.items() if count is not None and name in upload}
+    found = {name: count / upload[name] for name, count in counted.items() if count is not None and upload.get(name)}
     if latency is not None:
         found["latency"] = latency
     return {name: found[name] for name in target_of(spec).sizes if name in found}
@@ -323,5 +327,10 @@ def _latency(given: Given, loaded: LoadedModel) -> float:
     first.cpu()
     second.cpu()
     if refused:
-        raise ValidationError(refused[0], errors=[{"pointer": "/target/latency_batch_size", "detail": refused[0]}])
+        raise cannot_be_timed(refused[0])
     return after[0].p50_ms / before[0].p50_ms
+
+
+def cannot_be_timed(why: str) -> ValidationError:
+    """For a target whose batch a model refuses."""
+    return ValidationError(why, errors=[{"pointer": "/target/latency_batch_size", "detail": why}])
