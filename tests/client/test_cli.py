@@ -125,6 +125,7 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
             },
         ),
         ("--n-m 1:2", {"granularity": "n:m", "n_m": [1, 2]}),
+        ("--residual-blocks 25%", {"granularity": "residual_block", "amount": 0.25}),
         ("--blocks 80% --block-size 2x3 --scope global", {"granularity": "block", "amount": 0.8, "block": [2, 3]}),
     ],
 )

@@ -77,11 +77,6 @@ def start(spec, work):
     return prepared(spec, work, Stages(work.observer))[0]
 
 
-def written(report, directory):
-    """Bytes of each file of the result."""
-    return {name: (directory / name).stat().st_size for name in report.reproduce.outputs}
-
-
 def rows(directory):
     with (directory / "frontier.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -103,7 +98,7 @@ def rows(directory):
     ],
 )
 def test_the_least_pruning_that_meets_the_sizes_is_found_and_planned(dense, tmp_path, target, fields):
-    planned = plan_of(*job(dense, tmp_path, target, **fields))
+    plan = plan_of(*job(dense, tmp_path, target, **fields))
     report = run(dense, tmp_path, target, **fields)
     goal = report.goal
     assert goal.status == "met"
@@ -122,9 +117,9 @@ def test_the_least_pruning_that_meets_the_sizes_is_found_and_planned(dense, tmp_
         ),
     }
     assert any(sizes[name] > share for name, share in target.items())
-    assert planned.exact
-    assert planned.after.nonzero_parameters == report.after.nonzero_parameters
-    assert_kept(planned, report, written(report, tmp_path))
+    assert plan.exact
+    assert plan.after.nonzero_parameters == report.after.nonzero_parameters
+    assert_kept(plan, report, {name: (tmp_path / name).stat().st_size for name in report.reproduce.outputs})
 
 
 def test_a_goal_out_of_reach_is_infeasible_and_the_nearest_is_delivered(dense, tmp_path):
