@@ -111,7 +111,7 @@ def remove_channels(
     groups, reasons = _eligible(coupling, names_of, include, exclude)
     if not groups:
         raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
-    now = {_key(group): group.units for group in groups}
+    now = dict(zip(_keys(groups), (group.units for group in groups), strict=True))
     units = now if upload_units is None else upload_units
     scores = channel_scores(
         groups,
@@ -201,10 +201,10 @@ def _eligible(
     return groups, reasons
 
 
-def _key(group: ChannelGroup) -> str:
-    """Names a group of coupled layers, also after some of its channels went."""
-    name, dim = group.out_axes[0]
-    return f"{name}/{dim}"
+def _keys(groups: Sequence[ChannelGroup]) -> list[str]:
+    """Names groups of coupled layers, also after some of their channels went: several may begin with one layer."""
+    firsts = ["{}/{}".format(*group.out_axes[0]) for group in groups]
+    return [f"{first}/{firsts[:index].count(first)}" for index, first in enumerate(firsts)]
 
 
 def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:

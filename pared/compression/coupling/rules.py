@@ -594,13 +594,12 @@ def _encoder_layer(rules: Rules, call: Call) -> None:
 def _layout(rules: Rules, call: Call) -> None:
     """Runs the operator itself on the labels, element for element, and reads where they went."""
     operands = call.tensors
-    depth = max(len(t.layers) for t in operands)
-    ordered = [sorted(t.layers, key=lambda layer: sorted(spanned(layer))) for t in operands]
     moved: list[list[torch.Tensor]] = []
-    for level in range(depth):
+    for span in sorted({tuple(sorted(spanned(layer))) for t in operands for layer in t.layers}):
         full = []
-        for tracked, layers in zip(operands, ordered, strict=True):
-            labels = layers[level] if level < len(layers) else np.zeros((1,) * tracked.tensor.dim(), dtype=np.int64)
+        for tracked in operands:
+            fixed = np.zeros((1,) * tracked.tensor.dim(), dtype=np.int64)
+            labels = next((layer for layer in tracked.layers if spanned(layer) == set(span)), fixed)
             full.append(torch.from_numpy(np.broadcast_to(labels, tuple(tracked.tensor.shape)).copy()))
         moved.append(run_on(call, full))
     for position, out in enumerate(call.results):
