@@ -204,7 +204,8 @@ def _eligible(
 def _keys(groups: Sequence[ChannelGroup]) -> list[str]:
     """Names groups of coupled layers, also after some of their channels went: several may begin with one layer."""
     firsts = ["{}/{}".format(*group.out_axes[0]) for group in groups]
-    return [f"{first}/{firsts[:index].count(first)}" for index, first in enumerate(firsts)]
+    before = [firsts[:index].count(first) for index, first in enumerate(firsts)]
+    return [f"{first}/{count}" if count else first for first, count in zip(firsts, before, strict=True)]
 
 
 def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:
