@@ -262,9 +262,12 @@ Criterion = Literal[
     "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
 ]
 
-Granularity = Literal["weight", "n:m", "block", "channel"]
+Granularity = Literal["weight", "n:m", "block", "channel", "head"]
 Scope = Literal["global", "layer"]
 Schedule = Literal["one_shot", "iterative", "cubic"]
+
+PHYSICAL: tuple[Granularity, ...] = ("channel", "head")
+"""The granularities that make tensors smaller; the others leave zeros in them."""
 
 # -- jobs ---------------------------------------------------------------------------------------
 
@@ -293,7 +296,7 @@ class PruneSpec(CommonFields):
     granularity: Granularity = Field(
         "channel",
         description="`weight` zeroes single weights, `n:m` all but n of m neighbours, `block` rectangles of a layer's "
-        "matrix; `channel` removes neurons and channels physically.",
+        "matrix; `channel` removes neurons, channels and heads physically, `head` whole heads of attention alone.",
     )
     n_m: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=2, le=64)]] = Field(
         (2, 4), description="`n:m`: so many weights are kept of so many neighbours along the layer's inputs."
@@ -312,7 +315,10 @@ class PruneSpec(CommonFields):
         "weights.",
     )
     amount: float = Field(
-        gt=0, lt=1, description="Share of weights, blocks or channels to remove; `n:m` says it itself.", examples=[0.5]
+        gt=0,
+        lt=1,
+        description="Share of weights, blocks, channels or heads to remove; `n:m` says it itself.",
+        examples=[0.5],
     )
     amounts: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
         default_factory=dict,
@@ -370,7 +376,7 @@ class PruneSpec(CommonFields):
     @property
     def ramps(self) -> bool:
         """Whether weights go while training runs, rather than before it."""
-        return self.schedule == "cubic" and self.granularity != "channel"
+        return self.schedule == "cubic" and self.granularity not in PHYSICAL
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
@@ -411,7 +417,7 @@ class PruneSpec(CommonFields):
                 self._refuse({"amounts" if self.amounts else "scope": why})
             if self.schedule != "one_shot" or self.stages:
                 self._refuse({"schedule": "must be one_shot for the granularity n:m, without `stages`"})
-        if self.granularity != "channel" and self.criterion in ("geometric_median", "bn_scale"):
+        if self.granularity not in PHYSICAL and self.criterion in ("geometric_median", "bn_scale"):
             self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
         if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):
             self._refuse({"criterion": f"{self.criterion} looks at training samples: name a `dataset`"})

@@ -89,6 +89,7 @@ def remove_channels(
     exclude: Sequence[str] = (),
     evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
+    heads_alone: bool = False,
     upload_units: Mapping[str, int] | None = None,
     gone: int = 0,
 ) -> ChannelRemoval:
@@ -99,6 +100,7 @@ def remove_channels(
     Args:
         example: the model's inputs, on CPU, in a batch of at least 2.
         evidence: for the criteria that look at data.
+        heads_alone: take whole heads of attention, and nothing else.
         upload_units: for a later step, the `units` of the first: `amount` counts from these, whatever is left of them.
         gone: how many of them earlier steps removed.
 
@@ -108,10 +110,14 @@ def remove_channels(
     amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
     coupling = find_groups(loaded.module, example)
     names_of = tied_names(loaded.module)
+    if heads_alone:
+        coupling = _with_heads_alone(coupling)
     groups, reasons = _eligible(coupling, names_of, include, exclude)
+    if upload_units is not None:  # of what could be chosen from at first: a last head is no group of heads any more
+        groups = [group for group in groups if _key(group) in upload_units]
     if not groups:
         raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
-    now = dict(zip(_keys(groups), (group.units for group in groups), strict=True))
+    now = {_key(group): group.units for group in groups}
     units = now if upload_units is None else upload_units
     scores = channel_scores(
         groups,
@@ -124,7 +130,7 @@ def remove_channels(
     if scope == "layer":
         wanted = []
         for group, (key, left) in zip(groups, now.items(), strict=True):
-            of_upload = units.get(key, left)
+            of_upload = units[key]
             names = [layer_of(alias) for name, _ in group.out_axes for alias in names_of[name]]
             wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
         chosen = [_lowest([score], count)[0] for score, count in zip(scores, wanted, strict=True)]
@@ -148,8 +154,9 @@ def remove_channels(
     if failed and not count:
         raise NothingToPrune(_refused(reasons))
     if not count:
+        unit = "head" if heads_alone else "channel"
         raise NothingToPrune(
-            f"An amount of {amounts.default:g} is less than one channel here: {sum(now.values())} channels can be "
+            f"An amount of {amounts.default:g} is less than one {unit} here: {sum(now.values())} {unit}s can be "
             "chosen from. Give a larger amount."
         )
     if failed:  # otherwise the last that was built has been checked, and is this one
@@ -167,7 +174,8 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
     if loaded.format != "state_dict":
         shrunk = remove(coupling.script, removed, coupling.patches)
-        return replace(loaded, module=shrunk, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
+        inlined = loaded.inlined or coupling.inlined or bool(changed_sizes(removed, coupling.patches))
+        return replace(loaded, module=shrunk, inlined=inlined)
     state = dict(loaded.module.state_dict())
     by_storage = {storage_key(state[name]): by_dim for name, by_dim in removed.items()}
     state = {name: kept_part(tensor, by_storage.get(storage_key(tensor), {})) for name, tensor in state.items()}
@@ -175,6 +183,22 @@ def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> Loade
     module = build(architecture)
     module.load_state_dict(state)
     return replace(loaded, module=module.eval(), architecture=architecture)
+
+
+def _with_heads_alone(coupling: Coupling) -> Coupling:
+    """Raises NothingToPrune where no attention can lose heads."""
+    heads = [group for group in coupling.groups if group.kind == "head"]
+    if not heads:
+        told = "; ".join(f"{layer}: {reason}" for layer, reason in list(coupling.reasons.items())[:10])
+        raise NothingToPrune(
+            f"No attention of this model can lose heads ({told or 'its layers have channels alone'}). "
+            "Granularity `channel` removes what channels there are."
+        )
+    others = {layer: _NO_HEADS for group in coupling.groups if group.kind != "head" for layer in group.layers}
+    return replace(coupling, groups=heads, reasons=coupling.reasons | others)
+
+
+_NO_HEADS = "has no heads, which are all that the granularity `head` removes"
 
 
 def _eligible(
@@ -201,11 +225,9 @@ def _eligible(
     return groups, reasons
 
 
-def _keys(groups: Sequence[ChannelGroup]) -> list[str]:
-    """Names groups of coupled layers, also after some of their channels went: several may begin with one layer."""
-    firsts = ["{}/{}".format(*group.out_axes[0]) for group in groups]
-    before = [firsts[:index].count(first) for index, first in enumerate(firsts)]
-    return [f"{first}/{count}" if count else first for first, count in zip(firsts, before, strict=True)]
+def _key(group: ChannelGroup) -> str:
+    """Names a group of coupled layers, also after some of its units went."""
+    return f"{group.kind}s of {', '.join(sorted(f'{name}/{dim}' for name, dim in group.members))}"
 
 
 def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:

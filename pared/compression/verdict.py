@@ -8,7 +8,7 @@ from typing import Literal
 
 from pared.compression.intake.inspection import LITTLE
 from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality
-from pared.specs import Granularity
+from pared.specs import PHYSICAL, Granularity
 
 SIGNIFICANT_P = 0.05
 
@@ -17,7 +17,7 @@ def prune_verdict(
     granularity: Granularity, before: Measurement, after: Measurement, comparison: Comparison | None
 ) -> str:
     """One sentence: what was gained in size and time, and what it cost."""
-    gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after), _file(before, after)]
+    gains = [_fewer_parameters(before, after) if granularity in PHYSICAL else _zeros(after), _file(before, after)]
     return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
 
 
@@ -69,7 +69,7 @@ def warnings_of(
             f"The packed file has {_bytes(written['model.packed'])}, where the upload had {_bytes(before.file_bytes)}. "
             "It is for keeping and sending: unpacked for use the model has all its shapes again, and their speed."
         )
-    if granularity not in (None, "channel") and set(written) != {"model.packed"}:
+    if granularity not in (None, *PHYSICAL) and set(written) != {"model.packed"}:
         notes.append(
             "Zeros make this dense file neither smaller nor faster: latency does not change, and the file has "
             f"{_bytes(after.file_bytes)} where the upload had {_bytes(before.file_bytes)}. Compressed (gzip -6) it is "

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pared.compression import distill as distill_model
@@ -355,6 +356,56 @@ def test_no_retraining_when_none_is_asked_for(dense, tmp_path):
 def test_nothing_to_prune_names_the_layers(dense, tmp_path):
     with pytest.raises(NothingToPrune, match="conv1"):
         run(pruning(include=["fc"]), {"model": dense}, tmp_path)
+
+
+READER = [
+    ["Reshape", {"shape": [8, 8]}],
+    ["Linear", {"in_features": 8, "out_features": 16}, "rows"],
+    ["TransformerEncoderLayer", {"d_model": 16, "nhead": 4, "dim_feedforward": 24}, "encoder"],
+    ["Mean", {"dim": 1}],
+    ["Linear", {"in_features": 16, "out_features": 10}, "fc"],
+]
+
+
+@pytest.mark.parametrize("form", ["torchscript", "state_dict"])
+def test_whole_heads_go_and_the_files_run(tmp_path, form):
+    torch.manual_seed(0)
+    module = build({"layers": READER}).eval()
+    if form == "torchscript":
+        torch.jit.save(torch.jit.script(module), tmp_path / "reader.pt")
+        given = file_of(tmp_path / "reader.pt")
+    else:
+        torch.save(module.state_dict(), tmp_path / "reader.pt")
+        given = file_of(tmp_path / "reader.pt", {"layers": READER})
+    spec = pruning(granularity="head", schedule="iterative", steps=2, retrain={"epochs": 1, "lr": 0.02})
+    spec["outputs"] = ["torchscript", "state_dict"]
+    report = run(spec, {"model": given}, tmp_path / "first")
+    heads = set(report.removed["encoder.self_attn.out_proj.weight"]["1"])
+    assert len(heads) == 8
+    assert all({4 * (index // 4) + place for place in range(4)} <= heads for index in heads), "whole ones of width 4"
+    weights, work = 2 * 4 * (3 * 16 + 3 + 16), report.before.macs - report.after.macs
+    assert report.before.parameters - report.after.parameters == weights
+    assert work > 0
+    assert "fewer parameters" in report.verdict
+    small = torch.jit.load(tmp_path / "first" / "model.pt")
+    assert small.encoder.self_attn.in_proj_weight.shape == (24, 16)
+    assert in_a_clean_process(tmp_path / "first" / "model.pt", "1, 1, 8, 8")[:2] == (1, 10)
+    if form == "state_dict":
+        architecture = json.loads((tmp_path / "first" / "architecture.json").read_text())
+        twin = build(architecture)
+        twin.load_state_dict(load_file(tmp_path / "first" / "model.safetensors"))
+        x = torch.randn(2, 1, 8, 8)
+        torch.testing.assert_close(twin.eval()(x), small(x))
+        assert architecture["layers"][2][1]["nhead"] == 2
+    again = run(spec, {"model": given}, tmp_path / "second").reproduce.outputs
+    # TorchScript numbers the classes it compiles, and here two jobs share one process.
+    same = again.keys() - ({"model.pt"} if form == "state_dict" else set())
+    assert {name: again[name] for name in same} == {name: report.reproduce.outputs[name] for name in same}
+
+
+def test_a_model_without_attention_has_no_heads_to_lose(dense, tmp_path):
+    with pytest.raises(NothingToPrune, match=r"No attention of this model can lose heads \(.*`channel`"):
+        run(pruning(granularity="head"), {"model": dense}, tmp_path)
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])

@@ -37,10 +37,20 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
     except UnsupportedGraph as unsupported:  # an assertion of the model's own, say
         raise Mismatch(f"the original does not run with those channels zeroed: {unsupported}") from unsupported
     try:
-        with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
-            actual = flat_tensors(shrunk(*example))
+        actual = answers(shrunk, example)
     except Exception as error:
         raise Mismatch(f"the shrunk model does not run: {first_line(error)}") from error
+    compare(expected, actual)
+
+
+def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
+    """All tensors that a model gives, in order."""
+    with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
+        return flat_tensors(module(*example))
+
+
+def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> None:
+    """Raise `Mismatch` unless these tensors are the same, to `TOLERANCE`."""
     for want, got in zip(expected, actual, strict=True):
         if want.shape != got.shape:
             raise Mismatch(f"the output's shape would change from {tuple(want.shape)} to {tuple(got.shape)}")
@@ -117,12 +127,12 @@ def _reduce_kept(call: Call, gone: int) -> None:
     if "other" in call.arguments or not removed.keys() & set(map(str, reduced_dims(call))):
         return
     kept = kept_part(x.tensor, {dim: removed[dim] for dim in removed if int(dim) in reduced_dims(call)})
-    for out, result in zip(call.results, run_on(call, [kept]), strict=True):
+    for out, result in zip(call.results, run_on(call, {id(x): kept}), strict=True):
         out.tensor = result
 
 
 def _softmax(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:
-    return run_on(call, [x])[0]
+    return run_on(call, {id(call.tensors[0]): x})[0]
 
 
 def _layer_norm(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:

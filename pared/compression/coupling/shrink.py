@@ -88,7 +88,7 @@ def compose_removed(first: Removed, second: Removed, shapes: dict[str, tuple[int
     return composed
 
 
-def _kept(counted: CountedPatch, removed: Removed) -> int:
+def _kept(counted: CountedPatch, removed: Removed) -> float:
     gone = {
         (name, int(dim), index) for name, dims in removed.items() for dim, indices in dims.items() for index in indices
     }
@@ -96,8 +96,8 @@ def _kept(counted: CountedPatch, removed: Removed) -> int:
     return kept + counted.patch.fixed
 
 
-def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) -> None:
-    """Set one int input of a node, or one element of a list input, for this use alone."""
+def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: float) -> None:
+    """Set one input of a node, or one element of a list input, for this use alone."""
     patch = counted.patch
     value = list(node.inputs())[patch.argument]
     with graph.insert_point_guard(node):
@@ -112,7 +112,11 @@ def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) ->
             return
         # The list may serve other nodes too: this use gets a list of its own.
         fresh = graph.create("prim::ListConstruct", 1)
-        for index, item in enumerate(maker.inputs()):
+        items = list(maker.inputs())
+        if maker.kind() != "prim::ListConstruct":  # it is put together from other lists
+            unpacked = graph.insertNode(graph.create("prim::ListUnpack", [value], patch.length))
+            items = [item.setType(torch._C.IntType.get()) for item in unpacked.outputs()]
+        for index, item in enumerate(items):
             fresh.addInput(graph.insertConstant(kept) if index == patch.element else item)
         fresh.output().setType(value.type())
         graph.insertNode(fresh)

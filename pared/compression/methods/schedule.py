@@ -25,7 +25,7 @@ from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PruneSpec, Quantize, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -80,9 +80,8 @@ class Pruning:
             if resumed is None and not spec.ramps:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
-                    work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
-                    )
+                    of = f"step {step + 1} of {len(amounts)}"
+                    work.observer.log(f"{of} is less than one {spec.granularity}, and is left to a later one")
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
@@ -109,7 +108,7 @@ class Pruning:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
         module = self.loaded.module.cpu().eval()
-        if spec.granularity != "channel":
+        if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
             self._masks_of_now().apply(module)
             return True
@@ -119,6 +118,7 @@ class Pruning:
                 self.given.example,
                 amount=amount,
                 scope=spec.scope,
+                heads_alone=spec.granularity == "head",
                 upload_units=self.units or None,
                 gone=self.gone,
                 **self._choice(module, step),
@@ -301,19 +301,19 @@ class Pruning:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self.given.spec.granularity}s are gone"
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
         spec, notes = self.given.spec, []
-        if spec.granularity == "channel":
+        if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
             if self.gone < wanted and not spec.amounts:
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
+                    f"{self.gone} of {sum(self.units.values())} removable {spec.granularity}s went, where an amount of "
                     f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one, and one "
                     "whose removal did not hold keeps all. The layers' own lines say which."
                 )
