@@ -320,6 +320,35 @@ def test_other_inputs_of_a_block_may_come_from_anywhere():
     torch.testing.assert_close(smaller(TOKENS, TOKENS), module.head(TOKENS) * TOKENS.mean())
 
 
+def test_a_transformer_layer_that_is_one_fused_operator_in_evaluation_loses_blocks():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.encoder(x))
+
+    torch.manual_seed(0)
+    module = Encoder().eval()
+    found = find_blocks(torch.jit.script(module), [TOKENS])
+    layer = module.encoder.layers[0]
+    assert [[name.rpartition(".")[2] for name in block.layers] for block in found.blocks] == [
+        ["self_attn", "out_proj"],
+        ["linear1", "linear2"],
+    ]
+    smaller = without_blocks(found.script, found.blocks[:1])
+    with torch.no_grad():
+        for tensor in layer.self_attn.out_proj.parameters():
+            tensor.zero_()
+        torch.testing.assert_close(smaller(TOKENS), module(TOKENS))
+    assert not any("self_attn" in name for name, _ in smaller.named_parameters())
+    smaller.train()(TOKENS).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in smaller.parameters())
+
+
 # -- choosing -----------------------------------------------------------------------------------
 
 

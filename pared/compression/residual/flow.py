@@ -175,15 +175,28 @@ class Flow:
         for name in step.written:
             path = self.paths.get(name)
             if path is None:
-                # Putting a tensor into a list changes the list alone.
-                value, alike = self._values[name], self._lists if name in self._lists else self._tensors
-                if any(aliases.may_contain_alias(value, self._values[other]) for other in values & alike):
+                if name in self._lists:  # putting a tensor into a list changes the list alone
+                    touched = bool(self._kin(name) & values)
+                else:
+                    value = self._values[name]
+                    touched = any(
+                        aliases.may_contain_alias(value, self._values[other]) for other in values & self._tensors
+                    )
+                if touched:
                     return True
             else:
                 module = path if step.kind == "prim::SetAttr" else path.rpartition(".")[0]
                 if any(other.rpartition(".")[0] == module for other in read):
                     return True
         return False
+
+    def _kin(self, name: str) -> set[str]:
+        """The lists that a list may be, whatever branch or loop it came through."""
+
+        def further(value: str) -> Iterable[str]:
+            return (other for other in (*self._parts(value), *self._read_by.get(value, ())) if other in self._lists)
+
+        return _closure([name], further)
 
     def _around(self, step: Step) -> Iterator[int]:
         """The control nodes that a step stands in, from the inside."""
