@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pared.compression import distill as distill_model
@@ -357,6 +358,56 @@ def test_nothing_to_prune_names_the_layers(dense, tmp_path):
         run(pruning(include=["fc"]), {"model": dense}, tmp_path)
 
 
+READER = [
+    ["Reshape", {"shape": [8, 8]}],
+    ["Linear", {"in_features": 8, "out_features": 16}, "rows"],
+    ["TransformerEncoderLayer", {"d_model": 16, "nhead": 4, "dim_feedforward": 24}, "encoder"],
+    ["Mean", {"dim": 1}],
+    ["Linear", {"in_features": 16, "out_features": 10}, "fc"],
+]
+
+
+@pytest.mark.parametrize("form", ["torchscript", "state_dict"])
+def test_whole_heads_go_and_the_files_run(tmp_path, form):
+    torch.manual_seed(0)
+    module = build({"layers": READER}).eval()
+    if form == "torchscript":
+        torch.jit.save(torch.jit.script(module), tmp_path / "reader.pt")
+        given = file_of(tmp_path / "reader.pt")
+    else:
+        torch.save(module.state_dict(), tmp_path / "reader.pt")
+        given = file_of(tmp_path / "reader.pt", {"layers": READER})
+    spec = pruning(granularity="head", schedule="iterative", steps=2, retrain={"epochs": 1, "lr": 0.02})
+    spec["outputs"] = ["torchscript", "state_dict"]
+    report = run(spec, {"model": given}, tmp_path / "first")
+    heads = set(report.removed["encoder.self_attn.out_proj.weight"]["1"])
+    assert len(heads) == 8
+    assert all({4 * (index // 4) + place for place in range(4)} <= heads for index in heads), "whole ones of width 4"
+    weights, work = 2 * 4 * (3 * 16 + 3 + 16), report.before.macs - report.after.macs
+    assert report.before.parameters - report.after.parameters == weights
+    assert work > 0
+    assert "fewer parameters" in report.verdict
+    small = torch.jit.load(tmp_path / "first" / "model.pt")
+    assert small.encoder.self_attn.in_proj_weight.shape == (24, 16)
+    assert in_a_clean_process(tmp_path / "first" / "model.pt", "1, 1, 8, 8")[:2] == (1, 10)
+    if form == "state_dict":
+        architecture = json.loads((tmp_path / "first" / "architecture.json").read_text())
+        twin = build(architecture)
+        twin.load_state_dict(load_file(tmp_path / "first" / "model.safetensors"))
+        x = torch.randn(2, 1, 8, 8)
+        torch.testing.assert_close(twin.eval()(x), small(x))
+        assert architecture["layers"][2][1]["nhead"] == 2
+    again = run(spec, {"model": given}, tmp_path / "second").reproduce.outputs
+    # TorchScript numbers the classes it compiles, and here two jobs share one process.
+    same = again.keys() - ({"model.pt"} if form == "state_dict" else set())
+    assert {name: again[name] for name in same} == {name: report.reproduce.outputs[name] for name in same}
+
+
+def test_a_model_without_attention_has_no_heads_to_lose(dense, tmp_path):
+    with pytest.raises(NothingToPrune, match=r"No attention of this model can lose heads \(.*`channel`"):
+        run(pruning(granularity="head"), {"model": dense}, tmp_path)
+
+
 @pytest.mark.parametrize("granularity", ["weight", "channel", "block", "n:m"])
 def test_the_same_spec_gives_the_same_bytes(dense, tmp_path, granularity):
     spec = pruning(granularity=granularity, outputs=["torchscript", "state_dict"], seed=3, exclude=["conv1"])
@@ -559,6 +610,14 @@ def test_stages_each_have_a_ramp_of_their_own(dense, tmp_path):
     weights = zeros_in(tmp_path / "model.pt")
     count = sum(weight.numel() for weight in weights.values())
     assert sum(int((weight == 0).sum()) for weight in weights.values()) == round(0.9 * count)
+
+
+def test_an_upload_that_was_pruned_before_goes_on_from_there(dense, tmp_path):
+    spec = pruning(**CUBIC | {"amount": 0.8, "retrain": {"epochs": 2, "lr": 0.05}})
+    run(spec, {"model": dense}, tmp_path / "once")
+    run({**spec, "amount": 0.9}, {"model": file_of(tmp_path / "once" / "model.pt")}, tmp_path / "twice")
+    before, after = (zeros_in(tmp_path / name / "model.pt") for name in ("once", "twice"))
+    assert all(bool((after[name][weight == 0] == 0).all()) for name, weight in before.items())
 
 
 def test_an_interrupted_ramp_ends_as_an_uninterrupted_one(dense, tmp_path):
