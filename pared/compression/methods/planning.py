@@ -99,7 +99,7 @@ def _layers(state: Pruning) -> Iterator[PlannedLayer]:
     before, after = state.given.original.module, state.loaded.module
     names_of, kept = tied_names(before), {} if state.masks is None else state.masks.kept
     reports = layer_reports(before, after, state.removed, state.reasons, state.output_dims)
-    names = [name for name in weight_layers(before) if name in tensors(after)]
+    names = [name for name in weight_layers(before) if name in tensors(after) or name in state.removed]
     for name, report in zip(names, reports, strict=True):
         mask = next((kept[alias] for alias in names_of[name] if alias in kept), None)
         yield PlannedLayer(
@@ -171,10 +171,11 @@ def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
             "by it, the job goes on with less left."
         )
     elif not _shapes_hold(given):
+        blocks = given.spec.granularity == "residual_block"
         notes.append(
-            "Later steps choose channels of all layers together, by weights that retraining changes: what each layer "
-            "loses, and with it parameters, multiply-adds and bytes, may come out a little otherwise. With the scope "
-            "`layer`, or in one step, all of it is exact."
+            f"Later steps choose {'residual blocks' if blocks else 'channels of all layers together'}, by weights that "
+            "retraining changes: what each layer loses, and with it parameters, multiply-adds and bytes, may come out "
+            f"a little otherwise. {'In' if blocks else 'With the scope `layer`, or in'} one step, all of it is exact."
         )
     elif not _layers_hold(given):
         notes.append(
