@@ -151,6 +151,8 @@ def layer_reports(
         left = new.get(name, old[name][:0])  # of a residual block that went, nothing
         known = next((alias for alias in names_of[name] if alias in removed and alias in output_dims), None)
         units = None if known is None else removed[known].get(str(output_dims[known]))
+        if name not in new:
+            units = removed[name]["0"]
         reason = reasons.get(layer)
         if reason is None and output_dims and not any(alias in output_dims for alias in names_of[name]):
             reason = PASSED_OVER
