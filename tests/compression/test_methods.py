@@ -612,6 +612,14 @@ def test_stages_each_have_a_ramp_of_their_own(dense, tmp_path):
     assert sum(int((weight == 0).sum()) for weight in weights.values()) == round(0.9 * count)
 
 
+def test_an_upload_that_was_pruned_before_goes_on_from_there(dense, tmp_path):
+    spec = pruning(**CUBIC | {"amount": 0.8, "retrain": {"epochs": 2, "lr": 0.05}})
+    run(spec, {"model": dense}, tmp_path / "once")
+    run({**spec, "amount": 0.9}, {"model": file_of(tmp_path / "once" / "model.pt")}, tmp_path / "twice")
+    before, after = (zeros_in(tmp_path / name / "model.pt") for name in ("once", "twice"))
+    assert all(bool((after[name][weight == 0] == 0).all()) for name, weight in before.items())
+
+
 def test_an_interrupted_ramp_ends_as_an_uninterrupted_one(dense, tmp_path):
     spec = pruning(**CUBIC | {"stages": [0.5], "regrow": 0.1})
     run(spec, {"model": dense}, tmp_path / "whole")

@@ -15,7 +15,7 @@ from pared.compression.criteria import Evidence
 from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Masks, PrunableWeights, n_m_masks
+from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
 from pared.compression.methods.parts import Stages, assessed
 from pared.compression.names import Amounts, tensors, tied_names, weight_layers
 from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
@@ -135,9 +135,8 @@ class Pruning:
             if resumed is None and not spec.ramps:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
-                    work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one {self._unit}, and is left to a later one"
-                    )
+                    of = f"step {step + 1} of {len(amounts)}"
+                    work.observer.log(f"{of} is less than one {self._unit}, and is left to a later one")
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
@@ -145,8 +144,7 @@ class Pruning:
                     self.before_retraining = quality
             if self.given.data is not None and self.given.retrain is not None:
                 stages.enter("retrain")
-                begin = Amounts(0.0) if step == 0 else amounts[step - 1]
-                ramp = self._ramp(step, begin, amount) if spec.ramps else None
+                ramp = self._ramp(step, self._begin(step, amounts), amount) if spec.ramps else None
                 phase = "retrain" if len(amounts) == 1 else f"retrain {step + 1}"
                 self._fit(self.given.retrain, self.given.data, phase, (step, parts), self.masks, ramp, resumed, keep)
                 if ramp is not None:
@@ -219,21 +217,21 @@ class Pruning:
             return n_m_masks(module, *spec.n_m, **choice(self.given, module, step))
         return prunable_weights(self.given, module, step).masks(amount, regrow)
 
-    def _ramp(self, step: int, begin: Amounts, end: Amounts) -> Ramp:
-        """The masks of one stage, from what its predecessor left to its own amounts."""
+    def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
+        """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
+        if step:
+            return amounts[step - 1].default
         spec = self.given.spec
+        return zero_share(self.given.original.module, scope=spec.scope, include=spec.include, exclude=spec.exclude)
+
+    def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
+        """The masks of one stage, from the share that is gone when it begins to its own amounts."""
 
         def masks(module: nn.Module, progress: float) -> Masks:
-            amount = Amounts(
-                cubic(begin.default, end.default, progress),
-                {
-                    pattern: cubic(begin.by_pattern.get(pattern, begin.default), share, progress)
-                    for pattern, share in end.by_pattern.items()
-                },
-            )
-            return self._masks(module, step, amount, spec.regrow * (1 - progress))
+            amount = end.each(lambda share: cubic(min(begin, share), share, progress))
+            return self._masks(module, step, amount, self.given.spec.regrow * (1 - progress))
 
-        return Ramp(masks, spec.ramp)
+        return Ramp(masks, self.given.spec.ramp)
 
     def _take_up(self, masks: Masks) -> None:
         module = self.loaded.module
