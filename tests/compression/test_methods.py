@@ -23,7 +23,7 @@ from pared.compression.train import fit, learn_labels
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import InvalidData, NothingToPrune, ValidationError
 from pared.reports import DatasetInspection, ModelInspection, Report
-from pared.specs import DistillSpec, InspectSpec, PruneSpec, Train, compression_spec
+from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec, Train, compression_spec
 from pared.weights.packed import read
 from pared.weights.unpack import unpack
 
@@ -573,7 +573,7 @@ def test_the_pieces_of_the_package_are_modules_and_its_functions_functions():
 
 
 def test_the_methods_are_those_of_the_specs():
-    assert set(METHODS) == {InspectSpec, PruneSpec, DistillSpec}
+    assert set(METHODS) == {InspectSpec, PlanSpec, PruneSpec, DistillSpec}
 
 
 # -- schedules and patterns ---------------------------------------------------------------------
