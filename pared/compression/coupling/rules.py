@@ -959,7 +959,8 @@ _RULES: dict[str, Rule] = {
     "aten::scaled_dot_product_attention": _attention,
     **_named(
         _convolution,
-        "_convolution convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "_convolution _convolution_mode convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+        "conv_transpose3d",
     ),
     **_named(_batch_norm, "batch_norm instance_norm"),
     "aten::group_norm": _group_norm,
