@@ -314,15 +314,28 @@ def unsound(
         removals: of the original, one for each group of channels.
         shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
     """
+
+    def attempt(indices: list[int]) -> None:
+        removed: Removed = {}
+        for index in indices:
+            merge(removed, removals[index])
+        check(original, example, removed, _built(shrunk, removed))
+
+    return failing(len(removals), attempt)
+
+
+def failing(count: int, attempt: Callable[[list[int]], None]) -> dict[int, str]:
+    """Which of `count` removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        attempt: raises `Mismatch` where these do not hold together.
+    """
     failed: dict[int, str] = {}
 
     def hold(kept: list[int], some: list[int]) -> list[int]:
         """Those of `some` that hold together with `kept`, which do: halving on failure."""
-        removed: Removed = {}
-        for index in [*kept, *some]:
-            merge(removed, removals[index])
         try:
-            check(original, example, removed, _built(shrunk, removed))
+            attempt([*kept, *some])
         except Mismatch as mismatch:
             if len(some) == 1:
                 failed[some[0]] = str(mismatch)
@@ -332,8 +345,8 @@ def unsound(
             return left + hold(kept + left, some[half:])
         return some
 
-    if removals:
-        hold([], list(range(len(removals))))
+    if count:
+        hold([], list(range(count)))
     return failed
 
 

@@ -36,21 +36,15 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
         expected = zeroed_outputs(original, example, removed)
     except UnsupportedGraph as unsupported:  # an assertion of the model's own, say
         raise Mismatch(f"the original does not run with those channels zeroed: {unsupported}") from unsupported
+    compare(expected, example, shrunk, "those channels")
+
+
+def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Module, gone: str) -> None:
+    """Raise `Mismatch` unless `shrunk` answers the example as expected. `gone`: what it is without, for the message."""
     try:
         actual = answers(shrunk, example)
     except Exception as error:
         raise Mismatch(f"the shrunk model does not run: {first_line(error)}") from error
-    compare(expected, actual)
-
-
-def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
-    """All tensors that a model gives, in order."""
-    with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
-        return flat_tensors(module(*example))
-
-
-def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> None:
-    """Raise `Mismatch` unless these tensors are the same, to `TOLERANCE`."""
     for want, got in zip(expected, actual, strict=True):
         if want.shape != got.shape:
             raise Mismatch(f"the output's shape would change from {tuple(want.shape)} to {tuple(got.shape)}")
@@ -59,7 +53,13 @@ def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> None:
         scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
         difference = float((want - got).abs().max()) if want.numel() else 0.0
         if not difference <= TOLERANCE * scale:
-            raise Mismatch(f"the output would differ by {difference:.2g} from the original with those channels zeroed")
+            raise Mismatch(f"the output would differ by {difference:.2g} from the original with {gone} zeroed")
+
+
+def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
+    """All tensors that a model gives, in order."""
+    with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
+        return flat_tensors(module(*example))
 
 
 def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
@@ -118,7 +118,7 @@ def _over_kept(call: Call, gone: int) -> None:
 
 
 def _reduce_kept(call: Call, gone: int) -> None:
-    x = call.tensors[0]
+    x: Tracked = call.tensors[0]
     removed = {
         str(int(np.argmax(layer.shape))): np.flatnonzero(layer.reshape(-1) == gone).tolist()
         for layer in x.layers

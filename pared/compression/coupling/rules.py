@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class Rules:
 
     def _apply(self, call: Call, rule: Rule | None) -> None:
         if not any(tracked.layers for tracked in call.tensors) and rule is not _constant:
-            if call.kind == "aten::mul":
+            if call.kind in ("aten::mul", "aten::mul_"):
                 self._products[call.node.output().debugName()] = call
             if rule in (_sized_layout, _elementwise):  # the numbers that they take may still count channels
                 rule(self, call)
@@ -925,6 +925,16 @@ _COMPARISONS = _kinds("eq ne lt gt le ge")
 Rule = Callable[[Rules, Call], None]
 
 
+def nature(kind: str) -> Literal["elementwise", "layout", "layer"] | None:
+    """What an operator is: one that computes each element by itself, only moves elements, or has weights and a bias."""
+    rule = _RULES.get(kind.removesuffix("_"))
+    if rule in (_unary, _elementwise):
+        return "elementwise"
+    if rule in (_linear, _convolution):
+        return "layer"
+    return "layout" if rule in _LAYOUTS else None
+
+
 def _named(rule: Rule, names: str) -> dict[str, Rule]:
     return dict.fromkeys(_kinds(names), rule)
 
@@ -996,3 +1006,5 @@ _RULES: dict[str, Rule] = {
     "aten::channel_shuffle": _channel_shuffle,
     "aten::roll": _roll,
 }
+
+_LAYOUTS = {_layout, _sized_layout, _slice, _split, _select, _channel_shuffle, _roll, _pixel_shuffle}

@@ -1,0 +1,43 @@
+"""Starts a pared for a benchmark, and stops it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+
+@contextmanager
+def running_pared(data: Path) -> Iterator[str]:
+    """The address of a `pared up` with its state in `data`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [str(Path(sys.executable).with_name("pared")), "up", "--port", str(port), "--data", str(data)]
+    up = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not ready(url):
+            if time.monotonic() > until or up.poll() is not None:
+                raise RuntimeError(f"pared up did not come up; see {data / 'logs'}")
+            time.sleep(0.2)
+        yield url
+    finally:
+        up.send_signal(signal.SIGINT)
+        up.wait(30)
+
+
+def ready(url: str) -> bool:
+    """Whether it takes jobs."""
+    try:
+        return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
