@@ -242,6 +242,18 @@ class Constants(nn.Module):
         return self.c(x * torch.full((12,), 2.0) + torch.ones_like(x))
 
 
+class Stacked(nn.Module):
+    """Two sets of features one above the other; a layer whose gated half is a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 2), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.a(x), torch.relu(self.b(x))], 1).mean(1)
+        return self.d(torch.cat([F.glu(self.c(x), 1), y], 1))
+
+
 class Products(nn.Module):
     """Bare weights, (in, out) and (out, in)."""
 
@@ -276,6 +288,7 @@ TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),)
         (Defaults, FEATURES, [["a"]]),
         (Blurred, IMAGE, [["a"]]),
         (Constants, FEATURES, [["a"], ["code"]]),
+        (Stacked, FEATURES, [["a", "b"]]),
         (Products, FEATURES, [["w1"], ["w2"], ["w3"]]),
     ],
 )

@@ -379,8 +379,9 @@ def _reasons(
             reasons[layer] = "it has a single output channel"
             continue
         fixed = [units.fixed_reason(int(label)) for label in registry.axes[axis]]
-        together = f"all its channels could only go together: {units.tied_reason(int(registry.axes[axis][0]))}"
-        failed = failed_on.get(axis, together)
+        tied = units.tied_reason(int(registry.axes[axis][0]))
+        alone = f"{tied}: all its channels could only go together" if tied else "each of its channels is read by itself"
+        failed = failed_on.get(axis, alone)
         reasons[layer] = next((reason for reason in fixed if reason), failed)
     return reasons
 

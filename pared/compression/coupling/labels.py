@@ -54,7 +54,7 @@ class Units:
             for low, high in zip(pairs.min(axis=1).tolist(), pairs.max(axis=1).tolist(), strict=True):
                 if self._parent[high] == high:
                     self._parent[high] = low
-                    self._tied[low] = reason
+                    self._tied[low] = reason.partition(": ")[0]  # the rest tells why something is fixed
                     if high in self._reason:
                         self._reason.setdefault(low, self._reason.pop(high))
 

@@ -638,7 +638,9 @@ def _glu(rules: Rules, call: Call) -> None:
     rules.fix([layer for layer in x.layers if len(spanned(layer)) > 1], call)
     rules.union(units[0], units[1], call)
     others = [layer for layer in x.layers if dim not in spanned(layer)]
-    halves = [along(units[0], dim, x.tensor.dim())] if units.any() else []
+    if len(units[0]) == 1:
+        rules.fix([units], call, "leaves a single channel")
+    halves = [along(units[0], dim, x.tensor.dim())] if len(units[0]) > 1 and units.any() else []
     call.results[0].layers = others + halves
 
 
@@ -665,6 +667,9 @@ def _layout(rules: Rules, call: Call, operands: list[Tracked] | None = None) -> 
         for tensors in moved:
             layer = compressed(rules.units, tensors[position].numpy())
             if layer is None:
+                continue
+            if not spanned(layer):
+                rules.fix([layer], call, "leaves a single channel")
                 continue
             layer = _rectangular(rules, call, layer)
             if out.spanning(spanned(layer)):
@@ -704,9 +709,9 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
     dims = sorted(spanned(layer))
     if len(dims) <= 1:
         return layer
-    before = {
-        dim for t in call.tensors for known in t.layers if rules.units.roots(known).any() for dim in spanned(known)
-    }
+    stacked = call.arguments["dim"] % layer.ndim if call.kind == "aten::stack" else layer.ndim
+    removable = [known for t in call.tensors for known in t.layers if rules.units.roots(known).any()]
+    before = {dim + (dim >= stacked) for known in removable for dim in spanned(known)}
     if call.kind in ("aten::cat", "aten::stack", "aten::index_put"):
         candidates = [next((dim for dim in dims if dim in before), dims[-1])]
     else:
@@ -971,7 +976,8 @@ _RULES: dict[str, Rule] = {
     "aten::scaled_dot_product_attention": _attention,
     **_named(
         _convolution,
-        "_convolution convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "_convolution _convolution_mode convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+        "conv_transpose3d",
     ),
     **_named(_batch_norm, "batch_norm instance_norm"),
     "aten::group_norm": _group_norm,

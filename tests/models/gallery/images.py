@@ -473,7 +473,7 @@ class SuperResolution(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Conv2d(3, 12, 3, padding=1)
+        self.head = nn.Conv2d(3, 12, 3, padding="same")
         self.body = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.PReLU(12), nn.Conv2d(12, 12, 3, padding=1))
         self.up, self.shuffle, self.tail = (
             nn.Conv2d(12, 32, 3, padding=1),
