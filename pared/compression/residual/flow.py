@@ -133,10 +133,15 @@ class Flow:
         effects = [index for index, step in enumerate(self.steps) if step.has_effect]
         self._need(self.outputs, steps, values)
         values |= self._inputs  # who calls the model sees what is done to them
+        compared: set[str] = set()
         while True:
+            fresh = values & self._tensors - compared
+            compared |= fresh
             effects = [index for index in effects if index not in steps]
             read = {path for value, path in self.paths.items() if value in values and value in self._tensors}
-            found = [index for index in effects if self._matters(self.steps[index], steps, values, read, aliases)]
+            found = [
+                index for index in effects if self._matters(self.steps[index], steps, values, fresh, read, aliases)
+            ]
             if not found:
                 return steps, values
             for index in found:
@@ -167,8 +172,15 @@ class Flow:
         steps |= {index, *self._around(self.steps[index])}
         self._need(needed, steps, values)
 
-    def _matters(self, step: Step, steps: set[int], values: set[str], read: set[str], aliases: Any) -> bool:
-        """Whether an effect has to stay. `read`: names of the module's tensors among the values."""
+    def _matters(
+        self, step: Step, steps: set[int], values: set[str], fresh: set[str], read: set[str], aliases: Any
+    ) -> bool:
+        """Whether an effect has to stay.
+
+        Args:
+            fresh: the tensors among the values that no effect was compared with before.
+            read: names of the module's tensors among the values.
+        """
         if not step.written:
             computed = all(self.steps[index].outputs == [] or index in steps for index in self._around(step))
             return computed and all(value in values or self.paths.get(value) in read for value in self._looked_at(step))
@@ -179,9 +191,7 @@ class Flow:
                     touched = bool(self._kin(name) & values)
                 else:
                     value = self._values[name]
-                    touched = any(
-                        aliases.may_contain_alias(value, self._values[other]) for other in values & self._tensors
-                    )
+                    touched = any(aliases.may_contain_alias(value, self._values[other]) for other in fresh)
                 if touched:
                     return True
             else:

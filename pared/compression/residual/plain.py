@@ -75,10 +75,11 @@ def _settle(graph: Any, value: Any, constant: bool) -> None:
 
 def _follow_constants(graph: Any) -> None:
     """Leave the branches out that constants rule out."""
-    while (found := next(_decided(graph), None)) is not None:
-        _take(*found)
-        for node in list(nodes_of(graph)):
-            _join(graph, node)
+    joined = True
+    while joined:
+        while (found := next(_decided(graph), None)) is not None:
+            _take(*found)
+        joined = sum(_join(graph, node) for node in list(nodes_of(graph)) if node.kind() == "prim::If") > 0
 
 
 def _decided(graph: Any) -> Iterator[tuple[Node, int]]:
@@ -98,11 +99,12 @@ def _take(node: Node, branch: int) -> None:
     node.destroy()
 
 
-def _join(graph: Any, node: Node) -> None:
-    """Write constants for what both branches agree upon."""
-    if node.kind() != "prim::If":
-        return
+def _join(graph: Any, node: Node) -> bool:
+    """Write constants for what both branches agree upon; whether there was any."""
+    joined = False
     for output, *results in zip(node.outputs(), *(block.outputs() for block in node.blocks()), strict=True):
         values = [result.toIValue() for result in results if isinstance(result.type(), torch._C.BoolType)]
         if output.uses() and values in ([True, True], [False, False]):
             _settle(graph, output, values[0])
+            joined = True
+    return joined
