@@ -58,7 +58,7 @@ def norm_of(layer: nn.Conv2d) -> nn.Sequential:
 
 
 def plain(activation: type[nn.Module], *, pooled: bool) -> nn.Module:
-    """Convolutions of 16, 32 and 48 channels, each halving its image by stride or by max-pool, and two linear layers."""
+    """Convolutions of 16, 32 and 48 channels, each halving its image by stride or max-pool, and two linear layers."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 16), (16, 32), (32, 48)):
         stride = 1 if pooled else 2
