@@ -22,7 +22,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, JobStatus, ServerUnreachable, UploadRejected
+from pared.client import (
+    APIError,
+    Client,
+    DigestMismatch,
+    Job,
+    JobFailed,
+    JobStatus,
+    Plan,
+    ServerUnreachable,
+    UploadRejected,
+)
 from pared.errors import ParedError
 from pared.options import Pruning, Retraining, Teaching, architecture_of, given_only, grouped, readable, share, upload
 from pared.specs import Knowledge, Scope, Task
@@ -104,9 +114,11 @@ ARCHITECTURE = "architecture.json"
 # -- compression ----------------------------------------------------------------------------------
 
 
+@app.command("plan", help="Say what `pared prune` would do with these options, in seconds; -o only says the formats.")
 @app.command()
 @grouped
 def prune(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -147,7 +159,10 @@ def prune(
             "dataset": _dataset(client, data),
             **fields,
         }
-        _carry_through(client, spec, output, as_json=as_json)
+        if context.info_name == "plan":
+            _say_plan(client.jobs.plan(spec), as_json=as_json)
+        else:
+            _carry_through(client, spec, output, as_json=as_json)
 
 
 @app.command()
@@ -263,6 +278,13 @@ def unpack(
         _print_json({"files": [str(file) for file in files]})
         return
     _list_files(files)
+
+
+def _say_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(plan.model_dump(mode="json"))
+    else:
+        out.print(plan)
 
 
 def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:

@@ -15,6 +15,8 @@ import typer
 
 from pared.specs import Criterion, LrSchedule, Optimizer, PruneSpec, Retrain, Schedule, Scope, TeachTrain, Train
 
+GOALS = ("params", "macs", "file_bytes", "latency")
+
 # -- what is typed --------------------------------------------------------------------------------
 
 
@@ -65,6 +67,13 @@ def _pair(between: str, example: str) -> Callable[[str], tuple[int, int]]:
             raise typer.BadParameter(f"{given} is not a pair of numbers; write {example}") from None
 
     return parse
+
+
+def _goal(given: str) -> tuple[str, float]:
+    name, _, left = given.partition("=")
+    if name not in GOALS:
+        raise typer.BadParameter(f"{given} is no goal; write one of {', '.join(f'{goal}=25%' for goal in GOALS)}")
+    return name, share(left)
 
 
 def _layer_amount(given: str) -> tuple[str, float]:
@@ -135,12 +144,33 @@ _SCHEDULE, _TRAINING = "When it goes", "Training"
 class Pruning:
     """What goes, and when."""
 
+    target: Annotated[
+        list[Any] | None,
+        typer.Option(
+            parser=_goal,
+            metavar="GOAL=SHARE",
+            help="What may be left of params, macs, file_bytes or latency, such as params=25%; the fewest channels go "
+            "that come to it. Once for each.",
+            show_default="none",
+        ),
+    ] = None
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Accuracy (0.01: one point) or R² that may be lost; without --target as many channels go as hold it.",
+            show_default="none",
+        ),
+    ] = None
     channels: Annotated[
         float | None, typer.Option(parser=share, metavar="SHARE", help="Share of channels to remove, such as 50%.")
     ] = None
     weights: Annotated[
         float | None,
         typer.Option(parser=share, metavar="SHARE", help="Share of single weights to set to zero, such as 90%."),
+    ] = None
+    heads: Annotated[
+        float | None,
+        typer.Option(parser=share, metavar="SHARE", help="Share of heads of attention to remove, such as 25%."),
     ] = None
     n_m: Annotated[
         Any,
@@ -161,6 +191,10 @@ class Pruning:
             parser=_pair("x", "4x4"), metavar="ROWSxCOLUMNS", help="--blocks: how large one is.", show_default="4x4"
         ),
     ] = None
+    residual_blocks: Annotated[
+        float | None,
+        typer.Option(parser=share, metavar="SHARE", help="Share of whole residual blocks to remove, such as 25%."),
+    ] = None
     layer_amount: Annotated[
         list[Any] | None,
         typer.Option(
@@ -169,6 +203,10 @@ class Pruning:
             help="Another share for layers whose name matches, such as 'conv*=30%'; the first match counts.",
             show_default="none",
         ),
+    ] = None
+    round_to: Annotated[
+        int | None,
+        typer.Option(help="Keep a multiple of so many channels in each layer, such as 8.", show_default="any number"),
     ] = None
     include: Annotated[
         list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
@@ -183,7 +221,7 @@ class Pruning:
         Scope | None,
         typer.Option(
             help="Rank all layers together, or each by itself.",
-            show_default="global for weights, layer for all else",
+            show_default="global for weights and residual blocks, layer for all else",
         ),
     ] = None
     quantize: Annotated[
@@ -252,15 +290,27 @@ class Pruning:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""
-        ways = given_only(channel=self.channels, weight=self.weights, block=self.blocks)
-        if len(ways) + (self.n_m is not None) != 1:
-            raise typer.BadParameter("give one of --channels, --weights, --blocks and --n-m, such as --channels 50%")
-        granularity, amount = next(iter(ways.items()), ("n:m", None))
+        goals = dict(self.target or []) | given_only(max_accuracy_drop=self.max_accuracy_drop)
+        ways = given_only(
+            channel=self.channels,
+            head=self.heads,
+            residual_block=self.residual_blocks,
+            weight=self.weights,
+            block=self.blocks,
+        )
+        if len(ways) + (self.n_m is not None) + bool(goals) != 1:
+            raise typer.BadParameter(
+                "give a goal, such as --target params=25%, or one of --channels, --heads, --residual-blocks, "
+                "--weights, --blocks and --n-m, such as --channels 50%"
+            )
+        granularity, amount = next(iter(ways.items()), ("channel" if goals else "n:m", None))
         return {
             "granularity": granularity,
             "criterion": self.criterion,
             **given_only(
+                target=goals or None,
                 amount=amount,
+                round_to=self.round_to,
                 n_m=self.n_m,
                 block=self.block_size,
                 amounts=self.layer_amount and dict(self.layer_amount),

@@ -60,6 +60,15 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
     assert (files / "small.onnx").is_file()
 
 
+def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --data data.npz --target params=40% --epochs 1 -o goal.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Goal met: ")
+    assert "frontier.csv" in done.stdout
+    sizes = [sum(p.numel() for p in torch.jit.load(files / name).parameters()) for name in ("mlp.pt", "goal.pt")]
+    assert sizes[1] <= 0.4 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
@@ -107,7 +116,16 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
                 "retrain": {},
             },
         ),
+        (
+            "--target params=25% --target macs=0.5 --max-accuracy-drop 0.01 --round-to 8",
+            {
+                "granularity": "channel",
+                "target": {"params": 0.25, "macs": 0.5, "max_accuracy_drop": 0.01},
+                "round_to": 8,
+            },
+        ),
         ("--n-m 1:2", {"granularity": "n:m", "n_m": [1, 2]}),
+        ("--residual-blocks 25%", {"granularity": "residual_block", "amount": 0.25}),
         ("--blocks 80% --block-size 2x3 --scope global", {"granularity": "block", "amount": 0.8, "block": [2, 3]}),
     ],
 )
@@ -146,6 +164,23 @@ def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
     late = pared(embedded, files, f"jobs cancel {job_id}")
     assert late.returncode == 1
     assert "ended" in late.stderr
+
+
+def test_a_plan_takes_the_options_of_prune_and_makes_no_job(embedded: Stack, files: Path) -> None:
+    options = "mlp.pt --data data.npz --channels 50% --epochs 1 -o planned.pt -o planned.packed"
+    done = pared(embedded, files, f"plan {options}")
+    assert done.returncode == 0, done.stderr
+    assert "16 channels" in done.stdout
+    assert "model.packed, bytes (about)" in done.stdout
+    assert "Note: The bytes of model.packed are about so many" in done.stdout
+    assert not (files / "planned.pt").exists()
+    plan = json.loads(pared(embedded, files, f"plan {options} --json").stdout)
+    report = json.loads(pared(embedded, files, f"prune {options} --json").stdout)["report"]
+    assert plan["after"]["parameters"] == report["after"]["parameters"]
+    assert plan["files"]["model.pt"]["size_bytes"] == (files / "planned.pt").stat().st_size
+    refused = pared(embedded, files, "plan mlp.pt --channels 50% --include conv*")
+    assert refused.returncode == 2
+    assert "matches no layer" in refused.stderr
 
 
 def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) -> None:
@@ -219,8 +254,11 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("prune mlp.pt --weights 150%", "'--weights': 150% is 150 %, not"),
         ("prune mlp.pt --weights nan", "nan is"),
         ("distill --teacher mlp.pt --data data.npz --width 50", "'--width': 50 is 5000 %"),
-        ("prune mlp.pt", "give one of --channels, --weights, --blocks and --n-m"),
-        ("prune mlp.pt --channels 50% --weights 50%", "give one of --channels"),
+        ("prune mlp.pt", "give a goal, such as --target params=25%, or one of --channels"),
+        ("prune mlp.pt --channels 50% --weights 50%", "one of --channels"),
+        ("prune mlp.pt --channels 50% --max-accuracy-drop 0.01", "give a goal"),
+        ("prune mlp.pt --target size=50%", "size=50% is no goal; write one of params=25%"),
+        ("prune mlp.pt --target params=2", "'--target': 2 is 200 %, not"),
         ("prune mlp.pt --n-m 2/4", "'--n-m': 2/4 is not a pair of numbers; write 2:4"),
         ("prune mlp.pt --blocks 50% --block-size 4", "'--block-size': 4 is not a pair of numbers; write 4x4"),
         ("prune mlp.pt --channels 50% --layer-amount 30%", "'--layer-amount': 30% names no layers"),

@@ -123,6 +123,8 @@ REFUSED = [
     Refused("amount infinite", post(amount=float("inf")), 422, V, "above 0 and below 1|finite", "/amount"),
     Refused("amount in words", post(amount="half"), 422, V, "number", "/amount"),
     Refused("amount missing", post(amount=...), 422, V, "required", "/amount"),
+    Refused("a target above 1", post(amount=..., target={"macs": 2}), 422, V, "above 0 and below 1", "/target/macs"),
+    Refused("goals that contradict", post(target={"params": 0.5}), 422, V, "give one of the two", "/amount"),
     Refused("an unknown field", post(amuont=0.5), 422, V, "did you mean amount", "/amuont"),
     Refused("an unknown nested field", post(retrain={"epoch": 3}), 422, V, "did you mean epochs", "/retrain/epoch"),
     Refused("an unknown type", post(type="shrink"), 422, V, "prune.*distill", "/type"),

@@ -245,8 +245,8 @@ def _through_layer(call: Call, x: _Moments, weight: Tensor, bias: Tensor | None 
     own = call.arguments.get("bias")
     nothing = [] if own is None else [torch.zeros_like(own.tensor, dtype=torch.double)]
     added = nothing if bias is None else [bias.double()]
-    (mean,) = run_on(call, [x.mean.expand(shape), weight.double(), *added])
-    (variance,) = run_on(call, [x.variance.expand(shape), weight.double().square(), *nothing])
+    (mean,) = _run_in_order(call, [x.mean.expand(shape), weight.double(), *added])
+    (variance,) = _run_in_order(call, [x.variance.expand(shape), weight.double().square(), *nothing])
     return _Moments(mean, variance)
 
 
@@ -255,7 +255,7 @@ def _through_function(call: Call, x: _Moments) -> _Moments:
     points, density = _standard_normal()
     mean = square = torch.zeros((), dtype=torch.double)
     for point, weight in zip(points, density, strict=True):
-        value = run_on(call, [x.mean + x.variance.sqrt() * point])[0].double()
+        value = _run_in_order(call, [x.mean + x.variance.sqrt() * point])[0].double()
         mean, square = mean + weight * value, square + weight * value.square()
     return _Moments(mean, (square - mean.square()).clamp(min=0))
 
@@ -282,7 +282,7 @@ def _pooled(call: Call, x: _Moments) -> _Moments:
 def _sum(call: Call, a: _Moments, b: _Moments) -> _Moments:
     """a + αb or a − αb, uncorrelated."""
     shape = (a.mean + b.mean).shape
-    (mean,) = run_on(call, [moments.mean.expand(shape).clone() for moments in (a, b)])
+    (mean,) = _run_in_order(call, [moments.mean.expand(shape).clone() for moments in (a, b)])
     return _Moments(mean, (a.variance + call.arguments.get("alpha", 1) ** 2 * b.variance).expand(mean.shape))
 
 
@@ -298,7 +298,12 @@ def _run_on_both(call: Call, operands: Sequence[_Moments]) -> tuple[list[Tensor]
     shapes = [tracked.tensor.shape for tracked in call.tensors]
     means = [moments.mean.expand(shape).contiguous() for moments, shape in zip(operands, shapes, strict=True)]
     variances = [moments.variance.expand(shape).contiguous() for moments, shape in zip(operands, shapes, strict=True)]
-    return run_on(call, means), run_on(call, variances)
+    return _run_in_order(call, means), _run_in_order(call, variances)
+
+
+def _run_in_order(call: Call, replacements: Sequence[Tensor]) -> list[Tensor]:
+    """The call again, with its tensors replaced in order of appearance."""
+    return run_on(call, {id(tracked): tensor for tracked, tensor in zip(call.tensors, replacements, strict=False)})
 
 
 def _narrowed(mean: Tensor, variance: Tensor) -> _Moments:
