@@ -326,9 +326,9 @@ def section(rows: list[list[str]], contradictions: list[str], seconds: float) ->
         f"{len(rows)} pairs of model and goal, {infeasible} of them infeasible. Contradictions between report, file "
         f"and plan: **{told}**. Each result was downloaded and measured again in a process of its own with torch alone "
         "(packed files with the reader of the format's page): parameters, multiply-adds, bytes and test accuracy must "
-        f"be equal, and a share of time within {TIMED_APART:g} times the report's, on as many threads. Shares are of the "
-        "upload's. Seed 0; "
-        "scikit-learn's digits, 1,200 to train on, 300 to validate, 297 to test; 3 epochs of SGD 0.02. "
+        f"be equal, and a share of time within {TIMED_APART:g} times the report's, on as many threads. Shares are "
+        "of the upload's. Seed 0; scikit-learn's digits, 1,200 to train on, 300 to validate, 297 to test; 3 epochs of "
+        "SGD 0.02. "
         f"{machine()}; torch {torch.__version__}; {seconds / 60:.0f} minutes.\n\n`make bench-goals`"
     )
 
