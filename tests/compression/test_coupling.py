@@ -229,6 +229,19 @@ class Blurred(nn.Module):
         return self.b(F.conv2d(torch.relu(self.a(x)), self.blur, groups=8))
 
 
+class Constants(nn.Module):
+    """Tensors that the code makes, of sizes that are written in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.code, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x)) + torch.ones(8)
+        x = torch.cat([self.code(x), torch.zeros(2, 4)], 1)
+        return self.c(x * torch.full((12,), 2.0) + torch.ones_like(x))
+
+
 class Products(nn.Module):
     """Bare weights, (in, out) and (out, in)."""
 
@@ -262,6 +275,7 @@ TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),)
         (DepthwiseUp, IMAGE, [["a", "up"]]),
         (Defaults, FEATURES, [["a"]]),
         (Blurred, IMAGE, [["a"]]),
+        (Constants, FEATURES, [["a"], ["code"]]),
         (Products, FEATURES, [["w1"], ["w2"], ["w3"]]),
     ],
 )

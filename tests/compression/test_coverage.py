@@ -77,9 +77,11 @@ def cell(family: Architecture, form: str, path: Path) -> str:
     except NothingToPrune as refusal:
         return refusal.detail
     small = removal.loaded.module
-    expected = zeroed_outputs(module, removal.removed, *example)
-    with torch.no_grad():
-        torch.testing.assert_close(small(*example), expected, atol=1e-5, rtol=1e-5)
+    for rows in (3, 5):  # of a batch, the example's and another
+        inputs = tuple(tensor[torch.arange(rows) % 3] for tensor in example)
+        expected = zeroed_outputs(module, removal.removed, *inputs)
+        with torch.no_grad():
+            torch.testing.assert_close(small(*inputs), expected, atol=1e-5, rtol=1e-5)
     left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in module.parameters())
     assert left < 1
     return f"× {left:.2f}"

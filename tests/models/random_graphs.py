@@ -31,16 +31,15 @@ UNARY = [
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Drawn:
     """A model in eval mode, and an example of its inputs."""
 
     module: fx.GraphModule
     example: tuple[Tensor, ...]
 
-    def __repr__(self) -> str:
-        shapes = [tuple(tensor.shape) for tensor in self.example]
-        return f"{self.module.code}\n{self.module}\nof inputs {shapes}"
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"{self.module.code}\n{self.module}\nof inputs {[tuple(x.shape) for x in self.example]}")
 
 
 @dataclass(frozen=True)

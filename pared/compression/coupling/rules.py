@@ -704,7 +704,9 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
     dims = sorted(spanned(layer))
     if len(dims) <= 1:
         return layer
-    before = {dim for t in call.tensors for known in t.layers for dim in spanned(known)}
+    before = {
+        dim for t in call.tensors for known in t.layers if rules.units.roots(known).any() for dim in spanned(known)
+    }
     if call.kind in ("aten::cat", "aten::stack", "aten::index_put"):
         candidates = [next((dim for dim in dims if dim in before), dims[-1])]
     else:
