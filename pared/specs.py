@@ -460,8 +460,8 @@ class PruneSpec(CommonFields):
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
-        self._target_can_be_met()
         self._granularity_has_what_it_needs()
+        self._target_can_be_met()
         if self.quantize is not None and "packed" not in (self.outputs or []):
             self._refuse({"quantize": "makes packed files smaller, and no other: add `packed` to `outputs`"})
         self._schedule_has_what_it_needs()

@@ -142,7 +142,7 @@ REFUSED = [
     Refused("a cubic ramp without training", post(granularity="weight", schedule="cubic"), 422, V, "ep", "/schedule"),
     Refused("amounts of all together", post(scope="global", amounts={"*": 0.2}), 422, V, "`scope` layer", "/amounts"),
     Refused("an amount of one layer above 1", post(amounts={"*": 1.2}), 422, V, "(below|less than) 1", "/amounts/*"),
-    Refused("4 of 4", post(granularity="n:m", n_m=[4, 4]), 422, V, "removes nothing", "/n_m"),
+    Refused("4 of 4", post(granularity="n:m", n_m=[4, 4], amount=...), 422, V, "removes nothing", "/n_m"),
     Refused("n of m and another amount", post(granularity="n:m", amount=0.6), 422, V, "leave it out", "/amount"),
     Refused("n of m for channels", post(n_m=[1, 4]), 422, V, "granularity n:m", "/n_m"),
     Refused(
