@@ -17,6 +17,7 @@ from pared.compression.coupling.interpreter import inlined_graph, nodes_of
 from tests.compression.test_coupling import as_file, zeroed
 
 TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5], [1, 1, 2, 2, 3]]),)
+TABLE = (torch.randn(2, 6, generator=torch.Generator().manual_seed(1)),)
 IMAGE = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)),)
 
 
@@ -231,6 +232,19 @@ class Multihead(nn.Module):
         return self.fc((x + self.attention(x, memory, memory)[0]).mean(1))
 
 
+class Columns(nn.Module):
+    """Each column of a table becomes a token, by its own row of a weight; one more is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.token = nn.Parameter(torch.randn(6, 16)), nn.Parameter(torch.randn(1, 1, 16))
+        self.attention, self.fc = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.size(0), -1, -1), x[:, :, None] * self.weight], 1)
+        return self.fc((x + self.attention(x, x, x, need_weights=False)[0])[:, 0])
+
+
 class Encoder(nn.Module):
     def __init__(self, *, norm_first: bool = False) -> None:
         super().__init__()
@@ -284,6 +298,7 @@ QKV = [["q", "k", "v"]]
         (Multihead, "traced", [["attention"]], 4),
         (lambda: Multihead(cross=True), "traced", [["attention"]], 4),
         (lambda: Multihead(batch_first=False), "traced", [["attention"]], 4),
+        (Columns, "traced", [["attention"]], 4),
         (Encoder, "scripted", [["layers.layers.0.self_attn"]], 4),
         (lambda: Encoder(norm_first=True), "traced", [["layers.layers.0.self_attn"]], 4),
         (Decoder, "traced", [["layer.self_attn"], ["layer.multihead_attn"]], 4),
@@ -293,7 +308,7 @@ def test_removing_heads_equals_zeroing_them(
     make: Callable[[], nn.Module], form: str, layers: list[list[str]], heads: int
 ) -> None:
     module = make().eval()
-    example = IMAGE if isinstance(module, OnPixels) else TOKENS
+    example = {OnPixels: IMAGE, Columns: TABLE}.get(type(module), TOKENS)
     with torch.no_grad():  # where torch's fused operators run, if anywhere
         file = as_file(module, form, example)
         coupling = find_groups(file, example)

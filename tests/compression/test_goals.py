@@ -21,6 +21,7 @@ from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import NothingToPrune, ValidationError
 from pared.reports import Goal, Point, Report
 from pared.specs import PruneSpec, Train
+from tests.compression.plans import assert_kept, plan_of
 from tests.compression.test_methods import Kept
 
 MODEL = "mdl_" + "0" * 26
@@ -96,7 +97,8 @@ def rows(directory):
         ({"file_bytes": 0.135}, {"granularity": "weight", "outputs": ["packed"], "quantize": {"bits": 3}}),
     ],
 )
-def test_the_least_pruning_that_meets_the_sizes_is_found(dense, tmp_path, target, fields):
+def test_the_least_pruning_that_meets_the_sizes_is_found_and_planned(dense, tmp_path, target, fields):
+    plan = plan_of(*job(dense, tmp_path, target, **fields))
     report = run(dense, tmp_path, target, **fields)
     goal = report.goal
     assert goal.status == "met"
@@ -115,6 +117,9 @@ def test_the_least_pruning_that_meets_the_sizes_is_found(dense, tmp_path, target
         ),
     }
     assert any(sizes[name] > share for name, share in target.items())
+    assert plan.exact
+    assert plan.after.nonzero_parameters == report.after.nonzero_parameters
+    assert_kept(plan, report, {name: (tmp_path / name).stat().st_size for name in report.reproduce.outputs})
 
 
 def test_a_goal_out_of_reach_is_infeasible_and_the_nearest_is_delivered(dense, tmp_path):
@@ -124,6 +129,7 @@ def test_a_goal_out_of_reach_is_infeasible_and_the_nearest_is_delivered(dense, t
     # One channel is left in each of two layers: 8 + 1, 1 + 1 and 3 + 3.
     assert report.after.parameters == 17
     assert report.goal.reached == {"params": 17 / report.before.parameters}
+    assert plan_of(*job(dense, tmp_path, {"params": 0.001})).goal == report.goal
     assert len(report.frontier) == 5
     assert not any(point.met for point in report.frontier)
 

@@ -23,7 +23,7 @@ from pared.compression.train import fit, learn_labels
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import InvalidData, NothingToPrune, ValidationError
 from pared.reports import DatasetInspection, ModelInspection, Report
-from pared.specs import DistillSpec, InspectSpec, PruneSpec, Train, compression_spec
+from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec, Train, compression_spec
 from pared.weights.packed import read
 from pared.weights.unpack import unpack
 
@@ -573,7 +573,7 @@ def test_the_pieces_of_the_package_are_modules_and_its_functions_functions():
 
 
 def test_the_methods_are_those_of_the_specs():
-    assert set(METHODS) == {InspectSpec, PruneSpec, DistillSpec}
+    assert set(METHODS) == {InspectSpec, PlanSpec, PruneSpec, DistillSpec}
 
 
 # -- schedules and patterns ---------------------------------------------------------------------
@@ -738,7 +738,8 @@ def test_whole_residual_blocks_go_from_the_file(residual, tmp_path):
     layers = {layer.name: layer for layer in report.layers}
     gone = [name for name, layer in layers.items() if layer.shape_after == [0, 8, 3, 3]]
     assert len(gone) == 4
-    assert all(f"{name}.weight" in report.removed and not layers[name].reason for name in gone)
+    assert all(report.removed[f"{name}.weight"] == {"0": list(range(8))} for name in gone)
+    assert all(layers[name].removed_units == list(range(8)) and not layers[name].reason for name in gone)
     assert layers["conv"].reason == "it is in no residual block that could go"
     assert set(dict(torch.jit.load(result).named_parameters())).isdisjoint(report.removed)
     again = run(spec, {"model": residual}, tmp_path / "second")

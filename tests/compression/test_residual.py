@@ -268,9 +268,17 @@ class Wider(Leaky):
         return x[:, :1] + self.fc2(self.fc1(x[:, :1])).expand_as(x)
 
 
+class Whole(Leaky):
+    """Without its blocks no weight is left."""
+
+    def forward(self, x):
+        return x + self.fc2(torch.relu(self.fc1(x)))
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
+        (Whole, "fc1: without it no weight would be left"),
         (Leaky, "fc2: values inside its residual block are used outside of it"),
         (Twice, "fc1: the weights of its residual block are used outside of it"),
         (Plain, "fc1: it is in no residual block that could go"),
@@ -318,6 +326,59 @@ def test_other_inputs_of_a_block_may_come_from_anywhere():
     assert [block.layers for block in found.blocks] == [["fc1"], ["fc2"]]
     smaller = without_blocks(found.script, found.blocks)
     torch.testing.assert_close(smaller(TOKENS, TOKENS), module.head(TOKENS) * TOKENS.mean())
+
+
+def test_a_transformer_layer_that_is_one_fused_operator_in_evaluation_loses_blocks():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.encoder(x))
+
+    torch.manual_seed(0)
+    module = Encoder().eval()
+    found = find_blocks(torch.jit.script(module), [TOKENS])
+    layer = module.encoder.layers[0]
+    assert [[name.rpartition(".")[2] for name in block.layers] for block in found.blocks] == [
+        ["self_attn", "out_proj"],
+        ["linear1", "linear2"],
+    ]
+    smaller = without_blocks(found.script, found.blocks[:1])
+    with torch.no_grad():
+        for tensor in layer.self_attn.out_proj.parameters():
+            tensor.zero_()
+        torch.testing.assert_close(smaller(TOKENS), module(TOKENS))
+    assert not any("self_attn" in name for name, _ in smaller.named_parameters())
+    smaller.train()(TOKENS).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in smaller.parameters())
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.LSTM(8, 8, batch_first=True) for _ in range(2))
+
+    def forward(self, x):
+        x = self.first(x)[0]
+        return x + self.second(x)[0]
+
+
+def test_a_scripted_recurrent_layer_goes_and_another_still_trains():
+    torch.manual_seed(0)
+    module = Recurrent().eval()
+    found = find_blocks(torch.jit.script(module), [TOKENS])
+    assert [block.layers for block in found.blocks] == [["second"]]
+    smaller = without_blocks(found.script, found.blocks)
+    torch.testing.assert_close(smaller(TOKENS), module.first(TOKENS)[0])
+    smaller(TOKENS).sum().backward()
+    assert [name for name, _ in smaller.named_parameters()] == [
+        f"first.{name}" for name, _ in module.first.named_parameters()
+    ]
+    assert all(parameter.grad is not None for parameter in smaller.parameters())
 
 
 # -- choosing -----------------------------------------------------------------------------------

@@ -710,7 +710,8 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
     if len(dims) <= 1:
         return layer
     stacked = call.arguments["dim"] % layer.ndim if call.kind == "aten::stack" else layer.ndim
-    before = {dim + (dim >= stacked) for t in call.tensors for known in t.layers for dim in spanned(known)}
+    removable = [known for t in call.tensors for known in t.layers if rules.units.roots(known).any()]
+    before = {dim + (dim >= stacked) for known in removable for dim in spanned(known)}
     if call.kind in ("aten::cat", "aten::stack", "aten::index_put"):
         candidates = [next((dim for dim in dims if dim in before), dims[-1])]
     else:

@@ -24,6 +24,7 @@ from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.reference import flat_tensors
 from pared.compression.names import layer_of
 from pared.compression.residual.flow import Flow, erase_dead
+from pared.compression.residual.plain import in_plain_steps
 from pared.compression.residual.rebuilding import without_unused
 from pared.errors import ModelFailed
 
@@ -74,7 +75,7 @@ def find_blocks(module: nn.Module, example: Sequence[Tensor]) -> ResidualBlocks:
     Raises:
         ModelFailed: the model does not run on the example, or its graph cannot be followed.
     """
-    script = scripted(module, example)
+    script = in_plain_steps(scripted(module, example))
     runner = BlockRunner(reloaded(script))
     sums = runner.sums(example)
     flow = Flow(runner.graph, runner.module)

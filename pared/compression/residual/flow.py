@@ -53,6 +53,8 @@ class Flow:
         named = dict(module.named_parameters(remove_duplicate=False))
         self.parameters = {value: path for value, path in self.paths.items() if path in named}
         self._tensors = {name for name, value in self._values.items() if _holds_tensors(value.type())}
+        kinds = torch._C.ListType, torch._C.DictType
+        self._lists = {name for name in self._tensors if isinstance(self._values[name].type(), kinds)}
         self._inputs = {value.debugName() for value in inputs}
         self._read_by: dict[str, list[str]] = {}
         for value in self._tensors:
@@ -131,9 +133,15 @@ class Flow:
         effects = [index for index, step in enumerate(self.steps) if step.has_effect]
         self._need(self.outputs, steps, values)
         values |= self._inputs  # who calls the model sees what is done to them
+        compared: set[str] = set()
         while True:
+            fresh = values & self._tensors - compared
+            compared |= fresh
             effects = [index for index in effects if index not in steps]
-            found = [index for index in effects if self._matters(self.steps[index], values, aliases)]
+            read = {path for value, path in self.paths.items() if value in values and value in self._tensors}
+            found = [
+                index for index in effects if self._matters(self.steps[index], steps, values, fresh, read, aliases)
+            ]
             if not found:
                 return steps, values
             for index in found:
@@ -155,41 +163,64 @@ class Flow:
                 index = step.around
 
     def _need_step(self, index: int, steps: set[int], values: set[str]) -> None:
-        step = self.steps[index]
-        steps.add(index)
-        around: int | None = step.around
-        needed = [*step.inputs]
-        while around is not None:
-            needed += self.steps[around].inputs
-            if around not in steps:
-                steps.add(around)
-                needed += [result for _, results in self.steps[around].blocks for result in results]
-            around = self.steps[around].around
+        """An effect, with what decides on whether it happens."""
+        needed = [*self.steps[index].inputs]
+        for control in self._around(self.steps[index]):
+            needed += self.steps[control].inputs
+            if control not in steps:
+                needed += [result for _, results in self.steps[control].blocks for result in results]
+        steps |= {index, *self._around(self.steps[index])}
         self._need(needed, steps, values)
 
-    def _matters(self, step: Step, values: set[str], aliases: Any) -> bool:
+    def _matters(
+        self, step: Step, steps: set[int], values: set[str], fresh: set[str], read: set[str], aliases: Any
+    ) -> bool:
+        """Whether an effect has to stay.
+
+        Args:
+            fresh: the tensors among the values that no effect was compared with before.
+            read: names of the module's tensors among the values.
+        """
         if not step.written:
-            return all(value in values for value in self._looked_at(step))
+            computed = all(self.steps[index].outputs == [] or index in steps for index in self._around(step))
+            return computed and all(value in values or self.paths.get(value) in read for value in self._looked_at(step))
         for name in step.written:
             path = self.paths.get(name)
             if path is None:
-                value = self._values[name]
-                if any(aliases.may_contain_alias(value, self._values[other]) for other in values & self._tensors):
+                if name in self._lists:  # putting a tensor into a list changes the list alone
+                    touched = bool(self._kin(name) & values)
+                else:
+                    value = self._values[name]
+                    touched = any(aliases.may_contain_alias(value, self._values[other]) for other in fresh)
+                if touched:
                     return True
-            elif self._is_read(path if step.kind == "prim::SetAttr" else path.rpartition(".")[0], values):
-                return True
+            else:
+                module = path if step.kind == "prim::SetAttr" else path.rpartition(".")[0]
+                if any(other.rpartition(".")[0] == module for other in read):
+                    return True
         return False
+
+    def _kin(self, name: str) -> set[str]:
+        """The lists that a list may be, whatever branch or loop it came through."""
+
+        def further(value: str) -> Iterable[str]:
+            return (other for other in (*self._parts(value), *self._read_by.get(value, ())) if other in self._lists)
+
+        return _closure([name], further)
+
+    def _around(self, step: Step) -> Iterator[int]:
+        """The control nodes that a step stands in, from the inside."""
+        while step.around is not None:
+            yield step.around
+            step = self.steps[step.around]
 
     def _looked_at(self, step: Step) -> set[str]:
         """The tensors on which it depends whether, and with what, a step runs."""
-        todo, around = [*step.inputs], step.around
-        while around is not None:
-            todo += self.steps[around].inputs
-            around = self.steps[around].around
+        todo = [*step.inputs, *(value for index in self._around(step) for value in self.steps[index].inputs)]
         stops: set[str] = set()
 
         def further(value: str) -> Iterable[str]:
-            if value in self._tensors and value not in self.paths:
+            if value in self._tensors:
                 stops.add(value)
                 return ()
             made = self.maker.get(value)
@@ -197,14 +228,6 @@ class Flow:
 
         _closure(todo, further)
         return stops
-
-    def _is_read(self, module: str, values: set[str]) -> bool:
-        """Whether a tensor of this very module is among these values."""
-        return any(
-            value in self._tensors and path.rpartition(".")[0] == module
-            for value, path in self.paths.items()
-            if value in values
-        )
 
 
 def erase_dead(graph: Any, flow: Flow) -> None:

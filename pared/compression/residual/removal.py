@@ -92,6 +92,8 @@ def remove_blocks(
             smaller = _without(original, found, some, original.module)
         except Exception as error:
             raise Mismatch(f"the model without it cannot be built: {first_line(error)}") from error
+        if not any(True for _ in smaller.module.parameters()):
+            raise Mismatch("without it no weight would be left")
         compare(expected, example, smaller.module, "what they add")
 
     failed = failing(len(chosen), attempt)
