@@ -515,6 +515,19 @@ def test_tied_weights_stay_tied() -> None:
     assert_removing_equals_zeroing(Tied(), (torch.randn(2, 4),), "scripted")
 
 
+def test_a_code_that_one_weight_writes_and_reads_shrinks() -> None:
+    class Code(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.linear(x, self.weight), self.weight.t())
+
+    coupling = assert_removing_equals_zeroing(Code(), FEATURES, "scripted")
+    assert [group.out_axes for group in coupling.groups] == [[("weight", 0)]]
+
+
 def test_a_shrunk_file_trains_and_shrinks_again() -> None:
     file = as_file(BakedSizes().eval(), "scripted", IMAGE)
     first = find_groups(file, IMAGE)

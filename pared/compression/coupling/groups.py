@@ -249,10 +249,11 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
         by_axes.setdefault(tuple(on), []).append(root)
     groups = []
     for axes, members in by_axes.items():
-        outs = [axis for axis in axes if axis in rules.out_axes] or [axis for axis in axes if _makes(registry, axis)]
-        # A group is the outputs of some layer and is read by another; anything else is not a channel, such as the
-        # vectors for positions that the example does not reach.
-        if not outs or len(members) < 2 or len({name for name, _ in axes}) < 2:
+        told = [axis for axis in axes if axis in rules.out_axes]
+        outs = told or [axis for axis in axes if _makes(registry, axis)]
+        # A group is the outputs of some layer and is read by another, or by the same; anything else is not a channel,
+        # such as the vectors for positions that the example does not reach.
+        if not outs or len(members) < 2 or not (told or len({name for name, _ in axes}) > 1):
             continue
         number = {root: index for index, root in enumerate(sorted(members))}
         unit_of = {axis: np.array([number.get(int(root), -1) for root in roots[axis]], dtype=np.int64) for axis in axes}
