@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -26,15 +28,15 @@ def main() -> None:
     print(100 * np.mean(answers != given["y_test"]))
 
 
-def documented_reader():
+def documented_reader() -> Callable[[str], tuple[dict[str, np.ndarray], Any]]:
     """The function `read` that the document defines."""
     code = re.search(r"```python\n(.+?)```", DOCUMENT.read_text(), re.DOTALL)[1]
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec(code, names)
     return names["read"]
 
 
-def logits(weights, x):
+def logits(weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     """Images (n, 1, 28, 28) -> (n, 10)."""
     for layer in ("conv1", "conv2"):
         windows = sliding_window_view(x, (5, 5), axis=(2, 3))  # (n, inputs, height, width, 5, 5)
