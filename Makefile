@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench-mnist bench-sparse faults clean
+.PHONY: help demo up test lint bench-mnist bench-sparse bench-stream bench-goals bench-without-data coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -34,6 +34,21 @@ bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_
 
 bench-sparse: $(DEV)  ## LeNet-300-100 and LeNet-5 with few weights, and packed (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/sparse_mnist.py
+
+bench-stream: $(DEV)  ## A state dict of 4 GiB pruned in 1 GiB of memory -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/larger_than_memory.py
+
+bench-goals: $(DEV)  ## Twenty goals, each result measured again in a clean process -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/goals.py
+
+bench-without-data: $(DEV)  ## What correcting batch norms keeps without data (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/without_data.py
+
+coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table
+	$(BIN)/python -m pytest tests/compression/test_coverage.py -m campaign -rP -p no:logging
+
+fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they must, counted
+	$(BIN)/python -m pytest tests/compression/test_random_graphs.py -m campaign -rP
 
 faults: $(DEV)  ## The long fault campaigns, counted
 	$(BIN)/python -m pytest -n 3 tests/faults -m campaign -rP

@@ -28,7 +28,7 @@ def main() -> None:
     print(100 * np.mean(answers != given["y_test"]))
 
 
-def documented_reader() -> Callable[[str], tuple[dict[str, np.ndarray], Any]]:
+def documented_reader() -> Callable[[str], tuple[dict[str, np.ndarray], dict[str, Any]]]:
     """The function `read` that the document defines."""
     code = re.search(r"```python\n(.+?)```", DOCUMENT.read_text(), re.DOTALL)[1]
     names: dict[str, Any] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pared.client import APIError, AsyncClient, Client, Job, JobFailed, Report
+    from pared.client import APIError, AsyncClient, Client, Job, JobFailed, Plan, Report
 
-__all__ = ["APIError", "AsyncClient", "Client", "Job", "JobFailed", "Report", "__version__"]
+__all__ = ["APIError", "AsyncClient", "Client", "Job", "JobFailed", "Plan", "Report", "__version__"]
 __version__ = "0.1.0"
 
 

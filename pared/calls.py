@@ -153,6 +153,15 @@ def submit(spec: Mapping[str, Any]) -> Operation[dict[str, Any]]:
     return job
 
 
+def plan(spec: Mapping[str, Any]) -> Operation[dict[str, Any]]:
+    """`POST /v1/jobs:plan`, and look again for as long as the plan is not made."""
+    request = Request("POST", "/v1/jobs:plan", json=dict(spec), read_timeout_s=90.0)
+    while (response := (yield from call(request))).status_code == 202:
+        request = Request("GET", response.headers["location"], headers={"Prefer": "wait=30"}, read_timeout_s=90.0)
+    made: dict[str, Any] = response.json()
+    return made
+
+
 def cancel(job_id: str) -> Operation[dict[str, Any]]:
     """`POST …/cancel`. That it was canceled already (by an earlier try, say) is no error."""
     refused: APIError | None = None

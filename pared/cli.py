@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import pydantic
@@ -23,9 +22,20 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pared.client import APIError, Client, DigestMismatch, Job, JobFailed, ServerUnreachable, UploadRejected
+from pared.client import (
+    APIError,
+    Client,
+    DigestMismatch,
+    Job,
+    JobFailed,
+    JobStatus,
+    Plan,
+    ServerUnreachable,
+    UploadRejected,
+)
 from pared.errors import ParedError
-from pared.specs import Knowledge, TeachTrain, Train
+from pared.options import Pruning, Retraining, Teaching, architecture_of, given_only, grouped, readable, share, upload
+from pared.specs import Knowledge, Scope, Task
 from pared.terminal import counted_bytes, follow, stored
 
 DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
@@ -67,96 +77,17 @@ def main() -> None:
         sys.exit(USAGE)
 
 
-class Criterion(StrEnum):
-    """What goes first."""
-
-    magnitude = "magnitude"
-    l2 = "l2"
-    lamp = "lamp"
-    geometric_median = "geometric_median"
-    bn_scale = "bn_scale"
-    activation = "activation"
-    taylor = "taylor"
-    hessian = "hessian"
-    random = "random"
-
-
-class Scope(StrEnum):
-    """What units are ranked against."""
-
-    globally = "global"
-    layer = "layer"
-
-
-class Task(StrEnum):
-    """What the model answers."""
-
-    classification = "classification"
-    regression = "regression"
-
-
-class Loss(StrEnum):
-    """What the student learns from."""
-
-    knowledge = "knowledge"
-    output_mse = "output_mse"
-
-
-class Type(StrEnum):
-    """A type of job."""
-
-    prune = "prune"
-    distill = "distill"
-
-
-class Status(StrEnum):
-    """A state of a job."""
-
-    queued = "queued"
-    running = "running"
-    canceling = "canceling"
-    succeeded = "succeeded"
-    failed = "failed"
-    canceled = "canceled"
-
-
-def _readable(given: str) -> Path:
-    path = Path(given)
-    if not (path.is_file() and os.access(path, os.R_OK)):
-        raise typer.BadParameter(f"there is no file {given} that can be read")
-    return path
-
-
-def _upload(given: str) -> str:
-    """A file or an id; a missing file is told before another one is uploaded."""
-    return given if given.startswith(("mdl_", "dst_", "builtin:")) else str(_readable(given))
-
-
-def _share(given: str) -> float:
-    """50% or 0.5."""
-    try:
-        share = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
-    except ValueError:
-        raise typer.BadParameter(f"{given} is not a share; write 50% or 0.5") from None
-    if not 0 < share < 1:
-        raise typer.BadParameter(f"{given} is {100 * share:g} %, not between 0 and 100 %; write 50% or 0.5")
-    return share
-
-
-RETRAIN, TEACH, KNOWLEDGE = Train(), TeachTrain(), Knowledge(kind="knowledge")
+Loss = Literal["knowledge", "output_mse"]
+KNOWLEDGE = Knowledge(kind="knowledge")
 
 Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        parser=_upload,
+        parser=upload,
         metavar="FILE",
         help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits.",
     ),
-]
-Epochs = Annotated[int | None, typer.Option(min=0, help="Epochs of training.", show_default=str(RETRAIN.epochs))]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Samples a training step.", show_default=str(RETRAIN.batch_size))
 ]
 TaskOption = Annotated[Task, typer.Option(help="What the model answers.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
@@ -183,79 +114,43 @@ ARCHITECTURE = "architecture.json"
 # -- compression ----------------------------------------------------------------------------------
 
 
+@app.command("plan", help="Say what `pared prune` would do with these options, in seconds; -o only says the formats.")
 @app.command()
+@grouped
 def prune(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
-            parser=_upload,
+            parser=upload,
             metavar="MODEL",
             help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
         ),
     ],
+    pruning: Pruning,
+    training: Retraining,
     data: Data = None,
-    channels: Annotated[
-        float | None,
-        typer.Option(parser=_share, metavar="SHARE", help="Share of channels to remove, such as 50%."),
-    ] = None,
-    weights: Annotated[
-        float | None,
-        typer.Option(parser=_share, metavar="SHARE", help="Share of single weights to set to zero, such as 90%."),
-    ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
     ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
-    ] = None,
-    criterion: Annotated[
-        Criterion,
-        typer.Option(help="What goes first. activation, taylor and hessian need --data."),
-    ] = Criterion.magnitude,
-    scope: Annotated[
-        Scope | None,
-        typer.Option(
-            help="Rank all layers together, or each by itself.", show_default="layer for channels, global for weights"
-        ),
-    ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Without --data: the shape of an input, such as 1,3,32,32 or 1,16:int64; once for each."),
-    ] = None,
-    epochs: Epochs = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=str(RETRAIN.lr))] = None,
-    batch_size: BatchSize = None,
-    task: TaskOption = Task.classification,
+    task: TaskOption = "classification",
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove channels or weights from a model, retrain it, and download the result."""
-    if (channels is None) == (weights is None):
-        raise typer.BadParameter("give one of --channels and --weights, such as --channels 50%")
-    training = _given(epochs=epochs, lr=lr, batch_size=batch_size)
-    if data is None and training:
-        raise typer.BadParameter("--epochs, --lr and --batch-size are for retraining, which needs --data")
-    if data is not None and input_shape:
+    fields = {**pruning.spec(), **_common(task, seed, output)}
+    retrain = training.spec()
+    if data is None and retrain:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
+        raise typer.BadParameter(f"retraining needs --data: give it too, or leave out {given}")
+    if data is not None and pruning.input_shape:
         raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
-    fields: dict[str, Any] = {
-        "granularity": "weight" if channels is None else "channel",
-        "amount": channels or weights,
-        "criterion": criterion.value,
-        "include": include or ["*"],
-        "exclude": exclude or [],
-        **_common(task, seed, output),
-    }
-    if scope is not None:
-        fields["scope"] = scope.value
+    if pruning.quantize is not None and "packed" not in (fields["outputs"] or []):
+        raise typer.BadParameter("--quantize makes packed files smaller, and no other: give -o with the ending .packed")
     if data is not None:
-        fields["retrain"] = training
-    if input_shape:
-        fields["example_inputs"] = [_input(text) for text in input_shape]
-    made = _architecture(architecture)
+        fields["retrain"] = retrain
+    made = architecture_of(architecture)
     with Client() as client:
         spec = {
             "type": "prune",
@@ -264,27 +159,32 @@ def prune(
             "dataset": _dataset(client, data),
             **fields,
         }
-        _carry_through(client, spec, output, as_json=as_json)
+        if context.info_name == "plan":
+            _say_plan(client.jobs.plan(spec), as_json=as_json)
+        else:
+            _carry_through(client, spec, output, as_json=as_json)
 
 
 @app.command()
+@grouped
 def distill(
     teacher: Annotated[
         str,
         typer.Option(
-            parser=_upload,
+            parser=upload,
             metavar="FILE",
             help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
         ),
     ],
     data: Data,
+    training: Teaching,
     student: Annotated[
-        str | None, typer.Option(parser=_upload, metavar="FILE", help="The student as a file or an id.")
+        str | None, typer.Option(parser=upload, metavar="FILE", help="The student as a file or an id.")
     ] = None,
     width: Annotated[
         float | None,
         typer.Option(
-            parser=_share,
+            parser=share,
             metavar="SHARE",
             help="Make the student from the teacher by this share of its channels, such as 50%.",
         ),
@@ -314,22 +214,19 @@ def distill(
         typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.labels)),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
-    epochs: Epochs = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=str(TEACH.lr))] = None,
-    batch_size: BatchSize = None,
-    task: TaskOption = Task.classification,
+    task: TaskOption = "classification",
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a smaller student to answer as the teacher does, and download it."""
-    made, teachers = _architecture(student_architecture), _architecture(teacher_architecture)
+    made, teachers = architecture_of(student_architecture), architecture_of(teacher_architecture)
     if [student, width].count(None) == 0 or (student is None and width is None and made is None):
         raise typer.BadParameter("give one of --student, --width and --student-architecture")
     if width is not None and made is not None:
         raise typer.BadParameter("a student of the teacher's --width has the teacher's architecture; name no other one")
-    weighing = _given(alpha=alpha, temperature=temperature, labels=labels)
-    if weighing and loss is Loss.output_mse:
+    weighing = given_only(alpha=alpha, temperature=temperature, labels=labels)
+    if weighing and loss == "output_mse":
         raise typer.BadParameter("--alpha, --temperature and --labels are for --loss knowledge; leave them out")
     with Client() as client:
         spec: dict[str, Any] = {
@@ -337,12 +234,12 @@ def distill(
             "teacher": stored(client.models, teacher, err, teachers).id,
             "teacher_architecture": teachers,
             "dataset": _dataset(client, data),
-            "train": _given(epochs=epochs, lr=lr, batch_size=batch_size),
+            "train": training.spec(),
             "compare_with_labels_only": compare,
             **_common(task, seed, output),
         }
         if loss or weighing:
-            spec["loss"] = {"kind": (loss or Loss.knowledge).value, **weighing}
+            spec["loss"] = {"kind": loss or "knowledge", **weighing}
         if student is not None:
             spec |= {"student": stored(client.models, student, err, made).id, "student_architecture": made}
         elif width is not None:
@@ -354,7 +251,7 @@ def distill(
 
 @app.command()
 def unpack(
-    file: Annotated[Path, typer.Argument(parser=_readable, metavar="FILE", help="A .packed file.")],
+    file: Annotated[Path, typer.Argument(parser=readable, metavar="FILE", help="A .packed file.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Where to put the model: a file or a folder.", show_default="beside FILE"),
@@ -381,6 +278,13 @@ def unpack(
         _print_json({"files": [str(file) for file in files]})
         return
     _list_files(files)
+
+
+def _say_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(plan.model_dump(mode="json"))
+    else:
+        out.print(plan)
 
 
 def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:
@@ -435,15 +339,6 @@ def _follow(job: Job, client: Client, output: list[Path] | None, *, as_json: boo
         raise typer.Exit(FAILED)
 
 
-def _input(text: str) -> dict[str, Any]:
-    shape, _, dtype = text.partition(":")
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text} is not a shape; write 1,3,32,32 (batch first), or 1,16:int64") from None
-    return {"shape": sizes, **({"dtype": dtype} if dtype else {})}
-
-
 def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
     unknown = [path.name for path in output or [] if path.suffix not in FORMATS]
     if unknown:
@@ -454,16 +349,7 @@ def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise typer.BadParameter(f"{path} cannot be written: {folder} is no folder that you may write to")
     outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or None
-    return {"task": task.value, "seed": seed, "outputs": outputs}
-
-
-def _given(**options: float | None) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _architecture(given: str | None) -> Any:
-    """A name, or the JSON in a file."""
-    return json.loads(_readable(given).read_text()) if given and given.endswith(".json") else given
+    return {"task": task, "seed": seed, "outputs": outputs}
 
 
 def _dataset(client: Client, given: str | None) -> str | None:
@@ -477,16 +363,16 @@ def _dataset(client: Client, given: str | None) -> str | None:
 
 @jobs_app.command("ls")
 def list_jobs(
-    status: Annotated[Status | None, typer.Option(help="Only jobs in this state.", show_default="any")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.", show_default="any")] = None,
     type: Annotated[  # noqa: A002 - the option's name
-        Type | None, typer.Option(help="Only jobs of this type.", show_default="any")
+        Literal["prune", "distill"] | None, typer.Option(help="Only jobs of this type.", show_default="any")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with Client() as client:
-        rows = list(islice(client.jobs.list(status and status.value, type and type.value), limit))
+        rows = list(islice(client.jobs.list(status, type), limit))
     if as_json:
         _print_json([_dump(job) for job in rows])
         return
@@ -557,7 +443,7 @@ def prune_file(
         ),
     ],
     amount: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", help="Share of the weights to set to zero, such as 90%.")
+        float, typer.Option(parser=share, metavar="SHARE", help="Share of the weights to set to zero, such as 90%.")
     ],
     output: Annotated[
         Path,
@@ -567,7 +453,7 @@ def prune_file(
     ],
     scope: Annotated[
         Scope, typer.Option(help="Rank all weights together, or those of each tensor by themselves.")
-    ] = Scope.globally,
+    ] = "global",
     include: Annotated[
         list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
     ] = None,
@@ -584,7 +470,7 @@ def prune_file(
             model,
             output,
             amount=amount,
-            scope=scope.value,
+            scope=scope,
             include=include or ["*"],
             exclude=exclude or [],
             progress=progress,

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from pared import calls
 from pared.calls import APIError, DigestMismatch, Operation, Progress, ServerUnreachable
-from pared.summary import Report
+from pared.summary import Plan, Report
 
 __all__ = [
     "APIError",
@@ -33,6 +33,8 @@ __all__ = [
     "Event",
     "Job",
     "JobFailed",
+    "JobStatus",
+    "Plan",
     "Report",
     "ServerUnreachable",
     "Upload",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -138,7 +141,7 @@ class JobRecord(_Record):
 
     id: str
     type: str
-    status: Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
+    status: JobStatus
     stage: str | None = None
     progress: dict[str, Any] | None = None
     queue_position: int | None = None
@@ -328,13 +331,22 @@ class _JobsCore(Generic[J]):
     def _submit(self, spec: Mapping[str, Any]) -> Operation[J]:
         return self._bound((yield from calls.submit(spec)))
 
-    def _prune(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
+    def _plan(self, spec: Mapping[str, Any]) -> Operation[Plan]:
+        return Plan.model_validate((yield from calls.plan(spec)))
+
+    def _prune_spec(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[dict[str, Any]]:
         spec = {
             "type": "prune",
             "model": (yield from self._client.models._id(model)),
             "dataset": None if dataset is None else (yield from self._client.datasets._id(dataset)),
         }
-        return (yield from self._submit({**spec, **fields}))
+        return {**spec, **fields}
+
+    def _prune(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
+        return (yield from self._submit((yield from self._prune_spec(model, dataset, fields))))
+
+    def _plan_prune(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[Plan]:
+        return (yield from self._plan((yield from self._prune_spec(model, dataset, fields))))
 
     def _distill(self, teacher: Any, student: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
         made = isinstance(student, Mapping)
@@ -482,6 +494,10 @@ class Jobs(_JobsCore[Job]):
         """Post a whole job spec, as in the API's documentation."""
         return self._run(self._submit(spec))
 
+    def plan(self, spec: Mapping[str, Any]) -> Plan:
+        """Ask what a prune job with this spec would do."""
+        return self._run(self._plan(spec))
+
     def get(self, job_id: str) -> Job:
         """One job, by id."""
         return self._run(self._get(job_id))
@@ -503,7 +519,7 @@ class Client(_ClientCore):
     """A blocking client; may be shared between threads.
 
     >>> client = pared.Client()
-    >>> job = client.prune("lenet.pt", "builtin:digits", amount=0.5)
+    >>> job = client.prune("lenet.pt", "builtin:digits", target={"params": 0.25})
     >>> job.wait(on_update=print).download("small.pt")
     """
 
@@ -520,9 +536,20 @@ class Client(_ClientCore):
         Args:
             model: an upload, its id, or a file, which is uploaded.
             dataset: the same, or `builtin:digits`; None prunes without retraining and measures no accuracy.
-            fields: the other fields of `pared.specs.PruneSpec`, such as `granularity`, `amount` and `retrain`.
+            fields: the other fields of `pared.specs.PruneSpec`, such as `granularity`, `target` and `retrain`.
         """
         return self.run(self.jobs._prune(model, dataset, fields))
+
+    def plan(self, model: Upload | str | Path, dataset: Upload | str | Path | None = None, **fields: Any) -> Plan:
+        """Say what a prune job would do, without doing it; print it for a table.
+
+        Args:
+            model, dataset, fields: as `prune` takes them.
+
+        Raises:
+            APIError: the job would be refused, or would fail before it trains; the detail says why.
+        """
+        return self.run(self.jobs._plan_prune(model, dataset, fields))
 
     def distill(
         self,
@@ -691,6 +718,10 @@ class AsyncJobs(_JobsCore[AsyncJob]):
         """As `Jobs.submit`."""
         return await self._run(self._submit(spec))
 
+    async def plan(self, spec: Mapping[str, Any]) -> Plan:
+        """As `Jobs.plan`."""
+        return await self._run(self._plan(spec))
+
     async def get(self, job_id: str) -> AsyncJob:
         """As `Jobs.get`."""
         return await self._run(self._get(job_id))
@@ -716,7 +747,7 @@ class AsyncClient(_ClientCore):
     """As `Client`, for asyncio and trio.
 
     >>> async with pared.AsyncClient() as client:
-    ...     job = await client.prune("lenet.pt", "builtin:digits", amount=0.5)
+    ...     job = await client.prune("lenet.pt", "builtin:digits", target={"params": 0.25})
     ...     await job.wait()
     """
 
@@ -732,6 +763,12 @@ class AsyncClient(_ClientCore):
     ) -> AsyncJob:
         """As `Client.prune`."""
         return await self.run(self.jobs._prune(model, dataset, fields))
+
+    async def plan(
+        self, model: AsyncUpload | str | Path, dataset: AsyncUpload | str | Path | None = None, **fields: Any
+    ) -> Plan:
+        """As `Client.plan`."""
+        return await self.run(self.jobs._plan_prune(model, dataset, fields))
 
     async def distill(
         self,

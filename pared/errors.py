@@ -250,3 +250,9 @@ class PackedTooLarge(UnreadablePacked):
     """The file says that it unpacks to more than the reader takes."""
 
     code, title, status = "packed-too-large", "The packed file unpacks to too much", 422
+
+
+BY_CODE: dict[str, type[ParedError]] = {
+    kind.code: kind for kind in list(vars().values()) if isinstance(kind, type) and issubclass(kind, ParedError)
+}
+"""Each error by the code that a failed job carries."""

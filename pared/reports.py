@@ -1,7 +1,7 @@
-"""What pared says about a model: the inspection of an upload and the before/after report of a job.
+"""What pared says about a model: the inspection of an upload, the plan and the before/after report of a job.
 
 Units are in the names. Every figure is measured on the files themselves: `before` on the upload as
-it was loaded, `after` on the result.
+it was loaded, `after` on the result, or on what a plan made in its place.
 """
 
 from __future__ import annotations
@@ -86,13 +86,18 @@ class Quality(_Part):
     samples: int
 
 
-class Measurement(_Part):
-    """One model, measured."""
+class Size(_Part):
+    """One model, counted."""
 
     parameters: int
     nonzero_parameters: int
     macs: int | None = Field(None, description="Multiply-adds of one sample; None where they could not be counted.")
     file_bytes: int
+
+
+class Measurement(Size):
+    """One model, measured."""
+
     compressed_bytes: int = Field(description="The same file under gzip -6.")
     latency: list[Latency] = Field(default_factory=list)
     quality: Quality | None = None
@@ -117,6 +122,34 @@ class LayerReport(_Part):
     sparsity: float = Field(description="Share of exact zeros in the layer's weights afterwards.")
     removed_units: list[int] | None = Field(None, description="Indices, in the upload, of removed output channels.")
     reason: str | None = Field(None, description="Why it was left alone.")
+
+
+class Point(_Part):
+    """One point that the search for a goal tried; what was not looked at there is None."""
+
+    amount: float
+    round_to: int | None = None
+    parameters: int
+    nonzero_parameters: int
+    macs: int | None = None
+    file_bytes: int | None = Field(None, description="Of the file of the first format in `outputs`.")
+    latency: float | None = Field(None, description="Share left of the upload's, measured in turns with it.")
+    validation: float | None = Field(None, description="Accuracy or R² on the validation split.")
+    test: float | None = Field(None, description="The same on the test split: only of the result.")
+    met: bool | None = Field(description="Whether it meets the goal, as far as was looked at; None: not looked at yet.")
+
+
+class Goal(_Part):
+    """What was asked for, and what the result came to."""
+
+    status: Literal["met", "infeasible"]
+    target: dict[str, float] = Field(description="Shares that may be left, and the quality that may be lost.")
+    reached: dict[str, float] = Field(
+        description="The same of the result; where infeasible, the nearest that was found."
+    )
+    amount: float = Field(description="The share that was removed for it.")
+    round_to: int | None = None
+    sentence: str
 
 
 class EpochRecord(_Part):
@@ -146,6 +179,7 @@ class Report(_Part):
 
     type: Literal["prune", "distill"]
     verdict: str
+    goal: Goal | None = Field(None, description="prune: of a job with a `target`.")
     before: Measurement
     after: Measurement
     before_retraining: Quality | None = Field(None, description="prune, one-shot: after removal, before retraining.")
@@ -158,7 +192,49 @@ class Report(_Part):
     )
     history: list[EpochRecord] = Field(default_factory=list)
     best_epoch: int | None = None
+    frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall-clock seconds of each stage.")
     warnings: list[str] = Field(default_factory=list)
     sandbox: str = "none"
     reproduce: Reproduce
+
+
+# -- plan ---------------------------------------------------------------------------------------
+
+
+class PlannedFile(_Part):
+    """A file that the job would write."""
+
+    size_bytes: int
+    exact: bool = Field(description="False: about so many, for retraining changes what they depend on.")
+
+
+class PlannedLayer(_Part):
+    """One layer before and after."""
+
+    name: str
+    shape_before: list[int]
+    shape_after: list[int]
+    removed_units: int = Field(0, description="Output channels or neurons that go.")
+    zeroed_weights: int = Field(0, description="Weights that are set to zero and held there.")
+    reason: str | None = Field(None, description="Why it would be left alone.")
+
+
+class Plan(_Part):
+    """What a prune job would do: found out by doing all of it save the training and the measuring."""
+
+    verdict: str
+    amount: float = Field(description="Share that goes: that of the spec, or the one that meets its target.")
+    round_to: int | None = None
+    goal: Goal | None = Field(None, description="What the spec's `target` comes to.")
+    exact: bool = Field(
+        description="Whether layers, parameters and multiply-adds will be just these. If not, `notes` say which may "
+        "differ, and why."
+    )
+    before: Size
+    after: Size = Field(description="`file_bytes` are those of the result in the upload's own format, if any.")
+    files: dict[str, PlannedFile]
+    layers: list[PlannedLayer]
+    frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
+    notes: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list, description="Where the outcome may not be what was meant.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import (
@@ -125,13 +126,17 @@ class Preprocess(Spec):
     std: list[Annotated[float, Field(gt=0)]] | None = None
 
 
+Optimizer = Literal["sgd", "adam"]
+LrSchedule = Literal["constant", "cosine"]
+
+
 class Train(Spec):
     """One training run. The epoch with the best validation score is kept, not the last."""
 
     epochs: int = Field(5, ge=0, le=1000)
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = Field(0.01, gt=0, le=10, description="Without one: 0.01 for sgd, 0.001 for adam.")
-    lr_schedule: Literal["constant", "cosine"] = Field(
+    lr_schedule: LrSchedule = Field(
         "constant", description="`cosine`: the learning rate falls from `lr` to 0 along half a cosine."
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps over which the rate first rises to `lr`.")
@@ -161,7 +166,7 @@ class Train(Spec):
 class TeachTrain(Train):
     """A training run of a student: Adam by default, for a distance of logits is too steep for SGD's usual rate."""
 
-    optimizer: Literal["sgd", "adam"] = "adam"
+    optimizer: Optimizer = "adam"
 
 
 class OutputMse(Spec):
@@ -205,6 +210,64 @@ class Retrain(Train):
         return self
 
 
+class Target(Spec):
+    """What the result must come to, instead of an amount: one goal, or several that hold together.
+
+    Sizes are shares left of the upload's. The least pruning that meets them all is looked for.
+    """
+
+    params: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Parameters left, of the upload's. For single weights and blocks only those count that are not "
+        "zero.",
+    )
+    macs: float | None = Field(None, gt=0, lt=1, description="Multiply-adds of one sample left. Channels only.")
+    file_bytes: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Bytes of the file of the first format in `outputs`, of the uploaded file's. For single weights "
+        "and blocks this must be `packed`.",
+    )
+    latency: float | None = Field(
+        None, gt=0, lt=1, description="Time of a forward pass left, measured in turns with the upload. Channels only."
+    )
+    latency_batch_size: int = Field(1, ge=1, le=4096, description="Samples in the batch whose time is measured.")
+    max_accuracy_drop: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="How much accuracy (0.01: one point) or R² may be lost. Alone: the smallest model that holds it on "
+        "the validation split. The test split has the last word.",
+    )
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The shares that may be left, of what is named."""
+        named = {name: getattr(self, name) for name in ("params", "macs", "file_bytes", "latency")}
+        return {name: share for name, share in named.items() if share is not None}
+
+    @property
+    def goals(self) -> dict[str, float]:
+        """All that is asked for."""
+        return self.sizes | ({} if self.max_accuracy_drop is None else {"max_accuracy_drop": self.max_accuracy_drop})
+
+    def missed(self, reached: Mapping[str, float]) -> list[str]:
+        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none."""
+        return [name for name, most in self.goals.items() if reached[name] > most + 1e-12]
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Target:
+        if not self.goals:
+            raise ValueError("names no goal: give params, macs, file_bytes, latency or max_accuracy_drop")
+        if self.latency is None:
+            why = "is the batch whose latency is measured: leave it out, or give `latency`"
+            self._must_be_left_out({"latency_batch_size": why})
+        return self
+
+
 class FromTeacher(Spec):
     """A student made from the teacher by keeping this share of its channels (and their weights)."""
 
@@ -230,11 +293,14 @@ Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packe
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 
 
+Task = Literal["classification", "regression"]
+
+
 class CommonFields(Spec):
     """What every compression job has."""
 
     seed: int = Field(0, ge=0, lt=1 << 32)
-    task: Literal["classification", "regression"] = "classification"
+    task: Task = "classification"
     preprocess: Preprocess | None = None
     outputs: Outputs | None = Field(
         None,
@@ -255,7 +321,12 @@ Criterion = Literal[
     "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
 ]
 
-Granularity = Literal["weight", "n:m", "block", "channel"]
+Granularity = Literal["weight", "n:m", "block", "channel", "head", "residual_block"]
+Scope = Literal["global", "layer"]
+Schedule = Literal["one_shot", "iterative", "cubic"]
+
+PHYSICAL: tuple[Granularity, ...] = ("channel", "head", "residual_block")
+"""The granularities that make tensors smaller; the others leave zeros in them."""
 
 # -- jobs ---------------------------------------------------------------------------------------
 
@@ -277,14 +348,19 @@ class PruneSpec(CommonFields):
     type: Literal["prune"]
     model: ModelId
     architecture: Architecture | None = Field(None, description="For a state dict that was uploaded without one.")
-    dataset: DatasetReference | None = Field(None, description="None: no retraining and no accuracy.")
+    dataset: DatasetReference | None = Field(
+        None,
+        description="None: no retraining and no accuracy, but biases and batch norms take up what went, as far as the "
+        "weights tell it.",
+    )
     example_inputs: list[TensorSpec] | None = Field(
         None, max_length=8, description="The model's inputs, where there is no data set to take them from."
     )
     granularity: Granularity = Field(
         "channel",
         description="`weight` zeroes single weights, `n:m` all but n of m neighbours, `block` rectangles of a layer's "
-        "matrix; `channel` removes neurons and channels physically.",
+        "matrix; `channel` removes neurons, channels and heads physically, `head` whole heads of attention alone, and "
+        "`residual_block` whole blocks: of an addition x + f(x), f.",
     )
     n_m: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=2, le=64)]] = Field(
         (2, 4), description="`n:m`: so many weights are kept of so many neighbours along the layer's inputs."
@@ -297,13 +373,32 @@ class PruneSpec(CommonFields):
         description="What is removed first: the smallest Σ|w|, √Σw², share of larger ones (LAMP), distance from the "
         "others, batch-norm scale, Σ|w|·‖x‖, change of the loss by its slope or its curvature, or any.",
     )
-    scope: Literal["global", "layer"] = Field(
+    scope: Scope = Field(
         "layer",
         description="Rank all units together, or layer by layer. Without one: `layer` for channels, `global` for "
-        "weights.",
+        "weights and residual blocks.",
     )
-    amount: float = Field(
-        gt=0, lt=1, description="Share of weights, blocks or channels to remove; `n:m` says it itself.", examples=[0.5]
+    target: Target | None = Field(
+        None,
+        description="What the result must come to; the least pruning that meets it is looked for. Where nothing does, "
+        "the nearest is the result, and the report says so.",
+        examples=[{"params": 0.25}, {"macs": 0.5, "max_accuracy_drop": 0.01}],
+    )
+    amount: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of weights, blocks, channels, heads or residual blocks to remove, where there is no "
+        "`target`; `n:m` says it itself.",
+        examples=[0.5],
+    )
+    round_to: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="`channel`: layers keep a multiple of so many channels, which many devices run faster. Without "
+        "one, and with a goal of latency, it is chosen by measurement.",
+        examples=[8],
     )
     amounts: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
         default_factory=dict,
@@ -311,10 +406,10 @@ class PruneSpec(CommonFields):
         description="Scope `layer`: another amount for layers whose name matches a pattern; the first match counts.",
         examples=[{"conv*": 0.3, "fc*": 0.8}],
     )
-    schedule: Literal["one_shot", "iterative", "cubic"] = Field(
+    schedule: Schedule = Field(
         "one_shot",
         description="`iterative`: by the same share of what is left in each of `steps`, retraining after each. "
-        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, channels in `steps`.",
+        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, else in `steps`.",
     )
     steps: int = Field(5, ge=2, le=100, description="Prune and retrain this many times.")
     stages: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
@@ -347,11 +442,11 @@ class PruneSpec(CommonFields):
             return given
         given = dict(given)
         # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
-        if given.get("granularity") == "weight" and not given.get("amounts"):
+        if given.get("granularity") in ("weight", "residual_block") and not given.get("amounts"):
             given.setdefault("scope", "global")
         match given.get("granularity"), given.get("n_m", (2, 4)):
-            case "n:m", (int(n), int(m)) if 0 < n < m:
-                given.setdefault("amount", 1 - n / m)
+            case "n:m", (int(n), int(m)) if 0 < n < m and given.get("amount") is None and given.get("target") is None:
+                given["amount"] = 1 - n / m
         retrain = given.get("retrain")
         if isinstance(retrain, dict) and isinstance(retrain.get("teach"), bool):
             taught = {"kind": "output_mse"} if given.get("task") == "regression" else _SOFTENED_CLASSES
@@ -361,10 +456,11 @@ class PruneSpec(CommonFields):
     @property
     def ramps(self) -> bool:
         """Whether weights go while training runs, rather than before it."""
-        return self.schedule == "cubic" and self.granularity != "channel"
+        return self.schedule == "cubic" and self.granularity not in PHYSICAL
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
+        self._target_can_be_met()
         self._granularity_has_what_it_needs()
         if self.quantize is not None and "packed" not in (self.outputs or []):
             self._refuse({"quantize": "makes packed files smaller, and no other: add `packed` to `outputs`"})
@@ -372,6 +468,8 @@ class PruneSpec(CommonFields):
         idle = {}
         if self.granularity != "n:m":
             idle["n_m"] = "is for the granularity n:m: leave it out, or set `granularity`"
+        if self.granularity != "channel":
+            idle["round_to"] = "counts channels: leave it out, or make `granularity` channel"
         if self.granularity != "block":
             idle["block"] = "is for the granularity block: leave it out, or set `granularity`"
         if self.schedule == "one_shot":
@@ -390,19 +488,54 @@ class PruneSpec(CommonFields):
         self._must_be_left_out(idle)
         return self
 
+    def _target_can_be_met(self) -> None:
+        if self.target is None:
+            if self.amount is None:
+                self._refuse({"amount": 'is required where there is no `target`, such as {"params": 0.25}'})
+            return
+        if self.granularity == "n:m":
+            self._refuse({"target": "has nothing to choose where n:m says the amount itself: leave it out"})
+        if self.granularity == "residual_block":
+            self._refuse({"target": "is not looked for among residual blocks: give an `amount` of them"})
+        if self.amount is not None:
+            self._refuse({"amount": "is what a `target` looks for: give one of the two"})
+        self._must_be_left_out(
+            {
+                "amounts": "are what a `target` looks for: leave them out; `exclude` keeps layers whole",
+                "stages": "lead to an `amount` that is known: leave them out beside a `target`",
+            }
+        )
+        if self.granularity not in PHYSICAL:
+            named = [name for name in ("macs", "latency") if getattr(self.target, name) is not None]
+            if named:
+                what = {"macs": "MACs are no fewer", "latency": "latency is no lower"}[named[0]]
+                self._refuse({"target": f"`{named[0]}`: {what} where weights are zero; make `granularity` channel"})
+            if self.target.file_bytes is not None and (self.outputs or ["torchscript"])[0] != "packed":
+                why = "zeros make only a packed file smaller; let `outputs` begin with `packed`, or prune channels"
+                self._refuse({"target": f"`file_bytes`: {why}"})
+        if self.target.max_accuracy_drop is not None and self.dataset is None:
+            self._refuse({"target": "`max_accuracy_drop`: accuracy is measured on data: name a `dataset`"})
+
     def _granularity_has_what_it_needs(self) -> None:
         if self.granularity == "n:m":
             n, m = self.n_m
             if n >= m:
                 self._refuse({"n_m": f"keeps {n} of {m}, which removes nothing: the first number is the smaller"})
-            if abs(self.amount - (1 - n / m)) > 1e-9:
+            if self.amount is not None and abs(self.amount - (1 - n / m)) > 1e-9:
                 self._refuse({"amount": f"is {1 - n / m:g} where {n} of {m} are kept: leave it out"})
             if self.scope == "global" or self.amounts:
                 why = "says nothing to n:m, which removes the same share everywhere: leave it out"
                 self._refuse({"amounts" if self.amounts else "scope": why})
             if self.schedule != "one_shot" or self.stages:
                 self._refuse({"schedule": "must be one_shot for the granularity n:m, without `stages`"})
-        if self.granularity != "channel" and self.criterion in ("geometric_median", "bn_scale"):
+        if self.granularity == "residual_block":
+            if self.scope == "layer" or self.amounts:
+                why = "is of layers, where residual blocks are ranked together: leave it out"
+                self._refuse({"amounts" if self.amounts else "scope": why})
+            if self.criterion in ("lamp", "geometric_median", "bn_scale"):
+                why = "does not compare blocks: use magnitude, l2, activation, taylor, hessian or random"
+                self._refuse({"criterion": f"{self.criterion} {why}"})
+        if self.granularity not in PHYSICAL and self.criterion in ("geometric_median", "bn_scale"):
             self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
         if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):
             self._refuse({"criterion": f"{self.criterion} looks at training samples: name a `dataset`"})
@@ -415,7 +548,7 @@ class PruneSpec(CommonFields):
             self._refuse({"stages": "are for one_shot and cubic; iterative has its `steps`: leave them out"})
         if self.stages and self.amounts:
             self._refuse({"stages": "are shares of all layers alike: leave them out beside `amounts`"})
-        if self.stages and self.stages != sorted(amount for amount in {*self.stages} if amount < self.amount):
+        if self.stages and self.stages != sorted(share for share in {*self.stages} if share < (self.amount or 1)):
             self._refuse({"stages": "must rise, and end below `amount`"})
         teach = None if self.retrain is None else self.retrain.teach
         if self.task == "regression" and isinstance(teach, Knowledge) and teach.alpha < 1:
@@ -475,8 +608,23 @@ class InspectSpec(Spec):
     architecture: Architecture | None = None
 
 
+class PlanSpec(Spec):
+    """Say what a prune job would do, without retraining and without a result. Made by the API itself when asked."""
+
+    type: Literal["plan"]
+    job: PruneSpec
+
+    @model_validator(mode="after")
+    def _is_known_beforehand(self) -> PlanSpec:
+        goals = {"latency": "measuring", "max_accuracy_drop": "retraining"}
+        found = {by for name, by in goals.items() if self.job.target and getattr(self.job.target, name) is not None}
+        if found:
+            raise ValueError(f"is met by {' and '.join(sorted(found))}, which a plan does without: post the job itself")
+        return self
+
+
 CompressionSpec = Annotated[PruneSpec | DistillSpec, Field(discriminator="type")]
-JobSpec = Annotated[PruneSpec | DistillSpec | InspectSpec, Field(discriminator="type")]
+JobSpec = Annotated[PruneSpec | DistillSpec | InspectSpec | PlanSpec, Field(discriminator="type")]
 
 compression_spec: TypeAdapter[PruneSpec | DistillSpec] = TypeAdapter(CompressionSpec)
-job_spec: TypeAdapter[PruneSpec | DistillSpec | InspectSpec] = TypeAdapter(JobSpec)
+job_spec: TypeAdapter[PruneSpec | DistillSpec | InspectSpec | PlanSpec] = TypeAdapter(JobSpec)

@@ -1,9 +1,10 @@
-"""How a report reads in a terminal: the before/after table and what belongs beneath it."""
+"""How a report and a plan read in a terminal: the before/after table and what belongs beneath it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from io import StringIO
+from math import prod
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -18,9 +19,7 @@ class Report(reports.Report):
 
     def __str__(self) -> str:
         """The table as plain text."""
-        out = StringIO()
-        Console(file=out, width=100, color_system=None).print(self)
-        return out.getvalue().rstrip()
+        return _as_text(self)
 
     def __rich__(self) -> RenderableType:
         """The verdict, the table, and what to know when reading it."""
@@ -46,12 +45,63 @@ class Report(reports.Report):
             yield f"Before any retraining: {_quality(self.before_retraining)}"
         if self.labels_only:
             yield f"The same student trained on labels alone: {_quality(self.labels_only)}"
+        if self.frontier:
+            yield f"The {len(self.frontier)} points that the search for the goal tried: frontier.csv"
         for warning in self.warnings:
             yield f"Note: {warning}"
 
     @property
     def _is_accuracy(self) -> bool:
         return self.after.quality is not None and self.after.quality.metric == "accuracy"
+
+
+class Plan(reports.Plan):
+    """What a prune job would do; `print` shows the layers and the before/after table."""
+
+    def __str__(self) -> str:
+        """The tables as plain text."""
+        return _as_text(self)
+
+    def __rich__(self) -> RenderableType:
+        """Each layer, the model before and after, the files, and what is not certain."""
+        notes = (Text(line) for line in self._footnotes())
+        return Group(Text(self.verdict, style="bold"), "", self._layers(), "", self._sizes(), *notes)
+
+    def _layers(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("layer", "before", "after", "goes"):
+            table.add_column(name)
+        for layer in self.layers:
+            shapes = ("×".join(map(str, shape)) for shape in (layer.shape_before, layer.shape_after))
+            goes = layer.reason or ""
+            if layer.removed_units:
+                goes = f"{layer.removed_units:,} channels"
+            elif layer.zeroed_weights:
+                goes = f"{layer.zeroed_weights:,} of {prod(layer.shape_before):,} weights"
+            table.add_row(layer.name, *shapes, Text(goes))
+        return table
+
+    def _sizes(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("", "before", "after", "change"):
+            table.add_column(name, justify="left" if not name else "right")
+        table.add_row(*_count("parameters", self.before.parameters, self.after.parameters))
+        if self.before.macs and self.after.macs:
+            table.add_row(*_count("multiply-adds a sample", self.before.macs, self.after.macs))
+        for name, file in self.files.items():
+            label = f"{name}, bytes" if file.exact else f"{name}, bytes (about)"
+            table.add_row(*_count(label, self.before.file_bytes, file.size_bytes))
+        return table
+
+    def _footnotes(self) -> Iterator[str]:
+        for note in [*self.notes, *self.warnings]:
+            yield f"Note: {note}"
+
+
+def _as_text(printable: RenderableType) -> str:
+    out = StringIO()
+    Console(file=out, width=100, color_system=None).print(printable)
+    return out.getvalue().rstrip()
 
 
 def _rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, str, str]]:

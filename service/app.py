@@ -16,7 +16,7 @@ from service import problems
 from service.deps import wire
 from service.middleware import Surroundings
 from service.openapi import describe
-from service.routes import docs, health, jobs, results, uploads
+from service.routes import docs, health, jobs, plans, results, uploads
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -39,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    for room in (uploads, jobs, results):
+    for room in (uploads, jobs, plans, results):
         app.include_router(room.router, dependencies=[Depends(problems.only_known_parameters)])
     for room in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(room.router)

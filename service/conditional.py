@@ -76,10 +76,10 @@ def wanted_range(request: Request, tag: str, size: int) -> ByteRange | None:
     return ByteRange(start, end)
 
 
-def wanted_wait_s(request: Request) -> float:
-    """Seconds of `Prefer: wait=…`, at most a minute; 0 without."""
+def wanted_wait_s(request: Request, *, otherwise_s: float = 0.0) -> float:
+    """Seconds of `Prefer: wait=…`, at most a minute; without it, those that the route itself waits."""
     match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", request.headers.get("prefer", ""), re.IGNORECASE)
-    return min(float(match.group(1)), MAX_WAIT_S) if match else 0.0
+    return min(float(match.group(1)), MAX_WAIT_S) if match else otherwise_s
 
 
 def wait_headers(wait_s: float) -> dict[str, str]:

@@ -53,10 +53,11 @@ PRUNE = {
     "model": MODEL_ID,
     "dataset": "builtin:digits",
     "granularity": "channel",
-    "amount": 0.5,
+    "target": {"params": 0.25, "max_accuracy_drop": 0.02},
     "retrain": {"epochs": 3},
     "outputs": ["torchscript"],
 }
+PRUNE_BY_AMOUNT = {"type": "prune", "model": MODEL_ID, "dataset": "builtin:digits", "amount": 0.5}
 DISTILL = {
     "type": "distill",
     "teacher": MODEL_ID,
@@ -98,6 +99,46 @@ JOB = {
         "web": None,
     },
 }
+PLAN = {
+    "verdict": "3.8× fewer parameters, 3.3× fewer multiply-adds, 3.7× smaller file.",
+    "amount": 0.5,
+    "round_to": None,
+    "goal": None,
+    "exact": True,
+    "before": {"parameters": 61706, "nonzero_parameters": 61706, "macs": 416520, "file_bytes": 249318},
+    "after": {"parameters": 16066, "nonzero_parameters": 16066, "macs": 125340, "file_bytes": 66612},
+    "files": {
+        "model.pt": {"size_bytes": 66612, "exact": True},
+        "model.packed": {"size_bytes": 58930, "exact": False},
+    },
+    "layers": [
+        {
+            "name": "conv1",
+            "shape_before": [6, 1, 5, 5],
+            "shape_after": [3, 1, 5, 5],
+            "removed_units": 3,
+            "zeroed_weights": 0,
+            "reason": None,
+        },
+        {
+            "name": "fc3",
+            "shape_before": [10, 84],
+            "shape_after": [10, 42],
+            "removed_units": 0,
+            "zeroed_weights": 0,
+            "reason": "its channels are outputs of the model",
+        },
+    ],
+    "frontier": [],
+    "notes": ["The bytes of model.packed are about so many: it codes the weights, which retraining changes."],
+    "warnings": [],
+}
+PLAN_PENDING = {
+    "id": JOB_ID,
+    "status": "queued",
+    "created_at": "2026-01-15T09:30:10.000Z",
+    "links": {"self": f"/v1/plans/{JOB_ID}"},
+}
 
 
 def page(item: dict[str, Any]) -> dict[str, Any]:
@@ -114,8 +155,10 @@ _REASONS = {
     409: "Not possible in this state; the detail says which.",
     412: "`If-Match` names another version.",
     413: "More bytes than this server takes.",
+    415: "The upload cannot be opened as what it was posted for.",
     416: "The range lies outside the file.",
     422: "The request is not valid; `errors` points at each bad field.",
+    429: "Too many of these wait already; `Retry-After` says when to try again.",
     500: "Something failed on this side; the detail names the request id.",
     503: "The database, queue or store does not answer.",
     507: "The server's disk is full.",
@@ -229,6 +272,27 @@ UPLOAD_BODY = {
         },
     }
 }
+PLAN_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/PruneSpec"},
+                "examples": {
+                    "goal": {
+                        "summary": "What must go for a quarter of the parameters?",
+                        "value": {name: value for name, value in PRUNE.items() if name != "amount"}
+                        | {"target": {"params": 0.25}},
+                    },
+                    "amount": {
+                        "summary": "What would be left without half of the channels?",
+                        "value": PRUNE | {"outputs": ["torchscript", "packed"]},
+                    },
+                },
+            }
+        },
+    }
+}
 SPEC_BODY = {
     "requestBody": {
         "required": True,
@@ -236,7 +300,11 @@ SPEC_BODY = {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/JobSpec"},
                 "examples": {
-                    "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE},
+                    "goal": {
+                        "summary": "A quarter of the parameters, and no more than two points lost",
+                        "value": PRUNE,
+                    },
+                    "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
                     "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
                 },
             }

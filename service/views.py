@@ -118,6 +118,15 @@ class JobView(BaseModel):
     links: JobLinks
 
 
+class PlanPending(BaseModel):
+    """A plan that is not made yet."""
+
+    id: str
+    status: Literal["queued", "running"]
+    created_at: str
+    links: Links
+
+
 def view_model(row: Model) -> ModelView:
     """A model's JSON."""
     return ModelView(**_upload(row, "models"), architecture=row.architecture)
@@ -163,6 +172,13 @@ def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_pos
             },
         }
     )
+
+
+def view_plan_pending(row: Job) -> PlanPending:
+    """The JSON of a plan that is not made yet."""
+    status: Literal["queued", "running"] = "queued" if row.status == "queued" else "running"
+    links = Links(self=f"/v1/plans/{row.id}")
+    return PlanPending(id=row.id, status=status, created_at=timestamp(row.created_at), links=links)
 
 
 def view_artifact(row: Artifact) -> ArtifactView:

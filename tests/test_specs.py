@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 from pydantic import ValidationError
 
-from pared.cli import Criterion as CommandLineCriterion
-from pared.specs import Criterion, DistillSpec, Knowledge, OutputMse, PruneSpec
+from pared.specs import DistillSpec, Knowledge, OutputMse, PruneSpec
 
 MODEL = "mdl_" + "0" * 26
 PRUNE = {"type": "prune", "model": MODEL, "amount": 0.5}
@@ -20,6 +17,7 @@ def test_weights_are_ranked_together_and_channels_layer_by_layer() -> None:
     assert PruneSpec.model_validate(PRUNE | {"granularity": "channel"}).scope == "layer"
     assert PruneSpec.model_validate(PRUNE | {"granularity": "weight"}).scope == "global"
     assert PruneSpec.model_validate(PRUNE | {"granularity": "weight", "scope": "layer"}).scope == "layer"
+    assert PruneSpec.model_validate(PRUNE | {"granularity": "residual_block"}).scope == "global"
 
 
 def test_a_wrong_granularity_is_the_only_complaint() -> None:
@@ -43,6 +41,8 @@ def test_a_regression_is_taught_by_the_distance_of_the_outputs() -> None:
         ({"criterion": "hessian"}, "training samples: name a `dataset`"),
         ({"criterion": "bn_scale", "granularity": "weight"}, "scores channels"),
         ({"criterion": "geometric_median", "granularity": "weight"}, "scores channels"),
+        ({"criterion": "lamp", "granularity": "residual_block"}, "does not compare blocks: use magnitude"),
+        ({"criterion": "bn_scale", "granularity": "residual_block"}, "does not compare blocks: use magnitude"),
     ],
 )
 def test_a_criterion_without_what_it_needs_is_refused(given: dict, says: str) -> None:
@@ -50,10 +50,6 @@ def test_a_criterion_without_what_it_needs_is_refused(given: dict, says: str) ->
         PruneSpec.model_validate(PRUNE | given)
     assert [error["loc"] for error in caught.value.errors()] == [("criterion",)]
     assert says in str(caught.value)
-
-
-def test_the_command_line_knows_every_criterion() -> None:
-    assert tuple(member.value for member in CommandLineCriterion) == get_args(Criterion)
 
 
 DATA = {"dataset": "builtin:digits"}
@@ -69,6 +65,8 @@ TEACH = {"retrain": {"teach": {"kind": "knowledge"}}}
         ({"granularity": "n:m", "scope": "global"}, "scope", "says nothing to n:m"),
         ({"granularity": "n:m", "amounts": {"a": 0.1}}, "amounts", "says nothing to n:m"),
         (DATA | {"granularity": "n:m", "schedule": "cubic"}, "schedule", "must be one_shot"),
+        ({"granularity": "residual_block", "scope": "layer"}, "scope", "ranked together: leave it out"),
+        ({"granularity": "residual_block", "amounts": {"a": 0.1}}, "amounts", "ranked together: leave it out"),
         ({"n_m": [1, 4]}, "n_m", "is for the granularity n:m"),
         ({"block": [2, 2]}, "block", "is for the granularity block"),
         ({"granularity": "weight", "schedule": "cubic"}, "schedule", "name a `dataset`"),
@@ -108,6 +106,45 @@ def test_a_training_that_contradicts_itself_is_pointed_at(retrain: dict, field: 
     assert [error["loc"] for error in caught.value.errors()] == [("retrain", field)]
 
 
+@pytest.mark.parametrize(
+    ("given", "pointer", "says"),
+    [
+        ({}, ("amount",), "is required where there is no `target`"),
+        ({"amount": 0.5, "target": {"params": 0.5}}, ("amount",), "give one of the two"),
+        ({"target": {"params": 1.5}}, ("target", "params"), "less than 1"),
+        ({"target": {"macs": 0}}, ("target", "macs"), "greater than 0"),
+        ({"target": {"max_accuracy_drop": 1}}, ("target", "max_accuracy_drop"), "less than 1"),
+        ({"target": {}}, ("target",), "names no goal"),
+        ({"target": {"params": None}}, ("target",), "names no goal"),
+        ({"target": {"size": 0.5}}, ("target", "size"), "not permitted"),
+        (
+            {"target": {"params": 0.5, "latency_batch_size": 8}},
+            ("target", "latency_batch_size"),
+            "leave it out, or give `latency`",
+        ),
+        ({"target": {"max_accuracy_drop": 0.01}}, ("target",), "name a `dataset`"),
+        ({"target": {"macs": 0.5}, "granularity": "weight"}, ("target",), "MACs are no fewer"),
+        ({"target": {"latency": 0.5}, "granularity": "block"}, ("target",), "make `granularity` channel"),
+        ({"target": {"params": 0.5}, "granularity": "n:m"}, ("target",), "says the amount itself"),
+        ({"target": {"file_bytes": 0.5}, "granularity": "weight"}, ("target",), "begin with `packed`"),
+        (
+            {"target": {"file_bytes": 0.5}, "granularity": "weight", "outputs": ["torchscript", "packed"]},
+            ("target",),
+            "begin with `packed`",
+        ),
+        ({"target": {"params": 0.5}, "amounts": {"a": 0.1}}, ("amounts",), "leave them out"),
+        ({"target": {"params": 0.5}, "stages": [0.3]}, ("stages",), "leave them out beside a `target`"),
+        ({"amount": 0.5, "granularity": "weight", "round_to": 8}, ("round_to",), "counts channels"),
+        ({"amount": 0.5, "round_to": 1}, ("round_to",), "greater than or equal to 2"),
+    ],
+)
+def test_a_goal_that_contradicts_is_pointed_at(given: dict, pointer: tuple, says: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PruneSpec.model_validate({"type": "prune", "model": MODEL} | given)
+    assert [error["loc"] for error in caught.value.errors()] == [pointer]
+    assert says in str(caught.value)
+
+
 def test_n_of_m_says_the_amount() -> None:
     spec = {"type": "prune", "model": MODEL, "granularity": "n:m", "n_m": [1, 4]}
     assert PruneSpec.model_validate(spec).amount == 0.75
@@ -126,6 +163,7 @@ def test_a_stored_spec_is_accepted_again() -> None:
         {"granularity": "n:m"},
         WEIGHT | {"schedule": "cubic", "amount": 0.9},
         {"amounts": {"a": 0.1}, "amount": 0.5},
+        DATA | {"target": {"latency": 0.5, "latency_batch_size": 8, "max_accuracy_drop": 0.01}, "round_to": 8},
     ):
         spec = PruneSpec.model_validate({"type": "prune", "model": MODEL} | given)
         assert PruneSpec.model_validate(spec.model_dump(mode="json")) == spec

@@ -187,6 +187,8 @@ def _references(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if spec["type"] == "inspect":
         yield ("model" if spec["subject"].startswith("mdl_") else "dataset"), spec["subject"]
         return
+    if spec["type"] == "plan":
+        spec = spec["job"]
     for role in ("model", "teacher", "student", "dataset"):
         if isinstance(spec.get(role), str):
             yield role, spec[role]

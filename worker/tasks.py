@@ -35,7 +35,7 @@ from pared.state.queue import app as app  # noqa: PLC0414 - what `celery -A work
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
-from pared.state.tables import WorkerHeartbeat, db_now
+from pared.state.tables import Job, WorkerHeartbeat, db_now
 from worker import attempt, canaries, sandbox
 from worker.drain import Drain
 from worker.forkserver import ForkServer
@@ -48,11 +48,16 @@ CHILD = (sys.executable, "-P", "-m", "worker.forkserver", "worker.child")
 """The program of the jobs."""
 ALIVE_S = 10.0
 """How often a worker says that it lives."""
+QUICK_S = 0.5
+"""How often it looks for quick jobs."""
+GOODBYE_S = 10.0
+"""How long it waits, when stopped, for the one under way to be handed back."""
 
 _drain = Drain()
 _forked = mmap.mmap(-1, 1)  # one byte, shared with every process that is forked from here
 _main_pid = os.getpid()
 _confinement = Confinement("none")
+_threads: dict[str, threading.Thread] = {}
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
@@ -105,7 +110,9 @@ def start_working(**_: Any) -> None:
 
 @signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def say_goodbye(**_: Any) -> None:
-    """A stopped worker is not one that was lost: its row goes."""
+    """A stopped worker is not one that was lost: its quick job goes back too, and its row goes."""
+    if "quick" in _threads:
+        _threads["quick"].join(GOODBYE_S)
     try:
         with _worker().sessions.begin() as session:
             session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.name == _worker().name))
@@ -139,9 +146,12 @@ def _worker() -> Worker:
 
 
 def _stay_alive() -> None:
-    """Write the worker's row, and sweep; each in its thread, for a sweep that takes long is no sign of death."""
-    for name, act, pause_s in (("alive", _say_alive, ALIVE_S), ("sweep", _sweep, settings().sweep_s)):
-        threading.Thread(target=_repeat, args=(name, act, pause_s), name=name, daemon=True).start()
+    """Write the worker's row, sweep, and do what is quick; each in its thread, so that none waits for another."""
+    rounds = (("alive", _say_alive, ALIVE_S), ("sweep", _sweep, settings().sweep_s), ("quick", _do_quick, QUICK_S))
+    for name, act, pause_s in rounds:
+        thread = threading.Thread(target=_repeat, args=(name, act, pause_s), name=name, daemon=True)
+        _threads[name] = thread
+        thread.start()
 
 
 def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
@@ -164,6 +174,20 @@ def _say_alive() -> None:
         known = update(WorkerHeartbeat).where(WorkerHeartbeat.name == worker.name).values(**row)
         if session.execute(known.returning(WorkerHeartbeat.name)).first() is None:
             session.add(WorkerHeartbeat(name=worker.name, **row))
+
+
+def _do_quick() -> None:
+    """Inspections and plans: somebody waits for them, and they take seconds, so they run beside a job that takes hours.
+
+    Where the worker is idle their message may come first; whoever claims the job does it.
+    """
+    worker = _worker()
+    while not worker.drain.requested:
+        with worker.sessions() as session:
+            job_id = session.scalar(Job.next_quick())
+        if job_id is None:
+            return
+        attempt.run(worker, job_id)
 
 
 def _sweep() -> None:

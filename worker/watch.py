@@ -13,9 +13,8 @@ from typing import Any, assert_never
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from pared import errors
-from pared.errors import ModelCrashesWorker, OutOfMemory, ParedError, Stalled, StorageFull, TimeLimit
-from pared.reports import DatasetInspection, ModelInspection, Report
+from pared.errors import BY_CODE, ModelCrashesWorker, OutOfMemory, ParedError, Stalled, StorageFull, TimeLimit
+from pared.reports import DatasetInspection, ModelInspection, Plan, Report
 from pared.state.objects import ObjectStore
 from pared.state.session import Sessions
 from pared.state.settings import Settings
@@ -211,12 +210,12 @@ class Watch:
         return None
 
     def _failure(self, message: protocol.Failure) -> Ending:
-        if message.code not in _NAMED:
+        if message.code not in BY_CODE:
             raise protocol.Malformed(f"unknown error {message.code}")
         if message.code == ParedError.code:
             self._read_output()
             log.error("method_raised", job=self._claim.job_id, detail=message.detail, output=self._words(_TAIL_BYTES))
-        return Failed(_NAMED[message.code](message.detail))
+        return Failed(BY_CODE[message.code](message.detail))
 
     def _result(self, message: protocol.Result) -> Ending:
         kind = _report_type(self._claim.spec)
@@ -314,13 +313,15 @@ def _read(fd: int) -> bytes | None:
 def _time_limit(spec: dict[str, Any], settings: Settings) -> float:
     if spec["type"] == "inspect":
         return settings.inspect_time_s
+    if spec["type"] == "plan":
+        return settings.plan_time_s
     return float(spec.get("time_limit_s") or settings.job_time_s)
 
 
 def _report_type(spec: dict[str, Any]) -> type[BaseModel]:
-    if spec["type"] != "inspect":
-        return Report
-    return ModelInspection if spec["subject"].startswith("mdl_") else DatasetInspection
+    if spec["type"] == "inspect":
+        return ModelInspection if spec["subject"].startswith("mdl_") else DatasetInspection
+    return Plan if spec["type"] == "plan" else Report
 
 
 def _signal_name(number: int) -> str:
@@ -328,8 +329,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-_NAMED: dict[str, type[ParedError]] = {
-    kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ParedError)
-}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from pared.compression.criteria import Evidence, weight_scores
 from pared.compression.names import Amounts, layer_of, matching, no_match, tied_names, weight_layers
 from pared.errors import NothingToPrune
-from pared.specs import Criterion
-
-Scope = Literal["global", "layer"]
+from pared.specs import Criterion, Scope
 
 
 class Masks:
@@ -30,6 +28,11 @@ class Masks:
                 # Filled, for a product would keep the sign of zero, and NaN; a pruned weight is +0.
                 parameter.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
 
+    def lost(self, module: nn.Module) -> dict[str, Tensor]:
+        """Name of each weight that is to lose something -> the weight where it does, zero elsewhere."""
+        found = {name: parameter.detach().masked_fill(self.kept[name], 0) for name, parameter in self._of(module)}
+        return {name: part for name, part in found.items() if part.any()}
+
     def mask_gradients(self, module: nn.Module) -> None:
         """Zero the gradients of pruned weights, so that momentum never learns of them."""
         for name, parameter in self._of(module):
@@ -39,7 +42,15 @@ class Masks:
     def sparsity(self) -> float:
         """Share of pruned weights among those that the masks cover."""
         total = sum(mask.numel() for mask in self.kept.values())
-        return 1 - sum(int(mask.sum()) for mask in self.kept.values()) / total if total else 0.0
+        return self.pruned() / total if total else 0.0
+
+    def pruned(self) -> int:
+        """How many weights are pruned."""
+        return sum(self.pruned_of_each())
+
+    def pruned_of_each(self) -> tuple[int, ...]:
+        """The same for each tensor."""
+        return tuple(int((~mask).sum()) for mask in self.kept.values())
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
@@ -54,56 +65,81 @@ class Masks:
         return ((name, parameter) for name, parameter in module.named_parameters() if name in self.kept)
 
 
-def weight_masks(
-    module: nn.Module,
-    *,
-    amount: Amounts | float,
-    criterion: Criterion = "magnitude",
-    scope: Scope = "global",
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    block: tuple[int, int] = (1, 1),
-    regrow: float = 0.0,
-    evidence: Evidence | None = None,
-    generator: torch.Generator | None = None,
-) -> Masks:
+def weight_masks(module: nn.Module, *, amount: Amounts | float, regrow: float = 0.0, **choice: Any) -> Masks:
     """Masks that remove the `amount` lowest-scored single weights or blocks, exactly round(amount · n) of n.
 
-    Biases and norms are never pruned: eligible are float tensors of two or more dimensions in layers
-    that match under one of their names and are excluded under none. A pruned weight's score is 0, so a later, larger
-    amount keeps what an earlier one removed.
-
     Args:
-        block: rows and columns of the rectangles that go together, in each weight as a matrix of its outputs by the
-            rest. A block scores the mean of its weights; at the edges it may be smaller.
-        regrow: share of the living weights that are removed beyond `amount`, while as many removed ones with the
-            steepest gradient live again, at zero. Evci et al. 2020 (RigL), arXiv:1911.11134.
+        regrow: as in `PrunableWeights.masks`.
+        choice: as `PrunableWeights` takes it.
 
     Raises:
         NothingToPrune: no layer matches, or the model has no weights.
     """
-    amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
-    names_of = tied_names(module)
-    eligible = _eligible(module, include, exclude)
-    blocks = {name: _Blocks(weight.shape, block) for name, weight in eligible.items()}
-    scores = weight_scores(_values(eligible), criterion, evidence=evidence, generator=generator)
-    scored = {name: blocks[name].means(scores[name]) for name in eligible}
-    slopes = {name: blocks[name].means(_slope(weight)) for name, weight in eligible.items()} if regrow else {}
-    pools = [list(eligible)] if scope == "global" else [[name] for name in eligible]
-    kept = {}
-    for names in pools:
-        pooled = np.concatenate([scored[name].ravel() for name in names])
-        share = amounts.of([layer_of(alias) for alias in names_of[names[0]]]) if scope == "layer" else amounts.default
-        count = round(share * len(pooled))
-        back = round(regrow * (len(pooled) - count))
-        alive = ~lowest(pooled, count + back)
-        if back:
-            steepest = np.concatenate([slopes[name].ravel() for name in names])
-            alive |= lowest(np.where(alive, np.inf, -steepest), back)
-        ends = np.cumsum([scored[name].size for name in names])[:-1]
-        for name, part in zip(names, np.split(alive, ends), strict=True):
-            kept[name] = blocks[name].spread(part.reshape(scored[name].shape))
-    return Masks(kept)
+    return PrunableWeights(module, **choice).masks(amount, regrow)
+
+
+class PrunableWeights:
+    """The weights of a module that can go, one by one or in blocks, scored once for masks of any amount.
+
+    Biases and norms are never pruned: eligible are float tensors of two or more dimensions in layers
+    that match under one of their names and are excluded under none. A pruned weight's score is 0, so a later, larger
+    amount keeps what an earlier one removed.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        criterion: Criterion = "magnitude",
+        scope: Scope = "global",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        block: tuple[int, int] = (1, 1),
+        evidence: Evidence | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Find and score them.
+
+        Args:
+            block: rows and columns of the rectangles that go together, in each weight as a matrix of its outputs by
+                the rest. A block scores the mean of its weights; at the edges it may be smaller.
+
+        Raises:
+            NothingToPrune: no layer matches, or the model has no weights.
+        """
+        self._scope = scope
+        self._names_of = tied_names(module)
+        self._weights = _eligible(module, include, exclude)
+        self._blocks = {name: _Blocks(weight.shape, block) for name, weight in self._weights.items()}
+        scores = weight_scores(_values(self._weights), criterion, evidence=evidence, generator=generator)
+        self._scores = {name: self._blocks[name].means(scores[name]) for name in self._weights}
+
+    def masks(self, amount: Amounts | float, regrow: float = 0.0) -> Masks:
+        """Masks that remove the `amount` lowest-scored.
+
+        Args:
+            regrow: share of the living weights that are removed beyond `amount`, while as many removed ones with the
+                steepest gradient live again, at zero. Evci et al. 2020 (RigL), arXiv:1911.11134.
+        """
+        amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
+        scores, blocks = self._scores, self._blocks
+        slopes = {name: blocks[name].means(_slope(weight)) for name, weight in self._weights.items()} if regrow else {}
+        kept = {}
+        for names in [list(scores)] if self._scope == "global" else [[name] for name in scores]:
+            pooled = np.concatenate([scores[name].ravel() for name in names])
+            share = amounts.default
+            if self._scope == "layer":
+                share = amounts.of([layer_of(alias) for alias in self._names_of[names[0]]])
+            count = round(share * len(pooled))
+            back = round(regrow * (len(pooled) - count))
+            alive = ~lowest(pooled, count + back)
+            if back:
+                steepest = np.concatenate([slopes[name].ravel() for name in names])
+                alive |= lowest(np.where(alive, np.inf, -steepest), back)
+            ends = np.cumsum([scores[name].size for name in names])[:-1]
+            for name, part in zip(names, np.split(alive, ends), strict=True):
+                kept[name] = blocks[name].spread(part.reshape(scores[name].shape))
+        return Masks(kept)
 
 
 def n_m_masks(

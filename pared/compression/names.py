@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from pared.compression.coupling.shrink import StorageKey, storage_key
+from pared.compression.coupling.interpreter import StorageKey, storage_key
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

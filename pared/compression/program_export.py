@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_map_only
 
-from pared.compression.coupling.interpreter import Interpreter, Node, reloaded
+from pared.compression.coupling.interpreter import Interpreter, Node, reloaded, storage_key
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.shrink import storage_key
 
 
 def export_program(

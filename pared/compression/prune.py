@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 from pared.compression.architectures import build, resize
 from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
 from pared.compression.coupling.groups import merge
-from pared.compression.coupling.shrink import changed_sizes, kept_part, remove, storage_key
+from pared.compression.coupling.interpreter import storage_key
+from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.criteria import Evidence, channel_scores
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Scope
 from pared.compression.names import Amounts, layer_of, matches, no_match, tensors, tied_names
 from pared.errors import NothingToPrune
-from pared.specs import Criterion, PruneSpec
+from pared.specs import Criterion, PruneSpec, Scope
 
-__all__ = ["ChannelRemoval", "apply_removal", "compose_removed", "remove_channels", "step_amounts"]
+__all__ = ["ChannelRemoval", "RemovableChannels", "apply_removal", "compose_removed", "remove_channels", "step_amounts"]
 
 
 def step_amounts(spec: PruneSpec) -> list[Amounts]:
@@ -34,6 +35,7 @@ def step_amounts(spec: PruneSpec) -> list[Amounts]:
     `iterative` removes the same share of what is left each time. `cubic` takes its steps for channels only; for single
     weights each is a ramp that training climbs.
     """
+    assert spec.amount is not None  # noqa: S101 - a target has become an amount before this
     asked = Amounts(spec.amount, spec.amounts)
     if spec.schedule == "iterative":
         early = [asked.each(_geometric(step / spec.steps)) for step in range(1, spec.steps)]
@@ -79,82 +81,146 @@ class ChannelRemoval:
 
 
 def remove_channels(
-    loaded: LoadedModel,
-    example: Sequence[Tensor],
-    *,
-    amount: Amounts | float,
-    criterion: Criterion = "magnitude",
-    scope: Scope = "layer",
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    evidence: Evidence | None = None,
-    generator: torch.Generator | None = None,
-    upload_units: Mapping[str, int] | None = None,
-    gone: int = 0,
+    loaded: LoadedModel, example: Sequence[Tensor], *, amount: Amounts | float, round_to: int = 1, **choice: Any
 ) -> ChannelRemoval:
     """Remove the `amount` lowest-scored channels and neurons physically; the result is checked on the example.
 
     Every group of coupled layers keeps at least one channel, and the model's outputs are never touched.
 
     Args:
-        example: the model's inputs, on CPU, in a batch of at least 2.
-        evidence: for the criteria that look at data.
-        upload_units: for a later step, the `units` of the first: `amount` counts from these, whatever is left of them.
-        gone: how many of them earlier steps removed.
+        example, choice: as `RemovableChannels` takes them.
+        round_to: as in `RemovableChannels.chosen`.
 
     Raises:
         NothingToPrune: no channel can go; the detail names layers, operators and what to do.
     """
-    amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
-    coupling = find_groups(loaded.module, example)
-    names_of = tied_names(loaded.module)
-    groups, reasons = _eligible(coupling, names_of, include, exclude)
-    if not groups:
-        raise NothingToPrune(_none_removable(coupling, reasons, include, exclude))
-    now = {_key(group): group.units for group in groups}
-    units = now if upload_units is None else upload_units
-    scores = channel_scores(
-        groups,
-        criterion,
-        tensors(loaded.module),
-        scales=[next(iter(layer.weights)) for layer in coupling.layers if layer.kind == "batch_norm"],
-        evidence=evidence,
-        generator=generator,
-    )
-    if scope == "layer":
-        wanted = []
-        for group, (key, left) in zip(groups, now.items(), strict=True):
-            of_upload = units.get(key, left)
-            names = [layer_of(alias) for name, _ in group.out_axes for alias in names_of[name]]
-            wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
-        chosen = [_lowest([score], count)[0] for score, count in zip(scores, wanted, strict=True)]
-    else:
-        chosen = _lowest(scores, round(amounts.default * sum(units.values())) - gone)
-    removals = [group.removal(units_of_group) for group, units_of_group in zip(groups, chosen, strict=True)]
-    built = loaded
+    return RemovableChannels(loaded, example, **choice).removal(amount, round_to)
 
-    def shrunk(removed: Removed) -> nn.Module:
-        nonlocal built
-        built = _without(loaded, coupling, removed)
-        return built.module
 
-    failed = unsound(coupling.original, example, removals, shrunk)
-    for index, why in failed.items():
-        reasons |= dict.fromkeys(groups[index].layers, why)
-    removed: Removed = {}
-    for index in set(range(len(groups))) - set(failed):
-        merge(removed, removals[index])
-    count = sum(len(units_of_group) for index, units_of_group in enumerate(chosen) if index not in failed)
-    if failed and not count:
-        raise NothingToPrune(_refused(reasons))
-    if not count:
-        raise NothingToPrune(
-            f"An amount of {amounts.default:g} is less than one channel here: {sum(now.values())} channels can be "
-            "chosen from. Give a larger amount."
+class RemovableChannels:
+    """The channels of a model that can go, found and scored once, for the removal of any amount of them.
+
+    `units`: how many channels can be chosen from in each group of coupled layers.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        example: Sequence[Tensor],
+        *,
+        criterion: Criterion = "magnitude",
+        scope: Scope = "layer",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        evidence: Evidence | None = None,
+        generator: torch.Generator | None = None,
+        heads_alone: bool = False,
+        upload_units: Mapping[str, int] | None = None,
+        gone: int = 0,
+    ) -> None:
+        """Find and score them.
+
+        Args:
+            example: the model's inputs, on CPU, in a batch of at least 2.
+            evidence: for the criteria that look at data.
+            heads_alone: take whole heads of attention, and nothing else.
+            upload_units: for a later step, the `units` of the first: amounts count from these, whatever is left.
+            gone: how many of them earlier steps removed.
+
+        Raises:
+            NothingToPrune: no channel can go; the detail names layers, operators and what to do.
+        """
+        self._loaded, self._example, self._scope, self._gone = loaded, example, scope, gone
+        self._coupling = find_groups(loaded.module, example)
+        self._unit = "head" if heads_alone else "channel"
+        if heads_alone:
+            self._coupling = _with_heads_alone(self._coupling)
+        self._names_of = tied_names(loaded.module)
+        self._groups, self._reasons = _eligible(self._coupling, self._names_of, include, exclude)
+        if upload_units is not None:  # what could be chosen from at first: a last head is no group of heads any more
+            self._groups = [group for group in self._groups if _key(group) in upload_units]
+        if not self._groups:
+            raise NothingToPrune(_none_removable(self._coupling, self._reasons, include, exclude))
+        self.units = {_key(group): group.units for group in self._groups}
+        self._of_upload = self.units if upload_units is None else upload_units
+        self._scores = channel_scores(
+            self._groups,
+            criterion,
+            tensors(loaded.module),
+            scales=[next(iter(layer.weights)) for layer in self._coupling.layers if layer.kind == "batch_norm"],
+            evidence=evidence,
+            generator=generator,
         )
-    if failed:  # otherwise the last that was built has been checked, and is this one
-        built = _without(loaded, coupling, removed)
-    return ChannelRemoval(built, removed, reasons, coupling.output_dims, now, count)
+        self._unsound: set[int] = set()  # groups whose removal did not hold
+
+    def chosen(self, amount: Amounts | float, round_to: int = 1) -> list[list[int]]:
+        """Which channels of each group go.
+
+        Args:
+            round_to: each group keeps a multiple of so many channels of its layers, or all; never fewer than `amount`
+                leaves.
+        """
+        amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
+        if self._scope == "layer":
+            wanted = []
+            for group, (key, left) in zip(self._groups, self.units.items(), strict=True):
+                of_upload = self._of_upload[key]
+                names = [layer_of(alias) for name, _ in group.out_axes for alias in self._names_of[name]]
+                wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
+            chosen = [_lowest([score], count)[0] for score, count in zip(self._scores, wanted, strict=True)]
+        else:
+            count = round(amounts.default * sum(self._of_upload.values())) - self._gone
+            chosen = _lowest(self._scores, count)
+        return [
+            [] if index in self._unsound else _rounded(group, units, score, round_to)
+            for index, (group, units, score) in enumerate(zip(self._groups, chosen, self._scores, strict=True))
+        ]
+
+    def without(self, chosen: Sequence[Sequence[int]]) -> LoadedModel:
+        """The model without these channels of each group, unchecked."""
+        removed: Removed = {}
+        for group, units in zip(self._groups, chosen, strict=True):
+            merge(removed, group.removal(units))
+        return _without(self._loaded, self._coupling, removed)
+
+    def removal(self, amount: Amounts | float, round_to: int = 1) -> ChannelRemoval:
+        """The model without the `amount` lowest-scored, checked on the example; groups that do not hold stay whole.
+
+        Raises:
+            NothingToPrune: no channel goes; the detail names layers, operators and what to do.
+        """
+        chosen = self.chosen(amount, round_to)
+        if not any(chosen):
+            raise NothingToPrune(_refused(self._reasons) if self._unsound else self._less_than_one(amount, round_to))
+        removals = [group.removal(units) for group, units in zip(self._groups, chosen, strict=True)]
+        built = self._loaded
+
+        def shrunk(removed: Removed) -> nn.Module:
+            nonlocal built
+            built = _without(self._loaded, self._coupling, removed)
+            return built.module
+
+        failed = unsound(self._coupling.original, self._example, removals, shrunk)
+        for index, why in failed.items():
+            self._reasons |= dict.fromkeys(self._groups[index].layers, why)
+        self._unsound |= set(failed)
+        removed: Removed = {}
+        for index in set(range(len(self._groups))) - set(failed):
+            merge(removed, removals[index])
+        count = sum(len(units) for index, units in enumerate(chosen) if index not in failed)
+        if not count:
+            raise NothingToPrune(_refused(self._reasons))
+        if failed:  # otherwise the last that was built has been checked, and is this one
+            built = _without(self._loaded, self._coupling, removed)
+        return ChannelRemoval(built, removed, dict(self._reasons), self._coupling.output_dims, self.units, count)
+
+    def _less_than_one(self, amount: Amounts | float, round_to: int) -> str:
+        share = amount.default if isinstance(amount, Amounts) else amount
+        rounded = "" if round_to == 1 else f", and each group of layers keeps a multiple of {round_to}"
+        return (
+            f"An amount of {share:g} is less than one {self._unit} here: {sum(self.units.values())} {self._unit}s "
+            f"can be chosen from{rounded}. Give a larger amount."
+        )
 
 
 def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Removed) -> LoadedModel:
@@ -167,7 +233,8 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
     if loaded.format != "state_dict":
         shrunk = remove(coupling.script, removed, coupling.patches)
-        return replace(loaded, module=shrunk, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
+        inlined = loaded.inlined or coupling.inlined or bool(changed_sizes(removed, coupling.patches))
+        return replace(loaded, module=shrunk, inlined=inlined)
     state = dict(loaded.module.state_dict())
     by_storage = {storage_key(state[name]): by_dim for name, by_dim in removed.items()}
     state = {name: kept_part(tensor, by_storage.get(storage_key(tensor), {})) for name, tensor in state.items()}
@@ -175,6 +242,22 @@ def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> Loade
     module = build(architecture)
     module.load_state_dict(state)
     return replace(loaded, module=module.eval(), architecture=architecture)
+
+
+def _with_heads_alone(coupling: Coupling) -> Coupling:
+    """Raises NothingToPrune where no attention can lose heads."""
+    heads = [group for group in coupling.groups if group.kind == "head"]
+    if not heads:
+        told = "; ".join(f"{layer}: {reason}" for layer, reason in list(coupling.reasons.items())[:10])
+        raise NothingToPrune(
+            f"No attention of this model can lose heads ({told or 'its layers have channels alone'}). "
+            "Granularity `channel` removes what channels there are."
+        )
+    others = {layer: _NO_HEADS for group in coupling.groups if group.kind != "head" for layer in group.layers}
+    return replace(coupling, groups=heads, reasons=coupling.reasons | others)
+
+
+_NO_HEADS = "has no heads, which are all that the granularity `head` removes"
 
 
 def _eligible(
@@ -202,9 +285,8 @@ def _eligible(
 
 
 def _key(group: ChannelGroup) -> str:
-    """Names a group of coupled layers, also after some of its channels went."""
-    name, dim = group.out_axes[0]
-    return f"{name}/{dim}"
+    """Names a group of coupled layers, also after some of its units went."""
+    return f"{group.kind}s of {', '.join(sorted(f'{name}/{dim}' for name, dim in group.members))}"
 
 
 def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:
@@ -215,6 +297,14 @@ def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:
     pooled = np.where(best, math.inf, torch.cat(scores).numpy())
     lowest = np.argsort(pooled, kind="stable")[: max(0, min(count, int((~best).sum())))]
     return [sorted(unit[lowest[owner[lowest] == index]].tolist()) for index in range(len(scores))]
+
+
+def _rounded(group: ChannelGroup, units: list[int], scores: Tensor, round_to: int) -> list[int]:
+    """The lowest-scored of these units of a group, as many as leave a multiple of so many channels of its layers."""
+    labels = group.members[group.out_axes[0]]
+    step = round_to // math.gcd(round_to, int((labels >= 0).sum()) // group.units)
+    kept = -(-(group.units - len(units)) // step) * step
+    return sorted(sorted(units, key=lambda unit: float(scores[unit]))[: max(0, group.units - kept)])
 
 
 def _none_removable(

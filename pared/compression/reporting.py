@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
-from pared.compression.intake import LoadedModel, why_passed_over
+from pared.compression.intake import PASSED_OVER, LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
@@ -30,16 +30,16 @@ class Measured:
 
     before: Measurement
     after: Measurement
-    successor: str
+    format: str
     warnings: list[str]
 
     def with_files(
         self, upload: Path, written: Sequence[Path], baseline: Assessment | None, final: Assessment | None
     ) -> tuple[Measurement, Measurement]:
-        """The measurements with the bytes of the upload and of its successor: the result in the same format, if any."""
-        like = next((path for path in written if path.name == self.successor), written[0])
+        """The measurements with the bytes of the upload and of its successor."""
         parts = []
-        for measurement, path, assessment in ((self.before, upload, baseline), (self.after, like, final)):
+        result = successor(self.format, written)
+        for measurement, path, assessment in ((self.before, upload, baseline), (self.after, result, final)):
             raw, compressed = count_bytes(path)
             quality = None if assessment is None else assessment.quality
             parts.append(
@@ -49,12 +49,19 @@ class Measured:
 
 
 def measure_both(
-    before: LoadedModel, after: LoadedModel, example: Sequence[Tensor], work: Work, tick: Callable[[], None]
+    before: LoadedModel,
+    after: LoadedModel,
+    example: Sequence[Tensor],
+    work: Work,
+    tick: Callable[[], None],
+    batch_sizes: Sequence[int] = (1, 32),
 ) -> Measured:
     """Size, work and latency of both models."""
     notes, parts = [], []
     first, second = (each.module.to(work.device).eval() for each in (before, after))
-    *latencies, refused = measure_latency(first, second, example, device=work.device, tick=tick)
+    *latencies, refused = measure_latency(
+        first, second, example, device=work.device, batch_sizes=batch_sizes, tick=tick
+    )
     notes += refused + _busy_warning()
     for module, latency in zip((first, second), latencies, strict=True):
         parameters, nonzero = count_parameters(module)
@@ -72,7 +79,12 @@ def measure_both(
         module.cpu()
     if any(part.macs is None for part in parts):
         notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
-    return Measured(parts[0], parts[1], _SUCCESSORS[before.format], notes)
+    return Measured(parts[0], parts[1], before.format, notes)
+
+
+def successor(upload_format: str, written: Sequence[Path]) -> Path:
+    """The result in the upload's own format, if any, so that files compare like with like; else the first."""
+    return next((path for path in written if path.name == _SUCCESSORS[upload_format]), written[0])
 
 
 _SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
@@ -133,19 +145,20 @@ def layer_reports(
     layer_names, names_of = weight_layers(before), tied_names(before)
     reports = []
     for name, layer in layer_names.items():
-        if name not in new:
+        if name not in new and name not in removed:
             continue
+        left = new.get(name, old[name][:0])  # of a residual block that went, nothing
         known = next((alias for alias in names_of[name] if alias in removed and alias in output_dims), None)
         units = None if known is None else removed[known].get(str(output_dims[known]))
         reason = reasons.get(layer)
         if reason is None and output_dims and not any(alias in output_dims for alias in names_of[name]):
-            reason = why_passed_over(before, layer)
+            reason = PASSED_OVER
         reports.append(
             LayerReport(
                 name=layer if list(layer_names.values()).count(layer) == 1 else name,
                 shape_before=list(old[name].shape),
-                shape_after=list(new[name].shape),
-                sparsity=1 - int(torch.count_nonzero(new[name])) / max(new[name].numel(), 1),
+                shape_after=list(left.shape),
+                sparsity=int((left == 0).sum()) / max(left.numel(), 1),
                 removed_units=units,
                 reason=None if units else reason,
             )

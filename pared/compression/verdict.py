@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pared.compression.intake.inspection import LITTLE
-from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality
-from pared.specs import Granularity
+from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality, Size
+from pared.specs import PHYSICAL, Granularity, Target
 
 SIGNIFICANT_P = 0.05
 
@@ -17,8 +17,48 @@ def prune_verdict(
     granularity: Granularity, before: Measurement, after: Measurement, comparison: Comparison | None
 ) -> str:
     """One sentence: what was gained in size and time, and what it cost."""
-    gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after), _file(before, after)]
+    gains = [_fewer_parameters(before, after) if granularity in PHYSICAL else _zeros(after), _file(before, after)]
     return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
+
+
+def goal_sentence(
+    target: Target, reached: Mapping[str, float], before: Quality | None, after: Quality | None, tried: int
+) -> str:
+    """Whether a goal was met, and what was reached of each of its parts.
+
+    Args:
+        reached: shares left, and the quality lost on the test split.
+        before, after: of the upload and of the result, where they were measured.
+        tried: how many points the search looked at.
+    """
+    missed = target.missed(reached)
+    names = {
+        "params": "the parameters",
+        "macs": "the multiply-adds",
+        "file_bytes": "the file's bytes",
+        "latency": f"the latency at batch {target.latency_batch_size}",
+    }
+    parts = []
+    for name, share in target.goals.items():
+        if name in names:
+            asked = f"at most {_percent(share)}"
+            told = f"{_percent(reached[name])} of {names[name]}"
+        elif before is not None and after is not None:
+            metric, held = after.metric, before.validation - after.validation
+            asked = f"at most {_lost(metric, share)}"
+            told = f"{_lost(metric, reached[name])} of test {_name(metric)} lost, {_lost(metric, held)} of validation"
+        parts.append(f"{told}, where {asked} was asked" if name in missed else f"{told} (asked: {asked})")
+    if not missed:
+        return f"Goal met: {'; '.join(parts)}."
+    return f"Goal infeasible: {'; '.join(parts)}. This is the nearest of {tried} points tried."
+
+
+def plan_verdict(granularity: Granularity, before: Size, after: Size) -> str:
+    """One sentence: what a job will gain in size."""
+    gains = [_fewer_parameters(before, after) if granularity in PHYSICAL else _zeros(after)]
+    if before.macs and after.macs and before.macs != after.macs:
+        gains.append(f"{_times(before.macs / after.macs)} fewer multiply-adds")
+    return f"{', '.join([*gains, _file(before, after)])}."
 
 
 def distill_verdict(
@@ -69,7 +109,7 @@ def warnings_of(
             f"The packed file has {_bytes(written['model.packed'])}, where the upload had {_bytes(before.file_bytes)}. "
             "It is for keeping and sending: unpacked for use the model has all its shapes again, and their speed."
         )
-    if granularity not in (None, "channel") and set(written) != {"model.packed"}:
+    if granularity not in (None, *PHYSICAL) and set(written) != {"model.packed"}:
         notes.append(
             "Zeros make this dense file neither smaller nor faster: latency does not change, and the file has "
             f"{_bytes(after.file_bytes)} where the upload had {_bytes(before.file_bytes)}. Compressed (gzip -6) it is "
@@ -97,7 +137,7 @@ def warnings_of(
     ]
     if odd:
         notes.append(
-            f"Channels are no longer a multiple of 8 in {_some(odd)}; some devices run such layers below their speed."
+            f"Channels are no longer a multiple of 8 in {some(odd)}; some devices run such layers below their speed."
         )
     return notes
 
@@ -137,19 +177,19 @@ def _joined(gains: list[str], before: Measurement, after: Measurement) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _fewer_parameters(before: Measurement, after: Measurement) -> str:
+def _fewer_parameters(before: Size, after: Size) -> str:
     ratio = before.parameters / max(after.parameters, 1)
     if ratio > 1.005:
         return f"{_times(ratio)} fewer parameters"
     return "no fewer parameters" if ratio > 0.995 else f"{_times(1 / ratio)} more parameters"
 
 
-def _zeros(after: Measurement) -> str:
+def _zeros(after: Size) -> str:
     share = 1 - after.nonzero_parameters / max(after.parameters, 1)
     return f"{100 * share:.1f} % of all parameters are zero"
 
 
-def _file(before: Measurement, after: Measurement) -> str:
+def _file(before: Size, after: Size) -> str:
     ratio = before.file_bytes / max(after.file_bytes, 1)
     return f"{_times(ratio)} smaller file" if ratio > 1.05 else "file no smaller"
 
@@ -205,6 +245,19 @@ def _signed(metric: str, value: float) -> str:
     return text.replace("-", "−")
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.3f}".rstrip("0").rstrip(".") + " %"
+
+
+def _lost(metric: str, value: float) -> str:
+    """`0.6 points`, or `0.012` of R²."""
+    number = 100 * value if metric == "accuracy" else value
+    text = f"{number:.3f}".rstrip("0").rstrip(".").replace("-", "−")
+    if metric != "accuracy":
+        return text
+    return f"{text} point" if text == "1" else f"{text} points"
+
+
 def _times(ratio: float) -> str:
     return f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
 
@@ -215,5 +268,6 @@ def _bytes(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 10_000_000 else f"{count / 1e6:.1f} MB"
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many layers."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more layers" if len(names) > 5 else "")

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from pared.errors import Conflict, IdempotencyMismatch, NotFound, ParedError
-from pared.specs import BUILTIN_DATASETS, DistillSpec, InspectSpec, PruneSpec
+from pared.errors import Conflict, IdempotencyMismatch, NotFound, ParedError, TooManyRequests
+from pared.specs import BUILTIN_DATASETS, DistillSpec, InspectSpec, PlanSpec, PruneSpec
 from pared.state.events import EventKind, add_events
 from pared.state.session import Sessions
-from pared.state.tables import ENDED, Dataset, IdempotencyKey, Job, Model, Outbox, new_id
+from pared.state.tables import ENDED, QUICK, Dataset, IdempotencyKey, Job, Model, Outbox, new_id
+
+MAX_PLANS = 20
+"""Plans of one owner that may wait at once."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,24 @@ def submit(
         return earlier, False
 
 
-def add_job(session: Session, owner: str, spec: PruneSpec | DistillSpec | InspectSpec) -> Job:
+def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
+    """Write a queued plan, with its doorbell. Returns its id.
+
+    Raises:
+        NotFound, Conflict: as `submit`.
+        TooManyRequests: as many plans of this owner as may wait do.
+    """
+    with sessions.begin() as session:
+        check_references(session, owner, spec.job)
+        waiting = session.scalar(
+            select(func.count()).where(Job.owner == owner, Job.type == "plan", Job.status.not_in(ENDED))
+        )
+        if (waiting or 0) >= MAX_PLANS:
+            raise TooManyRequests(f"{waiting} of your plans are not made yet, and no more may wait.")
+        return add_job(session, owner, spec).id
+
+
+def add_job(session: Session, owner: str, spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec) -> Job:
     """A queued job with its first event and its doorbell, in the caller's transaction."""
     job = Job(id=new_id("job"), owner=owner, type=spec.type, spec=spec.model_dump(mode="json"))
     session.add(job)
@@ -97,9 +117,17 @@ def find_job(session: Session, owner: str, job_id: str) -> Job:
     return job
 
 
+def find_plan(session: Session, owner: str, plan_id: str) -> Job:
+    """The owner's plan. Raises NotFound, also for another owner's, and for one that was made long ago."""
+    job = session.scalar(select(Job).where(Job.owner == owner, Job.type == "plan", Job.id == plan_id))
+    if job is None:
+        raise NotFound(f"There is no plan {plan_id}. Plans are kept for an hour; post the spec again.")
+    return job
+
+
 def jobs_of(owner: str) -> Select[Job]:
-    """The owner's jobs; inspections are nobody's. Reports, which may be megabytes each, stay in the database."""
-    return select(Job).where(Job.owner == owner, Job.type != "inspect").options(defer(Job.report, raiseload=True))
+    """The jobs that the owner posted. Reports, which may be megabytes each, stay in the database."""
+    return select(Job).where(Job.owner == owner, Job.type.not_in(QUICK)).options(defer(Job.report, raiseload=True))
 
 
 def record(session: Session, job_id: str) -> None:

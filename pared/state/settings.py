@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """A child silent for so long is killed."""
     inspect_time_s: float = 60.0
     """Wall clock of one inspection."""
+    plan_time_s: float = 120.0
+    """Wall clock of one plan."""
     job_time_s: float = 86400.0
     """Wall clock of a job that sets no `time_limit_s`."""
     cancel_grace_s: float = 10.0

@@ -17,10 +17,11 @@ from pared.state.objects import ObjectStore, content_key, open_store
 from pared.state.queue import relay, ring_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.tables import ENDED, Artifact, Dataset, IdempotencyKey, Job, Model, WorkerHeartbeat, db_now
+from pared.state.tables import ENDED, HELD, Artifact, Dataset, IdempotencyKey, Job, Model, WorkerHeartbeat, db_now
 
 IDEMPOTENCY_S = 86_400.0
 FORGET_WORKER_S = 3_600.0
+KEEP_PLAN_S = 3_600.0
 _RELAY_AFTER_S = 2.0  # the API rings for its own jobs at once; the sweep only for those it did not manage
 _ORPHAN_S = 120.0
 
@@ -75,11 +76,14 @@ class Sweep:
         return reaped
 
     def collect(self) -> None:
-        """Delete unreferenced objects, expired keys, and what dead processes left."""
+        """Delete unreferenced objects, expired keys and plans, and what dead processes left."""
         settings = self._settings
         with self._sessions.begin() as session:
             session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < db_now() - IDEMPOTENCY_S))
             session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < db_now() - FORGET_WORKER_S))
+            # One that no worker ever took is of no use to whoever waited for it.
+            old = Job.created_at < db_now() - KEEP_PLAN_S
+            session.execute(delete(Job).where(Job.type == "plan", Job.status.not_in(HELD), old))
             _reject_orphans(session)
         self._store.drop_abandoned(settings.keep_unreferenced_s)
         dropped = 0

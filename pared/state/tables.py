@@ -21,6 +21,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Text,
     UniqueConstraint,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     and_,
     case,
     or_,
+    select,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -38,6 +40,8 @@ from sqlalchemy.sql.functions import FunctionElement
 JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
 ENDED = ("succeeded", "failed", "canceled")
 HELD = ("running", "canceling")
+QUICK = ("inspect", "plan")
+"""Types of jobs that the API makes for itself: never listed, over in seconds, and not kept waiting by the others."""
 
 # None is SQL's NULL, not JSON's null, so that `is_(None)` means what it says.
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
@@ -144,7 +148,7 @@ class Job(Base):
 
     id: Mapped[str] = mapped_column(String(30), primary_key=True)
     owner: Mapped[str] = mapped_column(String(30))
-    type: Mapped[str] = mapped_column(String(16))  # prune | distill | inspect (never listed)
+    type: Mapped[str] = mapped_column(String(16))  # prune | distill | one of QUICK
     status: Mapped[str] = mapped_column(String(16), default="queued")
     stage: Mapped[str | None] = mapped_column(String(16))
     spec: Mapped[dict[str, Any]] = mapped_column(Json)
@@ -172,6 +176,12 @@ class Job(Base):
     checkpoint_step: Mapped[int | None] = mapped_column(Integer)
     previous_checkpoint_key: Mapped[str | None] = mapped_column(String(255))
     previous_checkpoint_sha256: Mapped[str | None] = mapped_column(String(64))
+
+    @classmethod
+    def next_quick(cls) -> Select[str]:
+        """The id of the quick job that has waited longest."""
+        due = (cls.type.in_(QUICK), cls.status == "queued", cls.run_after <= db_now())
+        return select(cls.id).where(*due).order_by(cls.id).limit(1)
 
     # Transitions. Execute, and look at rowcount (or RETURNING): 0 rows is "you were too late".
 

@@ -19,10 +19,10 @@ from typing import Literal
 import numpy as np
 
 from pared.errors import NothingToPrune, StorageFull, UnsupportedModel, ValidationError
+from pared.specs import Scope
 from pared.weights.magnitudes import UNSIGNED, Cut, Keys, common_type, find_cut, hold_nan, keys, magnitude
 from pared.weights.safetensors import BadSafetensors, Header, TensorEntry, read_header, shown
 
-Scope = Literal["global", "layer"]
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do; the latter may grow."""
 

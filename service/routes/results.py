@@ -27,9 +27,17 @@ router = APIRouter(tags=["results"])
 
 EXAMPLE_REPORT = {
     "type": "prune",
-    "verdict": "3.6× fewer parameters, −0.4 points (95 % CI −1.5…0.7)",
+    "verdict": "Goal met: 24.8 % of the parameters (asked: at most 25 %). 4.0× fewer parameters, −0.4 points of test "
+    "accuracy (95 % CI −1.5 … +0.7)",
+    "goal": {
+        "status": "met",
+        "target": {"params": 0.25},
+        "reached": {"params": 0.248},
+        "amount": 0.53125,
+        "sentence": "Goal met: 24.8 % of the parameters (asked: at most 25 %).",
+    },
     "before": {"parameters": 61706, "nonzero_parameters": 61706, "file_bytes": 249318, "compressed_bytes": 229870},
-    "after": {"parameters": 17140, "nonzero_parameters": 17140, "file_bytes": 70112, "compressed_bytes": 64021},
+    "after": {"parameters": 15303, "nonzero_parameters": 15303, "file_bytes": 70112, "compressed_bytes": 64021},
 }
 
 

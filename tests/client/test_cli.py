@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pared.compression.architectures import build
-from pared.specs import Knowledge, TeachTrain, Train
+from pared.specs import Knowledge, TeachTrain, Train, compression_spec
 from tests.client.scripted import Answer, Scripted
 from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
@@ -59,6 +60,90 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
     assert (files / "small.onnx").is_file()
 
 
+def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --data data.npz --target params=40% --epochs 1 -o goal.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Goal met: ")
+    assert "frontier.csv" in done.stdout
+    sizes = [sum(p.numel() for p in torch.jit.load(files / name).parameters()) for name in ("mlp.pt", "goal.pt")]
+    assert sizes[1] <= 0.4 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        (
+            (
+                "--weights 95% --schedule cubic --stages 50%,80% --ramp 0.6 --regrow 10% --quantize 5 --exclude 2 "
+                "--teach --epochs 3 --optimizer sgd --lr 0.02 --lr-schedule cosine --warmup 5% --momentum 0.8 "
+                "--nesterov --weight-decay 0.0001 --patience 2 --batch-size 32 --seed 7 -o small.packed"
+            ),
+            {
+                "granularity": "weight",
+                "amount": 0.95,
+                "schedule": "cubic",
+                "stages": [0.5, 0.8],
+                "ramp": 0.6,
+                "regrow": 0.1,
+                "quantize": {"bits": 5},
+                "exclude": ["2"],
+                "retrain": {
+                    "teach": True,
+                    "epochs": 3,
+                    "optimizer": "sgd",
+                    "lr": 0.02,
+                    "lr_schedule": "cosine",
+                    "warmup": 0.05,
+                    "momentum": 0.8,
+                    "nesterov": True,
+                    "weight_decay": 0.0001,
+                    "patience": 2,
+                    "batch_size": 32,
+                },
+                "seed": 7,
+                "outputs": ["packed"],
+            },
+        ),
+        (
+            "--channels 50% --schedule iterative --steps 2 --layer-amount 0=30% --layer-amount *=0 --criterion taylor",
+            {
+                "granularity": "channel",
+                "amount": 0.5,
+                "schedule": "iterative",
+                "steps": 2,
+                "amounts": {"0": 0.3, "*": 0.0},
+                "criterion": "taylor",
+                "retrain": {},
+            },
+        ),
+        (
+            "--target params=25% --target macs=0.5 --max-accuracy-drop 0.01 --round-to 8",
+            {
+                "granularity": "channel",
+                "target": {"params": 0.25, "macs": 0.5, "max_accuracy_drop": 0.01},
+                "round_to": 8,
+            },
+        ),
+        ("--n-m 1:2", {"granularity": "n:m", "n_m": [1, 2]}),
+        ("--residual-blocks 25%", {"granularity": "residual_block", "amount": 0.25}),
+        ("--blocks 80% --block-size 2x3 --scope global", {"granularity": "block", "amount": 0.8, "block": [2, 3]}),
+    ],
+)
+def test_each_option_is_a_field_of_the_spec(tmp_path: Path, options: str, fields: dict[str, Any]) -> None:
+    server = Scripted()
+    model = "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"
+    row = {"id": model, "filename": "m.pt", "sha256": "", "size_bytes": 1, "status": "ready"}
+    server.say(Answer(body=row), Answer(body=row), Answer(422, body={"title": "Only looking", "status": 422}))
+    env = environment(PARED_URL=server.url)
+    line = ["prune", model, "--data", "builtin:digits", *options.split()]
+    done = subprocess.run([PARED, *line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    server.close()
+    assert done.returncode == 2, done.stderr
+    sent = json.loads(server.asked[-1].body)
+    assert sent | fields == sent
+    assert compression_spec.validate_python(sent)
+
+
 def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
     done = pared(embedded, files, "prune mlp.pt --weights 90% --json -o sparse.pt")
     assert done.returncode == 0, done.stderr
@@ -79,6 +164,23 @@ def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
     late = pared(embedded, files, f"jobs cancel {job_id}")
     assert late.returncode == 1
     assert "ended" in late.stderr
+
+
+def test_a_plan_takes_the_options_of_prune_and_makes_no_job(embedded: Stack, files: Path) -> None:
+    options = "mlp.pt --data data.npz --channels 50% --epochs 1 -o planned.pt -o planned.packed"
+    done = pared(embedded, files, f"plan {options}")
+    assert done.returncode == 0, done.stderr
+    assert "16 channels" in done.stdout
+    assert "model.packed, bytes (about)" in done.stdout
+    assert "Note: The bytes of model.packed are about so many" in done.stdout
+    assert not (files / "planned.pt").exists()
+    plan = json.loads(pared(embedded, files, f"plan {options} --json").stdout)
+    report = json.loads(pared(embedded, files, f"prune {options} --json").stdout)["report"]
+    assert plan["after"]["parameters"] == report["after"]["parameters"]
+    assert plan["files"]["model.pt"]["size_bytes"] == (files / "planned.pt").stat().st_size
+    refused = pared(embedded, files, "plan mlp.pt --channels 50% --include conv*")
+    assert refused.returncode == 2
+    assert "matches no layer" in refused.stderr
 
 
 def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) -> None:
@@ -127,12 +229,6 @@ def test_pruned_weights_come_with_their_architecture(embedded: Stack, files: Pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("prune mlp.pt", "--channels"),
-        ("prune mlp.pt --channels 50% --weights 50%", "--channels"),
-        ("prune mlp.pt --channels 50% -o small.h5", ".safetensors"),
-        ("prune mlp.pt --channels 50% --epochs 3", "--data"),
-        ("prune mlp.pt --channels 50% --data data.npz --input-shape 1,6", "--input-shape"),
-        ("prune mlp.pt --channels 50% --input-shape 1x6", "1x6"),
         ("prune mlp.pt --channels 50% --input-shape 1,6:text", "/example_inputs/0/dtype"),
         ("prune mlp.pt --channels 50% -o mlp.pt/small.pt", "mlp.pt/small.pt cannot"),
         ("distill --teacher mlp.pt --data builtin:digits", "--width"),
@@ -158,6 +254,21 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("prune mlp.pt --weights 150%", "'--weights': 150% is 150 %, not"),
         ("prune mlp.pt --weights nan", "nan is"),
         ("distill --teacher mlp.pt --data data.npz --width 50", "'--width': 50 is 5000 %"),
+        ("prune mlp.pt", "give a goal, such as --target params=25%, or one of --channels"),
+        ("prune mlp.pt --channels 50% --weights 50%", "one of --channels"),
+        ("prune mlp.pt --channels 50% --max-accuracy-drop 0.01", "give a goal"),
+        ("prune mlp.pt --target size=50%", "size=50% is no goal; write one of params=25%"),
+        ("prune mlp.pt --target params=2", "'--target': 2 is 200 %, not"),
+        ("prune mlp.pt --n-m 2/4", "'--n-m': 2/4 is not a pair of numbers; write 2:4"),
+        ("prune mlp.pt --blocks 50% --block-size 4", "'--block-size': 4 is not a pair of numbers; write 4x4"),
+        ("prune mlp.pt --channels 50% --layer-amount 30%", "'--layer-amount': 30% names no layers"),
+        ("prune mlp.pt --weights 90% --stages 50%,high", "'--stages': high is not a share"),
+        ("prune mlp.pt --weights 90% --schedule slow", "'--schedule'"),
+        ("prune mlp.pt --weights 90% --quantize 4 -o small.pt", "-o with the ending .packed"),
+        ("prune mlp.pt --channels 50% -o small.h5", ".safetensors"),
+        ("prune mlp.pt --channels 50% --epochs 3 --lr-schedule cosine", "leave out --epochs, --lr-schedule"),
+        ("prune mlp.pt --channels 50% --data data.npz --input-shape 1,6", "--input-shape"),
+        ("prune mlp.pt --channels 50% --input-shape 1x6", "1x6"),
         ("prune nowhere.pt --channels 50%", "there is no file nowhere.pt"),
         ("prune mlp.pt --data nowhere.npz --channels 50%", "'--data': there is no file nowhere.npz"),
         ("prune mlp.pt --architecture nowhere.json --channels 50%", "there is no file nowhere.json"),
@@ -178,8 +289,12 @@ def test_what_is_wrong_in_the_line_is_told_before_anything_is_sent(files: Path, 
 
 def test_help_says_the_defaults() -> None:
     for command, defaults in {
-        "prune": [Train().epochs, Train().lr, Train().batch_size],
-        "distill": [TeachTrain().lr, Knowledge(kind="knowledge").temperature, "knowledge; output_mse for a regression"],
+        "prune": [Train().epochs, "0.01 for sgd, 0.001 for adam", Train().batch_size, "sgd"],
+        "distill": [
+            TeachTrain().optimizer,
+            Knowledge(kind="knowledge").temperature,
+            "knowledge; output_mse for a regression",
+        ],
         "up": ["PARED_PORT or 8000"],
     }.items():
         done = subprocess.run(

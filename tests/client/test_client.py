@@ -59,6 +59,40 @@ def test_a_submit_is_retried_with_the_same_idempotency_key(server: Scripted, cli
     assert json.loads(server.asked[-1].body) == spec
 
 
+PLAN = {
+    "verdict": "smaller",
+    "amount": 0.5,
+    "exact": True,
+    "before": {"parameters": 4, "nonzero_parameters": 4, "macs": 4, "file_bytes": 40},
+    "after": {"parameters": 2, "nonzero_parameters": 2, "macs": 2, "file_bytes": 20},
+    "files": {"model.pt": {"size_bytes": 20, "exact": True}},
+    "layers": [{"name": "fc", "shape_before": [4, 1], "shape_after": [2, 1], "removed_units": 2}],
+}
+
+
+def test_a_plan_is_waited_for_where_it_is_to_be(server: Scripted, client: pared.Client) -> None:
+    pending = Answer(202, {"id": "job_1", "status": "queued"}, {"Location": "/v1/plans/job_1"})
+    server.say(pending, problem(503, "unavailable"), pending, Answer(body=PLAN))
+    plan = client.plan("mdl_1", amount=0.5)
+    assert (plan.exact, plan.after.file_bytes) == (True, 20)
+    assert "2 channels" in str(plan)
+    assert [f"{asked.method} {asked.path}" for asked in server.asked] == [
+        "POST /v1/jobs:plan",
+        *["GET /v1/plans/job_1"] * 3,
+    ]
+    assert json.loads(server.asked[0].body) == {"type": "prune", "model": "mdl_1", "dataset": None, "amount": 0.5}
+    assert server.asked[1].headers["prefer"] == "wait=30"
+
+
+def test_a_plan_is_awaited(server: Scripted) -> None:
+    async def plan() -> pared.Plan:
+        async with pared.AsyncClient(server.url) as client:
+            return await client.plan("mdl_1", "builtin:digits", amount=0.5)
+
+    server.say(Answer(body=PLAN))
+    assert anyio.run(plan).amount == 0.5
+
+
 def test_two_submits_have_different_keys(server: Scripted, client: pared.Client) -> None:
     server.say(Answer(202, JOB), Answer(202, JOB))
     client.prune("mdl_1")

@@ -309,14 +309,46 @@ def test_what_mixes_channels_is_left_alone_and_named() -> None:
             self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = torch.softmax(self.a(x), -1)
+            x = torch.sort(self.a(x), -1)[0]
             return self.c(torch.cumsum(self.b(x), 1).relu())
 
     x = torch.randn(2, 4)
     coupling = find_groups(as_file(Mixed().eval(), "scripted", (x,)), (x,))
     assert coupling.groups == []
-    assert "aten::softmax" in coupling.reasons["a"]
+    assert "aten::sort" in coupling.reasons["a"]
     assert "aten::cumsum" in coupling.reasons["b"]
+
+
+class OverChannels(nn.Module):
+    """Softmax, largest value and sum over the channels; a norm written by hand; and a gate that is no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.softmax(self.a(x), -1)
+        x = self.b(x)
+        x = torch.exp(x - x.amax(-1, keepdim=True))
+        x = x / x.sum(-1, keepdim=True)
+        x = self.c(x)
+        return self.d(x * torch.sigmoid(x.mean(-1, keepdim=True)))
+
+
+@pytest.mark.parametrize("form", ["scripted", "traced"])
+def test_softmax_and_norms_by_hand_take_what_is_kept_and_a_mean_elsewhere_fixes_its_channels(form: str) -> None:
+    module = OverChannels().eval()
+    coupling = find_groups(as_file(module, form, FEATURES), FEATURES)
+    assert sorted(group.layers for group in coupling.groups) == [["a"], ["b"]]
+    assert coupling.reasons["c"] == "aten::sigmoid: uses a mean over the channels for more than a norm"
+    small = remove(coupling.script, every_other(coupling), coupling.patches)
+    a, b, c, d = ((layer.weight, layer.bias) for layer in (module.a, module.b, module.c, module.d))
+    with torch.no_grad():
+        x = torch.softmax(FEATURES[0] @ a[0][1::2].T + a[1][1::2], -1)
+        x = torch.softmax(x @ b[0][1::2, 1::2].T + b[1][1::2], -1)
+        x = x @ c[0][:, 1::2].T + c[1]
+        expected = F.linear(x * torch.sigmoid(x.mean(-1, keepdim=True)), *d)
+        torch.testing.assert_close(small(*FEATURES), expected)
 
 
 class Rolled(nn.Module):

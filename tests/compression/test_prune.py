@@ -146,7 +146,7 @@ def test_channel_score_is_the_sum_of_absolute_incoming_weights() -> None:
             ["Linear", {"in_features": 2, "out_features": 2}],
         ]
     }
-    assert (removal.units, removal.removed_units) == ({"0.weight/0": 4}, 2)
+    assert (removal.units, removal.removed_units) == ({"channels of 0.bias/0, 0.weight/0, 2.weight/1": 4}, 2)
 
 
 def test_residual_channels_are_scored_in_every_layer_that_makes_them() -> None:

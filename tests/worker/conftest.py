@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from pared.specs import PruneSpec
-from pared.state.jobs import submit
+from pared.specs import PlanSpec, PruneSpec
+from pared.state.jobs import submit, submit_plan
 from pared.state.objects import open_store
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
@@ -84,9 +84,15 @@ class Bench:
 
     def submit(self, *behaviour: str, content: bytes = b"a model", **fields: Any) -> str:
         """A queued job."""
-        spec = PruneSpec(type="prune", model=self.upload(content), amount=0.5, include=list(behaviour), **fields)
-        job, _ = submit(self.sessions, "local", spec)
+        job, _ = submit(self.sessions, "local", self._spec(*behaviour, content=content, **fields))
         return job.id
+
+    def submit_plan(self, *behaviour: str) -> str:
+        """A queued plan."""
+        return submit_plan(self.sessions, "local", PlanSpec(type="plan", job=self._spec(*behaviour)))
+
+    def _spec(self, *behaviour: str, content: bytes = b"a model", **fields: Any) -> PruneSpec:
+        return PruneSpec(type="prune", model=self.upload(content), amount=0.5, include=list(behaviour), **fields)
 
     def run(
         self, job_id: str, command: tuple[str, ...] = TINY, confinement: Confinement | None = None, **changes: Any

@@ -207,6 +207,35 @@ def test_a_worker_with_a_crashing_job_goes_on_to_the_next(service):
     assert (bad_job.status, bad_job.error["code"], bad_job.crash_count) == ("failed", "model-crashes-worker", 2)
 
 
+def test_a_plan_does_not_wait_for_the_job_under_way_and_goes_back_with_it(service):
+    worker = service.start_worker()
+    service.alive()
+    long = service.submit("hang")
+    service.until(long, lambda job: job.status == "running")
+    plan = service.ended(service.bench.submit_plan("make_plan", "0"), 20)
+    assert (plan.status, plan.report["exact"]) == ("succeeded", True)
+    refused = service.ended(service.bench.submit_plan("raise_named"), 20)
+    assert (refused.status, refused.error["code"]) == ("failed", "nothing-to-prune")
+    assert service.bench.job(long).status == "running"
+    endless = service.bench.submit_plan("hang")
+    service.until(endless, lambda job: job.status == "running")
+    assert worker.stop(15) == 0
+    for job in map(service.bench.job, (long, endless)):
+        assert (job.status, job.attempt, job.crash_count) == ("queued", 0, 0)
+    assert service.rows() == []
+
+
+def test_a_plan_whose_worker_was_killed_is_made_by_another(service):
+    worker = service.start_worker()
+    service.alive()
+    plan_id = service.bench.submit_plan("make_plan", "2")
+    service.until(plan_id, lambda job: job.status == "running")
+    worker.kill()
+    service.start_worker()
+    plan = service.ended(plan_id, 60)
+    assert (plan.status, plan.fence, plan.crash_count) == ("succeeded", 2, 0)
+
+
 def test_the_worker_never_loads_torch(service):
     worker = service.start_worker()
     service.alive()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pared.specs import PruneSpec
+from pared.specs import PlanSpec, PruneSpec
 from worker import child
 
 
@@ -17,6 +17,11 @@ def method(spec: Any, work: Any) -> Any:
     """Do what `spec.include` names: a behaviour and its arguments."""
     name, *arguments = spec.include
     return BEHAVIOURS[name](work, *arguments)
+
+
+def plan(spec: Any, work: Any) -> Any:
+    """The same for the job that is planned."""
+    return method(spec.job, work)
 
 
 def report(work: Any) -> Any:
@@ -54,6 +59,14 @@ def slow(work: Any, steps: str, pause: str) -> Any:
         work.observer.progress((step + 1) / int(steps), epoch=step, epochs=int(steps))
     (work.directory / "model.pt").write_bytes(str(state["w"].tolist()).encode())
     return report(work)
+
+
+def make_plan(work: Any, seconds: str) -> Any:
+    from pared.reports import Plan, Size
+
+    time.sleep(float(seconds))
+    size = Size(parameters=1, nonzero_parameters=1, file_bytes=1)
+    return Plan(verdict="fine", amount=0.5, exact=True, before=size, after=size, files={}, layers=[])
 
 
 def segfault(work: Any) -> Any:
@@ -168,11 +181,11 @@ BEHAVIOURS = {
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
         leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders, flood_of_steps,
-        remove_the_results,
+        remove_the_results, make_plan,
     )
 }  # fmt: skip
 
 
 if __name__ == "__main__":
     sys.setswitchinterval(0.005)
-    child.main({PruneSpec: method})
+    child.main({PruneSpec: method, PlanSpec: plan})

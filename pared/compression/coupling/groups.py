@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import Interpreter, UnsupportedGraph, first_line, reloaded
-from pared.compression.coupling.labels import Labels, Tracked, Units, along
+from pared.compression.coupling.fused import unfused
+from pared.compression.coupling.interpreter import (
+    Interpreter,
+    StorageKey,
+    UnsupportedGraph,
+    first_line,
+    reloaded,
+    storage_key,
+)
+from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
 from pared.compression.coupling.reference import Mismatch, check
 from pared.compression.coupling.rules import Patch, Rules
-from pared.compression.coupling.shrink import Removed, StorageKey, remove, storage_key
+from pared.compression.coupling.shrink import Removed, remove
 from pared.errors import ModelFailed
 
 Axis = tuple[str, int]
@@ -35,6 +44,8 @@ class ChannelGroup:
     members: dict[Axis, Labels]
     out_axes: list[Axis]
     """The axes that make the channels: their incoming weights are what a score looks at."""
+    kind: Literal["channel", "head"] = "channel"
+    """`head`: its units are whole heads of attention."""
 
     def removal(self, units: Sequence[int]) -> Removed:
         """The tensor indices that go when these units go."""
@@ -48,17 +59,16 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class LayerUse:
-    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels."""
+    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels.
+
+    `channels`: how many of these it has; None for a layer that only passes channels on.
+    """
 
     name: str
     kind: str
     weights: dict[str, list[int]]
     out_axis: Axis | None = None
-
-    @property
-    def channels(self) -> int | None:
-        """How many output channels it has; None for one that only passes channels on."""
-        return None if self.out_axis is None else self.weights[self.out_axis[0]][self.out_axis[1]]
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Coupling:
     `script`: the model's TorchScript twin, whose nodes `patches` count; `original` runs a copy of it.
     `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
     follow what is removed; they matter for TorchScript only. `output_dims`: weight name -> the dimension
-    of it that makes output channels.
+    of it that makes output channels. `inlined`: the twin has its calls inlined, as fused operators had to be replaced.
     """
 
     script: torch.jit.ScriptModule
@@ -78,6 +88,7 @@ class Coupling:
     layers: list[LayerUse]
     patches: list[CountedPatch] = field(default_factory=list)
     output_dims: dict[str, int] = field(default_factory=dict)
+    inlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,30 +142,71 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> Coupling:
     Raises:
         ModelFailed: the model does not run on the example.
     """
-    script = scripted(module, example)
+    given = scripted(module, example)
+    script = unfused(given, example)
     original = Interpreter(reloaded(script))
-    units = Units()
-    registry = _Registry(units, original.module)
-    rules = Rules(units)
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         _try_out(original.module, example)
         try:
-            output = original.run(example, registry.wrap, rules)
+            units, registry, rules = _labelled(original, example)
         except UnsupportedGraph as unsupported:
             reason = f"{unsupported}: this operator of the graph cannot be followed"
             return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
-    for tracked in _outputs(output):
-        for layer in tracked.layers:
-            units.fix(layer, "the model's output")
 
     groups = _grouped(units, registry, rules)
     patches = _counted(units, registry, rules)
-    layers = [LayerUse(name, use.kind, use.weights, use.out_axis) for name, use in rules.uses.items()]
+    layers = [LayerUse(name, use.kind, use.weights, use.out_axis, use.channels) for name, use in rules.uses.items()]
     sound, failures = _sound(script, original, example, groups, patches)
     reasons = _reasons(units, registry, rules, sound, failures)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
     output_dims = dict([*rules.out_axes, *(axis for group in sound for axis in group.out_axes)])
-    return Coupling(script, original, sound, reasons, layers, patches, output_dims)
+    return Coupling(script, original, sound, reasons, layers, patches, output_dims, inlined=script is not given)
+
+
+def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, _Registry, Rules]:
+    """Run the model with labels on its weights.
+
+    Where a reshape splits channels in a way that leaves all of them fixed, as features into (heads, 3, width) of which
+    the three are then picked, another of the split's dimensions is tried; so too where the slices are not heads but
+    parts of each. What makes most channels removable, and then most heads, is kept.
+    """
+    choices: dict[int, int] = {}
+    best = latest = _labelled_with(choices, original, example)
+    while True:
+        units, _, rules = latest
+        widths = _roots(units, rules.widths)
+        stuck = [split for split in rules.splits if widths.issuperset(_roots(units, [split.labels]))]
+        later = {split.node: choices.get(split.node, 0) + 1 for split in stuck}
+        later = {node: turn for node, turn in later.items() if turn <= max(s.others for s in stuck if s.node == node)}
+        if not later:
+            return best
+        choices |= later
+        latest = _labelled_with(choices, original, example)
+        best = max(best, latest, key=_gain)
+
+
+def _labelled_with(
+    choices: dict[int, int], original: Interpreter, example: Sequence[Tensor]
+) -> tuple[Units, _Registry, Rules]:
+    units = Units()
+    registry = _Registry(units, original.module)
+    rules = Rules(units, choices=choices)
+    output = original.run(example, registry.wrap, rules)
+    for tracked in _outputs(output):
+        for layer in [*tracked.layers, *tracked.statistic]:
+            units.fix(layer, "the model's output")
+    return units, registry, rules
+
+
+def _gain(labelled: tuple[Units, _Registry, Rules]) -> tuple[int, int]:
+    units, registry, rules = labelled
+    removable = sum(int(units.roots(labels).astype(bool).sum()) for labels in registry.axes.values())
+    return removable, len(_roots(units, rules.heads))
+
+
+def _roots(units: Units, labels: Iterable[Labels]) -> set[int]:
+    """The removable units among these."""
+    return {root for some in labels for root in np.unique(units.roots(some)).tolist()} - {FIXED}
 
 
 def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -190,20 +242,23 @@ def _grouped(units: Units, registry: _Registry, rules: Rules) -> list[ChannelGro
     for axis, labels in roots.items():
         for root in np.unique(labels):
             signature.setdefault(int(root), []).append(axis)
-    signature.pop(0, None)
+    signature.pop(FIXED, None)
+    heads = _roots(units, rules.heads)
     by_axes: dict[tuple[Axis, ...], list[int]] = {}
     for root, on in signature.items():
         by_axes.setdefault(tuple(on), []).append(root)
     groups = []
     for axes, members in by_axes.items():
         outs = [axis for axis in axes if axis in rules.out_axes] or [axis for axis in axes if _makes(registry, axis)]
-        # A group is the outputs of some layer and is read by another; anything else is not a channel.
-        if not outs or len(members) < 2:
+        # A group is the outputs of some layer and is read by another; anything else is not a channel, such as the
+        # vectors for positions that the example does not reach.
+        if not outs or len(members) < 2 or len({name for name, _ in axes}) < 2:
             continue
         number = {root: index for index, root in enumerate(sorted(members))}
         unit_of = {axis: np.array([number.get(int(root), -1) for root in roots[axis]], dtype=np.int64) for axis in axes}
         layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in outs))
-        groups.append(ChannelGroup(layers, len(members), unit_of, outs))
+        kind: Literal["channel", "head"] = "head" if heads.issuperset(members) else "channel"
+        groups.append(ChannelGroup(layers, len(members), unit_of, outs, kind))
     return groups
 
 
@@ -219,11 +274,12 @@ def _counted(units: Units, registry: _Registry, rules: Rules) -> list[CountedPat
     for axis, labels in registry.axes.items():
         for index, root in enumerate(units.roots(labels).tolist()):
             owner.setdefault(root, (axis, index))
+    owner.pop(FIXED, None)
     counted = []
     for patch in rules.patches.values():
-        roots = units.roots(patch.labels)
-        if roots.any() or patch.computed:
-            counted.append(CountedPatch(patch, [owner[root] if root else None for root in roots.tolist()]))
+        members = [owner.get(root) for root in units.roots(patch.labels).tolist()]
+        if any(members) or patch.computed:
+            counted.append(CountedPatch(patch, members))
     return counted
 
 
@@ -258,15 +314,28 @@ def unsound(
         removals: of the original, one for each group of channels.
         shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
     """
+
+    def attempt(indices: list[int]) -> None:
+        removed: Removed = {}
+        for index in indices:
+            merge(removed, removals[index])
+        check(original, example, removed, _built(shrunk, removed))
+
+    return failing(len(removals), attempt)
+
+
+def failing(count: int, attempt: Callable[[list[int]], None]) -> dict[int, str]:
+    """Which of `count` removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        attempt: raises `Mismatch` where these do not hold together.
+    """
     failed: dict[int, str] = {}
 
     def hold(kept: list[int], some: list[int]) -> list[int]:
         """Those of `some` that hold together with `kept`, which do: halving on failure."""
-        removed: Removed = {}
-        for index in [*kept, *some]:
-            merge(removed, removals[index])
         try:
-            check(original, example, removed, _built(shrunk, removed))
+            attempt([*kept, *some])
         except Mismatch as mismatch:
             if len(some) == 1:
                 failed[some[0]] = str(mismatch)
@@ -276,8 +345,8 @@ def unsound(
             return left + hold(kept + left, some[half:])
         return some
 
-    if removals:
-        hold([], list(range(len(removals))))
+    if count:
+        hold([], list(range(count)))
     return failed
 
 
@@ -310,7 +379,8 @@ def _reasons(
             reasons[layer] = "it has a single output channel"
             continue
         fixed = [units.fixed_reason(int(label)) for label in registry.axes[axis]]
-        failed = failed_on.get(axis, "its channels are tied to fixed ones")
+        together = f"all its channels could only go together: {units.tied_reason(int(registry.axes[axis][0]))}"
+        failed = failed_on.get(axis, together)
         reasons[layer] = next((reason for reason in fixed if reason), failed)
     return reasons
 

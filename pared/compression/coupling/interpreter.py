@@ -21,6 +21,7 @@ from pared.compression.coupling.labels import Tracked
 Node = Any  # torch._C.Node
 Wrap = Callable[[str, torch.Tensor], Tracked]
 Visitor = Callable[["Call"], None]
+StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class UnsupportedGraph(Exception):
@@ -68,6 +69,8 @@ class Interpreter:
         self._graph = inlined_graph(module)
         self._index = {id_of(node): index for index, node in enumerate(nodes_of(self._graph))}
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
+        # A recurrent layer reads its weights from a list of them.
+        self._names = {storage_key(tensor): name for name, tensor in module.named_parameters()}
 
     def run(self, inputs: Sequence[torch.Tensor], wrap: Wrap, visit: Visitor) -> Any:
         """The module's outputs for these inputs, tensors as `Tracked`.
@@ -144,6 +147,8 @@ class Interpreter:
             return self._wrap(full_name, value)
         if isinstance(value, torch._C.ScriptModule):
             return _Attribute(value, full_name)
+        if isinstance(value, list) and any(isinstance(item, torch.Tensor) for item in value):
+            return [self._wrap(self._names.get(storage_key(item), full_name), item) for item in value]
         return _wrapped(value)
 
     def _call(self, node: Node, args: list[Any]) -> list[Any]:
@@ -212,6 +217,11 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return copied
 
 
+def storage_key(tensor: torch.Tensor) -> StorageKey:
+    """The same for all names of one tensor."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
 def first_line(error: Exception) -> str:
     """What an error of torch says in short: its last line, which is the message under a TorchScript traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -235,6 +245,9 @@ def is_static(value: Any, known: Container[str] = ()) -> bool:
     if kind in ("prim::NumToTensor", "prim::ListConstruct") or kind.startswith("aten::"):
         inputs = list(node.inputs())
         return bool(inputs) and all(is_static(value, known) for value in inputs)
+    if kind == "prim::TupleUnpack":
+        maker, position = next(node.inputs()).node(), [v.debugName() for v in node.outputs()].index(value.debugName())
+        return maker.kind() == "prim::TupleConstruct" and is_static(list(maker.inputs())[position], known)
     return False
 
 
@@ -271,7 +284,10 @@ def _truth(value: Any) -> bool:
 
 
 def _isinstance(node: Node, args: list[Any]) -> list[Any]:
-    raise UnsupportedGraph("prim::isinstance")
+    inferred = torch._C._jit_try_infer_type(_unwrapped(args[0]))
+    if not inferred.success():
+        raise UnsupportedGraph(node.kind())
+    return [any(inferred.type().isSubtypeOf(kind) for kind in node.tys("types"))]
 
 
 def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], list[Any]]:

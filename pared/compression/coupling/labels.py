@@ -26,6 +26,7 @@ class Units:
     def __init__(self) -> None:
         self._parent = np.zeros(1, dtype=np.int64)
         self._reason: dict[int, str] = {FIXED: ""}  # of each fixed representative
+        self._tied: dict[int, str] = {}  # what each representative was last merged by
 
     def make(self, count: int) -> Labels:
         """`count` new units of one element each."""
@@ -53,6 +54,7 @@ class Units:
             for low, high in zip(pairs.min(axis=1).tolist(), pairs.max(axis=1).tolist(), strict=True):
                 if self._parent[high] == high:
                     self._parent[high] = low
+                    self._tied[low] = reason
                     if high in self._reason:
                         self._reason.setdefault(low, self._reason.pop(high))
 
@@ -64,6 +66,10 @@ class Units:
     def fixed_reason(self, label: int) -> str | None:
         """Why this unit cannot be removed, or None if it can."""
         return self._reason.get(int(self._find(np.array([label], dtype=np.int64))[0]))
+
+    def tied_reason(self, label: int) -> str:
+        """What this unit was last merged by, empty if it is alone."""
+        return self._tied.get(int(self._find(np.array([label], dtype=np.int64))[0]), "")
 
     def _fixes(self, x: int, y: int, reason: str) -> bool:
         """Where one of two representatives is unit 0, fix the other instead of merging."""
@@ -89,6 +95,8 @@ class Tracked:
     layers: list[Labels] = field(default_factory=list)
     name: str | None = None
     """The tensor's name in the model, for a parameter itself."""
+    statistic: list[Labels] = field(default_factory=list)
+    """Units over which this is a mean, a variance or the like: it may only normalise what has them."""
 
     def axis(self, dim: int) -> Labels:
         """Labels along one dimension, shape (size of dim,): fixed where no layer runs along it alone."""

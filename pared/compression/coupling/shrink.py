@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
 
 if TYPE_CHECKING:
     from pared.compression.coupling.groups import CountedPatch
 
 Removed = dict[str, dict[str, list[int]]]
 """Tensor name -> dimension (as text, for JSON) -> removed indices, sorted."""
-
-StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch]) -> torch.jit.ScriptModule:
@@ -49,6 +47,8 @@ def slice_tensors(module: nn.Module, removed: Removed) -> None:
     tensors = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
     replaced: dict[StorageKey, Tensor] = {}
+    # A ScriptModule has no get_submodule, and a layer called `code` or `graph` is no attribute of it.
+    owners = dict(module.named_modules(remove_duplicate=False))
     for name, tensor in tensors.items():
         key = storage_key(tensor)
         if key not in by_storage:
@@ -56,16 +56,12 @@ def slice_tensors(module: nn.Module, removed: Removed) -> None:
         if key not in replaced:
             part = kept_part(tensor.detach(), by_storage[key])
             replaced[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
-        *owners, leaf = name.split(".")
-        owner = module
-        for part_name in owners:  # a ScriptModule has no get_submodule
-            owner = getattr(owner, part_name)
-        setattr(owner, leaf, replaced[key])
-
-
-def storage_key(tensor: Tensor) -> StorageKey:
-    """The same for all names of one tensor."""
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+        owner, _, leaf = name.rpartition(".")
+        setattr(owners[owner], leaf, replaced[key])
+    layer: Any
+    for layer in module.modules():
+        if hasattr(layer, "_flat_weights"):  # a scripted recurrent layer's own list of its weights
+            layer._flat_weights = [replaced.get(storage_key(weight), weight) for weight in layer._flat_weights]
 
 
 def kept_part(tensor: Tensor, by_dim: dict[str, list[int]]) -> Tensor:
@@ -92,7 +88,7 @@ def compose_removed(first: Removed, second: Removed, shapes: dict[str, tuple[int
     return composed
 
 
-def _kept(counted: CountedPatch, removed: Removed) -> int:
+def _kept(counted: CountedPatch, removed: Removed) -> float:
     gone = {
         (name, int(dim), index) for name, dims in removed.items() for dim, indices in dims.items() for index in indices
     }
@@ -100,8 +96,8 @@ def _kept(counted: CountedPatch, removed: Removed) -> int:
     return kept + counted.patch.fixed
 
 
-def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) -> None:
-    """Set one int input of a node, or one element of a list input, for this use alone."""
+def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: float) -> None:
+    """Set one input of a node, or one element of a list input, for this use alone."""
     patch = counted.patch
     value = list(node.inputs())[patch.argument]
     with graph.insert_point_guard(node):
@@ -116,7 +112,11 @@ def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) ->
             return
         # The list may serve other nodes too: this use gets a list of its own.
         fresh = graph.create("prim::ListConstruct", 1)
-        for index, item in enumerate(maker.inputs()):
+        items = list(maker.inputs())
+        if maker.kind() != "prim::ListConstruct":  # it is put together from other lists
+            unpacked = graph.insertNode(graph.create("prim::ListUnpack", [value], patch.length))
+            items = [item.setType(torch._C.IntType.get()) for item in unpacked.outputs()]
+        for index, item in enumerate(items):
             fresh.addInput(graph.insertConstant(kept) if index == patch.element else item)
         fresh.output().setType(value.type())
         graph.insertNode(fresh)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling import Coupling, find_groups
-from pared.compression.coupling.shrink import storage_key
+from pared.compression.coupling.interpreter import storage_key
 from pared.compression.intake.loaded import LoadedModel
 from pared.compression.intake.recognising import recognise
 from pared.compression.intake.state_dicts import read_state_dict
@@ -20,6 +20,9 @@ from pared.reports import LayerInspection, ModelInspection
 
 LITTLE = 0.2
 """Channels that hold a smaller share of the parameters are worth a warning: removing them makes no small model."""
+
+PASSED_OVER = "pared found no channels in this layer; granularity `weight` can zero its weights"
+"""Why no units go from a layer that the coupling does not know."""
 
 
 def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> ModelInspection:
@@ -89,13 +92,6 @@ def inspect_weights(file: ModelFile) -> ModelInspection | None:
     )
 
 
-def why_passed_over(module: nn.Module, layer: str) -> str:
-    """Why channel pruning removes no units of a layer that the coupling does not know."""
-    recurrent = _kind(module, layer).startswith(("lstm", "gru", "rnn"))
-    why = "removes no units of recurrent layers" if recurrent else "found no channels in this layer"
-    return f"pared {why}; granularity `weight` can zero its weights"
-
-
 def _layers(module: nn.Module, coupling: Coupling | None) -> list[LayerInspection]:
     """The layers in the order in which the model runs them, then those that the coupling does not know.
 
@@ -116,7 +112,7 @@ def _layers(module: nn.Module, coupling: Coupling | None) -> list[LayerInspectio
         layer.weights[name] = list(tensor.shape)
         layer.parameters += tensor.numel()
         if coupling is not None and tensor.dim() >= 2 and not layer.prunable_channels and layer.reason is None:
-            layer.reason = coupling.reasons.get(where, why_passed_over(module, where))
+            layer.reason = coupling.reasons.get(where, PASSED_OVER)
     return list(layers.values())
 
 

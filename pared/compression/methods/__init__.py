@@ -7,15 +7,17 @@ from typing import Any
 
 from pared.compression.methods.distilling import distill, distilled
 from pared.compression.methods.inspecting import inspect
+from pared.compression.methods.planning import plan
 from pared.compression.methods.pruning import prune, pruned
 from pared.compression.work import Work
-from pared.reports import DatasetInspection, ModelInspection, Report
-from pared.specs import DistillSpec, InspectSpec, PruneSpec, Spec
+from pared.reports import DatasetInspection, ModelInspection, Plan, Report
+from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec, Spec
 
 __all__ = ["METHODS", "distilled", "pruned"]
 
-METHODS: Mapping[type[Spec], Callable[[Any, Work], Report | ModelInspection | DatasetInspection]] = {
+METHODS: Mapping[type[Spec], Callable[[Any, Work], Report | Plan | ModelInspection | DatasetInspection]] = {
     InspectSpec: inspect,
+    PlanSpec: plan,
     PruneSpec: prune,
     DistillSpec: distill,
 }

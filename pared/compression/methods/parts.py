@@ -58,6 +58,7 @@ class Stages:
         self._current: Stage | None = None
         self._since = time.monotonic()
         self._fraction = 0.0
+        self._trainings = _BEGINS["retrain"], _BEGINS["evaluate"]
 
     def enter(self, name: Stage) -> None:
         """The next stage begins."""
@@ -73,10 +74,17 @@ class Stages:
 
     def span(self, part: int, parts: int) -> tuple[float, float]:
         """Where one of several equal trainings begins and ends, as shares of the whole job."""
-        width = (_BEGINS["evaluate"] - _BEGINS["retrain"]) / parts
-        begin = _BEGINS["retrain"] + part * width
-        self._fraction = begin + width
-        return begin, begin + width
+        begin, end = _part(self._trainings, part, parts)
+        self._fraction = max(self._fraction, end)
+        return begin, end
+
+    def narrow(self, part: int, parts: int) -> None:
+        """The trainings that follow are those of one of several equal candidates."""
+        self._trainings = _part((_BEGINS["retrain"], _BEGINS["evaluate"]), part, parts)
+
+    def again(self) -> None:
+        """What has been done is done once more, and progress waits for it."""
+        self._trainings = self._fraction, self._fraction
 
     def finish(self) -> dict[str, float]:
         """Seconds of each stage of this attempt."""
@@ -89,6 +97,11 @@ class Stages:
         if self._current is not None:
             self._seconds[self._current] = self._seconds.get(self._current, 0.0) + now - self._since
         self._since = now
+
+
+def _part(whole: tuple[float, float], part: int, parts: int) -> tuple[float, float]:
+    width = (whole[1] - whole[0]) / parts
+    return whole[0] + part * width, whole[0] + (part + 1) * width
 
 
 def plain(architecture: Any) -> Any:

@@ -18,6 +18,7 @@ from pared.compression.measure import (
     compare,
     own_failures,
 )
+from pared.compression.methods.goals import frontier, judge, search_for, write_frontier
 from pared.compression.methods.parts import EXAMPLE_BATCH, Stages, assessed, data_of, plain, settled
 from pared.compression.methods.schedule import Given, Pruning
 from pared.compression.names import unmatched_patterns, weight_layers
@@ -44,7 +45,7 @@ from pared.specs import PruneSpec, Retrain
 def prune(spec: PruneSpec, work: Work) -> Report:
     """Remove weights or channels, retrain, measure against the upload, and export.
 
-    A resumed job goes on in the step and epoch of its newest checkpoint.
+    A target is searched for first. A resumed job goes on in the step and epoch of its newest checkpoint.
     """
     return pruned(spec, work)[0]
 
@@ -53,31 +54,45 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
     """`prune`, with the model itself."""
     with settled(work):
         stages = Stages(work.observer)
-        stages.enter("validate")
-        original = load_model(work.models["model"], plain(spec.architecture))
-        _check_patterns(spec, original.module)
-        data = data_of(spec, work)
-        example = _example(spec, original, data)
+        given, skipped = prepared(spec, work, stages)
+        original, example, data = given.original, given.example, given.data
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, spec, work, stages)
 
-        retrain, skipped = _retraining(spec, original, data)
-        state = Pruning(Given(spec, work, stages, original, example, data, retrain))
-        state.run(work.observer.resume(), work.observer.checkpoint)
+        search = None if spec.target is None else search_for(given, baseline)
+        checkpoint = work.observer.resume()
+        goal = None
+        while True:
+            if search is None:
+                state = Pruning(given)
+                state.run(checkpoint, work.observer.checkpoint)
+            else:
+                state = search.run(checkpoint, work.observer.checkpoint)
+            smaller = state.loaded
+            stages.enter("evaluate")
+            final = None if data is None else assessed(smaller.module, data, spec, work, stages)
+            measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
+            stages.enter("export")
+            paths = export(smaller, example, spec.outputs or usual_outputs(original), work.directory)
+            before, after = measured.with_files(work.models["model"].path, paths, baseline, final)
+            if search is None:
+                break
+            goal = judge(given, search, before, after, paths[0])
+            if not search.goes_on(goal):
+                break
+            checkpoint = None
 
-        smaller = state.loaded
-        stages.enter("evaluate")
-        final = None if data is None else assessed(smaller.module, data, spec, work, stages)
+        points = [] if search is None else frontier(search)
+        if points:
+            write_frontier(points, work.directory)
         comparison = None if baseline is None or final is None else compare(baseline, final)
         layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
-        measured = measure_both(original, smaller, example, work, stages.beat)
-        stages.enter("export")
-        paths = export(smaller, example, spec.outputs or usual_outputs(original), work.directory)
-        before, after = measured.with_files(work.models["model"].path, paths, baseline, final)
+        verdict = prune_verdict(spec.granularity, before, after, comparison)
         report = Report(
             type="prune",
-            verdict=prune_verdict(spec.granularity, before, after, comparison),
+            verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
+            goal=goal,
             before=before,
             after=after,
             before_retraining=state.before_retraining,
@@ -86,13 +101,14 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             removed=state.removed,
             history=state.history,
             best_epoch=state.best_epoch,
+            frontier=points,
             seconds=stages.finish(),
             warnings=[
                 *original.warnings,
                 *([] if data is None else data.warnings),
                 *split_warning(data),
                 *skipped,
-                *kept_as_before(_last_training(spec), state.best_epoch),
+                *kept_as_before(_last_training(state.given.spec), state.best_epoch),
                 *state.warnings(),
                 *softmax_warning(baseline),
                 *measured.warnings,
@@ -105,6 +121,23 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         return report, smaller
 
 
+def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[str]]:
+    """What a job starts from, and why there is no retraining, where it was asked for and cannot be done."""
+    stages.enter("validate")
+    original = load_model(work.models["model"], plain(spec.architecture))
+    _check_patterns(spec, original.module)
+    data = data_of(spec, work)
+    example = _example(spec, original, data)
+    retrain, skipped = _retraining(spec, original, data)
+    return Given(spec, work, stages, original, example, data, retrain), skipped
+
+
+def _batch_sizes(spec: PruneSpec) -> list[int]:
+    """Where latency is measured: also at the batch that a target names."""
+    named = set() if spec.target is None or spec.target.latency is None else {spec.target.latency_batch_size}
+    return sorted({1, 32} | named)
+
+
 def _last_training(spec: PruneSpec) -> str:
     return "retraining" if len(step_amounts(spec)) == 1 else "retraining after the last step"
 
@@ -114,6 +147,12 @@ def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tu
     if data is None or spec.retrain is None or spec.retrain.epochs == 0:
         return None, []
     if not trainable(original.module):
+        if spec.ramps:
+            text = (
+                "cubic removes weights while training runs, and every weight of this file is marked as not to be "
+                "trained (requires_grad=False): save the model with its weights unfrozen, or prune one_shot"
+            )
+            raise ValidationError(text, errors=[{"pointer": "/schedule", "detail": text}])
         why = (
             "There was no retraining: every weight of this file is marked as not to be trained (requires_grad=False). "
             "Save the model with its weights unfrozen to have it retrained."

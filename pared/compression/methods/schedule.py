@@ -10,22 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling import input_norms
+from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
 from pared.compression.criteria import Evidence
 from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Masks, n_m_masks, weight_masks, zero_share
+from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
 from pared.compression.methods.parts import Stages, assessed
 from pared.compression.names import Amounts, tensors, tied_names, weight_layers
-from pared.compression.prune import apply_removal, compose_removed, cubic, remove_channels, step_amounts
+from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
+from pared.compression.residual import apply_block_removal, remove_blocks
 from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.verdict import some
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PruneSpec, Quantize, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -44,12 +46,64 @@ class Given:
     data: Data | None
     retrain: Retrain | None
 
+    def of(self, spec: PruneSpec) -> Given:
+        """The same for a spec that a target has led to."""
+        return replace(self, spec=spec)
+
+
+def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
+    """What every way of choosing is told."""
+    spec, data, device = given.spec, given.data, given.work.device
+    evidence = None
+    if data is not None:
+        seed = seed_of(spec.seed, "evidence", step)
+
+        def input_norms_of_some() -> Mapping[str, Tensor]:
+            return input_norms(module, inputs_of_some())
+
+        def inputs_of_some() -> list[Sequence[Tensor]]:
+            return [inputs for inputs, _ in some_batches(data, seed)]
+
+        gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
+        evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
+    return {
+        "criterion": spec.criterion,
+        "include": spec.include,
+        "exclude": spec.exclude,
+        "evidence": evidence,
+        "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
+    }
+
+
+def removable_channels(
+    given: Given, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, gone: int = 0
+) -> RemovableChannels:
+    """The channels or heads that can go, of a model that `gone` of the `upload_units` are gone from already."""
+    return RemovableChannels(
+        loaded,
+        given.example,
+        scope=given.spec.scope,
+        heads_alone=given.spec.granularity == "head",
+        upload_units=upload_units,
+        gone=gone,
+        **choice(given, loaded.module, step),
+    )
+
+
+def prunable_weights(given: Given, module: nn.Module, step: int) -> PrunableWeights:
+    """The single weights, or the blocks, that can go."""
+    spec = given.spec
+    block = spec.block if spec.granularity == "block" else (1, 1)
+    return PrunableWeights(module, scope=spec.scope, block=block, **choice(given, module, step))
+
 
 class Pruning:
     """Takes a copy of the original through all steps of the schedule; `loaded` is how far it has come."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: Given, channels: RemovableChannels | None = None) -> None:
+        """Args: channels: those of the original, where they have been looked for already."""
         self.given = given
+        self._channels = channels
         self.loaded = replace(given.original, module=copied(given.original.module))
         self.masks: Masks | None = None
         self.removed: Removed = {}
@@ -60,6 +114,7 @@ class Pruning:
         self.before_retraining: Quality | None = None
         self.history: list[EpochRecord] = []
         self.best_epoch: int | None = None
+        self._corrections: list[Correction] = []
         self._taught: Lesson | None = None
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
@@ -80,9 +135,8 @@ class Pruning:
             if resumed is None and not spec.ramps:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
-                    work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
-                    )
+                    of = f"step {step + 1} of {len(amounts)}"
+                    work.observer.log(f"{of} is less than one {self._unit}, and is left to a later one")
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
@@ -108,20 +162,20 @@ class Pruning:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
         module = self.loaded.module.cpu().eval()
-        if spec.granularity != "channel":
+        if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
-            self._masks_of_now().apply(module)
+            masks = self._masks_of_now()
+            correction = self._correction(masks.lost(module))
+            masks.apply(module)
+            correction.apply(module)
             return True
         try:
-            removal = remove_channels(
-                self.loaded,
-                self.given.example,
-                amount=amount,
-                scope=spec.scope,
-                upload_units=self.units or None,
-                gone=self.gone,
-                **self._choice(module, step),
-            )
+            if spec.granularity == "residual_block":
+                self._remove_residual_blocks(module, step, amount)
+                return True
+            channels = self._channels if step == 0 else None
+            channels = channels or removable_channels(self.given, self.loaded, step, self.units or None, self.gone)
+            removal = channels.removal(amount, spec.round_to or 1)
         except NothingToPrune:
             if last and not self.gone:
                 raise
@@ -132,17 +186,36 @@ class Pruning:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.given.original.module.state_dict().items()}
         self.removed = compose_removed(self.removed, removal.removed, shapes)
         self.reasons = removal.reasons | self.reasons
+        self._correction(lost_inputs(module, removal.removed, removal.output_dims)).apply(
+            removal.loaded.module, removal.removed
+        )
         self.loaded = removal.loaded
         return True
+
+    def _correction(self, lost: Mapping[str, Tensor]) -> Correction:
+        """What makes up for lost weights without data; with data, that is for retraining to do."""
+        if self.given.data is not None:
+            return Correction({}, set(), set())
+        self._corrections.append(find_correction(self.loaded.module, self.given.example, lost))
+        return self._corrections[-1]
+
+    def _remove_residual_blocks(self, module: nn.Module, step: int, amount: Amounts) -> None:
+        given = self.given
+        removal = remove_blocks(
+            given.original, module, given.example, amount=amount, removed=self.removed, **choice(given, module, step)
+        )
+        self.units = self.units or removal.units
+        self.gone += removal.removed_units
+        self.removed = removal.removed
+        self.reasons = removal.reasons | self.reasons
+        self.loaded = removal.loaded
 
     def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
         """Which weights of a module live when this much is gone."""
         spec = self.given.spec
-        choice = self._choice(module, step)
         if spec.granularity == "n:m":
-            return n_m_masks(module, *spec.n_m, **choice)
-        block = spec.block if spec.granularity == "block" else (1, 1)
-        return weight_masks(module, amount=amount, scope=spec.scope, block=block, regrow=regrow, **choice)
+            return n_m_masks(module, *spec.n_m, **choice(self.given, module, step))
+        return prunable_weights(self.given, module, step).masks(amount, regrow)
 
     def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
         """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
@@ -170,26 +243,6 @@ class Pruning:
     def _masks_of_now(self) -> Masks:
         assert self.masks is not None  # noqa: S101 - the caller has just set them
         return self.masks
-
-    def _choice(self, module: nn.Module, step: int) -> dict[str, Any]:
-        """What every way of choosing is told."""
-        spec, data, device = self.given.spec, self.given.data, self.given.work.device
-        evidence = None
-        if data is not None:
-            seed = seed_of(spec.seed, "evidence", step)
-
-            def input_norms_of_some() -> Mapping[str, Tensor]:
-                return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
-
-            gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
-            evidence = Evidence(gradients, input_norms_of_some)
-        return {
-            "criterion": spec.criterion,
-            "include": spec.include,
-            "exclude": spec.exclude,
-            "evidence": evidence,
-            "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
-        }
 
     # -- retraining -----------------------------------------------------------------------------
 
@@ -287,7 +340,10 @@ class Pruning:
         self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
         self.output_dims = checkpoint["output_dims"]
         self.units, self.gone = checkpoint["units"], checkpoint["gone"]
-        self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+        if self.given.spec.granularity == "residual_block":
+            self.loaded = apply_block_removal(self.given.original, self.given.example, self.removed)
+        else:
+            self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
         if checkpoint["masks"] is not None:
             self._take_up(Masks.from_state(checkpoint["masks"]))
         if checkpoint["before_retraining"] is not None:
@@ -296,25 +352,31 @@ class Pruning:
 
     # -- telling --------------------------------------------------------------------------------
 
+    @property
+    def _unit(self) -> str:
+        """What is removed, in words."""
+        return self.given.spec.granularity.replace("_", " ")
+
     def _progress_line(self, step: int, steps: int) -> str:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self._unit}s are gone"
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
-        spec, notes = self.given.spec, []
-        if spec.granularity == "channel":
+        spec, notes = self.given.spec, self._corrected()
+        if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
-            if self.gone < wanted and not spec.amounts:
+            if self.gone < wanted and not spec.amounts and not spec.round_to:
+                least = "" if spec.granularity == "residual_block" else "each group of layers keeps at least one, and "
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
-                    f"{spec.amount:g} asks for {wanted}: each group of layers keeps at least one, and one "
-                    "whose removal did not hold keeps all. The layers' own lines say which."
+                    f"{self.gone} of {sum(self.units.values())} removable {self._unit}s went, where an amount of "
+                    f"{asked.default:g} asks for {wanted}: {least}one whose removal did not hold keeps all. "
+                    "The layers' own lines say which."
                 )
             if spec.scope == "global" and (thin := self._thin()):
                 notes.append(
@@ -330,6 +392,18 @@ class Pruning:
                     "in retraining. Give a larger amount to keep them at zero."
                 )
         return notes
+
+    def _corrected(self) -> list[str]:
+        """What was done in the place of retraining."""
+        layers = sorted(set().union(*(correction.corrected for correction in self._corrections)))
+        unknown = sorted(set().union(*(correction.unknown for correction in self._corrections)) - set(layers))
+        if not layers:
+            return []
+        note = (
+            "Without data nothing was retrained, but biases and batch norms took up what the removed parts gave on "
+            f"average, as far as the upload's batch norms tell it, for {some(layers)}."
+        )
+        return [f"{note} For {some(unknown)} that average is not known." if unknown else note]
 
     def _thin(self) -> list[str]:
         """The layers that are left with less than a tenth of their channels."""

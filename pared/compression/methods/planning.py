@@ -1,0 +1,186 @@
+"""The dry run of a prune job: what it will do, by the same code, without training anything or keeping a result."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling.interpreter import storage_key
+from pared.compression.export import export, usual_outputs
+from pared.compression.intake import LoadedModel
+from pared.compression.measure import count_macs, count_parameters
+from pared.compression.methods.goals import SizeSearch, frontier
+from pared.compression.methods.parts import Stages, settled
+from pared.compression.methods.pruning import prepared
+from pared.compression.methods.schedule import Given, Pruning
+from pared.compression.names import tensors, tied_names, weight_layers
+from pared.compression.prune import step_amounts
+from pared.compression.reporting import layer_reports, sizes, successor
+from pared.compression.verdict import plan_verdict
+from pared.compression.work import Work
+from pared.reports import Plan, PlannedFile, PlannedLayer, Size
+from pared.specs import PHYSICAL, PlanSpec
+
+
+def plan(spec: PlanSpec, work: Work) -> Plan:
+    """What a prune job will do: what goes of each layer and what cannot, and how large each file will be.
+
+    It is chosen and removed as the job does it, with the same seeds and data. Quality is left out, for only training
+    tells it; what else training can still change is marked.
+
+    Raises:
+        NothingToPrune: nothing can go.
+        ParedError: whatever else the job would fail with before it trains.
+    """
+    with settled(work):
+        stages = Stages(work.observer)
+        given, skipped = prepared(spec.job, work, stages)
+        search = None
+        if spec.job.target is not None:
+            stages.enter("compress")
+            search = SizeSearch(given)
+            search.look()
+        untrained = _untrained(given)
+        state = Pruning(untrained) if search is None else search.start(untrained)
+        state.run(None, lambda _: None)
+        stages.enter("export")
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = spec.job.outputs or usual_outputs(given.original)
+            files = sizes(written := export(state.loaded, given.example, outputs, Path(folder)))
+        before = _size(given, given.original, work.models["model"].path.stat().st_size)
+        after = _size(given, state.loaded, files[successor(given.original.format, written).name])
+        if state.masks is not None and given.retrain is not None:
+            # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
+            after.nonzero_parameters = after.parameters - state.masks.pruned()
+        goal = None if search is None else search.foreseen(after, files[written[0].name])
+        doubts = _doubts(given, state.loaded.module, files)
+        verdict = plan_verdict(spec.job.granularity, before, after)
+        return Plan(
+            verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
+            amount=step_amounts(state.given.spec)[-1].default,
+            round_to=state.given.spec.round_to,
+            goal=goal,
+            exact=_layers_hold(given),
+            before=before,
+            after=after,
+            files={name: PlannedFile(size_bytes=size, exact=name not in doubts) for name, size in files.items()},
+            layers=list(_layers(state)),
+            frontier=[] if search is None else frontier(search),
+            notes=_notes(given, doubts),
+            warnings=[
+                *given.original.warnings,
+                *([] if given.data is None else given.data.warnings),
+                *skipped,
+                *state.warnings(),
+            ],
+        )
+
+
+def _untrained(given: Given) -> Given:
+    """The same job where nothing trains: what would go while training runs goes at once."""
+    spec = given.spec.model_copy(update={"schedule": "one_shot"}) if given.spec.ramps else given.spec
+    return replace(given, spec=spec, retrain=None)
+
+
+def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> Size:
+    parameters, nonzero = count_parameters(loaded.module)
+    macs = count_macs(loaded.module, given.example)
+    return Size(parameters=parameters, nonzero_parameters=nonzero, macs=macs, file_bytes=file_bytes)
+
+
+def _layers(state: Pruning) -> Iterator[PlannedLayer]:
+    """Each weight tensor of two or more dimensions, as the report of the job will list them."""
+    before, after = state.given.original.module, state.loaded.module
+    names_of, kept = tied_names(before), {} if state.masks is None else state.masks.kept
+    reports = layer_reports(before, after, state.removed, state.reasons, state.output_dims)
+    names = [name for name in weight_layers(before) if name in tensors(after)]
+    for name, report in zip(names, reports, strict=True):
+        mask = next((kept[alias] for alias in names_of[name] if alias in kept), None)
+        yield PlannedLayer(
+            name=report.name,
+            shape_before=report.shape_before,
+            shape_after=report.shape_after,
+            removed_units=len(report.removed_units or []),
+            zeroed_weights=0 if mask is None else mask.numel() - int(mask.sum()),
+            reason=report.reason,
+        )
+
+
+# -- what retraining changes ----------------------------------------------------------------------
+
+
+def _chooses_again(given: Given) -> bool:
+    """Whether more goes after, or while, training has changed the weights that the choice is made by."""
+    return given.retrain is not None and (given.spec.schedule != "one_shot" or bool(given.spec.stages))
+
+
+def _packs_again(given: Given) -> bool:
+    """Whether the amount is that for the bytes of a packed file, which training changes."""
+    target, outputs = given.spec.target, given.spec.outputs or []
+    return given.retrain is not None and target is not None and bool(target.file_bytes) and outputs[:1] == ["packed"]
+
+
+def _layers_hold(given: Given) -> bool:
+    """Whether each layer loses just as much: all does that is chosen now, or is a fixed number of each layer.
+
+    Blocks at the edges of a layer are smaller, so that a number of blocks is no fixed number of weights.
+    """
+    if _packs_again(given):
+        return False
+    return not _chooses_again(given) or (given.spec.scope == "layer" and given.spec.granularity != "block")
+
+
+def _shapes_hold(given: Given) -> bool:
+    return given.spec.granularity not in PHYSICAL or _layers_hold(given)
+
+
+def _doubts(given: Given, smaller: nn.Module, files: Mapping[str, int]) -> dict[str, str]:
+    """File -> why it may have other bytes than these."""
+    if given.retrain is None:
+        return {}
+    if not _shapes_hold(given):
+        return dict.fromkeys(files, "its layers may have other shapes")
+    doubts = {"model.packed": "it codes the weights, which retraining changes"}
+    if "model.onnx" in files and _has_twins(smaller):
+        doubts["model.onnx"] = "ONNX keeps equal tensors once, and the model has some that retraining makes different"
+    return {name: why for name, why in doubts.items() if name in files}
+
+
+def _has_twins(module: nn.Module) -> bool:
+    """Whether two tensors of a module, such as untrained norms, hold the same values."""
+    stored = {storage_key(tensor): tensor for tensor in module.state_dict().values() if tensor.dim()}
+    return len({(tensor.shape, _digest(tensor)) for tensor in stored.values()}) < len(stored)
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).digest()
+
+
+def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
+    """Which figures may come out otherwise, and why."""
+    notes = []
+    if _packs_again(given):
+        notes.append(
+            "The amount is about right: retraining changes how well the weights pack. Where the result misses the goal "
+            "by it, the job goes on with less left."
+        )
+    elif not _shapes_hold(given):
+        notes.append(
+            "Later steps choose channels of all layers together, by weights that retraining changes: what each layer "
+            "loses, and with it parameters, multiply-adds and bytes, may come out a little otherwise. With the scope "
+            "`layer`, or in one step, all of it is exact."
+        )
+    elif not _layers_hold(given):
+        notes.append(
+            "Weights are chosen while retraining changes them: how many of each layer go may come out a little "
+            "otherwise."
+        )
+    if _shapes_hold(given):
+        notes += [f"The bytes of {name} are about so many: {why}." for name, why in doubts.items()]
+    return notes

@@ -1,0 +1,88 @@
+"""Plans: what a prune job would do, found out in the sandbox and answered within seconds."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError as Invalid
+
+from pared.errors import BY_CODE, ParedError, ValidationError
+from pared.reports import Plan
+from pared.specs import PlanSpec, PruneSpec
+from pared.state.jobs import find_plan, submit_plan
+from pared.state.session import to_json
+from pared.state.tables import ENDED, Job
+from service.conditional import wait_headers, wanted_wait_s
+from service.deps import Owner, Parts, PartsOf, check_id
+from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
+from service.routes.jobs import Spec
+from service.views import PlanPending, view_plan_pending
+from service.waiting import wait_until
+
+router = APIRouter(tags=["jobs"])
+
+ANSWER_WITHIN_S = 30.0
+_PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Location`.")[202] | {"model": PlanPending}
+
+
+@router.post(
+    "/v1/jobs:plan",
+    response_model=Plan,
+    summary="Plan a job",
+    description="What a *prune* job with this spec would do, without doing it: what each layer loses or why it cannot, "
+    "and the parameters, multiply-adds and bytes of the result. It is found out by really removing and exporting, with "
+    "the job's seeds, so the figures are those that the job will report; where retraining can still change one, the "
+    "plan says so. Usually answered within seconds, also while a long job runs. After 30 s (or those of `Prefer: "
+    "wait=…`) 202 comes with the `Location` where the answer will be, for an hour. A job that would fail before it "
+    "trains is answered with its problem.",
+    openapi_extra=PLAN_BODY,
+    responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
+)
+async def plan_job(request: Request, parts: PartsOf, owner: Owner, spec: Spec) -> Response:
+    """Ask a worker, wait, answer."""
+    plan_id = await run_in_threadpool(submit_plan, parts.sessions, owner, _plan_of(spec))
+    parts.bell.ring()
+    return await _answer(request, parts, owner, plan_id, wanted_wait_s(request, otherwise_s=ANSWER_WITHIN_S))
+
+
+@router.get(
+    "/v1/plans/{plan_id}",
+    response_model=Plan,
+    summary="Look at a plan",
+    description="A plan that was not made at once: as `POST /v1/jobs:plan` answers. `Prefer: wait=30` waits for it.",
+    responses=answers(200, PLAN, 404, 409, 415) | {202: _PENDING},
+)
+async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str) -> Response:
+    """The plan, at once or once made."""
+    check_id(plan_id, "job")
+    return await _answer(request, parts, owner, plan_id, wanted_wait_s(request))
+
+
+def _plan_of(spec: Spec) -> PlanSpec:
+    """Raises ValidationError where there is nothing to say before the work is done."""
+    if not isinstance(spec, PruneSpec):
+        raise _not_planned("/type", "must be prune: a student is what it is told to be. Post the job itself")
+    try:
+        return PlanSpec(type="plan", job=spec)
+    except Invalid as error:
+        raise _not_planned("/target", str(error.errors()[0]["ctx"]["error"])) from None
+
+
+def _not_planned(pointer: str, why: str) -> ValidationError:
+    return ValidationError(f"{pointer} {why}.", errors=[{"pointer": pointer, "detail": why}])
+
+
+async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait_s: float) -> Response:
+    def look() -> Job:
+        with parts.sessions() as session:
+            return find_plan(session, owner, plan_id)
+
+    job = await wait_until(request, look, lambda seen: seen.status in ENDED, wait_s)
+    headers = wait_headers(wanted_wait_s(request))
+    if job.status == "succeeded":
+        return Response(to_json(job.report), media_type="application/json", headers=headers)
+    if job.error is not None:
+        raise BY_CODE.get(job.error["code"], ParedError)(job.error["detail"])
+    pending = view_plan_pending(job)
+    headers |= {"Location": pending.links.self, "Retry-After": "1"}
+    return Response(pending.model_dump_json(), status_code=202, media_type="application/json", headers=headers)
