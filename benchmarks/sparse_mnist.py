@@ -317,7 +317,8 @@ def section(results: dict[str, Any]) -> str:
         "teacher. Epochs and all settings were chosen on 5,000 training images held out by seed, never on the test "
         f"split. Packed: {PACKED_TIMES}× with {PACKED['bits']} bits a value (goals: 1/{PACKED_SHARE} at "
         f"{PACKED_MOST_WRONG} %; Deep Compression 2016: 1/39 at 0.74 %), its error measured from the file by "
-        f"the reader in docs/packed-format.md, in a process without pared. {machine()}; torch {versions.get('torch', '?')}.\n\n"
+        "the reader in docs/packed-format.md, in a process without pared. "
+        f"{machine()}; torch {versions.get('torch', '?')}.\n\n"
         "`make bench-sparse PARED_MNIST=mnist.npz`"
     )
 
