@@ -57,9 +57,11 @@ def load(file: Path) -> tuple:
     else:
         state = safetensors(file.read_bytes())
         architecture = json.loads(file.with_name("architecture.json").read_text())
-    model = nn.Sequential(
-        OrderedDict((name, getattr(nn, kind)(**given)) for kind, given, name in architecture["layers"])
+    layers = (
+        (name[0] if name else str(number), getattr(nn, kind)(**given))
+        for number, (kind, given, *name) in enumerate(architecture["layers"])
     )
+    model = nn.Sequential(OrderedDict(layers))
     model.load_state_dict(state)
     return model.eval(), list(model.parameters())
 
