@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench-mnist bench-stream bench-goals bench-torch-pruning bench-criteria faults clean
+.PHONY: help demo up test lint bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria \
+	coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -32,6 +33,9 @@ lint: $(DEV)  ## ruff, mypy --strict, import contracts
 bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/mnist.py
 
+bench-sparse: $(DEV)  ## LeNet-300-100 and LeNet-5 with few weights, and packed (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/sparse_mnist.py
+
 bench-stream: $(DEV)  ## A state dict of 4 GiB pruned in 1 GiB of memory -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/larger_than_memory.py
 
@@ -44,6 +48,14 @@ bench-torch-pruning: $(DEV)  ## Beside Torch-Pruning: errors at 2×, 4× and 10�
 
 bench-criteria: $(DEV)  ## All criteria for channels on held-out images, which the defaults come from (PARED_MNIST=mnist.npz)
 	$(BIN)/python benchmarks/criteria.py
+bench-without-data: $(DEV)  ## What correcting batch norms keeps without data (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/without_data.py
+
+coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table
+	$(BIN)/python -m pytest tests/compression/test_coverage.py -m campaign -rP -p no:logging
+
+fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they must, counted
+	$(BIN)/python -m pytest tests/compression/test_random_graphs.py -m campaign -rP
 
 faults: $(DEV)  ## The long fault campaigns, counted
 	$(BIN)/python -m pytest -n 3 tests/faults -m campaign -rP

@@ -1,8 +1,8 @@
 """pared and Torch-Pruning on the same trained models, to the same multiply-adds: `make bench-torch-pruning`.
 
 Three networks on a part of MNIST, five seeds, 2×, 4× and 10× fewer multiply-adds. pared's results are jobs posted to a
-running pared; what Torch-Pruning leaves is retrained by the very loop that pared's jobs retrain with, on the same samples
-in the same order. An interrupted run goes on where it stopped: results are kept in `build/bench-torch-pruning`.
+running pared; what Torch-Pruning leaves is retrained by the very loop that pared's jobs retrain with, on the same
+samples in the same order. An interrupted run goes on where it stopped: results are kept in `build/bench-torch-pruning`.
 """
 
 from __future__ import annotations
@@ -273,8 +273,8 @@ def section(results: dict[str, Any], timed: list[list[str]]) -> str:
         "interval (Student's t over the paired seeds); below zero pared is better. "
         f"{RETRAIN['epochs']} epochs of retraining on 8,000 images of 14×14 pixels, by the same loop, samples and "
         "order for both; epochs are chosen on 2,000 other training images. Σ|w|: the same criterion, layer by layer, "
-        "labels alone. Defaults: `GroupMagnitudeImportance()` there; no criterion, scope or teacher given here. Each is "
-        "the least that leaves the wanted multiply-adds: of what was allowed "
+        "labels alone. Defaults: `GroupMagnitudeImportance()` there; no criterion, scope or teacher given here. Each "
+        "is the least that leaves the wanted multiply-adds: of what was allowed "
         f"{', '.join(f'{100 * share:.1f} % ({arm})' for arm, share in left.items())} were left.\n\n"
         f"{table(time_header, timed)}\n\n"
         "Wall-clock medians in one process, in turns, without retraining. Once: half of all channels; pared's time "

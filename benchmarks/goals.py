@@ -35,7 +35,7 @@ MLP = [
     ["ReLU", {}, "act2"],
     ["Linear", {"in_features": 64, "out_features": 10}, "fc3"],
 ]
-TIMED_APART = 1.25  # a latency measured again, on a machine with others at work, may differ by this factor
+TIMED_APART = 1.25  # a share of time that is measured again may differ by this factor, either way
 
 
 class Cnn(nn.Module):
@@ -107,7 +107,7 @@ PAIRS = [
     Pair("residual", "scripted", {"macs": 0.5}, {}),
     Pair("residual", "traced", {"params": 0.3}, {"scope": "global"}),
     Pair("residual", "scripted", {"latency": 0.7, "latency_batch_size": 32}, {}),
-    Pair("residual", "scripted", {"params": 0.5, "max_accuracy_drop": 0.05}, {}),
+    Pair("cnn", "scripted", {"params": 0.5, "max_accuracy_drop": 0.05}, {}),
     Pair("residual", "pt2", {"macs": 0.4}, {"retrain": None}),
     Pair("mlp", "state dict", {"params": 0.2}, STATE),
     Pair("mlp", "state dict", {"params": 0.1}, STATE | WEIGHT),
@@ -152,7 +152,7 @@ def tried(
     folder.mkdir(exist_ok=True)
     files = {a.name: job.download(folder / a.name, name=a.name) for a in job.artifacts()}
     result = next(path for name, path in files.items() if name.startswith("model."))
-    again = measured(result, data, upload if "latency" in pair.target else None)
+    again = measured(result, data, report.reproduce.threads, upload if "latency" in pair.target else None)
     goal = report.goal
     assert goal is not None
     found = [
@@ -230,13 +230,12 @@ def goal_differences(pair: Pair, report: Any, again: dict[str, Any], upload: Pat
     goal, found = report.goal, []
     ours = shares(pair, report, again, upload)
     for name, share in ours.items():
-        apart = TIMED_APART if name == "latency" else 1 + 1e-9
-        low, high = sorted((share, goal.reached[name]))
-        if high > low * apart + 1e-12:
+        apart = max(share, goal.reached[name]) / min(share, goal.reached[name]) if name == "latency" else 1
+        if apart > TIMED_APART or (name != "latency" and abs(share - goal.reached[name]) > 1e-12):
             found.append(f"goal {name}: reported {goal.reached[name]}, measured {share}")
-    exact = {name: share for name, share in ours.items() if name != "latency"}
-    if any(share > pair.target[name] + 1e-12 for name, share in exact.items()) and goal.status == "met":
-        found.append("called met, and is not")
+        most = pair.target[name] * (TIMED_APART if name == "latency" else 1)
+        if goal.status == "met" and share > most + 1e-12:
+            found.append(f"goal {name}: called met, and measured {share}")
     if goal.status == "infeasible" and all(goal.reached[name] <= pair.target[name] for name in ours):
         found.append("called infeasible, and is met")
     return found
@@ -257,10 +256,11 @@ def plan_differences(plan: Any, report: Any, result: Path) -> list[str]:
     return found
 
 
-def measured(result: Path, data: Path, upload: Path | None) -> dict[str, Any]:
+def measured(result: Path, data: Path, threads: int, upload: Path | None) -> dict[str, Any]:
     """The figures of a file, from a process that knows torch alone."""
     script = Path(__file__).with_name("measured.py").resolve()
-    command = [sys.executable, "-I", str(script), str(result), str(data), *([str(upload)] if upload else [])]
+    given = [result, data, threads, *([] if upload is None else [upload])]
+    command = [sys.executable, "-I", str(script), *map(str, given)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
@@ -326,8 +326,9 @@ def section(rows: list[list[str]], contradictions: list[str], seconds: float) ->
         f"{len(rows)} pairs of model and goal, {infeasible} of them infeasible. Contradictions between report, file "
         f"and plan: **{told}**. Each result was downloaded and measured again in a process of its own with torch alone "
         "(packed files with the reader of the format's page): parameters, multiply-adds, bytes and test accuracy must "
-        f"be equal, a latency within a factor of {TIMED_APART:g}. Shares are of the upload's. Seed 0; "
-        "scikit-learn's digits, 1,200 to train on, 300 to validate, 297 to test; 3 epochs of SGD 0.02. "
+        f"be equal, and a share of time within {TIMED_APART:g} times the report's, on as many threads. Shares are "
+        "of the upload's. Seed 0; scikit-learn's digits, 1,200 to train on, 300 to validate, 297 to test; 3 epochs of "
+        "SGD 0.02. "
         f"{machine()}; torch {torch.__version__}; {seconds / 60:.0f} minutes.\n\n`make bench-goals`"
     )
 

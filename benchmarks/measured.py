@@ -1,4 +1,4 @@
-"""Measures one file of a model in a process of its own: `python -I measured.py FILE TEST.npz [UPLOAD]`.
+"""Measures one file of a model in a process of its own: `python -I measured.py FILE TEST.npz THREADS [UPLOAD]`.
 
 It needs torch alone and shares no code with pared: packed files are read by the reader of docs/packed-format.md.
 """
@@ -18,9 +18,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def main(file: Path, test: Path, upload: Path | None) -> None:
+def main(file: Path, test: Path, threads: int, upload: Path | None) -> None:
     """Print the figures as JSON: counts, bytes, accuracy and, with an upload, the share left of its time."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     arrays = np.load(test)
     x, y = torch.from_numpy(arrays["x_test"]), torch.from_numpy(arrays["y_test"])
     model, parameters = load(file)
@@ -57,9 +57,11 @@ def load(file: Path) -> tuple:
     else:
         state = safetensors(file.read_bytes())
         architecture = json.loads(file.with_name("architecture.json").read_text())
-    model = nn.Sequential(
-        OrderedDict((name, getattr(nn, kind)(**given)) for kind, given, name in architecture["layers"])
+    layers = (
+        (name[0] if name else str(number), getattr(nn, kind)(**given))
+        for number, (kind, given, *name) in enumerate(architecture["layers"])
     )
+    model = nn.Sequential(OrderedDict(layers))
     model.load_state_dict(state)
     return model.eval(), list(model.parameters())
 
@@ -88,4 +90,4 @@ def share_of_time(before: nn.Module, after: nn.Module, batch: torch.Tensor) -> f
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]) if len(sys.argv) > 4 else None)

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 from results import machine, table, write_section
+from server import running_pared
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
@@ -72,7 +67,7 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     kept = WORK / "results.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    with running_pared() as url, pared.Client(url) as client:
+    with running_pared(WORK / "data") as url, pared.Client(url) as client:
         for seed in SEEDS:
             wanted = {
                 name: spec
@@ -164,35 +159,6 @@ def finished(client: pared.Client, spec: dict[str, Any], model: Path, data: Path
     print(f"{what}: {report.verdict} ({seconds:.0f} s)", flush=True)
     kept = report.model_dump(mode="json", exclude={"history", "layers", "removed"})
     return {"spec": spec, "report": kept, "seconds": seconds}
-
-
-@contextmanager
-def running_pared() -> Iterator[str]:
-    """The address of a `pared up` with its state in `WORK`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [str(Path(sys.executable).with_name("pared")), "up", "--port", str(port), "--data", str(WORK / "data")]
-    up = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 120
-        while not ready(url):
-            if time.monotonic() > until or up.poll() is not None:
-                raise RuntimeError(f"pared up did not come up; see {WORK / 'data' / 'logs'}")
-            time.sleep(0.2)
-        yield url
-    finally:
-        up.send_signal(signal.SIGINT)
-        up.wait(30)
-
-
-def ready(url: str) -> bool:
-    """Whether it takes jobs."""
-    try:
-        return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 # -- the table ----------------------------------------------------------------------------------

@@ -168,6 +168,10 @@ class Pruning:
         float | None,
         typer.Option(parser=share, metavar="SHARE", help="Share of single weights to set to zero, such as 90%."),
     ] = None
+    heads: Annotated[
+        float | None,
+        typer.Option(parser=share, metavar="SHARE", help="Share of heads of attention to remove, such as 25%."),
+    ] = None
     n_m: Annotated[
         Any,
         typer.Option(
@@ -186,6 +190,10 @@ class Pruning:
         typer.Option(
             parser=_pair("x", "4x4"), metavar="ROWSxCOLUMNS", help="--blocks: how large one is.", show_default="4x4"
         ),
+    ] = None
+    residual_blocks: Annotated[
+        float | None,
+        typer.Option(parser=share, metavar="SHARE", help="Share of whole residual blocks to remove, such as 25%."),
     ] = None
     layer_amount: Annotated[
         list[Any] | None,
@@ -213,7 +221,7 @@ class Pruning:
         Scope | None,
         typer.Option(
             help="Rank all layers together, or each by itself.",
-            show_default="global for weights, layer for all else",
+            show_default="global for weights and residual blocks, layer for all else",
         ),
     ] = None
     quantize: Annotated[
@@ -283,11 +291,17 @@ class Pruning:
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""
         goals = dict(self.target or []) | given_only(max_accuracy_drop=self.max_accuracy_drop)
-        ways = given_only(channel=self.channels, weight=self.weights, block=self.blocks)
+        ways = given_only(
+            channel=self.channels,
+            head=self.heads,
+            residual_block=self.residual_blocks,
+            weight=self.weights,
+            block=self.blocks,
+        )
         if len(ways) + (self.n_m is not None) + bool(goals) != 1:
             raise typer.BadParameter(
-                "give a goal, such as --target params=25%, or one of --channels, --weights, --blocks and --n-m, such "
-                "as --channels 50%"
+                "give a goal, such as --target params=25%, or one of --channels, --heads, --residual-blocks, "
+                "--weights, --blocks and --n-m, such as --channels 50%"
             )
         granularity, amount = next(iter(ways.items()), ("channel" if goals else "n:m", None))
         return {

@@ -321,9 +321,12 @@ Criterion = Literal[
     "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
 ]
 
-Granularity = Literal["weight", "n:m", "block", "channel"]
+Granularity = Literal["weight", "n:m", "block", "channel", "head", "residual_block"]
 Scope = Literal["global", "layer"]
 Schedule = Literal["one_shot", "iterative", "cubic"]
+
+PHYSICAL: tuple[Granularity, ...] = ("channel", "head", "residual_block")
+"""The granularities that make tensors smaller; the others leave zeros in them."""
 
 # -- jobs ---------------------------------------------------------------------------------------
 
@@ -345,14 +348,19 @@ class PruneSpec(CommonFields):
     type: Literal["prune"]
     model: ModelId
     architecture: Architecture | None = Field(None, description="For a state dict that was uploaded without one.")
-    dataset: DatasetReference | None = Field(None, description="None: no retraining and no accuracy.")
+    dataset: DatasetReference | None = Field(
+        None,
+        description="None: no retraining and no accuracy, but biases and batch norms take up what went, as far as the "
+        "weights tell it.",
+    )
     example_inputs: list[TensorSpec] | None = Field(
         None, max_length=8, description="The model's inputs, where there is no data set to take them from."
     )
     granularity: Granularity = Field(
         "channel",
         description="`weight` zeroes single weights, `n:m` all but n of m neighbours, `block` rectangles of a layer's "
-        "matrix; `channel` removes neurons and channels physically.",
+        "matrix; `channel` removes neurons, channels and heads physically, `head` whole heads of attention alone, and "
+        "`residual_block` whole blocks: of an addition x + f(x), f.",
     )
     n_m: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=2, le=64)]] = Field(
         (2, 4), description="`n:m`: so many weights are kept of so many neighbours along the layer's inputs."
@@ -368,7 +376,7 @@ class PruneSpec(CommonFields):
     scope: Scope = Field(
         "layer",
         description="Rank all units together, or layer by layer. Without one: `layer` for channels, `global` for "
-        "weights.",
+        "weights and residual blocks.",
     )
     target: Target | None = Field(
         None,
@@ -380,7 +388,8 @@ class PruneSpec(CommonFields):
         None,
         gt=0,
         lt=1,
-        description="Share of weights, blocks or channels to remove, where there is no `target`; `n:m` says it itself.",
+        description="Share of weights, blocks, channels, heads or residual blocks to remove, where there is no "
+        "`target`; `n:m` says it itself.",
         examples=[0.5],
     )
     round_to: int | None = Field(
@@ -400,7 +409,7 @@ class PruneSpec(CommonFields):
     schedule: Schedule = Field(
         "one_shot",
         description="`iterative`: by the same share of what is left in each of `steps`, retraining after each. "
-        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, channels in `steps`.",
+        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, else in `steps`.",
     )
     steps: int = Field(5, ge=2, le=100, description="Prune and retrain this many times.")
     stages: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
@@ -433,7 +442,7 @@ class PruneSpec(CommonFields):
             return given
         given = dict(given)
         # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
-        if given.get("granularity") == "weight" and not given.get("amounts"):
+        if given.get("granularity") in ("weight", "residual_block") and not given.get("amounts"):
             given.setdefault("scope", "global")
         match given.get("granularity"), given.get("n_m", (2, 4)):
             case "n:m", (int(n), int(m)) if 0 < n < m and given.get("amount") is None and given.get("target") is None:
@@ -447,12 +456,12 @@ class PruneSpec(CommonFields):
     @property
     def ramps(self) -> bool:
         """Whether weights go while training runs, rather than before it."""
-        return self.schedule == "cubic" and self.granularity != "channel"
+        return self.schedule == "cubic" and self.granularity not in PHYSICAL
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> PruneSpec:
-        self._target_can_be_met()
         self._granularity_has_what_it_needs()
+        self._target_can_be_met()
         if self.quantize is not None and "packed" not in (self.outputs or []):
             self._refuse({"quantize": "makes packed files smaller, and no other: add `packed` to `outputs`"})
         self._schedule_has_what_it_needs()
@@ -486,6 +495,8 @@ class PruneSpec(CommonFields):
             return
         if self.granularity == "n:m":
             self._refuse({"target": "has nothing to choose where n:m says the amount itself: leave it out"})
+        if self.granularity == "residual_block":
+            self._refuse({"target": "is not looked for among residual blocks: give an `amount` of them"})
         if self.amount is not None:
             self._refuse({"amount": "is what a `target` looks for: give one of the two"})
         self._must_be_left_out(
@@ -494,7 +505,7 @@ class PruneSpec(CommonFields):
                 "stages": "lead to an `amount` that is known: leave them out beside a `target`",
             }
         )
-        if self.granularity != "channel":
+        if self.granularity not in PHYSICAL:
             named = [name for name in ("macs", "latency") if getattr(self.target, name) is not None]
             if named:
                 what = {"macs": "MACs are no fewer", "latency": "latency is no lower"}[named[0]]
@@ -517,7 +528,14 @@ class PruneSpec(CommonFields):
                 self._refuse({"amounts" if self.amounts else "scope": why})
             if self.schedule != "one_shot" or self.stages:
                 self._refuse({"schedule": "must be one_shot for the granularity n:m, without `stages`"})
-        if self.granularity != "channel" and self.criterion in ("geometric_median", "bn_scale"):
+        if self.granularity == "residual_block":
+            if self.scope == "layer" or self.amounts:
+                why = "is of layers, where residual blocks are ranked together: leave it out"
+                self._refuse({"amounts" if self.amounts else "scope": why})
+            if self.criterion in ("lamp", "geometric_median", "bn_scale"):
+                why = "does not compare blocks: use magnitude, l2, activation, taylor, hessian or random"
+                self._refuse({"criterion": f"{self.criterion} {why}"})
+        if self.granularity not in PHYSICAL and self.criterion in ("geometric_median", "bn_scale"):
             self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
         if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):
             self._refuse({"criterion": f"{self.criterion} looks at training samples: name a `dataset`"})

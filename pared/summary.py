@@ -74,7 +74,9 @@ class Plan(reports.Plan):
         for layer in self.layers:
             shapes = ("×".join(map(str, shape)) for shape in (layer.shape_before, layer.shape_after))
             goes = layer.reason or ""
-            if layer.removed_units:
+            if not prod(layer.shape_after):
+                goes = "all of it"
+            elif layer.removed_units:
                 goes = f"{layer.removed_units:,} channels"
             elif layer.zeroed_weights:
                 goes = f"{layer.zeroed_weights:,} of {prod(layer.shape_before):,} weights"

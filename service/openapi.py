@@ -281,12 +281,11 @@ PLAN_BODY = {
                 "examples": {
                     "goal": {
                         "summary": "What must go for a quarter of the parameters?",
-                        "value": {name: value for name, value in PRUNE.items() if name != "amount"}
-                        | {"target": {"params": 0.25}},
+                        "value": PRUNE | {"target": {"params": 0.25}},
                     },
                     "amount": {
                         "summary": "What would be left without half of the channels?",
-                        "value": PRUNE | {"outputs": ["torchscript", "packed"]},
+                        "value": PRUNE_BY_AMOUNT | {"outputs": ["torchscript", "packed"]},
                     },
                 },
             }

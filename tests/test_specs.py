@@ -17,6 +17,7 @@ def test_weights_are_ranked_together_and_channels_layer_by_layer() -> None:
     assert PruneSpec.model_validate(PRUNE | {"granularity": "channel"}).scope == "layer"
     assert PruneSpec.model_validate(PRUNE | {"granularity": "weight"}).scope == "global"
     assert PruneSpec.model_validate(PRUNE | {"granularity": "weight", "scope": "layer"}).scope == "layer"
+    assert PruneSpec.model_validate(PRUNE | {"granularity": "residual_block"}).scope == "global"
 
 
 def test_a_wrong_granularity_is_the_only_complaint() -> None:
@@ -40,6 +41,8 @@ def test_a_regression_is_taught_by_the_distance_of_the_outputs() -> None:
         ({"criterion": "hessian"}, "training samples: name a `dataset`"),
         ({"criterion": "bn_scale", "granularity": "weight"}, "scores channels"),
         ({"criterion": "geometric_median", "granularity": "weight"}, "scores channels"),
+        ({"criterion": "lamp", "granularity": "residual_block"}, "does not compare blocks: use magnitude"),
+        ({"criterion": "bn_scale", "granularity": "residual_block"}, "does not compare blocks: use magnitude"),
     ],
 )
 def test_a_criterion_without_what_it_needs_is_refused(given: dict, says: str) -> None:
@@ -62,6 +65,8 @@ TEACH = {"retrain": {"teach": {"kind": "knowledge"}}}
         ({"granularity": "n:m", "scope": "global"}, "scope", "says nothing to n:m"),
         ({"granularity": "n:m", "amounts": {"a": 0.1}}, "amounts", "says nothing to n:m"),
         (DATA | {"granularity": "n:m", "schedule": "cubic"}, "schedule", "must be one_shot"),
+        ({"granularity": "residual_block", "scope": "layer"}, "scope", "ranked together: leave it out"),
+        ({"granularity": "residual_block", "amounts": {"a": 0.1}}, "amounts", "ranked together: leave it out"),
         ({"n_m": [1, 4]}, "n_m", "is for the granularity n:m"),
         ({"block": [2, 2]}, "block", "is for the granularity block"),
         ({"granularity": "weight", "schedule": "cubic"}, "schedule", "name a `dataset`"),

@@ -233,12 +233,10 @@ class Watch:
                 self._ask_to_end()
             return ending
         if now > self._deadline:
-            return Failed(
-                TimeLimit(
-                    f"The job was ended after its time limit of {self._time_limit_s:g} seconds. Use fewer epochs, "
-                    "a smaller model or a higher time_limit_s."
-                )
-            )
+            advice = "Use fewer epochs, a smaller model or a higher time_limit_s."
+            if self._claim.spec["type"] == "plan":
+                advice = "Post the job itself, or ask whoever runs this server for a higher PARED_PLAN_TIME_S."
+            return Failed(TimeLimit(f"It was ended after its time limit of {self._time_limit_s:g} seconds. {advice}"))
         if now - self._heard_at > settings.stall_s:
             return Crashed(
                 Stalled(f"Nothing was heard of the job for {settings.stall_s:g} seconds on attempt {self._attempt()}.")

@@ -25,11 +25,12 @@ class Evidence:
     """What training samples say of the weights; gathered only where a criterion asks.
 
     `gradients`: of the loss, one mapping for each of some batches. `input_norms`: weight name -> ‖x‖ of what each of
-    its entries multiplies.
+    its entries multiplies. `inputs`: of the model, those of each of some batches.
     """
 
     gradients: Callable[[], Iterable[Weights]]
     input_norms: Callable[[], Weights]
+    inputs: Callable[[], Iterable[Sequence[Tensor]]] = tuple
 
 
 # -- channels -----------------------------------------------------------------------------------

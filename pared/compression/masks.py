@@ -25,9 +25,13 @@ class Masks:
         """Set every pruned weight to exactly zero."""
         with torch.no_grad():
             for name, parameter in self._of(module):
-                parameter.mul_(self.kept[name].to(parameter.device))
-                # A product keeps the sign of zero and NaN; a pruned weight is +0.
+                # Filled, for a product would keep the sign of zero, and NaN; a pruned weight is +0.
                 parameter.masked_fill_(~self.kept[name].to(parameter.device), 0.0)
+
+    def lost(self, module: nn.Module) -> dict[str, Tensor]:
+        """Name of each weight that is to lose something -> the weight where it does, zero elsewhere."""
+        found = {name: parameter.detach().masked_fill(self.kept[name], 0) for name, parameter in self._of(module)}
+        return {name: part for name, part in found.items() if part.any()}
 
     def mask_gradients(self, module: nn.Module) -> None:
         """Zero the gradients of pruned weights, so that momentum never learns of them."""
@@ -173,6 +177,20 @@ def n_m_masks(
         alive.scatter_(1, rows.argsort(dim=1, stable=True)[:, : m - n], False)
         kept[name] = alive.reshape(neighbours.shape).movedim(-1, 1).contiguous()
     return Masks(kept)
+
+
+def zero_share(
+    module: nn.Module, *, scope: Scope = "global", include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> float:
+    """The share of eligible weights that are zero; with the scope `layer` that of the layer with the fewest zeros.
+
+    Raises:
+        NothingToPrune: as `weight_masks`.
+    """
+    eligible = _eligible(module, include, exclude).values()
+    sizes = np.array([weight.numel() for weight in eligible])
+    zeros = sizes - np.array([int(weight.count_nonzero()) for weight in eligible])
+    return float(zeros.sum() / sizes.sum() if scope == "global" else (zeros / sizes).min())
 
 
 def lowest(scores: np.ndarray, count: int) -> np.ndarray:

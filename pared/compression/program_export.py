@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_map_only
 
-from pared.compression.coupling.interpreter import Interpreter, Node, reloaded, storage_key
+from pared.compression.coupling.interpreter import Interpreter, Step, reloaded, storage_key
 from pared.compression.coupling.labels import Tracked
 
 
@@ -112,28 +112,27 @@ class _Followed(nn.Module):
 class _Symbolic(Interpreter):
     """Follows a graph with sizes that may be symbols, which TorchScript's own operators would turn into numbers."""
 
-    def _run_node(self, node: Node, env: dict[str, Any]) -> list[Any]:
-        if node.kind() in _ON_SIZES:
-            values = [env[value.debugName()] for value in node.inputs()]
+    def _run_step(self, step: Step, env: dict[str, Any]) -> list[Any]:
+        if step.kind in _ON_SIZES:
+            values = [env[name] for name in step.inputs]
             values = tree_map_only(Tracked, lambda tracked: tracked.tensor, values)
-            answer = _ON_SIZES[node.kind()](values)
+            answer = _ON_SIZES[step.kind](values)
             if answer is not None:
                 return [answer]
-        return super()._run_node(node, env)
+        return super()._run_step(step, env)
 
-    def _call(self, node: Node, args: list[Any]) -> list[Any]:
-        library, _, name = node.kind().partition("::")
-        schema = torch._C.parse_schema(node.schema())
+    def _call(self, step: Step, args: list[Any]) -> list[Any]:
+        library, _, name = step.kind.partition("::")
+        schema = torch._C.parse_schema(step.schema)
         overloads = getattr(getattr(torch.ops, library), name, None)
         overload = getattr(overloads, schema.overload_name or "default", None)
         if library == "prim" or overload is None or not torch._C._dispatch_has_kernel(overload.name()):
-            return super()._call(node, args)
+            return super()._call(step, args)
         plain = tree_map_only(Tracked, lambda tracked: tracked.tensor, args)
         given = [_declared(value, argument) for value, argument in zip(plain, schema.arguments, strict=True)]
         named = {a.name: value for value, a in zip(given, schema.arguments, strict=True) if a.kwarg_only}
         result = overload(*given[: len(given) - len(named)], **named)
-        outputs = len(list(node.outputs()))
-        results = list(result) if outputs > 1 else [result] if outputs else []
+        results = list(result) if len(step.outputs) > 1 else [result] if step.outputs else []
         return list(tree_map_only(Tensor, Tracked, results))
 
 

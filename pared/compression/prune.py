@@ -115,6 +115,7 @@ class RemovableChannels:
         exclude: Sequence[str] = (),
         evidence: Evidence | None = None,
         generator: torch.Generator | None = None,
+        heads_alone: bool = False,
         upload_units: Mapping[str, int] | None = None,
         gone: int = 0,
         check: bool = False,
@@ -124,6 +125,7 @@ class RemovableChannels:
         Args:
             example: the model's inputs, on CPU, in a batch of at least 2.
             evidence: for the criteria that look at data.
+            heads_alone: take whole heads of attention, and nothing else.
             upload_units: for a later step, the `units` of the first: amounts count from these, whatever is left.
             gone: how many of them earlier steps removed.
             check: whether to leave out now what cannot go, for the sake of `without`; `removal` does so when it has to.
@@ -132,6 +134,7 @@ class RemovableChannels:
             NothingToPrune: no channel can go; the detail names layers, operators and what to do.
         """
         self._loaded, self._example, self._scope, self._gone = loaded, example, scope, gone
+        self._unit = "head" if heads_alone else "channel"
         self._names_of = tied_names(loaded.module)
         self._patterns, self._upload_units = (include, exclude), upload_units
         self._score = partial(channel_scores, criterion=criterion, evidence=evidence, generator=generator)
@@ -140,7 +143,11 @@ class RemovableChannels:
     def _look(self, check: bool) -> None:
         self._checked = check
         self._coupling = find_groups(self._loaded.module, self._example, check=check)
+        if self._unit == "head":
+            self._coupling = _with_heads_alone(self._coupling)
         self._groups, self._reasons = _eligible(self._coupling, self._names_of, *self._patterns)
+        if self._upload_units is not None:  # what could be chosen from at first: a last head is no group any more
+            self._groups = [group for group in self._groups if _key(group) in self._upload_units]
         if not self._groups:
             raise NothingToPrune(_none_removable(self._coupling, self._reasons, *self._patterns))
         self.units = {_key(group): group.units for group in self._groups}
@@ -160,7 +167,7 @@ class RemovableChannels:
         if self._scope == "layer":
             wanted = []
             for group, (key, left) in zip(self._groups, self.units.items(), strict=True):
-                of_upload = self._of_upload.get(key, left)
+                of_upload = self._of_upload[key]
                 names = [layer_of(alias) for name, _ in group.out_axes for alias in self._names_of[name]]
                 wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
             chosen = [_lowest([score], count)[0] for score, count in zip(self._scores, wanted, strict=True)]
@@ -217,8 +224,8 @@ class RemovableChannels:
         share = amount.default if isinstance(amount, Amounts) else amount
         rounded = "" if round_to == 1 else f", and each group of layers keeps a multiple of {round_to}"
         return (
-            f"An amount of {share:g} is less than one channel here: {sum(self.units.values())} channels can be "
-            f"chosen from{rounded}. Give a larger amount."
+            f"An amount of {share:g} is less than one {self._unit} here: {sum(self.units.values())} {self._unit}s "
+            f"can be chosen from{rounded}. Give a larger amount."
         )
 
 
@@ -232,7 +239,8 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
     if loaded.format != "state_dict":
         shrunk = remove(coupling.script, removed, coupling.patches)
-        return replace(loaded, module=shrunk, inlined=loaded.inlined or bool(changed_sizes(removed, coupling.patches)))
+        inlined = loaded.inlined or coupling.inlined or bool(changed_sizes(removed, coupling.patches))
+        return replace(loaded, module=shrunk, inlined=inlined)
     state = dict(loaded.module.state_dict())
     by_storage = {storage_key(state[name]): by_dim for name, by_dim in removed.items()}
     state = {name: kept_part(tensor, by_storage.get(storage_key(tensor), {})) for name, tensor in state.items()}
@@ -240,6 +248,22 @@ def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> Loade
     module = build(architecture)
     module.load_state_dict(state)
     return replace(loaded, module=module.eval(), architecture=architecture)
+
+
+def _with_heads_alone(coupling: Coupling) -> Coupling:
+    """Raises NothingToPrune where no attention can lose heads."""
+    heads = [group for group in coupling.groups if group.kind == "head"]
+    if not heads:
+        told = "; ".join(f"{layer}: {reason}" for layer, reason in list(coupling.reasons.items())[:10])
+        raise NothingToPrune(
+            f"No attention of this model can lose heads ({told or 'its layers have channels alone'}). "
+            "Granularity `channel` removes what channels there are."
+        )
+    others = {layer: _NO_HEADS for group in coupling.groups if group.kind != "head" for layer in group.layers}
+    return replace(coupling, groups=heads, reasons=coupling.reasons | others)
+
+
+_NO_HEADS = "has no heads, which are all that the granularity `head` removes"
 
 
 def _eligible(
@@ -267,9 +291,8 @@ def _eligible(
 
 
 def _key(group: ChannelGroup) -> str:
-    """Names a group of coupled layers, also after some of its channels went."""
-    name, dim = group.out_axes[0]
-    return f"{name}/{dim}"
+    """Names a group of coupled layers, also after some of its units went."""
+    return f"{group.kind}s of {', '.join(sorted(f'{name}/{dim}' for name, dim in group.members))}"
 
 
 def _lowest(scores: list[Tensor], count: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -142,27 +143,37 @@ def layer_reports(
         output_dims: weight name -> the dimension that counts its output channels, where channels were looked for.
     """
     old, new = tensors(before), tensors(after)
-    layer_names, names_of = weight_layers(before), tied_names(before)
+    layer_names, names_of, rows = weight_layers(before), tied_names(before), rows_of(before)
     reports = []
     for name, layer in layer_names.items():
-        if name not in new:
+        if name not in new and name not in removed:
             continue
+        left = new.get(name, old[name][:0])  # of a residual block that went, nothing
         known = next((alias for alias in names_of[name] if alias in removed and alias in output_dims), None)
         units = None if known is None else removed[known].get(str(output_dims[known]))
+        if name not in new:
+            units = removed[name]["0"]
         reason = reasons.get(layer)
         if reason is None and output_dims and not any(alias in output_dims for alias in names_of[name]):
             reason = PASSED_OVER
         reports.append(
             LayerReport(
-                name=layer if list(layer_names.values()).count(layer) == 1 else name,
+                name=rows[name],
                 shape_before=list(old[name].shape),
-                shape_after=list(new[name].shape),
-                sparsity=1 - int(torch.count_nonzero(new[name])) / max(new[name].numel(), 1),
+                shape_after=list(left.shape),
+                sparsity=int((left == 0).sum()) / max(left.numel(), 1),
                 removed_units=units,
                 reason=None if units else reason,
             )
         )
     return reports
+
+
+def rows_of(module: nn.Module) -> dict[str, str]:
+    """Name of each weight tensor -> what its line of a report is called: its layer, where that has no other."""
+    layers = weight_layers(module)
+    count = Counter(layers.values())
+    return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
 def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]) -> Reproduce:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pared.compression.intake.inspection import LITTLE
 from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality, Size
-from pared.specs import Granularity, Target
+from pared.specs import PHYSICAL, Granularity, Target
 
 SIGNIFICANT_P = 0.05
 
@@ -17,16 +17,18 @@ def prune_verdict(
     granularity: Granularity, before: Measurement, after: Measurement, comparison: Comparison | None
 ) -> str:
     """One sentence: what was gained in size and time, and what it cost."""
-    gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after), _file(before, after)]
+    gains = [_fewer_parameters(before, after) if granularity in PHYSICAL else _zeros(after), _file(before, after)]
     return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
 
 
-def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality | None, tried: int) -> str:
+def goal_sentence(
+    target: Target, reached: Mapping[str, float], before: Quality | None, after: Quality | None, tried: int
+) -> str:
     """Whether a goal was met, and what was reached of each of its parts.
 
     Args:
         reached: shares left, and the quality lost on the test split.
-        quality: of the result.
+        before, after: of the upload and of the result, where they were measured.
         tried: how many points the search looked at.
     """
     missed = target.missed(reached)
@@ -41,10 +43,10 @@ def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality
         if name in names:
             asked = f"at most {_percent(share)}"
             told = f"{_percent(reached[name])} of {names[name]}"
-        else:
-            metric = "accuracy" if quality is None else quality.metric
+        elif before is not None and after is not None:
+            metric, held = after.metric, before.validation - after.validation
             asked = f"at most {_lost(metric, share)}"
-            told = f"test {_name(metric)} lost {_lost(metric, reached[name])}"
+            told = f"{_lost(metric, reached[name])} of test {_name(metric)} lost, {_lost(metric, held)} of validation"
         parts.append(f"{told}, where {asked} was asked" if name in missed else f"{told} (asked: {asked})")
     if not missed:
         return f"Goal met: {'; '.join(parts)}."
@@ -53,7 +55,7 @@ def goal_sentence(target: Target, reached: Mapping[str, float], quality: Quality
 
 def plan_verdict(granularity: Granularity, before: Size, after: Size) -> str:
     """One sentence: what a job will gain in size."""
-    gains = [_fewer_parameters(before, after) if granularity == "channel" else _zeros(after)]
+    gains = [_fewer_parameters(before, after) if granularity in PHYSICAL else _zeros(after)]
     if before.macs and after.macs and before.macs != after.macs:
         gains.append(f"{_times(before.macs / after.macs)} fewer multiply-adds")
     return f"{', '.join([*gains, _file(before, after)])}."
@@ -107,7 +109,7 @@ def warnings_of(
             f"The packed file has {_bytes(written['model.packed'])}, where the upload had {_bytes(before.file_bytes)}. "
             "It is for keeping and sending: unpacked for use the model has all its shapes again, and their speed."
         )
-    if granularity not in (None, "channel") and set(written) != {"model.packed"}:
+    if granularity not in (None, *PHYSICAL) and set(written) != {"model.packed"}:
         notes.append(
             "Zeros make this dense file neither smaller nor faster: latency does not change, and the file has "
             f"{_bytes(after.file_bytes)} where the upload had {_bytes(before.file_bytes)}. Compressed (gzip -6) it is "
@@ -135,7 +137,7 @@ def warnings_of(
     ]
     if odd:
         notes.append(
-            f"Channels are no longer a multiple of 8 in {_some(odd)}; some devices run such layers below their speed."
+            f"Channels are no longer a multiple of 8 in {some(odd)}; some devices run such layers below their speed."
         )
     return notes
 
@@ -266,5 +268,6 @@ def _bytes(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 10_000_000 else f"{count / 1e6:.1f} MB"
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many layers."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more layers" if len(names) > 5 else "")

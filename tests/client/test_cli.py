@@ -125,6 +125,7 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
             },
         ),
         ("--n-m 1:2", {"granularity": "n:m", "n_m": [1, 2]}),
+        ("--residual-blocks 25%", {"granularity": "residual_block", "amount": 0.25}),
         ("--blocks 80% --block-size 2x3 --scope global", {"granularity": "block", "amount": 0.8, "block": [2, 3]}),
     ],
 )
@@ -379,7 +380,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on(embedded: Stack, files: Path) -> No
         )
         wait_for(lambda: "epoch" in log.read_text() or running.poll() is not None, 60, "retraining")
         running.send_signal(signal.SIGINT)
-        assert running.wait(30) == 130
+        assert running.wait(60) == 130
     told = log.read_text()
     job_id = next(word for word in told.split() if word.startswith("job_"))
     assert f"pared jobs watch {job_id}" in told

@@ -81,3 +81,12 @@ def test_what_cannot_be_unpacked_is_told_in_a_line(folder):
         assert (done.returncode, says in done.stderr) == (code, True), (line, done.stderr)
         assert "Traceback" not in done.stderr
     assert not list(folder.glob("*.part"))
+
+
+def test_a_model_that_is_there_outlives_a_file_that_cannot_be_unpacked(folder):
+    assert pared(folder, "unpack weights.packed").returncode == 0
+    model = (folder / "weights.safetensors").read_bytes()
+    whole = (folder / "weights.packed").read_bytes()
+    (folder / "changed.packed").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert pared(folder, "unpack changed.packed -o weights.safetensors").returncode == 1
+    assert (folder / "weights.safetensors").read_bytes() == model

@@ -229,6 +229,31 @@ class Blurred(nn.Module):
         return self.b(F.conv2d(torch.relu(self.a(x)), self.blur, groups=8))
 
 
+class Constants(nn.Module):
+    """Tensors that the code makes, of sizes that are written in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.code, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x)) + torch.ones(8)
+        x = torch.cat([self.code(x), torch.zeros(2, 4)], 1)
+        return self.c(x * torch.full((12,), 2.0) + torch.ones_like(x))
+
+
+class Stacked(nn.Module):
+    """Two sets of features one above the other; a layer whose gated half is a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 2), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.a(x), torch.relu(self.b(x))], 1).mean(1)
+        return self.d(torch.cat([F.glu(self.c(x), 1), y], 1))
+
+
 class Products(nn.Module):
     """Bare weights, (in, out) and (out, in)."""
 
@@ -262,6 +287,8 @@ TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]]),)
         (DepthwiseUp, IMAGE, [["a", "up"]]),
         (Defaults, FEATURES, [["a"]]),
         (Blurred, IMAGE, [["a"]]),
+        (Constants, FEATURES, [["a"], ["code"]]),
+        (Stacked, FEATURES, [["a", "b"]]),
         (Products, FEATURES, [["w1"], ["w2"], ["w3"]]),
     ],
 )
@@ -309,14 +336,46 @@ def test_what_mixes_channels_is_left_alone_and_named() -> None:
             self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            x = torch.softmax(self.a(x), -1)
+            x = torch.sort(self.a(x), -1)[0]
             return self.c(torch.cumsum(self.b(x), 1).relu())
 
     x = torch.randn(2, 4)
     coupling = find_groups(as_file(Mixed().eval(), "scripted", (x,)), (x,))
     assert coupling.groups == []
-    assert "aten::softmax" in coupling.reasons["a"]
+    assert "aten::sort" in coupling.reasons["a"]
     assert "aten::cumsum" in coupling.reasons["b"]
+
+
+class OverChannels(nn.Module):
+    """Softmax, largest value and sum over the channels; a norm written by hand; and a gate that is no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.softmax(self.a(x), -1)
+        x = self.b(x)
+        x = torch.exp(x - x.amax(-1, keepdim=True))
+        x = x / x.sum(-1, keepdim=True)
+        x = self.c(x)
+        return self.d(x * torch.sigmoid(x.mean(-1, keepdim=True)))
+
+
+@pytest.mark.parametrize("form", ["scripted", "traced"])
+def test_softmax_and_norms_by_hand_take_what_is_kept_and_a_mean_elsewhere_fixes_its_channels(form: str) -> None:
+    module = OverChannels().eval()
+    coupling = find_groups(as_file(module, form, FEATURES), FEATURES)
+    assert sorted(group.layers for group in coupling.groups) == [["a"], ["b"]]
+    assert coupling.reasons["c"] == "aten::sigmoid: uses a mean over the channels for more than a norm"
+    small = remove(coupling.script, every_other(coupling), coupling.patches)
+    a, b, c, d = ((layer.weight, layer.bias) for layer in (module.a, module.b, module.c, module.d))
+    with torch.no_grad():
+        x = torch.softmax(FEATURES[0] @ a[0][1::2].T + a[1][1::2], -1)
+        x = torch.softmax(x @ b[0][1::2, 1::2].T + b[1][1::2], -1)
+        x = x @ c[0][:, 1::2].T + c[1]
+        expected = F.linear(x * torch.sigmoid(x.mean(-1, keepdim=True)), *d)
+        torch.testing.assert_close(small(*FEATURES), expected)
 
 
 class Rolled(nn.Module):
@@ -454,6 +513,19 @@ def test_tied_weights_stay_tied() -> None:
             return self.d(torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x)))))))
 
     assert_removing_equals_zeroing(Tied(), (torch.randn(2, 4),), "scripted")
+
+
+def test_a_code_that_one_weight_writes_and_reads_shrinks() -> None:
+    class Code(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.linear(x, self.weight), self.weight.t())
+
+    coupling = assert_removing_equals_zeroing(Code(), FEATURES, "scripted")
+    assert [group.out_axes for group in coupling.groups] == [[("weight", 0)]]
 
 
 def test_a_shrunk_file_trains_and_shrinks_again() -> None:

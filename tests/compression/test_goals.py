@@ -18,9 +18,10 @@ from pared.compression.methods.parts import Stages
 from pared.compression.methods.pruning import prepared
 from pared.compression.train import fit, learn_labels
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
-from pared.errors import NothingToPrune
+from pared.errors import NothingToPrune, ValidationError
 from pared.reports import Goal, Point, Report
 from pared.specs import PruneSpec, Train
+from tests.compression.plans import assert_kept, plan_of
 from tests.compression.test_methods import Kept
 
 MODEL = "mdl_" + "0" * 26
@@ -96,7 +97,8 @@ def rows(directory):
         ({"file_bytes": 0.135}, {"granularity": "weight", "outputs": ["packed"], "quantize": {"bits": 3}}),
     ],
 )
-def test_the_least_pruning_that_meets_the_sizes_is_found(dense, tmp_path, target, fields):
+def test_the_least_pruning_that_meets_the_sizes_is_found_and_planned(dense, tmp_path, target, fields):
+    plan = plan_of(*job(dense, tmp_path, target, **fields))
     report = run(dense, tmp_path, target, **fields)
     goal = report.goal
     assert goal.status == "met"
@@ -115,6 +117,9 @@ def test_the_least_pruning_that_meets_the_sizes_is_found(dense, tmp_path, target
         ),
     }
     assert any(sizes[name] > share for name, share in target.items())
+    assert plan.exact
+    assert plan.after.nonzero_parameters == report.after.nonzero_parameters
+    assert_kept(plan, report, {name: (tmp_path / name).stat().st_size for name in report.reproduce.outputs})
 
 
 def test_a_goal_out_of_reach_is_infeasible_and_the_nearest_is_delivered(dense, tmp_path):
@@ -124,6 +129,7 @@ def test_a_goal_out_of_reach_is_infeasible_and_the_nearest_is_delivered(dense, t
     # One channel is left in each of two layers: 8 + 1, 1 + 1 and 3 + 3.
     assert report.after.parameters == 17
     assert report.goal.reached == {"params": 17 / report.before.parameters}
+    assert plan_of(*job(dense, tmp_path, {"params": 0.001})).goal == report.goal
     assert len(report.frontier) == 5
     assert not any(point.met for point in report.frontier)
 
@@ -149,7 +155,9 @@ def test_sizes_that_cost_more_accuracy_than_allowed_are_infeasible(dense, blobs,
     assert report.goal.reached["params"] <= 0.03
     drop = report.before.quality.test.value - report.after.quality.test.value
     assert report.goal.reached["max_accuracy_drop"] == drop > 0
-    assert "of the parameters (asked: at most 3 %); test accuracy lost" in report.goal.sentence
+    assert "of the parameters (asked: at most 3 %); " in report.goal.sentence
+    assert "of test accuracy lost" in report.goal.sentence
+    assert "of validation, where at most 0 points was asked" in report.goal.sentence
 
 
 def test_the_smallest_model_that_holds_the_accuracy_is_found(dense, blobs, tmp_path):
@@ -183,6 +191,24 @@ def test_latency_is_met_by_the_reports_own_measurement(tmp_path):
     )
     assert report.goal.reached == {"latency": after.p50_ms / before.p50_ms}
     assert report.goal.status == ("met" if report.goal.reached["latency"] <= 0.7 else "infeasible")
+
+
+def test_a_batch_that_the_model_refuses_is_pointed_at(tmp_path):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            return self.second(torch.relu(self.first(x))).view(4, 8)
+
+    path = tmp_path / "fixed.pt"
+    torch.jit.save(torch.jit.script(Fixed()), path)
+    fixed = ModelFile(path, path.name, "")
+    for target in ({"latency": 0.9}, {"latency": 0.9, "params": 1e-6}):
+        with pytest.raises(ValidationError) as caught:
+            run(fixed, tmp_path / "out", target, example_inputs=[{"shape": [4, 8]}])
+        assert caught.value.errors[0]["pointer"] == "/target/latency_batch_size"
 
 
 def test_a_result_that_misses_by_a_little_is_followed_by_a_smaller_one(dense, tmp_path):

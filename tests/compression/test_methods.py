@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pared.compression import distill as distill_model
@@ -22,7 +23,7 @@ from pared.compression.train import fit, learn_labels
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import InvalidData, NothingToPrune, ValidationError
 from pared.reports import DatasetInspection, ModelInspection, Report
-from pared.specs import DistillSpec, InspectSpec, PruneSpec, Train, compression_spec
+from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec, Train, compression_spec
 from pared.weights.packed import read
 from pared.weights.unpack import unpack
 
@@ -357,9 +358,59 @@ def test_nothing_to_prune_names_the_layers(dense, tmp_path):
         run(pruning(include=["fc"]), {"model": dense}, tmp_path)
 
 
-@pytest.mark.parametrize("granularity", ["weight", "channel"])
+READER = [
+    ["Reshape", {"shape": [8, 8]}],
+    ["Linear", {"in_features": 8, "out_features": 16}, "rows"],
+    ["TransformerEncoderLayer", {"d_model": 16, "nhead": 4, "dim_feedforward": 24}, "encoder"],
+    ["Mean", {"dim": 1}],
+    ["Linear", {"in_features": 16, "out_features": 10}, "fc"],
+]
+
+
+@pytest.mark.parametrize("form", ["torchscript", "state_dict"])
+def test_whole_heads_go_and_the_files_run(tmp_path, form):
+    torch.manual_seed(0)
+    module = build({"layers": READER}).eval()
+    if form == "torchscript":
+        torch.jit.save(torch.jit.script(module), tmp_path / "reader.pt")
+        given = file_of(tmp_path / "reader.pt")
+    else:
+        torch.save(module.state_dict(), tmp_path / "reader.pt")
+        given = file_of(tmp_path / "reader.pt", {"layers": READER})
+    spec = pruning(granularity="head", schedule="iterative", steps=2, retrain={"epochs": 1, "lr": 0.02})
+    spec["outputs"] = ["torchscript", "state_dict"]
+    report = run(spec, {"model": given}, tmp_path / "first")
+    heads = set(report.removed["encoder.self_attn.out_proj.weight"]["1"])
+    assert len(heads) == 8
+    assert all({4 * (index // 4) + place for place in range(4)} <= heads for index in heads), "whole ones of width 4"
+    weights, work = 2 * 4 * (3 * 16 + 3 + 16), report.before.macs - report.after.macs
+    assert report.before.parameters - report.after.parameters == weights
+    assert work > 0
+    assert "fewer parameters" in report.verdict
+    small = torch.jit.load(tmp_path / "first" / "model.pt")
+    assert small.encoder.self_attn.in_proj_weight.shape == (24, 16)
+    assert in_a_clean_process(tmp_path / "first" / "model.pt", "1, 1, 8, 8")[:2] == (1, 10)
+    if form == "state_dict":
+        architecture = json.loads((tmp_path / "first" / "architecture.json").read_text())
+        twin = build(architecture)
+        twin.load_state_dict(load_file(tmp_path / "first" / "model.safetensors"))
+        x = torch.randn(2, 1, 8, 8)
+        torch.testing.assert_close(twin.eval()(x), small(x))
+        assert architecture["layers"][2][1]["nhead"] == 2
+    again = run(spec, {"model": given}, tmp_path / "second").reproduce.outputs
+    # TorchScript numbers the classes it compiles, and here two jobs share one process.
+    same = again.keys() - ({"model.pt"} if form == "state_dict" else set())
+    assert {name: again[name] for name in same} == {name: report.reproduce.outputs[name] for name in same}
+
+
+def test_a_model_without_attention_has_no_heads_to_lose(dense, tmp_path):
+    with pytest.raises(NothingToPrune, match=r"No attention of this model can lose heads \(.*`channel`"):
+        run(pruning(granularity="head"), {"model": dense}, tmp_path)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel", "block", "n:m"])
 def test_the_same_spec_gives_the_same_bytes(dense, tmp_path, granularity):
-    spec = pruning(granularity=granularity, outputs=["torchscript", "state_dict"], seed=3)
+    spec = pruning(granularity=granularity, outputs=["torchscript", "state_dict"], seed=3, exclude=["conv1"])
     digests = []
     for name in ("first", "second"):
         torch.rand(3)  # whatever the process did before
@@ -522,7 +573,7 @@ def test_the_pieces_of_the_package_are_modules_and_its_functions_functions():
 
 
 def test_the_methods_are_those_of_the_specs():
-    assert set(METHODS) == {InspectSpec, PruneSpec, DistillSpec}
+    assert set(METHODS) == {InspectSpec, PlanSpec, PruneSpec, DistillSpec}
 
 
 # -- schedules and patterns ---------------------------------------------------------------------
@@ -561,6 +612,14 @@ def test_stages_each_have_a_ramp_of_their_own(dense, tmp_path):
     assert sum(int((weight == 0).sum()) for weight in weights.values()) == round(0.9 * count)
 
 
+def test_an_upload_that_was_pruned_before_goes_on_from_there(dense, tmp_path):
+    spec = pruning(**CUBIC | {"amount": 0.8, "retrain": {"epochs": 2, "lr": 0.05}})
+    run(spec, {"model": dense}, tmp_path / "once")
+    run({**spec, "amount": 0.9}, {"model": file_of(tmp_path / "once" / "model.pt")}, tmp_path / "twice")
+    before, after = (zeros_in(tmp_path / name / "model.pt") for name in ("once", "twice"))
+    assert all(bool((after[name][weight == 0] == 0).all()) for name, weight in before.items())
+
+
 def test_an_interrupted_ramp_ends_as_an_uninterrupted_one(dense, tmp_path):
     spec = pruning(**CUBIC | {"stages": [0.5], "regrow": 0.1})
     run(spec, {"model": dense}, tmp_path / "whole")
@@ -574,12 +633,19 @@ def test_an_interrupted_ramp_ends_as_an_uninterrupted_one(dense, tmp_path):
 
 
 def test_two_of_four_hold_after_retraining(dense, tmp_path):
-    spec = pruning(granularity="n:m", exclude=["conv1"], retrain={"epochs": 2, "lr": 0.05})
+    spec = pruning(
+        granularity="n:m", exclude=["conv1"], retrain={"epochs": 2, "lr": 0.05, "weight_decay": 0.01, "nesterov": True}
+    )
     del spec["amount"]
     report = run(spec, {"model": dense}, tmp_path)
+    assert in_a_clean_process(tmp_path / "model.pt", "7, 1, 8, 8") == (7, 10, report.after.parameters)
+    upload = zeros_in(dense.path)
     for name, weight in zeros_in(tmp_path / "model.pt").items():
-        groups = weight.movedim(1, -1).reshape(-1, 4)
-        assert name == "conv1.weight" or ((groups != 0).sum(1) == 2).all()
+        if name == "conv1.weight":
+            continue
+        before, after = (each.movedim(1, -1).reshape(-1, 4) for each in (upload[name], weight))
+        kept = torch.zeros_like(before, dtype=torch.bool).scatter(1, before.abs().topk(2, dim=1).indices, True)
+        assert torch.equal(after != 0, kept)
     assert report.reproduce.spec["amount"] == 0.5
     assert "Zeros make this dense file neither smaller nor faster" in " ".join(report.warnings)
 
@@ -594,7 +660,8 @@ def test_n_of_m_points_at_layers_whose_inputs_do_not_divide(dense, tmp_path):
 @pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
 def test_blocks_hold_after_retraining(dense, tmp_path, schedule):
     spec = pruning(granularity="block", block=[4, 3], amount=0.75, scope="global", exclude=["conv1"], schedule=schedule)
-    run(spec, {"model": dense}, tmp_path)
+    report = run(spec, {"model": dense}, tmp_path)
+    assert in_a_clean_process(tmp_path / "model.pt", "7, 1, 8, 8") == (7, 10, report.after.parameters)
     alive, blocks = 0, 0
     for name, weight in zeros_in(tmp_path / "model.pt").items():
         if name == "conv1.weight":
@@ -621,6 +688,76 @@ def test_a_pattern_that_matches_nothing_is_pointed_at(dense, tmp_path, field):
     with pytest.raises(ValidationError, match=r"'head\*' matches no layer. The layers are: conv1, conv2, fc") as caught:
         run(pruning(**{field: patterns[field]}), {"model": dense}, tmp_path)
     assert caught.value.errors[0]["pointer"] == f"/{field}"
+
+
+# -- residual blocks ----------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(torch.relu_(self.bn1(self.conv1(x)))))
+        out += x
+        return torch.relu_(out)
+
+
+class ResidualDigits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(*(Block(8) for _ in range(4)))
+        self.fc = nn.Linear(8 * 16, 10)
+
+    def forward(self, x):
+        return self.fc(self.blocks(torch.relu(self.conv(x))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("residual") / "residual.pt"
+    torch.jit.save(torch.jit.script(taught(ResidualDigits())), path)
+    return file_of(path)
+
+
+def test_whole_residual_blocks_go_from_the_file(residual, tmp_path):
+    spec = pruning(granularity="residual_block", criterion="activation", amount=0.5, retrain={"epochs": 1, "lr": 0.05})
+    report = run(spec, {"model": residual}, tmp_path / "first")
+    result = tmp_path / "first" / "model.pt"
+    assert in_a_clean_process(result, "7, 1, 8, 8") == (7, 10, report.after.parameters)
+    block = 2 * (8 * 8 * 9 + 8 + 2 * 8)
+    assert report.after.parameters == report.before.parameters - 2 * block
+    assert report.after.file_bytes < report.before.file_bytes / 1.5
+    assert report.after.macs < report.before.macs
+    assert report.after.quality.test.value > 0.9
+    assert "fewer parameters" in report.verdict
+    layers = {layer.name: layer for layer in report.layers}
+    gone = [name for name, layer in layers.items() if layer.shape_after == [0, 8, 3, 3]]
+    assert len(gone) == 4
+    assert all(report.removed[f"{name}.weight"] == {"0": list(range(8))} for name in gone)
+    assert all(layers[name].removed_units == list(range(8)) and not layers[name].reason for name in gone)
+    assert layers["conv"].reason == "it is in no residual block that could go"
+    assert set(dict(torch.jit.load(result).named_parameters())).isdisjoint(report.removed)
+    again = run(spec, {"model": residual}, tmp_path / "second")
+    assert again.reproduce.outputs == report.reproduce.outputs
+
+
+def test_interrupted_removal_of_blocks_in_steps_ends_as_an_uninterrupted_one(residual, tmp_path):
+    spec = pruning(granularity="residual_block", amount=0.75, schedule="iterative", steps=3, retrain={"epochs": 1})
+    whole = run(spec, {"model": residual}, tmp_path / "whole")
+    pieces = interrupted(spec, {"model": residual}, tmp_path / "pieces", 3)
+    assert len({layer.name for layer in whole.layers if not layer.shape_after[0]}) == 6
+    assert pieces.reproduce.outputs == whole.reproduce.outputs
+    assert (pieces.removed, pieces.layers) == (whole.removed, whole.layers)
+
+
+def test_a_model_without_residual_blocks_is_told_what_to_do(dense, tmp_path):
+    with pytest.raises(NothingToPrune, match=r"conv1: it is in no residual block.*Granularity `channel`"):
+        run(pruning(granularity="residual_block"), {"model": dense}, tmp_path)
 
 
 # -- shared values and packed files -------------------------------------------------------------

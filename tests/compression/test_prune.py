@@ -38,6 +38,30 @@ def layered(layers: list[object]) -> LoadedModel:
     )
 
 
+class Halves(nn.Module):
+    """One layer whose halves go different ways, so that its units make two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = torch.split(self.a(x), [8, 8], dim=1)
+        return self.b(left) + self.c(torch.relu(right))
+
+
+def test_units_of_one_layer_may_make_several_groups() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 6)
+    loaded = LoadedModel(torch.jit.script(Halves().eval()), "torchscript", "scripted")
+    first = remove_channels(loaded, (x,), amount=0.25)
+    assert list(first.units.values()) == [8, 8]
+    second = remove_channels(first.loaded, (x,), amount=0.5, upload_units=first.units)
+    shapes = {name: tuple(tensor.shape) for name, tensor in second.loaded.module.named_parameters()}
+    assert shapes["a.weight"] == (8, 6)
+    assert shapes["b.weight"] == shapes["c.weight"] == (3, 4)
+
+
 def test_weight_score_is_the_absolute_value() -> None:
     masks = weight_masks(two_layers(), amount=5 / 16, scope="global")
     pruned = {name: (~kept).nonzero().tolist() for name, kept in masks.kept.items()}
@@ -146,7 +170,7 @@ def test_channel_score_is_the_sum_of_absolute_incoming_weights() -> None:
             ["Linear", {"in_features": 2, "out_features": 2}],
         ]
     }
-    assert (removal.units, removal.removed_units) == ({"0.weight/0": 4}, 2)
+    assert (removal.units, removal.removed_units) == ({"channels of 0.bias/0, 0.weight/0, 2.weight/1": 4}, 2)
 
 
 def test_residual_channels_are_scored_in_every_layer_that_makes_them() -> None:

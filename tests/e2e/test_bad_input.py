@@ -135,6 +135,40 @@ REFUSED = [
     Refused("momentum 1", post(retrain={"momentum": 1}), 422, V, "below 1", "/retrain/momentum"),
     Refused("one step", post(schedule="iterative", steps=1), 422, V, "at least 2", "/steps"),
     Refused("steps at once", post(steps=3), 422, V, "one_shot", "/steps"),
+    Refused("stages that fall", post(stages=[0.4, 0.2]), 422, V, "must rise", "/stages"),
+    Refused("a stage beyond the amount", post(stages=[0.6]), 422, V, "end below `amount`", "/stages"),
+    Refused("a ramp at once", post(granularity="weight", ramp=0.4), 422, V, "cubic", "/ramp"),
+    Refused("regrowth of channels", post(schedule="cubic", regrow=0.1), 422, V, "while training runs", "/regrow"),
+    Refused("a cubic ramp without training", post(granularity="weight", schedule="cubic"), 422, V, "ep", "/schedule"),
+    Refused("amounts of all together", post(scope="global", amounts={"*": 0.2}), 422, V, "`scope` layer", "/amounts"),
+    Refused("an amount of one layer above 1", post(amounts={"*": 1.2}), 422, V, "(below|less than) 1", "/amounts/*"),
+    Refused("4 of 4", post(granularity="n:m", n_m=[4, 4], amount=...), 422, V, "removes nothing", "/n_m"),
+    Refused("n of m and another amount", post(granularity="n:m", amount=0.6), 422, V, "leave it out", "/amount"),
+    Refused("n of m for channels", post(n_m=[1, 4]), 422, V, "granularity n:m", "/n_m"),
+    Refused(
+        "a block of no rows", post(granularity="block", block=[0, 4]), 422, V, "(at least|or equal to) 1", "/block/0"
+    ),
+    Refused("blocks for channels", post(block=[2, 2]), 422, V, "granularity block", "/block"),
+    Refused(
+        "a score of channels for weights",
+        post(granularity="weight", criterion="bn_scale"),
+        422,
+        V,
+        "scores channels",
+        "/criterion",
+    ),
+    Refused("a score that needs data", post(dataset=None, criterion="taylor"), 422, V, "dataset", "/criterion"),
+    Refused("shared values for no packed file", post(quantize={"bits": 4}), 422, V, "add `packed`", "/quantize"),
+    Refused("9 bits", post(quantize={"bits": 9}, outputs=["packed"]), 422, V, "at most 8", "/quantize/bits"),
+    Refused(
+        "Nesterov's momentum of Adam",
+        post(retrain={"optimizer": "adam", "nesterov": True}),
+        422,
+        V,
+        "momentum",
+        "/retrain/nesterov",
+    ),
+    Refused("patience of 0", post(retrain={"patience": 0}), 422, V, "at least 1", "/retrain/patience"),
     Refused("retraining without data", post(dataset=None, retrain={"epochs": 1}), 422, V, "dataset", "/retrain"),
     Refused("preprocessing without data", post(dataset=None, preprocess={}), 422, V, "dataset", "/preprocess"),
     Refused("inputs beside data", post(example_inputs=[{"shape": [1, 16]}]), 422, V, "leave it out", "/example_inputs"),
@@ -277,6 +311,7 @@ REJECTED_MODELS: list[tuple[str, bytes, str, str]] = [
     ("a safetensors header of exabytes", b"\xff" * 8 + b"{}", M, "Save and upload it again|torch.jit"),
     ("a zip of texts", zipped(readme=b"hello"), M, "torch.jit|state_dict"),
     ("a data set", zoo.dataset("mlp"), M, "data set"),
+    ("a packed file", b"PARD" + bytes(200), M, "pared unpack"),
 ]
 REJECTED_DATASETS: list[tuple[str, bytes, str, str]] = [
     ("random bytes", np.random.default_rng(0).bytes(5000), D, "npz"),
@@ -417,6 +452,14 @@ FAILING = [
     Failing(
         "a mean for no channel", lambda _, good: good.spec(preprocess={"mean": [0.5, 0.5], "std": [1, 1]}), "*", "mean"
     ),
+    Failing(
+        "n of m that do not divide",
+        lambda _, good: good.spec(granularity="n:m", n_m=[2, 5], amount=...),
+        "nothing-to-prune",
+        r"multiple of 5.*net\.0 \(16\).*Exclude",
+    ),
+    Failing("an amount for no layer", lambda _, good: good.spec(amounts={"conv*": 0.3}), "validation", "conv.*net.0"),
+    Failing("an exception for no layer", lambda _, good: good.spec(exclude=["fc9"]), "validation", "fc9.*net.0"),
     Failing("no layer matches", lambda _, good: good.spec(include=["conv*"]), "validation", "net.0"),
     Failing("every layer excluded", lambda _, good: good.spec(exclude=["*"]), "nothing-to-prune", "exclude"),
     Failing("less than one channel", lambda _, good: good.spec(amount=1e-6), "nothing-to-prune", "larger amount"),

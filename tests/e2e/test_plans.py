@@ -65,9 +65,9 @@ def test_the_report_says_what_the_plan_said(embedded: Stack, name: str) -> None:
         ({"example_inputs": [{"shape": [2, 7]}]}, "does not run on inputs of the shape"),
     ],
 )
-def test_what_cannot_be_done_is_said_by_the_plan(embedded: Stack, fields: dict[str, Any], says: str) -> None:
-    model = embedded.upload_model(zoo.upload("mlp", "scripted"), "mlp.pt")
-    answer = embedded.http.post("/v1/jobs:plan", json={"type": "prune", "model": model, "amount": 0.5, **fields})
+def test_what_cannot_be_done_is_said_by_the_plan(stack: Stack, fields: dict[str, Any], says: str) -> None:
+    model = stack.upload_model(zoo.upload("mlp", "scripted"), "mlp.pt")
+    answer = stack.http.post("/v1/jobs:plan", json={"type": "prune", "model": model, "amount": 0.5, **fields})
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
     assert says in answer.json()["detail"]

@@ -12,10 +12,11 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
+from pared.specs import PlanSpec
 from pared.state.jobs import MAX_PLANS, record
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, Outbox, db_now
-from service.openapi import PLAN
+from service.openapi import PLAN, PLAN_BODY
 from tests.e2e.processes import wait_for
 from tests.service.conftest import Api, serving
 
@@ -111,6 +112,11 @@ def test_only_pruning_is_planned(api: Api):
     answer = api.post("/v1/jobs:plan", json=spec | {"dataset": "builtin:digits"})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/type")
     assert "Post the job itself" in answer.json()["detail"]
+
+
+def test_the_examples_can_be_planned():
+    for example in PLAN_BODY["requestBody"]["content"]["application/json"]["examples"].values():
+        assert PlanSpec.model_validate({"type": "plan", "job": example["value"]})
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,11 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         (PRUNE | {"amont": 0.5}, "/amont", "did you mean amount?"),
         (PRUNE | {"retrain": {"epoch": 1}}, "/retrain/epoch", "did you mean epochs?"),
         (PRUNE | {"retrain": {"epochs": -1}}, "/retrain/epochs", "must be at least 0 and at most 1,000"),
-        (PRUNE | {"granularity": "filter"}, "/granularity", "must be 'weight', 'n:m', 'block' or 'channel'"),
+        (
+            PRUNE | {"granularity": "filter"},
+            "/granularity",
+            "must be 'weight', 'n:m', 'block', 'channel', 'head' or 'residual_block'",
+        ),
         (PRUNE | {"model": "dst_" + "0" * 26}, "/model", "id of an uploaded model"),
         (PRUNE | {"model": 7}, "/model", "must be a valid string"),
         (PRUNE | {"dataset": "digits"}, "/dataset", "builtin:digits"),

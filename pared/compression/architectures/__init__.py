@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pared.compression.architectures.building import LayeredModule, build
 from pared.compression.architectures.named import ARCHITECTURES
+from pared.compression.architectures.residuals import without_residuals
 from pared.compression.architectures.resizing import resize
 
-__all__ = ["ARCHITECTURES", "LayeredModule", "build", "resize"]
+__all__ = ["ARCHITECTURES", "LayeredModule", "build", "resize", "without_residuals"]

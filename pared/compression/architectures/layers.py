@@ -15,75 +15,17 @@ import inspect
 import keyword
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import fx, nn
 
+from pared.compression.architectures.modules import PositionalEmbedding, SelfAttention, encoder_layer
 from pared.errors import InvalidArchitecture
 
 MAX_DEPTH = 32
 MAX_LAYERS = 20_000
-
-
-# -- modules that torch does not have ----------------------------------------------------------
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with separate query, key, value and output projections.
-
-    Shape: (batch, tokens, features) -> (batch, tokens, out_features). `scale` multiplies the scores; it is kept
-    through shrinking, because a model whose heads get narrower was trained with the old one.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        heads: int,
-        key_features: int | None = None,
-        value_features: int | None = None,
-        out_features: int | None = None,
-        bias: bool = True,
-        causal: bool = False,
-        scale: float | None = None,
-    ) -> None:
-        """Args: features: input width; key_features, value_features: widths over all heads (default `features`)."""
-        super().__init__()
-        keys = features if key_features is None else key_features
-        values = features if value_features is None else value_features
-        if heads < 1 or keys % heads or values % heads:
-            raise ValueError(f"{keys} key and {values} value features cannot be divided among {heads} heads")
-        self.heads = heads
-        self.causal = causal
-        self.scale = (keys // heads) ** -0.5 if scale is None else float(scale)
-        self.q = nn.Linear(features, keys, bias=bias)
-        self.k = nn.Linear(features, keys, bias=bias)
-        self.v = nn.Linear(features, values, bias=bias)
-        self.out = nn.Linear(values, features if out_features is None else out_features, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over dim 1."""
-        q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(x.size(0), x.size(1), self.heads, -1).transpose(1, 2)  # (batch, heads, tokens, head width)
-
-
-class PositionalEmbedding(nn.Module):
-    """Adds a learned vector for each position. Shape: (batch, up to `tokens`, features), unchanged."""
-
-    def __init__(self, tokens: int, features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(tokens, features))
-        nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the first `x.size(1)` vectors."""
-        return x + self.weight[: x.size(1)]
 
 
 # -- the whitelist ------------------------------------------------------------------------------
@@ -151,10 +93,10 @@ _TORCH_KINDS = (
     "PixelShuffle",
     "PixelUnshuffle",
     "ChannelShuffle",
-    "TransformerEncoderLayer",
 )
 
-MODULES: dict[str, type[nn.Module]] = {kind: getattr(nn, kind) for kind in _TORCH_KINDS} | {
+MODULES: dict[str, Callable[..., nn.Module]] = {kind: getattr(nn, kind) for kind in _TORCH_KINDS} | {
+    "TransformerEncoderLayer": encoder_layer,
     "SelfAttention": SelfAttention,
     "PositionalEmbedding": PositionalEmbedding,
 }
@@ -229,8 +171,6 @@ def make_module(layer: Layer) -> nn.Module:
         InvalidArchitecture: torch does not take the arguments.
     """
     kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in layer.kwargs.items()}
-    if layer.kind == "TransformerEncoderLayer":
-        kwargs["batch_first"] = True
     try:
         return MODULES[layer.kind](**kwargs)
     except Exception as error:

@@ -172,24 +172,35 @@ class _Fit:
         keys, features = self.shape(layer, "q.weight", 2)
         out, values = self.shape(layer, "out.weight", 2)
         heads = kwargs["heads"]
-        if keys % heads or values % heads:
+        key_width = (kwargs.get("key_features") or kwargs["features"]) // heads
+        value_width = (kwargs.get("value_features") or kwargs["features"]) // heads
+        if (keys // key_width, values // value_width) == (keys / key_width, keys / key_width):
+            heads = keys // key_width  # whole heads went
+        elif keys % heads or values % heads:
             raise InvalidArchitecture(f"{layer.name}: {keys} and {values} features do not divide among {heads} heads.")
         if kwargs.get("scale") is None:
-            trained_keys = kwargs.get("key_features") or kwargs["features"]
-            kwargs["scale"] = (trained_keys // heads) ** -0.5
+            kwargs["scale"] = key_width**-0.5
         flow = _Flow.of(kwargs.get("out_features") or kwargs["features"], out)
-        kwargs |= {"features": features, "key_features": keys, "value_features": values, "out_features": out}
+        kwargs |= {
+            "heads": heads,
+            "features": features,
+            "key_features": keys,
+            "value_features": values,
+            "out_features": out,
+        }
         return flow
 
     def encoder_layer(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
         hidden, features = self.shape(layer, "linear1.weight", 2)
-        if features != kwargs["d_model"]:
-            raise InvalidArchitecture(
-                f"{layer.name}: a TransformerEncoderLayer cannot change its width, only dim_feedforward: torch takes "
-                "the scale of its scores from the width of a head. Use SelfAttention with LayerNorm and Linear."
-            )
-        kwargs["dim_feedforward"] = hidden
-        return _Flow.of(features, features)
+        of_all_heads = self.shape(layer, "self_attn.out_proj.weight", 2)[1]
+        width = kwargs.get("head_features") or kwargs["d_model"] // kwargs["nhead"]
+        if of_all_heads % width:
+            raise InvalidArchitecture(f"{layer.name}: {of_all_heads} features are no whole number of heads of {width}.")
+        if of_all_heads != features or "head_features" in kwargs:
+            kwargs["head_features"] = width
+        flow = _Flow.of(kwargs["d_model"], features)
+        kwargs |= {"d_model": features, "nhead": of_all_heads // width, "dim_feedforward": hidden}
+        return flow
 
     def shape(self, layer: Layer, tensor: str, dims: int | None = None) -> list[int]:
         name = f"{layer.name}.{tensor}"

@@ -9,17 +9,21 @@ Why not a ready-made dependency graph: `docs/decisions/0002-coupling-by-unit-lab
 """
 
 from pared.compression.coupling.activations import input_norms
+from pared.compression.coupling.correction import Correction, find_correction, lost_inputs
 from pared.compression.coupling.groups import ChannelGroup, Coupling, LayerUse, find_groups, unsound
 from pared.compression.coupling.shrink import Removed, compose_removed, remove
 
 __all__ = [
     "ChannelGroup",
+    "Correction",
     "Coupling",
     "LayerUse",
     "Removed",
     "compose_removed",
+    "find_correction",
     "find_groups",
     "input_norms",
+    "lost_inputs",
     "remove",
     "unsound",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
+from pared.compression.coupling.fused import unfused
 from pared.compression.coupling.interpreter import (
     Interpreter,
     StorageKey,
@@ -41,6 +43,8 @@ class ChannelGroup:
     members: dict[Axis, Labels]
     out_axes: list[Axis]
     """The axes that make the channels: their incoming weights are what a score looks at."""
+    kind: Literal["channel", "head"] = "channel"
+    """`head`: its units are whole heads of attention."""
 
     def removal(self, units: Sequence[int]) -> Removed:
         """The tensor indices that go when these units go."""
@@ -73,7 +77,7 @@ class Coupling:
     `script`: the model's TorchScript, whose nodes `patches` count; `original` runs it.
     `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
     follow what is removed; they matter for TorchScript only. `output_dims`: weight name -> the dimension
-    of it that makes output channels.
+    of it that makes output channels. `inlined`: the twin has its calls inlined, as fused operators had to be replaced.
     """
 
     script: torch.jit.ScriptModule
@@ -83,6 +87,7 @@ class Coupling:
     layers: list[LayerUse]
     patches: list[CountedPatch] = field(default_factory=list)
     output_dims: dict[str, int] = field(default_factory=dict)
+    inlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,31 +143,72 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
     Raises:
         ModelFailed: the model does not run on the example.
     """
-    script = scripted(module, example)
+    given = scripted(module, example)
+    script = unfused(given, example)
     original = Interpreter(script)
-    units = Units()
-    registry = _Registry(units, script)
-    rules = Rules(units)
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         try:
-            output = original.run(example, registry.wrap, rules)
+            units, registry, rules = _labelled(original, example)
         except UnsupportedGraph as unsupported:
             _try_out(script, example)
             reason = f"{unsupported}: this operator of the graph cannot be followed"
             return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
-    for tracked in _outputs(output):
-        for layer in tracked.layers:
-            units.fix(layer, "the model's output")
 
     roots = {axis: units.roots(labels) for axis, labels in registry.axes.items()}
-    groups = _grouped(len(units), roots, registry, rules)
+    groups = _grouped(units, roots, registry, rules)
     patches = _counted(units, roots, rules)
     layers = [LayerUse(name, use.kind, use.weights, use.out_axis, use.channels) for name, use in rules.uses.items()]
     sound, failures = _sound(script, original, example, groups, patches) if check else (groups, {})
     reasons = _reasons(units, registry, rules, sound, failures)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
     output_dims = dict([*rules.out_axes, *(axis for group in sound for axis in group.out_axes)])
-    return Coupling(script, original, sound, reasons, layers, patches, output_dims)
+    return Coupling(script, original, sound, reasons, layers, patches, output_dims, inlined=script is not given)
+
+
+def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, _Registry, Rules]:
+    """Run the model with labels on its weights.
+
+    Where a reshape splits channels in a way that leaves all of them fixed, as features into (heads, 3, width) of which
+    the three are then picked, another of the split's dimensions is tried; so too where the slices are not heads but
+    parts of each. What makes most channels removable, and then most heads, is kept.
+    """
+    choices: dict[int, int] = {}
+    best = latest = _labelled_with(choices, original, example)
+    while True:
+        units, _, rules = latest
+        widths = _roots(units, rules.widths)
+        stuck = [split for split in rules.splits if widths.issuperset(_roots(units, [split.labels]))]
+        later = {split.node: choices.get(split.node, 0) + 1 for split in stuck}
+        later = {node: turn for node, turn in later.items() if turn <= max(s.others for s in stuck if s.node == node)}
+        if not later:
+            return best
+        choices |= later
+        latest = _labelled_with(choices, original, example)
+        best = max(best, latest, key=_gain)
+
+
+def _labelled_with(
+    choices: dict[int, int], original: Interpreter, example: Sequence[Tensor]
+) -> tuple[Units, _Registry, Rules]:
+    units = Units()
+    registry = _Registry(units, original.module)
+    rules = Rules(units, choices=choices)
+    output = original.run(example, registry.wrap, rules)
+    for tracked in _outputs(output):
+        for layer in [*tracked.layers, *tracked.statistic]:
+            units.fix(layer, "the model's output")
+    return units, registry, rules
+
+
+def _gain(labelled: tuple[Units, _Registry, Rules]) -> tuple[int, int]:
+    units, registry, rules = labelled
+    removable = sum(int(units.roots(labels).astype(bool).sum()) for labels in registry.axes.values())
+    return removable, len(_roots(units, rules.heads))
+
+
+def _roots(units: Units, labels: Iterable[Labels]) -> set[int]:
+    """The removable units among these."""
+    return {root for some in labels for root in np.unique(units.roots(some)).tolist()} - {FIXED}
 
 
 def scripted(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -191,28 +237,33 @@ def _failed(error: Exception) -> ModelFailed:
     return ModelFailed(f"The model failed on an example of its inputs: {first_line(error)}")
 
 
-def _grouped(count: int, roots: Mapping[Axis, Labels], registry: _Registry, rules: Rules) -> list[ChannelGroup]:
-    """Units that live on exactly the same axes make one group. `count`: of all units."""
-    group_of = np.zeros(count, dtype=np.int64)
+def _grouped(units: Units, roots: Mapping[Axis, Labels], registry: _Registry, rules: Rules) -> list[ChannelGroup]:
+    """Units that live on exactly the same axes make one group."""
+    group_of = np.zeros(len(units), dtype=np.int64)
     axes_of: list[list[Axis]] = [[]]
     for axis, labels in roots.items():
         on = np.unique(labels[labels != FIXED])
         known, position = np.unique(group_of[on], return_inverse=True)  # each splits into those on the axis and others
         group_of[on] = len(axes_of) + position
         axes_of += [[*axes_of[group], axis] for group in known.tolist()]
+    heads = _roots(units, rules.heads)
     order = {axis: index for index, axis in enumerate(roots)}
     by_group = {group: np.flatnonzero(group_of == group) for group in np.unique(group_of[group_of > 0]).tolist()}
     groups = []
     for group, members in sorted(by_group.items(), key=lambda item: (order[axes_of[item[0]][0]], item[1][0])):
         axes = axes_of[group]
-        outs = [axis for axis in axes if axis in rules.out_axes] or [axis for axis in axes if _makes(registry, axis)]
-        # A group is the outputs of some layer and is read by another; anything else is not a channel.
-        if not outs or len(members) < 2:
+        told = [axis for axis in axes if axis in rules.out_axes]
+        outs = told or [axis for axis in axes if _makes(registry, axis)]
+        # A group is the outputs of some layer and is read by another, or by the same; anything else is not a channel,
+        # such as the vectors for positions that the example does not reach.
+        if not outs or len(members) < 2 or not (told or len({name for name, _ in axes}) > 1):
             continue
-        number = np.full(count, -1, dtype=np.int64)
+        number = np.full(len(units), -1, dtype=np.int64)
         number[members] = np.arange(len(members))
         layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name, _ in outs))
-        groups.append(ChannelGroup(layers, len(members), {axis: number[roots[axis]] for axis in axes}, outs))
+        unit_of = {axis: number[roots[axis]] for axis in axes}
+        kind: Literal["channel", "head"] = "head" if heads.issuperset(members.tolist()) else "channel"
+        groups.append(ChannelGroup(layers, len(members), unit_of, outs, kind))
     return groups
 
 
@@ -265,15 +316,28 @@ def unsound(
         removals: of the original, one for each group of channels.
         shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
     """
+
+    def attempt(indices: list[int]) -> None:
+        removed: Removed = {}
+        for index in indices:
+            merge(removed, removals[index])
+        check(original, example, removed, _built(shrunk, removed))
+
+    return failing(len(removals), attempt)
+
+
+def failing(count: int, attempt: Callable[[list[int]], None]) -> dict[int, str]:
+    """Which of `count` removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        attempt: raises `Mismatch` where these do not hold together.
+    """
     failed: dict[int, str] = {}
 
     def hold(kept: list[int], some: list[int]) -> list[int]:
         """Those of `some` that hold together with `kept`, which do: halving on failure."""
-        removed: Removed = {}
-        for index in [*kept, *some]:
-            merge(removed, removals[index])
         try:
-            check(original, example, removed, _built(shrunk, removed))
+            attempt([*kept, *some])
         except Mismatch as mismatch:
             if len(some) == 1:
                 failed[some[0]] = str(mismatch)
@@ -283,8 +347,8 @@ def unsound(
             return left + hold(kept + left, some[half:])
         return some
 
-    if removals:
-        hold([], list(range(len(removals))))
+    if count:
+        hold([], list(range(count)))
     return failed
 
 
@@ -317,7 +381,9 @@ def _reasons(
             reasons[layer] = "it has a single output channel"
             continue
         fixed = [units.fixed_reason(int(label)) for label in registry.axes[axis]]
-        failed = failed_on.get(axis, "its channels are tied to fixed ones")
+        tied = units.tied_reason(int(registry.axes[axis][0]))
+        alone = f"{tied}: all its channels could only go together" if tied else "each of its channels is read by itself"
+        failed = failed_on.get(axis, alone)
         reasons[layer] = next((reason for reason in fixed if reason), failed)
     return reasons
 

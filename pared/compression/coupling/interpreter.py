@@ -35,7 +35,7 @@ class Call:
     A visitor may replace `outputs` (before it is stored) or the labels in them.
     """
 
-    def __init__(self, step: _Step, interpreter: Interpreter, arguments: dict[str, Any], outputs: list[Any]) -> None:
+    def __init__(self, step: Step, interpreter: Interpreter, arguments: dict[str, Any], outputs: list[Any]) -> None:
         self.node = step.node
         self.kind = step.kind
         self._interpreter = interpreter
@@ -118,7 +118,7 @@ class Interpreter:
             env.update(zip(step.outputs, outputs, strict=True))
         return [env[name] for name in block.outputs]
 
-    def _run_step(self, step: _Step, env: dict[str, Any]) -> list[Any]:
+    def _run_step(self, step: Step, env: dict[str, Any]) -> list[Any]:
         kind = step.kind
         if kind == "prim::Constant":
             return [_wrapped(step.constant)]
@@ -160,7 +160,7 @@ class Interpreter:
             return [self._wrap(self._names.get(storage_key(item), full_name), item) for item in value]
         return _wrapped(value)
 
-    def _call(self, step: _Step, args: list[Any]) -> list[Any]:
+    def _call(self, step: Step, args: list[Any]) -> list[Any]:
         schema_text = step.schema
         if schema_text == "(no schema)":
             raise UnsupportedGraph(step.kind)
@@ -195,15 +195,15 @@ class _Block:
         return [value.debugName() for value in self._block.inputs()]
 
     @cached_property
-    def steps(self) -> list[_Step]:
-        return [_Step(node) for node in self._block.nodes()]
+    def steps(self) -> list[Step]:
+        return [Step(node) for node in self._block.nodes()]
 
     @cached_property
     def outputs(self) -> list[str]:
         return [value.debugName() for value in self._block.outputs()]
 
 
-class _Step:
+class Step:
     """A node of the graph."""
 
     def __init__(self, node: Node) -> None:

@@ -27,6 +27,7 @@ class Units:
         self._parent = np.zeros(1, dtype=np.int64)
         self._fixed = np.ones(1, dtype=np.bool_)  # says something of representatives only
         self._reason: dict[int, str] = {FIXED: ""}  # of each fixed representative
+        self._tied: dict[int, str] = {}  # what each representative was last merged by
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -56,6 +57,8 @@ class Units:
                 return
             low, high = low[apart], high[apart]
             self._parent[high] = low
+            by = reason.partition(": ")[0]  # the rest tells why something is fixed
+            self._tied |= dict.fromkeys(low.tolist(), by)
             for root in set(high[self._fixed[high]].tolist()):
                 self._fix(self._find(np.array([root])), self._reason.pop(root))
 
@@ -66,6 +69,10 @@ class Units:
     def fixed_reason(self, label: int) -> str | None:
         """Why this unit cannot be removed, or None if it can."""
         return self._reason.get(int(self._find(np.array([label], dtype=np.int64))[0]))
+
+    def tied_reason(self, label: int) -> str:
+        """What this unit was last merged by, empty if it is alone."""
+        return self._tied.get(int(self._find(np.array([label], dtype=np.int64))[0]), "")
 
     def _fix(self, roots: Labels, reason: str) -> None:
         free = roots[~self._fixed[roots]]
@@ -89,6 +96,8 @@ class Tracked:
     layers: list[Labels] = field(default_factory=list)
     name: str | None = None
     """The tensor's name in the model, for a parameter itself."""
+    statistic: list[Labels] = field(default_factory=list)
+    """Units over which this is a mean, a variance or the like: it may only normalise what has them."""
 
     def axis(self, dim: int) -> Labels:
         """Labels along one dimension, shape (size of dim,): fixed where no layer runs along it alone."""

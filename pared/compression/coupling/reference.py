@@ -19,7 +19,7 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked, Units, along
-from pared.compression.coupling.rules import Rules
+from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, Rules, reduced_dims, run_on
 from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
 
 TOLERANCE = 1e-5
@@ -36,9 +36,13 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
         expected = zeroed_outputs(original, example, removed)
     except UnsupportedGraph as unsupported:  # an assertion of the model's own, say
         raise Mismatch(f"the original does not run with those channels zeroed: {unsupported}") from unsupported
+    compare(expected, example, shrunk, "those channels")
+
+
+def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Module, gone: str) -> None:
+    """Raise `Mismatch` unless `shrunk` answers the example as expected. `gone`: what it is without, for the message."""
     try:
-        with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
-            actual = flat_tensors(shrunk(*example))
+        actual = answers(shrunk, example)
     except Exception as error:
         raise Mismatch(f"the shrunk model does not run: {first_line(error)}") from error
     for want, got in zip(expected, actual, strict=True):
@@ -49,7 +53,13 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
         scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
         difference = float((want - got).abs().max()) if want.numel() else 0.0
         if not difference <= TOLERANCE * scale:
-            raise Mismatch(f"the output would differ by {difference:.2g} from the original with those channels zeroed")
+            raise Mismatch(f"the output would differ by {difference:.2g} from the original with {gone} zeroed")
+
+
+def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
+    """All tensors that a model gives, in order."""
+    with torch.no_grad(), optimized_execution(False):  # no time for fusing what runs once
+        return flat_tensors(module(*example))
 
 
 def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
@@ -76,20 +86,24 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
 
     def visit(call: Call) -> None:
         rules(call)
-        _norm_over_kept(call, int(gone))
+        _over_kept(call, int(gone))
 
-    # Which elements are removed matters to norms alone; without one, following them is idle.
-    follow = original.holds(_NORMS)
+    # Which elements are removed matters to norms and reductions alone; without one, following them is idle.
+    follow = original.holds(kind + in_place for kind in [*_NORMS, *REDUCTIONS] for in_place in ("", "_"))
     with torch.no_grad():
         return flat_tensors(original.run(example, wrap, visit if follow else lambda call: None))
 
 
-def _norm_over_kept(call: Call, gone: int) -> None:
-    """Replace the output of a norm over removed elements by the norm over the kept ones, zero elsewhere."""
-    norm = _NORMS.get(call.kind)
+def _over_kept(call: Call, gone: int) -> None:
+    """Let norms, softmax and reductions over removed elements see the kept ones alone; a norm's others are zero."""
+    kind = call.kind.removesuffix("_")
+    if kind in REDUCTIONS:
+        _reduce_kept(call, gone)
+        return
+    norm = _NORMS.get(kind)
     if norm is None:
         return
-    x: Tracked = call.arguments["input"]
+    x: Tracked = call.tensors[0]
     layers = [layer for layer in call.results[0].layers if (layer == gone).any()]
     if not layers:
         return
@@ -101,6 +115,24 @@ def _norm_over_kept(call: Call, gone: int) -> None:
     result = torch.zeros_like(x.tensor)
     result.index_copy_(dim, torch.tensor(kept), part)
     call.outputs[0].tensor = result
+
+
+def _reduce_kept(call: Call, gone: int) -> None:
+    x: Tracked = call.tensors[0]
+    removed = {
+        str(int(np.argmax(layer.shape))): np.flatnonzero(layer.reshape(-1) == gone).tolist()
+        for layer in x.layers
+        if (layer == gone).any()
+    }
+    if "other" in call.arguments or not removed.keys() & set(map(str, reduced_dims(call))):
+        return
+    kept = kept_part(x.tensor, {dim: removed[dim] for dim in removed if int(dim) in reduced_dims(call)})
+    for out, result in zip(call.results, run_on(call, {id(x): kept}), strict=True):
+        out.tensor = result
+
+
+def _softmax(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:
+    return run_on(call, {id(call.tensors[0]): x})[0]
 
 
 def _layer_norm(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:
@@ -128,6 +160,7 @@ _NORMS: dict[str, Any] = {
     "aten::layer_norm": _layer_norm,
     "aten::rms_norm": _layer_norm,
     "aten::group_norm": _group_norm,
+    **dict.fromkeys(SOFTMAX, _softmax),
 }
 
 

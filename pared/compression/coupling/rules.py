@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,20 +25,34 @@ from pared.compression.coupling.recurrent import RECURRENT
 
 @dataclass
 class Patch:
-    """An int input of a node that must become a literal counting the kept among some units.
+    """A number that a node takes, and that must become a literal counting the kept among some units.
 
     `node`: index of the node in `nodes_of`; `argument`: index of its input; `element`: index in that
-    input's list, or None for a plain int; `labels`: the units counted, shape (n,); `fixed`: added to
-    their number, for what no unit stands behind. `computed`: the int is computed from a number of
-    channels, so it must be replaced as soon as any channel goes.
+    input's list, which has `length`, or None for a plain number; `labels`: the units counted, shape (n,);
+    `fixed`: added to their number, for what no unit stands behind. `computed`: the number is computed from
+    a number of channels, so it must be replaced as soon as any channel goes.
     """
 
     node: int
     argument: int
     element: int | None
     labels: Labels
-    fixed: int = 0
+    fixed: float = 0
     computed: bool = False
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """A place where a reshape splits channels over several dimensions, whole slices of one of which are units.
+
+    `node`: index of the node in `nodes_of`; `labels`: of that dimension; `others`: how many other dimensions it
+    might have been.
+    """
+
+    node: int
+    labels: Labels
+    others: int
 
 
 @dataclass(frozen=True)
@@ -57,16 +71,23 @@ class Rules:
     Args:
         units: the union-find to write to. With `frozen`, nothing is merged or noted any more: labels
             are only carried along, which is how a reference run knows which elements are removed.
+        choices: index of a node that splits channels -> which of the dimensions that units could be slices of.
     """
 
-    def __init__(self, units: Units, *, frozen: bool = False) -> None:
+    def __init__(self, units: Units, *, frozen: bool = False, choices: Mapping[int, int] | None = None) -> None:
         self.units = units
         self.frozen = frozen
+        self.choices = choices or {}
+        self.splits: list[Split] = []
+        # Of products of activations: what each has one of, as a head of attention, and what each sums over.
+        self.heads: list[Labels] = []
+        self.widths: list[Labels] = []
         self.patches: dict[tuple[int, int, int | None], Patch] = {}
         self.uses: dict[str, Use] = {}
         self.out_axes: dict[tuple[str, int], None] = {}  # a set in order
         self._channel_sizes: set[str] = set()
         self._sizes: dict[str, Tracked] = {}  # name of a list of sizes -> whose they are
+        self._products: dict[str, Call] = {}
 
     def __call__(self, call: Call) -> None:
         """The visitor of `Interpreter`."""
@@ -74,16 +95,34 @@ class Rules:
             self._keep_answer(call)
             return
         kind = call.kind if call.kind.endswith("__") else call.kind.removesuffix("_")
-        rule = _RULES.get(kind)
+        self._apply(call, _RULES.get(kind))
+        statistics = [layer for tracked in call.tensors for layer in tracked.statistic]
+        if statistics and not self.frozen:
+            self._use_statistics(call, kind, statistics)
+
+    def _apply(self, call: Call, rule: Rule | None) -> None:
         if not any(tracked.layers for tracked in call.tensors) and rule is not _constant:
-            if rule is _sized_layout:
-                _follow_sizes(self, call)
+            if call.kind in ("aten::mul", "aten::mul_"):
+                self._products[call.node.output().debugName()] = call
+            if rule in (_sized_layout, _elementwise):  # the numbers that they take may still count channels
+                rule(self, call)
             return
         if rule is None:
             for tracked in call.tensors:
                 self.fix(tracked.layers, call)
             return
         rule(self, call)
+
+    def _use_statistics(self, call: Call, kind: str, statistics: list[Labels]) -> None:
+        """Follow means and variances over channels until they meet these channels: then it was a norm."""
+        if kind in _SHAPES_READ:
+            return
+        if kind not in _OF_STATISTICS:
+            self.fix(statistics, call, "uses a mean over the channels for more than a norm")
+            return
+        for out in call.results:
+            met = self.units.roots(np.concatenate([np.zeros(1, dtype=np.int64), *(la.ravel() for la in out.layers)]))
+            out.statistic = [la for la in statistics if not np.isin(self.units.roots(la.ravel()), met).all()]
 
     # -- what rules do ---------------------------------------------------------------------------
 
@@ -99,9 +138,16 @@ class Rules:
                 self.units.fix(layer, self._reason(call, why))
 
     def patch(
-        self, call: Call, argument: str, element: int | None, labels: Labels, *, fixed: int = 0, computed: bool = False
+        self,
+        call: Call,
+        argument: str,
+        element: int | None,
+        labels: Labels,
+        *,
+        fixed: float = 0,
+        computed: bool = False,
     ) -> None:
-        """Note that an int of this call counts these units."""
+        """Note that a number of this call counts these units."""
         if self.frozen:
             return
         names = list(call.arguments)
@@ -112,10 +158,11 @@ class Rules:
             else:
                 self.fix([self.patches[key].labels, labels], call, "one literal in a loop counts different things")
             return
-        self.patches[key] = Patch(*key, labels, fixed, computed)
+        length = 0 if element is None else len(call.arguments[argument])
+        self.patches[key] = Patch(*key, labels, fixed, computed, length)
 
-    def follow(self, call: Call, argument: str, element: int | None, labels: Labels, *, fixed: int = 0) -> None:
-        """Let an int of this call count units, unless it follows by itself, as the size of a batch does."""
+    def follow(self, call: Call, argument: str, element: int | None, labels: Labels, *, fixed: float = 0) -> None:
+        """Let a number of this call count units, unless it follows by itself, as the size of a batch does."""
         if self.frozen:
             return
         value = self._written(call, argument, element)
@@ -124,6 +171,24 @@ class Rules:
                 self.patch(call, argument, element, labels, fixed=fixed)
         elif is_static(value, self._channel_sizes):
             self.patch(call, argument, element, labels, fixed=fixed, computed=True)
+        elif len(labels):
+            self._follow_factor(value, labels)
+
+    def _follow_factor(self, value: Any, labels: Labels) -> None:
+        """Of a product such as batch * heads, which counts heads anew for each sample, let the heads follow."""
+        while value.node().kind() in ("aten::Int", "prim::NumToTensor"):
+            value = value.node().inputsAt(0)
+        product = self._products.get(value.debugName())
+        if product is None:
+            return
+        for argument, factor in product.arguments.items():
+            count = int(factor.tensor if isinstance(factor, Tracked) else factor)
+            written = product.input_value(argument)
+            if not is_static(written, self._channel_sizes) or not count or len(labels) % count:
+                continue
+            period = labels[:count]
+            if np.array_equal(self.units.roots(labels), np.tile(self.units.roots(period), len(labels) // count)):
+                self.patch(product, argument, None, period, computed=not is_static(written))
 
     def is_written(self, call: Call, argument: str, element: int | None) -> bool:
         """Whether an int of this call is written in the file, or computed from a number of channels."""
@@ -133,9 +198,7 @@ class Rules:
     def _written(call: Call, argument: str, element: int | None) -> Any:
         """The graph value of an int, or of one in a list."""
         value = call.input_value(argument)
-        if element is not None and value.node().kind() == "prim::ListConstruct":
-            return list(value.node().inputs())[element]
-        return value
+        return value if element is None else _element(value, element, len(call.arguments[argument]))
 
     def note_size(self, call: Call) -> None:
         """`size` of a dimension that holds channels: what is computed from it counts channels too."""
@@ -218,6 +281,9 @@ def _elementwise(rules: Rules, call: Call) -> None:
     if out is None:
         return
     out.layers = _broadcast(rules, call, call.tensors, out.tensor.dim())
+    for argument, value in call.arguments.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            rules.follow(call, argument, None, _NO_UNITS, fixed=value)  # as a scale taken from a number of channels
 
 
 def _broadcast(rules: Rules, call: Call, operands: list[Tracked], rank: int) -> list[Labels]:
@@ -260,7 +326,10 @@ def _prelu(rules: Rules, call: Call) -> None:
 
 
 def _contract(rules: Rules, call: Call, operands: list[tuple[Tracked, str]], out_letters: str) -> list[Labels]:
-    """Einstein notation: dimensions of one letter are tied together; those in the output carry on."""
+    """Einstein notation: dimensions of one letter are tied together; those in the output carry on.
+
+    Those that two activations share with the output are heads: it is made for each of them apart.
+    """
     by_letter: dict[str, Labels] = {}
     sizes: dict[str, int] = {}
     for tracked, letters in operands:
@@ -276,7 +345,9 @@ def _contract(rules: Rules, call: Call, operands: list[tuple[Tracked, str]], out
             labels = tracked.axis(dim)
             if letter in by_letter:
                 rules.union(by_letter[letter], labels, call, "contracted with fixed channels")
-            else:
+                if not any(t.name for t, of in operands if letter in of):
+                    (rules.heads if letter in out_letters else rules.widths).append(labels)
+            if letter not in by_letter or not by_letter[letter].any():
                 by_letter[letter] = labels
     rank = len(out_letters)
     return [
@@ -333,27 +404,36 @@ def _product_use(rules: Rules, call: Call, a: Tracked, b: Tracked, bias: Tracked
 
 
 def _einsum(rules: Rules, call: Call) -> None:
-    """torch.einsum without ellipsis."""
-    equation = call.arguments["equation"].replace(" ", "")
-    operands = call.arguments["tensors"]
-    if "." in equation or "->" not in equation:
-        rules.fix([layer for t in operands for layer in t.layers], call)
-        return
-    left, out = equation.split("->")
-    call.results[0].layers = _contract(rules, call, list(zip(operands, left.split(","), strict=True)), out)
+    """torch.einsum: `...` stands for leading dimensions; without `->` the letters met once come out in order."""
+    left, arrow, out = call.arguments["equation"].replace(" ", "").partition("->")
+    operands, terms = call.arguments["tensors"], left.split(",")
+    if not arrow:
+        once = sorted(letter for letter in set(left) - set(".,") if left.count(letter) == 1)
+        out = ("..." if "..." in left else "") + "".join(once)
+    ranks = [t.tensor.dim() - len(term.replace("...", "")) for t, term in zip(operands, terms, strict=True)]
+    leading = "0123456789"[: max(ranks)]
+    spelled = [term.replace("...", leading[len(leading) - rank :]) for term, rank in zip(terms, ranks, strict=True)]
+    out = out.replace("...", leading)
+    call.results[0].layers = _contract(rules, call, list(zip(operands, spelled, strict=True)), out)
 
 
 def _attention(rules: Rules, call: Call) -> None:
     """scaled_dot_product_attention: q (..., L, E), k (..., S, E), v (..., S, V) -> (..., L, V)."""
-    q, k, v = (call.arguments[name] for name in ("query", "key", "value"))
-    if call.arguments.get("scale") is None:
+    q, k, v, mask = (call.arguments[name] for name in ("query", "key", "value", "attn_mask"))
+    if call.arguments.get("scale") is None and (q.spanning({q.tensor.dim() - 1}) or k.spanning({k.tensor.dim() - 1})):
         # The default scale is 1/sqrt(E): with fewer features it would be another function.
-        rules.fix(q.spanning({q.tensor.dim() - 1}) + k.spanning({k.tensor.dim() - 1}), call, "scale follows the width")
+        rules.patch(call, "scale", None, _NO_UNITS, fixed=q.tensor.shape[-1] ** -0.5, computed=True)
     batch = _letters(q.tensor.dim() - 2)
-    operands = [(q, batch + "LE"), (k, batch + "SE"), (v, batch + "SV")]
-    mask = call.arguments.get("attn_mask")
+    shared = batch
+    if call.arguments.get("enable_gqa"):  # each head of k and v serves several of q
+        shared = batch[:-1] + "H"
+        for few in (k, v):
+            served = np.repeat(few.axis(-3), q.tensor.shape[-3] // few.tensor.shape[-3])
+            rules.union(q.axis(-3), served, call, "contracted with fixed channels")
+        rules.heads.append(q.axis(-3))
+    operands = [(q, batch + "LE"), (k, shared + "SE"), (v, shared + "SV")]
     if isinstance(mask, Tracked):
-        rules.fix(mask.layers, call)
+        operands.append((mask, (batch + "LS")[-mask.tensor.dim() :]))
     call.results[0].layers = _contract(rules, call, operands, batch + "LV")
 
 
@@ -466,20 +546,25 @@ def _embedding(rules: Rules, call: Call) -> None:
         out.layers = [along(units, -1, out.tensor.dim())]
 
 
+def _embedding_bag(rules: Rules, call: Call) -> None:
+    """embedding_bag(w, ids, ...): as embedding, then a mean, sum or maximum over the tokens."""
+    w = call.arguments["weight"]
+    rules.use(call, {"weight": w}, ("weight", 1))
+    rules.fix(w.spanning({0}), call, "one row is one token")
+    if w.axis(1).any():
+        call.results[0].layers = [along(w.axis(1), -1, 2)]
+
+
 def _reduce(rules: Rules, call: Call) -> None:
-    """mean, sum, max...: channels must not be reduced over; other dimensions may."""
+    """mean, sum, max...: over channels, a sum is one of those kept, and anything else must be part of a norm."""
     if "other" in call.arguments:  # max(a, b) and min(a, b) are elementwise
         _elementwise(rules, call)
         return
-    x = _first(call)
+    x, reduced = _first(call), reduced_dims(call)
     rank = x.tensor.dim()
-    dims = call.arguments.get("dim", call.arguments.get("dims"))
-    if dims is None or dims == []:
-        reduced = set(range(rank))
-    else:
-        reduced = {dim % rank for dim in (dims if isinstance(dims, list) else [dims])}
-    rules.fix(x.spanning(reduced), call, "reduces over the channels")
     for out in call.results:
+        if call.kind not in _SUMS:
+            out.statistic = x.spanning(reduced)
         if out.tensor.dim() == rank:
             out.layers = [layer for layer in x.layers if not spanned(layer) & reduced]
         else:
@@ -491,12 +576,48 @@ def _reduce(rules: Rules, call: Call) -> None:
             ]
 
 
+def reduced_dims(call: Call) -> set[int]:
+    """The dimensions that a reduction takes together."""
+    rank = _first(call).tensor.dim()
+    dims = call.arguments.get("dim", call.arguments.get("dims"))
+    if dims is None or dims == []:
+        return set(range(rank))
+    return {dim % rank for dim in (dims if isinstance(dims, list) else [dims])}
+
+
 def _along_one_dim(rules: Rules, call: Call) -> None:
     """softmax, cumsum...: mixes along one dimension, which must not hold the channels."""
     x = _first(call)
     dim = call.arguments["dim"] % x.tensor.dim()
     rules.fix(x.spanning({dim}), call, "mixes the channels")
     call.results[0].layers = [layer for layer in x.layers if dim not in spanned(layer)]
+
+
+def _softmax(rules: Rules, call: Call) -> None:
+    """softmax, log_softmax: where it runs over the channels, it is one of those kept."""
+    x = _first(call)
+    dim = call.arguments["dim"] % x.tensor.dim()
+    if dim == x.tensor.dim() - 1 >= 3:  # (..., heads, queries, keys)
+        rules.heads += [layer for layer in x.layers if spanned(layer) == {dim - 2}]
+    call.results[0].layers = list(x.layers)
+
+
+def _compare(rules: Rules, call: Call) -> None:
+    """cosine_similarity(a, b, dim): a feature goes from both."""
+    a, b = call.tensors[:2]
+    rank = max(a.tensor.dim(), b.tensor.dim())
+    dim = call.arguments["dim"] % rank
+    layers = _broadcast(rules, call, [a, b], rank)
+    call.results[0].layers = [np.squeeze(layer, dim) for layer in layers if dim not in spanned(layer)]
+
+
+def _expand_as(rules: Rules, call: Call) -> None:
+    """expand_as(x, other): what is the same everywhere along a dimension has the channels of the other there."""
+    x, other = call.tensors[:2]
+    rank = other.tensor.dim()
+    own = [layer.reshape((1,) * (rank - layer.ndim) + layer.shape) for layer in x.layers]
+    wide = {dim for dim in range(rank) if dim < rank - x.tensor.dim() or x.tensor.shape[dim - rank] == 1}
+    call.results[0].layers = own + [layer for layer in other.layers if spanned(layer) <= wide]
 
 
 def _spatial(rules: Rules, call: Call) -> None:
@@ -517,54 +638,52 @@ def _glu(rules: Rules, call: Call) -> None:
     rules.fix([layer for layer in x.layers if len(spanned(layer)) > 1], call)
     rules.union(units[0], units[1], call)
     others = [layer for layer in x.layers if dim not in spanned(layer)]
-    halves = [along(units[0], dim, x.tensor.dim())] if units.any() else []
+    if len(units[0]) == 1:
+        rules.fix([units], call, "leaves a single channel")
+    halves = [along(units[0], dim, x.tensor.dim())] if len(units[0]) > 1 and units.any() else []
     call.results[0].layers = others + halves
-
-
-def _encoder_layer(rules: Rules, call: Call) -> None:
-    """The fused nn.TransformerEncoderLayer: only its feed-forward width can change."""
-    names = ("ffn_weight_1", "ffn_bias_1", "ffn_weight_2")
-    first, bias, second = (call.arguments[name] for name in names)
-    rules.use(call, {"weight": first, "bias": bias}, ("weight", 0))
-    rules.union(first.axis(0), bias.axis(0), call)
-    rules.union(first.axis(0), second.axis(1), call)
-    for tracked in call.tensors:
-        hidden = [first.axis(0), second.axis(1), bias.axis(0)]
-        for layer in tracked.layers:
-            if not any(np.array_equal(layer.reshape(-1), units) for units in hidden):
-                rules.fix([layer], call, "the width of the residual stream and the heads")
 
 
 # -- layout: operators that only move elements --------------------------------------------------
 
 
-def _layout(rules: Rules, call: Call) -> None:
-    """Runs the operator itself on the labels, element for element, and reads where they went."""
-    operands = call.tensors
-    depth = max(len(t.layers) for t in operands)
-    ordered = [sorted(t.layers, key=lambda layer: sorted(spanned(layer))) for t in operands]
+def _layout(rules: Rules, call: Call, operands: list[Tracked] | None = None) -> None:
+    """Runs the operator itself on the labels, element for element, and reads where they went.
+
+    Args:
+        operands: the tensors that it moves; without any, all that it takes.
+    """
+    operands = call.tensors if operands is None else operands
     moved: list[list[torch.Tensor]] = []
-    for level in range(depth):
-        full = []
-        for tracked, layers in zip(operands, ordered, strict=True):
-            labels = layers[level] if level < len(layers) else np.zeros((1,) * tracked.tensor.dim(), dtype=np.int64)
-            full.append(torch.from_numpy(np.broadcast_to(labels, tuple(tracked.tensor.shape)).copy()))
-        moved.append(_run_on(call, full))
+    for dims in sorted({tuple(sorted(spanned(layer))) for t in operands for layer in t.layers}):
+        full = {}
+        for tracked in operands:
+            fixed = np.zeros((1,) * tracked.tensor.dim(), dtype=np.int64)
+            labels = next((layer for layer in tracked.layers if spanned(layer) == set(dims)), fixed)
+            full[id(tracked)] = torch.from_numpy(np.broadcast_to(labels, tuple(tracked.tensor.shape)).copy())
+        moved.append(run_on(call, full))
     for position, out in enumerate(call.results):
         out.layers = []
         for tensors in moved:
             layer = compressed(rules.units, tensors[position].numpy())
-            if layer is not None:
-                out.layers.append(_rectangular(rules, call, layer))
+            if layer is None:
+                continue
+            if not spanned(layer):
+                rules.fix([layer], call, "leaves a single channel")
+                continue
+            layer = _rectangular(rules, call, layer)
+            if out.spanning(spanned(layer)):
+                rules.fix([layer], call, "puts it in one dimension with others, whose slices go as a whole")
+            if rules.frozen or not out.spanning(spanned(layer)):
+                out.layers.append(layer)
 
 
-def _run_on(call: Call, replacements: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The call again, with its tensors replaced in order of appearance."""
-    remaining = iter(replacements)
+def run_on(call: Call, replacements: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+    """The call again, with some of its tensors replaced: `id` of the `Tracked` -> what stands in for it."""
 
     def replaced(value: Any) -> Any:
         if isinstance(value, Tracked):
-            return next(remaining)
+            return replacements.get(id(value), value.tensor)
         if isinstance(value, list):
             return [replaced(item) for item in value]
         return value
@@ -585,30 +704,46 @@ def _rectangular(rules: Rules, call: Call, layer: Labels) -> Labels:
     Where a reshape splits channels over several dimensions, whole slices of one of them go together.
     A split of the last dimension is read as (heads, width), so heads go whole, or, of features into an
     image, as (channels, height, width); one of a middle dimension as (groups, channels), so the same
-    channel goes from every group.
+    channel goes from every group. Where that leads nowhere, `find_groups` makes another choice.
     """
     dims = sorted(spanned(layer))
     if len(dims) <= 1:
         return layer
-    before = {dim for t in call.tensors for known in t.layers for dim in spanned(known)}
+    stacked = call.arguments["dim"] % layer.ndim if call.kind == "aten::stack" else layer.ndim
+    removable = [known for t in call.tensors for known in t.layers if rules.units.roots(known).any()]
+    before = {dim + (dim >= stacked) for known in removable for dim in spanned(known)}
     if call.kind in ("aten::cat", "aten::stack", "aten::index_put"):
-        kept = next((dim for dim in dims if dim in before), dims[-1])
-    elif dims[-1] == layer.ndim - 1:
-        kept = 1 if dims[0] == 1 and len(dims) > 2 else dims[-2]
+        candidates = [next((dim for dim in dims if dim in before), dims[-1])]
     else:
         kept = dims[-1]
+        if dims[-1] == layer.ndim - 1:
+            kept = 1 if dims[0] == 1 and len(dims) > 2 else dims[-2]
+        candidates = [kept, *(dim for dim in dims if dim != kept)]
+    kept = candidates[rules.choices.get(call.index, 0) % len(candidates)]
     first = layer
     for dim in dims:
         if dim != kept:
             first = np.take(first, [0], axis=dim)
     rules.union(layer, first, call, "its channels spread over several dimensions")
+    rules.splits.append(Split(call.index, first, len(candidates) - 1))
     return first if rules.frozen else rules.units.roots(first)
 
 
 def _sized_layout(rules: Rules, call: Call) -> None:
     """view, reshape, expand...: a layout whose sizes may be written in the file."""
     _layout(rules, call)
+    if call.kind == "aten::expand" and not rules.frozen:
+        _spread(rules, call)
     _follow_sizes(rules, call)
+
+
+def _spread(rules: Rules, call: Call) -> None:
+    """What is the same along a dimension of written size can lose any part of it: it follows what it meets."""
+    x, out = _first(call), call.results[0]
+    new = out.tensor.dim() - x.tensor.dim()
+    for dim, size in enumerate(out.tensor.shape):
+        if size > 1 and (dim < new or x.tensor.shape[dim - new] == 1) and rules.is_written(call, "size", dim):
+            out.layers.append(along(rules.units.make(size), dim, out.tensor.dim()))
 
 
 def _follow_sizes(rules: Rules, call: Call) -> None:
@@ -674,30 +809,25 @@ def _split(rules: Rules, call: Call) -> None:
     _layout(rules, call)
 
 
+def _index(rules: Rules, call: Call) -> None:
+    """index, index_select: picks along some dimensions, and moves all others."""
+    x = _first(call)
+    if "dim" in call.arguments:
+        picked = {call.arguments["dim"] % x.tensor.dim()}
+    else:
+        picked = {dim for dim, index in enumerate(call.arguments["indices"]) if index is not None}
+    if any(tracked.tensor.dtype == torch.bool for tracked in call.tensors[1:]):  # a mask spans several
+        picked = set(range(x.tensor.dim()))
+    rules.fix(x.spanning(picked), call, "picks single channels")
+    _layout(rules, call, [x])
+
+
 def _select(rules: Rules, call: Call) -> None:
     """select, unbind: picking single channels fixes them."""
     x = _first(call)
     dim = call.arguments["dim"] % x.tensor.dim()
     rules.fix(x.spanning({dim}), call, "picks single channels")
     _layout(rules, call)
-
-
-def _index(rules: Rules, call: Call) -> None:
-    """index, index_select: picking along other dimensions than the channels."""
-    x = _first(call)
-    if "dim" in call.arguments:
-        dims = {call.arguments["dim"] % x.tensor.dim()}
-    else:
-        dims = {dim for dim, index in enumerate(call.arguments["indices"]) if index is not None}
-    masked = any(tracked.tensor.dtype == torch.bool for tracked in call.tensors[1:])
-    rules.fix(x.layers if masked else x.spanning(dims), call, "picks single channels")
-    call.results[0].layers = []
-    for layer in [] if masked else [layer for layer in x.layers if not spanned(layer) & dims]:
-        full = torch.from_numpy(np.broadcast_to(layer, tuple(x.tensor.shape)).copy())
-        (moved,) = _run_on(call, [full, *(tracked.tensor for tracked in call.tensors[1:])])
-        picked = compressed(rules.units, moved.numpy())
-        if picked is not None:
-            call.results[0].layers.append(_rectangular(rules, call, picked))
 
 
 def _channel_shuffle(rules: Rules, call: Call) -> None:
@@ -758,6 +888,20 @@ def _must_be_literal(rules: Rules, call: Call, argument: str, labels: Labels) ->
         rules.fix([labels], call, f"{argument} is computed")
 
 
+def _element(value: Any, position: int, length: int) -> Any:
+    """The graph value of one element of a list of this length; the list's own where it is not made of values."""
+    node = value.node()
+    if node.kind() == "prim::ListConstruct":
+        return node.inputsAt(position)
+    if node.kind() == "aten::add":  # as `x.size()[:-1] + [heads, width]`
+        front, back = (made.node() for made in node.inputs())
+        if back.kind() == "prim::ListConstruct" and position >= length - back.inputsSize():
+            return back.inputsAt(position - length + back.inputsSize())
+        if front.kind() == "prim::ListConstruct" and position < front.inputsSize():
+            return front.inputsAt(position)
+    return value
+
+
 def _first(call: Call) -> Tracked:
     return call.tensors[0]
 
@@ -766,14 +910,40 @@ def _letters(count: int) -> str:
     return "abcdefghijklmnopqrstuvwxyz"[:count]
 
 
+def _kinds(names: str) -> set[str]:
+    return {f"aten::{name}" for name in names.split()}
+
+
+REDUCTIONS = _kinds(
+    "mean sum amax amin prod std var std_mean var_mean norm linalg_vector_norm max min logsumexp median argmax"
+)
+SOFTMAX = _kinds("softmax log_softmax _softmax _log_softmax")
+_SUMS = _kinds("sum norm linalg_vector_norm")
+"""Reductions to which an element that is zero adds nothing."""
+_OF_STATISTICS = _kinds(
+    "add sub rsub mul div true_divide pow square sqrt rsqrt reciprocal neg abs clamp clamp_min maximum to float "
+    "type_as _to_copy contiguous clone detach unsqueeze squeeze view reshape expand expand_as lerp addcmul"
+)
+"""What a norm does with a mean or a variance before it meets the channels."""
+_SHAPES_READ = {*_kinds("size sym_size dim numel len"), "prim::device", "prim::dtype"}
 _NO_UNITS: Labels = np.zeros(0, dtype=np.int64)
-_COMPARISONS = {f"aten::{name}" for name in ("eq", "ne", "lt", "gt", "le", "ge")}
+_COMPARISONS = _kinds("eq ne lt gt le ge")
 
 Rule = Callable[[Rules, Call], None]
 
 
+def nature(kind: str) -> Literal["elementwise", "layout", "layer"] | None:
+    """What an operator is: one that computes each element by itself, only moves elements, or has weights and a bias."""
+    rule = _RULES.get(kind.removesuffix("_"))
+    if rule in (_unary, _elementwise):
+        return "elementwise"
+    if rule in (_linear, _convolution):
+        return "layer"
+    return "layout" if rule in _LAYOUTS else None
+
+
 def _named(rule: Rule, names: str) -> dict[str, Rule]:
-    return {f"aten::{name}": rule for name in names.split()}
+    return dict.fromkeys(_kinds(names), rule)
 
 
 _RULES: dict[str, Rule] = {
@@ -806,14 +976,19 @@ _RULES: dict[str, Rule] = {
     "aten::scaled_dot_product_attention": _attention,
     **_named(
         _convolution,
-        "_convolution convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "_convolution _convolution_mode convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+        "conv_transpose3d",
     ),
     **_named(_batch_norm, "batch_norm instance_norm"),
     "aten::group_norm": _group_norm,
     **_named(_layer_norm, "layer_norm rms_norm"),
     "aten::embedding": _embedding,
-    **_named(_reduce, "mean sum amax amin prod std var norm max min logsumexp median argmax"),
-    **_named(_along_one_dim, "softmax log_softmax _softmax _log_softmax cumsum softmin"),
+    **_named(_embedding_bag, "embedding_bag _embedding_bag"),
+    **dict.fromkeys(REDUCTIONS, _reduce),
+    **dict.fromkeys(SOFTMAX, _softmax),
+    **_named(_along_one_dim, "cumsum cumprod logcumsumexp sort argsort"),
+    "aten::cosine_similarity": _compare,
+    "aten::expand_as": _expand_as,
     **_named(
         _spatial,
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -824,12 +999,11 @@ _RULES: dict[str, Rule] = {
     ),
     **_named(_pad, "pad constant_pad_nd"),
     "aten::glu": _glu,
-    "aten::_transformer_encoder_layer_fwd": _encoder_layer,
     **_named(_sized_layout, "view reshape expand unflatten _unsafe_view _reshape_alias"),
     **_named(
         _layout,
         "flatten squeeze unsqueeze permute transpose t numpy_T movedim swapaxes flip cat concat stack repeat "
-        "expand_as view_as reshape_as pixel_unshuffle mT ravel unfold",
+        "view_as reshape_as pixel_unshuffle mT ravel unfold repeat_interleave",
     ),
     "aten::slice": _slice,
     **_named(_split, "split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes"),
@@ -839,3 +1013,5 @@ _RULES: dict[str, Rule] = {
     "aten::channel_shuffle": _channel_shuffle,
     "aten::roll": _roll,
 }
+
+_LAYOUTS = {_layout, _sized_layout, _slice, _split, _select, _channel_shuffle, _roll, _pixel_shuffle}

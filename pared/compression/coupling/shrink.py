@@ -51,28 +51,23 @@ def sliced(module: torch.jit.ScriptModule, removed: Removed) -> torch.jit.Script
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
     with torch.no_grad():
         twin: torch.jit.ScriptModule = copy.deepcopy(module)
+    # A ScriptModule has no get_submodule, and a layer called `code` or `graph` is no attribute of it.
+    owners = dict(twin.named_modules(remove_duplicate=False))
+    copied = tensors_of(twin)
     parts: dict[StorageKey, Tensor] = {}
     for name, tensor in tensors.items():
-        owner, leaf = _owner(twin, name)
         key = storage_key(tensor)
         if key not in parts:
-            part = kept_part(tensor.detach(), by_storage[key]) if key in by_storage else getattr(owner, leaf).detach()
+            part = kept_part(tensor.detach(), by_storage[key]) if key in by_storage else copied[name].detach()
             parts[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
-        setattr(owner, leaf, parts[key])
+        owner, _, leaf = name.rpartition(".")
+        setattr(owners[owner], leaf, parts[key])
     original: Any
     layer: Any
     for original, layer in zip(module.modules(), twin.modules(), strict=True):
         if hasattr(original, "_flat_weights"):  # a scripted recurrent layer's own list of its weights
             layer._flat_weights = [parts[storage_key(weight)] for weight in original._flat_weights]
     return twin
-
-
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that holds a tensor, and the tensor's name in it. A ScriptModule has no get_submodule."""
-    *owners, leaf = name.split(".")
-    for owner in owners:
-        module = getattr(module, owner)
-    return module, leaf
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -110,13 +105,13 @@ def _gone(removed: Removed) -> dict[tuple[str, int], set[int]]:
     return {(name, int(dim)): set(indices) for name, dims in removed.items() for dim, indices in dims.items()}
 
 
-def _kept(counted: CountedPatch, gone: dict[tuple[str, int], set[int]]) -> int:
+def _kept(counted: CountedPatch, gone: dict[tuple[str, int], set[int]]) -> float:
     kept = sum(member is None or member[1] not in gone.get(member[0], ()) for member in counted.members)
     return kept + counted.patch.fixed
 
 
-def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) -> None:
-    """Set one int input of a node, or one element of a list input, for this use alone."""
+def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: float) -> None:
+    """Set one input of a node, or one element of a list input, for this use alone."""
     patch = counted.patch
     value = list(node.inputs())[patch.argument]
     with graph.insert_point_guard(node):
@@ -131,7 +126,11 @@ def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: int) ->
             return
         # The list may serve other nodes too: this use gets a list of its own.
         fresh = graph.create("prim::ListConstruct", 1)
-        for index, item in enumerate(maker.inputs()):
+        items = list(maker.inputs())
+        if maker.kind() != "prim::ListConstruct":  # it is put together from other lists
+            unpacked = graph.insertNode(graph.create("prim::ListUnpack", [value], patch.length))
+            items = [item.setType(torch._C.IntType.get()) for item in unpacked.outputs()]
+        for index, item in enumerate(items):
             fresh.addInput(graph.insertConstant(kept) if index == patch.element else item)
         fresh.output().setType(value.type())
         graph.insertNode(fresh)

@@ -32,6 +32,7 @@ _LOOKS_LIKE: list[tuple[int, bytes, str, str]] = [
         "a Git LFS pointer",
         "It only names the real file: run `git lfs pull`, upload that.",
     ),
+    (0, b"PARD", "a packed file of pared", "Run `pared unpack` on it and upload what comes out."),
     (0, b"\x93NUMPY", "a NumPy array", f"Was this meant as a data set? {SAVE_ADVICE}"),
     (0, b"\x1f\x8b", "a gzip file", "Unpack it and upload what is inside."),
     (0, b"BZh", "a bzip2 file", "Unpack it and upload what is inside."),

@@ -8,7 +8,15 @@ from typing import Any, Protocol
 
 from pared.compression.measure import Assessment, predict, score
 from pared.compression.methods.schedule import Given, Keep, Pruning
-from pared.compression.methods.sizes import Candidate, Sizes, shares_left, target_of, upload_sizes, ways_to_prune
+from pared.compression.methods.sizes import (
+    Candidate,
+    Sizes,
+    cannot_be_timed,
+    shares_left,
+    target_of,
+    upload_sizes,
+    ways_to_prune,
+)
 from pared.compression.verdict import goal_sentence
 from pared.reports import Goal, Measurement, Point, Quality, Size
 from pared.specs import Target
@@ -16,8 +24,8 @@ from pared.specs import Target
 FRONTIER = "frontier.csv"
 
 _NOISE = 0.05  # of a latency that is measured again at the end
-_LITTLE = 0.005  # of bytes that training changed
-_TRIES = 3  # of sizes that only the result itself tells for certain
+_LITTLE = 0.005  # of bytes, and of channels that are ranked anew, after a training
+_TRIES = 5  # of sizes that only the result itself tells for certain
 _HALVINGS = 6  # of amounts that are judged after a retraining: to a 64th
 
 
@@ -58,8 +66,8 @@ def search_for(given: Given, baseline: Assessment | None) -> Search:
 class SizeSearch:
     """The least pruning that meets all sizes, found before any retraining.
 
-    Retraining changes how well weights pack, and a latency is measured anew: where the result misses what its
-    candidate met, the search is for less.
+    Retraining changes how well weights pack and which channels later steps take, and a latency is measured anew: where
+    the result misses what its candidate met, the search is for less, and each time for less by twice as much.
     """
 
     def __init__(self, given: Given) -> None:
@@ -112,7 +120,7 @@ class SizeSearch:
         """
         spec = self._given.spec
         reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
-        return _judged(self, target_of(spec), reached, None)
+        return _judged(self, target_of(spec), reached, None, None)
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""
@@ -120,7 +128,7 @@ class SizeSearch:
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
-            spared = _NOISE if name == "latency" else _LITTLE
+            spared = (_NOISE if name == "latency" else _LITTLE) * 2 ** (self._tries - 1)
             self._allowed[name] *= (1 - spared) * result.target[name] / result.reached[name]
         self._given.work.observer.log("the result misses the goal by a little: once more, with less left")
         self._given.stages.again()
@@ -254,18 +262,12 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
         first_file: the result in the first format that the job asks for.
     """
     target, found = target_of(given.spec), search.found
-    latency = None
-    if target.latency is not None:
-        first, second = (
-            next(each for each in measured.latency if each.batch_size == target.latency_batch_size)
-            for measured in (before, after)
-        )
-        latency = second.p50_ms / first.p50_ms
+    latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
     reached = shares_left(given.spec, upload, after, first_file.stat().st_size, latency)
     if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
         reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
-    goal = _judged(search, target, reached, after.quality)
+    goal = _judged(search, target, reached, before.quality, after.quality)
     search.points[found] = Point(
         amount=found.amount,
         round_to=found.round_to,
@@ -281,14 +283,25 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
     return goal
 
 
-def _judged(search: Search, target: Target, reached: dict[str, float], quality: Quality | None) -> Goal:
+def _share_of_time(before: Measurement, after: Measurement, batch_size: int) -> float:
+    first, second = (
+        [each.p50_ms for each in measured.latency if each.batch_size == batch_size] for measured in (before, after)
+    )
+    if not first or not second:
+        raise cannot_be_timed(f"Latency at batch {batch_size} could not be measured: the model refuses such a batch.")
+    return second[0] / first[0]
+
+
+def _judged(
+    search: Search, target: Target, reached: dict[str, float], before: Quality | None, after: Quality | None
+) -> Goal:
     return Goal(
         status="infeasible" if target.missed(reached) else "met",
         target=target.goals,
         reached=reached,
         amount=search.found.amount,
         round_to=search.found.round_to,
-        sentence=goal_sentence(target, reached, quality, len(search.points)),
+        sentence=goal_sentence(target, reached, before, after, len(search.points)),
     )
 
 

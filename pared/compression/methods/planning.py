@@ -19,13 +19,13 @@ from pared.compression.methods.goals import SizeSearch, frontier
 from pared.compression.methods.parts import Stages, settled
 from pared.compression.methods.pruning import prepared
 from pared.compression.methods.schedule import Given, Pruning
-from pared.compression.names import tensors, tied_names, weight_layers
+from pared.compression.names import tied_names
 from pared.compression.prune import step_amounts
-from pared.compression.reporting import layer_reports, sizes, successor
+from pared.compression.reporting import layer_reports, rows_of, sizes, successor
 from pared.compression.verdict import plan_verdict
 from pared.compression.work import Work
 from pared.reports import Plan, PlannedFile, PlannedLayer, Size
-from pared.specs import PlanSpec
+from pared.specs import PHYSICAL, PlanSpec
 
 
 def plan(spec: PlanSpec, work: Work) -> Plan:
@@ -41,24 +41,25 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
     with settled(work):
         stages = Stages(work.observer)
         given, skipped = prepared(spec.job, work, stages)
-        search = None
-        if spec.job.target is not None:
-            stages.enter("compress")
-            search = SizeSearch(given)
-            search.look()
-        untrained = _untrained(given)
-        state = Pruning(untrained) if search is None else search.start(untrained)
-        state.run(None, lambda _: None)
-        stages.enter("export")
+        search = None if spec.job.target is None else SizeSearch(given)
+        outputs = spec.job.outputs or usual_outputs(given.original)
+        goal = None
         with tempfile.TemporaryDirectory() as folder:
-            outputs = spec.job.outputs or usual_outputs(given.original)
-            files = sizes(written := export(state.loaded, given.example, outputs, Path(folder)))
+            while True:
+                state = _pruned(_untrained(given), search)
+                stages.enter("export")
+                written = export(state.loaded, given.example, outputs, Path(folder))
+                files = sizes(written)
+                after = _size(given, state.loaded, files[successor(given.original.format, written).name])
+                if state.masks is not None and given.retrain is not None:
+                    # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
+                    after.nonzero_parameters = after.parameters - state.masks.pruned()
+                if search is None:
+                    break
+                goal = search.foreseen(after, files[written[0].name])
+                if not search.goes_on(goal):
+                    break
         before = _size(given, given.original, work.models["model"].path.stat().st_size)
-        after = _size(given, state.loaded, files[successor(given.original.format, written).name])
-        if state.masks is not None and given.retrain is not None:
-            # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
-            after.nonzero_parameters = after.parameters - state.masks.pruned()
-        goal = None if search is None else search.foreseen(after, files[written[0].name])
         doubts = _doubts(given, state.loaded.module, files)
         verdict = plan_verdict(spec.job.granularity, before, after)
         return Plan(
@@ -88,6 +89,16 @@ def _untrained(given: Given) -> Given:
     return replace(given, spec=spec, retrain=None)
 
 
+def _pruned(given: Given, search: SizeSearch | None) -> Pruning:
+    """The model without what the spec removes, or without what the search finds."""
+    given.stages.enter("compress")
+    if search is not None:
+        search.look()
+    state = Pruning(given) if search is None else search.start(given)
+    state.run(None, lambda _: None)
+    return state
+
+
 def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> Size:
     parameters, nonzero = count_parameters(loaded.module)
     macs = count_macs(loaded.module, given.example)
@@ -96,19 +107,20 @@ def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> Size:
 
 def _layers(state: Pruning) -> Iterator[PlannedLayer]:
     """Each weight tensor of two or more dimensions, as the report of the job will list them."""
-    before, after = state.given.original.module, state.loaded.module
+    before = state.given.original.module
     names_of, kept = tied_names(before), {} if state.masks is None else state.masks.kept
-    reports = layer_reports(before, after, state.removed, state.reasons, state.output_dims)
-    names = [name for name in weight_layers(before) if name in tensors(after)]
-    for name, report in zip(names, reports, strict=True):
-        mask = next((kept[alias] for alias in names_of[name] if alias in kept), None)
+    zeroed = {
+        row: next((int((~kept[alias]).sum()) for alias in names_of[name] if alias in kept), 0)
+        for name, row in rows_of(before).items()
+    }
+    for layer in layer_reports(before, state.loaded.module, state.removed, state.reasons, state.output_dims):
         yield PlannedLayer(
-            name=report.name,
-            shape_before=report.shape_before,
-            shape_after=report.shape_after,
-            removed_units=len(report.removed_units or []),
-            zeroed_weights=0 if mask is None else mask.numel() - int(mask.sum()),
-            reason=report.reason,
+            name=layer.name,
+            shape_before=layer.shape_before,
+            shape_after=layer.shape_after,
+            removed_units=len(layer.removed_units or []),
+            zeroed_weights=zeroed[layer.name],
+            reason=layer.reason,
         )
 
 
@@ -137,7 +149,7 @@ def _layers_hold(given: Given) -> bool:
 
 
 def _shapes_hold(given: Given) -> bool:
-    return given.spec.granularity != "channel" or _layers_hold(given)
+    return given.spec.granularity not in PHYSICAL or _layers_hold(given)
 
 
 def _doubts(given: Given, smaller: nn.Module, files: Mapping[str, int]) -> dict[str, str]:
@@ -166,21 +178,20 @@ def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
     """Which figures may come out otherwise, and why."""
     notes = []
     if _packs_again(given):
-        notes.append(
-            "The amount is about right: retraining changes how well the weights pack. Where the result misses the goal "
-            "by it, the job goes on with less left."
-        )
+        notes.append("The amount is about right: retraining changes how well the weights pack.")
     elif not _shapes_hold(given):
         notes.append(
-            "Later steps choose channels of all layers together, by weights that retraining changes: what each layer "
-            "loses, and with it parameters, multiply-adds and bytes, may come out a little otherwise. With the scope "
-            "`layer`, or in one step, all of it is exact."
+            f"Later steps choose {given.spec.granularity.replace('_', ' ')}s of all layers together, by weights that "
+            "retraining changes: what each layer loses, and with it parameters, multiply-adds and bytes, may come out "
+            "a little otherwise. In one step all of it is exact."
         )
     elif not _layers_hold(given):
         notes.append(
             "Weights are chosen while retraining changes them: how many of each layer go may come out a little "
             "otherwise."
         )
+    if given.spec.target is not None and (_packs_again(given) or not _shapes_hold(given)):
+        notes.append("Where the result misses the goal by that, the job goes on with less left.")
     if _shapes_hold(given):
         notes += [f"The bytes of {name} are about so many: {why}." for name, why in doubts.items()]
     return notes

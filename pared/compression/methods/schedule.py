@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,22 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling import input_norms
+from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
 from pared.compression.criteria import Evidence
 from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Masks, PrunableWeights, n_m_masks
+from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
 from pared.compression.methods.parts import Stages, assessed
 from pared.compression.names import Amounts, tensors, tied_names, weight_layers
 from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
+from pared.compression.residual import apply_block_removal, remove_blocks
 from pared.compression.train import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.verdict import some
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PruneSpec, Quantize, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -57,10 +59,13 @@ def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
         seed = seed_of(spec.seed, "evidence", step)
 
         def input_norms_of_some() -> Mapping[str, Tensor]:
-            return input_norms(module, (inputs for inputs, _ in some_batches(data, seed)))
+            return input_norms(module, inputs_of_some())
+
+        def inputs_of_some() -> list[Sequence[Tensor]]:
+            return [inputs for inputs, _ in some_batches(data, seed)]
 
         gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
-        evidence = Evidence(gradients, input_norms_of_some)
+        evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
     return {
         "criterion": spec.criterion,
         "include": spec.include,
@@ -68,6 +73,28 @@ def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
         "evidence": evidence,
         "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
     }
+
+
+def removable_channels(
+    given: Given,
+    loaded: LoadedModel,
+    step: int,
+    upload_units: Mapping[str, int] | None = None,
+    gone: int = 0,
+    *,
+    check: bool = False,
+) -> RemovableChannels:
+    """The channels or heads that can go, of a model that `gone` of the `upload_units` are gone from already."""
+    return RemovableChannels(
+        loaded,
+        given.example,
+        scope=given.spec.scope,
+        heads_alone=given.spec.granularity == "head",
+        upload_units=upload_units,
+        gone=gone,
+        check=check,
+        **choice(given, loaded.module, step),
+    )
 
 
 def prunable_weights(given: Given, module: nn.Module, step: int) -> PrunableWeights:
@@ -94,6 +121,7 @@ class Pruning:
         self.before_retraining: Quality | None = None
         self.history: list[EpochRecord] = []
         self.best_epoch: int | None = None
+        self._corrections: list[Correction] = []
         self._taught: Lesson | None = None
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
@@ -114,9 +142,8 @@ class Pruning:
             if resumed is None and not spec.ramps:
                 stages.enter("compress")
                 if not self._remove(step, amount, last=step == len(amounts) - 1):
-                    work.observer.log(
-                        f"step {step + 1} of {len(amounts)} is less than one channel, and is left to a later one"
-                    )
+                    of = f"step {step + 1} of {len(amounts)}"
+                    work.observer.log(f"{of} is less than one {self._unit}, and is left to a later one")
                     continue
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
@@ -124,8 +151,7 @@ class Pruning:
                     self.before_retraining = quality
             if self.given.data is not None and self.given.retrain is not None:
                 stages.enter("retrain")
-                begin = Amounts(0.0) if step == 0 else amounts[step - 1]
-                ramp = self._ramp(step, begin, amount) if spec.ramps else None
+                ramp = self._ramp(step, self._begin(step, amounts), amount) if spec.ramps else None
                 phase = "retrain" if len(amounts) == 1 else f"retrain {step + 1}"
                 self._fit(self.given.retrain, self.given.data, phase, (step, parts), self.masks, ramp, resumed, keep)
                 if ramp is not None:
@@ -143,20 +169,19 @@ class Pruning:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
         module = self.loaded.module.cpu().eval()
-        if spec.granularity != "channel":
+        if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
-            self._masks_of_now().apply(module)
+            masks = self._masks_of_now()
+            correction = self._correction(masks.lost(module))
+            masks.apply(module)
+            correction.apply(module)
             return True
         try:
+            if spec.granularity == "residual_block":
+                self._remove_residual_blocks(module, step, amount)
+                return True
             channels = self._channels if step == 0 else None
-            channels = channels or RemovableChannels(
-                self.loaded,
-                self.given.example,
-                scope=spec.scope,
-                upload_units=self.units or None,
-                gone=self.gone,
-                **choice(self.given, module, step),
-            )
+            channels = channels or removable_channels(self.given, self.loaded, step, self.units or None, self.gone)
             removal = channels.removal(amount, spec.round_to or 1)
         except NothingToPrune:
             if last and not self.gone:
@@ -168,8 +193,29 @@ class Pruning:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.given.original.module.state_dict().items()}
         self.removed = compose_removed(self.removed, removal.removed, shapes)
         self.reasons = removal.reasons | self.reasons
+        self._correction(lost_inputs(module, removal.removed, removal.output_dims)).apply(
+            removal.loaded.module, removal.removed
+        )
         self.loaded = removal.loaded
         return True
+
+    def _correction(self, lost: Mapping[str, Tensor]) -> Correction:
+        """What makes up for lost weights without data; with data, that is for retraining to do."""
+        if self.given.data is not None:
+            return Correction({}, set(), set())
+        self._corrections.append(find_correction(self.loaded.module, self.given.example, lost))
+        return self._corrections[-1]
+
+    def _remove_residual_blocks(self, module: nn.Module, step: int, amount: Amounts) -> None:
+        given = self.given
+        removal = remove_blocks(
+            given.original, module, given.example, amount=amount, removed=self.removed, **choice(given, module, step)
+        )
+        self.units = self.units or removal.units
+        self.gone += removal.removed_units
+        self.removed = removal.removed
+        self.reasons = removal.reasons | self.reasons
+        self.loaded = removal.loaded
 
     def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
         """Which weights of a module live when this much is gone."""
@@ -178,21 +224,21 @@ class Pruning:
             return n_m_masks(module, *spec.n_m, **choice(self.given, module, step))
         return prunable_weights(self.given, module, step).masks(amount, regrow)
 
-    def _ramp(self, step: int, begin: Amounts, end: Amounts) -> Ramp:
-        """The masks of one stage, from what its predecessor left to its own amounts."""
+    def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
+        """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
+        if step:
+            return amounts[step - 1].default
         spec = self.given.spec
+        return zero_share(self.given.original.module, scope=spec.scope, include=spec.include, exclude=spec.exclude)
+
+    def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
+        """The masks of one stage, from the share that is gone when it begins to its own amounts."""
 
         def masks(module: nn.Module, progress: float) -> Masks:
-            amount = Amounts(
-                cubic(begin.default, end.default, progress),
-                {
-                    pattern: cubic(begin.by_pattern.get(pattern, begin.default), share, progress)
-                    for pattern, share in end.by_pattern.items()
-                },
-            )
-            return self._masks(module, step, amount, spec.regrow * (1 - progress))
+            amount = end.each(lambda share: cubic(min(begin, share), share, progress))
+            return self._masks(module, step, amount, self.given.spec.regrow * (1 - progress))
 
-        return Ramp(masks, spec.ramp)
+        return Ramp(masks, self.given.spec.ramp)
 
     def _take_up(self, masks: Masks) -> None:
         module = self.loaded.module
@@ -301,7 +347,10 @@ class Pruning:
         self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
         self.output_dims = checkpoint["output_dims"]
         self.units, self.gone = checkpoint["units"], checkpoint["gone"]
-        self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+        if self.given.spec.granularity == "residual_block":
+            self.loaded = apply_block_removal(self.given.original, self.given.example, self.removed)
+        else:
+            self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
         if checkpoint["masks"] is not None:
             self._take_up(Masks.from_state(checkpoint["masks"]))
         if checkpoint["before_retraining"] is not None:
@@ -310,25 +359,31 @@ class Pruning:
 
     # -- telling --------------------------------------------------------------------------------
 
+    @property
+    def _unit(self) -> str:
+        """What is removed, in words."""
+        return self.given.spec.granularity.replace("_", " ")
+
     def _progress_line(self, step: int, steps: int) -> str:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable channels are gone"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self._unit}s are gone"
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
-        spec, notes = self.given.spec, []
-        if spec.granularity == "channel":
+        spec, notes = self.given.spec, self._corrected()
+        if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
             if self.gone < wanted and not spec.amounts and not spec.round_to:
+                least = "" if spec.granularity == "residual_block" else "each group of layers keeps at least one, and "
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable channels went, where an amount of "
-                    f"{asked.default:g} asks for {wanted}: each group of layers keeps at least one, and one "
-                    "whose removal did not hold keeps all. The layers' own lines say which."
+                    f"{self.gone} of {sum(self.units.values())} removable {self._unit}s went, where an amount of "
+                    f"{asked.default:g} asks for {wanted}: {least}one whose removal did not hold keeps all. "
+                    "The layers' own lines say which."
                 )
             if spec.scope == "global" and (thin := self._thin()):
                 notes.append(
@@ -344,6 +399,18 @@ class Pruning:
                     "in retraining. Give a larger amount to keep them at zero."
                 )
         return notes
+
+    def _corrected(self) -> list[str]:
+        """What was done in the place of retraining."""
+        layers = sorted(set().union(*(correction.corrected for correction in self._corrections)))
+        unknown = sorted(set().union(*(correction.unknown for correction in self._corrections)) - set(layers))
+        if not layers:
+            return []
+        note = (
+            "Without data nothing was retrained, but biases and batch norms took up what the removed parts gave on "
+            f"average, as far as the upload's batch norms tell it, for {some(layers)}."
+        )
+        return [f"{note} For {some(unknown)} that average is not known." if unknown else note]
 
     def _thin(self) -> list[str]:
         """The layers that are left with less than a tenth of their channels."""

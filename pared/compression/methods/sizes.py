@@ -13,19 +13,18 @@ from torch import Tensor
 from pared.compression.export import export, usual_outputs
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks
-from pared.compression.measure import count_macs, count_parameters, measure_latency
-from pared.compression.methods.schedule import Given, choice, prunable_weights
+from pared.compression.measure import count_macs, count_parameters, share_of_time
+from pared.compression.methods.schedule import Given, prunable_weights, removable_channels
 from pared.compression.prune import RemovableChannels
 from pared.compression.quantize import share_values
 from pared.compression.train import copied
-from pared.errors import ValidationError
+from pared.errors import ModelFailed, ValidationError
 from pared.reports import Point, Size
-from pared.specs import PruneSpec, Target
+from pared.specs import PHYSICAL, PruneSpec, Target
 
 _FINEST = 1_000_000  # amounts are tried to a millionth, which costs twenty tries
 _SOME = (0.25, 0.5, 0.75, 0.9)  # looked at where no amount will do, to show how far each one goes
 _ROUNDINGS = (4, 8, 16, 32)  # what kernels work in
-_LATENCY_S = 0.5  # of measuring one candidate
 _FINEST_TIMED = 256  # where latency is a goal: what is finer is lost in its noise
 
 
@@ -94,7 +93,7 @@ class Sizes:
             middle = (low + high) // 2
             low, high = (low, middle) if meets(middle) else (middle, high)
         found = Candidate(high / _FINEST, round_to)
-        if "latency" in allowed and round_to is None:
+        if "latency" in allowed and round_to is None and self._given.spec.granularity == "channel":
             found = self._fastest_rounding(found, allowed)
         return found, True
 
@@ -183,11 +182,11 @@ def shares_left(
         latency: as a share of the upload's already.
     """
     counted = {
-        "params": after.parameters if spec.granularity == "channel" else after.nonzero_parameters,
+        "params": after.parameters if spec.granularity in PHYSICAL else after.nonzero_parameters,
         "macs": after.macs,
         "file_bytes": file_bytes,
     }
-    found = {name: count / upload[name] for name, count in counted.items() if count is not None and name in upload}
+    found = {name: count / upload[name] for name, count in counted.items() if count is not None and upload.get(name)}
     if latency is not None:
         found["latency"] = latency
     return {name: found[name] for name in target_of(spec).sizes if name in found}
@@ -202,7 +201,7 @@ def ways_to_prune(given: Given) -> Ways:
     Raises:
         NothingToPrune: there are none.
     """
-    return _Channels(given) if given.spec.granularity == "channel" else _Weights(given)
+    return _Channels(given) if given.spec.granularity in PHYSICAL else _Weights(given)
 
 
 class Ways(Protocol):
@@ -234,9 +233,8 @@ class Ways(Protocol):
 
 class _Channels:
     def __init__(self, given: Given) -> None:
-        chosen = choice(given, given.original.module, 0)
         self._example = given.example
-        self.channels = RemovableChannels(given.original, given.example, scope=given.spec.scope, check=True, **chosen)
+        self.channels = removable_channels(given, given.original, 0, check=True)
 
     def chosen(self, candidate: Candidate) -> list[list[int]]:
         return self.channels.chosen(candidate.amount, candidate.round_to or 1)
@@ -315,17 +313,22 @@ def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) ->
 def _latency(given: Given, loaded: LoadedModel) -> float:
     """Time of a forward pass, as a share of the upload's."""
     first, second = (each.module.to(given.work.device).eval() for each in (given.original, loaded))
-    before, after, refused = measure_latency(
-        first,
-        second,
-        given.example,
-        device=given.work.device,
-        batch_sizes=[target_of(given.spec).latency_batch_size],
-        limit_s=_LATENCY_S,
-        tick=given.stages.beat,
-    )
+    try:
+        share = share_of_time(
+            first,
+            second,
+            given.example,
+            batch_size=target_of(given.spec).latency_batch_size,
+            device=given.work.device,
+            tick=given.stages.beat,
+        )
+    except ModelFailed as failure:
+        raise cannot_be_timed(failure.detail) from failure
     first.cpu()
     second.cpu()
-    if refused:
-        raise ValidationError(refused[0], errors=[{"pointer": "/target/latency_batch_size", "detail": refused[0]}])
-    return after[0].p50_ms / before[0].p50_ms
+    return share
+
+
+def cannot_be_timed(why: str) -> ValidationError:
+    """For a target whose batch a model refuses."""
+    return ValidationError(why, errors=[{"pointer": "/target/latency_batch_size", "detail": why}])

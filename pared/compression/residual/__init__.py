@@ -1,0 +1,5 @@
+"""Whole residual blocks: found on a model's graph, without its source, and removed with all that only they use."""
+
+from pared.compression.residual.removal import BlockRemoval, apply_block_removal, remove_blocks
+
+__all__ = ["BlockRemoval", "apply_block_removal", "remove_blocks"]
