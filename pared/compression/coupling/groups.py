@@ -18,6 +18,7 @@ from pared.compression.coupling.interpreter import (
     StorageKey,
     UnsupportedGraph,
     first_line,
+    reloaded,
     storage_key,
 )
 from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
@@ -145,7 +146,7 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
     """
     given = scripted(module, example)
     script = unfused(given, example)
-    original = Interpreter(script)
+    original = Interpreter(reloaded(script))  # whose nodes have the order that a copy to be patched has
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         try:
             units, registry, rules = _labelled(original, example)

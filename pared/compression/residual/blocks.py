@@ -75,7 +75,7 @@ def find_blocks(module: nn.Module, example: Sequence[Tensor]) -> ResidualBlocks:
         ModelFailed: the model does not run on the example, or its graph cannot be followed.
     """
     script = in_plain_steps(scripted(module, example))
-    runner = BlockRunner(script)
+    runner = BlockRunner(reloaded(script))
     sums = runner.sums(example)
     flow = Flow(runner.graph, runner.module)
     used = _used_tensors(flow, runner.module)
