@@ -6,18 +6,12 @@ answers exactly as the original with the removed channels zeroed. Refusals are c
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from tests.e2e.clean_process import CleanProcess
 from tests.e2e.stack import Stack
 from tests.models import zoo
 from tests.models.reference import zeroed_outputs
@@ -35,37 +29,6 @@ class Submitted:
     file: bytes
     weights: str
     channels: str
-
-
-class CleanProcess:
-    """A process with torch alone, kept for all cells because importing torch takes seconds."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        script = Path(__file__).with_name("clean.py")
-        command = [sys.executable, "-I", str(script)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder)
-
-    def run(self, file: bytes, name: str = "model.pt", **inputs: torch.Tensor) -> dict[str, Any]:
-        """Load the file there and run it on each of the inputs."""
-        (self.folder / name).write_bytes(file)
-        np.savez(self.folder / "inputs.npz", **{name: x.numpy() for name, x in inputs.items()})
-        request = {"file": str(self.folder / name), "inputs": str(self.folder / "inputs.npz")}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        reply: dict[str, Any] = json.loads(self.process.stdout.readline())
-        assert "error" not in reply, reply["error"]
-        return reply
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanProcess]:
-    started = CleanProcess(tmp_path_factory.mktemp("clean"))
-    yield started
-    started.process.kill()
-    started.process.wait()
 
 
 @pytest.fixture(scope="module")
