@@ -181,8 +181,8 @@ def finished(
     return {
         "report": report.model_dump(mode="json", exclude={"removed"}),
         "seconds": seconds,
-        "weights": sum(np.count_nonzero(array) for array in arrays if array.ndim > 1),
-        "biases": sum(np.count_nonzero(array) for array in arrays if array.ndim == 1),
+        "weights": int(sum(np.count_nonzero(array) for array in arrays if array.ndim > 1)),
+        "biases": int(sum(np.count_nonzero(array) for array in arrays if array.ndim == 1)),
     }
 
 
