@@ -25,7 +25,7 @@ SHARES = {"2×": 0.5, "4×": 0.25, "10×": 0.1}
 WORK = Path("build/bench-criteria")
 BY_LAYER = ("random", "magnitude", "l2", "geometric_median", "bn_scale", "activation", "taylor", "hessian")
 ALL_TOGETHER = ("lamp", "l2", "taylor", "hessian")
-TAUGHT = ("magnitude", "l2", "taylor", "hessian")
+TAUGHT = ("magnitude", "geometric_median", "bn_scale", "activation", "taylor", "hessian")
 WAYS: dict[str, dict[str, Any]] = {
     **{f"{name}, layer": {"criterion": name, "scope": "layer"} for name in BY_LAYER},
     **{f"{name}, global": {"criterion": name, "scope": "global"} for name in ALL_TOGETHER},

@@ -409,8 +409,8 @@ class Retraining(Training):
     teach: Annotated[
         bool | None,
         typer.Option(
-            "--teach",
             help="Learn from the answers of the model as it came more than from the labels.",
+            show_default="teach, for a classification",
             rich_help_panel=_TRAINING,
         ),
     ] = None

@@ -199,7 +199,9 @@ class Retrain(Train):
     teach: DistillLoss | None = Field(
         None,
         description="Learn from the answers of the model as it came, computed once, beside the labels or instead. "
-        "`true` stands for nine parts softened classes and one part labels, or `output_mse` for a regression.",
+        "`true`, which a classification has unless told otherwise, stands for nine parts softened classes and one part "
+        "labels; for a regression it stands for `output_mse`. `null`: from the labels alone, for a model that is not "
+        "yet good at this data.",
         examples=[True, {"kind": "knowledge", "alpha": 0.0, "temperature": 4, "labels": 0.1}],
     )
 
@@ -447,10 +449,12 @@ class PruneSpec(CommonFields):
         match given.get("granularity"), given.get("n_m", (2, 4)):
             case "n:m", (int(n), int(m)) if 0 < n < m and given.get("amount") is None and given.get("target") is None:
                 given["amount"] = 1 - n / m
-        retrain = given.get("retrain")
-        if isinstance(retrain, dict) and isinstance(retrain.get("teach"), bool):
-            taught = {"kind": "output_mse"} if given.get("task") == "regression" else _SOFTENED_CLASSES
-            given["retrain"] = {**retrain, "teach": taught if retrain["teach"] else None}
+        retrain, regression = given.get("retrain", {}), given.get("task") == "regression"
+        if isinstance(retrain, dict) and ("retrain" in given or given.get("dataset") is not None):
+            teach = retrain.get("teach", not regression)
+            if isinstance(teach, bool):
+                taught = {"kind": "output_mse"} if regression else _SOFTENED_CLASSES
+                given["retrain"] = {**retrain, "teach": taught if teach else None}
         return given
 
     @property
