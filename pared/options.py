@@ -409,8 +409,8 @@ class Retraining(Training):
     teach: Annotated[
         bool | None,
         typer.Option(
-            help="Learn from the answers of the model as it came more than from the labels.",
-            show_default="teach, for a classification",
+            help="Learn from the answers of the model as it came, beside the labels.",
+            show_default="teach, where SGD learns classes",
             rich_help_panel=_TRAINING,
         ),
     ] = None

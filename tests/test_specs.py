@@ -150,11 +150,12 @@ def test_n_of_m_says_the_amount() -> None:
     assert PruneSpec.model_validate(spec).amount == 0.75
 
 
-def test_a_classification_is_taught_by_the_model_as_it_came_unless_told_otherwise() -> None:
+def test_sgd_learns_classes_from_the_model_as_it_came_unless_told_otherwise() -> None:
     asked, left_out = ({"retrain": {"epochs": 1} | teach} | DATA for teach in ({"teach": True}, {}))
     assert PruneSpec.model_validate(PRUNE | asked) == PruneSpec.model_validate(PRUNE | left_out)
     assert PruneSpec.model_validate(PRUNE | DATA).retrain.teach.kind == "knowledge"
-    assert PruneSpec.model_validate(PRUNE | DATA | {"retrain": {"teach": None}}).retrain.teach is None
+    for alone in ({"teach": None}, {"teach": False}, {"optimizer": "adam"}):
+        assert PruneSpec.model_validate(PRUNE | DATA | {"retrain": alone}).retrain.teach is None
     assert PruneSpec.model_validate(PRUNE | DATA | {"retrain": None}).retrain is None
     assert PruneSpec.model_validate(PRUNE | DATA | {"task": "regression"}).retrain.teach is None
 
@@ -162,7 +163,7 @@ def test_a_classification_is_taught_by_the_model_as_it_came_unless_told_otherwis
 def test_a_teacher_is_asked_for_by_true() -> None:
     taught = {"retrain": {"teach": True}} | DATA
     softened = PruneSpec.model_validate(PRUNE | taught).retrain.teach
-    assert (softened.alpha, softened.temperature, softened.labels) == (0.0, 4.0, 0.1)
+    assert (softened.alpha, softened.temperature, softened.labels) == (0.0, 4.0, 0.5)
     assert PruneSpec.model_validate(PRUNE | taught | {"task": "regression"}).retrain.teach.kind == "output_mse"
     assert PruneSpec.model_validate(PRUNE | {"retrain": {"teach": False}} | DATA).retrain.teach is None
 
