@@ -199,8 +199,8 @@ class Retrain(Train):
     teach: DistillLoss | None = Field(
         None,
         description="Learn from the answers of the model as it came, computed once, beside the labels or instead. "
-        "`true` stands for half softened classes and half labels, or for `output_mse` where the task is a regression, "
-        "`false` for labels alone. Without one, classes are learned so by SGD; by Adam, and numbers, from labels alone.",
+        "`true` stands for half softened classes and half labels, or for `output_mse` in a regression; `false` for "
+        "labels alone. Without one, SGD learns classes as with `true`; Adam, and any regression, from labels alone.",
         examples=[True, {"kind": "knowledge", "alpha": 0.0, "temperature": 4, "labels": 0.1}],
     )
 
