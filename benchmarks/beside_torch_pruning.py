@@ -29,7 +29,7 @@ from torch_pruning.pruner import function
 import pared
 from pared.compression.data import Data
 from pared.compression.intake import load_model
-from pared.compression.measure import assess, count_macs
+from pared.compression.measure import Split, assess, count_macs
 from pared.compression.methods.goals import SizeSearch
 from pared.compression.methods.parts import Stages
 from pared.compression.methods.schedule import Given
@@ -44,6 +44,7 @@ WORK = Path("build/bench-torch-pruning")
 T_OF_FIVE = 2.7764451051977987  # the quantile of Student's t for a two-sided 95 % interval of five differences
 SAME = {"criterion": "magnitude", "scope": "layer", "retrain": {**RETRAIN, "teach": None}}
 DEFAULT = {"retrain": RETRAIN}
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 ARMS = ("Torch-Pruning, Σ|w|", "pared, Σ|w|", "Torch-Pruning, its default", "pared, its default")
 
 Importance = Callable[[Any], Tensor]
@@ -223,9 +224,13 @@ def times() -> list[list[str]]:
 
 
 def to_goal(file: ModelFile, loaded: Any, example: tuple[Tensor, ...]) -> Any:
-    """What a job does between opening its model and retraining it."""
+    """What a job does between opening its model and data, and retraining it."""
+    labels = torch.zeros(len(example[0]), dtype=torch.long)
+    data = Data(
+        {split: list(example) for split in SPLITS}, dict.fromkeys(SPLITS, labels), "classification", 10, "given", "x"
+    )
     spec = PruneSpec.model_validate({"type": "prune", "model": f"mdl_{'0' * 26}", "target": {"macs": 0.25}})
-    given = Given(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, None, None)
+    given = Given(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, data, None)
     search = SizeSearch(given)
     return search.run(None, lambda _: None)
 

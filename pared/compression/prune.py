@@ -118,7 +118,6 @@ class RemovableChannels:
         heads_alone: bool = False,
         upload_units: Mapping[str, int] | None = None,
         gone: int = 0,
-        check: bool = False,
     ) -> None:
         """Find and score them.
 
@@ -128,7 +127,6 @@ class RemovableChannels:
             heads_alone: take whole heads of attention, and nothing else.
             upload_units: for a later step, the `units` of the first: amounts count from these, whatever is left.
             gone: how many of them earlier steps removed.
-            check: whether to leave out now what cannot go, for the sake of `without`; `removal` does so when it has to.
 
         Raises:
             NothingToPrune: no channel can go; the detail names layers, operators and what to do.
@@ -138,9 +136,9 @@ class RemovableChannels:
         self._names_of = tied_names(loaded.module)
         self._patterns, self._upload_units = (include, exclude), upload_units
         self._score = partial(channel_scores, criterion=criterion, evidence=evidence, generator=generator)
-        self._look(check)
+        self._look(check=False)  # `removal` checks what is wanted, and looks again where that does not hold
 
-    def _look(self, check: bool) -> None:
+    def _look(self, *, check: bool) -> None:
         self._checked = check
         self._coupling = find_groups(self._loaded.module, self._example, check=check)
         if self._unit == "head":

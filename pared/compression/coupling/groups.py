@@ -146,10 +146,13 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
     """
     given = scripted(module, example)
     script = unfused(given, example)
-    original = Interpreter(reloaded(script))  # whose nodes have the order that a copy to be patched has
+    original = Interpreter(script)
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         try:
             units, registry, rules = _labelled(original, example)
+            if rules.patches and (copy := Interpreter(reloaded(script))).kinds() != original.kinds():
+                original = copy  # patches count the nodes of a copy through TorchScript's format
+                units, registry, rules = _labelled(original, example)
         except UnsupportedGraph as unsupported:
             _try_out(script, example)
             reason = f"{unsupported}: this operator of the graph cannot be followed"

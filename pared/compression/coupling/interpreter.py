@@ -81,6 +81,10 @@ class Interpreter:
         """Whether an operator of one of these kinds is in the graph, whatever branch is taken."""
         return any(self._graph.findNode(kind, recurse=True) is not None for kind in kinds)
 
+    def kinds(self) -> list[str]:
+        """The operators and constructs of the graph, in the order of `nodes_of`."""
+        return [node.kind() for node in nodes_of(self._graph)]
+
     def index_of(self, node: Node) -> int:
         """The position of a node in `nodes_of`."""
         return self._index[id_of(node)]

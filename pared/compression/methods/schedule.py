@@ -76,13 +76,7 @@ def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
 
 
 def removable_channels(
-    given: Given,
-    loaded: LoadedModel,
-    step: int,
-    upload_units: Mapping[str, int] | None = None,
-    gone: int = 0,
-    *,
-    check: bool = False,
+    given: Given, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, gone: int = 0
 ) -> RemovableChannels:
     """The channels or heads that can go, of a model that `gone` of the `upload_units` are gone from already."""
     return RemovableChannels(
@@ -92,7 +86,6 @@ def removable_channels(
         heads_alone=given.spec.granularity == "head",
         upload_units=upload_units,
         gone=gone,
-        check=check,
         **choice(given, loaded.module, step),
     )
 

@@ -234,7 +234,7 @@ class Ways(Protocol):
 class _Channels:
     def __init__(self, given: Given) -> None:
         self._example = given.example
-        self.channels = removable_channels(given, given.original, 0, check=True)
+        self.channels = removable_channels(given, given.original, 0)
 
     def chosen(self, candidate: Candidate) -> list[list[int]]:
         return self.channels.chosen(candidate.amount, candidate.round_to or 1)
@@ -250,8 +250,9 @@ class _Channels:
         return _counted(pruned, candidate, self._example)
 
     def hold(self, candidate: Candidate) -> bool:
-        expected = sum(map(len, self.chosen(candidate)))
-        return self.channels.removal(candidate.amount, candidate.round_to or 1).removed_units == expected
+        chosen = self.chosen(candidate)
+        self.channels.removal(candidate.amount, candidate.round_to or 1)
+        return self.chosen(candidate) == chosen
 
 
 class _Weights:
