@@ -2,8 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria \
-	coverage fuzz faults clean
+.PHONY: help demo up test lint bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -12,7 +11,7 @@ RUN := .venv/.run-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' '
 DEV := .venv/.dev-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared, show before and after
 	$(BIN)/pared demo
