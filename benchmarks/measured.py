@@ -35,7 +35,7 @@ def main(file: Path, test: Path, threads: int, upload: Path | None) -> None:
         "macs": counter.get_total_flops() // 2,
         "file_bytes": file.stat().st_size,
         "accuracy": right / len(y),
-        "latency": None if upload is None else share_of_time(load(upload)[0], model, x[:32]),
+        "latency": None if upload is None else share_of_time(load(upload)[0], load(file)[0], x[:32]),
     }
     print(json.dumps(figures))
 

@@ -402,8 +402,6 @@ def measure_latency(
 ) -> tuple[list[Latency], list[Latency], list[str]]:
     """Forward passes of both models, one after the other in turn, so that a busy machine slows both alike.
 
-    TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
-
     Args:
         example: inputs with a batch dimension; its samples are repeated to fill a batch.
         limit_s: wall-clock time for one batch size; at least 10 runs of each model are made.
@@ -411,15 +409,12 @@ def measure_latency(
     Returns:
         The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
     """
-    models = tuple(
-        reloaded(each).to(device) if isinstance(each, torch.jit.ScriptModule) else each for each in (before, after)
-    )
     found: tuple[list[Latency], list[Latency]] = ([], [])
     refused = []
     for batch_size in batch_sizes:
         inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
         try:
-            times = _alternate(models, inputs, device, limit_s, tick)
+            times = _alternate((before, after), inputs, device, limit_s, tick)
         except ModelFailed as failure:
             refused.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
             continue
@@ -467,7 +462,11 @@ def batch_of(example: Sequence[Tensor], size: int) -> Inputs:
 def _alternate(
     models: Sequence[nn.Module], inputs: Inputs, device: str, limit_s: float, tick: Callable[[], None]
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of each model."""
+    """Milliseconds of each run of each model.
+
+    TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
+    """
+    models = [reloaded(each).to(device) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + limit_s
     with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,19 +80,24 @@ class Sizes:
     def _least(self, allowed: Mapping[str, float]) -> tuple[Candidate, bool]:
         round_to = self._given.spec.round_to
 
-        def meets(step: int) -> bool:
+        def excess(step: int) -> float:
             point = self._point(Candidate(step / _FINEST, round_to), allowed)
-            return point is not None and self._excess(point, allowed) <= 1
+            return math.inf if point is None else self._excess(point, allowed)
 
         low, high = 0, _FINEST - 1
-        if not meets(high):
+        least = excess(high)
+        if least > 1:
             for amount in _SOME:
                 self._point(Candidate(amount, round_to), allowed)
             return self._nearest(allowed) or Candidate(high / _FINEST, round_to), False
         finest = _FINEST // _FINEST_TIMED if "latency" in allowed else 1
+        # Sizes fall about with the square of what is left, so the answer is likely just below or above where that says.
+        whole = 1 / min(allowed.values())
+        guess = round(high * (math.sqrt(whole) - 1) / (math.sqrt(whole) - math.sqrt(least)))
+        probes = [guess, guess + _FINEST // 50, guess - _FINEST // 50]
         while high - low > finest:
-            middle = (low + high) // 2
-            low, high = (low, middle) if meets(middle) else (middle, high)
+            middle = next((probe for probe in probes if low < probe < high), (low + high) // 2)
+            low, high = (low, middle) if excess(middle) <= 1 else (middle, high)
         found = Candidate(high / _FINEST, round_to)
         if "latency" in allowed and round_to is None and self._given.spec.granularity == "channel":
             found = self._fastest_rounding(found, allowed)
