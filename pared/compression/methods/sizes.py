@@ -26,6 +26,7 @@ from pared.specs import PHYSICAL, PruneSpec, Target
 _FINEST = 1_000_000  # amounts are tried to a millionth, which costs twenty tries
 _SOME = (0.25, 0.5, 0.75, 0.9)  # looked at where no amount will do, to show how far each one goes
 _ROUNDINGS = (4, 8, 16, 32)  # what kernels work in
+_NEAR = _FINEST // 500  # below that an amount is halved to, not drawn to
 _FINEST_TIMED = 256  # where latency is a goal: what is finer is lost in its noise
 
 
@@ -91,13 +92,19 @@ class Sizes:
                 self._point(Candidate(amount, round_to), allowed)
             return self._nearest(allowed) or Candidate(high / _FINEST, round_to), False
         finest = _FINEST // _FINEST_TIMED if "latency" in allowed else 1
-        # Sizes fall about with the square of what is left, so the answer is likely just below or above where that says.
-        whole = 1 / min(allowed.values())
-        guess = round(high * (math.sqrt(whole) - 1) / (math.sqrt(whole) - math.sqrt(least)))
-        probes = [guess, guess + _FINEST // 50, guess - _FINEST // 50]
+        # Sizes fall about with the square of what is left: straight lines between their roots lead near the answer.
+        above, below, sides = math.sqrt(1 / min(allowed.values())), math.sqrt(least), ""
         while high - low > finest:
-            middle = next((probe for probe in probes if low < probe < high), (low + high) // 2)
-            low, high = (low, middle) if excess(middle) <= 1 else (middle, high)
+            middle = (low + high) // 2
+            if high - low > _NEAR and above > 1 > below:
+                middle = min(max(low + round((high - low) * (above - 1) / (above - below)), low + 1), high - 1)
+            now = excess(middle)
+            if now <= 1:
+                high, below, sides = middle, math.sqrt(now), sides[-1:] + "-"
+                above = (1 + above) / 2 if sides == "--" else above  # or one end would stay where it is: Illinois
+            else:
+                low, above, sides = middle, math.sqrt(now), sides[-1:] + "+"
+                below = (1 + below) / 2 if sides == "++" else below
         found = Candidate(high / _FINEST, round_to)
         if "latency" in allowed and round_to is None and self._given.spec.granularity == "channel":
             found = self._fastest_rounding(found, allowed)
