@@ -96,7 +96,7 @@ class Sizes:
         above, below, sides = math.sqrt(1 / min(allowed.values())), math.sqrt(least), ""
         while high - low > finest:
             middle = (low + high) // 2
-            if high - low > _NEAR and above > 1 > below:
+            if high - low > _NEAR and math.inf > above > 1 > below:
                 middle = min(max(low + round((high - low) * (above - 1) / (above - below)), low + 1), high - 1)
             now = excess(middle)
             if now <= 1:
