@@ -177,12 +177,12 @@ class RemovableChannels:
             for index, (group, units, score) in enumerate(zip(self._groups, chosen, self._scores, strict=True))
         ]
 
-    def without(self, chosen: Sequence[Sequence[int]]) -> LoadedModel:
-        """The model without these channels of each group, unchecked."""
+    def without(self, chosen: Sequence[Sequence[int]], *, to_count: bool = False) -> LoadedModel:
+        """The model without these channels of each group, unchecked. `to_count`: as `remove` takes it."""
         removed: Removed = {}
         for group, units in zip(self._groups, chosen, strict=True):
             merge(removed, group.removal(units))
-        return _without(self._loaded, self._coupling, removed)
+        return _without(self._loaded, self._coupling, removed, to_count=to_count)
 
     def removal(self, amount: Amounts | float, round_to: int = 1) -> ChannelRemoval:
         """The model without the `amount` lowest-scored, checked on the example; groups that do not hold stay whole.
@@ -234,9 +234,9 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
     return _without(loaded, find_groups(loaded.module, example, check=False), removed)
 
 
-def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed) -> LoadedModel:
+def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed, *, to_count: bool = False) -> LoadedModel:
     if loaded.format != "state_dict":
-        shrunk = remove(coupling.script, removed, coupling.patches)
+        shrunk = remove(coupling.script, removed, coupling.patches, to_count=to_count)
         inlined = loaded.inlined or coupling.inlined or bool(changed_sizes(removed, coupling.patches))
         return replace(loaded, module=shrunk, inlined=inlined)
     state = dict(loaded.module.state_dict())

@@ -17,11 +17,16 @@ Removed = dict[str, dict[str, list[int]]]
 """Tensor name -> dimension (as text, for JSON) -> removed indices, sorted."""
 
 
-def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch]) -> torch.jit.ScriptModule:
+def remove(
+    module: torch.jit.ScriptModule, removed: Removed, patches: list[CountedPatch], *, to_count: bool = False
+) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule without these indices.
 
     Its own code is untouched, and shared with the original, unless a size written in it must change: then calls are
     inlined and that literal alone is replaced. The copy loads anywhere without source, as the original does.
+
+    Args:
+        to_count: what is made is run once, to count, and neither trained nor saved.
     """
     shrunk = sliced(module, removed)
     changed = changed_sizes(removed, patches)
@@ -33,7 +38,7 @@ def remove(module: torch.jit.ScriptModule, removed: Removed, patches: list[Count
     gone = _gone(removed)
     for counted in changed:
         _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, gone))
-    return reloaded(shrunk)  # so that what is checked and trained is what the file will say
+    return shrunk if to_count else reloaded(shrunk)  # so that what is checked and trained is what the file will say
 
 
 def changed_sizes(removed: Removed, patches: list[CountedPatch]) -> list[CountedPatch]:

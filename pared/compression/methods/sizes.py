@@ -136,7 +136,7 @@ class Sizes:
             return None
         if key not in self._known:
             given.stages.beat()
-            loaded = self.ways.without(chosen)
+            loaded = self.ways.without(chosen, to_count=not {"file_bytes", "latency"} & allowed.keys())
             point = self.ways.counted(loaded, candidate)
             if "file_bytes" in allowed:
                 point.file_bytes = _first_file_bytes(given, loaded, chosen if isinstance(chosen, Masks) else None)
@@ -230,8 +230,8 @@ class Ways(Protocol):
     def key(self, chosen: Any) -> tuple[int, ...]:
         """The same for what comes to the same result; empty where nothing goes."""
 
-    def without(self, chosen: Any) -> LoadedModel:
-        """The model without it, unchecked."""
+    def without(self, chosen: Any, *, to_count: bool) -> LoadedModel:
+        """The model without it, unchecked. `to_count`: it is neither timed nor saved."""
 
     def counted(self, pruned: LoadedModel, candidate: Candidate) -> Point:
         """How much there is of a pruned model."""
@@ -256,8 +256,8 @@ class _Channels:
         # Of a group always the lowest-scored go: how many says which.
         return tuple(map(len, chosen)) if any(chosen) else ()
 
-    def without(self, chosen: list[list[int]]) -> LoadedModel:
-        return self.channels.without(chosen)
+    def without(self, chosen: list[list[int]], *, to_count: bool) -> LoadedModel:
+        return self.channels.without(chosen, to_count=to_count)
 
     def counted(self, pruned: LoadedModel, candidate: Candidate) -> Point:
         return _counted(pruned, candidate, self._example)
@@ -282,7 +282,7 @@ class _Weights:
         pruned = chosen.pruned_of_each()
         return pruned if any(pruned) else ()
 
-    def without(self, chosen: Masks) -> LoadedModel:
+    def without(self, chosen: Masks, *, to_count: bool) -> LoadedModel:
         module = copied(self._given.original.module)
         chosen.apply(module)
         return replace(self._given.original, module=module)
