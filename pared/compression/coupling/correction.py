@@ -29,7 +29,7 @@ from pared.compression.coupling.interpreter import (
 )
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.rules import nature, run_on
-from pared.compression.coupling.shrink import Removed, kept_part
+from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Correction:
 
     def apply(self, module: nn.Module, removed: Removed | None = None) -> None:
         """Change a pruned module, in place. `removed`: the channels that it lacks of the one that was looked at."""
-        tensors = _tensors(module)
+        tensors = tensors_of(module)
         by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in (removed or {}).items()}
         with torch.no_grad():
             for name, change in self.changes.items():
@@ -62,7 +62,7 @@ def find_correction(module: nn.Module, example: Sequence[Tensor], lost: Mapping[
         lost: name of a weight -> the weight where it will be lost, zero elsewhere.
     """
     original = Interpreter(scripted(module, example))
-    tensors = _tensors(original.module)
+    tensors = tensors_of(original.module)
     parts = {storage_key(tensors[name]): _Lost(name.rpartition(".")[0] or name, part) for name, part in lost.items()}
     statistics = _Statistics(parts)
     with torch.no_grad(), suppress(UnsupportedGraph):  # what was found before it holds all the same
@@ -78,7 +78,7 @@ def lost_inputs(module: nn.Module, removed: Removed, output_dims: Mapping[str, i
     Args:
         output_dims: weight name -> the dimension that makes its output channels.
     """
-    tensors, lost = _tensors(module), {}
+    tensors, lost = tensors_of(module), {}
     for name, by_dim in removed.items():
         read = {int(dim) for dim in by_dim} - {output_dims.get(name)}
         if tensors[name].dim() < 2 or not read:
@@ -339,11 +339,6 @@ def _standard_normal() -> tuple[Tensor, Tensor]:
     points = torch.linspace(-6, 6, 241, dtype=torch.double)
     density = torch.exp(-points.square() / 2)
     return points, density / density.sum()
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    return {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
 
 
 _SUMS = {"aten::add", "aten::sub"}
