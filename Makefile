@@ -47,6 +47,7 @@ bench-torch-pruning: $(DEV)  ## Beside Torch-Pruning: errors at 2×, 4× and 10�
 
 bench-criteria: $(DEV)  ## All criteria for channels on held-out images, which the defaults come from (PARED_MNIST=mnist.npz)
 	$(BIN)/python benchmarks/criteria.py
+
 bench-without-data: $(DEV)  ## What correcting batch norms keeps without data (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/without_data.py
 

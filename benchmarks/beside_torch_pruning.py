@@ -8,10 +8,7 @@ samples in the same order. An interrupted run goes on where it stopped: results 
 from __future__ import annotations
 
 import copy
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,7 +18,7 @@ from typing import Any
 import torch
 import torch_pruning
 from networks import NETWORKS, PREPROCESS, RETRAIN, Encoder, EncoderLayer, head, prepared_data, resnet50, trained
-from results import machine, table, write_section
+from results import Kept, machine, mnist_file, table, write_section
 from server import running_pared
 from torch import Tensor, nn
 from torch_pruning.pruner import function
@@ -52,12 +49,8 @@ Importance = Callable[[Any], Tensor]
 
 def main() -> None:
     """Run what is still missing, then write the section `torch-pruning`."""
-    mnist = os.environ.get("PARED_MNIST")
-    if not mnist:
-        sys.exit("PARED_MNIST must name an .npz with x_train, y_train, x_test and y_test.")
-    WORK.mkdir(parents=True, exist_ok=True)
-    kept = WORK / "results.json"
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    mnist = mnist_file()
+    results = Kept(WORK)
     with running_pared(WORK / "data") as url, pared.Client(url) as client:
         for seed in SEEDS:
             path, data = prepared_data(mnist, seed, "test", WORK)
@@ -68,7 +61,6 @@ def main() -> None:
                     if name not in results:
                         results[name] = outcome(client, module, path, data, arm, share, seed)
                         print(f"{name}: {results[name]}", flush=True)
-                        kept.write_text(json.dumps(results, indent=1))
     text = section(results, times())
     print(text)
     write_section("torch-pruning", text)

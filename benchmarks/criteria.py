@@ -6,16 +6,13 @@ interrupted run goes on where it stopped: results are kept in `build/bench-crite
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from networks import NETWORKS, PREPROCESS, RETRAIN, prepared_data, trained
-from results import machine, table, write_section
+from results import Kept, machine, mnist_file, table, write_section
 
 from pared.compression import prune
 from pared.errors import NothingToPrune
@@ -37,12 +34,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run what is still missing, then write the section `criteria`."""
-    mnist = os.environ.get("PARED_MNIST")
-    if not mnist:
-        sys.exit("PARED_MNIST must name an .npz with x_train, y_train, x_test and y_test.")
-    WORK.mkdir(parents=True, exist_ok=True)
-    kept = WORK / "results.json"
-    results: dict[str, float | None] = json.loads(kept.read_text()) if kept.exists() else {}
+    mnist = mnist_file()
+    results = Kept(WORK)
     for seed in SEEDS:
         path, data = prepared_data(mnist, seed, "held_out", WORK)
         for network in NETWORKS:
@@ -53,7 +46,6 @@ def main() -> None:
                     if name not in results:
                         results[name] = error(module, path, left, seed, fields)
                         print(f"{name}: {results[name]}", flush=True)
-                        kept.write_text(json.dumps(results, indent=1))
     text = section(results)
     print(text)
     write_section("criteria", text)

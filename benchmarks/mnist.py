@@ -7,17 +7,14 @@ An interrupted run goes on where it stopped: finished experiments are kept in `b
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from results import machine, table, write_section
+from results import Kept, machine, mnist_file, table, write_section
 from server import running_pared
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
@@ -61,12 +58,8 @@ class Cnn(nn.Module):
 
 def main() -> None:
     """Run what is still missing, then write the section `mnist`."""
-    mnist = os.environ.get("PARED_MNIST")
-    if not mnist:
-        sys.exit("PARED_MNIST must name an .npz with x_train, y_train, x_test and y_test.")
-    WORK.mkdir(parents=True, exist_ok=True)
-    kept = WORK / "results.json"
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    mnist = mnist_file()
+    results = Kept(WORK)
     with running_pared(WORK / "data") as url, pared.Client(url) as client:
         for seed in SEEDS:
             wanted = {
@@ -79,7 +72,6 @@ def main() -> None:
             data, model = prepared(mnist, seed)
             for name, spec in wanted.items():
                 results[f"{seed}/{name}"] = finished(client, spec, model, data, f"seed {seed}: {name}")
-                kept.write_text(json.dumps(results, indent=1))
     text = section(results)
     print(text)
     write_section("mnist", text)

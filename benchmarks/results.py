@@ -1,13 +1,41 @@
-"""Owns `RESULTS.md`: each benchmark rewrites its own section, and leaves the others'."""
+"""What benchmarks start from and leave: MNIST, results that are kept on the way, and `RESULTS.md`.
+
+Of `RESULTS.md` each benchmark rewrites its own section, and leaves the others'.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "# Results\n\nWritten by the benchmarks in this folder, each its own section.\n"
+
+
+def mnist_file() -> str:
+    """The path that PARED_MNIST names; without one the process ends."""
+    mnist = os.environ.get("PARED_MNIST")
+    if not mnist:
+        sys.exit("PARED_MNIST must name an .npz with x_train, y_train, x_test and y_test.")
+    return mnist
+
+
+class Kept(dict[str, Any]):
+    """Results by name, written to a folder's `results.json` as each comes, and read from there by the next run."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "results.json"
+        super().__init__(json.loads(self._file.read_text()) if self._file.exists() else {})
+
+    def __setitem__(self, name: str, result: Any) -> None:
+        super().__setitem__(name, result)
+        self._file.write_text(json.dumps(self, indent=1))
 
 
 def write_section(name: str, text: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import machine, table, write_section
+from results import Kept, machine, mnist_file, table, write_section
 from safetensors.numpy import load_file
 from server import running_pared
 from torch import Tensor, nn
@@ -96,18 +95,13 @@ PACKED = {"bits": 5, "epochs": 4}
 
 def main() -> None:
     """Run what is still missing, then write the section `sparse`."""
-    mnist = os.environ.get("PARED_MNIST")
-    if not mnist:
-        sys.exit("PARED_MNIST must name an .npz with x_train, y_train, x_test and y_test.")
-    WORK.mkdir(parents=True, exist_ok=True)
-    kept = WORK / "results.json"
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    mnist = mnist_file()
+    results = Kept(WORK)
     with running_pared(WORK / "data") as url, pared.Client(url) as client:
         for network in NETWORKS:
             for seed in SEEDS:
                 for name, result in experiments(client, mnist, network, seed, results):
                     results[name] = result
-                    kept.write_text(json.dumps(results, indent=1))
     text = section(results)
     print(text)
     write_section("sparse", text)

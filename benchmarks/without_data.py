@@ -7,14 +7,12 @@ chosen by the test images.
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from results import machine, table, write_section
+from results import machine, mnist_file, table, write_section
 from server import running_pared
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
@@ -80,9 +78,7 @@ NETWORKS = {
 
 def main() -> None:
     """Train, prune, score, and write the section `without-data`."""
-    mnist = os.environ.get("PARED_MNIST")
-    if not mnist:
-        sys.exit("PARED_MNIST must name an .npz with x_train, y_train, x_test and y_test.")
+    mnist = mnist_file()
     WORK.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     given = np.load(mnist)
