@@ -13,7 +13,18 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pared.specs import Criterion, LrSchedule, Optimizer, PruneSpec, Retrain, Schedule, Scope, TeachTrain, Train
+from pared.specs import (
+    Criterion,
+    LrSchedule,
+    Optimizer,
+    Precision,
+    PruneSpec,
+    Retrain,
+    Schedule,
+    Scope,
+    TeachTrain,
+    Train,
+)
 
 GOALS = ("params", "macs", "file_bytes", "latency")
 
@@ -383,6 +394,15 @@ class Training:
     weight_decay: Annotated[
         float | None,
         typer.Option(help="Weight decay.", show_default=_default(Train, "weight_decay"), rich_help_panel=_TRAINING),
+    ] = None
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="What convolutions and matrix products of the training compute in: bfloat16 is faster where there is "
+            "hardware for it.",
+            show_default=_default(Train, "precision"),
+            rich_help_panel=_TRAINING,
+        ),
     ] = None
     patience: Annotated[
         int | None,

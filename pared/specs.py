@@ -128,6 +128,7 @@ class Preprocess(Spec):
 
 Optimizer = Literal["sgd", "adam"]
 LrSchedule = Literal["constant", "cosine"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Train(Spec):
@@ -144,6 +145,11 @@ class Train(Spec):
     nesterov: bool = Field(False, description="SGD only: Nesterov's momentum.")
     weight_decay: float = Field(0.0, ge=0, le=1)
     batch_size: int = Field(64, ge=1, le=65536)
+    precision: Precision = Field(
+        "float32",
+        description="`bfloat16`: convolutions and matrix products of the training compute in it, which is faster on "
+        "processors that have it; weights, updates, losses and all measurements stay as they are.",
+    )
     patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many epochs without a better validation score."
     )

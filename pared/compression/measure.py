@@ -71,7 +71,7 @@ def checked_output(output: Any, samples: int, task: Task) -> Tensor:
         raise ModelFailed(
             f"For {samples} samples the model returns {output.dtype} of shape {tuple(output.shape)}; {advice}"
         )
-    return output
+    return output if output.dtype == torch.float64 else output.float()  # half precision is too coarse for a loss
 
 
 @contextmanager

@@ -356,7 +356,8 @@ def _train_epoch(
             continue  # a last batch of one sample has no variance for batch-norm to normalise by
         for group in optimizer.param_groups:
             group["lr"] = steps.rate(step)
-        value = loss(module, tuple(tensor.to(device) for tensor in inputs), target.to(device))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            value = loss(module, tuple(tensor.to(device) for tensor in inputs), target.to(device))
         optimizer.zero_grad(set_to_none=True)
         with own_failures():
             value.backward()  # type: ignore[no-untyped-call]

@@ -76,7 +76,8 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
             (
                 "--weights 95% --schedule cubic --stages 50%,80% --ramp 0.6 --regrow 10% --quantize 5 --exclude 2 "
                 "--teach --epochs 3 --optimizer sgd --lr 0.02 --lr-schedule cosine --warmup 5% --momentum 0.8 "
-                "--nesterov --weight-decay 0.0001 --patience 2 --batch-size 32 --seed 7 -o small.packed"
+                "--nesterov --weight-decay 0.0001 --patience 2 --batch-size 32 --precision bfloat16 --seed 7 "
+                "-o small.packed"
             ),
             {
                 "granularity": "weight",
@@ -99,6 +100,7 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
                     "weight_decay": 0.0001,
                     "patience": 2,
                     "batch_size": 32,
+                    "precision": "bfloat16",
                 },
                 "seed": 7,
                 "outputs": ["packed"],

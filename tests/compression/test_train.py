@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pared.compression import train
 from pared.compression.masks import Masks, weight_masks
+from pared.compression.measure import forward, label_loss
 from pared.compression.train import Ramp, fit, learn_labels
 from pared.compression.work import SilentObserver
 from pared.errors import Diverged, ModelFailed
@@ -197,6 +198,28 @@ def test_one_sgd_step_equals_hand_arithmetic():
     assert found.history[0].train_loss == 9.0
     assert found.best_epoch == 1
     assert module.weight.item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("kind", ["eager", "scripted"])
+def test_bfloat16_is_computed_in_and_kept_nowhere(kind):
+    module, outputs = net(kind), []
+
+    def loss(trained, inputs, targets):
+        outputs.append(forward(trained, inputs, "classification"))
+        return label_loss(outputs[-1], targets, "classification")
+
+    config = Train(epochs=2, lr=0.05, batch_size=16, precision="bfloat16")
+    found = fit(module, Blobs(), config, loss, task="classification", seed=3, phase="retrain")
+    assert {output.dtype for output in outputs} == {torch.float32}, "a loss of 8 bits is too coarse"
+    assert all(torch.equal(output, output.bfloat16().float()) for output in outputs)
+    assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float32, torch.int64}
+    assert found.best_score > 0.8
+    exact = net(kind)
+    run(exact, Train(epochs=2, lr=0.05, batch_size=16))
+    assert not all(torch.equal(a, b) for a, b in zip(module.parameters(), exact.parameters(), strict=True))
+    again = net(kind)
+    run(again, config)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
 
 
 def test_divergence_says_what_to_try():
