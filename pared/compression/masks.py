@@ -198,7 +198,12 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     count = min(max(count, 0), len(scores))
     if not count:
         return np.zeros(len(scores), dtype=bool)
-    threshold = np.partition(scores, count - 1)[count - 1]
+    # What was pruned before has the lowest score and may be most of it: quickly told apart, slowly partitioned.
+    threshold = np.fmin.reduce(scores)
+    above = scores[~(scores <= threshold)]
+    rank = count - (len(scores) - len(above))
+    if rank > 0:
+        threshold = np.partition(above, rank - 1)[rank - 1]
     found: np.ndarray = scores < threshold
     ties = np.flatnonzero(scores == threshold)
     found[ties[: count - int(found.sum())]] = True
