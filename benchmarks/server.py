@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,11 @@ import httpx
 
 @contextmanager
 def running_pared(data: Path) -> Iterator[str]:
-    """The address of a `pared up` with its state in `data`."""
+    """The address of a `pared up` with its state in `data`, which begins empty.
+
+    Jobs survive a benchmark that was killed, and would go on beside those of the next run.
+    """
+    shutil.rmtree(data, ignore_errors=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
