@@ -378,7 +378,8 @@ class PruneSpec(CommonFields):
     criterion: Criterion = Field(
         "magnitude",
         description="What is removed first: the smallest Σ|w|, √Σw², share of larger ones (LAMP), distance from the "
-        "others, batch-norm scale, Σ|w|·‖x‖, change of the loss by its slope or its curvature, or any.",
+        "others, batch-norm scale, Σ|w|·‖x‖, change of the loss by its slope or its curvature, or any. Where weights "
+        "go while training runs, the slopes are those of the training.",
     )
     scope: Scope = Field(
         "layer",

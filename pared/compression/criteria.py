@@ -128,6 +128,8 @@ _FROM_WEIGHTS: dict[str, Callable[[ChannelGroup, Weights], Tensor]] = {
     "geometric_median": geometric_median,
 }
 _FROM_GRADIENTS: dict[str, Callable[[ChannelGroup, Weights, Weights], Tensor]] = {"taylor": taylor, "hessian": hessian}
+GRADIENT_CRITERIA = tuple(_FROM_GRADIENTS)
+"""Those that look at gradients."""
 
 
 def _norm(norms: Weights, name: str) -> Tensor:
@@ -176,7 +178,7 @@ def weight_scores(
     """Name -> score of each weight, of the tensor's shape; already pruned weights (exact zeros) come first.
 
     `magnitude` and `l2` are |w|, `lamp` is of w² within its tensor, `activation` is |w|·‖x‖, `taylor` and `hessian` are
-    the sum of (g·w)².
+    the sum of (g·w)², of each batch or of the slopes of the training that runs.
     """
     if criterion in ("magnitude", "l2"):
         return {name: weight.abs().float().cpu() for name, weight in weights.items()}

@@ -39,6 +39,7 @@ Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 _SIGN_OF_LIFE_S = 0.5
 _RENEW_EVERY = 40  # most steps between two masks of a ramp
 _RENEWALS = 50  # fewest masks of a ramp that has so many steps
+_REMEMBERED = 0.99  # of the mean square of slopes, from step to step
 
 
 class Held(Protocol):
@@ -75,12 +76,15 @@ class Fit:
 class Ramp:
     """Lets weights go while training runs, fast first and then ever slower. Zhu and Gupta 2017, arXiv:1710.01878.
 
-    `masks`: from the module, whose gradients are of the current batch and for removed weights too, and how far the
-    ramp is, to masks; 0 is its beginning and 1 its end. `share`: of all steps of the run, over which it goes.
+    `masks`: from the module, whose gradients are of the current batch and for removed weights too, how far the ramp
+    is, and slopes, to masks; 0 is its beginning and 1 its end. Slopes: parameter name -> the root of the running mean
+    square of its gradients, of removed weights too; none unless `by_slopes`. `share`: of all steps of the run, over
+    which it goes.
     """
 
-    masks: Callable[[nn.Module, float], Masks]
+    masks: Callable[[nn.Module, float, Mapping[str, Tensor]], Masks]
     share: float
+    by_slopes: bool = False
 
 
 def fit(
@@ -141,7 +145,7 @@ def fit(
     best: _Best | None = None
     if resume is None:
         history: list[EpochRecord] = []
-        live = _Live(module, optimizer, masks, device)
+        live = _Live(module, optimizer, masks, device, _Slopes(module) if ramp and ramp.by_slopes else None)
         if ramp is None:
             best = _Best(0, *_validate(module, data, task, device, pulse), _state(module))
         first = 1
@@ -154,7 +158,8 @@ def fit(
         if companion is not None:
             companion.load_state_dict(resume["companion"])
         kept = resume["masks"]
-        live = _Live(module, optimizer, None if kept is None else (masks or Masks).from_state(kept), device)
+        slopes = _Slopes(module, resume["slopes"]) if ramp and ramp.by_slopes else None
+        live = _Live(module, optimizer, None if kept is None else (masks or Masks).from_state(kept), device, slopes)
 
     with unoptimized():
         for epoch in range(first, config.epochs + 1):
@@ -181,6 +186,7 @@ def fit(
                     "companion": None if companion is None else _state(companion),
                     "optimizer": copy.deepcopy(optimizer.state_dict()),
                     "masks": None if live.masks is None else live.masks.state(),
+                    "slopes": None if live.slopes is None else live.slopes.state(),
                     "best": None
                     if best is None
                     else {"epoch": best.epoch, "score": best.score, "loss": best.loss, "state": best.state},
@@ -269,7 +275,8 @@ def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
 class _Steps:
     """Counts the optimizer's steps of a run, and says what depends on the count.
 
-    `ready`: the last epoch that ends with the ramp unfinished; 0 without one.
+    `ramp_ends`: the step that ends the ramp; -1 without one. `ready`: the last epoch that ends with the ramp
+    unfinished; 0 without one.
     """
 
     def __init__(self, config: Train, samples: int, ramp: Ramp | None) -> None:
@@ -278,9 +285,9 @@ class _Steps:
         # A last batch of one sample is left out; see `_train_epoch`.
         self.of_an_epoch = max(1, samples // size + (samples % size > min(1, size - 1)))
         self._all = self.of_an_epoch * config.epochs
-        self._ramp_ends = -1 if ramp is None else min(round(ramp.share * self._all), self._all - 1)
-        self._every = max(1, min(_RENEW_EVERY, self._ramp_ends // _RENEWALS))
-        self.ready = max(0, self._ramp_ends) // self.of_an_epoch
+        self.ramp_ends = -1 if ramp is None else min(round(ramp.share * self._all), self._all - 1)
+        self._every = max(1, min(_RENEW_EVERY, self.ramp_ends // _RENEWALS))
+        self.ready = max(0, self.ramp_ends) // self.of_an_epoch
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -293,16 +300,53 @@ class _Steps:
 
     def renews(self, step: int) -> float | None:
         """How far the ramp is, where this step renews the masks."""
-        if step > self._ramp_ends or (step % self._every and step != self._ramp_ends):
+        if step > self.ramp_ends or (step % self._every and step != self.ramp_ends):
             return None
-        return step / self._ramp_ends if self._ramp_ends else 1.0
+        return step / self.ramp_ends if self.ramp_ends else 1.0
+
+
+class _Slopes:
+    """How steep the loss has lately been along each parameter: the mean square of its gradients, the last ones most."""
+
+    def __init__(self, module: nn.Module, state: dict[str, Tensor] | None = None) -> None:
+        """Args: state: of a checkpoint, to go on from."""
+        self._parameters = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+        given = state or {}
+        self._squares = {
+            name: torch.zeros_like(tensor) if state is None else given[name].to(tensor)
+            for name, tensor in self._parameters.items()
+        }
+        self._seen = given.get("", torch.zeros(()))  # the weight of all gradients so far, which comes to 1
+
+    def add(self) -> None:
+        """Take up the gradients of a step."""
+        self._seen = self._seen * _REMEMBERED + (1 - _REMEMBERED)
+        for name, parameter in self._parameters.items():
+            square = self._squares[name].mul_(_REMEMBERED)
+            if parameter.grad is not None:
+                square.addcmul_(parameter.grad, parameter.grad, value=1 - _REMEMBERED)
+
+    def roots(self) -> dict[str, Tensor]:
+        """What a ramp is told."""
+        return {name: (square / float(self._seen)).sqrt() for name, square in self._squares.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {"": self._seen, **{name: square.detach().clone() for name, square in self._squares.items()}}
 
 
 class _Live:
     """A module in training with its optimizer, and which of its weights live."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, masks: Held | None, device: str) -> None:
-        self.optimizer, self.device = optimizer, device
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        masks: Held | None,
+        device: str,
+        slopes: _Slopes | None = None,
+    ) -> None:
+        self.optimizer, self.device, self.slopes = optimizer, device, slopes
         self._module = module
         self.masks: Held | None = None
         if masks is not None:
@@ -361,9 +405,11 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         with own_failures():
             value.backward()  # type: ignore[no-untyped-call]
+        if live.slopes is not None and step <= steps.ramp_ends:
+            live.slopes.add()
         progress = steps.renews(step)
         if ramp is not None and progress is not None:
-            live.renew(ramp.masks(module, progress))
+            live.renew(ramp.masks(module, progress, live.slopes.roots() if live.slopes else {}))
         if live.masks is not None:
             live.masks.mask_gradients(module)
         optimizer.step()

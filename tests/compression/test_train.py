@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pared.compression import train
+from pared.compression.criteria import Evidence
 from pared.compression.masks import Masks, weight_masks
 from pared.compression.measure import forward, label_loss
 from pared.compression.train import Ramp, fit, learn_labels
@@ -367,7 +368,8 @@ def test_masks_come_back_from_a_checkpoint():
 
 
 def to_ninety_percent(share=0.6, regrow=0.0):
-    def masks(module, progress):
+    def masks(module, progress, slopes):
+        assert not slopes, "nobody asked for them"
         amount = 0.9 * (1 - (1 - progress) ** 3)
         return weight_masks(module, amount=amount, regrow=regrow * (1 - progress))
 
@@ -399,6 +401,46 @@ def test_a_ramp_that_is_stopped_goes_on_with_the_same_bits():
         assert found.best_epoch == expected.best_epoch
         assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
         assert all(torch.equal(found.masks.kept[name], kept) for name, kept in expected.masks.kept.items())
+
+
+def test_a_ramp_is_told_the_slopes_of_the_training():
+    told, seen = [], []
+
+    def masks(module, progress, slopes):
+        told.append((len(seen), {name: tensor.clone() for name, tensor in slopes.items()}))
+        return weight_masks(module, amount=0.5 * progress)
+
+    def loss(module, inputs, targets):
+        seen.append({})
+        return LEARN(module, inputs, targets)
+
+    module = net()
+    for name, parameter in module.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: seen[-1].update({name: gradient.clone()}))
+    ramp = Ramp(masks, 0.6, by_slopes=True)
+    fit(module, Blobs(), RAMPED, loss, task="classification", seed=3, phase="retrain", ramp=ramp)
+    steps, last = told[-1]
+    assert len(told) > 10
+    assert set(last) == {name for name, _ in module.named_parameters()}
+    ages = torch.arange(steps).flip(0)
+    shares = 0.99**ages / (0.99**ages).sum()
+    for name, slope in last.items():
+        squares = torch.stack([gradients[name] for gradients in seen[:steps]]).square()
+        torch.testing.assert_close(slope, torch.tensordot(shares, squares, 1).sqrt())
+
+
+def test_a_ramp_by_slopes_that_is_stopped_goes_on_with_the_same_bits():
+    def masks(module, progress, slopes):
+        gradients = Evidence(lambda: [slopes], dict)
+        return weight_masks(module, amount=0.9 * progress, criterion="hessian", evidence=gradients)
+
+    ramp = Ramp(masks, 0.8, by_slopes=True)
+    whole, states = net(), []
+    run(whole, RAMPED, ramp=ramp, keep=states.append)
+    for state in states:
+        again = net()
+        run(again, RAMPED, ramp=ramp, resume=state)
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
 
 
 def test_a_ramp_of_a_single_step_is_done_in_it():

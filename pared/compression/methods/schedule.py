@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
-from pared.compression.criteria import Evidence
+from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
@@ -51,8 +50,12 @@ class Given:
         return replace(self, spec=spec)
 
 
-def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
-    """What every way of choosing is told."""
+def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """What every way of choosing is told.
+
+    Args:
+        slopes: of the training that runs, where they are known, instead of gradients of some samples.
+    """
     spec, data, device = given.spec, given.data, given.work.device
     evidence = None
     if data is not None:
@@ -64,7 +67,9 @@ def choice(given: Given, module: nn.Module, step: int) -> dict[str, Any]:
         def inputs_of_some() -> list[Sequence[Tensor]]:
             return [inputs for inputs, _ in some_batches(data, seed)]
 
-        gradients = partial(loss_gradients, module, data, spec.task, seed=seed, device=device)
+        def gradients() -> Iterable[Mapping[str, Tensor]]:
+            return [slopes] if slopes else loss_gradients(module, data, spec.task, seed=seed, device=device)
+
         evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
     return {
         "criterion": spec.criterion,
@@ -90,11 +95,13 @@ def removable_channels(
     )
 
 
-def prunable_weights(given: Given, module: nn.Module, step: int) -> PrunableWeights:
-    """The single weights, or the blocks, that can go."""
+def prunable_weights(
+    given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None
+) -> PrunableWeights:
+    """The single weights, or the blocks, that can go. `slopes`: as `choice` takes them."""
     spec = given.spec
     block = spec.block if spec.granularity == "block" else (1, 1)
-    return PrunableWeights(module, scope=spec.scope, block=block, **choice(given, module, step))
+    return PrunableWeights(module, scope=spec.scope, block=block, **choice(given, module, step, slopes))
 
 
 class Pruning:
@@ -210,12 +217,19 @@ class Pruning:
         self.reasons = removal.reasons | self.reasons
         self.loaded = removal.loaded
 
-    def _masks(self, module: nn.Module, step: int, amount: Amounts, regrow: float = 0.0) -> Masks:
+    def _masks(
+        self,
+        module: nn.Module,
+        step: int,
+        amount: Amounts,
+        regrow: float = 0.0,
+        slopes: Mapping[str, Tensor] | None = None,
+    ) -> Masks:
         """Which weights of a module live when this much is gone."""
         spec = self.given.spec
         if spec.granularity == "n:m":
-            return n_m_masks(module, *spec.n_m, **choice(self.given, module, step))
-        return prunable_weights(self.given, module, step).masks(amount, regrow)
+            return n_m_masks(module, *spec.n_m, **choice(self.given, module, step, slopes))
+        return prunable_weights(self.given, module, step, slopes).masks(amount, regrow)
 
     def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
         """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
@@ -226,12 +240,15 @@ class Pruning:
 
     def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
         """The masks of one stage, from the share that is gone when it begins to its own amounts."""
+        spec = self.given.spec
 
-        def masks(module: nn.Module, progress: float) -> Masks:
+        def masks(module: nn.Module, progress: float, slopes: Mapping[str, Tensor]) -> Masks:
             amount = end.each(lambda share: cubic(min(begin, share), share, progress))
-            return self._masks(module, step, amount, self.given.spec.regrow * (1 - progress))
+            return self._masks(module, step, amount, spec.regrow * (1 - progress), slopes)
 
-        return Ramp(masks, self.given.spec.ramp)
+        # Some samples' gradients, taken in each renewal, say less: of a trained model they are near zero but for a few.
+        trains_all = all(parameter.requires_grad for parameter in self.loaded.module.parameters())
+        return Ramp(masks, spec.ramp, by_slopes=spec.criterion in GRADIENT_CRITERIA and trains_all)
 
     def _take_up(self, masks: Masks) -> None:
         module = self.loaded.module
