@@ -15,10 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,8 +50,8 @@ class Goal:
     published: str
     start: int | None = None
     stages: tuple[int, ...] = ()
-    fields: Mapping[str, Any] = MappingProxyType({})
-    retrain: Mapping[str, Any] = MappingProxyType({})
+    fields: dict[str, Any] = field(default_factory=dict)
+    retrain: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
