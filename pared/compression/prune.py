@@ -136,6 +136,7 @@ class RemovableChannels:
         self._names_of = tied_names(loaded.module)
         self._patterns, self._upload_units = (include, exclude), upload_units
         self._score = partial(channel_scores, criterion=criterion, evidence=evidence, generator=generator)
+        self._made: tuple[list[list[int]], ChannelRemoval] | None = None
         self._look(check=False)  # `removal` checks what is wanted, and looks again where that does not hold
 
     def _look(self, *, check: bool) -> None:
@@ -184,6 +185,21 @@ class RemovableChannels:
             merge(removed, group.removal(units))
         return _without(self._loaded, self._coupling, removed, to_count=to_count)
 
+    def hold(self, amount: Amounts | float, round_to: int = 1) -> bool:
+        """Whether all of the chosen can go together. If not, the answers of `chosen` are others from now on.
+
+        What is built for this is not built again where `removal` is asked for the same next.
+
+        Raises:
+            NothingToPrune: as `removal`.
+        """
+        chosen = self.chosen(amount, round_to)
+        removal = self.removal(amount, round_to)
+        if self.chosen(amount, round_to) != chosen:
+            return False
+        self._made = chosen, removal
+        return True
+
     def removal(self, amount: Amounts | float, round_to: int = 1) -> ChannelRemoval:
         """The model without the `amount` lowest-scored, checked on the example; groups that do not hold stay whole.
 
@@ -193,6 +209,9 @@ class RemovableChannels:
         chosen = self.chosen(amount, round_to)
         if not any(chosen):
             raise NothingToPrune(_refused(self._reasons) if self._unsound else self._less_than_one(amount, round_to))
+        made, self._made = self._made, None  # given once: what is given may be trained
+        if made is not None and made[0] == chosen:
+            return made[1]
         removals = [group.removal(units) for group, units in zip(self._groups, chosen, strict=True)]
         built = self._loaded
 

@@ -10,7 +10,7 @@ from pared.compression.architectures import build
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks, n_m_masks, weight_masks
 from pared.compression.names import Amounts
-from pared.compression.prune import apply_removal, remove_channels, step_amounts
+from pared.compression.prune import RemovableChannels, apply_removal, remove_channels, step_amounts
 from pared.errors import NothingToPrune
 from pared.specs import PruneSpec
 
@@ -229,6 +229,20 @@ def test_a_recorded_removal_replays() -> None:
     again = apply_removal(loaded, example, removal.removed)
     assert again.architecture == removal.loaded.architecture
     torch.testing.assert_close(again.module(*example), removal.loaded.module(*example))
+
+
+def test_what_was_checked_is_built_once_and_given_once() -> None:
+    x = torch.randn(3, 6)
+    channels = RemovableChannels(LoadedModel(torch.jit.script(Halves().eval()), "torchscript", "scripted"), (x,))
+    assert channels.hold(0.25)
+    first = channels.removal(0.25)
+    with torch.no_grad():
+        first.loaded.module.a.bias.zero_()  # as training might
+    again = channels.removal(0.25)
+    assert again.removed == first.removed
+    assert again.loaded.module.a.bias.any()
+    assert channels.hold(0.25)
+    assert channels.removal(0.5).removed != first.removed
 
 
 def test_excluded_layers_hold_what_is_tied_to_them() -> None:

@@ -263,9 +263,7 @@ class _Channels:
         return _counted(pruned, candidate, self._example)
 
     def hold(self, candidate: Candidate) -> bool:
-        chosen = self.chosen(candidate)
-        self.channels.removal(candidate.amount, candidate.round_to or 1)
-        return self.chosen(candidate) == chosen
+        return self.channels.hold(candidate.amount, candidate.round_to or 1)
 
 
 class _Weights:
