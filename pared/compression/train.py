@@ -78,11 +78,11 @@ class Ramp:
 
     `masks`: from the module, whose gradients are of the current batch and for removed weights too, how far the ramp
     is, and slopes, to masks; 0 is its beginning and 1 its end. Slopes: parameter name -> the root of the running mean
-    square of its gradients, of removed weights too; none unless `by_slopes`. `share`: of all steps of the run, over
+    square of its gradients, of removed weights too; None unless `by_slopes`. `share`: of all steps of the run, over
     which it goes.
     """
 
-    masks: Callable[[nn.Module, float, Mapping[str, Tensor]], Masks]
+    masks: Callable[[nn.Module, float, Mapping[str, Tensor] | None], Masks]
     share: float
     by_slopes: bool = False
 
@@ -142,10 +142,11 @@ def fit(
     steps = _Steps(config, data.samples("train"), ramp)
     pulse = _Pulse(observer, span, config.epochs, data.samples("train"))
     pulse.now(0, 0.0)
+    slopes = _Slopes(module, None if resume is None else resume["slopes"]) if ramp and ramp.by_slopes else None
     best: _Best | None = None
     if resume is None:
         history: list[EpochRecord] = []
-        live = _Live(module, optimizer, masks, device, _Slopes(module) if ramp and ramp.by_slopes else None)
+        live = _Live(module, optimizer, masks, device, slopes)
         if ramp is None:
             best = _Best(0, *_validate(module, data, task, device, pulse), _state(module))
         first = 1
@@ -158,7 +159,6 @@ def fit(
         if companion is not None:
             companion.load_state_dict(resume["companion"])
         kept = resume["masks"]
-        slopes = _Slopes(module, resume["slopes"]) if ramp and ramp.by_slopes else None
         live = _Live(module, optimizer, None if kept is None else (masks or Masks).from_state(kept), device, slopes)
 
     with unoptimized():
@@ -308,31 +308,29 @@ class _Steps:
 class _Slopes:
     """How steep the loss has lately been along each parameter: the mean square of its gradients, the last ones most."""
 
-    def __init__(self, module: nn.Module, state: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, module: nn.Module, state: dict[str, Tensor] | None) -> None:
         """Args: state: of a checkpoint, to go on from."""
         self._parameters = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-        given = state or {}
         self._squares = {
-            name: torch.zeros_like(tensor) if state is None else given[name].to(tensor)
+            name: torch.zeros_like(tensor) if state is None else state[name].to(tensor)
             for name, tensor in self._parameters.items()
         }
-        self._seen = given.get("", torch.zeros(()))  # the weight of all gradients so far, which comes to 1
 
     def add(self) -> None:
         """Take up the gradients of a step."""
-        self._seen = self._seen * _REMEMBERED + (1 - _REMEMBERED)
         for name, parameter in self._parameters.items():
             square = self._squares[name].mul_(_REMEMBERED)
             if parameter.grad is not None:
                 square.addcmul_(parameter.grad, parameter.grad, value=1 - _REMEMBERED)
 
-    def roots(self) -> dict[str, Tensor]:
-        """What a ramp is told."""
-        return {name: (square / float(self._seen)).sqrt() for name, square in self._squares.items()}
+    def roots(self, steps: int) -> dict[str, Tensor]:
+        """What a ramp is told after so many steps."""
+        weight = 1 - _REMEMBERED**steps  # of all gradients so far; it comes to 1
+        return {name: (square / weight).sqrt() for name, square in self._squares.items()}
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return {"": self._seen, **{name: square.detach().clone() for name, square in self._squares.items()}}
+        return {name: square.clone() for name, square in self._squares.items()}
 
 
 class _Live:
@@ -344,7 +342,7 @@ class _Live:
         optimizer: torch.optim.Optimizer,
         masks: Held | None,
         device: str,
-        slopes: _Slopes | None = None,
+        slopes: _Slopes | None,
     ) -> None:
         self.optimizer, self.device, self.slopes = optimizer, device, slopes
         self._module = module
@@ -409,7 +407,8 @@ def _train_epoch(
             live.slopes.add()
         progress = steps.renews(step)
         if ramp is not None and progress is not None:
-            live.renew(ramp.masks(module, progress, live.slopes.roots() if live.slopes else {}))
+            slopes = None if live.slopes is None else live.slopes.roots(step + 1)
+            live.renew(ramp.masks(module, progress, slopes))
         if live.masks is not None:
             live.masks.mask_gradients(module)
         optimizer.step()

@@ -68,7 +68,9 @@ def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tens
             return [inputs for inputs, _ in some_batches(data, seed)]
 
         def gradients() -> Iterable[Mapping[str, Tensor]]:
-            return [slopes] if slopes else loss_gradients(module, data, spec.task, seed=seed, device=device)
+            if slopes is not None:
+                return [slopes]
+            return loss_gradients(module, data, spec.task, seed=seed, device=device)
 
         evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
     return {
@@ -242,7 +244,7 @@ class Pruning:
         """The masks of one stage, from the share that is gone when it begins to its own amounts."""
         spec = self.given.spec
 
-        def masks(module: nn.Module, progress: float, slopes: Mapping[str, Tensor]) -> Masks:
+        def masks(module: nn.Module, progress: float, slopes: Mapping[str, Tensor] | None) -> Masks:
             amount = end.each(lambda share: cubic(min(begin, share), share, progress))
             return self._masks(module, step, amount, spec.regrow * (1 - progress), slopes)
 
