@@ -36,13 +36,19 @@ class Measured:
     warnings: list[str]
 
     def with_files(
-        self, upload: Path, written: Sequence[Path], baseline: Assessment | None, final: Assessment | None
+        self,
+        upload_bytes: tuple[int, int],
+        written: Sequence[Path],
+        baseline: Assessment | None,
+        final: Assessment | None,
     ) -> tuple[Measurement, Measurement]:
-        """The measurements with the bytes of the upload and of its successor."""
+        """The measurements with the bytes of the upload, from `count_bytes`, and of its successor."""
         parts = []
-        result = successor(self.format, written)
-        for measurement, path, assessment in ((self.before, upload, baseline), (self.after, result, final)):
-            raw, compressed = count_bytes(path)
+        result_bytes = count_bytes(successor(self.format, written))
+        for measurement, (raw, compressed), assessment in (
+            (self.before, upload_bytes, baseline),
+            (self.after, result_bytes, final),
+        ):
             quality = None if assessment is None else assessment.quality
             parts.append(
                 measurement.model_copy(update={"file_bytes": raw, "compressed_bytes": compressed, "quality": quality})
