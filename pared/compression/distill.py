@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.gradients import Loss
 from pared.compression.measure import (
     Inputs,
     Samples,
@@ -21,7 +22,7 @@ from pared.compression.measure import (
     label_loss,
     own_failures,
 )
-from pared.compression.train import Loss, seed_of
+from pared.compression.train import seed_of
 from pared.errors import ShapeMismatch, ValidationError
 from pared.specs import Knowledge, OutputMse
 
@@ -151,7 +152,7 @@ def lesson(
 
 def _taught(teacher: nn.Module, data: TeachableSamples, task: Task, device: str) -> Samples:
     """The samples with the teacher's outputs over the training split, computed once, where the student runs."""
-    return data.taught(answers(teacher, data.on(device), "train", task)[0])
+    return data.taught(answers(teacher, data, "train", task, device=device)[0])
 
 
 def _output_loss(task: Task) -> Loss:

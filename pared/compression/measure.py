@@ -132,17 +132,24 @@ def predict(
         OutOfMemory: not even one sample fits.
     """
     module.eval()
-    outputs, targets = answers(module, data.on(device), split, task, tick=tick)
+    outputs, targets = answers(module, data, split, task, device=device, tick=tick)
     return outputs.cpu(), targets.cpu()
 
 
 def answers(
-    module: nn.Module, data: Samples, split: Split, task: Task, *, tick: Callable[[], None] = lambda: None
+    module: nn.Module,
+    data: Samples,
+    split: Split,
+    task: Task,
+    *,
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """All outputs of a split in its stored order, and its targets, on the device where its batches lie.
+    """All outputs of a split in its stored order, and its targets, on the device.
 
     Outputs of more than a card should hold come to the CPU. The module is run as it is, without gradients.
     """
+    data = data.on(device)
 
     def run(size: int) -> tuple[Tensor, Tensor]:
         outputs, targets, kept = [], [], 0
@@ -159,15 +166,15 @@ def answers(
 
     samples = data.samples(split)
     with torch.no_grad(), unoptimized():
-        return BatchSize(evaluation_batch(data)).run(run, samples, "run the model")
+        return BatchSize(_evaluation_batch(data, split, device)).run(run, samples, "run the model")
 
 
-def evaluation_batch(data: Samples) -> int:
+def _evaluation_batch(data: Samples, split: Split, device: str) -> int:
     """How many samples are scored at once: more on a card, which small batches leave idle."""
-    (inputs, _) = next(data.batches("val", 1))
-    if inputs[0].device.type == "cpu":
+    if torch.device(device).type == "cpu":
         return EVALUATION_BATCH
-    sample_bytes = sum(tensor.nbytes for tensor in inputs)
+    inputs, _ = next(iter(data.batches(split, EVALUATION_BATCH)))
+    sample_bytes = sum(tensor[:1].nbytes for tensor in inputs)
     return max(EVALUATION_BATCH, min(_MOST_AT_ONCE, _INPUT_BYTES // max(sample_bytes, 1)))
 
 
