@@ -95,7 +95,8 @@ class ForkServer:
 
         Args:
             folder: its scratch folder, from `make_scratch`.
-            request: one JSON object, with `memory_bytes`, its limit; `enter` returns it there.
+            request: one JSON object, with `memory_bytes`, its limit, and `gpu`, whether it may use the GPUs (where it
+                does not say so: if there are any); `enter` returns it there.
             stop: whether it is no longer wanted; asked while the server still loads.
 
         Returns:
@@ -104,7 +105,9 @@ class ForkServer:
         Raises:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
         """
-        whole = request | {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        gpu = {"gpu": bool(sandbox.gpu_devices())}
+        own = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        whole = gpu | request | own
         line = json.dumps(whole).encode() + b"\n"
         with self._lock:
             served_before = self._process is not None
@@ -228,6 +231,8 @@ def _environment(threads: int) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH") if name in os.environ}
     if site.ENABLE_USER_SITE and site.USER_BASE:
         kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
+    if os.environ.get("PYTHONPATH"):  # where pared is, in a checkout that nobody installed
+        kept["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
     kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return kept | {
         # Threads that spin for long while they wait cost many times the time where others are at work on the cores;
@@ -274,7 +279,15 @@ def enter() -> dict[str, Any]:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    sandbox.restrict(request["level"], folder=Path(), parent=request["parent"], memory_bytes=request["memory_bytes"])
+    if not request["gpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that torch does not go looking for what is out of reach
+    sandbox.restrict(
+        request["level"],
+        folder=Path(),
+        parent=request["parent"],
+        memory_bytes=request["memory_bytes"],
+        gpu=request["gpu"],
+    )
     return request
 
 

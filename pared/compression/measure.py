@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.memory import BatchSize, ran_out_of_memory
 from pared.compression.precision import float32_products
+from pared.compression.statistics import paired_t
 from pared.errors import ModelFailed, ParedError
 from pared.reports import Comparison, Interval, Latency, Quality
 
@@ -293,11 +294,7 @@ def paired_difference(lost: int, won: int, samples: int) -> Interval:
 
 
 def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
-    from scipy import stats  # its import takes a second, which every other job is spared
-
     errors = [_squared_errors(each.outputs, each.targets).sum(1).numpy() for each in (before, after)]
-    # With equal errors throughout there is nothing to test, and the t statistic is 0/0.
-    same = bool(np.array_equal(errors[0], errors[1])) or len(errors[0]) < 2
     return Comparison(
         quality_difference=_bootstrap(
             lambda weights: (
@@ -306,14 +303,9 @@ def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
             ),
             len(before.targets),
         ),
-        p_value=1.0 if same else _defined(float(stats.ttest_rel(*errors).pvalue)),
+        p_value=paired_t(errors[1] - errors[0]),
         test="paired_t",
     )
-
-
-def _defined(p_value: float) -> float:
-    """Errors beyond all measure give no statistic, and no statistic is no evidence."""
-    return 1.0 if math.isnan(p_value) else p_value
 
 
 def _bootstrap(statistic: Callable[[Tensor], Tensor], samples: int) -> Interval:

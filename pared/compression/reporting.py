@@ -6,11 +6,14 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from pared.compression.precision import training_precision
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
+from pared.version import __version__
 
 Removed = dict[str, dict[str, list[int]]]
 
@@ -191,22 +195,30 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
     }
     if work.dataset is not None and work.dataset.sha256:
         inputs[work.dataset.filename] = work.dataset.sha256
-    packages = ("numpy", "safetensors", "scikit-learn", "scipy")
     return Reproduce(
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,
-        versions={
-            "pared": version("pared"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in packages},
-        },
+        versions=_versions(),
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
         threads=work.threads,
         precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
         outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
+    found = {
+        "pared": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+    }
+    with suppress(PackageNotFoundError):  # it gives builtin:digits alone
+        found["scikit-learn"] = version("scikit-learn")
+    return found
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:
