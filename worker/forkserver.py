@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pared.gpus import VISIBLE
 from worker import sandbox
 from worker.sandbox import Confinement
 
@@ -48,6 +49,19 @@ class Child:
     messages: int
     output: int
 
+    def how_it_ended(self, patience_s: float) -> str | None:
+        """In words; None: it lives. Does not wait for it: until it is waited for, its process id stays its own."""
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if info:
+                if info.si_code == os.CLD_EXITED:
+                    return f"ended with exit status {info.si_status}"
+                hint = " (often: the machine has no memory left)" if info.si_status == signal.SIGKILL else ""
+                return f"was ended by {_signal_name(info.si_status)}{hint}"
+            time.sleep(_TICK_S / 2)
+        return None
+
     def kill(self) -> None:
         """SIGKILL to everything in its session, wait for it, and close the pipes."""
         sandbox.kill_session(self.pid, signal.SIGKILL)
@@ -56,6 +70,13 @@ class Child:
                 os.waitpid(-self.pid, 0)
         for fd in (self.messages, self.output):
             os.close(fd)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class _ServerEnded(OSError):
@@ -67,16 +88,18 @@ class ForkServer:
 
     _lock = threading.Lock()  # of all servers: who adopts orphans is a matter of the whole process
 
-    def __init__(self, command: Sequence[str], confinement: Confinement, *, threads: int) -> None:
+    def __init__(self, command: Sequence[str], confinement: Confinement, *, threads: int, gpu: str = "") -> None:
         """Set up; starts nothing.
 
         Args:
             command: the program; once it has loaded what it needs, it must call `enter`.
             confinement: the level that children hold, and the user that they are.
             threads: that a child computes with.
+            gpu: the one that children see, as `CUDA_VISIBLE_DEVICES` names it; empty: none.
         """
         self.confinement = confinement
         self.threads = threads
+        self.gpu = gpu
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -194,7 +217,7 @@ class ForkServer:
                     self._command,
                     stdin=its.fileno(),
                     cwd="/",
-                    env=_environment(self.threads),
+                    env=_environment(self.threads, self.gpu),
                     start_new_session=True,
                     umask=0o077,
                     user=self.confinement.uid,
@@ -224,8 +247,8 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
     return reading, writing
 
 
-def _environment(threads: int) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH") if name in os.environ}
+def _environment(threads: int, gpu: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH") if name in os.environ}
     if site.ENABLE_USER_SITE and site.USER_BASE:
         kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
     kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -239,6 +262,7 @@ def _environment(threads: int) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",  # same seed, same bytes
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        VISIBLE: gpu,
     }
 
 

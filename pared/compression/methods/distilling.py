@@ -126,6 +126,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *kept_as_before("distillation", taught.best_epoch),
                 *softmax_warning(baseline),
                 *measured.warnings,
+                *work.notes,
                 *warnings_of(None, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,
