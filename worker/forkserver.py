@@ -118,7 +118,8 @@ class ForkServer:
 
         Args:
             folder: its scratch folder, from `make_scratch`.
-            request: one JSON object, with `memory_bytes`, its limit; `enter` returns it there.
+            request: one JSON object, with `memory_bytes`, its limit, and `gpu`, whether it may use the GPUs (where it
+                does not say so: if there are any); `enter` returns it there.
             stop: whether it is no longer wanted; asked while the server still loads.
 
         Returns:
@@ -127,7 +128,9 @@ class ForkServer:
         Raises:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
         """
-        whole = request | {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        gpu = {"gpu": bool(sandbox.gpu_devices())}
+        own = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        whole = gpu | request | own
         line = json.dumps(whole).encode() + b"\n"
         with self._lock:
             served_before = self._process is not None
@@ -298,7 +301,15 @@ def enter() -> dict[str, Any]:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    sandbox.restrict(request["level"], folder=Path(), parent=request["parent"], memory_bytes=request["memory_bytes"])
+    if not request["gpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that torch does not go looking for what is out of reach
+    sandbox.restrict(
+        request["level"],
+        folder=Path(),
+        parent=request["parent"],
+        memory_bytes=request["memory_bytes"],
+        gpu=request["gpu"],
+    )
     return request
 
 
