@@ -18,7 +18,6 @@ import torch
 from pared.compression.methods import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Stage, Work
 from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
-from pared.gpus import VISIBLE
 from pared.specs import Spec, job_spec
 from worker import compiler, forkserver, protocol
 
@@ -75,13 +74,12 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
 
 
 def take(device: str) -> None:
-    """Make the device ready, or let no library see another one.
+    """Make the device ready.
 
     Raises:
         DeviceUnavailable: the GPU, which computed when the worker tried it, does not now.
     """
     if device == "cpu":
-        os.environ[VISIBLE] = ""
         return
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]

@@ -70,27 +70,27 @@ CPU_ALONE = Serving()
 
 def find(
     wanted: Literal["auto", "cpu", "cuda"],
+    visible: Sequence[Gpu],
     folder: Path,
     confinement: Confinement,
     *,
-    visible: Sequence[Gpu] | None = None,
     trial: Sequence[str] = TRIAL,
     limit_s: float = TRIAL_S,
 ) -> Serving:
-    """Try the GPUs that this process may see until one computes.
+    """Try the GPUs until one computes.
 
     Args:
         wanted: `cpu` tries none; without one that computes, `auto` serves jobs on the processor, and `cuda` none.
+        visible: the GPUs that this process may see.
         folder: where scratch folders are made.
         confinement: what the worker's children are held to, and so the trial too.
-        visible: the GPUs; by default those that the driver lists.
         trial: the program that tries one.
         limit_s: for each trial.
     """
     if wanted == "cpu":
         return CPU_ALONE
     problems: list[str] = []
-    for gpu in gpus.visible() if visible is None else visible:
+    for gpu in visible:
         found = _tried(gpu, folder, confinement, trial, limit_s)
         if isinstance(found, Card):
             return Serving(("cpu", "cuda"), found, " ".join(problems) or None)
@@ -154,7 +154,7 @@ def _answer(child: Child, until: float) -> dict[str, object] | None:
         line += part
     with suppress(ValueError):
         told = json.loads(line)
-        if isinstance(told, dict):
+        if isinstance(told, dict) and {"name", "problem"} & told.keys():
             return told
     return {"problem": "the trial answered what no trial of ours does"}
 

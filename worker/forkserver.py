@@ -119,7 +119,7 @@ class ForkServer:
         Args:
             folder: its scratch folder, from `make_scratch`.
             request: one JSON object, with `memory_bytes`, its limit, and `gpu`, whether it may use the GPUs (where it
-                does not say so: if there are any); `enter` returns it there.
+                does not say so: if there are any), of which `card` may name one; `enter` returns it there.
             stop: whether it is no longer wanted; asked while the server still loads.
 
         Returns:
@@ -309,6 +309,7 @@ def enter() -> dict[str, Any]:
         parent=request["parent"],
         memory_bytes=request["memory_bytes"],
         gpu=request["gpu"],
+        card=request.get("card"),
     )
     return request
 

@@ -27,6 +27,7 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from pared import gpus
 from pared.errors import DeviceUnavailable, ParedError
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
@@ -84,8 +85,9 @@ def find_out_what_is_here(**_: Any) -> None:
     signal.signal(signal.SIGUSR2, _start_afresh)
     sandbox.hide_from_others()
     scratch = settings().data_dir.resolve() / "scratch"
+    cards = [] if settings().device == "cpu" else gpus.visible()
     try:
-        probe = canaries.probe(scratch)
+        probe = canaries.probe(scratch, gpu=bool(cards))
     except Exception:
         # Celery would swallow it. What could not be shown to hold is not assumed to.
         log.exception("sandbox_not_probed")
@@ -95,12 +97,18 @@ def find_out_what_is_here(**_: Any) -> None:
     if _confinement.level != "standard":
         log.warning("sandbox_weak", torchscript="allowed" if settings().allow_weak_sandbox else "refused")
     try:
-        _serving = find_devices(settings().device, scratch, _confinement)
+        _serving = find_devices(settings().device, cards, scratch, _confinement)
     except Exception as error:
         log.exception("devices_not_found")
         _serving = Serving(() if settings().device == "cuda" else ("cpu",), problem=f"No GPU could be tried: {error}")
     tell = log.info if _serving.problem is None else log.warning
-    tell("serving", devices=_serving.devices, on=_serving.in_words(_threads_of_a_job()), problem=_serving.problem)
+    tell(
+        "serving",
+        devices=_serving.devices,
+        on=_serving.in_words(_threads_of_a_job()),
+        visible=[card.name for card in cards],
+        problem=_serving.problem,
+    )
     app.amqp.queues.select(queues_of(_serving.devices))
 
 
@@ -118,8 +126,9 @@ def start_working(**_: Any) -> None:
     _forked[0] = 1
     # A service manager may signal all processes of the group: this one too hands its job back first.
     signal.signal(signal.SIGTERM, lambda *_: _drain.request())
-    with suppress(OSError):  # the first job says why
-        _worker().children.start()
+    if _serving.devices:
+        with suppress(OSError):  # the first job says why
+            _worker().children.start()
     _stay_alive()
 
 
