@@ -88,14 +88,17 @@ class ForkServer:
 
     _lock = threading.Lock()  # of all servers: who adopts orphans is a matter of the whole process
 
-    def __init__(self, command: Sequence[str], confinement: Confinement, *, threads: int, gpu: str = "") -> None:
+    def __init__(
+        self, command: Sequence[str], confinement: Confinement, *, threads: int, gpu: str | None = None
+    ) -> None:
         """Set up; starts nothing.
 
         Args:
             command: the program; once it has loaded what it needs, it must call `enter`.
             confinement: the level that children hold, and the user that they are.
             threads: that a child computes with.
-            gpu: the one that children see, as `CUDA_VISIBLE_DEVICES` names it; empty: none.
+            gpu: the one that children see, as `CUDA_VISIBLE_DEVICES` names it; empty: none; None: what this process
+                sees.
         """
         self.confinement = confinement
         self.threads = threads
@@ -250,8 +253,11 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
     return reading, writing
 
 
-def _environment(threads: int, gpu: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH") if name in os.environ}
+def _environment(threads: int, gpu: str | None) -> dict[str, str]:
+    names = (VISIBLE, "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    if gpu is not None:
+        kept[VISIBLE] = gpu
     if site.ENABLE_USER_SITE and site.USER_BASE:
         kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
     kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -265,7 +271,6 @@ def _environment(threads: int, gpu: str) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",  # same seed, same bytes
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        VISIBLE: gpu,
     }
 
 

@@ -43,7 +43,7 @@ from worker.devices import find as find_devices
 from worker.drain import Drain
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
-from worker.watch import Hindered, Worker
+from worker.watch import Ending, Hindered, Worker
 
 log = structlog.get_logger()
 
@@ -62,18 +62,19 @@ _main_pid = os.getpid()
 _confinement = Confinement("none")
 _serving = CPU_ALONE
 _threads: dict[str, threading.Thread] = {}
+_working = threading.Lock()  # held while a job runs that is not quick
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run one job to an end of the attempt. The id is all that a message carries."""
     try:
-        ending = attempt.run(_worker(), job_id)
+        with _working:
+            ending = attempt.run(_worker(), job_id)
     except (DBAPIError, PoolTimeout) as error:
         log.warning("database_away", job=job_id, reason=str(error))  # the job is rung again when it is back
         return
-    if isinstance(ending, Hindered) and isinstance(ending.error, DeviceUnavailable):
-        _try_again_what_is_here(ending.error.detail)
+    _look_at(ending)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -135,7 +136,7 @@ def start_working(**_: Any) -> None:
 @signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def say_goodbye(**_: Any) -> None:
     """A stopped worker is not one that was lost: its quick job goes back too, and its row goes."""
-    if "quick" in _threads:
+    if "quick" in _threads and _threads["quick"] is not threading.current_thread():
         _threads["quick"].join(GOODBYE_S)
     try:
         with _worker().sessions.begin() as session:
@@ -156,13 +157,16 @@ def _start_afresh(*_: object) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
 
-def _try_again_what_is_here(why: str) -> None:
-    """A device that was promised is gone: hand back what runs beside, and become a worker that has tried it anew."""
-    log.warning("device_lost", reason=why)
+def _look_at(ending: Ending | None) -> None:
+    """If a device that was promised is gone: hand back what runs beside, and become a worker that tries it anew."""
+    if not (isinstance(ending, Hindered) and isinstance(ending.error, DeviceUnavailable)):
+        return
+    log.warning("device_lost", reason=ending.error.detail)
     _drain.request()
-    say_goodbye()
-    os.kill(_main_pid, signal.SIGUSR2)
-    os._exit(1)
+    with _working:
+        say_goodbye()
+        os.kill(_main_pid, signal.SIGUSR2)
+        os._exit(1)
 
 
 def _threads_of_a_job() -> int:
@@ -236,7 +240,7 @@ def _do_quick() -> None:
             job_id = session.scalar(Job.next_quick(worker.serving.devices))
         if job_id is None:
             return
-        attempt.run(worker, job_id)
+        _look_at(attempt.run(worker, job_id))
 
 
 def _sweep() -> None:

@@ -323,15 +323,16 @@ def test_a_worker_that_must_have_cuda_and_has_none_takes_no_jobs_and_says_why(se
     assert service.workers[0].stop() == 0
 
 
-def test_a_gpu_that_is_lost_later_costs_no_job_and_the_worker_tries_anew_what_it_has(service):
+@pytest.mark.parametrize("asked", ["job", "plan"])
+def test_a_gpu_that_is_lost_later_costs_no_job_and_the_worker_tries_anew_what_it_has(service, asked):
     worker = service.start_worker(TESTS_CARD="H100")
     service.alive()
-    job_id = service.submit("lose_card")
     (service.bench.settings.data_dir / "lost-card").touch()
+    job_id = (service.submit if asked == "job" else service.bench.submit_plan)("lose_card", asked)
     service.until(job_id, lambda job: job.status == "queued" and job.attempt == 1)
     wait_for(lambda: [row.devices for row in service.rows()] == [["cpu"]], 60, "another life without the card")
     service.bench.write(update(Job).where(Job.id == job_id).values(run_after=0))
     job = service.ended(job_id)
-    assert (job.status, job.attempt, job.report["reproduce"]["device"]) == ("succeeded", 2, "cpu")
+    assert (job.status, job.attempt, job.crash_count) == ("succeeded", 2, 0)
     assert any("the GPU is lost" in event.data["text"] for event in service.bench.events(job_id, "log"))
     assert worker.stop() == 0

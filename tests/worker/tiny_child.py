@@ -71,13 +71,13 @@ def make_plan(work: Any, seconds: str) -> Any:
     return Plan(verdict="fine", amount=0.5, exact=True, before=size, after=size, files={}, layers=[])
 
 
-def lose_card(work: Any) -> Any:
+def lose_card(work: Any, asked: str) -> Any:
     """Only where there was one: as a GPU that falls off the bus."""
     from pared.errors import DeviceUnavailable
 
     if work.device == "cuda":
         raise DeviceUnavailable("the GPU is lost")
-    return report(work)
+    return make_plan(work, "0") if asked == "plan" else report(work)
 
 
 def segfault(work: Any) -> Any:
