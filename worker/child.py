@@ -21,7 +21,7 @@ import torch._dynamo
 
 from pared.compression.methods import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Stage, Work
-from pared.errors import OutOfMemory, ParedError, SandboxTooWeak
+from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
 from pared.specs import Spec, job_spec
 from worker import forkserver, protocol
 
@@ -50,6 +50,7 @@ def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
 
 def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _Pipe) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
+    take(request["device"])
     spec = job_spec.validate_python(request["spec"])
     models = {role: ModelFile(**(file | {"path": Path(file["path"])})) for role, file in request["models"].items()}
     if not request["programs_allowed"]:
@@ -63,7 +64,9 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
         dataset=dataset,
         directory=Path("out"),
         observer=PipeObserver(send, Path("checkpoints"), request["resume"]),
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=request["device"],
+        latency_device=getattr(spec, "latency_device", None),
+        notes=tuple(request["notes"]),
         threads=request["threads"],
         sandbox=request["level"],
     )
@@ -71,6 +74,20 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
     encoded: dict[str, Any] = json.loads(report.model_dump_json())
     type(report).model_validate(encoded)  # a NaN became null: better said here than found by the parent
     return encoded
+
+
+def take(device: str) -> None:
+    """Make the device ready.
+
+    Raises:
+        DeviceUnavailable: the GPU, which computed when the worker tried it, does not now.
+    """
+    if device == "cpu":
+        return
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnavailable(f"The worker's GPU cannot be used any more: {_gist(error)}.") from error
 
 
 _PROGRAMS = {b"constants.pkl": "TorchScript", b"archive_format": "torch.export"}

@@ -96,7 +96,7 @@ def resident_bytes(pid: int) -> int:
 # -- the child's side ---------------------------------------------------------------------------
 
 
-def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu: bool) -> None:
+def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu: bool, card: int | None = None) -> None:
     """Confine this process for good.
 
     Args:
@@ -105,6 +105,7 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu:
         parent: the process that this one must not outlive.
         memory_bytes: the job's memory limit.
         gpu: whether it may use the GPUs, with the few rights more that CUDA does not start without.
+        card: N of /dev/nvidiaN, the only one whose file it may open; None: those of all.
 
     Raises:
         OSError: a part of the level could not be put in place.
@@ -118,7 +119,7 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
     if level == "standard":
-        _landlock(folder, gpu=gpu)
+        _landlock(folder, gpu=gpu, card=card)
     if level != "none":
         _seccomp(gpu=gpu)
 
@@ -221,7 +222,7 @@ def landlock_abi() -> int:
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, 0, 1)))
 
 
-def _landlock(folder: Path, *, gpu: bool) -> None:
+def _landlock(folder: Path, *, gpu: bool, card: int | None) -> None:
     abi = landlock_abi()
     if not abi:
         raise OSError(errno.EOPNOTSUPP, "this kernel has no Landlock")
@@ -240,7 +241,7 @@ def _landlock(folder: Path, *, gpu: bool) -> None:
         _allow(ruleset, folder / name, _WRITE & handled, needed=True)
     _allow(ruleset, Path(os.devnull), (_FS_READ_FILE | _FS_WRITE_FILE) & handled)
     if gpu:
-        for path in gpu_devices():
+        for path in gpu_devices(card):
             _allow(ruleset, path, (_FS_READ_FILE | _FS_WRITE_FILE | _FS_IOCTL_DEV) & handled)
         # CUDA names its threads, through task/<thread>/comm, and does not start where it may not. The rule is taken
         # here, in the child, so it holds for its own threads. What else lies there is guarded by the kernel: see
@@ -295,9 +296,11 @@ def _readable(*, gpu: bool) -> Iterable[Path]:
         yield from (Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry)
 
 
-def gpu_devices() -> list[Path]:
-    """The device files of this machine's GPUs."""
-    return sorted(Path("/dev").glob("nvidia*"))
+def gpu_devices(card: int | None = None, folder: Path = Path("/dev")) -> list[Path]:
+    """The device files of this machine's GPUs, or of this one alone with those that all of them share."""
+    found = sorted(folder.glob("nvidia*"))
+    others = {path for path in found if path.name.removeprefix("nvidia").isdecimal() and path.name != f"nvidia{card}"}
+    return found if card is None else [path for path in found if path not in others]
 
 
 # -- seccomp ------------------------------------------------------------------------------------

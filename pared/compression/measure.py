@@ -468,6 +468,7 @@ def measure_latency(
                     p95_ms=float(slow),
                     noise=float((high - low) / median),
                     runs=len(runs),
+                    device="cpu" if device == "cpu" else "cuda",
                 )
             )
     return *found, refused

@@ -23,6 +23,7 @@ from pared.compression.measure import Assessment, count_bytes, count_macs, count
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.precision import training_precision
 from pared.compression.work import Work
+from pared.gpus import driver_version
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
 from pared.version import __version__
@@ -70,11 +71,11 @@ def measure_both(
 ) -> Measured:
     """Size, work and latency of both models."""
     notes, parts = [], []
-    first, second = (each.module.to(work.device).eval() for each in (before, after))
+    first, second = (each.module.to(work.timed_on).eval() for each in (before, after))
     *latencies, refused = measure_latency(
-        first, second, example, device=work.device, batch_sizes=batch_sizes, tick=tick
+        first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
     )
-    notes += refused + _busy_warning()
+    notes += refused + _elsewhere(work) + _busy_warning()
     for module, latency in zip((first, second), latencies, strict=True):
         parameters, nonzero = count_parameters(module)
         macs = count_macs(module, example)
@@ -100,6 +101,16 @@ def successor(upload_format: str, written: Sequence[Path]) -> Path:
 
 
 _SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
+
+
+def _elsewhere(work: Work) -> list[str]:
+    """Latencies of one device are not those of another."""
+    if work.timed_on == work.device:
+        return []
+    names = {"cpu": "the processor", "cuda": "the GPU"}
+    return [
+        f"Latency was measured on {names[work.timed_on]}, as asked for; all else was computed on {names[work.device]}."
+    ]
 
 
 def _busy_warning() -> list[str]:
@@ -200,6 +211,7 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         seed=spec.seed,
         versions=_versions(),
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
+        driver=driver_version() if work.device != "cpu" else None,
         threads=work.threads,
         precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,

@@ -130,6 +130,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
                 *softmax_warning(baseline),
                 *measured.warnings,
+                *work.notes,
                 *warnings_of(None, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,

@@ -324,14 +324,15 @@ def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) ->
 
 def _latency(given: Given, loaded: LoadedModel) -> float:
     """Time of a forward pass, as a share of the upload's."""
-    first, second = (each.module.to(given.work.device).eval() for each in (given.original, loaded))
+    device = given.work.timed_on
+    first, second = (each.module.to(device).eval() for each in (given.original, loaded))
     try:
         share = share_of_time(
             first,
             second,
             given.example,
             batch_size=target_of(given.spec).latency_batch_size,
-            device=given.work.device,
+            device=device,
             tick=given.stages.beat,
         )
     except ModelFailed as failure:
