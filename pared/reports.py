@@ -172,6 +172,9 @@ class Reproduce(_Part):
     device: str = Field(description="The GPU's name, or `cpu` with the kind of processor.")
     driver: str | None = Field(None, description="Version of the NVIDIA driver; None without a GPU.")
     threads: int
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="What products computed in while the model was trained; None where nothing was trained."
+    )
     inputs: dict[str, str] = Field(description="File to SHA-256.")
     outputs: dict[str, str] = Field(default_factory=dict, description="File to SHA-256.")
 

@@ -65,14 +65,10 @@ def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None)
         for uid in (sandbox.NOBODY, None) if os.geteuid() == 0 else (None,):
             confinement = Confinement(level, uid)
             outcomes = [release(folder, confinement, gpu=form) for form in forms]
-            wrong = sorted(
-                {
-                    name
-                    for outcome in outcomes
-                    for name, was_held in outcome.items()
-                    if not was_held and (level == "standard" or name not in _FILES) and name not in _FOR_CUDA
-                }
-            )
+            failed = {name for outcome in outcomes for name, as_it_should in outcome.items() if not as_it_should}
+            if refused := sorted(failed & _FOR_CUDA.keys()):
+                log.warning("sandbox_too_tight_for_cuda", refused=refused)
+            wrong = sorted(failed - _FOR_CUDA.keys() - (set() if level == "standard" else _FILES))
             if all(outcomes) and not wrong:
                 return Probe(confinement, escaped)
             escaped[f"{level} as {'this user' if uid is None else uid}"] = wrong or ["the child did not run"]

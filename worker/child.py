@@ -15,11 +15,15 @@ from typing import Any
 
 import torch
 
+# Torch's optimizers import its compiler, only to tell it to look away: over a second of processor time, which is spent
+# here, before children are forked, and not by each of them.
+import torch._dynamo
+
 from pared.compression.methods import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Stage, Work
 from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
 from pared.specs import Spec, job_spec
-from worker import compiler, forkserver, protocol
+from worker import forkserver, protocol
 
 Method = Callable[[Any, Work], Any]
 
@@ -28,7 +32,6 @@ _PROGRESS_EVERY_S = 0.1
 
 def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
     """Serve the worker; in each child, run the method of the requested spec and send its report."""
-    compiler.leave_out()
     request = forkserver.enter()
     send = _Pipe(request["messages"])
     send(protocol.Confined(type="confined"))

@@ -260,6 +260,8 @@ def _environment(threads: int, gpu: str | None) -> dict[str, str]:
         kept[VISIBLE] = gpu
     if site.ENABLE_USER_SITE and site.USER_BASE:
         kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
+    if os.environ.get("PYTHONPATH"):  # where pared is, in a checkout that nobody installed
+        kept["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
     kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return kept | {
         # Threads that spin for long while they wait cost many times the time where others are at work on the cores;

@@ -20,6 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.memory import BatchSize, ran_out_of_memory
+from pared.compression.precision import float32_products
+from pared.compression.statistics import paired_t
 from pared.errors import ModelFailed, ParedError
 from pared.reports import Comparison, Interval, Latency, Quality
 
@@ -28,8 +31,12 @@ Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
 
 EVALUATION_BATCH = 256
+_MOST_AT_ONCE = 4096
+_INPUT_BYTES = 32 << 20  # of a batch that is scored on a card
+_KEPT_BYTES = 1 << 30  # of outputs, on a card
 _CONFIDENCE_Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 _RESAMPLES = 1000
+_LOOK_EVERY = 30  # runs of a model between two looks at whether there are enough
 
 
 class Samples(Protocol):
@@ -42,6 +49,9 @@ class Samples(Protocol):
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Inputs, Tensor]]:
         """`(inputs, targets)` of a split, shuffled where a generator is given."""
+
+    def on(self, device: str) -> Samples:
+        """The same samples, whose batches lie on a device."""
 
 
 # -- running a model ----------------------------------------------------------------------------
@@ -79,10 +89,10 @@ def own_failures() -> Iterator[None]:
     """Turns what a model's own code raises into ModelFailed. Running out of memory is told apart by others."""
     try:
         yield
-    except (ParedError, MemoryError, torch.OutOfMemoryError):
+    except ParedError:
         raise
     except Exception as error:
-        if "allocate memory" in str(error):
+        if ran_out_of_memory(error):
             raise
         raise ModelFailed(f"The model's own code raised: {_message(error)}") from error
 
@@ -118,16 +128,55 @@ def predict(
 
     Args:
         tick: called after every batch, as a sign of life.
+
+    Raises:
+        OutOfMemory: not even one sample fits.
     """
     module.eval()
-    outputs, targets = [], []
-    with torch.no_grad(), unoptimized():
-        for inputs, target in data.batches(split, EVALUATION_BATCH):
-            output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
-            outputs.append(output.float().cpu())
+    outputs, targets = answers(module, data, split, task, device=device, tick=tick)
+    return outputs.cpu(), targets.cpu()
+
+
+def answers(
+    module: nn.Module,
+    data: Samples,
+    split: Split,
+    task: Task,
+    *,
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """All outputs of a split in its stored order, and its targets, on the device.
+
+    Outputs of more than a card should hold come to the CPU. The module is run as it is, without gradients.
+    """
+    data = data.on(device)
+
+    def run(size: int) -> tuple[Tensor, Tensor]:
+        outputs, targets, kept = [], [], 0
+        for inputs, target in data.batches(split, size):
+            output = forward(module, inputs, task).float()
+            kept += output.nbytes
+            # Together at the end, so that no batch waits for the card.
+            outputs.append(output if kept <= _KEPT_BYTES else output.cpu())
             targets.append(target)
             tick()
-    return torch.cat(outputs), torch.cat(targets)
+        if kept > _KEPT_BYTES:
+            outputs = [output.cpu() for output in outputs]
+        return torch.cat(outputs), torch.cat(targets)
+
+    samples = data.samples(split)
+    with torch.no_grad(), unoptimized():
+        return BatchSize(_evaluation_batch(data, split, device)).run(run, samples, "run the model")
+
+
+def _evaluation_batch(data: Samples, split: Split, device: str) -> int:
+    """How many samples are scored at once: more on a card, which small batches leave idle."""
+    if torch.device(device).type == "cpu":
+        return EVALUATION_BATCH
+    inputs, _ = next(iter(data.batches(split, EVALUATION_BATCH)))
+    sample_bytes = sum(tensor[:1].nbytes for tensor in inputs)
+    return max(EVALUATION_BATCH, min(_MOST_AT_ONCE, _INPUT_BYTES // max(sample_bytes, 1)))
 
 
 def label_loss(output: Tensor, target: Tensor, task: Task) -> Tensor:
@@ -245,11 +294,7 @@ def paired_difference(lost: int, won: int, samples: int) -> Interval:
 
 
 def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
-    from scipy import stats  # its import takes a second, which every other job is spared
-
     errors = [_squared_errors(each.outputs, each.targets).sum(1).numpy() for each in (before, after)]
-    # With equal errors throughout there is nothing to test, and the t statistic is 0/0.
-    same = bool(np.array_equal(errors[0], errors[1])) or len(errors[0]) < 2
     return Comparison(
         quality_difference=_bootstrap(
             lambda weights: (
@@ -258,14 +303,9 @@ def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
             ),
             len(before.targets),
         ),
-        p_value=1.0 if same else _defined(float(stats.ttest_rel(*errors).pvalue)),
+        p_value=paired_t(errors[1] - errors[0]),
         test="paired_t",
     )
-
-
-def _defined(p_value: float) -> float:
-    """Errors beyond all measure give no statistic, and no statistic is no evidence."""
-    return 1.0 if math.isnan(p_value) else p_value
 
 
 def _bootstrap(statistic: Callable[[Tensor], Tensor], samples: int) -> Interval:
@@ -404,7 +444,8 @@ def measure_latency(
 
     Args:
         example: inputs with a batch dimension; its samples are repeated to fill a batch.
-        limit_s: wall-clock time for one batch size; at least 10 runs of each model are made.
+        limit_s: most wall-clock time for one batch size; at least 10 runs of each model are made. It ends earlier where
+            the medians are known within 1 %.
 
     Returns:
         The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
@@ -414,7 +455,7 @@ def measure_latency(
     for batch_size in batch_sizes:
         inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
         try:
-            times = _alternate((before, after), inputs, device, limit_s, tick)
+            times = _alternate((before, after), inputs, device, limit_s, tick, enough=_medians_are_known)
         except ModelFailed as failure:
             refused.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
             continue
@@ -461,16 +502,21 @@ def batch_of(example: Sequence[Tensor], size: int) -> Inputs:
 
 
 def _alternate(
-    models: Sequence[nn.Module], inputs: Inputs, device: str, limit_s: float, tick: Callable[[], None]
+    models: Sequence[nn.Module],
+    inputs: Inputs,
+    device: str,
+    limit_s: float,
+    tick: Callable[[], None],
+    enough: Callable[[Sequence[float]], bool] = lambda _: False,
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of each model.
+    """Milliseconds of each run of each model, until the time is up or there are enough of both.
 
     TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
     """
     models = [reloaded(each).to(device) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + limit_s
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_products("usual"):
         for model in models:
             for _ in range(5):  # TorchScript compiles in its first runs
                 _timed(model, inputs, device)
@@ -479,7 +525,16 @@ def _alternate(
             for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
                 times[which].append(_timed(models[which], inputs, device))
             tick()
+            if len(times[0]) % _LOOK_EVERY == 0 and all(map(enough, times)):
+                break
     return times
+
+
+def _medians_are_known(runs: Sequence[float]) -> bool:
+    """Whether the standard error of the median is within 1 % of it, as far as the quartiles tell."""
+    low, median, high = np.percentile(runs, [25, 50, 75])
+    deviation = (high - low) / 1.349  # of a normal distribution with these quartiles
+    return bool(1.253 * deviation / math.sqrt(len(runs)) <= 0.01 * median)
 
 
 def _timed(model: nn.Module, inputs: Inputs, device: str) -> float:

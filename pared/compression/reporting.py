@@ -6,11 +6,14 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +21,12 @@ from pared.compression.data import Data
 from pared.compression.intake import PASSED_OVER, LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.names import tensors, tied_names, weight_layers
+from pared.compression.precision import training_precision
 from pared.compression.work import Work
 from pared.gpus import driver_version
 from pared.reports import LayerReport, Measurement, Report, Reproduce
-from pared.specs import DistillSpec, PruneSpec
+from pared.specs import DistillSpec, PruneSpec, Train
+from pared.version import __version__
 
 Removed = dict[str, dict[str, list[int]]]
 
@@ -36,13 +41,19 @@ class Measured:
     warnings: list[str]
 
     def with_files(
-        self, upload: Path, written: Sequence[Path], baseline: Assessment | None, final: Assessment | None
+        self,
+        upload_bytes: tuple[int, int],
+        written: Sequence[Path],
+        baseline: Assessment | None,
+        final: Assessment | None,
     ) -> tuple[Measurement, Measurement]:
-        """The measurements with the bytes of the upload and of its successor."""
+        """The measurements with the bytes of the upload, from `count_bytes`, and of its successor."""
         parts = []
-        result = successor(self.format, written)
-        for measurement, path, assessment in ((self.before, upload, baseline), (self.after, result, final)):
-            raw, compressed = count_bytes(path)
+        result_bytes = count_bytes(successor(self.format, written))
+        for measurement, (raw, compressed), assessment in (
+            (self.before, upload_bytes, baseline),
+            (self.after, result_bytes, final),
+        ):
             quality = None if assessment is None else assessment.quality
             parts.append(
                 measurement.model_copy(update={"file_bytes": raw, "compressed_bytes": compressed, "quality": quality})
@@ -187,7 +198,7 @@ def rows_of(module: nn.Module) -> dict[str, str]:
     return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
-def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]) -> Reproduce:
+def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path], training: Train | None) -> Reproduce:
     """All that is needed to run a job again, and the digests to know that it came out the same."""
     inputs = {
         file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256
@@ -195,22 +206,31 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
     }
     if work.dataset is not None and work.dataset.sha256:
         inputs[work.dataset.filename] = work.dataset.sha256
-    packages = ("numpy", "safetensors", "scikit-learn", "scipy")
     return Reproduce(
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,
-        versions={
-            "pared": version("pared"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in packages},
-        },
+        versions=_versions(),
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
         driver=driver_version() if work.device != "cpu" else None,
         threads=work.threads,
+        precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
         outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
+    found = {
+        "pared": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+    }
+    with suppress(PackageNotFoundError):  # it gives builtin:digits alone
+        found["scikit-learn"] = version("scikit-learn")
+    return found
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:

@@ -87,6 +87,13 @@ def test_a_child_is_given_the_gpus_by_who_asks_for_it(fork, monkeypatch):
     assert fork()[1]["gpu"] is False
 
 
+def test_children_find_what_their_worker_found_on_the_path(fork, tmp_path, monkeypatch):
+    """As where pared lies in a checkout that nobody installed; relative to the worker's folder, which is not theirs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}/elsewhere")
+    assert fork()[1]["environment"]["PYTHONPATH"] == f"{tmp_path}{os.pathsep}/elsewhere"
+
+
 def test_a_request_of_any_length_arrives(fork):
     _, told = fork("x" * 10_000_000)
     assert len(told["asked"]) == 10_000_000

@@ -41,7 +41,7 @@ def test_no_canary_escapes_the_standard_level(folder, gpu):
 def test_canaries_are_alive_they_escape_without_a_sandbox(folder, gpu):
     outcome = canaries.release(folder, Confinement("none"), gpu=gpu)
     escaped = {name for name, held in outcome.items() if not held}
-    assert len(escaped) >= 40
+    assert len(escaped) >= 35
     assert escaped.isdisjoint({"find a secret in the environment", "use an inherited descriptor"})
 
 
@@ -66,7 +66,8 @@ def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatc
     def leaky(folder, confinement, *, gpu):
         tried.append((confinement.level, gpu))
         leaks = {"connect": False} if gpu and confinement.level == "standard" else {}
-        return release(folder, confinement, gpu=gpu) | leaks
+        too_tight = {"let CUDA name a thread": False} if gpu else {}  # of no use for a GPU, and safe
+        return release(folder, confinement, gpu=gpu) | leaks | too_tight
 
     monkeypatch.setattr(canaries, "release", leaky)
     probe = canaries.probe(folder, gpu=True)
