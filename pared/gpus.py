@@ -47,14 +47,13 @@ def visible(
 
 def installed(driver: Path = DRIVER, device_files: Path = DEVICE_FILES) -> list[Gpu]:
     """The cards of this machine (or of this container), by their place on the bus."""
+    names = (path.name.removeprefix("nvidia") for path in device_files.glob("nvidia*"))
+    numbers = sorted(int(name) for name in names if name.isdecimal())
     told = [_information(path) for path in sorted(driver.glob("gpus/*/information"))]
     if told:
-        return [_gpu(index, information) for index, information in enumerate(told)]
-    numbers = sorted(
-        int(path.name.removeprefix("nvidia"))
-        for path in device_files.glob("nvidia*")
-        if path.name.removeprefix("nvidia").isdecimal()
-    )
+        cards = [_gpu(index, information) for index, information in enumerate(told)]
+        # A container may see the list of the whole machine, and the files of its own cards alone.
+        return [card for card in cards if not numbers or card.number is None or card.number in numbers]
     return [Gpu(str(index), f"GPU {index}", number=number) for index, number in enumerate(numbers)]
 
 

@@ -15,6 +15,7 @@ from pared.processes import worker_processes
 from pared.workers_here import chosen_gpus
 from tests.e2e.processes import Processes, environment, wait_for
 
+NOWHERE = Path("/nowhere")
 UUIDS = [f"GPU-{number}000aaaa-1111-2222-3333-444444444444" for number in range(3)]
 
 
@@ -37,7 +38,7 @@ def driver(tmp_path: Path) -> Path:
 
 
 def tokens(driver: Path, given: str | None) -> list[str]:
-    return [gpu.token for gpu in visible({} if given is None else {VISIBLE: given}, driver, Path("/nowhere"))]
+    return [gpu.token for gpu in visible({} if given is None else {VISIBLE: given}, driver, NOWHERE)]
 
 
 @pytest.mark.parametrize(
@@ -60,25 +61,31 @@ def test_what_is_visible_already_is_taken_from(driver: Path, given: str | None, 
 
 
 def test_a_card_is_called_by_its_uuid_and_has_its_own_file(driver: Path) -> None:
-    assert [(gpu.token, gpu.uuid, gpu.number) for gpu in installed(driver)] == [
+    assert [(gpu.token, gpu.uuid, gpu.number) for gpu in installed(driver, NOWHERE)] == [
         (UUIDS[0], UUIDS[0], 1),
         (UUIDS[1], UUIDS[1], 0),
         (UUIDS[2], UUIDS[2], 2),
     ]
 
 
+def test_cards_whose_files_are_not_in_the_container_are_not_its_own(driver: Path, tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidiactl"):
+        (tmp_path / name).touch()
+    assert [gpu.uuid for gpu in installed(driver, tmp_path)] == [UUIDS[1]]
+
+
 def test_a_card_that_nobody_has_used_yet_is_called_by_its_place(driver: Path) -> None:
     path = next(iter(sorted(driver.glob("gpus/*/information"))))
     path.write_text(path.read_text().replace(UUIDS[0], "GPU-????????-????-????-????-????????????"))
-    assert [gpu.token for gpu in installed(driver)] == ["0", *UUIDS[1:]]
+    assert [gpu.token for gpu in installed(driver, NOWHERE)] == ["0", *UUIDS[1:]]
 
 
 def test_without_the_drivers_list_the_files_of_the_cards_are_counted(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     (tmp_path / "nvidia-caps").mkdir()
-    assert [gpu.number for gpu in installed(Path("/nowhere"), tmp_path)] == [0, 1, 10]
-    assert installed(Path("/nowhere"), tmp_path / "nvidia-caps") == []
+    assert [gpu.number for gpu in installed(NOWHERE, tmp_path)] == [0, 1, 10]
+    assert installed(NOWHERE, tmp_path / "nvidia-caps") == []
 
 
 def test_the_driver_says_its_version(driver: Path) -> None:
@@ -87,7 +94,7 @@ def test_the_driver_says_its_version(driver: Path) -> None:
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"
     )
     assert driver_version(driver) == "535.104.05"
-    assert driver_version(Path("/nowhere")) is None
+    assert driver_version(NOWHERE) is None
 
 
 # -- a worker for each ----------------------------------------------------------------------------
@@ -150,7 +157,7 @@ pathlib.Path(f"{os.getpid()}.part").write_text(json.dumps(told))
 os.rename(f"{os.getpid()}.part", f"{os.getpid()}.json")
 time.sleep(60)
 '''
-gpus = chosen_gpus("0,2", visible(os.environ, Path(sys.argv[1])))
+gpus = chosen_gpus("0,2", visible(os.environ, Path(sys.argv[1]), Path("/nowhere")))
 made = processes.worker_processes(gpus, os.environ, 16)
 for process in made:
     process.command = [sys.executable, "-c", child]

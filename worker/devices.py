@@ -38,9 +38,9 @@ log = structlog.get_logger()
 class Card:
     """A GPU that has been shown to compute in a sandboxed child."""
 
-    token: str
-    """What `CUDA_VISIBLE_DEVICES` calls it."""
     name: str
+    token: str | None = None
+    """What `CUDA_VISIBLE_DEVICES` is to call it; None: it is the only one that this process sees."""
     number: int | None = None
     """N of /dev/nvidiaN, where children can do with that file alone."""
 
@@ -91,7 +91,7 @@ def find(
         return CPU_ALONE
     problems: list[str] = []
     for gpu in visible:
-        found = _tried(gpu, folder, confinement, trial, limit_s)
+        found = _tried(gpu, None if len(visible) == 1 else gpu.token, folder, confinement, trial, limit_s)
         if isinstance(found, Card):
             return Serving(("cpu", "cuda"), found, " ".join(problems) or None)
         problems.append(f"{gpu.name} cannot be used: {found}.")
@@ -109,9 +109,11 @@ _NONE = (
 )
 
 
-def _tried(gpu: Gpu, folder: Path, confinement: Confinement, trial: Sequence[str], limit_s: float) -> Card | str:
+def _tried(
+    gpu: Gpu, token: str | None, folder: Path, confinement: Confinement, trial: Sequence[str], limit_s: float
+) -> Card | str:
     """The card, or why it cannot be used."""
-    server = ForkServer(trial, confinement, threads=1, gpu=gpu.token)
+    server = ForkServer(trial, confinement, threads=1, gpu=token)
     try:
         told = _told(server, folder, None, limit_s)
         if "problem" in told:
@@ -125,7 +127,7 @@ def _tried(gpu: Gpu, folder: Path, confinement: Confinement, trial: Sequence[str
     finally:
         server.close()
     log.info("gpu_tried", token=gpu.token, own_file_alone=alone, **told)
-    return Card(gpu.token, str(told.get("name", gpu.name)), number if alone else None)
+    return Card(str(told["name"]), token, number if alone else None)
 
 
 def _told(server: ForkServer, folder: Path, number: int | None, limit_s: float) -> dict[str, object]:

@@ -411,7 +411,7 @@ def test_keys_are_made_listed_and_revoked(embedded: Stack, files: Path) -> None:
 def test_a_worker_that_lives_here_is_found(embedded: Stack, files: Path) -> None:
     done = pared(embedded, files, "worker --check")
     assert done.returncode == 0
-    assert "runs jobs on cpu (1 CPU; sandbox " in done.stdout
+    assert "runs jobs on cpu" in done.stdout
 
 
 def test_cuda_without_a_gpu_exits_with_1_and_advice(embedded: Stack, files: Path) -> None:

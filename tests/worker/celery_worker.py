@@ -21,5 +21,5 @@ if card := os.environ.get("TESTS_CARD"):
     tasks.find_devices = lambda *_: (
         Serving(problem=f"{card} cannot be used: it is lost.")
         if lost.exists()
-        else Serving(("cpu", "cuda"), Card("0", card))
+        else Serving(("cpu", "cuda"), Card(card, "0"))
     )

@@ -19,10 +19,11 @@ TRIALS = {
     "hangs": "time.sleep(60)",
     "fails": 'say({"problem": "error 304: OS call failed"})',
     "rambles": "os.write(request['messages'], b'[1]\\n')",
-    "works": 'say({"name": "H100 " + os.environ["CUDA_VISIBLE_DEVICES"], "uuid": None})',
+    "works": 'say({"name": "H100", "uuid": None})',
     "works elsewhere": (
         'say({"problem": "broken"} if os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-0a" else {"name": "another"})'
     ),
+    "sees": 'say({"name": os.environ.get("CUDA_VISIBLE_DEVICES", "all")})',
 }
 
 
@@ -45,8 +46,7 @@ def find(tmp_path, confinement):
 def test_a_card_that_computed_serves_jobs_on_cuda_and_on_the_processor(find):
     serving = find("works", H100)
     assert (serving.devices, serving.problem) == (("cpu", "cuda"), None)
-    assert (serving.card.token, serving.card.name) == ("GPU-0a", "H100 GPU-0a")
-    assert serving.in_words(16) == "16 CPUs, H100 GPU-0a"
+    assert serving.in_words(16) == "16 CPUs, H100"
     assert [serving.device_for(asked) for asked in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
 
 
@@ -71,6 +71,16 @@ def test_a_card_that_did_not_compute_is_not_served_and_it_is_said_why(find, tria
         assert ("takes no jobs" in serving.problem) == (wanted == "cuda")
         assert serving.in_words(1) == "1 CPU"
     assert time.monotonic() - began < 2 * limit_s + 20
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_a_card_that_is_alone_is_seen_as_it_is_and_one_of_several_by_its_name(find, monkeypatch, given):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    alone, first = find("sees", H100), find("sees", H100, Gpu("GPU-0b", "NVIDIA H200"))
+    assert (alone.card.token, alone.card.name) == (None, given or "all")
+    assert (first.card.token, first.card.name) == ("GPU-0a", "GPU-0a")
 
 
 def test_the_next_card_serves_where_the_first_is_broken(find):
