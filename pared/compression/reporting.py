@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec
+from pared.version import __version__
 
 Removed = dict[str, dict[str, list[int]]]
 
@@ -189,16 +190,24 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,
         versions={
-            "pared": version("pared"),
+            "pared": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **{name: version(name) for name in packages},
+            **{name: _version(name) for name in packages},
         },
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
         threads=work.threads,
         inputs=inputs,
         outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
     )
+
+
+def _version(package: str) -> str:
+    """Of an installed package. One that was copied here without its metadata is no reason to fail a finished job."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:
