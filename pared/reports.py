@@ -170,6 +170,9 @@ class Reproduce(_Part):
     versions: dict[str, str]
     device: str
     threads: int
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="What products computed in while the model was trained; None where nothing was trained."
+    )
     inputs: dict[str, str] = Field(description="File to SHA-256.")
     outputs: dict[str, str] = Field(default_factory=dict, description="File to SHA-256.")
 

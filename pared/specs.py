@@ -128,7 +128,7 @@ class Preprocess(Spec):
 
 Optimizer = Literal["sgd", "adam"]
 LrSchedule = Literal["constant", "cosine"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Train(Spec):
@@ -146,9 +146,10 @@ class Train(Spec):
     weight_decay: float = Field(0.0, ge=0, le=1)
     batch_size: int = Field(64, ge=1, le=65536)
     precision: Precision = Field(
-        "float32",
+        "auto",
         description="`bfloat16`: convolutions and matrix products of the training compute in it, which is faster on "
-        "processors that have it; weights, updates, losses and all measurements stay as they are.",
+        "processors that have it; weights, updates, losses and all measurements stay as they are. `auto`: bfloat16 on "
+        "GPUs that have it, else float32. On a GPU, float32 products of a training are TF32 where it has that.",
     )
     patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many epochs without a better validation score."

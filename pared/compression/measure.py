@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.memory import BatchSize, ran_out_of_memory
+from pared.compression.precision import float32_products
 from pared.errors import ModelFailed, ParedError
 from pared.reports import Comparison, Interval, Latency, Quality
 
@@ -28,6 +30,9 @@ Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
 
 EVALUATION_BATCH = 256
+_MOST_AT_ONCE = 4096
+_INPUT_BYTES = 32 << 20  # of a batch that is scored on a card
+_KEPT_BYTES = 1 << 30  # of outputs, on a card
 _CONFIDENCE_Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 _RESAMPLES = 1000
 
@@ -42,6 +47,9 @@ class Samples(Protocol):
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Inputs, Tensor]]:
         """`(inputs, targets)` of a split, shuffled where a generator is given."""
+
+    def on(self, device: str) -> Samples:
+        """The same samples, whose batches lie on a device."""
 
 
 # -- running a model ----------------------------------------------------------------------------
@@ -79,10 +87,10 @@ def own_failures() -> Iterator[None]:
     """Turns what a model's own code raises into ModelFailed. Running out of memory is told apart by others."""
     try:
         yield
-    except (ParedError, MemoryError, torch.OutOfMemoryError):
+    except ParedError:
         raise
     except Exception as error:
-        if "allocate memory" in str(error):
+        if ran_out_of_memory(error):
             raise
         raise ModelFailed(f"The model's own code raised: {_message(error)}") from error
 
@@ -118,16 +126,48 @@ def predict(
 
     Args:
         tick: called after every batch, as a sign of life.
+
+    Raises:
+        OutOfMemory: not even one sample fits.
     """
     module.eval()
-    outputs, targets = [], []
-    with torch.no_grad(), unoptimized():
-        for inputs, target in data.batches(split, EVALUATION_BATCH):
-            output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
-            outputs.append(output.float().cpu())
+    outputs, targets = answers(module, data.on(device), split, task, tick=tick)
+    return outputs.cpu(), targets.cpu()
+
+
+def answers(
+    module: nn.Module, data: Samples, split: Split, task: Task, *, tick: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """All outputs of a split in its stored order, and its targets, on the device where its batches lie.
+
+    Outputs of more than a card should hold come to the CPU. The module is run as it is, without gradients.
+    """
+
+    def run(size: int) -> tuple[Tensor, Tensor]:
+        outputs, targets, kept = [], [], 0
+        for inputs, target in data.batches(split, size):
+            output = forward(module, inputs, task).float()
+            kept += output.nbytes
+            # Together at the end, so that no batch waits for the card.
+            outputs.append(output if kept <= _KEPT_BYTES else output.cpu())
             targets.append(target)
             tick()
-    return torch.cat(outputs), torch.cat(targets)
+        if kept > _KEPT_BYTES:
+            outputs = [output.cpu() for output in outputs]
+        return torch.cat(outputs), torch.cat(targets)
+
+    samples = data.samples(split)
+    with torch.no_grad(), unoptimized():
+        return BatchSize(evaluation_batch(data)).run(run, samples, "run the model")
+
+
+def evaluation_batch(data: Samples) -> int:
+    """How many samples are scored at once: more on a card, which small batches leave idle."""
+    (inputs, _) = next(data.batches("val", 1))
+    if inputs[0].device.type == "cpu":
+        return EVALUATION_BATCH
+    sample_bytes = sum(tensor.nbytes for tensor in inputs)
+    return max(EVALUATION_BATCH, min(_MOST_AT_ONCE, _INPUT_BYTES // max(sample_bytes, 1)))
 
 
 def label_loss(output: Tensor, target: Tensor, task: Task) -> Tensor:
@@ -469,7 +509,7 @@ def _alternate(
     models = [reloaded(each).to(device) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + limit_s
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_products("usual"):
         for model in models:
             for _ in range(5):  # TorchScript compiles in its first runs
                 _timed(model, inputs, device)

@@ -18,9 +18,10 @@ from pared.compression.data import Data
 from pared.compression.intake import PASSED_OVER, LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.names import tensors, tied_names, weight_layers
+from pared.compression.precision import training_precision
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report, Reproduce
-from pared.specs import DistillSpec, PruneSpec
+from pared.specs import DistillSpec, PruneSpec, Train
 from pared.version import __version__
 
 Removed = dict[str, dict[str, list[int]]]
@@ -177,7 +178,7 @@ def rows_of(module: nn.Module) -> dict[str, str]:
     return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
-def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]) -> Reproduce:
+def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path], training: Train | None) -> Reproduce:
     """All that is needed to run a job again, and the digests to know that it came out the same."""
     inputs = {
         file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256
@@ -197,6 +198,7 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         },
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
         threads=work.threads,
+        precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
         outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
     )

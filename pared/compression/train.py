@@ -7,8 +7,9 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
@@ -27,7 +28,9 @@ from pared.compression.measure import (
     score,
     unoptimized,
 )
+from pared.compression.memory import BatchSize
 from pared.compression.names import tensors
+from pared.compression.precision import float32_products, training_precision
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
@@ -37,6 +40,7 @@ Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
 _SIGN_OF_LIFE_S = 0.5
+_SOME = 64  # samples of a batch that a criterion looks at
 _RENEW_EVERY = 40  # most steps between two masks of a ramp
 _RENEWALS = 50  # fewest masks of a ramp that has so many steps
 _REMEMBERED = 0.99  # of the mean square of slopes, from step to step
@@ -63,13 +67,15 @@ class Held(Protocol):
 class Fit:
     """What a training run came to. The module itself now has the weights of `best_epoch`.
 
-    `masks`: which weights live, as the run was given it or as its ramp left it.
+    `masks`: which weights live, as the run was given it or as its ramp left it. `warnings`: what the machine's memory
+    made different from what was asked for.
     """
 
     history: list[EpochRecord]
     best_epoch: int
     best_score: float
     masks: Held | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,15 @@ def fit(
         keep: is handed a checkpoint after every epoch.
         resume: such a checkpoint.
 
+    A batch that does not fit into memory is run in parts, whose gradients add up to those of the whole.
+
     Raises:
         Diverged: the loss is no longer a finite number.
         ModelFailed: the model's own code raised, or nothing in it can be trained.
+        OutOfMemory: not even one sample fits.
     """
     observer = observer or SilentObserver()
+    data = data.on(device)
     if not trainable(module):
         raise ModelFailed(
             "Nothing in this model can be trained: its weights are constants (a frozen TorchScript file) or do not ask "
@@ -140,6 +150,10 @@ def fit(
         companion.to(device)
     optimizer = _optimizer(trainable(module) + trainable(companion), config)
     steps = _Steps(config, data.samples("train"), ramp)
+    parts = BatchSize(min(config.batch_size, data.samples("train")))
+    autocast = torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=training_precision(config, device) == "bfloat16"
+    )
     pulse = _Pulse(observer, span, config.epochs, data.samples("train"))
     pulse.now(0, 0.0)
     slopes = _Slopes(module, None if resume is None else resume["slopes"]) if ramp and ramp.by_slopes else None
@@ -161,7 +175,7 @@ def fit(
         kept = resume["masks"]
         live = _Live(module, optimizer, None if kept is None else (masks or Masks).from_state(kept), device, slopes)
 
-    with unoptimized():
+    with unoptimized(), float32_products("fast"):
         for epoch in range(first, config.epochs + 1):
             if config.patience and best is not None and epoch - 1 - max(best.epoch, steps.ready) >= config.patience:
                 observer.log(f"{phase}: stopped after epoch {epoch - 1}, {config.patience} without a better score")
@@ -169,7 +183,9 @@ def fit(
             began = time.monotonic()
             pulse.epoch = epoch
             seed_of_epoch = seed_of(seed, epoch)
-            train_loss = _train_epoch(module, data, steps, loss, live, seed_of_epoch, companion, pulse, ramp)
+            train_loss = _train_epoch(
+                module, data, steps, loss, live, seed_of_epoch, companion, pulse, ramp, parts, autocast
+            )
             validation, validation_loss = _validate(module, data, task, device, pulse)
             seconds = time.monotonic() - began
             history.append(
@@ -199,7 +215,7 @@ def fit(
     _lay_out(module, torch.contiguous_format)
     module.zero_grad(set_to_none=True)
     module.eval()
-    return Fit(history, best.epoch, best.score, live.masks)
+    return Fit(history, best.epoch, best.score, live.masks, _parts_warning(module, config, data, parts))
 
 
 @dataclass(frozen=True)
@@ -221,7 +237,7 @@ def learn_labels(task: Task) -> Loss:
 
 def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
     """What a criterion that needs data looks at: 1024 training samples, drawn by seed."""
-    return itertools.islice(data.batches("train", 64, torch.Generator().manual_seed(seed)), 16)
+    return itertools.islice(data.batches("train", _SOME, torch.Generator().manual_seed(seed)), 16)
 
 
 def loss_gradients(
@@ -235,15 +251,18 @@ def loss_gradients(
     parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    for inputs, target in some_batches(data, seed):
+    size = BatchSize(_SOME)
+    for inputs, target in some_batches(data.on(device), seed):
+
+        def run(most: int, inputs: Inputs = inputs, target: Tensor = target) -> None:
+            module.zero_grad(set_to_none=True)
+            _add_gradients(module, inputs, target, learn_labels(task), most, nullcontext())
+
         with unoptimized():
-            output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
-            loss = label_loss(output, target.to(device), task)
-            with own_failures():
-                found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            size.run(run, len(target), "score weights")
         yield {
-            name: torch.zeros(parameter.shape) if gradient is None else gradient.cpu()
-            for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+            name: torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.cpu()
+            for name, parameter in parameters.items()
         }
 
 
@@ -382,6 +401,8 @@ def _train_epoch(
     companion: nn.Module | None,
     pulse: _Pulse,
     ramp: Ramp | None,
+    parts: BatchSize,
+    autocast: AbstractContextManager[Any],
 ) -> float:
     """One pass over the training split; the mean loss over its samples."""
     config, device, optimizer = steps.config, live.device, live.optimizer
@@ -398,11 +419,12 @@ def _train_epoch(
             continue  # a last batch of one sample has no variance for batch-norm to normalise by
         for group in optimizer.param_groups:
             group["lr"] = steps.rate(step)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            value = loss(module, tuple(tensor.to(device) for tensor in inputs), target.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        with own_failures():
-            value.backward()  # type: ignore[no-untyped-call]
+
+        def gradients(most: int, inputs: Inputs = inputs, target: Tensor = target) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            return _add_gradients(module, inputs, target, loss, most, autocast)
+
+        value = parts.run(gradients, count, "train")
         if live.slopes is not None and step <= steps.ramp_ends:
             live.slopes.add()
         progress = steps.renews(step)
@@ -418,7 +440,7 @@ def _train_epoch(
             live.masks.apply(module)
         step += 1
         # Summed on the device: reading the value in every step would make a GPU wait for Python each time.
-        total += value.detach().double() * count
+        total += value.double() * count
         seen += count
         if pulse.due():
             _check_finite(float(total), config)
@@ -426,6 +448,50 @@ def _train_epoch(
     mean = float(total) / max(seen, 1)
     _check_finite(mean, config)
     return mean
+
+
+def _add_gradients(
+    module: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    loss: Loss,
+    most: int,
+    autocast: AbstractContextManager[Any],
+) -> Tensor:
+    """Add the gradients of the mean loss over a batch, run at most so many samples at once. Returns the loss.
+
+    The parts are as equal as can be, for a batch norm cannot do with one of a single sample.
+    """
+    count = len(target)
+    if count <= most:
+        with autocast:
+            value = loss(module, inputs, target)
+        with own_failures():
+            value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+    pieces = -(-count // most)
+    total = torch.zeros((), device=target.device)
+    for *part, part_target in zip(*(torch.tensor_split(each, pieces) for each in (*inputs, target)), strict=True):
+        share = len(part_target) / count
+        with autocast:
+            value = loss(module, tuple(part), part_target) * share
+        with own_failures():
+            value.backward()  # type: ignore[no-untyped-call]
+        total += value.detach()
+    return total
+
+
+def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: BatchSize) -> list[str]:
+    """What it means that batches were run in parts, if they were."""
+    whole = min(config.batch_size, data.samples("train"))
+    if parts.size >= whole:
+        return []
+    norms = any(name.endswith("running_mean") for name, _ in module.named_buffers())
+    note = (
+        f"A training batch of {whole} samples did not fit into memory: the gradients of parts of at most {parts.size} "
+        "were added up, which comes to the same step."
+    )
+    return [f"{note} Only batch norms took their statistics from these smaller parts." if norms else note]
 
 
 def _validate(module: nn.Module, data: Samples, task: Task, device: str, pulse: _Pulse) -> tuple[float, float]:

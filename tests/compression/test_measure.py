@@ -37,6 +37,12 @@ class Fixed:
         for start in range(0, len(self.targets), batch_size):
             yield (self.outputs[start : start + batch_size],), self.targets[start : start + batch_size]
 
+    def samples(self, split):
+        return len(self.targets)
+
+    def on(self, device):
+        return self
+
 
 @pytest.mark.parametrize(
     ("right", "samples", "low", "high"),

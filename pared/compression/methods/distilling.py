@@ -124,12 +124,13 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
                 *split_warning(data),
                 *kept_as_before("distillation", taught.best_epoch),
+                *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
                 *softmax_warning(baseline),
                 *measured.warnings,
                 *warnings_of(None, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, paths),
+            reproduce=reproduce(spec, work, paths, spec.train),
         )
         publish(report, work)
         return report, student

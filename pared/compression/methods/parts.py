@@ -14,6 +14,7 @@ from torch import nn
 
 from pared.compression.data import Data, load_dataset
 from pared.compression.measure import Assessment, assess
+from pared.compression.precision import float32_products
 from pared.compression.work import Observer, Stage, Work
 from pared.specs import DistillSpec, PruneSpec, Spec
 
@@ -39,7 +40,7 @@ def settled(work: Work) -> Iterator[None]:
     torch.set_num_threads(max(work.threads, 1))
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), float32_products("exact"):
             torch.manual_seed(0)
             yield
     finally:

@@ -115,7 +115,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *warnings_of(spec.granularity, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, paths),
+            reproduce=reproduce(spec, work, paths, given.retrain),
         )
         publish(report, work)
         return report, smaller

@@ -123,6 +123,7 @@ class Pruning:
         self.before_retraining: Quality | None = None
         self.history: list[EpochRecord] = []
         self.best_epoch: int | None = None
+        self._notes: list[str] = []
         self._corrections: list[Correction] = []
         self._taught: Lesson | None = None
 
@@ -316,6 +317,7 @@ class Pruning:
         )
         self.history = earlier + found.history
         self.best_epoch = found.best_epoch
+        self._notes = list(dict.fromkeys([*self._notes, *found.warnings]))
         if isinstance(found.masks, Masks):
             self._take_up(Masks.from_state({name: kept.cpu() for name, kept in found.masks.state().items()}))
 
@@ -384,7 +386,7 @@ class Pruning:
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
-        spec, notes = self.given.spec, self._corrected()
+        spec, notes = self.given.spec, [*self._corrected(), *self._notes]
         if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
