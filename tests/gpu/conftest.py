@@ -117,9 +117,9 @@ def pytest_runtest_makereport(
     if report.outcome == "skipped":
         fields["ok"] = None
     elif report.outcome == "failed":
-        fields["error"] = str(call.excinfo.value).strip()[:600] if call.excinfo else report.outcome
-        fields["kind"] = call.excinfo.typename if call.excinfo else None
-    _print(item.config, seconds=round(call.duration, 1), **fields, **item.stash.get(DETAILS, {}))
+        words = str(call.excinfo.value).partition("\n---")[0] if call.excinfo else ""  # beyond it: logs
+        fields["error"] = f"{call.excinfo.typename if call.excinfo else '?'}: {words.strip()[:500]}"
+    _print(item.config, **fields, **item.stash.get(DETAILS, {}))
     return report
 
 

@@ -33,8 +33,6 @@ def told(finding: Finding, report: dict[str, Any]) -> None:
     finding["job_s"] = round(sum(report["seconds"].values()), 1)
     finding["epochs_s"] = [round(epoch["seconds"], 2) for epoch in report["history"]]
     finding["test"] = None if quality is None else round(quality["test"]["value"], 3)
-    if report["warnings"]:
-        finding["warnings"] = [warning[:120] for warning in report["warnings"]]
 
 
 def test_readyz_names_the_card(up: Up, before: Card | None, finding: Finding) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 Finding = dict[str, Any]
 LEFT_MIB = 32
 """Most memory of the card that may be in use beyond what was before: nvidia-smi counts in steps."""
-EPOCHS = 6
+EPOCHS = 12
 
 
 def long_training(up: Up, epochs: int) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from tests.gpu.card import DEVICE
 
 # Not the script `pared`: a checkout that is on Python's path has none.
 PARED = [sys.executable, "-P", "-m", "pared"]
-WORKERS = {"cuda": 3, "cpu": 2}[DEVICE]
+WORKERS = {"cuda": 5, "cpu": 2}[DEVICE]
 """Processes that work on the many jobs; one of them belongs to `pared up`."""
-LIMIT_S = 270.0
+LIMIT_S = {"cuda": 270.0, "cpu": 900.0}[DEVICE]
 """For all waiting together: a service that hangs must not use up the time on a machine that is lent."""
 SETTINGS = {
     "PARED_LEASE_S": "20",
