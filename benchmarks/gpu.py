@@ -106,8 +106,8 @@ if ON_CARD:
     RESNET = Subject("ResNet-18, 32×32", lambda: ResNet18(64), (3, 32, 32), 40_000, 4_000, 256, 8)
     SMALL = Subject("small CNN, 28×28", SmallCnn, (1, 28, 28), 20_000, 2_000, 64, 4)
 else:
-    RESNET = Subject("ResNet-18, 32×32", lambda: ResNet18(8), (3, 32, 32), 512, 128, 64, 2)
-    SMALL = Subject("small CNN, 28×28", SmallCnn, (1, 28, 28), 1_000, 128, 64, 2)
+    RESNET = Subject("ResNet-18, 32×32", lambda: ResNet18(8), (3, 32, 32), 256, 64, 64, 2)
+    SMALL = Subject("small CNN, 28×28", SmallCnn, (1, 28, 28), 256, 64, 64, 2)
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def followed(client: pared.Client, job_id: str) -> tuple[float | None, float]:
     while True:
         job = client.jobs.get(job_id)
         now = time.monotonic()
-        if job.stage == "retrain" and (job.progress.epoch or 0) >= 2:
+        if job.stage == "retrain" and ((job.progress or {}).get("epoch") or 0) >= 2:
             first = first or now
         elif first is not None and last is None:
             last = now
