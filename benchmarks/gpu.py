@@ -132,6 +132,8 @@ CASES = [
 def main() -> None:
     if ON_CARD and not torch.cuda.is_available():
         sys.exit("There is no card here that torch can use. PARED_TEST_DEVICE=cpu tries the benchmark itself.")
+    if not ON_CARD:
+        torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     say(finding="machine", card=torch.cuda.get_device_name() if ON_CARD else None, torch=torch.__version__)
     rows = []
