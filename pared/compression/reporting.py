@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ from pared.compression.precision import training_precision
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
-from pared.version import __version__
 
 Removed = dict[str, dict[str, list[int]]]
 
@@ -37,13 +36,19 @@ class Measured:
     warnings: list[str]
 
     def with_files(
-        self, upload: Path, written: Sequence[Path], baseline: Assessment | None, final: Assessment | None
+        self,
+        upload_bytes: tuple[int, int],
+        written: Sequence[Path],
+        baseline: Assessment | None,
+        final: Assessment | None,
     ) -> tuple[Measurement, Measurement]:
-        """The measurements with the bytes of the upload and of its successor."""
+        """The measurements with the bytes of the upload, from `count_bytes`, and of its successor."""
         parts = []
-        result = successor(self.format, written)
-        for measurement, path, assessment in ((self.before, upload, baseline), (self.after, result, final)):
-            raw, compressed = count_bytes(path)
+        result_bytes = count_bytes(successor(self.format, written))
+        for measurement, (raw, compressed), assessment in (
+            (self.before, upload_bytes, baseline),
+            (self.after, result_bytes, final),
+        ):
             quality = None if assessment is None else assessment.quality
             parts.append(
                 measurement.model_copy(update={"file_bytes": raw, "compressed_bytes": compressed, "quality": quality})
@@ -191,10 +196,10 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,
         versions={
-            "pared": __version__,
+            "pared": version("pared"),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **{name: _version(name) for name in packages},
+            **{name: version(name) for name in packages},
         },
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
         threads=work.threads,
@@ -202,14 +207,6 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         inputs=inputs,
         outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
     )
-
-
-def _version(package: str) -> str:
-    """Of an installed package. One that was copied here without its metadata is no reason to fail a finished job."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:
