@@ -35,6 +35,7 @@ _INPUT_BYTES = 32 << 20  # of a batch that is scored on a card
 _KEPT_BYTES = 1 << 30  # of outputs, on a card
 _CONFIDENCE_Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 _RESAMPLES = 1000
+_LOOK_EVERY = 30  # runs of a model between two looks at whether there are enough
 
 
 class Samples(Protocol):
@@ -444,7 +445,8 @@ def measure_latency(
 
     Args:
         example: inputs with a batch dimension; its samples are repeated to fill a batch.
-        limit_s: wall-clock time for one batch size; at least 10 runs of each model are made.
+        limit_s: most wall-clock time for one batch size; at least 10 runs of each model are made. It ends earlier where
+            the medians are known within 1 %.
 
     Returns:
         The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
@@ -454,7 +456,7 @@ def measure_latency(
     for batch_size in batch_sizes:
         inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
         try:
-            times = _alternate((before, after), inputs, device, limit_s, tick)
+            times = _alternate((before, after), inputs, device, limit_s, tick, enough=_medians_are_known)
         except ModelFailed as failure:
             refused.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
             continue
@@ -500,9 +502,14 @@ def batch_of(example: Sequence[Tensor], size: int) -> Inputs:
 
 
 def _alternate(
-    models: Sequence[nn.Module], inputs: Inputs, device: str, limit_s: float, tick: Callable[[], None]
+    models: Sequence[nn.Module],
+    inputs: Inputs,
+    device: str,
+    limit_s: float,
+    tick: Callable[[], None],
+    enough: Callable[[Sequence[float]], bool] = lambda _: False,
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of each model.
+    """Milliseconds of each run of each model, until the time is up or there are enough of both.
 
     TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
     """
@@ -518,7 +525,16 @@ def _alternate(
             for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
                 times[which].append(_timed(models[which], inputs, device))
             tick()
+            if len(times[0]) % _LOOK_EVERY == 0 and all(map(enough, times)):
+                break
     return times
+
+
+def _medians_are_known(runs: Sequence[float]) -> bool:
+    """Whether the standard error of the median is within 1 % of it, as far as the quartiles tell."""
+    low, median, high = np.percentile(runs, [25, 50, 75])
+    deviation = (high - low) / 1.349  # of a normal distribution with these quartiles
+    return bool(1.253 * deviation / math.sqrt(len(runs)) <= 0.01 * median)
 
 
 def _timed(model: nn.Module, inputs: Inputs, device: str) -> float:

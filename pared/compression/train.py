@@ -384,11 +384,23 @@ class _Live:
 
 
 def _optimizer(learned: list[nn.Parameter], config: Train) -> torch.optim.Optimizer:
+    # Fused, a step takes half the time on a CPU; but it walks through weights as they lie in memory.
+    fused = all(each.device.type == "cpu" and _is_dense(each) for each in learned) or None
     if config.optimizer == "adam":
-        return torch.optim.Adam(learned, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.Adam(learned, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(
-        learned, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+        learned,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        fused=fused,
     )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its numbers lie side by side, so that its gradients lie alike."""
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 def _train_epoch(

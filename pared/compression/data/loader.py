@@ -41,7 +41,9 @@ class Loader:
             for here, indices in zip(torch.split(order, batch_size), torch.split(there, batch_size), strict=True):
                 yield finish(
                     [
-                        _sent(column[here], self._device) if home is None else home.index_select(0, indices)
+                        _sent(column.index_select(0, here), self._device)
+                        if home is None
+                        else home.index_select(0, indices)
                         for column, home in zip(columns, homes, strict=True)
                     ]
                 )

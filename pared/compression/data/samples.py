@@ -76,7 +76,7 @@ class Data:
 
     def take(self, split: Split, indices: Tensor) -> tuple[Inputs, Tensor]:
         """`(inputs, targets)` of these samples."""
-        return self.finished([column[indices] for column in self.columns(split)])
+        return self.finished([column.index_select(0, indices) for column in self.columns(split)])
 
     def batches(
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
@@ -88,8 +88,7 @@ class Data:
     def example(self, batch: int = 2) -> Inputs:
         """The inputs of the first training samples, repeated where there are fewer than `batch`."""
         count = self.samples("train")
-        columns = self.inputs["train"]
-        return self.finished([column[torch.arange(batch) % count] for column in [*columns, self.targets["train"]]])[0]
+        return replace(self, answers=None).take("train", torch.arange(batch) % count)[0]
 
     def taught(self, answers: Tensor) -> Data:
         """The same samples with a teacher's answers, (training samples, …), as their last input in training."""

@@ -19,9 +19,10 @@ from pared.compression.intake import (
 )
 from pared.compression.measure import (
     compare,
+    count_bytes,
     count_parameters,
 )
-from pared.compression.methods.parts import EXAMPLE_BATCH, Stages, assessed, data_of, plain, settled
+from pared.compression.methods.parts import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
 from pared.compression.prune import (
     ChannelRemoval,
     remove_channels,
@@ -66,6 +67,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 "Distillation needs a data set.", errors=[{"pointer": "/dataset", "detail": "a data set is needed"}]
             )
         check_fits(teacher, data)
+        upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
 
         stages.enter("baseline")
@@ -103,10 +105,11 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             layers = layer_reports(
                 teacher.module, student.module, removal.removed, removal.reasons, removal.output_dims
             )
+        of_upload = upload_bytes()  # nothing else is to run while latency is measured
         measured = measure_both(teacher, student, example, work, stages.beat)
         stages.enter("export")
         paths = export(student, example, spec.outputs or usual_outputs(teacher), work.directory)
-        before, after = measured.with_files(work.models["teacher"].path, paths, baseline, final)
+        before, after = measured.with_files(of_upload, paths, baseline, final)
         alone_quality, against = (None, None) if without is None else (without.quality, compare(without, final))
         report = Report(
             type="distill",

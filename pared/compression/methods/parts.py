@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from pared.compression.measure import Assessment, assess
 from pared.compression.precision import float32_products
 from pared.compression.work import Observer, Stage, Work
 from pared.specs import DistillSpec, PruneSpec, Spec
+
+T = TypeVar("T")
 
 EXAMPLE_BATCH = 4  # more than one, so that nothing hides in a dimension of size 1
 
@@ -48,6 +51,14 @@ def settled(work: Work) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def beside(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin some work in a thread. Returns what waits for its result, and raises what it raised."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(work)
+    executor.shutdown(wait=False)
+    return future.result
 
 
 class Stages:

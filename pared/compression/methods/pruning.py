@@ -16,10 +16,11 @@ from pared.compression.intake import (
 from pared.compression.measure import (
     batch_of,
     compare,
+    count_bytes,
     own_failures,
 )
 from pared.compression.methods.goals import frontier, judge, search_for, write_frontier
-from pared.compression.methods.parts import EXAMPLE_BATCH, Stages, assessed, data_of, plain, settled
+from pared.compression.methods.parts import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
 from pared.compression.methods.schedule import Given, Pruning
 from pared.compression.names import unmatched_patterns, weight_layers
 from pared.compression.prune import step_amounts
@@ -56,6 +57,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages = Stages(work.observer)
         given, skipped = prepared(spec, work, stages)
         original, example, data = given.original, given.example, given.data
+        upload_bytes = beside(lambda: count_bytes(work.models["model"].path))  # compressing it takes seconds
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, spec, work, stages)
@@ -72,10 +74,11 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             smaller = state.loaded
             stages.enter("evaluate")
             final = None if data is None else assessed(smaller.module, data, spec, work, stages)
+            of_upload = upload_bytes()  # nothing else is to run while latency is measured
             measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
             paths = export(smaller, example, spec.outputs or usual_outputs(original), work.directory)
-            before, after = measured.with_files(work.models["model"].path, paths, baseline, final)
+            before, after = measured.with_files(of_upload, paths, baseline, final)
             if search is None:
                 break
             goal = judge(given, search, before, after, paths[0])
