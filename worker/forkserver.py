@@ -228,8 +228,6 @@ def _environment(threads: int) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH") if name in os.environ}
     if site.ENABLE_USER_SITE and site.USER_BASE:
         kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
-    if folders := os.environ.get("PYTHONPATH"):  # from a checkout that is not installed, the program is found by it
-        kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in folders.split(os.pathsep) if folder)
     kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return kept | {
         # Threads that spin for long while they wait cost many times the time where others are at work on the cores;

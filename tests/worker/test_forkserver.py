@@ -81,13 +81,6 @@ def test_a_request_of_any_length_arrives(fork):
     assert len(told["asked"]) == 10_000_000
 
 
-def test_children_find_code_by_the_same_path(fork, monkeypatch):
-    """A checkout on PYTHONPATH, given from wherever the worker was started."""
-    monkeypatch.setenv("PYTHONPATH", f"here{os.pathsep}/there{os.pathsep}")
-    _, told = fork()
-    assert told["environment"]["PYTHONPATH"] == f"{Path.cwd() / 'here'}{os.pathsep}/there"
-
-
 def test_one_that_died_is_started_again_and_its_children_live_on(server, fork):
     child, told = fork("stay")
     os.kill(server._process.pid, signal.SIGKILL)
