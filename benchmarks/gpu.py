@@ -136,19 +136,32 @@ def main() -> None:
         torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     say(finding="machine", card=torch.cuda.get_device_name() if ON_CARD else None, torch=torch.__version__)
-    rows = []
-    with running_pared(WORK / "data") as url, pared.Client(url) as client, logs_kept():
-        prepared = {subject.name: Prepared(subject, client) for subject in (RESNET, SMALL)}
-        for case in CASES:
-            try:
-                rows.append(measured(case, prepared[case.subject.name], client))
-            except Exception as error:  # noqa: BLE001 - the others are still worth knowing
-                say(finding=case.name, ok=False, error=f"{type(error).__name__}: {error}"[:500])
-    met = len(rows) == len(CASES) and all(row["ok"] is not False for row in rows)
+    rows: list[dict[str, Any]] = []
+    try:
+        with running_pared(WORK / "data") as url, pared.Client(url) as client:
+            measure(client, rows)
+    finally:
+        met = len(rows) == len(CASES) and all(row["ok"] is not False for row in rows)
+        if len(rows) < len(CASES):
+            tell_of_service()
+        keep_logs()
     if ON_CARD and rows:
         write_section("gpu", section(rows))
     say(finding="all of bench-gpu", ok=met)
     sys.exit(0 if met else 1)
+
+
+def measure(client: pared.Client, rows: list[dict[str, Any]]) -> None:
+    """Add the line of each case; one that fails says why, and the others go on."""
+    prepared: dict[str, Prepared] = {}
+    for case in CASES:
+        subject = case.subject
+        try:
+            if subject.name not in prepared:
+                prepared[subject.name] = Prepared(subject, client)
+            rows.append(measured(case, prepared[subject.name], client))
+        except Exception as error:  # noqa: BLE001 - the others are still worth knowing
+            say(finding=case.name, ok=False, error=f"{type(error).__name__}: {error}"[:500])
 
 
 class Prepared:
@@ -415,20 +428,20 @@ def say(**fields: Any) -> None:
     print(json.dumps({"t": round(time.monotonic() - BEGAN, 1), **fields}), flush=True)
 
 
-@contextmanager
-def logs_kept() -> Iterator[None]:
-    """The service's logs, in the folder that OUT names, if it does; their end is printed when the benchmark fails."""
-    try:
-        yield
-    except BaseException:
-        for log in sorted((WORK / "data/logs").glob("*.log")):
-            say(log=log.stem, tail=log.read_text(errors="replace")[-800:])
-        raise
-    finally:
-        if folder := os.environ.get("OUT"):
-            with Path(folder, "bench-gpu-service.log").open("wb") as kept:
-                for log in sorted((WORK / "data/logs").glob("*.log")):
-                    kept.write(f"\n--- {log.stem} ---\n".encode() + log.read_bytes()[-4_000_000:])
+def tell_of_service() -> None:
+    """What the service's logs say beyond what goes well."""
+    for log in sorted((WORK / "data/logs").glob("*.log")):
+        lines = log.read_text(errors="replace").splitlines()
+        if told := "\n".join(line for line in lines if '"level": "info"' not in line and "INFO/" not in line)[-900:]:
+            say(log=log.stem, tail=told)
+
+
+def keep_logs() -> None:
+    """As one file in the folder that OUT names, if it does."""
+    if folder := os.environ.get("OUT"):
+        logs = sorted((WORK / "data/logs").glob("*.log"))
+        parts = [f"\n--- {log.stem} ---\n".encode() + log.read_bytes()[-4_000_000:] for log in logs]
+        Path(folder, "bench-gpu-service.log").write_bytes(b"".join(parts))
 
 
 def section(rows: list[dict[str, Any]]) -> str:

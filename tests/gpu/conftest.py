@@ -22,6 +22,7 @@ from tests.gpu.up import WORKERS, Up
 
 DETAILS = pytest.StashKey[dict[str, Any]]()
 RESULTS = pytest.StashKey[dict[str, list[str]]]()
+_GOES_WELL = ('"level": "info"', "INFO/")
 
 
 @pytest.fixture
@@ -134,10 +135,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _show(config: pytest.Config, logs: list[Path]) -> None:
-    """The end of each log, as lines like the findings'."""
+    """What each log says beyond what goes well, as lines like the findings'."""
     for log in logs:
-        if end := log.read_text(errors="replace")[-800:]:
-            _print(config, log=log.stem, tail=end)
+        lines = log.read_text(errors="replace").splitlines()
+        if told := "\n".join(line for line in lines if not any(words in line for words in _GOES_WELL))[-900:]:
+            _print(config, log=log.stem, tail=told)
 
 
 def _keep(logs: list[Path]) -> None:

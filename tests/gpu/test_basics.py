@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_figures(posted: Posted, before: Card | Non
         }
         for report in reports
     )
-    finding["losses"] = [first["losses"], second["losses"]]
+    finding["last_losses"] = [first["losses"][-1], second["losses"][-1]]
     finding["same_bytes"] = reports[0]["reproduce"]["outputs"] == reports[1]["reproduce"]["outputs"]
     computed_on(reports[0], before)
     assert first == second

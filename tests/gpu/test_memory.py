@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.gpu import networks
-from tests.gpu.card import Card, needs_card
+from tests.gpu.card import DEVICE, Card, needs_card
 from tests.gpu.jobs import prune_upload
 from tests.gpu.test_basics import computed_on, told
 from tests.gpu.test_interruptions import free_again
@@ -16,7 +16,7 @@ from tests.gpu.up import Up
 
 pytestmark = pytest.mark.gpu
 
-BATCH = 400
+BATCH = {"cuda": 400, "cpu": 16}[DEVICE]
 MIB_A_SAMPLE = 4  # of each layer of `networks.Deep`
 FLOAT32 = {"epochs": 1, "lr": 0.01, "batch_size": BATCH, "precision": "float32"}
 
