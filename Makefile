@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-torch lint bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria coverage fuzz faults clean
+.PHONY: help demo up test test-gpu test-torch lint gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -34,11 +34,23 @@ test-torch:  ## Compression, weight files and sandbox with another torch, in its
 		'torch==$(TORCH)' -e '.[service,worker,onnx,dev]'
 	$(OTHER)/bin/python -m pytest -n 3 --dist loadfile tests/compression tests/weights tests/worker/test_sandbox.py tests/worker/test_child.py
 
+test-gpu: $(DEV)  ## Real jobs on a card, a JSON line a finding (PARED_TEST_DEVICE=cpu tries the tests without one)
+	$(BIN)/python -m pytest tests/gpu -m gpu -q
+
 lint: $(DEV)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-gpu: $(DEV)  ## Training on a card beside a plain PyTorch loop -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/gpu.py
+
+gpu-wheels: $(DEV)  ## What benchmarks/on_a_gpu_machine.sh installs where no registry is reached; for another Python: GPU_PYTHON=3.13
+	$(BIN)/python benchmarks/gpu_wheels.py .wheels $(GPU_PYTHON)
+
+bench-loop: $(DEV)  ## Training epochs of jobs on the CPU beside a plain PyTorch loop -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/loop.py
 
 bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/mnist.py
