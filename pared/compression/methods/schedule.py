@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
 from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
+from pared.compression.devices import CPU, place
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
@@ -158,7 +159,7 @@ class Pruning:
                 self._fit(self.given.retrain, self.given.data, phase, (step, parts), self.masks, ramp, resumed, keep)
                 if ramp is not None:
                     work.observer.log(self._progress_line(step, len(amounts)))
-        self.loaded = replace(self.loaded, module=self.loaded.module.cpu().eval())
+        place(self.loaded.module.eval(), CPU)
         if self.masks is not None:
             self.masks.apply(self.loaded.module)
         if spec.quantize is not None:
@@ -170,7 +171,8 @@ class Pruning:
     def _remove(self, step: int, amount: Amounts, *, last: bool) -> bool:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
-        module = self.loaded.module.cpu().eval()
+        module = self.loaded.module.eval()
+        place(module, CPU)
         if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
             masks = self._masks_of_now()
@@ -334,7 +336,7 @@ class Pruning:
             rate = quantize.lr or given.retrain.lr / 10
             training = given.retrain.model_copy(update={"epochs": quantize.epochs, "lr": rate})
             self._fit(training, given.data, "shared values", (step, step + 1), shared, None, resumed, keep)
-            self.loaded = replace(self.loaded, module=self.loaded.module.cpu().eval())
+            place(self.loaded.module.eval(), CPU)
 
     def _lesson(self, retrain: Retrain, data: Data) -> Lesson:
         """What retraining learns from: the labels, or the answers of the model as it came."""
@@ -351,7 +353,7 @@ class Pruning:
             seed=spec.seed,
             device=self.given.work.device,
         )
-        teacher.cpu()
+        place(teacher, CPU)
         return found
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
