@@ -73,8 +73,8 @@ def place(module: nn.Module, device: str | torch.device) -> None:
     tensor is, and is told the truth.
 
     A ScriptModule whose code must change gets code of its own: copies of it keep theirs, and what torch has compiled
-    before does not matter. Its names, attributes, modes, hooks and submodules stay. Tensors that move become other
-    objects, without gradients: make optimizers afterwards.
+    before does not matter. Its names, attributes, modes and submodules stay. Tensors that move become other objects,
+    without gradients: make optimizers afterwards.
     """
     target = torch.empty(0, device=device).device  # with its index, for a tensor is on cuda:0 rather than on cuda
     for script in _scripts(module):
@@ -188,9 +188,11 @@ def _methods(script: torch.jit.ScriptModule) -> Iterator[Any]:
 
 
 def _graphs(script: torch.jit.ScriptModule) -> Iterator[Graph]:
-    """The code that a ScriptModule runs: copies of its methods' graphs in which the calls are inlined."""
-    for name in script._c._method_names():
-        graph = script._c._get_method(name).graph.copy()
+    """The code that a ScriptModule runs: copies of the graphs of its methods and hooks in which calls are inlined."""
+    held = script._c
+    methods = [held._get_method(name) for name in held._method_names()]
+    for function in [*methods, *held._get_forward_pre_hooks(), *held._get_forward_hooks()]:
+        graph = function.graph.copy()
         _C._jit_pass_inline(graph)
         yield graph
         if graph.findNode("prim::CallMethod", recurse=True) is not None:  # of an interface, which any module may be
@@ -338,6 +340,8 @@ def _take_over(layer: Any, fresh: Any) -> None:
     state["_parameters"] = torch.jit._script.OrderedDictWrapper(_C.ParameterDict(fresh))
     state["_buffers"] = torch.jit._script.OrderedDictWrapper(_C.BufferDict(fresh))
     state["_modules"] = torch.jit._script.OrderedModuleDict(fresh, layer._modules._python_modules)
+    layer._forward_pre_hooks.update(enumerate(fresh._get_forward_pre_hooks()))
+    layer._forward_hooks.update(enumerate(fresh._get_forward_hooks()))
 
 
 def _module_kinds(held: Any) -> set[str]:

@@ -102,8 +102,8 @@ def _refuse_cuda(kinds: Iterable[str]) -> None:
 
 def _steers_cuda(kind: str) -> str:
     return (
-        f"This model steers CUDA itself (it uses {kind}), so that it runs on a GPU alone. Leave streams and other calls "
-        "of torch.cuda out of its code: PyTorch needs none of them to run a model on a GPU."
+        f"This model steers CUDA itself (it uses {kind}), so that it runs on a GPU alone. Leave streams and other "
+        "calls of torch.cuda out of its code: PyTorch needs none of them to run a model on a GPU."
     )
 
 

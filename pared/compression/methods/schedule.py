@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
 from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
-from pared.compression.devices import CPU, place
+from pared.compression.devices import CPU, device_of, place
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
@@ -63,7 +63,7 @@ def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tens
         seed = seed_of(spec.seed, "evidence", step)
 
         def input_norms_of_some() -> Mapping[str, Tensor]:
-            return input_norms(module, inputs_of_some())
+            return input_norms(_on_cpu(module), inputs_of_some())
 
         def inputs_of_some() -> list[Sequence[Tensor]]:
             return [inputs for inputs, _ in some_batches(data, seed)]
@@ -81,6 +81,15 @@ def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tens
         "evidence": evidence,
         "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
     }
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """The module, or a copy on the CPU of one that is being trained elsewhere."""
+    if device_of(module) == CPU:
+        return module
+    module = copied(module)
+    place(module, CPU)
+    return module
 
 
 def removable_channels(
