@@ -396,17 +396,22 @@ def _places(graph: Graph, target: torch.device, root: Any) -> Iterator[_Place]:
 
 
 def _in_arguments(graph: Graph, target: torch.device) -> Iterator[_Place]:
-    """Where an operator that makes a tensor names no device, and so the CPU, or asks for pinned memory."""
+    """Where an operator that makes a tensor may name no device, and so the CPU, or may ask for pinned memory."""
     for kind in (*FACTORIES, *COPIES):
         for node in graph.findAllNodes(kind, recurse=True):
-            inputs = [given.node() for given in node.inputs()]
+            inputs = list(node.inputs())
             device, pinned = _positions(node.schema())
-            if pinned is not None and _constant(inputs[pinned]) is True:
+            if pinned is not None and not _is_off(inputs[pinned]):
                 yield _Place("", functools.partial(_set_argument, graph, node, pinned, False))
-            if device is None or target == CPU or inputs[device].kind() != "prim::Constant":
+            if device is None or target == CPU or isinstance(inputs[device].type(), _C.DeviceObjType):
                 continue
-            if _constant(inputs[device]) is None and not _is_number(node.output()):
+            if not _is_number(node.output()):
                 yield _Place("", functools.partial(_set_argument, graph, node, device, target))
+
+
+def _is_off(value: Value) -> bool:
+    """Whether a flag is surely not set."""
+    return value.node().kind() == "prim::Constant" and not _constant(value.node())
 
 
 @functools.cache

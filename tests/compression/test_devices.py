@@ -339,19 +339,25 @@ def test_the_constants_of_a_frozen_file_follow():
         assert module(X.to(META)).device == META
 
 
+def counted(size: int, pinned: bool, device: torch.device | None = None) -> Tensor:
+    return torch.arange(size, pin_memory=pinned, device=device)
+
+
 class Nameless(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.size(1)) + torch.zeros(1)
+        places = counted(x.size(1), True) + torch.zeros(1)
         rows = int(torch.tensor(x.size(0)) * torch.tensor(2))
         return (x + places + torch.full_like(x, 2.0)).repeat(rows, 1)
 
 
 def test_what_names_no_device_is_made_where_the_model_runs():
-    module = torch.jit.script(Nameless())
+    module = loaded(zoo.saved(torch.jit.script(Nameless())))
+    place(module, "cpu")
     with unoptimized():  # a number on the meta device could not be read
         assert module(X).shape == (8, 3)
         place(module, "meta")
         assert module(X.to(META)).shape == (8, 3)
+        assert list(_written(module, META)) == []
         place(module, "cpu")
         assert module(X).shape == (8, 3)
 
