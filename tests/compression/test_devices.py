@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression import distill, prune
+from pared.compression.coupling.reference import flat_tensors
 from pared.compression.devices import COPIES, CPU, FACTORIES, _written, device_of, foreign_devices, place
 from pared.compression.intake import inspect_model, load_model
 from pared.compression.measure import unoptimized
@@ -22,6 +23,7 @@ from pared.errors import UnsupportedModel
 from pared.weights.packed import read
 from pared.weights.unpack import unpack
 from tests.models import zoo
+from tests.models.gallery import GALLERY
 
 META = torch.device("meta")
 TOKENS = torch.randint(0, 10, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -428,6 +430,27 @@ def test_the_operators_that_make_tensors_are_those_of_torch():
     internal |= {"aten::_make_dep_token", "aten::_empty_affine_quantized"}
     assert makes - internal <= set(FACTORIES)
     assert copies - set(FACTORIES) <= set(COPIES)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_architectures_of_all_kinds_run_where_they_are_placed():
+    """Traced ones, in which most is written; on the meta device torch refuses tensors of several devices."""
+    changed = []
+    for name, family in GALLERY.items():
+        if not family.kind:
+            continue
+        module, example = family.make(), family.example()
+        module = loaded(zoo.saved(torch.jit.trace(module, example, check_trace=False)))
+        held = module._c
+        place(module, "cpu")
+        assert module._c is held, f"{name} was changed though it is where it was made"
+        place(module, "meta")
+        with torch.no_grad(), unoptimized():
+            answers = flat_tensors(module(*(tensor.to(META) for tensor in example)))
+        assert {tensor.device for tensor in answers} == {META}, name
+        assert list(_written(module, META)) == [], name
+        changed += [name] if module._c is not held else []
+    assert len(changed) > 10
 
 
 # -- files --------------------------------------------------------------------------------------
