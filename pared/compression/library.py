@@ -20,6 +20,7 @@ from pared import specs
 from pared.compression import methods
 from pared.compression.architectures import LayeredModule
 from pared.compression.data import load_dataset
+from pared.compression.devices import CPU, place
 from pared.compression.export import as_torchscript
 from pared.compression.intake import example_from_specs
 from pared.compression.work import DatasetFile, ModelFile, Work
@@ -150,7 +151,9 @@ class _Workplace:
         script = model
         if not isinstance(model, torch.jit.ScriptModule):
             # A copy, because tracing looks at the module in eval mode and on the CPU.
-            script = as_torchscript(_copy(model).cpu().eval(), _example(spec, dataset))
+            copied = _copy(model).eval()
+            place(copied, CPU)
+            script = as_torchscript(copied, _example(spec, dataset))
         torch.jit.save(script, path)
         return ModelFile(path, path.name, _digest(path))
 

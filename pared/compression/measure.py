@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.devices import device_of, place
 from pared.compression.memory import BatchSize, ran_out_of_memory
 from pared.compression.precision import float32_products
 from pared.compression.statistics import paired_t
@@ -387,8 +388,7 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> int | None:
     Args:
         example: inputs with a batch dimension, of which the first sample is used.
     """
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    inputs = [tensor[:1].to(device, copy=True) for tensor in example]
+    inputs = [tensor[:1].to(device_of(module), copy=True) for tensor in example]
     for tensor in inputs:
         tensor.requires_grad_(tensor.is_floating_point())
     counter = FlopCounterMode(display=False)
@@ -513,7 +513,9 @@ def _alternate(
 
     TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
     """
-    models = [reloaded(each).to(device) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
+    models = [reloaded(each) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
+    for model in models:
+        place(model, device)
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + limit_s
     with torch.inference_mode(), float32_products("usual"):

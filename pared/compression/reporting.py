@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
+from pared.compression.devices import CPU, place
 from pared.compression.intake import PASSED_OVER, LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.names import tensors, tied_names, weight_layers
@@ -71,12 +72,14 @@ def measure_both(
 ) -> Measured:
     """Size, work and latency of both models."""
     notes, parts = [], []
-    first, second = (each.module.to(work.timed_on).eval() for each in (before, after))
+    first, second = models = [each.module.eval() for each in (before, after)]
+    for module in models:
+        place(module, work.timed_on)
     *latencies, refused = measure_latency(
         first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
     )
     notes += refused + _elsewhere(work) + _busy_warning()
-    for module, latency in zip((first, second), latencies, strict=True):
+    for module, latency in zip(models, latencies, strict=True):
         parameters, nonzero = count_parameters(module)
         macs = count_macs(module, example)
         parts.append(
@@ -89,7 +92,7 @@ def measure_both(
                 latency=latency,
             )
         )
-        module.cpu()
+        place(module, CPU)
     if any(part.macs is None for part in parts):
         notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
     return Measured(parts[0], parts[1], before.format, notes)

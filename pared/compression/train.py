@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.devices import place
 from pared.compression.gradients import Gradients, Loss, add_gradients
 from pared.compression.masks import Masks
 from pared.compression.measure import (
@@ -141,7 +142,7 @@ def fit(
             "Nothing in this model can be trained: its weights are constants (a frozen TorchScript file) or do not ask "
             "for gradients. Save it with torch.jit.save(torch.jit.script(model), …) before any torch.jit.freeze."
         )
-    module.to(device)
+    place(module, device)
     _lay_out(module, torch.channels_last)
     if companion is not None:
         companion.to(device)
@@ -249,7 +250,8 @@ def loss_gradients(
 
     In eval mode, so that batch norms and dropout are as they are in use; also for weights that are not to be trained.
     """
-    module = copied(module).to(device).eval()
+    module = copied(module).eval()
+    place(module, device)
     parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)

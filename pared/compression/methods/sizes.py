@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pared.compression.devices import CPU, place
 from pared.compression.export import export, usual_outputs
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks
@@ -325,7 +326,9 @@ def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) ->
 def _latency(given: Given, loaded: LoadedModel) -> float:
     """Time of a forward pass, as a share of the upload's."""
     device = given.work.timed_on
-    first, second = (each.module.to(device).eval() for each in (given.original, loaded))
+    first, second = models = [each.module.eval() for each in (given.original, loaded)]
+    for module in models:
+        place(module, device)
     try:
         share = share_of_time(
             first,
@@ -337,8 +340,8 @@ def _latency(given: Given, loaded: LoadedModel) -> float:
         )
     except ModelFailed as failure:
         raise cannot_be_timed(failure.detail) from failure
-    first.cpu()
-    second.cpu()
+    for module in models:
+        place(module, CPU)
     return share
 
 
