@@ -19,6 +19,7 @@ import torch
 # here, before children are forked, and not by each of them.
 import torch._dynamo
 
+from pared.compression.memory import ran_out_of_memory
 from pared.compression.methods import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Stage, Work
 from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
@@ -28,6 +29,7 @@ from worker import forkserver, protocol
 Method = Callable[[Any, Work], Any]
 
 _PROGRESS_EVERY_S = 0.1
+_BETWEEN_CHECKPOINTS = 20  # times what keeping one took
 
 
 def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
@@ -116,17 +118,13 @@ def _refuse_program(path: Path, filename: str) -> None:
 def _failure(error: Exception) -> protocol.Failure:
     if isinstance(error, ParedError):
         code, detail = error.code, error.detail
-    elif _is_memory(error):
+    elif ran_out_of_memory(error):
         code = OutOfMemory.code
         detail = f"The job needed more memory than it may use: {_gist(error)}. Use a smaller batch size or model."
     else:
         code = ParedError.code
         detail = f"{type(error).__name__}: {_gist(error)}"
     return protocol.Failure(type="error", code=code, detail=detail[: 2 * protocol.MAX_TEXT])
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _gist(error: Exception) -> str:
@@ -143,6 +141,7 @@ class PipeObserver:
         self._send, self._folder, self._resume = send, folder, resume
         self._step = resume["step"] if resume else 0
         self._last_progress = 0.0
+        self._worth_keeping_at = 0.0
 
     def stage(self, name: Stage) -> None:
         self._send(protocol.Stage(type="stage", name=name))
@@ -162,6 +161,13 @@ class PipeObserver:
         self._send(protocol.Log(type="log", text=text[: protocol.MAX_TEXT]))
 
     def checkpoint(self, state: dict[str, Any]) -> None:
+        """Write the state, unless the work since the last one is soon done again.
+
+        A short epoch on a GPU takes little longer than keeping what it came to.
+        """
+        began = time.monotonic()
+        if began < self._worth_keeping_at:
+            return
         self._step += 1
         path = self._folder / str(self._step)
         temporary = path.with_suffix(".part")
@@ -169,6 +175,8 @@ class PipeObserver:
             torch.save(state, file)
         temporary.replace(path)  # made durable by the parent's store
         self._send(protocol.Checkpoint(type="checkpoint", step=self._step))
+        ended = time.monotonic()
+        self._worth_keeping_at = ended + _BETWEEN_CHECKPOINTS * (ended - began)
 
     def resume(self) -> dict[str, Any] | None:
         if self._resume is None:
