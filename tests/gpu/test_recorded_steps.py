@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -74,7 +73,7 @@ class Dropping(nn.Module):
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was recorded."""
     made: list[Any] = []
     record = gradients._Recorder._record
@@ -84,7 +83,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         made.append(self)
 
     monkeypatch.setattr(gradients._Recorder, "_record", watched)
-    yield made
+    return made
 
 
 def samples() -> Data:
