@@ -262,8 +262,11 @@ class Target(Spec):
         return self.sizes | ({} if self.max_accuracy_drop is None else {"max_accuracy_drop": self.max_accuracy_drop})
 
     def missed(self, reached: Mapping[str, float]) -> list[str]:
-        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none."""
-        return [name for name, most in self.goals.items() if reached[name] > most + 1e-12]
+        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none.
+
+        What was not reached at all, such as the bytes of a file that could not be written, is missed.
+        """
+        return [name for name, most in self.goals.items() if reached.get(name, math.inf) > most + 1e-12]
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Target:
