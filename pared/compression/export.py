@@ -92,7 +92,8 @@ def _write_torchscript(
 ) -> list[Path]:
     path = directory / "model.pt"
     torch.jit.save(as_torchscript(module, example), path)
-    if loaded.inlined:  # positions in a source that the code no longer follows, and many of them
+    if loaded.inlined or not isinstance(module, torch.jit.ScriptModule):
+        # Positions in a source that the code no longer follows, or that this process made and counted.
         _drop_source_positions(path)
     again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     _check("model.pt", module, example, again)
@@ -100,12 +101,17 @@ def _write_torchscript(
 
 
 def _drop_source_positions(path: Path) -> None:
-    """Write a TorchScript archive again without its `.debug_pkl` records, which only serve messages of errors."""
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as old, zipfile.ZipFile(path, "w") as new:
+    """Write a TorchScript archive again without its `.debug_pkl` records, which only serve messages of errors.
+
+    The `serialization_id`, which hashes them too, goes with them; torch reads archives without one.
+    """
+    whole = path.rename(path.with_suffix(".whole"))
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.infolist():
-            if entry.filename.endswith(".debug_pkl"):
+            if entry.filename.endswith((".debug_pkl", "/serialization_id")):
                 continue
             write_record(new, entry.filename, old.read(entry), compressed=entry.compress_type != zipfile.ZIP_STORED)
+    whole.unlink()
 
 
 def _write_state_dict(

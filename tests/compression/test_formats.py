@@ -9,6 +9,8 @@ import itertools
 import resource
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 from pared.compression import distill, prune
+from pared.compression.architectures import build
 from pared.compression.formats import Formats
 from pared.compression.intake import LoadedModel
 from pared.compression.methods import METHODS
@@ -236,6 +239,59 @@ def test_a_file_of_an_earlier_result_does_not_stay_for_one_that_cannot_be_writte
     for kind, names in ((Net, {"model.onnx", "model.pt"}), (NoOnnx, {"model.pt"})):
         written = formats.write(LoadedModel(torch.jit.script(kind()).eval(), "torchscript", "scripted"), tmp_path)
         assert {path.name for path in written.paths} == {path.name for path in tmp_path.iterdir()} == names
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Linear(3, 8), nn.Linear(8, 3)
+        self.attend = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x):
+        return self.out(self.attend(self.embed(x.reshape(-1, 2, 3))).mean(1))
+
+
+class Memory(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.lstm(x.reshape(-1, 2, 3))[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad", "says"),
+    [(Encoder, "onnx", "ONNX cannot hold"), (Memory, "exported_program", "fixed a size of its inputs")],
+)
+def test_layers_that_a_format_does_not_take_are_kept_in_torchscript(kind, bad, says, tmp_path):
+    observer = Told()
+    report = done(*job(tmp_path, kind, observer, outputs=[bad, "torchscript"], retrain=TRAINED))
+    assert [(failed.format, says in failed.detail) for failed in report.failed_outputs] == [(bad, True)]
+    assert observer.lines(f"{bad} will be missing")
+    assert (tmp_path / "out" / "model.pt").read_bytes() == alone(kind, "torchscript", trained=True)
+
+
+LAYERS = [
+    *(["Linear", {"in_features": 6, "out_features": 8}], ["ReLU"], ["Dropout", {"p": 0.2}]),
+    *(["Linear", {"in_features": 8, "out_features": 8}], ["ReLU"], ["Linear", {"in_features": 8, "out_features": 3}]),
+]
+
+
+def digests_of_a_layer_list(outputs: list[str]) -> dict[str, str]:
+    torch.manual_seed(0)
+    fields = {"amount": 0.5, "schedule": "iterative", "steps": 2, "retrain": TRAINED, "outputs": outputs}
+    return prune(build({"layers": LAYERS}), (X, Y), **fields).report.reproduce.outputs
+
+
+def test_torchscript_of_a_layer_list_is_as_alone_beside_what_is_tried_first():
+    digests = []
+    for beside in ([], ["onnx", "exported_program"]):
+        # In a fork, for torch counts the classes that a process compiles.
+        with ProcessPoolExecutor(1, get_context("fork")) as forked:
+            digests.append(forked.submit(digests_of_a_layer_list, [*beside, "torchscript"]).result(120))
+    assert digests[0]["model.pt"] == digests[1]["model.pt"]
+    assert set(digests[1]) == {"model.onnx", "model.pt2", "model.pt"}
 
 
 # -- none of them can be written ----------------------------------------------------------------
