@@ -316,7 +316,8 @@ class CommonFields(Spec):
         None,
         description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
         "`torchscript`. `packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
-        "makes a dense model of it.",
+        "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
+        "the report; the job fails, before it trains, only where none can be written.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
 

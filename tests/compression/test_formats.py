@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import resource
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -204,6 +205,13 @@ def test_weights_are_kept_of_a_model_whose_answers_cannot_be_checked(bad, tmp_pa
     assert "`state_dict`" in failed.detail
     assert observer.heard.index(observer.lines(f"{bad} will be missing")[0]) < observer.heard.index("retrain")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "report.json"}
+
+
+def test_where_onnx_is_not_installed_the_others_are_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    report = done(*job(tmp_path, Net, outputs=["onnx", "state_dict"], retrain=TRAINED))
+    assert [failed.format for failed in report.failed_outputs] == ["onnx"]
+    assert "Install pared[worker,onnx]" in report.failed_outputs[0].detail
 
 
 @contextlib.contextmanager
