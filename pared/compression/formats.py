@@ -70,7 +70,8 @@ class Formats:
         if self._tried:
             return
         self._tried = True
-        failed = []
+        failed: list[FailedOutput] = []
+        doubtful: list[FailedOutput] = []
         with torch.random.fork_rng(devices=[]):  # training finds the generator as it would without this
             alike = repeats(loaded.module.cpu().eval(), self._example)
             for output in self.asked:
@@ -80,14 +81,15 @@ class Formats:
                     outcome = self._outcome(loaded, output, Path(folder))
                 if isinstance(outcome, list):
                     continue
-                failure = self._failure(loaded, output, outcome)
                 # Trained weights may agree where these do not, and there may be room by then.
                 certain = isinstance(outcome, ExportFailed) and not (alike and isinstance(outcome, OutputDiffers))
-                self._log(f"{output} {'will' if certain else 'may'} be missing from the result: {failure.detail}")
-                if certain:
-                    failed.append(failure)
+                (failed if certain else doubtful).append(self._failure(loaded, output, outcome))
         if len(failed) == len(self.asked):
             raise _none_written(failed)
+        for failure in failed:
+            self._log(f"{failure.format} will be missing from the result: {failure.detail}")
+        for failure in doubtful:
+            self._log(f"{failure.format} may be missing from the result: {failure.detail}")
 
     def write(self, loaded: LoadedModel, directory: Path) -> Written:
         """Write each format that can be written, and nothing of the others. What an earlier call has left goes first.

@@ -113,7 +113,7 @@ def test_a_student_is_written_in_what_holds_it(embedded: Stack) -> None:
 
 def test_a_job_whose_worker_was_killed_ends_the_same(processes: Processes, scratch: Path) -> None:
     stack = new_stack(scratch / "formats", processes)
-    spec = pruning(stack, "torchscript", "onnx", samples=1000, epochs=12, batch_size=16)
+    spec = pruning(stack, "torchscript", "onnx", samples=2000, epochs=24, batch_size=16)
     undisturbed, job = stack.submit(spec), stack.submit(spec)
     whole = stack.succeeded(undisturbed)
     wait_for(lambda: stack.job_row(job).checkpoint_step, 60, "a checkpoint", every_s=0.02)
