@@ -57,7 +57,8 @@ def prune(
         model: a module (not changed), or a TorchScript, state dict or safetensors file.
         data: `(x, y)` arrays or tensors (x a list for several inputs), a data set file, "builtin:digits" or None.
         architecture: of a state dict file.
-        directory: where the result files are left; without one they are gone, and the model remains.
+        directory: where the result files are left; without one they are gone, and the model remains. Formats that could
+            not be written are under `report.failed_outputs`.
         fields: of `pared.specs.PruneSpec`, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`.
             Without a `device` it computes on the GPU, if torch finds one.
 
@@ -92,7 +93,7 @@ def distill(
         student: the same, or an architecture (`{"name": …}`, `{"layers": …}`), or `{"from_teacher": {"width": 0.5}}`.
         data: as in `prune`.
         teacher_architecture, student_architecture: of state dict files.
-        directory: where the result files are left; without one they are gone, and the model remains.
+        directory: where the result files are left, as in `prune`.
         fields: of `pared.specs.DistillSpec`, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`.
             Without a `device` it computes on the GPU, if torch finds one.
 

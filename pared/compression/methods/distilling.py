@@ -12,7 +12,8 @@ from pared.compression.architectures import build
 from pared.compression.data import Data, check_fits
 from pared.compression.devices import CPU, place
 from pared.compression.distill import lesson
-from pared.compression.export import export, usual_outputs
+from pared.compression.export import usual_outputs
+from pared.compression.formats import Formats
 from pared.compression.intake import (
     LoadedModel,
     load_model,
@@ -37,7 +38,7 @@ from pared.compression.reporting import (
     split_warning,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
-from pared.compression.verdict import distill_verdict, kept_as_before, warnings_of
+from pared.compression.verdict import distill_verdict, kept_as_before, missing_formats, not_written, warnings_of
 from pared.compression.work import Work
 from pared.errors import ValidationError
 from pared.reports import (
@@ -86,7 +87,11 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             f"{count_parameters(teacher.module)[0]:,}"
         )
         alone = copied(student.module) if spec.compare_with_labels_only else None
-        checkpoint = work.observer.resume() or {"taught": None, "taught_state": None, "fit": None}
+        formats = Formats(spec.outputs or usual_outputs(teacher), example, log=work.observer.log, tick=stages.beat)
+        checkpoint = work.observer.resume()
+        if checkpoint is None:
+            formats.try_out(student)
+            checkpoint = {"taught": None, "taught_state": None, "fit": None}
 
         stages.enter("retrain")
         halves = 2 if spec.compare_with_labels_only else 1
@@ -108,12 +113,12 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         of_upload = upload_bytes()  # nothing else is to run while latency is measured
         measured = measure_both(teacher, student, example, work, stages.beat)
         stages.enter("export")
-        paths = export(student, example, spec.outputs or usual_outputs(teacher), work.directory)
-        before, after = measured.with_files(of_upload, paths, baseline, final)
+        written = formats.write(student, work.directory)
+        before, after = measured.with_files(of_upload, written.paths, baseline, final)
         alone_quality, against = (None, None) if without is None else (without.quality, compare(without, final))
         report = Report(
             type="distill",
-            verdict=distill_verdict(before, after, comparison, alone_quality, against),
+            verdict=distill_verdict(before, after, comparison, alone_quality, against) + not_written(written.failed),
             before=before,
             after=after,
             comparison=comparison,
@@ -123,6 +128,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             history=taught.history + (alone_fit.history if alone_fit else []),
             best_epoch=taught.best_epoch,
             seconds=stages.finish(),
+            failed_outputs=written.failed,
             warnings=[
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
                 *split_warning(data),
@@ -131,10 +137,11 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *softmax_warning(baseline),
                 *measured.warnings,
                 *work.notes,
-                *warnings_of(None, before, after, layers, sizes(paths)),
+                *warnings_of(None, before, after, layers, sizes(written.paths)),
+                *missing_formats(written.failed),
             ],
             sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, paths, spec.train),
+            reproduce=reproduce(spec, work, written.paths, spec.train),
         )
         publish(report, work)
         return report, student

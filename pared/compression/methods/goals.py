@@ -112,12 +112,12 @@ class SizeSearch:
         """The pruning by the amount that was found."""
         return Pruning(given.of(self.found.of(given.spec)), None if self._sizes is None else self._sizes.ways.channels)
 
-    def foreseen(self, after: Size, first_file_bytes: int) -> Goal:
+    def foreseen(self, after: Size, first_file_bytes: int | None) -> Goal:
         """What the target comes to where neither training nor time has a say in it.
 
         Args:
             after: the model pruned by the amount that was found.
-            first_file_bytes: of it in the first format that the job asks for.
+            first_file_bytes: of it in the first format that the job asks for, if that can be written.
         """
         spec = self._given.spec
         reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
@@ -125,7 +125,8 @@ class SizeSearch:
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""
-        missed = [name for name in target_of(self._given.spec).missed(result.reached) if name in self._allowed]
+        missed = target_of(self._given.spec).missed(result.reached)
+        missed = [name for name in missed if name in self._allowed and name in result.reached]
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
@@ -257,16 +258,18 @@ def _by_candidate(points: list[dict[str, Any]]) -> dict[Candidate, Point]:
 # -- the word on the result ---------------------------------------------------------------------
 
 
-def judge(given: Given, search: Search, before: Measurement, after: Measurement, first_file: Path) -> Goal:
+def judge(given: Given, search: Search, before: Measurement, after: Measurement, first_file: Path | None) -> Goal:
     """Whether a result meets the target, by the report's own measurements, which also take the place of its point.
 
     Args:
-        first_file: the result in the first format that the job asks for.
+        first_file: the result in the first format that the job asks for, if that was written. No other file takes
+            its place in a goal of bytes, which is then missed.
     """
     target, found = target_of(given.spec), search.found
     latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
-    reached = shares_left(given.spec, upload, after, first_file.stat().st_size, latency)
+    file_bytes = None if first_file is None else first_file.stat().st_size
+    reached = shares_left(given.spec, upload, after, file_bytes, latency)
     if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
         reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
     goal = _judged(search, target, reached, before.quality, after.quality)
@@ -276,7 +279,7 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
         parameters=after.parameters,
         nonzero_parameters=after.nonzero_parameters,
         macs=after.macs,
-        file_bytes=first_file.stat().st_size,
+        file_bytes=file_bytes,
         latency=latency,
         validation=None if after.quality is None else after.quality.validation,
         test=None if after.quality is None else after.quality.test.value,

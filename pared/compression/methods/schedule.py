@@ -14,6 +14,7 @@ from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
 from pared.compression.devices import CPU, device_of, place
 from pared.compression.distill import Lesson, lesson
+from pared.compression.formats import Formats
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
 from pared.compression.methods.parts import Stages, assessed
@@ -45,6 +46,7 @@ class Given:
     example: tuple[Tensor, ...]
     data: Data | None
     retrain: Retrain | None
+    formats: Formats
 
     def of(self, spec: PruneSpec) -> Given:
         """The same for a spec that a target has led to."""
@@ -142,6 +144,7 @@ class Pruning:
 
         Raises:
             NothingToPrune: no step removes anything.
+            ExportFailed: it would be trained, and can then be written in no format that the job asks for.
         """
         spec, work, stages = self.given.spec, self.given.work, self.given.stages
         if checkpoint is not None:
@@ -163,6 +166,7 @@ class Pruning:
                     quality = assessed(self.loaded.module, self.given.data, spec, work, stages).quality
                     self.before_retraining = quality
             if self.given.data is not None and self.given.retrain is not None:
+                self.given.formats.try_out(self.loaded)
                 stages.enter("retrain")
                 ramp = self._ramp(step, self._begin(step, amounts), amount) if spec.ramps else None
                 phase = "retrain" if len(amounts) == 1 else f"retrain {step + 1}"
