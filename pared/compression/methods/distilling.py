@@ -13,6 +13,7 @@ from pared.compression.architectures import build
 from pared.compression.data import Data, check_fits
 from pared.compression.distill import lesson
 from pared.compression.export import export, usual_outputs
+from pared.compression.finite import hold_finite_on_example
 from pared.compression.intake import (
     LoadedModel,
     load_model,
@@ -34,6 +35,7 @@ from pared.compression.reporting import (
     sizes,
     softmax_warning,
     split_warning,
+    unanswered_warning,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
 from pared.compression.verdict import distill_verdict, kept_as_before, warnings_of
@@ -95,9 +97,11 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         student = replace(student, module=student.module.cpu().eval())
         stages.enter("evaluate")
-        final = assessed(student.module, data, spec, work, stages)
+        final = assessed(student.module, data, spec, work, stages, upload=baseline, role="The student")
+        hold_finite_on_example(teacher.module.cpu(), student.module, example)
         comparison = compare(baseline, final)
-        without = None if alone is None else assessed(alone, data, spec, work, stages)
+        role = "The student that was trained on labels alone"
+        without = None if alone is None else assessed(alone, data, spec, work, stages, upload=baseline, role=role)
         layers = []
         if removal is not None:
             layers = layer_reports(
@@ -125,6 +129,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *split_warning(data),
                 *kept_as_before("distillation", taught.best_epoch),
                 *softmax_warning(baseline),
+                *unanswered_warning(baseline),
                 *measured.warnings,
                 *warnings_of(None, before, after, layers, sizes(paths)),
             ],

@@ -116,8 +116,19 @@ def data_of(spec: PruneSpec | DistillSpec, work: Work) -> Data | None:
     return load_dataset(work.dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed)
 
 
-def assessed(module: nn.Module, data: Data, spec: PruneSpec | DistillSpec, work: Work, stages: Stages) -> Assessment:
-    """Score a model on the validation and test splits; it ends on the CPU."""
-    found = assess(module.to(work.device), data, spec.task, device=work.device, tick=stages.beat)
+def assessed(
+    module: nn.Module,
+    data: Data,
+    spec: PruneSpec | DistillSpec,
+    work: Work,
+    stages: Stages,
+    *,
+    upload: Assessment | None = None,
+    role: str = "The result",
+) -> Assessment:
+    """Score a model on the validation and test splits; it ends on the CPU. `upload`, `role`: as `assess` takes them."""
+    found = assess(
+        module.to(work.device), data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat
+    )
     module.cpu()
     return found

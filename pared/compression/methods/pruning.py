@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,7 @@ from pared.compression.reporting import (
     sizes,
     softmax_warning,
     split_warning,
+    unanswered_warning,
 )
 from pared.compression.train import trainable
 from pared.compression.verdict import kept_as_before, prune_verdict, warnings_of
@@ -59,8 +62,9 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, spec, work, stages)
+        given = replace(given, baseline=baseline)
 
-        search = None if spec.target is None else search_for(given, baseline)
+        search = None if spec.target is None else search_for(given)
         checkpoint = work.observer.resume()
         goal = None
         while True:
@@ -71,7 +75,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 state = search.run(checkpoint, work.observer.checkpoint)
             smaller = state.loaded
             stages.enter("evaluate")
-            final = None if data is None else assessed(smaller.module, data, spec, work, stages)
+            final = None if data is None else assessed(smaller.module, data, spec, work, stages, upload=baseline)
             measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
             paths = export(smaller, example, spec.outputs or usual_outputs(original), work.directory)
@@ -111,6 +115,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *kept_as_before(_last_training(state.given.spec), state.best_epoch),
                 *state.warnings(),
                 *softmax_warning(baseline),
+                *unanswered_warning(baseline),
                 *measured.warnings,
                 *warnings_of(spec.granularity, before, after, layers, sizes(paths)),
             ],

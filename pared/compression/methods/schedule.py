@@ -13,8 +13,10 @@ from pared.compression.coupling import Correction, find_correction, input_norms,
 from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
+from pared.compression.finite import hold_finite_on_example
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
+from pared.compression.measure import Assessment
 from pared.compression.methods.parts import Stages, assessed
 from pared.compression.names import Amounts, tensors, tied_names, weight_layers
 from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
@@ -44,6 +46,8 @@ class Given:
     example: tuple[Tensor, ...]
     data: Data | None
     retrain: Retrain | None
+    baseline: Assessment | None = None
+    """The upload, scored, where there is data."""
 
     def of(self, spec: PruneSpec) -> Given:
         """The same for a spec that a target has led to."""
@@ -131,6 +135,7 @@ class Pruning:
 
         Raises:
             NothingToPrune: no step removes anything.
+            NotFinite: what is left answers NaN or infinity where the upload does not.
         """
         spec, work, stages = self.given.spec, self.given.work, self.given.stages
         if checkpoint is not None:
@@ -147,10 +152,12 @@ class Pruning:
                     of = f"step {step + 1} of {len(amounts)}"
                     work.observer.log(f"{of} is less than one {self._unit}, and is left to a later one")
                     continue
+                self._hold_finite()  # before a training that could only diverge
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
-                    quality = assessed(self.loaded.module, self.given.data, spec, work, stages).quality
-                    self.before_retraining = quality
+                    upload = self.given.baseline
+                    found = assessed(self.loaded.module, self.given.data, spec, work, stages, upload=upload)
+                    self.before_retraining = found.quality
             if self.given.data is not None and self.given.retrain is not None:
                 stages.enter("retrain")
                 ramp = self._ramp(step, self._begin(step, amounts), amount) if spec.ramps else None
@@ -164,6 +171,10 @@ class Pruning:
         if spec.quantize is not None:
             resumed = checkpoint["fit"] if checkpoint is not None and checkpoint["step"] == len(amounts) else None
             self._share_values(spec.quantize, len(amounts), resumed, keep)
+        self._hold_finite()
+
+    def _hold_finite(self) -> None:
+        hold_finite_on_example(self.given.original.module, self.loaded.module, self.given.example)
 
     # -- removing -------------------------------------------------------------------------------
 
