@@ -1,6 +1,7 @@
 """From an uploaded file to a module: recognised by content, refused with a reason, opened, inspected."""
 
 from pared.compression.intake.examples import example_from_specs, guess_example_inputs
+from pared.compression.intake.folding import confirmed
 from pared.compression.intake.inspection import PASSED_OVER, inspect_model, inspect_weights
 from pared.compression.intake.loaded import LoadedModel
 from pared.compression.intake.opening import load_model
@@ -8,6 +9,7 @@ from pared.compression.intake.opening import load_model
 __all__ = [
     "PASSED_OVER",
     "LoadedModel",
+    "confirmed",
     "example_from_specs",
     "guess_example_inputs",
     "inspect_model",

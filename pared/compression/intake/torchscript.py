@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from pared.compression.intake.folding import folded
 from pared.compression.intake.loaded import LoadedModel, check_tensors, first_line, other_types
 from pared.compression.work import ModelFile
 from pared.errors import OutOfMemory, UnsupportedModel
@@ -46,7 +47,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
     flavour = _flavour(file.path, module, nodes)
     notes += _torchscript_notes(flavour, nodes)
-    return LoadedModel(
+    loaded = LoadedModel(
         module=module,
         format="torchscript",
         flavour=flavour,
@@ -55,6 +56,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         warnings=notes,
         frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
     )
+    return folded(loaded)
 
 
 def _torchscript_refusal(error: Exception) -> str:

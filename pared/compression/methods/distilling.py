@@ -16,8 +16,10 @@ from pared.compression.export import export, usual_outputs
 from pared.compression.finite import hold_finite_on_example
 from pared.compression.intake import (
     LoadedModel,
+    confirmed,
     load_model,
 )
+from pared.compression.masks import Masks, zeros_held
 from pared.compression.measure import (
     compare,
     count_parameters,
@@ -69,6 +71,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             )
         check_fits(teacher, data)
         example = data.example(EXAMPLE_BATCH)
+        teacher = confirmed(teacher, example)
 
         stages.enter("baseline")
         baseline = assessed(teacher.module, data, spec, work, stages)
@@ -154,7 +157,7 @@ def _student(
         module = build(spec.student)
         loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
     check_fits(loaded, data)
-    return loaded, None
+    return confirmed(loaded, example), None
 
 
 def _teach(
@@ -191,6 +194,7 @@ def _teach(
         task=spec.task,
         seed=seed_of(spec.seed, "train"),
         phase="distill",
+        masks=_zeros_held(student.module, student),
         companion=teaching.companion,
         device=work.device,
         observer=work.observer,
@@ -225,9 +229,16 @@ def _labels_only(
         task=spec.task,
         seed=seed_of(spec.seed, "train"),
         phase="labels only",
+        masks=_zeros_held(alone, student),
         device=work.device,
         observer=work.observer,
         span=span,
         keep=lambda state: work.observer.checkpoint({"taught": done, "taught_state": taught_state, "fit": state}),
         resume=checkpoint["fit"] if checkpoint["taught"] is not None else None,
     )
+
+
+def _zeros_held(module: nn.Module, student: LoadedModel) -> Masks | None:
+    """The zeros that masks in the student's file stood for."""
+    zeros = zeros_held(module, student.sparse)
+    return Masks(zeros) if zeros else None

@@ -11,6 +11,7 @@ from pared.compression.data import Data, check_fits
 from pared.compression.export import export, usual_outputs
 from pared.compression.intake import (
     LoadedModel,
+    confirmed,
     example_from_specs,
     guess_example_inputs,
     load_model,
@@ -133,6 +134,7 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[s
     _check_patterns(spec, original.module)
     data = data_of(spec, work)
     example = _example(spec, original, data)
+    original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)
     return Given(spec, work, stages, original, example, data, retrain), skipped
 

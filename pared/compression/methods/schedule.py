@@ -15,10 +15,10 @@ from pared.compression.data import Data
 from pared.compression.distill import Lesson, lesson
 from pared.compression.finite import hold_finite_on_example
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
+from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
 from pared.compression.measure import Assessment
 from pared.compression.methods.parts import Stages, assessed
-from pared.compression.names import Amounts, tensors, tied_names, weight_layers
+from pared.compression.names import Amounts, matching, tensors, tied_names, weight_layers
 from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
@@ -107,7 +107,13 @@ def prunable_weights(
     """The single weights, or the blocks, that can go. `slopes`: as `choice` takes them."""
     spec = given.spec
     block = spec.block if spec.granularity == "block" else (1, 1)
-    return PrunableWeights(module, scope=spec.scope, block=block, **choice(given, module, step, slopes))
+    how = choice(given, module, step, slopes) | _of_folded(given.original)
+    return PrunableWeights(module, scope=spec.scope, block=block, **how)
+
+
+def _of_folded(original: LoadedModel) -> dict[str, Any]:
+    """What the choice of single weights is told of weights that the upload computes: of those folded, and of others."""
+    return {"left_out": original.left_out, "held": zeros_held(original.module, original.sparse)}
 
 
 class Pruning:
@@ -241,15 +247,18 @@ class Pruning:
         """Which weights of a module live when this much is gone."""
         spec = self.given.spec
         if spec.granularity == "n:m":
-            return n_m_masks(module, *spec.n_m, **choice(self.given, module, step, slopes))
+            n, m = spec.n_m
+            how = choice(self.given, module, step, slopes) | _of_folded(self.given.original)
+            return n_m_masks(module, n=n, m=m, **how)
         return prunable_weights(self.given, module, step, slopes).masks(amount, regrow)
 
     def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
         """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
         if step:
             return amounts[step - 1].default
-        spec = self.given.spec
-        return zero_share(self.given.original.module, scope=spec.scope, include=spec.include, exclude=spec.exclude)
+        spec, original = self.given.spec, self.given.original
+        patterns = {"include": spec.include, "exclude": spec.exclude}
+        return zero_share(original.module, scope=spec.scope, **patterns, left_out=original.left_out)
 
     def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
         """The masks of one stage, from the share that is gone when it begins to its own amounts."""
@@ -267,8 +276,11 @@ class Pruning:
         module = self.loaded.module
         self.masks = masks
         layers, names_of = weight_layers(module), tied_names(module)
-        covered = {layers[alias] for name in masks.kept for alias in names_of[name]}
-        self.reasons = {layer: "left out by include/exclude" for layer in layers.values() if layer not in covered}
+        spec, left_out = self.given.spec, self.given.original.left_out
+        chosen = masks.kept.keys() & matching(module, spec.include, spec.exclude).keys()
+        covered = {layers[alias] for name in chosen for alias in names_of[name] if alias in layers}
+        told = dict.fromkeys(layers.values(), "left out by include/exclude") | left_out
+        self.reasons = {layer: told[layer] for layer in layers.values() if layer not in covered}
 
     def _masks_of_now(self) -> Masks:
         assert self.masks is not None  # noqa: S101 - the caller has just set them
@@ -309,6 +321,8 @@ class Pruning:
             )
 
         taught = self._taught = self._taught or self._lesson(retrain, data)
+        if held is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
+            held = Masks(zeros)
         found = fit(
             self.loaded.module,
             taught.data,
@@ -327,7 +341,7 @@ class Pruning:
         )
         self.history = earlier + found.history
         self.best_epoch = found.best_epoch
-        if isinstance(found.masks, Masks):
+        if isinstance(found.masks, Masks) and spec.granularity not in PHYSICAL:
             self._take_up(Masks.from_state({name: kept.cpu() for name, kept in found.masks.state().items()}))
 
     def _share_values(self, quantize: Quantize, step: int, resumed: dict[str, Any] | None, keep: Keep) -> None:
