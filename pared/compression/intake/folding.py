@@ -64,7 +64,7 @@ def folded(loaded: LoadedModel) -> LoadedModel:
     example = guess_example_inputs(result)
     if example is None:
         return replace(result, unfolded=script)
-    if (why := _difference(script, folding.module, example)) is None:
+    if (why := folding_difference(script, folding.module, example)) is None:
         return result
     left = {_layer(source): why for sources in folding.sources.values() for source in sources} | folding.left
     return replace(loaded, left_out=left, warnings=[*loaded.warnings, *_left_notes(left)])
@@ -78,7 +78,7 @@ def confirmed(loaded: LoadedModel, example: Sequence[Tensor]) -> LoadedModel:
     """
     if loaded.unfolded is None or not isinstance(loaded.module, torch.jit.ScriptModule):
         return loaded
-    if (why := _difference(loaded.unfolded, loaded.module, example)) is not None:
+    if (why := folding_difference(loaded.unfolded, loaded.module, example)) is not None:
         raise UnsupportedModel(
             f"The weights that this model computes from others cannot be folded into plain ones: {why}. Take the "
             "parametrizations off before saving it, as with torch.nn.utils.parametrize.remove_parametrizations."
@@ -86,24 +86,25 @@ def confirmed(loaded: LoadedModel, example: Sequence[Tensor]) -> LoadedModel:
     return replace(loaded, unfolded=None)
 
 
-def _difference(
-    upload: torch.jit.ScriptModule, result: torch.jit.ScriptModule, example: Sequence[Tensor]
-) -> str | None:
-    """Why a folded model is not taken for the upload; None: both answer alike."""
+def folding_difference(upload: nn.Module, result: nn.Module, example: Sequence[Tensor]) -> str | None:
+    """Why a folded model is not taken for the upload; None: both answer alike.
+
+    Args:
+        upload, result: in eval mode.
+    """
     answers = []
     for module in (upload, result):
         # A copy, for some files change their own tensors when they run; and the same draws of chance.
+        runs = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
         with torch.random.fork_rng(devices=[]), torch.no_grad(), optimized_execution(False):
             torch.manual_seed(0)
             try:
-                answers.append(flat_tensors(reloaded(module)(*example)))
+                answers.append(flat_tensors(runs(*example)))
             except Exception as error:  # noqa: BLE001 - a model fails in any way it likes
                 return f"with plain weights it does not run ({first_line(error)})"
-    pairs = list(zip(*answers, strict=False))
-    difference = max((relative_difference(after, before) for before, after in pairs), default=0.0)
-    if difference <= TOLERANCE:
-        return None
-    return f"with plain weights its answers would differ by {difference:.2g}"
+    differences = [relative_difference(after, before) for before, after in zip(*answers, strict=True)]
+    worst = next((each for each in differences if not each <= TOLERANCE), None)  # NaN is within no limit
+    return None if worst is None else f"with plain weights its answers would differ by {worst:.2g}"
 
 
 def _left_notes(left: Mapping[str, str]) -> list[str]:
