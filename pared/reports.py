@@ -83,7 +83,10 @@ class Quality(_Part):
     metric: Literal["accuracy", "r2"]
     test: Interval
     validation: float
-    loss: float = Field(description="Mean test loss: cross-entropy or squared error.")
+    loss: float | None = Field(
+        description="Mean test loss: cross-entropy or squared error. None where it is no finite number, as with a "
+        "masked class."
+    )
     samples: int
 
 

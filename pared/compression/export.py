@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build
 from pared.compression.coupling.interpreter import reloaded
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.reference import flat_tensors, relative_difference
 from pared.compression.devices import CPU, place
 from pared.compression.intake import LoadedModel
+from pared.compression.memory import ran_out_of_memory
 from pared.compression.program_export import export_program, load_program, quiet
 from pared.errors import ExportFailed, ModelFailed
 from pared.specs import Output
@@ -255,7 +256,10 @@ _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Pat
 def _check(
     name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Any], *, single: bool = True
 ) -> None:
-    """The written file answers as the model does: on the example and, where that takes one, on a single sample."""
+    """The written file answers as the model does: on the example and, where that takes one, on a single sample.
+
+    That the model gives no NaN of its own has been seen to by `finite`: where it does, the upload does.
+    """
     for inputs in (example, tuple(x[:1] for x in example)) if single else (example,):
         with torch.no_grad():
             try:
@@ -272,7 +276,7 @@ def _check(
             shapes = ([list(tensor.shape) for tensor in tensors] for tensors in (actual, expected))
             raise ExportFailed("{} gives the shapes {}, the model {}.".format(name, *shapes))
         for one, other in zip(actual, expected, strict=True):
-            difference = _relative_difference(one, other)
+            difference = relative_difference(one, other)
             if not difference <= TOLERANCE:  # NaN is no agreement either
                 raise OutputDiffers(f"{name} was written but its output differs from the model's by {difference:.2g}.")
 
@@ -290,19 +294,9 @@ def repeats(module: nn.Module, example: Sequence[Tensor]) -> bool:
     return True
 
 
-def _relative_difference(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest output (and to 1). NaN where the model gives NaN is no difference."""
-    if not expected.numel():
-        return 0.0
-    actual, expected = actual.double(), expected.double()
-    same = (actual == expected) | (actual.isnan() & expected.isnan())
-    size = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 0.0
-    return float((actual - expected).abs().masked_fill(same, 0.0).max()) / max(1.0, size)
-
-
 def of_the_machine(error: BaseException) -> bool:
     """Whether an error says that memory or disk gave out, and nothing of the model."""
-    return isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, OSError) or ran_out_of_memory(error)
 
 
 def _last_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from pared.compression.devices import CPU, place
 from pared.compression.export import OutputDiffers, export, of_the_machine, repeats
 from pared.compression.intake import LoadedModel
 from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, StorageFull
@@ -73,7 +74,8 @@ class Formats:
         failed: list[FailedOutput] = []
         doubtful: list[FailedOutput] = []
         with torch.random.fork_rng(devices=[]):  # training finds the generator as it would without this
-            alike = repeats(loaded.module.cpu().eval(), self._example)
+            place(loaded.module, CPU)
+            alike = repeats(loaded.module.eval(), self._example)
             for output in self.asked:
                 if output not in _CHOOSY and (alike or output == "state_dict"):
                     continue

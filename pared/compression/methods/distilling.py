@@ -13,11 +13,14 @@ from pared.compression.data import Data, check_fits
 from pared.compression.devices import CPU, place
 from pared.compression.distill import lesson
 from pared.compression.export import usual_outputs
+from pared.compression.finite import hold_finite_on_example
 from pared.compression.formats import Formats
 from pared.compression.intake import (
     LoadedModel,
+    confirmed,
     load_model,
 )
+from pared.compression.masks import Masks, zeros_held
 from pared.compression.measure import (
     compare,
     count_bytes,
@@ -36,6 +39,7 @@ from pared.compression.reporting import (
     sizes,
     softmax_warning,
     split_warning,
+    unanswered_warning,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
 from pared.compression.verdict import distill_verdict, kept_as_before, missing_formats, not_written, warnings_of
@@ -70,6 +74,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         check_fits(teacher, data)
         upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
+        teacher = confirmed(teacher, example)
 
         stages.enter("baseline")
         baseline = assessed(teacher.module, data, spec, work, stages)
@@ -102,9 +107,12 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         place(student.module.eval(), CPU)
         stages.enter("evaluate")
-        final = assessed(student.module, data, spec, work, stages)
+        final = assessed(student.module, data, spec, work, stages, upload=baseline, role="The student")
+        place(teacher.module, CPU)
+        hold_finite_on_example(teacher.module, student.module, example)
         comparison = compare(baseline, final)
-        without = None if alone is None else assessed(alone, data, spec, work, stages)
+        role = "The student that was trained on labels alone"
+        without = None if alone is None else assessed(alone, data, spec, work, stages, upload=baseline, role=role)
         layers = []
         if removal is not None:
             layers = layer_reports(
@@ -135,6 +143,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *kept_as_before("distillation", taught.best_epoch),
                 *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
                 *softmax_warning(baseline),
+                *unanswered_warning(baseline),
                 *measured.warnings,
                 *work.notes,
                 *warnings_of(None, before, after, layers, sizes(written.paths)),
@@ -161,7 +170,7 @@ def _student(
         module = build(spec.student)
         loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
     check_fits(loaded, data)
-    return loaded, None
+    return confirmed(loaded, example), None
 
 
 def _teach(
@@ -198,6 +207,7 @@ def _teach(
         task=spec.task,
         seed=seed_of(spec.seed, "train"),
         phase="distill",
+        masks=_zeros_held(student.module, student),
         companion=teaching.companion,
         device=work.device,
         observer=work.observer,
@@ -232,9 +242,16 @@ def _labels_only(
         task=spec.task,
         seed=seed_of(spec.seed, "train"),
         phase="labels only",
+        masks=_zeros_held(alone, student),
         device=work.device,
         observer=work.observer,
         span=span,
         keep=lambda state: work.observer.checkpoint({"taught": done, "taught_state": taught_state, "fit": state}),
         resume=checkpoint["fit"] if checkpoint["taught"] is not None else None,
     )
+
+
+def _zeros_held(module: nn.Module, student: LoadedModel) -> Masks | None:
+    """The zeros that masks in the student's file stood for."""
+    zeros = zeros_held(module, student.sparse)
+    return Masks(zeros) if zeros else None

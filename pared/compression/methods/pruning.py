@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from pared.compression.export import usual_outputs
 from pared.compression.formats import Formats
 from pared.compression.intake import (
     LoadedModel,
+    confirmed,
     example_from_specs,
     guess_example_inputs,
     load_model,
@@ -33,6 +36,7 @@ from pared.compression.reporting import (
     sizes,
     softmax_warning,
     split_warning,
+    unanswered_warning,
 )
 from pared.compression.train import trainable
 from pared.compression.verdict import kept_as_before, missing_formats, not_written, prune_verdict, warnings_of
@@ -62,8 +66,9 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, spec, work, stages)
+        given = replace(given, baseline=baseline)
 
-        search = None if spec.target is None else search_for(given, baseline)
+        search = None if spec.target is None else search_for(given)
         checkpoint = work.observer.resume()
         if checkpoint is not None:
             given.formats.have_been_tried()
@@ -76,7 +81,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 state = search.run(checkpoint, work.observer.checkpoint)
             smaller = state.loaded
             stages.enter("evaluate")
-            final = None if data is None else assessed(smaller.module, data, spec, work, stages)
+            final = None if data is None else assessed(smaller.module, data, spec, work, stages, upload=baseline)
             of_upload = upload_bytes()  # nothing else is to run while latency is measured
             measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
@@ -118,6 +123,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *kept_as_before(_last_training(state.given.spec), state.best_epoch),
                 *state.warnings(),
                 *softmax_warning(baseline),
+                *unanswered_warning(baseline),
                 *measured.warnings,
                 *work.notes,
                 *warnings_of(spec.granularity, before, after, layers, sizes(written.paths)),
@@ -137,6 +143,7 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[s
     _check_patterns(spec, original.module)
     data = data_of(spec, work)
     example = _example(spec, original, data)
+    original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)
     outputs = spec.outputs or usual_outputs(original)
     formats = Formats(outputs, example, log=work.observer.log, tick=stages.beat)
