@@ -16,21 +16,22 @@ from tests.gpu.up import Up
 
 pytestmark = pytest.mark.gpu
 
-BATCH = {"cuda": 400, "cpu": 16}[DEVICE]
-MIB_A_SAMPLE = 4  # of each layer of `networks.Deep`
+BATCH = 400
+SIZE = {"cuda": 256, "cpu": 16}[DEVICE]
+MIB_A_SAMPLE = SIZE**2 * 64 / 2**20  # of each layer of `networks.Deep`
 FLOAT32 = {"epochs": 1, "lr": 0.01, "batch_size": BATCH, "precision": "float32"}
 
 
 def deep(up: Up, layers: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = up.upload_model(networks.scripted(networks.Deep(layers)), f"deep_{layers}.pt")
+    model = up.upload_model(networks.scripted(networks.Deep(layers, SIZE)), f"deep_{layers}.pt")
     return prune_upload(up, model, "resnet", granularity="weight", retrain=FLOAT32)
 
 
 @needs_card
 def test_a_batch_too_large_is_halved_and_gradients_are_added(alone: Up, before: Card, finding: dict[str, Any]) -> None:
     """A whole batch would take twice the card's memory."""
-    report = alone.succeeded(alone.submit(deep(alone, 2 * before.memory // (BATCH * MIB_A_SAMPLE))))
+    report = alone.succeeded(alone.submit(deep(alone, round(2 * before.memory / (BATCH * MIB_A_SAMPLE)))))
     told(finding, report)
     finding["warnings"] = report["warnings"]
     computed_on(report, before)
