@@ -13,11 +13,12 @@ from tests.gpu.jobs import prune_upload
 from tests.gpu.test_basics import computed_on, told
 from tests.gpu.test_interruptions import free_again
 from tests.gpu.up import Up
+from tests.models import zoo
 
 pytestmark = pytest.mark.gpu
 
-BATCH = 400
-SIZE = {"cuda": 256, "cpu": 16}[DEVICE]
+BATCH = 3000
+SIZE = {"cuda": 96, "cpu": 8}[DEVICE]
 MIB_A_SAMPLE = SIZE**2 * 64 / 2**20  # of each layer of `networks.Deep`
 FLOAT32 = {"epochs": 1, "lr": 0.01, "batch_size": BATCH, "precision": "float32"}
 
@@ -25,7 +26,8 @@ FLOAT32 = {"epochs": 1, "lr": 0.01, "batch_size": BATCH, "precision": "float32"}
 def deep(up: Up, layers: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = up.upload_model(networks.scripted(networks.Deep(layers, SIZE)), f"deep_{layers}.pt")
-    return prune_upload(up, model, "resnet", granularity="weight", retrain=FLOAT32)
+    dataset = up.upload_dataset(zoo.npz(*zoo.images(3, 8)(4000, 0)), "images_4000.npz")
+    return {**prune_upload(up, model, "resnet", granularity="weight", retrain=FLOAT32), "dataset": dataset}
 
 
 @needs_card
