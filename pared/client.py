@@ -145,6 +145,7 @@ class JobRecord(_Record):
     stage: str | None = None
     progress: dict[str, Any] | None = None
     queue_position: int | None = None
+    waits_for: str | None = None
     attempt: int = 0
     created_at: datetime | None = None
     started_at: datetime | None = None
@@ -165,6 +166,8 @@ class JobRecord(_Record):
         progress = self.progress or {}
         if self.status == "queued" and self.queue_position is not None:
             text += f", number {self.queue_position} in the queue"
+        if self.status == "queued" and self.waits_for:
+            text += f" ({self.waits_for})"
         if self.status == "running" and self.stage:
             text += f", {self.stage}"
         if self.status == "running" and progress.get("fraction") is not None:

@@ -78,6 +78,12 @@ class NotReady(Conflict):
     code, title, status = "not-ready", "Not ready yet", 409
 
 
+class DeviceUnavailable(Conflict):
+    """No device of the kind that was asked for is there, or it cannot be used."""
+
+    code, title, status = "device-unavailable", "No such device", 409
+
+
 class PreconditionFailed(ParedError):
     """`If-Match` named another version."""
 

@@ -74,6 +74,7 @@ class Latency(_Part):
     p95_ms: float
     noise: float = Field(description="Relative spread (interquartile range / median) of the runs.")
     runs: int
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where it was measured.")
 
 
 class Quality(_Part):
@@ -168,7 +169,8 @@ class Reproduce(_Part):
     spec: dict[str, Any]
     seed: int
     versions: dict[str, str]
-    device: str
+    device: str = Field(description="The GPU's name, or `cpu` with the kind of processor.")
+    driver: str | None = Field(None, description="Version of the NVIDIA driver; None without a GPU.")
     threads: int
     precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="What products computed in while the model was trained; None where nothing was trained."

@@ -302,6 +302,7 @@ Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Ou
 
 
 Task = Literal["classification", "regression"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class CommonFields(Spec):
@@ -317,11 +318,34 @@ class CommonFields(Spec):
         "makes a dense model of it.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
+    device: Device = Field(
+        "auto",
+        description="What the job computes on. `cuda`: an NVIDIA GPU; only a worker that has one takes the job. `cpu`: "
+        "the processor, on whichever worker. `auto`: the worker that is free first takes it, and uses its GPU if it "
+        "has one.",
+    )
+    latency_device: Literal["cpu", "cuda"] | None = Field(
+        None,
+        description="Where latency is measured, for the report and for a goal of latency: where the model will run. "
+        "Without one, where the job computes. `cuda` asks for a worker with a GPU, as `device` does.",
+    )
+
+    @property
+    def needs_device(self) -> Device:
+        """What a worker must have to take the job."""
+        return "cuda" if self.latency_device == "cuda" else self.device
 
     @model_validator(mode="after")
     def _outputs_once(self) -> CommonFields:
         if self.outputs is not None and len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs names a format twice")
+        return self
+
+    @model_validator(mode="after")
+    def _latency_device_is_there(self) -> CommonFields:
+        if self.device == "cpu" and self.latency_device == "cuda":
+            why = "cuda is not there for a job whose `device` is cpu: make `device` cuda or auto, or leave this out"
+            self._refuse({"latency_device": why})
         return self
 
 

@@ -106,7 +106,8 @@ class JobView(BaseModel):
     status: JobStatus
     stage: str | None
     progress: Progress
-    queue_position: int | None = Field(description="1 is next; null unless queued.")
+    queue_position: int | None = Field(description="1 is next, among the jobs for the same device; null unless queued.")
+    waits_for: str | None = Field(description="Of a queued job that no living worker could take: what it waits for.")
     attempt: int
     sandbox: str | None = Field(description="The sandbox level that held while it ran.")
     created_at: str
@@ -123,6 +124,7 @@ class PlanPending(BaseModel):
 
     id: str
     status: Literal["queued", "running"]
+    waits_for: str | None = Field(description="Of a plan that no living worker could make: what it waits for.")
     created_at: str
     links: Links
 
@@ -137,7 +139,13 @@ def view_dataset(row: Dataset) -> UploadView:
     return UploadView(**_upload(row, "datasets"))
 
 
-def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_position: int | None) -> JobView:
+def view_job(
+    row: Job,
+    verdict: str | None,
+    artifacts: list[Artifact],
+    queue_position: int | None,
+    waits_for: str | None,
+) -> JobView:
     """A job's JSON; `verdict` is its report's, which is not read whole for it."""
     here = f"/v1/jobs/{row.id}"
     progress = Progress(**(row.progress or {}))
@@ -154,6 +162,7 @@ def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_pos
             "stage": None if row.status in ENDED else row.stage,
             "progress": progress,
             "queue_position": queue_position,
+            "waits_for": waits_for,
             "attempt": row.attempt,
             "sandbox": row.sandbox,
             "created_at": timestamp(row.created_at),
@@ -174,11 +183,12 @@ def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_pos
     )
 
 
-def view_plan_pending(row: Job) -> PlanPending:
+def view_plan_pending(row: Job, waits_for: str | None) -> PlanPending:
     """The JSON of a plan that is not made yet."""
     status: Literal["queued", "running"] = "queued" if row.status == "queued" else "running"
     links = Links(self=f"/v1/plans/{row.id}")
-    return PlanPending(id=row.id, status=status, created_at=timestamp(row.created_at), links=links)
+    created_at = timestamp(row.created_at)
+    return PlanPending(id=row.id, status=status, waits_for=waits_for, created_at=created_at, links=links)
 
 
 def view_artifact(row: Artifact) -> ArtifactView:

@@ -192,11 +192,11 @@ def weight_scores(
     assert evidence is not None  # noqa: S101 - the spec asks for data
     if criterion == "activation":
         norms = evidence.input_norms()
-        return {name: (weight.abs() * _norm(norms, name)).float().cpu() for name, weight in weights.items()}
+        return {name: (weight.abs().cpu() * _norm(norms, name)).float() for name, weight in weights.items()}
     scores = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
     for gradient in evidence.gradients():
         for name, weight in weights.items():
-            scores[name] += (gradient[name] * weight).square().float().cpu()
+            scores[name] += (gradient[name].to(weight.device) * weight).square().float().cpu()
     return scores
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.devices import device_of, place
+from pared.compression.gradients import Loss
 from pared.compression.measure import (
     Inputs,
     Samples,
@@ -21,7 +23,7 @@ from pared.compression.measure import (
     label_loss,
     own_failures,
 )
-from pared.compression.train import Loss, seed_of
+from pared.compression.train import seed_of
 from pared.errors import ShapeMismatch, ValidationError
 from pared.specs import Knowledge, OutputMse
 
@@ -126,8 +128,8 @@ def lesson(
         ShapeMismatch: the outputs of teacher and student differ in shape.
         ValidationError: a named layer does not exist, gives no tensor, or is too narrow or too wide.
     """
-    teacher.eval().to(device)
-    student.eval().to(device)
+    place(teacher.eval(), device)
+    place(student.eval(), device)
     inputs = tuple(tensor.to(device) for tensor in example)
     pairs = kind.features or [] if isinstance(kind, Knowledge) else []
     seen_by = {
@@ -151,7 +153,7 @@ def lesson(
 
 def _taught(teacher: nn.Module, data: TeachableSamples, task: Task, device: str) -> Samples:
     """The samples with the teacher's outputs over the training split, computed once, where the student runs."""
-    return data.taught(answers(teacher, data.on(device), "train", task)[0])
+    return data.taught(answers(teacher, data, "train", task, device=device)[0])
 
 
 def _output_loss(task: Task) -> Loss:
@@ -297,6 +299,7 @@ def _capturing(module: torch.jit.ScriptModule, layers: Sequence[str], role: str)
     API is private to torch; `tests/compression/test_distill.py` pins what is relied on.
     """
     copy: Any = reloaded(module)
+    place(copy, device_of(module))
     marked: set[str] = set()
     for submodule in copy.modules():
         kind = submodule._c._type().qualified_name()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build
 from pared.compression.coupling.reference import flat_tensors
+from pared.compression.devices import CPU, place
 from pared.compression.intake import LoadedModel
 from pared.compression.program_export import export_program, load_program, quiet
 from pared.errors import ExportFailed, ModelFailed
@@ -45,7 +46,8 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     Raises:
         ExportFailed: a format cannot hold this model, or a written file answers otherwise; names the operator.
     """
-    module = loaded.module.cpu().eval()
+    module = loaded.module.eval()
+    place(module, CPU)
     written: list[Path] = []
     for output in outputs:
         written += _WRITERS[output](loaded, module, tuple(example), directory)

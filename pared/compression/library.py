@@ -20,10 +20,11 @@ from pared import specs
 from pared.compression import methods
 from pared.compression.architectures import LayeredModule
 from pared.compression.data import load_dataset
+from pared.compression.devices import CPU, place
 from pared.compression.export import as_torchscript
 from pared.compression.intake import example_from_specs
 from pared.compression.work import DatasetFile, ModelFile, Work
-from pared.errors import ValidationError
+from pared.errors import DeviceUnavailable, ValidationError
 from pared.reports import Report
 
 Arrays = tuple[Any, Any]
@@ -58,16 +59,19 @@ def prune(
         architecture: of a state dict file.
         directory: where the result files are left; without one they are gone, and the model remains.
         fields: of `pared.specs.PruneSpec`, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`.
+            Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
+        DeviceUnavailable: `device` is cuda, and there is none.
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
         dataset = place.dataset(data)
         given = {"type": "prune", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
         spec = _checked(specs.PruneSpec, given, model)
+        device = _device_for(spec)
         files = {"model": place.model(model, "model", architecture, spec, dataset)}
-        report, pruned = methods.pruned(spec, place.work(files, dataset))
+        report, pruned = methods.pruned(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(pruned.module, report)
 
 
@@ -90,8 +94,10 @@ def distill(
         teacher_architecture, student_architecture: of state dict files.
         directory: where the result files are left; without one they are gone, and the model remains.
         fields: of `pared.specs.DistillSpec`, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`.
+            Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
+        DeviceUnavailable: `device` is cuda, and there is none.
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
@@ -102,10 +108,11 @@ def distill(
         spec = _checked(
             specs.DistillSpec, {**given, "dataset": _dataset_id(dataset)}, teacher if from_teacher else student
         )
+        device = _device_for(spec)
         files = {"teacher": place.model(teacher, "teacher", teacher_architecture, spec, dataset)}
         if not isinstance(student, dict):
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
-        report, distilled = methods.distilled(spec, place.work(files, dataset))
+        report, distilled = methods.distilled(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(distilled.module, report)
 
 
@@ -144,7 +151,9 @@ class _Workplace:
         script = model
         if not isinstance(model, torch.jit.ScriptModule):
             # A copy, because tracing looks at the module in eval mode and on the CPU.
-            script = as_torchscript(_copy(model).cpu().eval(), _example(spec, dataset))
+            copied = _copy(model).eval()
+            place(copied, CPU)
+            script = as_torchscript(copied, _example(spec, dataset))
         torch.jit.save(script, path)
         return ModelFile(path, path.name, _digest(path))
 
@@ -171,10 +180,31 @@ class _Workplace:
             np.savez(file, allow_pickle=False, **arrays)
         return DatasetFile(path, path.name, _digest(path))
 
-    def work(self, files: dict[str, ModelFile], dataset: DatasetFile | None) -> Work:
+    def work(
+        self, files: dict[str, ModelFile], dataset: DatasetFile | None, device: str, latency_device: str | None
+    ) -> Work:
         """The work on these files, on this machine as it stands."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Work(files, dataset, self.outputs, device=device, threads=torch.get_num_threads())
+        threads = torch.get_num_threads()
+        return Work(files, dataset, self.outputs, device=device, latency_device=latency_device, threads=threads)
+
+
+def _device_for(spec: specs.PruneSpec | specs.DistillSpec) -> str:
+    """What to compute on.
+
+    Raises:
+        DeviceUnavailable: CUDA is asked for, and torch has none.
+    """
+    if torch.cuda.is_available():
+        return "cpu" if spec.device == "cpu" else "cuda"
+    if spec.needs_device == "cuda":
+        field = "device" if spec.device == "cuda" else "latency_device"
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU that it can use"
+        raise DeviceUnavailable(
+            f"The {field} cuda is asked for, and {why}. Leave {field} out to compute on the processor, or run it where "
+            "torch.cuda.is_available() is true.",
+            errors=[{"pointer": f"/{field}", "detail": why}],
+        )
+    return "cpu"
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -20,8 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.devices import device_of, place
 from pared.compression.memory import BatchSize, ran_out_of_memory
 from pared.compression.precision import float32_products
+from pared.compression.statistics import paired_t
 from pared.errors import ModelFailed, ParedError
 from pared.reports import Comparison, Interval, Latency, Quality
 
@@ -132,17 +134,24 @@ def predict(
         OutOfMemory: not even one sample fits.
     """
     module.eval()
-    outputs, targets = answers(module, data.on(device), split, task, tick=tick)
+    outputs, targets = answers(module, data, split, task, device=device, tick=tick)
     return outputs.cpu(), targets.cpu()
 
 
 def answers(
-    module: nn.Module, data: Samples, split: Split, task: Task, *, tick: Callable[[], None] = lambda: None
+    module: nn.Module,
+    data: Samples,
+    split: Split,
+    task: Task,
+    *,
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """All outputs of a split in its stored order, and its targets, on the device where its batches lie.
+    """All outputs of a split in its stored order, and its targets, on the device.
 
     Outputs of more than a card should hold come to the CPU. The module is run as it is, without gradients.
     """
+    data = data.on(device)
 
     def run(size: int) -> tuple[Tensor, Tensor]:
         outputs, targets, kept = [], [], 0
@@ -159,15 +168,15 @@ def answers(
 
     samples = data.samples(split)
     with torch.no_grad(), unoptimized():
-        return BatchSize(evaluation_batch(data)).run(run, samples, "run the model")
+        return BatchSize(_evaluation_batch(data, split, device)).run(run, samples, "run the model")
 
 
-def evaluation_batch(data: Samples) -> int:
+def _evaluation_batch(data: Samples, split: Split, device: str) -> int:
     """How many samples are scored at once: more on a card, which small batches leave idle."""
-    (inputs, _) = next(data.batches("val", 1))
-    if inputs[0].device.type == "cpu":
+    if torch.device(device).type == "cpu":
         return EVALUATION_BATCH
-    sample_bytes = sum(tensor.nbytes for tensor in inputs)
+    inputs, _ = next(iter(data.batches(split, EVALUATION_BATCH)))
+    sample_bytes = sum(tensor[:1].nbytes for tensor in inputs)
     return max(EVALUATION_BATCH, min(_MOST_AT_ONCE, _INPUT_BYTES // max(sample_bytes, 1)))
 
 
@@ -286,11 +295,7 @@ def paired_difference(lost: int, won: int, samples: int) -> Interval:
 
 
 def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
-    from scipy import stats  # its import takes a second, which every other job is spared
-
     errors = [_squared_errors(each.outputs, each.targets).sum(1).numpy() for each in (before, after)]
-    # With equal errors throughout there is nothing to test, and the t statistic is 0/0.
-    same = bool(np.array_equal(errors[0], errors[1])) or len(errors[0]) < 2
     return Comparison(
         quality_difference=_bootstrap(
             lambda weights: (
@@ -299,14 +304,9 @@ def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
             ),
             len(before.targets),
         ),
-        p_value=1.0 if same else _defined(float(stats.ttest_rel(*errors).pvalue)),
+        p_value=paired_t(errors[1] - errors[0]),
         test="paired_t",
     )
-
-
-def _defined(p_value: float) -> float:
-    """Errors beyond all measure give no statistic, and no statistic is no evidence."""
-    return 1.0 if math.isnan(p_value) else p_value
 
 
 def _bootstrap(statistic: Callable[[Tensor], Tensor], samples: int) -> Interval:
@@ -388,8 +388,7 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> int | None:
     Args:
         example: inputs with a batch dimension, of which the first sample is used.
     """
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    inputs = [tensor[:1].to(device, copy=True) for tensor in example]
+    inputs = [tensor[:1].to(device_of(module), copy=True) for tensor in example]
     for tensor in inputs:
         tensor.requires_grad_(tensor.is_floating_point())
     counter = FlopCounterMode(display=False)
@@ -469,6 +468,7 @@ def measure_latency(
                     p95_ms=float(slow),
                     noise=float((high - low) / median),
                     runs=len(runs),
+                    device="cpu" if device == "cpu" else "cuda",
                 )
             )
     return *found, refused
@@ -513,7 +513,9 @@ def _alternate(
 
     TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
     """
-    models = [reloaded(each).to(device) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
+    models = [reloaded(each) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
+    for model in models:
+        place(model, device)
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + limit_s
     with torch.inference_mode(), float32_products("usual"):

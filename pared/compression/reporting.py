@@ -6,22 +6,28 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import safetensors
 import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
+from pared.compression.devices import CPU, place
 from pared.compression.intake import PASSED_OVER, LoadedModel
 from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.precision import training_precision
 from pared.compression.work import Work
+from pared.gpus import driver_version
 from pared.reports import LayerReport, Measurement, Report, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
+from pared.version import __version__
 
 Removed = dict[str, dict[str, list[int]]]
 
@@ -66,12 +72,14 @@ def measure_both(
 ) -> Measured:
     """Size, work and latency of both models."""
     notes, parts = [], []
-    first, second = (each.module.to(work.device).eval() for each in (before, after))
+    first, second = models = [each.module.eval() for each in (before, after)]
+    for module in models:
+        place(module, work.timed_on)
     *latencies, refused = measure_latency(
-        first, second, example, device=work.device, batch_sizes=batch_sizes, tick=tick
+        first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
     )
-    notes += refused + _busy_warning()
-    for module, latency in zip((first, second), latencies, strict=True):
+    notes += refused + _elsewhere(work) + _busy_warning()
+    for module, latency in zip(models, latencies, strict=True):
         parameters, nonzero = count_parameters(module)
         macs = count_macs(module, example)
         parts.append(
@@ -84,7 +92,7 @@ def measure_both(
                 latency=latency,
             )
         )
-        module.cpu()
+        place(module, CPU)
     if any(part.macs is None for part in parts):
         notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
     return Measured(parts[0], parts[1], before.format, notes)
@@ -96,6 +104,16 @@ def successor(upload_format: str, written: Sequence[Path]) -> Path:
 
 
 _SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
+
+
+def _elsewhere(work: Work) -> list[str]:
+    """Latencies of one device are not those of another."""
+    if work.timed_on == work.device:
+        return []
+    names = {"cpu": "the processor", "cuda": "the GPU"}
+    return [
+        f"Latency was measured on {names[work.timed_on]}, as asked for; all else was computed on {names[work.device]}."
+    ]
 
 
 def _busy_warning() -> list[str]:
@@ -191,22 +209,31 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
     }
     if work.dataset is not None and work.dataset.sha256:
         inputs[work.dataset.filename] = work.dataset.sha256
-    packages = ("numpy", "safetensors", "scikit-learn", "scipy")
     return Reproduce(
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,
-        versions={
-            "pared": version("pared"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in packages},
-        },
+        versions=_versions(),
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
+        driver=driver_version() if work.device != "cpu" else None,
         threads=work.threads,
         precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
         outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
+    found = {
+        "pared": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+    }
+    with suppress(PackageNotFoundError):  # it gives builtin:digits alone
+        found["scikit-learn"] = version("scikit-learn")
+    return found
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:

@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.devices import place
+from pared.compression.gradients import Gradients, Loss, add_gradients
 from pared.compression.masks import Masks
 from pared.compression.measure import (
     Inputs,
@@ -23,7 +25,6 @@ from pared.compression.measure import (
     Task,
     forward,
     label_loss,
-    own_failures,
     predict,
     score,
     unoptimized,
@@ -35,9 +36,6 @@ from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
 from pared.specs import Train
-
-Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
-"""`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
 _SIGN_OF_LIFE_S = 0.5
 _SOME = 64  # samples of a batch that a criterion looks at
@@ -144,15 +142,22 @@ def fit(
             "Nothing in this model can be trained: its weights are constants (a frozen TorchScript file) or do not ask "
             "for gradients. Save it with torch.jit.save(torch.jit.script(model), …) before any torch.jit.freeze."
         )
-    module.to(device)
+    place(module, device)
     _lay_out(module, torch.channels_last)
     if companion is not None:
         companion.to(device)
     optimizer = _optimizer(trainable(module) + trainable(companion), config)
     steps = _Steps(config, data.samples("train"), ramp)
-    parts = BatchSize(min(config.batch_size, data.samples("train")))
-    autocast = torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=training_precision(config, device) == "bfloat16"
+    gradients = Gradients(
+        module,
+        loss,
+        trainable(module) + trainable(companion),
+        torch.autocast(
+            torch.device(device).type, torch.bfloat16, enabled=training_precision(config, device) == "bfloat16"
+        ),
+        batch_size=min(config.batch_size, data.samples("train")),
+        steps=steps.of_an_epoch * config.epochs,
+        device=device,
     )
     pulse = _Pulse(observer, span, config.epochs, data.samples("train"))
     pulse.now(0, 0.0)
@@ -183,9 +188,7 @@ def fit(
             began = time.monotonic()
             pulse.epoch = epoch
             seed_of_epoch = seed_of(seed, epoch)
-            train_loss = _train_epoch(
-                module, data, steps, loss, live, seed_of_epoch, companion, pulse, ramp, parts, autocast
-            )
+            train_loss = _train_epoch(module, data, steps, gradients, live, seed_of_epoch, companion, pulse, ramp)
             validation, validation_loss = _validate(module, data, task, device, pulse)
             seconds = time.monotonic() - began
             history.append(
@@ -215,7 +218,7 @@ def fit(
     _lay_out(module, torch.contiguous_format)
     module.zero_grad(set_to_none=True)
     module.eval()
-    return Fit(history, best.epoch, best.score, live.masks, _parts_warning(module, config, data, parts))
+    return Fit(history, best.epoch, best.score, live.masks, _parts_warning(module, config, data, gradients.parts))
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,8 @@ def loss_gradients(
 
     In eval mode, so that batch norms and dropout are as they are in use; also for weights that are not to be trained.
     """
-    module = copied(module).to(device).eval()
+    module = copied(module).eval()
+    place(module, device)
     parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -256,7 +260,7 @@ def loss_gradients(
 
         def run(most: int, inputs: Inputs = inputs, target: Tensor = target) -> None:
             module.zero_grad(set_to_none=True)
-            _add_gradients(module, inputs, target, learn_labels(task), most, nullcontext())
+            add_gradients(module, inputs, target, learn_labels(task), most, nullcontext())
 
         with unoptimized():
             size.run(run, len(target), "score weights")
@@ -407,14 +411,12 @@ def _train_epoch(
     module: nn.Module,
     data: Samples,
     steps: _Steps,
-    loss: Loss,
+    gradients: Gradients,
     live: _Live,
     seed: int,
     companion: nn.Module | None,
     pulse: _Pulse,
     ramp: Ramp | None,
-    parts: BatchSize,
-    autocast: AbstractContextManager[Any],
 ) -> float:
     """One pass over the training split; the mean loss over its samples."""
     config, device, optimizer = steps.config, live.device, live.optimizer
@@ -431,12 +433,7 @@ def _train_epoch(
             continue  # a last batch of one sample has no variance for batch-norm to normalise by
         for group in optimizer.param_groups:
             group["lr"] = steps.rate(step)
-
-        def gradients(most: int, inputs: Inputs = inputs, target: Tensor = target) -> Tensor:
-            optimizer.zero_grad(set_to_none=True)
-            return _add_gradients(module, inputs, target, loss, most, autocast)
-
-        value = parts.run(gradients, count, "train")
+        value = gradients(inputs, target)
         if live.slopes is not None and step <= steps.ramp_ends:
             live.slopes.add()
         progress = steps.renews(step)
@@ -460,37 +457,6 @@ def _train_epoch(
     mean = float(total) / max(seen, 1)
     _check_finite(mean, config)
     return mean
-
-
-def _add_gradients(
-    module: nn.Module,
-    inputs: Inputs,
-    target: Tensor,
-    loss: Loss,
-    most: int,
-    autocast: AbstractContextManager[Any],
-) -> Tensor:
-    """Add the gradients of the mean loss over a batch, run at most so many samples at once. Returns the loss.
-
-    The parts are as equal as can be, for a batch norm cannot do with one of a single sample.
-    """
-    count = len(target)
-    if count <= most:
-        with autocast:
-            value = loss(module, inputs, target)
-        with own_failures():
-            value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
-    pieces = -(-count // most)
-    total = torch.zeros((), device=target.device)
-    for *part, part_target in zip(*(torch.tensor_split(each, pieces) for each in (*inputs, target)), strict=True):
-        share = len(part_target) / count
-        with autocast:
-            value = loss(module, tuple(part), part_target) * share
-        with own_failures():
-            value.backward()  # type: ignore[no-untyped-call]
-        total += value.detach()
-    return total
 
 
 def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: BatchSize) -> list[str]:

@@ -71,5 +71,13 @@ class Work:
     directory: Path
     observer: Observer = field(default_factory=SilentObserver)
     device: str = "cpu"
+    latency_device: str | None = None
+    notes: tuple[str, ...] = ()
+    """What is to be said in the report of where the work was done."""
     threads: int = 1
     sandbox: str = "none"
+
+    @property
+    def timed_on(self) -> str:
+        """Where latency is measured."""
+        return self.latency_device or self.device

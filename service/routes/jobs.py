@@ -20,6 +20,7 @@ from pared.specs import DistillSpec, PruneSpec, compression_spec
 from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, find_job, jobs_of, submit
 from pared.state.tables import ENDED, Artifact, Job, JobEvent, JobStatus
+from pared.state.workers import waits_for
 from service import strangers_json
 from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
 from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
@@ -77,7 +78,8 @@ IdempotencyKey = Annotated[
     response_model=JobView,
     summary="Submit a job",
     description="A *prune* or *distill* spec. Unknown fields are errors. The job is stored before this answers, so it "
-    "is not lost whatever dies.",
+    'is not lost whatever dies. `"device": "cuda"` waits for a worker with a GPU; where none has been seen lately, '
+    "409 says what to do.",
     openapi_extra=SPEC_BODY,
     responses=answers(202, JOB, 404, 409, 413),
 )
@@ -235,10 +237,12 @@ def _look(parts: Parts, owner: str, job_id: str) -> JobView:
 
 def _view(session: Session, job: Job) -> JobView:
     artifacts: list[Artifact] = []
-    position = verdict = None
+    position = verdict = waits = None
     if job.status == "succeeded":
         verdict = session.scalar(select(Job.report["verdict"].as_string()).where(Job.id == job.id))
         artifacts = list(session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name)))
     if job.status == "queued":
-        position = session.scalar(select(func.count()).where(Job.status == "queued", Job.id <= job.id))
-    return view_job(job, verdict, artifacts, position)
+        rivals = Job.device.in_({job.device, "auto"})
+        position = session.scalar(select(func.count()).where(Job.status == "queued", rivals, Job.id <= job.id))
+        waits = waits_for(session, job.device)
+    return view_job(job, verdict, artifacts, position, waits)

@@ -12,6 +12,7 @@ from pared.specs import PlanSpec, PruneSpec
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
 from pared.state.tables import ENDED, Job
+from pared.state.workers import waits_for
 from service.conditional import wait_headers, wanted_wait_s
 from service.deps import Owner, Parts, PartsOf, check_id
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
@@ -77,12 +78,16 @@ async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait
         with parts.sessions() as session:
             return find_plan(session, owner, plan_id)
 
+    def why_it_waits(job: Job) -> str | None:
+        with parts.sessions() as session:
+            return waits_for(session, job.device) if job.status == "queued" else None
+
     job = await wait_until(request, look, lambda seen: seen.status in ENDED, wait_s)
     headers = wait_headers(wanted_wait_s(request))
     if job.status == "succeeded":
         return Response(to_json(job.report), media_type="application/json", headers=headers)
     if job.error is not None:
         raise BY_CODE.get(job.error["code"], ParedError)(job.error["detail"])
-    pending = view_plan_pending(job)
+    pending = view_plan_pending(job, await run_in_threadpool(why_it_waits, job))
     headers |= {"Location": pending.links.self, "Retry-After": "1"}
     return Response(pending.model_dump_json(), status_code=202, media_type="application/json", headers=headers)

@@ -17,6 +17,9 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.specs import Knowledge, TeachTrain, Train, compression_spec
+from pared.state.session import make_engine, make_sessions, migrate
+from pared.state.settings import Settings
+from pared.state.tables import WorkerHeartbeat
 from tests.client.scripted import Answer, Scripted
 from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
@@ -126,7 +129,10 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
                 "round_to": 8,
             },
         ),
-        ("--n-m 1:2", {"granularity": "n:m", "n_m": [1, 2]}),
+        (
+            "--n-m 1:2 --device cuda --latency-device cpu",
+            {"granularity": "n:m", "n_m": [1, 2], "device": "cuda", "latency_device": "cpu"},
+        ),
         ("--residual-blocks 25%", {"granularity": "residual_block", "amount": 0.25}),
         ("--blocks 80% --block-size 2x3 --scope global", {"granularity": "block", "amount": 0.8, "block": [2, 3]}),
     ],
@@ -403,7 +409,46 @@ def test_keys_are_made_listed_and_revoked(embedded: Stack, files: Path) -> None:
 
 
 def test_a_worker_that_lives_here_is_found(embedded: Stack, files: Path) -> None:
-    assert pared(embedded, files, "worker --check").returncode == 0
+    done = pared(embedded, files, "worker --check")
+    assert done.returncode == 0
+    assert "runs jobs on cpu" in done.stdout
+
+
+def test_cuda_without_a_gpu_exits_with_1_and_advice(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --data data.npz --channels 50% --device cuda")
+    assert done.returncode == 1
+    assert "no worker with a GPU that works" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "problem", "code"),
+    [([], "No NVIDIA GPU is visible.", 1), (["cpu"], "H100 cannot be used: error 304.", 0), (None, "no worker", 1)],
+)
+def test_the_check_says_whether_jobs_can_run_and_why_not(
+    tmp_path: Path, device: list[str] | None, problem: str, code: int
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    migrate(settings)
+    if device is not None:
+        row = {"sandbox": "standard", "device": "1 CPU", "devices": device, "device_problem": problem}
+        with make_sessions(make_engine(settings.effective_database_url)).begin() as session:
+            session.add(WorkerHeartbeat(name=f"{socket.gethostname()}:1", **row))
+    env = environment(PARED_DATA_DIR=str(tmp_path))
+    done = subprocess.run([PARED, "worker", "--check"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert problem in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "says"),
+    [("0", "auto", "there is no GPU 0 here; visible: none"), ("all", "cpu", "PARED_DEVICE is cpu")],
+)
+def test_gpus_that_are_not_there_are_told_in_a_line(tmp_path: Path, gpus: str, device: str, says: str) -> None:
+    env = environment(PARED_DATA_DIR=str(tmp_path), PARED_DEVICE=device, CUDA_VISIBLE_DEVICES="", COLUMNS="200")
+    line = [PARED, "worker", "--gpus", gpus]
+    done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 @pytest.mark.parametrize(

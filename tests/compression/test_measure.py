@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -25,6 +26,7 @@ from pared.compression.measure import (
     score,
     wilson,
 )
+from pared.compression.statistics import paired_t
 
 
 class Fixed:
@@ -111,6 +113,20 @@ def test_regression_is_scored_by_r2_and_a_paired_t_test():
     assert found.p_value == pytest.approx(stats.ttest_rel(*errors).pvalue)
     assert found.quality_difference.high < 0
     assert compare(first, first).p_value == 1.0
+
+
+@pytest.mark.parametrize("samples", [2, 3, 10, 1000, 1_000_000])
+@pytest.mark.parametrize("shift", [0, 0.01, 0.3, 2, 100])
+def test_the_paired_t_test_is_that_of_scipy(samples, shift):
+    differences = np.random.default_rng(samples).normal(size=samples) + shift
+    expected = stats.ttest_1samp(differences, 0).pvalue
+    assert paired_t(differences) == pytest.approx(expected, rel=1e-8, abs=1e-290)
+
+
+def test_where_nothing_can_be_tested_there_is_no_evidence():
+    for differences in ([], [0.3], [0.0, 0.0], [0.3, math.nan], [math.inf, 0.1]):
+        assert paired_t(np.array(differences)) == 1.0
+    assert paired_t(np.full(5, 0.25)) == 0.0
 
 
 def test_r2_of_a_constant_target_is_all_or_nothing():

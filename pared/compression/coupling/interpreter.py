@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from pared.compression.coupling.labels import Tracked
+from pared.compression.devices import CPU, device_of, place
 
 Node = Any  # torch._C.Node
 Wrap = Callable[[str, torch.Tensor], Tracked]
@@ -259,7 +260,7 @@ def id_of(node: Node) -> str:
 
 
 def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """A deep copy through TorchScript's own format, so that no compiled plan of the original comes along."""
+    """A deep copy on the CPU, through TorchScript's own format, so that no compiled plan comes along."""
     buffer = io.BytesIO()
     torch.jit.save(module, buffer)
     buffer.seek(0)
@@ -268,6 +269,8 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     for new, old in zip(copied.parameters(), module.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     copied.train(module.training)
+    if device_of(module) != CPU:
+        place(copied, CPU)  # what its code names, too
     return copied
 
 

@@ -70,6 +70,18 @@ def other_types(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(sorted(kinds - {"float32"}))
 
 
+def device_notes(devices: Sequence[str]) -> list[str]:
+    """What an inspection says of the devices other than the CPU that are written into a file, if there are any."""
+    if not devices:
+        return []
+    named = ", ".join(first_ten(devices))
+    note = (
+        f"The device that was written into this file ({named}) now follows where the model runs, and is the CPU in "
+        "every result."
+    )
+    return [note]
+
+
 def listed(tensors: Mapping[str, Tensor]) -> str:
     """The first ten tensors with their shapes."""
     return ", ".join(first_ten([f"{name[:100]} {shape_text(tensor)}" for name, tensor in tensors.items()]))

@@ -18,6 +18,7 @@ from typing import Any, List, Optional  # noqa: F401, UP035 - see math
 import torch
 from torch import Tensor, nn
 
+from pared.compression.devices import CPU, place
 from pared.compression.intake.program_files import Argument, Graph, NamedArgument, Node, Program, sizes_of, torch_dtype
 from pared.errors import UnsupportedModel
 
@@ -41,7 +42,24 @@ def as_torchscript(program: Program, *, free_batch: bool = False) -> torch.jit.S
             script.define(_Code(program, free_batch=free_batch).text())
         except RuntimeError as error:
             raise UnsupportedModel(_refusal(error)) from error
+    place(script, CPU)  # pinned memory may be written in the graph, which only a GPU's machine has
     return script
+
+
+def devices_named(program: Program) -> list[str]:
+    """The devices other than the CPU that are written into the graph, sorted."""
+    return sorted(set(_devices(program.graph)) - {"cpu"})
+
+
+def _devices(graph: Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        for argument in node.inputs:
+            ((kind, value),) = argument.arg.items()
+            if kind == "as_device":
+                index = value.get("index")
+                yield (value["type"] if index is None else f"{value['type']}:{index}")[:40]
+            elif kind == "as_graph":
+                yield from _devices(Graph.model_validate(value["graph"]))
 
 
 def mode_flags(program: Program) -> set[bool]:

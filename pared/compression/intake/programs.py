@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.reference import flat_tensors
-from pared.compression.intake.loaded import LoadedModel, check_tensors, first_line, other_types
-from pared.compression.intake.program_code import as_torchscript, mode_flags
+from pared.compression.intake.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
+from pared.compression.intake.program_code import as_torchscript, devices_named, mode_flags
 from pared.compression.intake.program_files import Nesting, Program, read_program
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
@@ -131,7 +131,7 @@ def _repeated(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _notes(program: Program) -> list[str]:
-    notes = []
+    notes = device_notes(devices_named(program))
     modes = mode_flags(program)
     if modes == {True}:
         notes.append(

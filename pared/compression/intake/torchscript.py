@@ -6,13 +6,14 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from pared.compression.intake.loaded import LoadedModel, check_tensors, first_line, other_types
+from pared.compression.devices import CPU, foreign_devices, place
+from pared.compression.intake.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
 from pared.compression.work import ModelFile
 from pared.errors import OutOfMemory, UnsupportedModel
 
@@ -38,8 +39,8 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     check_tensors(tensors)
     _refuse_quantized(nodes)
-
-    notes: list[str] = []
+    _refuse_cuda(node.kind() for node in nodes)
+    notes = _put_on_cpu(module)
     other = other_types(tensors)
     if other:
         module.float()
@@ -57,9 +58,24 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     )
 
 
+def _put_on_cpu(module: torch.jit.ScriptModule) -> list[str]:
+    """Let what is written in the code follow the tensors, which are on the CPU already; what to say of that."""
+    foreign = foreign_devices(module)
+    try:
+        place(module, CPU)
+    except RuntimeError as error:
+        raise UnsupportedModel(
+            f"This TorchScript file was made for {', '.join(foreign) or 'one device'}, and its code could not be "
+            f"changed to run elsewhere: {first_line(error)}. Move the model to the CPU, and make the file anew."
+        ) from error
+    return device_notes(foreign)
+
+
 def _torchscript_refusal(error: Exception) -> str:
     text = str(error)
     unknown = re.search(r"(?:Unknown builtin op|Unknown type name|unknown operator):?\s*'?([\w:.]+)", text)
+    if unknown and re.search(r"\bcuda(::|\.)", unknown[1]):
+        return _steers_cuda(unknown[1])
     if unknown:
         return (
             f"This TorchScript file uses {unknown[1]}, which plain PyTorch does not have (torchvision's and other "
@@ -76,6 +92,19 @@ def _nodes(block: Any) -> Iterator[Any]:
         yield node
         for inner in node.blocks():
             yield from _nodes(inner)
+
+
+def _refuse_cuda(kinds: Iterable[str]) -> None:
+    kind = next((kind for kind in kinds if kind.startswith("cuda::") or kind == "aten::record_stream"), None)
+    if kind is not None:
+        raise UnsupportedModel(_steers_cuda(kind))
+
+
+def _steers_cuda(kind: str) -> str:
+    return (
+        f"This model steers CUDA itself (it uses {kind}), so that it runs on a GPU alone. Leave streams and other "
+        "calls of torch.cuda out of its code: PyTorch needs none of them to run a model on a GPU."
+    )
 
 
 def _refuse_quantized(nodes: Sequence[Any]) -> None:
@@ -149,15 +178,7 @@ def _torchscript_notes(flavour: str, nodes: Sequence[Any]) -> list[str]:
                 f"Tracing wrote a batch size into view({', '.join(map(str, baked[0]))}): the model may run with that "
                 "batch size only. Use x.view(x.size(0), -1) or torch.flatten(x, 1) and trace again."
             )
-    if any(_is_cuda_device(node) for node in nodes):
-        notes.append("A CUDA device is written into this file: it may not run on a CPU.")
     return notes
-
-
-def _is_cuda_device(node: Any) -> bool:
-    if node.kind() != "prim::Constant" or node.outputsSize() != 1:
-        return False
-    return isinstance(node.output().type(), torch._C.DeviceObjType) and str(node.output().toIValue()).startswith("cuda")
 
 
 def _constant(node: Any, index: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build
 from pared.compression.data import Data, check_fits
+from pared.compression.devices import CPU, place
 from pared.compression.distill import lesson
 from pared.compression.export import export, usual_outputs
 from pared.compression.intake import (
@@ -95,7 +95,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         if alone is not None:
             alone_fit = _labels_only(spec, work, student, alone, data, taught, checkpoint, stages.span(1, 2))
 
-        student = replace(student, module=student.module.cpu().eval())
+        place(student.module.eval(), CPU)
         stages.enter("evaluate")
         final = assessed(student.module, data, spec, work, stages)
         comparison = compare(baseline, final)
@@ -130,6 +130,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
                 *softmax_warning(baseline),
                 *measured.warnings,
+                *work.notes,
                 *warnings_of(None, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any, Protocol
 
+from pared.compression.devices import CPU, place
 from pared.compression.measure import Assessment, predict, score
 from pared.compression.methods.schedule import Given, Keep, Pruning
 from pared.compression.methods.sizes import (
@@ -200,14 +201,15 @@ class QualitySearch:
 
         given.stages.narrow(len(self.points), _HALVINGS)
         state = self._pruned(candidate, checkpoint, keep_all)
-        module = state.loaded.module.to(given.work.device)
+        module = state.loaded.module
+        place(module, given.work.device)
         assert given.data is not None  # noqa: S101 - the spec asks for data
         task = given.spec.task
         found = predict(module, given.data, "val", task, device=given.work.device, tick=given.stages.beat)
         point = self._ways.counted(state.loaded, candidate)
         point.validation = score(*found, task)
         point.met = point.validation >= self._least_score - 1e-12  # a last bit of arithmetic
-        module.cpu()
+        place(module, CPU)
         if self._best is None or _better(point, self.points[self.found]):
             self._best, self._best_checkpoint, self.found = state, newest, candidate
         self.points[candidate] = point

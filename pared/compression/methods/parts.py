@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pared.compression.data import Data, load_dataset
+from pared.compression.devices import CPU, place
 from pared.compression.measure import Assessment, assess
 from pared.compression.precision import float32_products
 from pared.compression.work import Observer, Stage, Work
@@ -130,6 +131,7 @@ def data_of(spec: PruneSpec | DistillSpec, work: Work) -> Data | None:
 
 def assessed(module: nn.Module, data: Data, spec: PruneSpec | DistillSpec, work: Work, stages: Stages) -> Assessment:
     """Score a model on the validation and test splits; it ends on the CPU."""
-    found = assess(module.to(work.device), data, spec.task, device=work.device, tick=stages.beat)
-    module.cpu()
+    place(module, work.device)
+    found = assess(module, data, spec.task, device=work.device, tick=stages.beat)
+    place(module, CPU)
     return found

@@ -115,6 +115,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *state.warnings(),
                 *softmax_warning(baseline),
                 *measured.warnings,
+                *work.notes,
                 *warnings_of(spec.granularity, before, after, layers, sizes(paths)),
             ],
             sandbox=work.sandbox,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
 from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
+from pared.compression.devices import CPU, device_of, place
 from pared.compression.distill import Lesson, lesson
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
@@ -62,7 +63,7 @@ def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tens
         seed = seed_of(spec.seed, "evidence", step)
 
         def input_norms_of_some() -> Mapping[str, Tensor]:
-            return input_norms(module, inputs_of_some())
+            return input_norms(_on_cpu(module), inputs_of_some())
 
         def inputs_of_some() -> list[Sequence[Tensor]]:
             return [inputs for inputs, _ in some_batches(data, seed)]
@@ -80,6 +81,15 @@ def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tens
         "evidence": evidence,
         "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
     }
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """The module, or a copy on the CPU of one that is being trained elsewhere."""
+    if device_of(module) == CPU:
+        return module
+    module = copied(module)
+    place(module, CPU)
+    return module
 
 
 def removable_channels(
@@ -159,7 +169,7 @@ class Pruning:
                 self._fit(self.given.retrain, self.given.data, phase, (step, parts), self.masks, ramp, resumed, keep)
                 if ramp is not None:
                     work.observer.log(self._progress_line(step, len(amounts)))
-        self.loaded = replace(self.loaded, module=self.loaded.module.cpu().eval())
+        place(self.loaded.module.eval(), CPU)
         if self.masks is not None:
             self.masks.apply(self.loaded.module)
         if spec.quantize is not None:
@@ -171,7 +181,8 @@ class Pruning:
     def _remove(self, step: int, amount: Amounts, *, last: bool) -> bool:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
         spec = self.given.spec
-        module = self.loaded.module.cpu().eval()
+        module = self.loaded.module.eval()
+        place(module, CPU)
         if spec.granularity not in PHYSICAL:
             self._take_up(self._masks(module, step, amount))
             masks = self._masks_of_now()
@@ -336,7 +347,7 @@ class Pruning:
             rate = quantize.lr or given.retrain.lr / 10
             training = given.retrain.model_copy(update={"epochs": quantize.epochs, "lr": rate})
             self._fit(training, given.data, "shared values", (step, step + 1), shared, None, resumed, keep)
-            self.loaded = replace(self.loaded, module=self.loaded.module.cpu().eval())
+            place(self.loaded.module.eval(), CPU)
 
     def _lesson(self, retrain: Retrain, data: Data) -> Lesson:
         """What retraining learns from: the labels, or the answers of the model as it came."""
@@ -353,7 +364,7 @@ class Pruning:
             seed=spec.seed,
             device=self.given.work.device,
         )
-        teacher.cpu()
+        place(teacher, CPU)
         return found
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pared.compression.devices import CPU, place
 from pared.compression.export import export, usual_outputs
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks
@@ -324,20 +325,23 @@ def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) ->
 
 def _latency(given: Given, loaded: LoadedModel) -> float:
     """Time of a forward pass, as a share of the upload's."""
-    first, second = (each.module.to(given.work.device).eval() for each in (given.original, loaded))
+    device = given.work.timed_on
+    first, second = models = [each.module.eval() for each in (given.original, loaded)]
+    for module in models:
+        place(module, device)
     try:
         share = share_of_time(
             first,
             second,
             given.example,
             batch_size=target_of(given.spec).latency_batch_size,
-            device=given.work.device,
+            device=device,
             tick=given.stages.beat,
         )
     except ModelFailed as failure:
         raise cannot_be_timed(failure.detail) from failure
-    first.cpu()
-    second.cpu()
+    for module in models:
+        place(module, CPU)
     return share
 
 
