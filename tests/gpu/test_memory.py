@@ -13,24 +13,27 @@ from tests.gpu.jobs import prune_upload
 from tests.gpu.test_basics import computed_on, told
 from tests.gpu.test_interruptions import free_again
 from tests.gpu.up import Up
+from tests.models import zoo
 
 pytestmark = pytest.mark.gpu
 
-BATCH = {"cuda": 400, "cpu": 16}[DEVICE]
-MIB_A_SAMPLE = 4  # of each layer of `networks.Deep`
+BATCH = 3000
+SIZE = {"cuda": 96, "cpu": 8}[DEVICE]
+MIB_A_SAMPLE = SIZE**2 * 64 / 2**20  # of each layer of `networks.Deep`
 FLOAT32 = {"epochs": 1, "lr": 0.01, "batch_size": BATCH, "precision": "float32"}
 
 
 def deep(up: Up, layers: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = up.upload_model(networks.scripted(networks.Deep(layers)), f"deep_{layers}.pt")
-    return prune_upload(up, model, "resnet", granularity="weight", retrain=FLOAT32)
+    model = up.upload_model(networks.scripted(networks.Deep(layers, SIZE)), f"deep_{layers}.pt")
+    dataset = up.upload_dataset(zoo.npz(*zoo.images(3, 8)(4000, 0)), "images_4000.npz")
+    return {**prune_upload(up, model, "resnet", granularity="weight", retrain=FLOAT32), "dataset": dataset}
 
 
 @needs_card
 def test_a_batch_too_large_is_halved_and_gradients_are_added(alone: Up, before: Card, finding: dict[str, Any]) -> None:
     """A whole batch would take twice the card's memory."""
-    report = alone.succeeded(alone.submit(deep(alone, 2 * before.memory // (BATCH * MIB_A_SAMPLE))))
+    report = alone.succeeded(alone.submit(deep(alone, round(2 * before.memory / (BATCH * MIB_A_SAMPLE)))))
     told(finding, report)
     finding["warnings"] = report["warnings"]
     computed_on(report, before)
