@@ -179,7 +179,7 @@ class Prepared:
         self.dense.eval()
         file = WORK / f"{subject.batch}-dense.pt"
         on_cpu = copy.deepcopy(self.dense).cpu().to(memory_format=torch.contiguous_format)
-        torch.jit.save(torch.jit.trace(on_cpu, torch.rand(2, *subject.shape)), file)
+        torch.jit.save(torch.jit.script(on_cpu), file)  # traced in eval mode, its batch norms would not learn
         began = time.monotonic()
         self.data = client.datasets.upload(path)
         self.model = client.models.upload(file)

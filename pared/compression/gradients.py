@@ -17,6 +17,7 @@ Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
 _WARM_UP = 3  # steps before one is recorded, in which libraries set themselves up
+_WAITED = "called a synchronizing CUDA operation"  # torch's warning, in its mode that finds such calls
 WORTH_RECORDING = 30
 """Fewest steps of a run that recording one saves time in."""
 
@@ -164,7 +165,7 @@ class _Recorder:
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream().wait_stream(self._stream)
-        if not torch.equal(random, torch.get_rng_state()) or any("synchroniz" in str(each.message) for each in waits):
+        if not torch.equal(random, torch.get_rng_state()) or any(_WAITED in str(each.message) for each in waits):
             self._refused = True
         return value
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -554,10 +556,10 @@ def measure_latency(
     """
     found: tuple[list[Latency], list[Latency]] = ([], [])
     refused = []
+    ready = _ready([before, after], example, batch_sizes, device)
     for batch_size in batch_sizes:
-        inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
         try:
-            times = _alternate((before, after), inputs, device, limit_s, tick, enough=_medians_are_known)
+            times = _alternate(ready(batch_size), limit_s, tick, enough=_medians_are_known)
         except ModelFailed as failure:
             refused.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
             continue
@@ -593,8 +595,8 @@ def share_of_time(
     Raises:
         ModelFailed: a model refuses such a batch.
     """
-    inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
-    first, second = (np.percentile(runs, 10) for runs in _alternate((before, after), inputs, device, limit_s, tick))
+    runs = _ready([before, after], example, [batch_size], device)(batch_size)
+    first, second = (np.percentile(times, 10) for times in _alternate(runs, limit_s, tick))
     return float(second / first)
 
 
@@ -603,31 +605,57 @@ def batch_of(example: Sequence[Tensor], size: int) -> Inputs:
     return tuple(tensor[torch.arange(size) % len(tensor)] for tensor in example)
 
 
+Run = Callable[[], float]
+"""Runs one model once. Returns milliseconds."""
+
+
+def _ready(
+    models: Sequence[nn.Module], example: Sequence[Tensor], batch_sizes: Sequence[int], device: str
+) -> Callable[[int], list[Run]]:
+    """For each batch size the runs of each model, which have run as often as TorchScript takes to compile.
+
+    TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too. On
+    a card it compiles for seconds, so there all models do at once.
+
+    Raises:
+        ModelFailed: (what is returned does) a model refuses such a batch.
+    """
+    prepared: dict[int, list[Run]] = {}
+    for batch_size in batch_sizes:
+        inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
+        own = [reloaded(each) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
+        for model in own:
+            place(model, device)
+        prepared[batch_size] = [functools.partial(_timed, model, inputs, device) for model in own]
+    if torch.device(device).type == "cpu":
+        return lambda batch_size: [_warmed(run) for run in prepared[batch_size]]
+    executor = ThreadPoolExecutor(sum(map(len, prepared.values())))
+    warmed = {size: [executor.submit(_warmed, run) for run in runs] for size, runs in prepared.items()}
+    executor.shutdown()
+    return lambda batch_size: [future.result() for future in warmed[batch_size]]
+
+
+def _warmed(run: Run) -> Run:
+    with torch.inference_mode(), float32_products("usual"):
+        for _ in range(5):
+            run()
+    return run
+
+
 def _alternate(
-    models: Sequence[nn.Module],
-    inputs: Inputs,
-    device: str,
+    runs: Sequence[Run],
     limit_s: float,
     tick: Callable[[], None],
     enough: Callable[[Sequence[float]], bool] = lambda _: False,
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of each model, until the time is up or there are enough of both.
-
-    TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
-    """
-    models = [reloaded(each) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
-    for model in models:
-        place(model, device)
+    """Milliseconds of each run of two models, until the time is up or there are enough of both."""
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + limit_s
     with torch.inference_mode(), float32_products("usual"):
-        for model in models:
-            for _ in range(5):  # TorchScript compiles in its first runs
-                _timed(model, inputs, device)
         while len(times[0]) < 10 or (time.perf_counter() < end and len(times[0]) < 300):
             # A B, then B A: neither always runs on what the other left in the cache.
             for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
-                times[which].append(_timed(models[which], inputs, device))
+                times[which].append(runs[which]())
             tick()
             if len(times[0]) % _LOOK_EVERY == 0 and all(map(enough, times)):
                 break

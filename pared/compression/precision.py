@@ -24,14 +24,15 @@ def training_precision(config: Train, device: str) -> Literal["float32", "bfloat
 def float32_products(how: Literal["exact", "usual", "fast"]) -> Iterator[None]:
     """Whether cards multiply float32 numbers as TF32, which keeps 10 bits of 23 and is several times faster.
 
-    `exact`: never, so that what is measured is the model's own. `usual`: in convolutions alone, as torch does unless
-    told otherwise. `fast`: wherever it can.
+    `exact`: never, so that what is measured is the model's own. `usual`: in convolutions alone, and by whichever
+    algorithms, as torch does unless told otherwise. `fast`: wherever it can.
     """
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
     torch.set_float32_matmul_precision("high" if how == "fast" else "highest")
-    torch.backends.cudnn.allow_tf32 = how != "exact"
+    cudnn.allow_tf32, cudnn.deterministic = how != "exact", how != "usual" and cudnn.deterministic
     try:
         yield
     finally:
+        matmul, cudnn.allow_tf32, cudnn.deterministic = before
         torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pared.compression import distill, prune
+from pared.compression.formats import Formats
 from pared.compression.intake import LoadedModel
 from pared.compression.methods.parts import Stages
 from pared.compression.methods.schedule import Given
@@ -70,6 +71,7 @@ def test_a_goal_of_latency_is_looked_for_where_the_model_will_run(tmp_path: Path
     spec = PruneSpec(
         type="prune", model="mdl_" + "0" * 26, target={"latency": 0.9}, device="cuda", latency_device="cpu"
     )
-    sizes = Sizes(Given(spec, work, Stages(SilentObserver()), original, (X[:4],), None, None))
+    formats = Formats(["torchscript"], (X[:4],), log=lambda _: None, tick=lambda: None)
+    sizes = Sizes(Given(spec, work, Stages(SilentObserver()), original, (X[:4],), None, None, formats))
     sizes.least({"latency": 0.9})
     assert any(point.latency is not None for point in sizes.points)
