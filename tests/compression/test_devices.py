@@ -1,4 +1,4 @@
-"""Models run where they are placed, whatever devices are written into them: on a card, or on the meta device instead."""
+"""Models run where they are placed, whatever devices are written into them: on a card, else on the meta device."""
 
 from __future__ import annotations
 
