@@ -2,7 +2,7 @@
 
 Tracing writes the device that it ran on into a graph, and code that was scripted may name one: as a literal, as text,
 in an attribute or as the default of an argument. Such a model runs on no other device until it says so. The graph API
-used here is private to torch; `tests/compression/test_devices.py` pins what is relied on.
+used here is private to torch; `tests/compression/test_device_literals.py` pins what is relied on.
 """
 
 from __future__ import annotations
