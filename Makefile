@@ -2,12 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria coverage fuzz faults clean
+.PHONY: help demo up test test-gpu test-torch lint gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 BIN := .venv/bin
 RUN := .venv/.run-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+TORCH ?= 2.11.0
+OTHER := .venv-torch-$(TORCH)
 DEV := .venv/.dev-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 help:  ## This list
@@ -23,11 +25,32 @@ up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; an
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
 	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10
 
+# Torch and the setuptools that it wants come from its own requirements, all else as pinned. On Linux the default index
+# gives torch with CUDA, which takes several gigabytes; what runs here needs no GPU.
+test-torch:  ## Compression, weight files and sandbox with another torch, in its own environment: make test-torch TORCH=2.11.0
+	test -x $(OTHER)/bin/python || "$(PYTHON)" -m venv $(OTHER)
+	grep -vE '^(torch|setuptools)==' constraints.txt > $(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install --disable-pip-version-check -q -c $(OTHER)/constraints.txt \
+		'torch==$(TORCH)' -e '.[service,worker,onnx,dev]'
+	$(OTHER)/bin/python -m pytest -n 3 --dist loadfile tests/compression tests/weights tests/worker/test_sandbox.py tests/worker/test_child.py
+
+test-gpu: $(DEV)  ## Real jobs on a card, a JSON line a finding (PARED_TEST_DEVICE=cpu tries the tests without one)
+	$(BIN)/python -m pytest tests/gpu -m gpu -q
+
 lint: $(DEV)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-gpu: $(DEV)  ## Training on a card beside a plain PyTorch loop -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/gpu.py
+
+gpu-wheels: $(DEV)  ## What benchmarks/on_a_gpu_machine.sh installs where no registry is reached; for another Python: GPU_PYTHON=3.13
+	$(BIN)/python benchmarks/gpu_wheels.py .wheels $(GPU_PYTHON)
+
+bench-loop: $(DEV)  ## Training epochs of jobs on the CPU beside a plain PyTorch loop -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/loop.py
 
 bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/mnist.py
@@ -61,7 +84,7 @@ faults: $(DEV)  ## The long fault campaigns, counted
 	$(BIN)/python -m pytest -n 3 tests/faults -m campaign -rP
 
 clean:  ## Remove what make made
-	rm -rf .venv build dist ./*.egg-info demo-data
+	rm -rf .venv .venv-torch-* build dist ./*.egg-info demo-data
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "pared needs Python 3.11 or newer with venv and pip; none was found." \

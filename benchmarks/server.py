@@ -26,7 +26,8 @@ def running_pared(data: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [str(Path(sys.executable).with_name("pared")), "up", "--port", str(port), "--data", str(data)]
+    # Not the script `pared`: a checkout that is on Python's path has none.
+    command = [sys.executable, "-P", "-m", "pared", "up", "--port", str(port), "--data", str(data)]
     up = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120

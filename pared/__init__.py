@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pared.version import __version__
+
 if TYPE_CHECKING:
     from pared.client import APIError, AsyncClient, Client, Job, JobFailed, Plan, Report
 
 __all__ = ["APIError", "AsyncClient", "Client", "Job", "JobFailed", "Plan", "Report", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

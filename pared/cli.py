@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,11 +33,13 @@ from pared.client import (
     UploadRejected,
 )
 from pared.errors import ParedError
+from pared.gpus import Gpu, visible
 from pared.options import Pruning, Retraining, Teaching, architecture_of, given_only, grouped, readable, share, upload
-from pared.specs import Knowledge, Scope, Task
+from pared.processes import Keeper, worker_processes
+from pared.specs import Device, Knowledge, Scope, Task
 from pared.terminal import counted_bytes, follow, stored
 
-DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
+DONE, FAILED, USAGE, INCOMPLETE, DETACHED = 0, 1, 2, 4, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,6 +91,13 @@ Data = Annotated[
     ),
 ]
 TaskOption = Annotated[Task, typer.Option(help="What the model answers.")]
+DeviceOption = Annotated[
+    Device, typer.Option(help="What to compute on: cuda waits for a worker with a GPU, auto takes what is free first.")
+]
+LatencyDevice = Annotated[
+    Literal["cpu", "cuda"] | None,
+    typer.Option(help="Where latency is measured: where the model will run.", show_default="where the job computes"),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Output = Annotated[
     list[Path] | None,
@@ -134,12 +142,14 @@ def prune(
         str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
     ] = None,
     task: TaskOption = "classification",
+    device: DeviceOption = "auto",
+    latency_device: LatencyDevice = None,
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove channels or weights from a model, retrain it, and download the result."""
-    fields = {**pruning.spec(), **_common(task, seed, output)}
+    fields = {**pruning.spec(), **_common(task, seed, output, device, latency_device)}
     retrain = training.spec()
     if data is None and retrain:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
@@ -215,6 +225,8 @@ def distill(
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
     task: TaskOption = "classification",
+    device: DeviceOption = "auto",
+    latency_device: LatencyDevice = None,
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
@@ -236,7 +248,7 @@ def distill(
             "dataset": _dataset(client, data),
             "train": training.spec(),
             "compare_with_labels_only": compare,
-            **_common(task, seed, output),
+            **_common(task, seed, output, device, latency_device),
         }
         if loss or weighing:
             spec["loss"] = {"kind": loss or "knowledge", **weighing}
@@ -295,8 +307,9 @@ def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | No
 
 
 def _hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
-    """Download what was asked for, and print the report of a job that succeeded."""
-    files = [job.download(path) for path in output or []]
+    """Download what was asked for, and print the report of a job that succeeded; with a format missing, exit with 4."""
+    missing = {failed.format: failed.detail for failed in job.failed_outputs}
+    files = [job.download(path) for path in output or [] if FORMATS.get(path.suffix) not in missing]
     if ARCHITECTURE in {artifact.name for artifact in job.artifacts()}:
         # Pruned weights are of use only with the architecture that they now have.
         weights = [file for file in files if file.suffix == ".safetensors"]
@@ -304,11 +317,16 @@ def _hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: 
     report = job.report()
     if as_json:
         _print_json({"job": _dump(job), "report": report.model_dump(mode="json"), "files": [str(f) for f in files]})
-        return
-    out.print(report)
-    _list_files(files)
-    if not files:
-        out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
+    else:
+        out.print(report)
+        _list_files(files)
+        if not files:
+            out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
+    for name, detail in missing.items():
+        path = next((path for path in output or [] if FORMATS.get(path.suffix) == name), name)
+        _say(f"{path} was not written: {detail}")
+    if missing:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _list_files(files: list[Path]) -> None:
@@ -339,7 +357,9 @@ def _follow(job: Job, client: Client, output: list[Path] | None, *, as_json: boo
         raise typer.Exit(FAILED)
 
 
-def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
+def _common(
+    task: Task, seed: int, output: list[Path] | None, device: Device, latency_device: str | None
+) -> dict[str, Any]:
     unknown = [path.name for path in output or [] if path.suffix not in FORMATS]
     if unknown:
         raise typer.BadParameter(f"the ending of {unknown[0]} names no format; use {', '.join(FORMATS)}")
@@ -349,7 +369,7 @@ def _common(task: Task, seed: int, output: list[Path] | None) -> dict[str, Any]:
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise typer.BadParameter(f"{path} cannot be written: {folder} is no folder that you may write to")
     outputs = list(dict.fromkeys(FORMATS[path.suffix] for path in output or [])) or None
-    return {"task": task, "seed": seed, "outputs": outputs}
+    return {"task": task, "seed": seed, "outputs": outputs, "device": device, "latency_device": latency_device}
 
 
 def _dataset(client: Client, given: str | None) -> str | None:
@@ -535,30 +555,61 @@ def api() -> None:
 
 @app.command()
 def worker(
-    check: Annotated[bool, typer.Option("--check", help="Only say, by the exit code, whether one lives here.")] = False,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|N,N…",
+            help="One worker process for each of these GPUs, counted from 0 among those that are visible.",
+            show_default="one process, on the first GPU that works",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Only say what the workers of this machine compute on; exit code 0 if one can run jobs."
+        ),
+    ] = False,
 ) -> None:
-    """Run one worker process alone, configured by PARED_… variables."""
+    """Run one worker process alone, or one for each GPU, configured by PARED_… variables."""
     with _extras("worker"):
         from worker.tasks import app as celery
     if check:
-        sys.exit(DONE if _worker_lives_here() else FAILED)
+        sys.exit(_check_workers_here())
+    if gpus is not None and (chosen := _chosen_gpus(gpus)):
+        Keeper(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
+        return
     # What `celery -A worker.tasks worker` does, save that a folder named `worker` in this directory stays out of it.
     # One job at a time: the task only supervises, and a GPU is not shared.
     celery.worker_main(["worker", "--concurrency=1", "--loglevel=INFO"])
 
 
-def _worker_lives_here() -> bool:
-    """Whether a worker of this host (of this container) has lately written to its row."""
-    from sqlalchemy import select
+def _chosen_gpus(given: str) -> list[Gpu]:
+    from pared.state.settings import settings
+    from pared.workers_here import chosen_gpus
 
+    if settings().device == "cpu":
+        raise typer.BadParameter("PARED_DEVICE is cpu: unset it, or leave --gpus out", param_hint="--gpus")
+    try:
+        return chosen_gpus(given, visible())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--gpus") from None
+
+
+def _check_workers_here() -> int:
+    """Say what the workers of this machine compute on. Returns 0 if one of them can run jobs."""
     from pared.state.session import make_engine, make_sessions
     from pared.state.settings import settings
-    from pared.state.tables import WorkerHeartbeat, db_now
+    from pared.workers_here import workers_here
 
-    lately = WorkerHeartbeat.seen_at > db_now() - max(30.0, 3 * settings().heartbeat_s)
-    with make_sessions(make_engine(settings().effective_database_url))() as session:
-        here = WorkerHeartbeat.name.startswith(f"{socket.gethostname()}:", autoescape=True)
-        return session.scalar(select(WorkerHeartbeat.name).where(here, lately)) is not None
+    rows = workers_here(make_sessions(make_engine(settings().effective_database_url)))
+    for row in rows:
+        devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"
+        out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", markup=False, soft_wrap=True)
+        if row.device_problem:
+            _say(row.device_problem)
+    if not rows:
+        _say("no worker of this machine has been seen lately; start one with `pared worker`")
+    return DONE if any(row.devices for row in rows) else FAILED
 
 
 @app.command()

@@ -78,6 +78,12 @@ class NotReady(Conflict):
     code, title, status = "not-ready", "Not ready yet", 409
 
 
+class DeviceUnavailable(Conflict):
+    """No device of the kind that was asked for is there, or it cannot be used."""
+
+    code, title, status = "device-unavailable", "No such device", 409
+
+
 class PreconditionFailed(ParedError):
     """`If-Match` named another version."""
 
@@ -175,6 +181,12 @@ class Diverged(ParedError):
     """The training loss stopped being a finite number."""
 
     code, title, status = "diverged", "Training diverged", 422
+
+
+class NotFinite(ParedError):
+    """The result answers NaN or infinity where the upload gives finite numbers; the detail names samples and layer."""
+
+    code, title, status = "not-finite", "The result is not finite", 422
 
 
 class ExportFailed(ParedError):

@@ -74,6 +74,7 @@ class Latency(_Part):
     p95_ms: float
     noise: float = Field(description="Relative spread (interquartile range / median) of the runs.")
     runs: int
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where it was measured.")
 
 
 class Quality(_Part):
@@ -82,7 +83,10 @@ class Quality(_Part):
     metric: Literal["accuracy", "r2"]
     test: Interval
     validation: float
-    loss: float = Field(description="Mean test loss: cross-entropy or squared error.")
+    loss: float | None = Field(
+        description="Mean test loss: cross-entropy or squared error. None where it is no finite number, as with a "
+        "masked class."
+    )
     samples: int
 
 
@@ -168,10 +172,22 @@ class Reproduce(_Part):
     spec: dict[str, Any]
     seed: int
     versions: dict[str, str]
-    device: str
+    device: str = Field(description="The GPU's name, or `cpu` with the kind of processor.")
+    driver: str | None = Field(None, description="Version of the NVIDIA driver; None without a GPU.")
     threads: int
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="What products computed in while the model was trained; None where nothing was trained."
+    )
     inputs: dict[str, str] = Field(description="File to SHA-256.")
     outputs: dict[str, str] = Field(default_factory=dict, description="File to SHA-256.")
+
+
+class FailedOutput(_Part):
+    """A format that was asked for and could not be written; the others are there."""
+
+    format: str = Field(description="As in `outputs`.")
+    code: str = Field(description="Of the problem, as a failed job has one.")
+    detail: str = Field(description="What kept it from being written.")
 
 
 class Report(_Part):
@@ -194,6 +210,9 @@ class Report(_Part):
     best_epoch: int | None = None
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall-clock seconds of each stage.")
+    failed_outputs: list[FailedOutput] = Field(
+        default_factory=list, description="Formats that were asked for and could not be written; the others were."
+    )
     warnings: list[str] = Field(default_factory=list)
     sandbox: str = "none"
     reproduce: Reproduce
@@ -234,6 +253,9 @@ class Plan(_Part):
     before: Size
     after: Size = Field(description="`file_bytes` are those of the result in the upload's own format, if any.")
     files: dict[str, PlannedFile]
+    failed_outputs: list[FailedOutput] = Field(
+        default_factory=list, description="Formats that the job would not write, and why; it would write the others."
+    )
     layers: list[PlannedLayer]
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     notes: list[str] = Field(default_factory=list)

@@ -128,7 +128,7 @@ class Preprocess(Spec):
 
 Optimizer = Literal["sgd", "adam"]
 LrSchedule = Literal["constant", "cosine"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Train(Spec):
@@ -146,9 +146,10 @@ class Train(Spec):
     weight_decay: float = Field(0.0, ge=0, le=1)
     batch_size: int = Field(64, ge=1, le=65536)
     precision: Precision = Field(
-        "float32",
+        "auto",
         description="`bfloat16`: convolutions and matrix products of the training compute in it, which is faster on "
-        "processors that have it; weights, updates, losses and all measurements stay as they are.",
+        "processors that have it; weights, updates, losses and all measurements stay as they are. `auto`: bfloat16 on "
+        "GPUs that have it, else float32. On a GPU, float32 products of a training are TF32 where it has that.",
     )
     patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many epochs without a better validation score."
@@ -262,8 +263,11 @@ class Target(Spec):
         return self.sizes | ({} if self.max_accuracy_drop is None else {"max_accuracy_drop": self.max_accuracy_drop})
 
     def missed(self, reached: Mapping[str, float]) -> list[str]:
-        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none."""
-        return [name for name, most in self.goals.items() if reached[name] > most + 1e-12]
+        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none.
+
+        What was not reached at all, such as the bytes of a file that could not be written, is missed.
+        """
+        return [name for name, most in self.goals.items() if reached.get(name, math.inf) > most + 1e-12]
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Target:
@@ -301,6 +305,7 @@ Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Ou
 
 
 Task = Literal["classification", "regression"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class CommonFields(Spec):
@@ -313,14 +318,38 @@ class CommonFields(Spec):
         None,
         description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
         "`torchscript`. `packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
-        "makes a dense model of it.",
+        "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
+        "the report; the job fails, before it trains, only where none can be written.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
+    device: Device = Field(
+        "auto",
+        description="What the job computes on. `cuda`: an NVIDIA GPU; only a worker that has one takes the job. `cpu`: "
+        "the processor, on whichever worker. `auto`: the worker that is free first takes it, and uses its GPU if it "
+        "has one.",
+    )
+    latency_device: Literal["cpu", "cuda"] | None = Field(
+        None,
+        description="Where latency is measured, for the report and for a goal of latency: where the model will run. "
+        "Without one, where the job computes. `cuda` asks for a worker with a GPU, as `device` does.",
+    )
+
+    @property
+    def needs_device(self) -> Device:
+        """What a worker must have to take the job."""
+        return "cuda" if self.latency_device == "cuda" else self.device
 
     @model_validator(mode="after")
     def _outputs_once(self) -> CommonFields:
         if self.outputs is not None and len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs names a format twice")
+        return self
+
+    @model_validator(mode="after")
+    def _latency_device_is_there(self) -> CommonFields:
+        if self.device == "cpu" and self.latency_device == "cuda":
+            why = "cuda is not there for a job whose `device` is cpu: make `device` cuda or auto, or leave this out"
+            self._refuse({"latency_device": why})
         return self
 
 

@@ -131,7 +131,8 @@ def _latency(before: Latency, after: Latency) -> tuple[str, str, str, str]:
     # Within the spread of the runs themselves, a factor would be a figure without a meaning.
     if abs(after.p50_ms - before.p50_ms) <= max(before.noise * before.p50_ms, after.noise * after.p50_ms):
         change = "within noise"
-    return f"latency at batch {before.batch_size}, ms", f"{before.p50_ms:.3g}", f"{after.p50_ms:.3g}", change
+    where = " on the GPU" if before.device == "cuda" else ""
+    return f"latency at batch {before.batch_size}{where}, ms", f"{before.p50_ms:.3g}", f"{after.p50_ms:.3g}", change
 
 
 def _factor(before: float, after: float, less: str, more: str) -> str:

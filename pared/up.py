@@ -1,34 +1,26 @@
-"""Owns `pared up`: the API and one worker as child processes of one supervisor, everything in one data directory."""
+"""Owns `pared up`: the API and a worker for each GPU, or one, as child processes, everything in one data directory."""
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import http.client
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sqlalchemy import select
 
+from pared import gpus
+from pared.processes import Keeper, Process, say, worker_processes
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import ApiKey
 
 READY_S = 90.0
-STOP_S = 15.0
-_CALM_S = 30.0  # a process that lived so long is started again at once
-_MAX_DELAY_S = 10.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def run(settings: Settings) -> int:
@@ -55,131 +47,62 @@ def run(settings: Settings) -> int:
         return _Supervisor(settings, directory).run()
 
 
-@dataclass
-class _Process:
-    """One child: its command, and when it may be started again."""
-
-    name: str
-    command: list[str]
-    log: Path
-    popen: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    start_after: float = 0.0
-    delay_s: float = 0.5
-    deaths: int = field(default=0)
-
-
 class _Supervisor:
     def __init__(self, settings: Settings, directory: Path) -> None:
         self._settings = settings
-        self._env = os.environ | {
+        self._directory = directory
+        environment = os.environ | {
             "PARED_DATA_DIR": str(directory),
             "PARED_HOST": settings.host,
             "PARED_PORT": str(settings.port),
         }
-        self._directory = directory
-        self._stops = 0
-        self._wake = threading.Event()
-        self._processes = [
-            _Process(name, [sys.executable, "-P", "-m", "pared", name], directory / "logs" / f"{name}.log")
-            for name in ("api", "worker")
-        ]
+        logs = directory / "logs"
+        api = Process("api", [sys.executable, "-P", "-m", "pared", "api"], environment, logs / "api.log")
+        cards = [] if settings.device == "cpu" else gpus.visible()
+        # One card needs no telling: a worker alone looks for it itself, and says what it finds.
+        self._workers = worker_processes(
+            cards if len(cards) > 1 else [], environment, len(os.sched_getaffinity(0)), logs
+        )
+        self._keeper = Keeper([api, *self._workers])
+        self._told = False
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-        _say(f"pared is starting; its data is in {self._directory}")
-        told = False
+        say(f"pared is starting; its data is in {self._directory}")
         began = time.monotonic()
-        try:
-            while not self._stops:
-                for process in self._processes:
-                    self._keep_alive(process)
-                if not told:
-                    told = self._tell_when_ready(began)
-                self._wake.wait(0.2)
-        finally:
-            self._end_all()
-        _say("pared has stopped; nothing is lost, queued jobs go on at the next start")
+        self._keeper.run(lambda: self._tell_when_ready(began))
+        say("pared has stopped; nothing is lost, queued jobs go on at the next start")
         return 0
 
-    def _stop(self, *_: Any) -> None:
-        self._stops += 1
-        self._wake.set()
-
-    def _keep_alive(self, process: _Process) -> None:
-        now = time.monotonic()
-        if process.popen is not None:
-            status = process.popen.poll()
-            if status is None:
-                return
-            lived = now - process.started_at
-            process.delay_s = 0.5 if lived > _CALM_S else min(2 * process.delay_s, _MAX_DELAY_S)
-            process.start_after = now + process.delay_s
-            process.popen = None
-            _say(f"the {process.name} process ended ({_how(status)}) and is started again; see {process.log}")
-        if now < process.start_after:
+    def _tell_when_ready(self, began: float) -> None:
+        """Once: what serves, or why nothing does."""
+        if self._told:
             return
-        process.started_at = now
-        with process.log.open("ab") as log:
-            process.popen = _start(process.command, log, self._env)
-
-    def _tell_when_ready(self, began: float) -> bool:
-        found = _readiness(self._settings)
-        if found is None or found.get("status") != "ready":
-            if time.monotonic() - began > READY_S:
-                _say(f"pared is not ready after {READY_S:.0f} s; see {self._directory / 'logs'}")
-                return True
-            return False
-        workers = found["checks"]["worker"]["workers"]
+        found = _readiness(self._settings) or {}
+        workers = found.get("checks", {}).get("worker", {}).get("workers", [])
+        waited = time.monotonic() - began > READY_S
+        if len(workers) < len(self._workers) and not (waited and workers):
+            if waited:
+                self._tell(f"pared is not ready after {READY_S:.0f} s; see {self._directory / 'logs'}")
+            return
+        problems = [worker["device_problem"] for worker in workers if worker["device_problem"]]
+        if found.get("status") != "ready":
+            if waited or not any(worker["devices"] for worker in workers):
+                self._tell(f"pared is not ready: {found.get('detail')}")
+            return
         address = f"http://{_bracketed(self._settings.host)}:{self._settings.port}"
-        _say(
+        self._tell(
             f"pared is ready at {address}\n"
             f"  documentation  {address}/docs\n"
             f"  data           {self._directory}\n"
-            f"  serving        {', '.join(worker['device'] for worker in workers)}\n"
-            f"  sandbox        {found['sandbox']}\n"
+            f"  serving        {'; '.join(worker['device'] for worker in workers)}\n"
+            + "".join(f"                 {problem}\n" for problem in problems)
+            + f"  sandbox        {found['sandbox']}\n"
             "  Ctrl-C stops it; jobs go on at the next start."
         )
-        return True
 
-    def _end_all(self) -> None:
-        """TERM to all, so that the worker hands its job back; KILL after a while, or at a second Ctrl-C."""
-        self._stops = max(self._stops, 1)
-        living = [process.popen for process in self._processes if process.popen is not None]
-        for popen in living:
-            _signal(popen, signal.SIGTERM)
-        until = time.monotonic() + STOP_S
-        while any(popen.poll() is None for popen in living):
-            if self._stops > 1 or time.monotonic() > until:
-                for popen in living:
-                    _signal(popen, signal.SIGKILL)
-            time.sleep(0.1)
-
-
-def _start(command: list[str], log: IO[bytes], env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A child in a session of its own, so that Ctrl-C in the terminal reaches the supervisor alone."""
-    parent = os.getpid()
-
-    def end_with_parent() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=env,
-        start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509 - the supervisor has no threads
-    )
-
-
-def _signal(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    if popen.poll() is None:
-        popen.send_signal(number)
+    def _tell(self, text: str) -> None:
+        self._told = True
+        say(text)
 
 
 def _readiness(settings: Settings) -> dict[str, Any] | None:
@@ -218,15 +141,6 @@ def _port_taken(settings: Settings) -> str | None:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _how(status: int) -> str:
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _refuse(text: str) -> int:

@@ -57,6 +57,14 @@ PRUNE = {
     "retrain": {"epochs": 3},
     "outputs": ["torchscript"],
 }
+PRUNE_ON_A_GPU = {
+    "type": "prune",
+    "model": MODEL_ID,
+    "dataset": "builtin:digits",
+    "device": "cuda",
+    "target": {"latency": 0.5},
+    "latency_device": "cpu",
+}
 PRUNE_BY_AMOUNT = {"type": "prune", "model": MODEL_ID, "dataset": "builtin:digits", "amount": 0.5}
 DISTILL = {
     "type": "distill",
@@ -82,6 +90,7 @@ JOB = {
     "stage": "retrain",
     "progress": {"fraction": 0.4, "epoch": 1, "epochs": 3, "eta_s": 21.0},
     "queue_position": None,
+    "waits_for": None,
     "attempt": 1,
     "sandbox": "standard",
     "created_at": "2026-01-15T09:30:10.000Z",
@@ -99,8 +108,27 @@ JOB = {
         "web": None,
     },
 }
+FAILED_OUTPUT = {
+    "format": "onnx",
+    "code": "export-failed",
+    "detail": "ONNX cannot hold this model: Exporting the operator 'aten::lgamma' to ONNX opset version 20 is not "
+    "supported.",
+}
+SUCCEEDED = JOB | {
+    "status": "succeeded",
+    "stage": None,
+    "progress": {"fraction": 1.0, "epoch": 3, "epochs": 3, "eta_s": 0.0},
+    "finished_at": "2026-01-15T09:31:10.000Z",
+    "spec": PRUNE | {"outputs": ["torchscript", "onnx"]},
+    "result": {
+        "verdict": "Goal met: 24.8 % of the parameters (asked: at most 25 %). 4.0× fewer parameters, 3.6× smaller "
+        "file. Not written: onnx.",
+        "artifacts": [ARTIFACT],
+        "failed_outputs": [FAILED_OUTPUT],
+    },
+}
 PLAN = {
-    "verdict": "3.8× fewer parameters, 3.3× fewer multiply-adds, 3.7× smaller file.",
+    "verdict": "3.8× fewer parameters, 3.3× fewer multiply-adds, 3.7× smaller file. Not written: onnx.",
     "amount": 0.5,
     "round_to": None,
     "goal": None,
@@ -111,6 +139,7 @@ PLAN = {
         "model.pt": {"size_bytes": 66612, "exact": True},
         "model.packed": {"size_bytes": 58930, "exact": False},
     },
+    "failed_outputs": [FAILED_OUTPUT],
     "layers": [
         {
             "name": "conv1",
@@ -136,6 +165,7 @@ PLAN = {
 PLAN_PENDING = {
     "id": JOB_ID,
     "status": "queued",
+    "waits_for": None,
     "created_at": "2026-01-15T09:30:10.000Z",
     "links": {"self": f"/v1/plans/{JOB_ID}"},
 }
@@ -152,7 +182,7 @@ _REASONS = {
     401: "An API key is needed, or the one sent does not work.",
     403: "The request comes from another web site.",
     404: "There is no such thing, or it belongs to another key.",
-    409: "Not possible in this state; the detail says which.",
+    409: "Not possible in this state, or not on the device that is asked for; the detail says which.",
     412: "`If-Match` names another version.",
     413: "More bytes than this server takes.",
     415: "The upload cannot be opened as what it was posted for.",
@@ -304,6 +334,10 @@ SPEC_BODY = {
                         "value": PRUNE,
                     },
                     "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
+                    "gpu": {
+                        "summary": "Train on a GPU, for a model that is to run on a processor in half the time",
+                        "value": PRUNE_ON_A_GPU,
+                    },
                     "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
                 },
             }

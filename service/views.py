@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from pared.reports import FailedOutput
 from pared.state.tables import ENDED, Artifact, Dataset, Job, JobStatus, Model
 
 Item = TypeVar("Item")
@@ -86,6 +87,9 @@ class Result(BaseModel):
 
     verdict: str | None
     artifacts: list[ArtifactView]
+    failed_outputs: list[FailedOutput] = Field(
+        description="Formats in `outputs` that could not be written, and why; the others are among the artifacts."
+    )
 
 
 class JobLinks(Links):
@@ -106,7 +110,8 @@ class JobView(BaseModel):
     status: JobStatus
     stage: str | None
     progress: Progress
-    queue_position: int | None = Field(description="1 is next; null unless queued.")
+    queue_position: int | None = Field(description="1 is next, among the jobs for the same device; null unless queued.")
+    waits_for: str | None = Field(description="Of a queued job that no living worker could take: what it waits for.")
     attempt: int
     sandbox: str | None = Field(description="The sandbox level that held while it ran.")
     created_at: str
@@ -123,6 +128,7 @@ class PlanPending(BaseModel):
 
     id: str
     status: Literal["queued", "running"]
+    waits_for: str | None = Field(description="Of a plan that no living worker could make: what it waits for.")
     created_at: str
     links: Links
 
@@ -137,15 +143,12 @@ def view_dataset(row: Dataset) -> UploadView:
     return UploadView(**_upload(row, "datasets"))
 
 
-def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_position: int | None) -> JobView:
-    """A job's JSON; `verdict` is its report's, which is not read whole for it."""
+def view_job(row: Job, result: Result | None, queue_position: int | None, waits_for: str | None) -> JobView:
+    """A job's JSON; `result` is that of a succeeded one."""
     here = f"/v1/jobs/{row.id}"
     progress = Progress(**(row.progress or {}))
     if row.status == "succeeded":
         progress = progress.model_copy(update={"fraction": 1.0, "eta_s": 0.0})
-    result = None
-    if row.status == "succeeded":
-        result = Result(verdict=verdict, artifacts=[view_artifact(artifact) for artifact in artifacts])
     return JobView.model_validate(
         {
             "id": row.id,
@@ -154,6 +157,7 @@ def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_pos
             "stage": None if row.status in ENDED else row.stage,
             "progress": progress,
             "queue_position": queue_position,
+            "waits_for": waits_for,
             "attempt": row.attempt,
             "sandbox": row.sandbox,
             "created_at": timestamp(row.created_at),
@@ -174,11 +178,12 @@ def view_job(row: Job, verdict: str | None, artifacts: list[Artifact], queue_pos
     )
 
 
-def view_plan_pending(row: Job) -> PlanPending:
+def view_plan_pending(row: Job, waits_for: str | None) -> PlanPending:
     """The JSON of a plan that is not made yet."""
     status: Literal["queued", "running"] = "queued" if row.status == "queued" else "running"
     links = Links(self=f"/v1/plans/{row.id}")
-    return PlanPending(id=row.id, status=status, created_at=timestamp(row.created_at), links=links)
+    created_at = timestamp(row.created_at)
+    return PlanPending(id=row.id, status=status, waits_for=waits_for, created_at=created_at, links=links)
 
 
 def view_artifact(row: Artifact) -> ArtifactView:

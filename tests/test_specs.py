@@ -177,3 +177,25 @@ def test_a_stored_spec_is_accepted_again() -> None:
     ):
         spec = PruneSpec.model_validate({"type": "prune", "model": MODEL} | given)
         assert PruneSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        ({}, "auto"),
+        ({"device": "cpu"}, "cpu"),
+        ({"device": "cuda", "latency_device": "cpu"}, "cuda"),
+        ({"device": "cpu", "latency_device": "cpu"}, "cpu"),
+        ({"latency_device": "cpu"}, "auto"),
+        ({"latency_device": "cuda"}, "cuda"),
+    ],
+)
+def test_a_job_needs_what_it_computes_on_and_where_its_latency_is_measured(given: dict, needs: str) -> None:
+    assert PruneSpec.model_validate(PRUNE | given).needs_device == needs
+    assert DistillSpec.model_validate(DISTILL | given).needs_device == needs
+
+
+def test_latency_is_not_measured_on_a_gpu_that_the_job_may_not_have() -> None:
+    with pytest.raises(ValidationError, match="make `device` cuda or auto") as caught:
+        PruneSpec.model_validate(PRUNE | {"device": "cpu", "latency_device": "cuda"})
+    assert [error["loc"] for error in caught.value.errors()] == [("latency_device",)]

@@ -50,19 +50,29 @@ _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 log = structlog.get_logger()
 
 
-def run(worker: Worker, job_id: str) -> None:
+def run(worker: Worker, job_id: str) -> Ending | None:
     """Run a job if it is there to be claimed; a message that came twice or late finds nothing.
+
+    Returns:
+        How the attempt ended, where it was made and is this worker's to end.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is away; nothing was claimed, and the sweep will ring again.
     """
     if worker.drain.requested:
-        return
+        return None
     claim = _claim(worker, job_id)
     if claim is None:
         log.info("nothing_to_claim", job=job_id)
-        return
-    log.info("claimed", job=job_id, attempt=claim.attempt, fence=claim.fence, sandbox=worker.confinement.level)
+        return None
+    log.info(
+        "claimed",
+        job=job_id,
+        attempt=claim.attempt,
+        fence=claim.fence,
+        sandbox=worker.confinement.level,
+        device=worker.serving.device_for(claim.device),
+    )
     lease = Lease(
         worker.sessions,
         job_id,
@@ -76,14 +86,16 @@ def run(worker: Worker, job_id: str) -> None:
             ending = _run_in_scratch(worker, claim, lease)
         except LeaseLost:
             log.warning("lease_lost", job=job_id, fence=claim.fence)
-        else:
-            log.info("ended", job=job_id, ending=type(ending).__name__, detail=_detail(ending))
+            return None
+        log.info("ended", job=job_id, ending=type(ending).__name__, detail=_detail(ending))
+        return ending
 
 
 def _claim(worker: Worker, job_id: str) -> Claim | None:
     claimed_at = time.monotonic()
     with worker.sessions.begin() as session:
-        row = session.execute(Job.claim(job_id, worker.name, worker.settings.lease_s)).first()
+        devices = worker.serving.devices
+        row = session.execute(Job.claim(job_id, worker.name, worker.settings.lease_s, devices)).first()
         if row is None:
             return None
         session.execute(Job.advance(job_id, row.fence, sandbox=worker.confinement.level))
@@ -100,6 +112,8 @@ def _claim(worker: Worker, job_id: str) -> Claim | None:
             attempt=row.attempt,
             crash_count=job.crash_count,
             spec=job.spec,
+            # An upload is looked into, and nothing computed.
+            device="cpu" if job.type == "inspect" else job.device,
             checkpoints=[(key, sha256) for key, sha256 in kept if key and sha256],
             checkpoint_step=job.checkpoint_step or 0,
             held_s=job.held_s,
@@ -133,6 +147,10 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         return Failed(error)
     recorder = Recorder(worker.sessions, worker.store, lease, folder / "checkpoints", checkpoints)
     recorder.log(f"Sandbox held: {worker.confinement.in_words()}.")
+    device = worker.serving.device_for(claim.device)
+    notes = _notes(worker, claim)
+    for note in notes:
+        recorder.log(note)
     if resume:
         recorder.log(f"Attempt {claim.attempt} goes on from checkpoint {claim.checkpoint_step}.")
     request = {
@@ -142,6 +160,10 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         "resume": resume,
         "memory_bytes": worker.settings.memory_bytes,
         "threads": worker.threads,
+        "device": device,
+        "notes": notes,
+        "gpu": device == "cuda",
+        "card": None if worker.serving.card is None else worker.serving.card.number,
         "programs_allowed": worker.confinement.level == "standard" or worker.settings.allow_weak_sandbox,
     }
     child: Child | None = None
@@ -159,6 +181,14 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
     if lease.lost:
         raise LeaseLost
     return ending
+
+
+def _notes(worker: Worker, claim: Claim) -> list[str]:
+    """What is to be told of where the job computes, for one that would have had the GPU."""
+    serving = worker.serving
+    if claim.device != "auto" or "cuda" in serving.devices or serving.problem is None:
+        return []
+    return [f"The job computed on the processor, for this worker's GPU cannot be used. {serving.problem}"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ level is what was shown by trying, not what the kernel's version promises.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import mmap
@@ -47,33 +48,45 @@ class Probe:
     escaped: dict[str, list[str]] = field(default_factory=dict)
 
 
-def probe(folder: Path, highest: Level = "standard") -> Probe:
+def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None) -> Probe:
     """Find the strongest confinement this machine holds, by letting the canaries loose under each.
 
     Args:
         folder: where scratch folders are made; the canaries' too, since where it lies matters.
         highest: the first level to try.
+        gpu: whether some children will be given the GPUs, so that the form of a level for them must hold as well; left
+            out: if there are any.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    forms = (False, True) if (bool(sandbox.gpu_devices()) if gpu is None else gpu) else (False,)
     escaped: dict[str, list[str]] = {}
     levels: tuple[Level, ...] = ("standard", "weak")
     for level in levels[levels.index(highest) :] if highest in levels else ():
         for uid in (sandbox.NOBODY, None) if os.geteuid() == 0 else (None,):
             confinement = Confinement(level, uid)
-            outcome = release(folder, confinement)
-            wrong = sorted(
-                name
-                for name, was_held in outcome.items()
-                if not was_held and (level == "standard" or name not in _FILES)
-            )
-            if outcome and not wrong:
+            outcomes = [release(folder, confinement, gpu=form) for form in forms]
+            failed = {name for outcome in outcomes for name, as_it_should in outcome.items() if not as_it_should}
+            if refused := sorted(failed & _FOR_CUDA.keys()):
+                log.warning("sandbox_too_tight_for_cuda", refused=refused)
+            wrong = sorted(failed - _FOR_CUDA.keys() - (set() if level == "standard" else _FILES))
+            if all(outcomes) and not wrong:
                 return Probe(confinement, escaped)
             escaped[f"{level} as {'this user' if uid is None else uid}"] = wrong or ["the child did not run"]
     return Probe(Confinement("none"), escaped)
 
 
-def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
-    """Run every canary once. Returns canary -> whether the sandbox held it; empty when the child did not run."""
+def release(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dict[str, bool]:
+    """Run every canary once.
+
+    Args:
+        folder: where the scratch folder is made.
+        confinement: what the child is held to.
+        gpu: whether as a child that may use the GPUs; there need not be any.
+
+    Returns:
+        Canary -> whether the sandbox did as it should: held it or, for what CUDA does to start, let it. Empty when the
+        child did not run.
+    """
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix="canary-", ignore_cleanup_errors=True) as name,
         ExitStack() as doors,
@@ -93,7 +106,7 @@ def release(folder: Path, confinement: Confinement) -> dict[str, bool]:
         knocks: list[str] = []
         request = {
             "memory_bytes": 2**30,
-            "gpu": bool(sandbox.gpu_devices()),
+            "gpu": gpu,
             "outside": str(outside),
             "tcp": doors.enter_context(_tcp_door(knocks)),
             # Relative to the child's folder, for a socket's address has room for 107 bytes.
@@ -196,13 +209,53 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
     parent = request["parent"]
     libc = ctypes.CDLL(None, use_errno=True)
 
-    def call(name: str, *arguments: Any) -> None:
-        if getattr(libc, name)(*arguments) == -1:
+    def call(name: str, *arguments: Any) -> int:
+        result: int = getattr(libc, name)(*arguments)
+        if result == -1:
             raise OSError(ctypes.get_errno(), name)
+        return result
 
     def connect(family: int, address: Any, kind: int = socket.SOCK_STREAM) -> None:
         with socket.socket(family, kind) as sock:
             sock.connect(address)
+
+    def opened(family: int, kind: int = socket.SOCK_STREAM) -> None:
+        socket.socket(family, kind).close()
+
+    def open_wide() -> None:
+        # The kernel looks at the lower half of the register; so must the filter.
+        family = ctypes.c_ulong(1 << 32 | socket.AF_INET)
+        os.close(call("syscall", ctypes.c_long(sandbox.number_of("socket")), family, socket.SOCK_STREAM, 0))
+
+    def pair() -> None:
+        for end in socket.socketpair():
+            end.close()
+
+    def reach(name: str, *arguments: Any) -> None:
+        """Whether the kernel gets as far as to say that the descriptor is none."""
+        try:
+            call(name, -1, *arguments)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+
+    def bind(address: str) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(address)
+
+    def write_to(*paths: str) -> None:
+        """Whether one of them opens; nothing is written."""
+        refused = 0
+        for path in paths:
+            try:
+                os.close(os.open(path, os.O_WRONLY))
+            except OSError:
+                refused += 1
+        if refused == len(paths):
+            raise PermissionError
+
+    def be_spared() -> None:
+        Path(f"/proc/self/task/{os.getpid()}/oom_score_adj").write_text("-1000")
 
     def listen() -> None:
         with socket.create_server(("127.0.0.1", 0)):
@@ -247,15 +300,15 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
     def find_descriptor() -> None:
         for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, request["messages"]}:
             with suppress(OSError):  # the one that listed them is closed again
-                os.fstat(fd)
-                return
+                if not os.readlink(f"/proc/self/fd/{fd}").startswith("/proc/"):  # the sandbox's own: names alone
+                    return
         raise FileNotFoundError
 
-    unweighed: dict[str, Callable[[], object]] = {
-        "keep memory in a file without a name": lambda: os.close(os.memfd_create("canary")),
-        "keep memory in a shared mapping": lambda: mmap.mmap(-1, mmap.PAGESIZE).close(),
+    unweighed = {
+        "keep memory in a file without a name": _keep_in_a_file,
+        "keep memory in a shared mapping": _keep_in_a_mapping,
     }
-    return ({} if request["gpu"] else unweighed) | {
+    tried: dict[str, Callable[[], object]] = {
         "read a file outside": secret.read_text,
         "list a folder outside": lambda: os.listdir(outside),
         "read /etc/passwd": Path("/etc/passwd").read_text,
@@ -271,6 +324,26 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
         "read through a symbolic link": through_symlink,
         "rename a file outside": lambda: secret.rename(outside / "renamed"),
         "change an installed package": lambda: Path(__file__).open("ab").close(),
+        "overwrite a file outside through /proc": lambda: write_to(f"/proc/self/task/{os.getpid()}/root{secret}"),
+        "write elsewhere in /proc": lambda: write_to(*(f"/proc/{name}" for name in (*_PROC, f"{parent}/comm"))),
+        "be the last to go where memory runs out": be_spared,
+        "open an IPv4 socket": lambda: opened(socket.AF_INET, socket.SOCK_DGRAM),
+        "open an IPv4 socket by a wide number": open_wide,
+        "open an IPv6 socket": lambda: opened(socket.AF_INET6),
+        "open a netlink socket": lambda: opened(socket.AF_NETLINK, socket.SOCK_RAW),
+        "open a socket to the hypervisor": lambda: opened(socket.AF_VSOCK),
+        "open a packet socket": lambda: opened(socket.AF_PACKET, socket.SOCK_RAW),
+        "open a unix socket for single messages": lambda: opened(socket.AF_UNIX, socket.SOCK_DGRAM),
+        "open a pair of unix sockets": pair,
+        "accept": lambda: reach("accept", None, None),
+        "accept, the newer way": lambda: reach("accept4", None, None, 0),
+        "connect": lambda: reach("connect", None, 0),
+        "send": lambda: reach("sendto", None, 0, 0, None, 0),
+        "send a message": lambda: reach("sendmsg", None, 0),
+        "send messages": lambda: reach("sendmmsg", None, 0, 0),
+        "make a socket among the results": lambda: bind("out/canary"),
+        "make a socket in the temporary folder": lambda: bind("tmp/canary"),
+        "make a socket outside": lambda: bind("../outside/canary"),
         "connect over TCP": lambda: connect(socket.AF_INET, ("127.0.0.1", request["tcp"])),
         "listen on a TCP port": listen,
         "send a datagram": datagram,
@@ -292,11 +365,58 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
         "outlive the parent": lambda: call("prctl", 1, ctypes.c_ulong(0), 0, 0, 0),
         "use an inherited descriptor": find_descriptor,
     }
+    return tried if request["gpu"] else unweighed | tried
 
+
+def _listen() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.bind(f"\0pared-canary-{os.getpid()}")
+        sock.listen()
+
+
+def _name_a_thread() -> None:
+    refused: list[OSError] = []
+
+    def name_it() -> None:
+        try:
+            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("canary")
+        except OSError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=name_it)
+    thread.start()
+    thread.join()
+    if refused:
+        raise refused[0]
+
+
+def _keep_in_a_file() -> None:
+    os.close(os.memfd_create("canary"))
+
+
+def _keep_in_a_mapping() -> None:
+    mmap.mmap(-1, mmap.PAGESIZE).close()
+
+
+_FOR_CUDA: dict[str, Callable[[], object]] = {
+    "let CUDA listen on an abstract unix socket": _listen,
+    "let CUDA name a thread": _name_a_thread,
+    "let CUDA keep memory in a file without a name": _keep_in_a_file,
+    "let CUDA keep memory in a shared mapping": _keep_in_a_mapping,
+}
+"""What CUDA does to start. It counts for no level: where it is refused the GPU is of no use, and nothing is unsafe."""
+
+_PROC = (
+    "self/oom_score_adj", "self/comm", "self/coredump_filter", "self/clear_refs", "self/timerslack_ns",
+    "self/autogroup", "self/mem", "self/attr/current", "sys/kernel/core_pattern", "sys/vm/overcommit_memory",
+    "sys/net/ipv4/ip_forward", "sysrq-trigger",
+)  # fmt: skip
 
 _FILES = {
     "read a file outside", "list a folder outside", "read /etc/passwd", "create a file outside",
-    "overwrite a file outside", "delete a file outside", "rename a file outside", "change an installed package",
+    "overwrite a file outside", "overwrite a file outside through /proc", "delete a file outside",
+    "rename a file outside", "change an installed package", "write elsewhere in /proc",
+    "make a socket among the results", "make a socket in the temporary folder", "make a socket outside",
     "left no trace",
 }  # fmt: skip
 """What only Landlock guards: without it a child may touch what its user may."""
@@ -315,4 +435,6 @@ def main() -> None:
     """Confine this process, try everything, and tell the parent what was held."""
     request = forkserver.enter()
     outcome = {name: held(attempt) for name, attempt in attempts(request).items()}
+    if request["gpu"]:
+        outcome |= {name: not held(need) for name, need in _FOR_CUDA.items()}
     os.write(request["messages"], json.dumps(outcome).encode() + b"\n")

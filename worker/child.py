@@ -15,20 +15,25 @@ from typing import Any
 
 import torch
 
+# Torch's optimizers import its compiler, only to tell it to look away: over a second of processor time, which is spent
+# here, before children are forked, and not by each of them.
+import torch._dynamo
+
+from pared.compression.memory import ran_out_of_memory
 from pared.compression.methods import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Stage, Work
-from pared.errors import OutOfMemory, ParedError, SandboxTooWeak
+from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
 from pared.specs import Spec, job_spec
-from worker import compiler, forkserver, protocol
+from worker import forkserver, protocol
 
 Method = Callable[[Any, Work], Any]
 
 _PROGRESS_EVERY_S = 0.1
+_BETWEEN_CHECKPOINTS = 20  # times what keeping one took
 
 
 def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
     """Serve the worker; in each child, run the method of the requested spec and send its report."""
-    compiler.leave_out()
     request = forkserver.enter()
     send = _Pipe(request["messages"])
     send(protocol.Confined(type="confined"))
@@ -47,6 +52,7 @@ def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
 
 def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _Pipe) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
+    take(request["device"])
     spec = job_spec.validate_python(request["spec"])
     models = {role: ModelFile(**(file | {"path": Path(file["path"])})) for role, file in request["models"].items()}
     if not request["programs_allowed"]:
@@ -60,7 +66,9 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
         dataset=dataset,
         directory=Path("out"),
         observer=PipeObserver(send, Path("checkpoints"), request["resume"]),
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=request["device"],
+        latency_device=getattr(spec, "latency_device", None),
+        notes=tuple(request["notes"]),
         threads=request["threads"],
         sandbox=request["level"],
     )
@@ -68,6 +76,20 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
     encoded: dict[str, Any] = json.loads(report.model_dump_json())
     type(report).model_validate(encoded)  # a NaN became null: better said here than found by the parent
     return encoded
+
+
+def take(device: str) -> None:
+    """Make the device ready.
+
+    Raises:
+        DeviceUnavailable: the GPU, which computed when the worker tried it, does not now.
+    """
+    if device == "cpu":
+        return
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnavailable(f"The worker's GPU cannot be used any more: {_gist(error)}.") from error
 
 
 _PROGRAMS = {b"constants.pkl": "TorchScript", b"archive_format": "torch.export"}
@@ -96,17 +118,13 @@ def _refuse_program(path: Path, filename: str) -> None:
 def _failure(error: Exception) -> protocol.Failure:
     if isinstance(error, ParedError):
         code, detail = error.code, error.detail
-    elif _is_memory(error):
+    elif ran_out_of_memory(error):
         code = OutOfMemory.code
         detail = f"The job needed more memory than it may use: {_gist(error)}. Use a smaller batch size or model."
     else:
         code = ParedError.code
         detail = f"{type(error).__name__}: {_gist(error)}"
     return protocol.Failure(type="error", code=code, detail=detail[: 2 * protocol.MAX_TEXT])
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _gist(error: Exception) -> str:
@@ -123,6 +141,7 @@ class PipeObserver:
         self._send, self._folder, self._resume = send, folder, resume
         self._step = resume["step"] if resume else 0
         self._last_progress = 0.0
+        self._worth_keeping_at = 0.0
 
     def stage(self, name: Stage) -> None:
         self._send(protocol.Stage(type="stage", name=name))
@@ -142,6 +161,13 @@ class PipeObserver:
         self._send(protocol.Log(type="log", text=text[: protocol.MAX_TEXT]))
 
     def checkpoint(self, state: dict[str, Any]) -> None:
+        """Write the state, unless the work since the last one is soon done again.
+
+        A short epoch on a GPU takes little longer than keeping what it came to.
+        """
+        began = time.monotonic()
+        if began < self._worth_keeping_at:
+            return
         self._step += 1
         path = self._folder / str(self._step)
         temporary = path.with_suffix(".part")
@@ -149,6 +175,8 @@ class PipeObserver:
             torch.save(state, file)
         temporary.replace(path)  # made durable by the parent's store
         self._send(protocol.Checkpoint(type="checkpoint", step=self._step))
+        ended = time.monotonic()
+        self._worth_keeping_at = ended + _BETWEEN_CHECKPOINTS * (ended - began)
 
     def resume(self) -> dict[str, Any] | None:
         if self._resume is None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pared.gpus import VISIBLE
 from worker import sandbox
 from worker.sandbox import Confinement
 
@@ -48,6 +49,19 @@ class Child:
     messages: int
     output: int
 
+    def how_it_ended(self, patience_s: float) -> str | None:
+        """In words; None: it lives. Does not wait for it: until it is waited for, its process id stays its own."""
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if info:
+                if info.si_code == os.CLD_EXITED:
+                    return f"ended with exit status {info.si_status}"
+                hint = " (often: the machine has no memory left)" if info.si_status == signal.SIGKILL else ""
+                return f"was ended by {_signal_name(info.si_status)}{hint}"
+            time.sleep(_TICK_S / 2)
+        return None
+
     def kill(self) -> None:
         """SIGKILL to everything in its session, wait for it, and close the pipes."""
         sandbox.kill_session(self.pid, signal.SIGKILL)
@@ -56,6 +70,13 @@ class Child:
                 os.waitpid(-self.pid, 0)
         for fd in (self.messages, self.output):
             os.close(fd)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class _ServerEnded(OSError):
@@ -67,16 +88,21 @@ class ForkServer:
 
     _lock = threading.Lock()  # of all servers: who adopts orphans is a matter of the whole process
 
-    def __init__(self, command: Sequence[str], confinement: Confinement, *, threads: int) -> None:
+    def __init__(
+        self, command: Sequence[str], confinement: Confinement, *, threads: int, gpu: str | None = None
+    ) -> None:
         """Set up; starts nothing.
 
         Args:
             command: the program; once it has loaded what it needs, it must call `enter`.
             confinement: the level that children hold, and the user that they are.
             threads: that a child computes with.
+            gpu: the one that children see, as `CUDA_VISIBLE_DEVICES` names it; empty: none; None: what this process
+                sees.
         """
         self.confinement = confinement
         self.threads = threads
+        self.gpu = gpu
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -95,7 +121,8 @@ class ForkServer:
 
         Args:
             folder: its scratch folder, from `make_scratch`.
-            request: one JSON object, with `memory_bytes`, its limit; `enter` returns it there.
+            request: one JSON object, with `memory_bytes`, its limit, and `gpu`, whether it may use the GPUs (where it
+                does not say so: if there are any), of which `card` may name one; `enter` returns it there.
             stop: whether it is no longer wanted; asked while the server still loads.
 
         Returns:
@@ -104,7 +131,9 @@ class ForkServer:
         Raises:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
         """
-        whole = request | {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        gpu = {"gpu": bool(sandbox.gpu_devices())}
+        own = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        whole = gpu | request | own
         line = json.dumps(whole).encode() + b"\n"
         with self._lock:
             served_before = self._process is not None
@@ -194,7 +223,7 @@ class ForkServer:
                     self._command,
                     stdin=its.fileno(),
                     cwd="/",
-                    env=_environment(self.threads),
+                    env=_environment(self.threads, self.gpu),
                     start_new_session=True,
                     umask=0o077,
                     user=self.confinement.uid,
@@ -224,10 +253,15 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
     return reading, writing
 
 
-def _environment(threads: int) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH") if name in os.environ}
+def _environment(threads: int, gpu: str | None) -> dict[str, str]:
+    names = (VISIBLE, "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    if gpu is not None:
+        kept[VISIBLE] = gpu
     if site.ENABLE_USER_SITE and site.USER_BASE:
         kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
+    if os.environ.get("PYTHONPATH"):  # where pared is, in a checkout that nobody installed
+        kept["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
     kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return kept | {
         # Threads that spin for long while they wait cost many times the time where others are at work on the cores;
@@ -274,7 +308,16 @@ def enter() -> dict[str, Any]:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    sandbox.restrict(request["level"], folder=Path(), parent=request["parent"], memory_bytes=request["memory_bytes"])
+    if not request["gpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that torch does not go looking for what is out of reach
+    sandbox.restrict(
+        request["level"],
+        folder=Path(),
+        parent=request["parent"],
+        memory_bytes=request["memory_bytes"],
+        gpu=request["gpu"],
+        card=request.get("card"),
+    )
     return request
 
 

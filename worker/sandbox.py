@@ -96,7 +96,7 @@ def resident_bytes(pid: int) -> int:
 # -- the child's side ---------------------------------------------------------------------------
 
 
-def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int) -> None:
+def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu: bool, card: int | None = None) -> None:
     """Confine this process for good.
 
     Args:
@@ -104,6 +104,8 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int) -> N
         folder: the scratch folder: `in` stays readable; `out`, `checkpoints` and `tmp` writable.
         parent: the process that this one must not outlive.
         memory_bytes: the job's memory limit.
+        gpu: whether it may use the GPUs, with the few rights more that CUDA does not start without.
+        card: N of /dev/nvidiaN, the only one whose file it may open; None: those of all.
 
     Raises:
         OSError: a part of the level could not be put in place.
@@ -112,13 +114,12 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int) -> N
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("the sandbox must be entered before the first thread starts")
     _end_with(parent)
-    gpu = bool(gpu_devices())  # asked before Landlock hides them
     _limit_resources(memory_bytes, gpu=gpu)
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
     if level == "standard":
-        _landlock(folder)
+        _landlock(folder, gpu=gpu, card=card)
     if level != "none":
         _seccomp(gpu=gpu)
 
@@ -221,7 +222,7 @@ def landlock_abi() -> int:
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, 0, 1)))
 
 
-def _landlock(folder: Path) -> None:
+def _landlock(folder: Path, *, gpu: bool, card: int | None) -> None:
     abi = landlock_abi()
     if not abi:
         raise OSError(errno.EOPNOTSUPP, "this kernel has no Landlock")
@@ -233,14 +234,19 @@ def _landlock(folder: Path) -> None:
     ruleset = _libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
         raise _last_error("landlock_create_ruleset")
-    for path in _readable():
+    for path in _readable(gpu=gpu):
         _allow(ruleset, path, _READ & handled)
     _allow(ruleset, folder / "in", _READ & handled, needed=True)
     for name in ("out", "checkpoints", "tmp"):
         _allow(ruleset, folder / name, _WRITE & handled, needed=True)
     _allow(ruleset, Path(os.devnull), (_FS_READ_FILE | _FS_WRITE_FILE) & handled)
-    for path in gpu_devices():
-        _allow(ruleset, path, (_FS_READ_FILE | _FS_WRITE_FILE | _FS_IOCTL_DEV) & handled)
+    if gpu:
+        for path in gpu_devices(card):
+            _allow(ruleset, path, (_FS_READ_FILE | _FS_WRITE_FILE | _FS_IOCTL_DEV) & handled)
+        # CUDA names its threads, through task/<thread>/comm, and does not start where it may not. The rule is taken
+        # here, in the child, so it holds for its own threads. What else lies there is guarded by the kernel: see
+        # docs/decisions/0012-what-a-gpu-adds-to-the-sandbox.md.
+        _allow(ruleset, Path("/proc/self/task"), (_FS_WRITE_FILE | _FS_TRUNCATE) & handled)
     if _libc.syscall(_RESTRICT_SELF, ruleset, 0):
         raise _last_error("landlock_restrict_self")
     os.close(ruleset)
@@ -260,10 +266,13 @@ def _allow(ruleset: int, path: Path, rights: int, *, needed: bool = False) -> No
         if _libc.syscall(_ADD_RULE, ruleset, 1, rule, 0):
             raise _last_error(f"landlock_add_rule {path}")
     finally:
-        os.close(fd)
+        # A rule is tied to an inode. Those of /proc are made anew when memory was short and nobody held them, and
+        # the rule is lost with them: such a descriptor stays open for as long as the process lives.
+        if not path.is_relative_to("/proc"):
+            os.close(fd)
 
 
-def _readable() -> Iterable[Path]:
+def _readable(*, gpu: bool) -> Iterable[Path]:
     """The interpreter, the installed packages and the system's libraries; no configuration, nobody's data."""
     import pared
     import worker
@@ -277,7 +286,7 @@ def _readable() -> Iterable[Path]:
     yield from (Path("/etc/ld.so.cache"), Path("/proc/self"), Path("/proc/cpuinfo"), Path("/proc/meminfo"))
     yield from (Path("/sys/devices/system/cpu"), Path("/sys/devices/system/node"))
     yield from (Path("/dev/urandom"), Path("/dev/random"))
-    if gpu_devices():
+    if gpu:
         yield from (
             Path("/proc/driver/nvidia"),
             Path("/sys/module/nvidia"),
@@ -287,9 +296,11 @@ def _readable() -> Iterable[Path]:
         yield from (Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry)
 
 
-def gpu_devices() -> list[Path]:
-    """The device files of the GPUs that serve jobs here; none seen from inside the sandbox."""
-    return sorted(Path("/dev").glob("nvidia*"))
+def gpu_devices(card: int | None = None, folder: Path = Path("/dev")) -> list[Path]:
+    """The device files of this machine's GPUs, or of this one alone with those that all of them share."""
+    found = sorted(folder.glob("nvidia*"))
+    others = {path for path in found if path.name.removeprefix("nvidia").isdecimal() and path.name != f"nvidia{card}"}
+    return found if card is None else [path for path in found if path not in others]
 
 
 # -- seccomp ------------------------------------------------------------------------------------
@@ -302,6 +313,7 @@ _TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _PR_SET_MM, _PR_SET_PTRACER = 35, 0x59616D61
+_AF_UNIX, _NOT_A_STREAM = 1, 0b10
 
 # (x86-64, aarch64) numbers of calls that no compression job makes; None where an architecture lacks one.
 _DENIED: dict[str, tuple[int | None, int | None]] = {
@@ -347,6 +359,10 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "modify_ldt": (154, None), "syslog": (103, 116), "vhangup": (153, 58), "uselib": (134, None),
     "lookup_dcookie": (212, 18), "nfsservctl": (180, 42),
 }  # fmt: skip
+# CUDA binds an abstract unix socket, listens, and does not start where it may not. Nobody is served: without accept
+# nothing flows from who connects, without connect, socketpair and the calls that send nothing flows out, and no name in
+# the file system is taken, for Landlock allows making a socket nowhere.
+_CUDA_STARTS_WITH = {"socket", "bind", "listen"}
 _CLONE, _CLONE3, _PRCTL, _IOCTL, _FCNTL = (56, 220), (435, 435), (157, 167), (16, 29), (72, 25)
 # Memory that stays in use while it is mapped nowhere, where the watch over resident memory cannot see it.
 _MEMFD_CREATE, _MMAP = (319, 279), (9, 222)
@@ -355,6 +371,12 @@ _ON_ITSELF = {
     "kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
 }  # fmt: skip
 _ON_ITSELF_OR_ZERO = {"prlimit64": (302, 261), "sched_setaffinity": (203, 122)}
+
+
+def number_of(call: str) -> int:
+    """The number of one of the denied calls on this processor; -1: it has none."""
+    number = _DENIED[call][0 if platform.machine() == "x86_64" else 1]
+    return -1 if number is None else number
 
 
 def seccomp_works() -> bool:
@@ -397,12 +419,18 @@ def _filter(machine: str, pid: int, *, gpu: bool) -> list[bytes]:
 
     no = _return(_ERRNO | errno.EPERM)
     yes = _return(_ALLOW)
-    for numbers in _DENIED.values():
-        case(numbers, [no])
+    for name, numbers in _DENIED.items():
+        if not (gpu and name in _CUDA_STARTS_WITH):
+            case(numbers, [no])
     # Threads are allowed, processes are not; clone3 hides its flags in memory, so libc must fall back to clone.
     case(_CLONE, [_load(16), _jump(_JUMP_IF_SET, _CLONE_THREAD, 0, 1), yes, no])
     case(_CLONE3, [_return(_ERRNO | errno.ENOSYS)])
-    if not gpu:  # where CUDA's driver has not been seen to do without them
+    if gpu:
+        # The family and the type are ints: the kernel, too, looks at 32 bits of each register alone. Of the types of a
+        # unix socket, those for single messages have this bit; they would hear from outside without being connected.
+        kind = [_load(24), _jump(_JUMP_IF_SET, _NOT_A_STREAM, 1, 0)]
+        case(_DENIED["socket"], [_load(16), _jump(_JUMP_IF_EQUAL, _AF_UNIX, 0, len(kind) + 1), *kind, yes, no])
+    else:  # pinned memory needs both
         case(_MEMFD_CREATE, [no])
         both = [_jump(_JUMP_IF_SET, _MAP_ANONYMOUS, 0, 1), _jump(_JUMP_IF_SET, _MAP_SHARED, 1, 0)]
         case(_MMAP, [_load(16 + 8 * 3), *both, yes, no])

@@ -2,9 +2,10 @@
 
     celery -A worker.tasks worker -c 1
 
-Celery's main process only takes messages. All else happens in the process it forks: the task, a thread
-that keeps the worker's row, and one that sweeps. The main process never opens the database, because
-SQLite must not be carried across a fork.
+Before it takes a job it finds out what it can hold a child to, and whether its GPU computes; it listens to the
+queues of the devices that it has. Celery's main process only takes messages. All else happens in the process it
+forks: the task, a thread that keeps the worker's row, and one that sweeps. The main process never opens the
+database, because SQLite must not be carried across a fork.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -27,20 +27,23 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from pared.errors import ParedError
+from pared import gpus
+from pared.errors import DeviceUnavailable, ParedError
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
-from pared.state.queue import TASK
+from pared.state.queue import TASK, queues_of
 from pared.state.queue import app as app  # noqa: PLC0414 - what `celery -A worker.tasks` and `pared worker` look for
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, WorkerHeartbeat, db_now
 from worker import attempt, canaries, sandbox
+from worker.devices import CPU_ALONE, Serving
+from worker.devices import find as find_devices
 from worker.drain import Drain
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
-from worker.watch import Worker
+from worker.watch import Ending, Hindered, Worker
 
 log = structlog.get_logger()
 
@@ -57,36 +60,57 @@ _drain = Drain()
 _forked = mmap.mmap(-1, 1)  # one byte, shared with every process that is forked from here
 _main_pid = os.getpid()
 _confinement = Confinement("none")
+_serving = CPU_ALONE
 _threads: dict[str, threading.Thread] = {}
+_working = threading.Lock()  # held while a job runs that is not quick
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run one job to an end of the attempt. The id is all that a message carries."""
     try:
-        attempt.run(_worker(), job_id)
+        with _working:
+            ending = attempt.run(_worker(), job_id)
     except (DBAPIError, PoolTimeout) as error:
         log.warning("database_away", job=job_id, reason=str(error))  # the job is rung again when it is back
+        return
+    _look_at(ending)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
-def probe_sandbox(**_: Any) -> None:
-    """Before anything is forked: find out what this machine can hold a child to."""
-    global _confinement, _main_pid  # noqa: PLW0603 - inherited by the forked process
+def find_out_what_is_here(**_: Any) -> None:
+    """Before anything is forked: what this machine can hold a child to, what it computes on, and so what to hear of."""
+    global _confinement, _serving, _main_pid  # noqa: PLW0603 - inherited by the forked process
     _main_pid = os.getpid()
     configure_logging()
     signal.signal(signal.SIGUSR2, _start_afresh)
     sandbox.hide_from_others()
+    scratch = settings().data_dir.resolve() / "scratch"
+    cards = [] if settings().device == "cpu" else gpus.visible()
     try:
-        probe = canaries.probe(settings().data_dir.resolve() / "scratch")
+        probe = canaries.probe(scratch, gpu=bool(cards))
     except Exception:
         # Celery would swallow it. What could not be shown to hold is not assumed to.
         log.exception("sandbox_not_probed")
-        return
-    _confinement = probe.confinement
-    log.info("sandbox_probed", level=_confinement.level, held=_confinement.in_words(), escaped=probe.escaped)
+    else:
+        _confinement = probe.confinement
+        log.info("sandbox_probed", level=_confinement.level, held=_confinement.in_words(), escaped=probe.escaped)
     if _confinement.level != "standard":
         log.warning("sandbox_weak", torchscript="allowed" if settings().allow_weak_sandbox else "refused")
+    try:
+        _serving = find_devices(settings().device, cards, scratch, _confinement)
+    except Exception as error:
+        log.exception("devices_not_found")
+        _serving = Serving(() if settings().device == "cuda" else ("cpu",), problem=f"No GPU could be tried: {error}")
+    tell = log.info if _serving.problem is None else log.warning
+    tell(
+        "serving",
+        devices=_serving.devices,
+        on=_serving.in_words(_threads_of_a_job()),
+        visible=[card.name for card in cards],
+        problem=_serving.problem,
+    )
+    app.amqp.queues.select(queues_of(_serving.devices))
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
@@ -103,15 +127,16 @@ def start_working(**_: Any) -> None:
     _forked[0] = 1
     # A service manager may signal all processes of the group: this one too hands its job back first.
     signal.signal(signal.SIGTERM, lambda *_: _drain.request())
-    with suppress(OSError):  # the first job says why
-        _worker().children.start()
+    if _serving.devices:
+        with suppress(OSError):  # the first job says why
+            _worker().children.start()
     _stay_alive()
 
 
 @signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def say_goodbye(**_: Any) -> None:
     """A stopped worker is not one that was lost: its quick job goes back too, and its row goes."""
-    if "quick" in _threads:
+    if "quick" in _threads and _threads["quick"] is not threading.current_thread():
         _threads["quick"].join(GOODBYE_S)
     try:
         with _worker().sessions.begin() as session:
@@ -132,6 +157,22 @@ def _start_afresh(*_: object) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
 
+def _look_at(ending: Ending | None) -> None:
+    """If a device that was promised is gone: hand back what runs beside, and become a worker that tries it anew."""
+    if not (isinstance(ending, Hindered) and isinstance(ending.error, DeviceUnavailable)):
+        return
+    log.warning("device_lost", reason=ending.error.detail)
+    _drain.request()
+    with _working:
+        say_goodbye()
+        os.kill(_main_pid, signal.SIGUSR2)
+        os._exit(1)
+
+
+def _threads_of_a_job() -> int:
+    return settings().threads or len(os.sched_getaffinity(0))
+
+
 @lru_cache(maxsize=1)
 def _worker() -> Worker:
     """Made in the forked process, on first use."""
@@ -139,9 +180,15 @@ def _worker() -> Worker:
         settings=settings(),
         sessions=make_sessions(make_engine(settings().effective_database_url)),
         store=open_store(settings().effective_objects_url),
-        children=ForkServer(CHILD, _confinement, threads=settings().threads or len(os.sched_getaffinity(0))),
+        children=ForkServer(
+            CHILD,
+            _confinement,
+            threads=_threads_of_a_job(),
+            gpu="" if _serving.card is None else _serving.card.token,
+        ),
         name=f"{socket.gethostname()}:{os.getpid()}",
         drain=_drain,
+        serving=_serving,
     )
 
 
@@ -169,7 +216,13 @@ def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
 
 def _say_alive() -> None:
     worker = _worker()
-    row = {"sandbox": worker.confinement.level, "device": _device(worker.threads), "seen_at": db_now()}
+    row = {
+        "sandbox": worker.confinement.level,
+        "device": worker.serving.in_words(worker.threads),
+        "devices": list(worker.serving.devices),
+        "device_problem": worker.serving.problem,
+        "seen_at": db_now(),
+    }
     with worker.sessions.begin() as session:
         known = update(WorkerHeartbeat).where(WorkerHeartbeat.name == worker.name).values(**row)
         if session.execute(known.returning(WorkerHeartbeat.name)).first() is None:
@@ -184,10 +237,10 @@ def _do_quick() -> None:
     worker = _worker()
     while not worker.drain.requested:
         with worker.sessions() as session:
-            job_id = session.scalar(Job.next_quick())
+            job_id = session.scalar(Job.next_quick(worker.serving.devices))
         if job_id is None:
             return
-        attempt.run(worker, job_id)
+        _look_at(attempt.run(worker, job_id))
 
 
 def _sweep() -> None:
@@ -198,15 +251,3 @@ def _sweep() -> None:
 def _sweeper() -> Sweep:
     worker = _worker()
     return Sweep(worker.sessions, worker.settings, store=worker.store)
-
-
-def _device(threads: int) -> str:
-    """What serves the jobs, without asking torch, which is never loaded here."""
-    cpus = f"{threads} CPU{'s' if threads > 1 else ''}"
-    gpus = [
-        line.partition(":")[2].strip()
-        for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-        for line in information.read_text().splitlines()
-        if line.startswith("Model:")
-    ]
-    return ", ".join([cpus, *gpus])

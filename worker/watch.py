@@ -13,12 +13,22 @@ from typing import Any, assert_never
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from pared.errors import BY_CODE, ModelCrashesWorker, OutOfMemory, ParedError, Stalled, StorageFull, TimeLimit
+from pared.errors import (
+    BY_CODE,
+    DeviceUnavailable,
+    ModelCrashesWorker,
+    OutOfMemory,
+    ParedError,
+    Stalled,
+    StorageFull,
+    TimeLimit,
+)
 from pared.reports import DatasetInspection, ModelInspection, Plan, Report
 from pared.state.objects import ObjectStore
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from worker import protocol, sandbox
+from worker.devices import CPU_ALONE, Serving
 from worker.drain import Drain
 from worker.forkserver import Child, ForkServer
 from worker.lease import Lease, LeaseLost
@@ -45,6 +55,7 @@ class Worker:
     children: ForkServer
     name: str
     drain: Drain
+    serving: Serving = CPU_ALONE
 
     @property
     def confinement(self) -> Confinement:
@@ -67,6 +78,8 @@ class Claim:
     attempt: int
     crash_count: int
     spec: dict[str, Any]
+    device: str
+    """What it asks to compute on: `cpu`, `cuda` or `auto`."""
     checkpoints: list[tuple[str, str]]
     """(key, sha256), newest first."""
     checkpoint_step: int
@@ -215,7 +228,9 @@ class Watch:
         if message.code == ParedError.code:
             self._read_output()
             log.error("method_raised", job=self._claim.job_id, detail=message.detail, output=self._words(_TAIL_BYTES))
-        return Failed(BY_CODE[message.code](message.detail))
+        error = BY_CODE[message.code](message.detail)
+        # The job had it promised: another worker's device, or this one's at another time, may do.
+        return Hindered(error) if isinstance(error, DeviceUnavailable) else Failed(error)
 
     def _result(self, message: protocol.Result) -> Ending:
         kind = _report_type(self._claim.spec)
@@ -275,18 +290,9 @@ class Watch:
         return data is None or bool(data)
 
     def _how_it_died(self) -> str:
-        """In words. Does not wait for it: until it is waited for, its process id stays its own."""
-        until = time.monotonic() + _EXIT_S
-        while time.monotonic() < until:
-            info = os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if info:
-                self._read_output()
-                if info.si_code == os.CLD_EXITED:
-                    return f"ended with exit status {info.si_status}"
-                hint = " (often: the machine has no memory left)" if info.si_status == signal.SIGKILL else ""
-                return f"was ended by {_signal_name(info.si_status)}{hint}"
-            time.sleep(_TICK_S / 2)
-        return "closed its pipe and went on"
+        how = self._child.how_it_ended(_EXIT_S)
+        self._read_output()
+        return how or "closed its pipe and went on"
 
     def _crash(self, how: str) -> Crashed:
         words = self._words(300)
@@ -320,10 +326,3 @@ def _report_type(spec: dict[str, Any]) -> type[BaseModel]:
     if spec["type"] == "inspect":
         return ModelInspection if spec["subject"].startswith("mdl_") else DatasetInspection
     return Plan if spec["type"] == "plan" else Report
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

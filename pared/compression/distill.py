@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,19 +12,18 @@ from torch.nn import functional
 
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices import device_of, place, place_graph
+from pared.compression.gradients import Loss
 from pared.compression.measure import (
-    EVALUATION_BATCH,
     Inputs,
     Samples,
-    Split,
     Task,
+    answers,
     checked_output,
     forward,
     label_loss,
     own_failures,
-    unoptimized,
 )
-from pared.compression.train import Loss, seed_of
+from pared.compression.train import seed_of
 from pared.errors import ShapeMismatch, ValidationError
 from pared.specs import Knowledge, OutputMse
 
@@ -90,14 +89,11 @@ def with_labels(loss: Tensor, label: Tensor, share: float) -> Tensor:
 # -- in the training loop -----------------------------------------------------------------------
 
 
-class IndexedSamples(Samples, Protocol):
-    """Samples whose order can be known, so that something computed once can travel with them."""
+class TeachableSamples(Samples, Protocol):
+    """Samples that something computed once can travel with."""
 
-    def order(self, split: Split, generator: torch.Generator | None = None) -> Tensor:
-        """Indices of a split's samples in the order of `batches`."""
-
-    def take(self, split: Split, indices: Tensor) -> tuple[Inputs, Tensor]:
-        """`(inputs, targets)` of these samples."""
+    def taught(self, answers: Tensor) -> Samples:
+        """The same samples with a teacher's answers, (training samples, …), as their last input in training."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ def lesson(
     kind: OutputMse | Knowledge,
     teacher: nn.Module,
     student: nn.Module,
-    data: IndexedSamples,
+    data: TeachableSamples,
     example: Sequence[Tensor],
     *,
     task: Task,
@@ -148,43 +144,16 @@ def lesson(
             f"{tuple(of_student.shape)}. A student has as many outputs as its teacher."
         )
     if not isinstance(kind, Knowledge):
-        return Lesson(_Taught(data, _answers(teacher, data, task, device)), _output_loss(task), None)
+        return Lesson(_taught(teacher, data, task, device), _output_loss(task), None)
     if not pairs:
-        return Lesson(_Taught(data, _answers(teacher, data, task, device)), _logit_loss(kind, task), None)
+        return Lesson(_taught(teacher, data, task, device), _logit_loss(kind, task), None)
     projections = _projections(pairs, narrow, wide, seed).to(device)
     return Lesson(data, _feature_loss(kind, task, seen_by["teacher"], seen_by["student"], projections), projections)
 
 
-def _answers(teacher: nn.Module, data: Samples, task: Task, device: str) -> Tensor:
-    """The teacher's outputs over the training split in its stored order, on the CPU: (samples, …)."""
-    with torch.no_grad(), unoptimized():
-        return torch.cat(
-            [
-                forward(teacher, tuple(tensor.to(device) for tensor in inputs), task).float().cpu()
-                for inputs, _ in data.batches("train", EVALUATION_BATCH)
-            ]
-        )
-
-
-class _Taught:
-    """Samples whose training inputs end with the teacher's answer to them."""
-
-    def __init__(self, data: IndexedSamples, answers: Tensor) -> None:
-        self._data, self._answers = data, answers
-
-    def samples(self, split: Split) -> int:
-        return self._data.samples(split)
-
-    def batches(
-        self, split: Split, batch_size: int, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Inputs, Tensor]]:
-        if split != "train":
-            yield from self._data.batches(split, batch_size, generator)
-            return
-        order = self._data.order("train", generator)
-        for indices in torch.split(order, batch_size):
-            inputs, targets = self._data.take("train", indices)
-            yield (*inputs, self._answers[indices]), targets
+def _taught(teacher: nn.Module, data: TeachableSamples, task: Task, device: str) -> Samples:
+    """The samples with the teacher's outputs over the training split, computed once, where the student runs."""
+    return data.taught(answers(teacher, data, "train", task, device=device)[0])
 
 
 def _output_loss(task: Task) -> Loss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from pared.compression.architectures import LayeredModule
 from pared.compression.data import load_dataset
 from pared.compression.devices import CPU, place
 from pared.compression.export import as_torchscript
-from pared.compression.intake import example_from_specs
+from pared.compression.intake import Folded, example_from_specs, fold_module, folding_difference
 from pared.compression.work import DatasetFile, ModelFile, Work
-from pared.errors import ValidationError
+from pared.errors import DeviceUnavailable, ValidationError
 from pared.reports import Report
 
 Arrays = tuple[Any, Any]
@@ -57,18 +57,22 @@ def prune(
         model: a module (not changed), or a TorchScript, state dict or safetensors file.
         data: `(x, y)` arrays or tensors (x a list for several inputs), a data set file, "builtin:digits" or None.
         architecture: of a state dict file.
-        directory: where the result files are left; without one they are gone, and the model remains.
+        directory: where the result files are left; without one they are gone, and the model remains. Formats that could
+            not be written are under `report.failed_outputs`.
         fields: of `pared.specs.PruneSpec`, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`.
+            Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
+        DeviceUnavailable: `device` is cuda, and there is none.
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
         dataset = place.dataset(data)
         given = {"type": "prune", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
         spec = _checked(specs.PruneSpec, given, model)
+        device = _device_for(spec)
         files = {"model": place.model(model, "model", architecture, spec, dataset)}
-        report, pruned = methods.pruned(spec, place.work(files, dataset))
+        report, pruned = methods.pruned(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(pruned.module, report)
 
 
@@ -89,10 +93,12 @@ def distill(
         student: the same, or an architecture (`{"name": …}`, `{"layers": …}`), or `{"from_teacher": {"width": 0.5}}`.
         data: as in `prune`.
         teacher_architecture, student_architecture: of state dict files.
-        directory: where the result files are left; without one they are gone, and the model remains.
+        directory: where the result files are left, as in `prune`.
         fields: of `pared.specs.DistillSpec`, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`.
+            Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
+        DeviceUnavailable: `device` is cuda, and there is none.
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
@@ -103,10 +109,11 @@ def distill(
         spec = _checked(
             specs.DistillSpec, {**given, "dataset": _dataset_id(dataset)}, teacher if from_teacher else student
         )
+        device = _device_for(spec)
         files = {"teacher": place.model(teacher, "teacher", teacher_architecture, spec, dataset)}
         if not isinstance(student, dict):
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
-        report, distilled = methods.distilled(spec, place.work(files, dataset))
+        report, distilled = methods.distilled(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(distilled.module, report)
 
 
@@ -139,17 +146,18 @@ class _Workplace:
             path = Path(model)
             return ModelFile(path, path.name, _digest(path), architecture)
         path = self.inputs / f"{role}.pt"
-        if isinstance(model, LayeredModule):
-            torch.save(model.state_dict(), path)
-            return ModelFile(path, path.name, _digest(path), model.architecture)
-        script = model
-        if not isinstance(model, torch.jit.ScriptModule):
-            # A copy, because tracing looks at the module in eval mode and on the CPU.
-            copied = _copy(model).eval()
-            place(copied, CPU)
-            script = as_torchscript(copied, _example(spec, dataset))
-        torch.jit.save(script, path)
-        return ModelFile(path, path.name, _digest(path))
+        if isinstance(model, torch.jit.ScriptModule):
+            torch.jit.save(model, path)
+            return ModelFile(path, path.name, _digest(path))
+        example = () if isinstance(model, LayeredModule) else _example(spec, dataset)
+        module, folded = _plain(model, example)
+        notes = tuple(folded.notes(sum(parameter.numel() for parameter in module.parameters())))
+        sparse = frozenset(folded.sparse)
+        if isinstance(module, LayeredModule):
+            torch.save(module.state_dict(), path)
+            return ModelFile(path, path.name, _digest(path), module.architecture, notes, sparse)
+        torch.jit.save(as_torchscript(module, example), path)
+        return ModelFile(path, path.name, _digest(path), None, notes, sparse)
 
     def dataset(self, data: Arrays | str | Path | None) -> DatasetFile | None:
         """A file of the data."""
@@ -174,21 +182,59 @@ class _Workplace:
             np.savez(file, allow_pickle=False, **arrays)
         return DatasetFile(path, path.name, _digest(path))
 
-    def work(self, files: dict[str, ModelFile], dataset: DatasetFile | None) -> Work:
+    def work(
+        self, files: dict[str, ModelFile], dataset: DatasetFile | None, device: str, latency_device: str | None
+    ) -> Work:
         """The work on these files, on this machine as it stands."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Work(files, dataset, self.outputs, device=device, threads=torch.get_num_threads())
+        threads = torch.get_num_threads()
+        return Work(files, dataset, self.outputs, device=device, latency_device=latency_device, threads=threads)
+
+
+def _device_for(spec: specs.PruneSpec | specs.DistillSpec) -> str:
+    """What to compute on.
+
+    Raises:
+        DeviceUnavailable: CUDA is asked for, and torch has none.
+    """
+    if torch.cuda.is_available():
+        return "cpu" if spec.device == "cpu" else "cuda"
+    if spec.needs_device == "cuda":
+        field = "device" if spec.device == "cuda" else "latency_device"
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU that it can use"
+        raise DeviceUnavailable(
+            f"The {field} cuda is asked for, and {why}. Leave {field} out to compute on the processor, or run it where "
+            "torch.cuda.is_available() is true.",
+            errors=[{"pointer": f"/{field}", "detail": why}],
+        )
+    return "cpu"
+
+
+def _plain(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, Folded]:
+    """A copy of a module in eval mode and on the CPU, as tracing looks at it, with plain weights for computed ones."""
+    module = _copy(model).eval()
+    place(module, CPU)
+    folded = fold_module(module)
+    if folded.sources and example:
+        original = _copy(model).eval()
+        place(original, CPU)
+        if folding_difference(original, module, example) is not None:
+            return original, Folded()  # its file is opened as any other, and tells what stays
+    return module, folded
 
 
 def _copy(model: nn.Module) -> nn.Module:
+    """A copy; of tensors that were computed, which torch does not copy, the numbers: they will be computed again."""
+    held = (item for part in model.modules() for value in vars(part).values() for item in _items(value))
+    computed = {id(item): item.detach().clone() for item in held if isinstance(item, Tensor) and not item.is_leaf}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, computed)
     except Exception as error:
-        text = (
-            f"The model cannot be copied: {error}. If it uses torch.nn.utils.weight_norm or spectral_norm, call "
-            "remove_weight_norm or remove_spectral_norm on it first; or give the path of its TorchScript file."
-        )
+        text = f"The model cannot be copied: {error}. Give the path of its TorchScript file."
         raise ValidationError(text) from error
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _array(given: Any) -> np.ndarray:

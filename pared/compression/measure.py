@@ -21,6 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices import device_of, place
+from pared.compression.finite import hold_finite_on_samples
+from pared.compression.memory import BatchSize, ran_out_of_memory
+from pared.compression.precision import float32_products
+from pared.compression.statistics import paired_t
 from pared.errors import ModelFailed, ParedError
 from pared.reports import Comparison, Interval, Latency, Quality
 
@@ -29,8 +33,12 @@ Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
 
 EVALUATION_BATCH = 256
+_MOST_AT_ONCE = 4096
+_INPUT_BYTES = 32 << 20  # of a batch that is scored on a card
+_KEPT_BYTES = 1 << 30  # of outputs, on a card
 _CONFIDENCE_Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 _RESAMPLES = 1000
+_LOOK_EVERY = 30  # runs of a model between two looks at whether there are enough
 
 
 class Samples(Protocol):
@@ -43,6 +51,9 @@ class Samples(Protocol):
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Inputs, Tensor]]:
         """`(inputs, targets)` of a split, shuffled where a generator is given."""
+
+    def on(self, device: str) -> Samples:
+        """The same samples, whose batches lie on a device."""
 
 
 # -- running a model ----------------------------------------------------------------------------
@@ -80,10 +91,10 @@ def own_failures() -> Iterator[None]:
     """Turns what a model's own code raises into ModelFailed. Running out of memory is told apart by others."""
     try:
         yield
-    except (ParedError, MemoryError, torch.OutOfMemoryError):
+    except ParedError:
         raise
     except Exception as error:
-        if "allocate memory" in str(error):
+        if ran_out_of_memory(error):
             raise
         raise ModelFailed(f"The model's own code raised: {_message(error)}") from error
 
@@ -119,16 +130,55 @@ def predict(
 
     Args:
         tick: called after every batch, as a sign of life.
+
+    Raises:
+        OutOfMemory: not even one sample fits.
     """
     module.eval()
-    outputs, targets = [], []
-    with torch.no_grad(), unoptimized():
-        for inputs, target in data.batches(split, EVALUATION_BATCH):
-            output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
-            outputs.append(output.float().cpu())
+    outputs, targets = answers(module, data, split, task, device=device, tick=tick)
+    return outputs.cpu(), targets.cpu()
+
+
+def answers(
+    module: nn.Module,
+    data: Samples,
+    split: Split,
+    task: Task,
+    *,
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """All outputs of a split in its stored order, and its targets, on the device.
+
+    Outputs of more than a card should hold come to the CPU. The module is run as it is, without gradients.
+    """
+    data = data.on(device)
+
+    def run(size: int) -> tuple[Tensor, Tensor]:
+        outputs, targets, kept = [], [], 0
+        for inputs, target in data.batches(split, size):
+            output = forward(module, inputs, task).float()
+            kept += output.nbytes
+            # Together at the end, so that no batch waits for the card.
+            outputs.append(output if kept <= _KEPT_BYTES else output.cpu())
             targets.append(target)
             tick()
-    return torch.cat(outputs), torch.cat(targets)
+        if kept > _KEPT_BYTES:
+            outputs = [output.cpu() for output in outputs]
+        return torch.cat(outputs), torch.cat(targets)
+
+    samples = data.samples(split)
+    with torch.no_grad(), unoptimized():
+        return BatchSize(_evaluation_batch(data, split, device)).run(run, samples, "run the model")
+
+
+def _evaluation_batch(data: Samples, split: Split, device: str) -> int:
+    """How many samples are scored at once: more on a card, which small batches leave idle."""
+    if torch.device(device).type == "cpu":
+        return EVALUATION_BATCH
+    inputs, _ = next(iter(data.batches(split, EVALUATION_BATCH)))
+    sample_bytes = sum(tensor[:1].nbytes for tensor in inputs)
+    return max(EVALUATION_BATCH, min(_MOST_AT_ONCE, _INPUT_BYTES // max(sample_bytes, 1)))
 
 
 def label_loss(output: Tensor, target: Tensor, task: Task) -> Tensor:
@@ -138,10 +188,24 @@ def label_loss(output: Tensor, target: Tensor, task: Task) -> Tensor:
     return functional.mse_loss(output, target.to(output.dtype).reshape(output.shape))
 
 
+def answered(outputs: Tensor, task: Task) -> Tensor:
+    """Which samples have an answer that can be scored, (N,) bool.
+
+    NaN is no answer. An infinity is none among predictions; among logits it is, as the −inf of a masked class.
+    """
+    bad = outputs.isnan() if task == "classification" else ~outputs.isfinite()
+    return ~bad.reshape(len(outputs), -1).any(1)
+
+
+def classes(outputs: Tensor) -> Tensor:
+    """The class of each sample, (N,); −1, which is no class, where a logit is NaN."""
+    return outputs.argmax(1).masked_fill(~answered(outputs, "classification"), -1)
+
+
 def score(outputs: Tensor, targets: Tensor, task: Task) -> float:
-    """Accuracy, or R²: higher is better."""
+    """Accuracy, or R²: higher is better. A sample without an answer is wrong; R² takes none."""
     if task == "classification":
-        return float((outputs.argmax(1) == targets).double().mean())
+        return float((classes(outputs) == targets).double().mean())
     return _r2(*_squares(outputs, targets))
 
 
@@ -150,33 +214,121 @@ def score(outputs: Tensor, targets: Tensor, task: Task) -> float:
 
 @dataclass(frozen=True)
 class Assessment:
-    """One model's answers on the test split, and how good they are."""
+    """One model's answers on the test and validation splits, and how good they are.
+
+    `counted`: which test samples the scores are over, and `counted_validation` those of validation. All of them in
+    classification; in regression those to which the upload answers finite numbers.
+    """
 
     outputs: Tensor
     targets: Tensor
+    validation: Tensor
+    counted: Tensor
+    counted_validation: Tensor
     task: Task
     quality: Quality
 
 
 def assess(
-    module: nn.Module, data: Samples, task: Task, *, device: str = "cpu", tick: Callable[[], None] = lambda: None
+    module: nn.Module,
+    data: Samples,
+    task: Task,
+    *,
+    upload: Assessment | None = None,
+    role: str = "The result",
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
 ) -> Assessment:
-    """Score a model on the test split, for the report alone, and on validation."""
-    validation = score(*predict(module, data, "val", task, device=device, tick=tick), task)
-    outputs, targets = predict(module, data, "test", task, device=device, tick=tick)
-    if task == "classification":
-        right = int((outputs.argmax(1) == targets).sum())
-        interval = wilson(right, len(targets))
+    """Score a model on the test split, for the report alone, and on validation.
+
+    Args:
+        upload: what the model is a result of; None for an upload itself.
+        role: what to call the model in errors.
+
+    Raises:
+        NotFinite: it answers NaN or infinity where the upload does not.
+        ModelFailed: an upload answers no sample with finite numbers.
+    """
+    validation, validation_targets = held_outputs(
+        module, data, "val", task, upload=upload, role=role, device=device, tick=tick
+    )
+    outputs, targets = held_outputs(module, data, "test", task, upload=upload, role=role, device=device, tick=tick)
+    if upload is not None:
+        counted, counted_validation = upload.counted, upload.counted_validation
     else:
-        interval = _bootstrap(lambda weights: _weighted_r2(outputs, targets, weights), len(targets))
+        counted, counted_validation = (_counted(each, task) for each in (outputs, validation))
+    scored, wanted = outputs[counted], targets[counted]
+    if task == "classification":
+        right = int((classes(scored) == wanted).sum())
+        interval = wilson(right, len(wanted))
+    else:
+        interval = _bootstrap(lambda weights: _weighted_r2(scored, wanted, weights), len(wanted))
+    loss = float(label_loss(scored, wanted, task))
     quality = Quality(
         metric="accuracy" if task == "classification" else "r2",
         test=interval,
-        validation=validation,
-        loss=_finite(float(label_loss(outputs, targets, task))),
-        samples=len(targets),
+        validation=score(validation[counted_validation], validation_targets[counted_validation], task),
+        loss=loss if math.isfinite(loss) else None,
+        samples=len(wanted),
     )
-    return Assessment(outputs, targets, task, quality)
+    return Assessment(outputs, targets, validation, counted, counted_validation, task, quality)
+
+
+def held_outputs(
+    module: nn.Module,
+    data: Samples,
+    split: Literal["val", "test"],
+    task: Task,
+    *,
+    upload: Assessment | None,
+    role: str = "The result",
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """`predict`, held against the upload's answers.
+
+    Raises:
+        NotFinite: the model answers NaN or infinity where the upload does not.
+    """
+    outputs, targets = predict(module, data, split, task, device=device, tick=tick)
+    if upload is not None:
+        expected = upload.outputs if split == "test" else upload.validation
+        name = "validation" if split == "val" else split
+        hold_finite_on_samples(expected, outputs, name, module, lambda index: _sample(data, split, index), role)
+    return outputs, targets
+
+
+def validation_score(
+    module: nn.Module, data: Samples, upload: Assessment, *, device: str, tick: Callable[[], None]
+) -> float:
+    """The score of a result on the validation split.
+
+    Raises:
+        NotFinite: it answers NaN or infinity where the upload does not.
+    """
+    outputs, targets = held_outputs(module, data, "val", upload.task, upload=upload, device=device, tick=tick)
+    return score(outputs[upload.counted_validation], targets[upload.counted_validation], upload.task)
+
+
+def _counted(outputs: Tensor, task: Task) -> Tensor:
+    if task == "classification":
+        return torch.ones(len(outputs), dtype=torch.bool)
+    counted = answered(outputs, task)
+    if not bool(counted.any()):
+        raise ModelFailed(
+            "The model answers no sample with finite numbers alone, so that there is nothing to score. Look for NaN "
+            "among its weights, and whether the data must be scaled (`preprocess`)."
+        )
+    return counted
+
+
+def _sample(data: Samples, split: Split, index: int) -> Inputs:
+    """The inputs of one sample, as a batch of one."""
+    for inputs, _ in data.batches(split, EVALUATION_BATCH):
+        if index < len(inputs[0]):
+            return tuple(tensor[index : index + 1] for tensor in inputs)
+        index -= len(inputs[0])
+    raise IndexError(index)
 
 
 def wilson(right: int, samples: int) -> Interval:
@@ -191,7 +343,7 @@ def compare(before: Assessment, after: Assessment) -> Comparison:
     """The result against the baseline on the same test samples."""
     if before.task == "regression":
         return _compare_regression(before, after)
-    answer_before, answer_after = before.outputs.argmax(1), after.outputs.argmax(1)
+    answer_before, answer_after = classes(before.outputs), classes(after.outputs)
     right_before, right_after = answer_before == before.targets, answer_after == after.targets
     lost = int((right_before & ~right_after).sum())
     won = int((right_after & ~right_before).sum())
@@ -215,7 +367,7 @@ def compare(before: Assessment, after: Assessment) -> Comparison:
         quality_difference=paired_difference(lost, won, len(before.targets)),
         p_value=mcnemar(lost, won),
         test="mcnemar",
-        equal_predictions=float((answer_before == answer_after).double().mean()),
+        equal_predictions=float(((answer_before == answer_after) & (answer_before >= 0)).double().mean()),
         per_class=per_class,
     )
 
@@ -246,27 +398,17 @@ def paired_difference(lost: int, won: int, samples: int) -> Interval:
 
 
 def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
-    from scipy import stats  # its import takes a second, which every other job is spared
-
-    errors = [_squared_errors(each.outputs, each.targets).sum(1).numpy() for each in (before, after)]
-    # With equal errors throughout there is nothing to test, and the t statistic is 0/0.
-    same = bool(np.array_equal(errors[0], errors[1])) or len(errors[0]) < 2
+    counted = before.counted
+    first, second, targets = before.outputs[counted], after.outputs[counted], before.targets[counted]
+    errors = [_squared_errors(outputs, targets).sum(1).numpy() for outputs in (first, second)]
     return Comparison(
         quality_difference=_bootstrap(
-            lambda weights: (
-                _weighted_r2(after.outputs, after.targets, weights)
-                - _weighted_r2(before.outputs, before.targets, weights)
-            ),
-            len(before.targets),
+            lambda weights: _weighted_r2(second, targets, weights) - _weighted_r2(first, targets, weights),
+            len(targets),
         ),
-        p_value=1.0 if same else _defined(float(stats.ttest_rel(*errors).pvalue)),
+        p_value=paired_t(errors[1] - errors[0]),
         test="paired_t",
     )
-
-
-def _defined(p_value: float) -> float:
-    """Errors beyond all measure give no statistic, and no statistic is no evidence."""
-    return 1.0 if math.isnan(p_value) else p_value
 
 
 def _bootstrap(statistic: Callable[[Tensor], Tensor], samples: int) -> Interval:
@@ -313,9 +455,9 @@ def _weighted_r2(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def _finite(value: float) -> float:
-    """JSON has no infinity: what is beyond all measure is written as the largest float32."""
+    """JSON has no infinity: what is beyond all measure is written as the largest float32. It is never NaN."""
     if math.isnan(value):
-        return -3.4e38
+        raise ValueError("NaN is no score")
     return min(max(value, -3.4e38), 3.4e38)
 
 
@@ -404,7 +546,8 @@ def measure_latency(
 
     Args:
         example: inputs with a batch dimension; its samples are repeated to fill a batch.
-        limit_s: wall-clock time for one batch size; at least 10 runs of each model are made.
+        limit_s: most wall-clock time for one batch size; at least 10 runs of each model are made. It ends earlier where
+            the medians are known within 1 %.
 
     Returns:
         The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
@@ -414,7 +557,7 @@ def measure_latency(
     for batch_size in batch_sizes:
         inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
         try:
-            times = _alternate((before, after), inputs, device, limit_s, tick)
+            times = _alternate((before, after), inputs, device, limit_s, tick, enough=_medians_are_known)
         except ModelFailed as failure:
             refused.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
             continue
@@ -427,6 +570,7 @@ def measure_latency(
                     p95_ms=float(slow),
                     noise=float((high - low) / median),
                     runs=len(runs),
+                    device="cpu" if device == "cpu" else "cuda",
                 )
             )
     return *found, refused
@@ -460,9 +604,14 @@ def batch_of(example: Sequence[Tensor], size: int) -> Inputs:
 
 
 def _alternate(
-    models: Sequence[nn.Module], inputs: Inputs, device: str, limit_s: float, tick: Callable[[], None]
+    models: Sequence[nn.Module],
+    inputs: Inputs,
+    device: str,
+    limit_s: float,
+    tick: Callable[[], None],
+    enough: Callable[[Sequence[float]], bool] = lambda _: False,
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of each model.
+    """Milliseconds of each run of each model, until the time is up or there are enough of both.
 
     TorchScript is timed as its file loads, for two modules that share their code would share one compiled plan too.
     """
@@ -471,7 +620,7 @@ def _alternate(
         place(model, device)
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + limit_s
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_products("usual"):
         for model in models:
             for _ in range(5):  # TorchScript compiles in its first runs
                 _timed(model, inputs, device)
@@ -480,7 +629,16 @@ def _alternate(
             for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
                 times[which].append(_timed(models[which], inputs, device))
             tick()
+            if len(times[0]) % _LOOK_EVERY == 0 and all(map(enough, times)):
+                break
     return times
+
+
+def _medians_are_known(runs: Sequence[float]) -> bool:
+    """Whether the standard error of the median is within 1 % of it, as far as the quartiles tell."""
+    low, median, high = np.percentile(runs, [25, 50, 75])
+    deviation = (high - low) / 1.349  # of a normal distribution with these quartiles
+    return bool(1.253 * deviation / math.sqrt(len(runs)) <= 0.01 * median)
 
 
 def _timed(model: nn.Module, inputs: Inputs, device: str) -> float:

@@ -6,22 +6,35 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import safetensors
 import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
 from pared.compression.devices import CPU, place
 from pared.compression.intake import PASSED_OVER, LoadedModel
-from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
+from pared.compression.measure import (
+    Assessment,
+    answered,
+    count_bytes,
+    count_macs,
+    count_parameters,
+    measure_latency,
+)
 from pared.compression.names import tensors, tied_names, weight_layers
+from pared.compression.precision import training_precision
 from pared.compression.work import Work
+from pared.gpus import driver_version
 from pared.reports import LayerReport, Measurement, Report, Reproduce
-from pared.specs import DistillSpec, PruneSpec
+from pared.specs import DistillSpec, PruneSpec, Train
+from pared.version import __version__
 
 Removed = dict[str, dict[str, list[int]]]
 
@@ -36,13 +49,19 @@ class Measured:
     warnings: list[str]
 
     def with_files(
-        self, upload: Path, written: Sequence[Path], baseline: Assessment | None, final: Assessment | None
+        self,
+        upload_bytes: tuple[int, int],
+        written: Sequence[Path],
+        baseline: Assessment | None,
+        final: Assessment | None,
     ) -> tuple[Measurement, Measurement]:
-        """The measurements with the bytes of the upload and of its successor."""
+        """The measurements with the bytes of the upload, from `count_bytes`, and of its successor."""
         parts = []
-        result = successor(self.format, written)
-        for measurement, path, assessment in ((self.before, upload, baseline), (self.after, result, final)):
-            raw, compressed = count_bytes(path)
+        result_bytes = count_bytes(successor(self.format, written))
+        for measurement, (raw, compressed), assessment in (
+            (self.before, upload_bytes, baseline),
+            (self.after, result_bytes, final),
+        ):
             quality = None if assessment is None else assessment.quality
             parts.append(
                 measurement.model_copy(update={"file_bytes": raw, "compressed_bytes": compressed, "quality": quality})
@@ -62,11 +81,11 @@ def measure_both(
     notes, parts = [], []
     first, second = models = [each.module.eval() for each in (before, after)]
     for module in models:
-        place(module, work.device)
+        place(module, work.timed_on)
     *latencies, refused = measure_latency(
-        first, second, example, device=work.device, batch_sizes=batch_sizes, tick=tick
+        first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
     )
-    notes += refused + _busy_warning()
+    notes += refused + _elsewhere(work) + _busy_warning()
     for module, latency in zip(models, latencies, strict=True):
         parameters, nonzero = count_parameters(module)
         macs = count_macs(module, example)
@@ -94,6 +113,16 @@ def successor(upload_format: str, written: Sequence[Path]) -> Path:
 _SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
 
 
+def _elsewhere(work: Work) -> list[str]:
+    """Latencies of one device are not those of another."""
+    if work.timed_on == work.device:
+        return []
+    names = {"cpu": "the processor", "cuda": "the GPU"}
+    return [
+        f"Latency was measured on {names[work.timed_on]}, as asked for; all else was computed on {names[work.device]}."
+    ]
+
+
 def _busy_warning() -> list[str]:
     """Others at work on the machine make latencies, and more so their ratio on several threads, unsound."""
     try:
@@ -118,6 +147,21 @@ def softmax_warning(baseline: Assessment | None) -> list[str]:
         )
         return [note]
     return []
+
+
+def unanswered_warning(baseline: Assessment | None) -> list[str]:
+    """Says where the upload itself gives no number to score."""
+    if baseline is None:
+        return []
+    count = int((~answered(baseline.outputs, baseline.task)).sum())
+    if not count:
+        return []
+    told = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
+    note = (
+        f"The upload itself answers {count:,} of {len(baseline.outputs):,} test samples with NaN or infinity; they are "
+        f"{told}."
+    )
+    return [note]
 
 
 def split_warning(data: Data | None) -> list[str]:
@@ -179,7 +223,7 @@ def rows_of(module: nn.Module) -> dict[str, str]:
     return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
-def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]) -> Reproduce:
+def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path], training: Train | None) -> Reproduce:
     """All that is needed to run a job again, and the digests to know that it came out the same."""
     inputs = {
         file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256
@@ -187,21 +231,31 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
     }
     if work.dataset is not None and work.dataset.sha256:
         inputs[work.dataset.filename] = work.dataset.sha256
-    packages = ("numpy", "safetensors", "scikit-learn", "scipy")
     return Reproduce(
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,
-        versions={
-            "pared": version("pared"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in packages},
-        },
+        versions=_versions(),
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
+        driver=driver_version() if work.device != "cpu" else None,
         threads=work.threads,
+        precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
         outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
+    found = {
+        "pared": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+    }
+    with suppress(PackageNotFoundError):  # it gives builtin:digits alone
+        found["scikit-learn"] = version("scikit-learn")
+    return found
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
@@ -16,28 +18,29 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices import place
+from pared.compression.gradients import Gradients, Loss, add_gradients
 from pared.compression.masks import Masks
 from pared.compression.measure import (
     Inputs,
     Samples,
     Task,
+    answered,
     forward,
     label_loss,
-    own_failures,
     predict,
     score,
     unoptimized,
 )
+from pared.compression.memory import BatchSize
 from pared.compression.names import tensors
+from pared.compression.precision import float32_products, training_precision
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
 from pared.specs import Train
 
-Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
-"""`(module, inputs, targets) -> scalar`, the mean over the batch."""
-
 _SIGN_OF_LIFE_S = 0.5
+_SOME = 64  # samples of a batch that a criterion looks at
 _RENEW_EVERY = 40  # most steps between two masks of a ramp
 _RENEWALS = 50  # fewest masks of a ramp that has so many steps
 _REMEMBERED = 0.99  # of the mean square of slopes, from step to step
@@ -64,13 +67,15 @@ class Held(Protocol):
 class Fit:
     """What a training run came to. The module itself now has the weights of `best_epoch`.
 
-    `masks`: which weights live, as the run was given it or as its ramp left it.
+    `best_score`: on validation; −inf where no sample was answered. `masks`: which weights live, as the run was given
+    it or as its ramp left it. `warnings`: what the machine's memory made different from what was asked for.
     """
 
     history: list[EpochRecord]
     best_epoch: int
     best_score: float
     masks: Held | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ def fit(
 ) -> Fit:
     """Train a module in place; it ends in eval mode, on `device`, with the weights of its best epoch.
 
-    The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss.
+    The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss; but
+    first of all no epoch is better that answers fewer samples with numbers.
     Epoch 0, the weights as they came, is a candidate too: training never returns something worse on validation than
     what it was given. With a ramp the candidates are the epochs that end beyond it. The test split is not looked at.
 
@@ -125,11 +131,15 @@ def fit(
         keep: is handed a checkpoint after every epoch.
         resume: such a checkpoint.
 
+    A batch that does not fit into memory is run in parts, whose gradients add up to those of the whole.
+
     Raises:
         Diverged: the loss is no longer a finite number.
         ModelFailed: the model's own code raised, or nothing in it can be trained.
+        OutOfMemory: not even one sample fits.
     """
     observer = observer or SilentObserver()
+    data = data.on(device)
     if not trainable(module):
         raise ModelFailed(
             "Nothing in this model can be trained: its weights are constants (a frozen TorchScript file) or do not ask "
@@ -141,6 +151,17 @@ def fit(
         companion.to(device)
     optimizer = _optimizer(trainable(module) + trainable(companion), config)
     steps = _Steps(config, data.samples("train"), ramp)
+    gradients = Gradients(
+        module,
+        loss,
+        trainable(module) + trainable(companion),
+        torch.autocast(
+            torch.device(device).type, torch.bfloat16, enabled=training_precision(config, device) == "bfloat16"
+        ),
+        batch_size=min(config.batch_size, data.samples("train")),
+        steps=steps.of_an_epoch * config.epochs,
+        device=device,
+    )
     pulse = _Pulse(observer, span, config.epochs, data.samples("train"))
     pulse.now(0, 0.0)
     slopes = _Slopes(module, None if resume is None else resume["slopes"]) if ramp and ramp.by_slopes else None
@@ -149,11 +170,11 @@ def fit(
         history: list[EpochRecord] = []
         live = _Live(module, optimizer, masks, device, slopes)
         if ramp is None:
-            best = _Best(0, *_validate(module, data, task, device, pulse), _state(module))
+            best = _Best(0, _validate(module, data, task, device, pulse), _state(module))
         first = 1
     else:
         history = [EpochRecord.model_validate(record) for record in resume["history"]]
-        best = None if resume["best"] is None else _Best(**resume["best"])
+        best = None if resume["best"] is None else _Best.of(resume["best"])
         first = resume["epoch"] + 1
         module.load_state_dict(resume["module"])
         optimizer.load_state_dict(resume["optimizer"])
@@ -162,7 +183,7 @@ def fit(
         kept = resume["masks"]
         live = _Live(module, optimizer, None if kept is None else (masks or Masks).from_state(kept), device, slopes)
 
-    with unoptimized():
+    with unoptimized(), float32_products("fast"):
         for epoch in range(first, config.epochs + 1):
             if config.patience and best is not None and epoch - 1 - max(best.epoch, steps.ready) >= config.patience:
                 observer.log(f"{phase}: stopped after epoch {epoch - 1}, {config.patience} without a better score")
@@ -170,16 +191,16 @@ def fit(
             began = time.monotonic()
             pulse.epoch = epoch
             seed_of_epoch = seed_of(seed, epoch)
-            train_loss = _train_epoch(module, data, steps, loss, live, seed_of_epoch, companion, pulse, ramp)
-            validation, validation_loss = _validate(module, data, task, device, pulse)
+            train_loss = _train_epoch(module, data, steps, gradients, live, seed_of_epoch, companion, pulse, ramp)
+            held = _validate(module, data, task, device, pulse)
             seconds = time.monotonic() - began
+            score = held.score if held.answered else None
             history.append(
-                EpochRecord(phase=phase, epoch=epoch, train_loss=train_loss, validation=validation, seconds=seconds)
+                EpochRecord(phase=phase, epoch=epoch, train_loss=train_loss, validation=score, seconds=seconds)
             )
-            better = best is None or (validation, -validation_loss) > (best.score, -best.loss)
-            if better and epoch > steps.ready:
-                best = _Best(epoch, validation, validation_loss, _state(module))
-            _tell(observer, history[-1], validation_loss, task, config.epochs)
+            if epoch > steps.ready and (best is None or held.rank > best.held.rank):
+                best = _Best(epoch, held, _state(module))
+            _tell(observer, history[-1], held.loss, task, config.epochs)
             keep(
                 {
                     "epoch": epoch,
@@ -188,9 +209,7 @@ def fit(
                     "optimizer": copy.deepcopy(optimizer.state_dict()),
                     "masks": None if live.masks is None else live.masks.state(),
                     "slopes": None if live.slopes is None else live.slopes.state(),
-                    "best": None
-                    if best is None
-                    else {"epoch": best.epoch, "score": best.score, "loss": best.loss, "state": best.state},
+                    "best": None if best is None else best.kept(),
                     "history": [record.model_dump() for record in history],
                 }
             )
@@ -200,15 +219,37 @@ def fit(
     _lay_out(module, torch.contiguous_format)
     module.zero_grad(set_to_none=True)
     module.eval()
-    return Fit(history, best.epoch, best.score, live.masks)
+    return Fit(history, best.epoch, best.held.score, live.masks, _parts_warning(module, config, data, gradients.parts))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """How a model does on the validation split: samples that it answers with numbers, and score and loss over these."""
+
+    answered: int
+    score: float
+    loss: float
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """Higher is better. It holds no NaN, with which nothing compares."""
+        return self.answered, self.score, -self.loss
 
 
 @dataclass(frozen=True)
 class _Best:
     epoch: int
-    score: float
-    loss: float
+    held: _Held
     state: dict[str, Tensor]
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"epoch": self.epoch, "state": self.state, **dataclasses.asdict(self.held)}
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> _Best:
+        """It again."""
+        return cls(kept["epoch"], _Held(kept["answered"], kept["score"], kept["loss"]), kept["state"])
 
 
 def learn_labels(task: Task) -> Loss:
@@ -222,7 +263,7 @@ def learn_labels(task: Task) -> Loss:
 
 def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
     """What a criterion that needs data looks at: 1024 training samples, drawn by seed."""
-    return itertools.islice(data.batches("train", 64, torch.Generator().manual_seed(seed)), 16)
+    return itertools.islice(data.batches("train", _SOME, torch.Generator().manual_seed(seed)), 16)
 
 
 def loss_gradients(
@@ -237,15 +278,18 @@ def loss_gradients(
     parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    for inputs, target in some_batches(data, seed):
+    size = BatchSize(_SOME)
+    for inputs, target in some_batches(data.on(device), seed):
+
+        def run(most: int, inputs: Inputs = inputs, target: Tensor = target) -> None:
+            module.zero_grad(set_to_none=True)
+            add_gradients(module, inputs, target, learn_labels(task), most, nullcontext())
+
         with unoptimized():
-            output = forward(module, tuple(tensor.to(device) for tensor in inputs), task)
-            loss = label_loss(output, target.to(device), task)
-            with own_failures():
-                found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            size.run(run, len(target), "score weights")
         yield {
-            name: torch.zeros(parameter.shape) if gradient is None else gradient.cpu()
-            for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+            name: torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.cpu()
+            for name, parameter in parameters.items()
         }
 
 
@@ -367,18 +411,30 @@ class _Live:
 
 
 def _optimizer(learned: list[nn.Parameter], config: Train) -> torch.optim.Optimizer:
+    # Fused, a step takes half the time on a CPU; but it walks through weights as they lie in memory.
+    fused = all(each.device.type == "cpu" and _is_dense(each) for each in learned) or None
     if config.optimizer == "adam":
-        return torch.optim.Adam(learned, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.Adam(learned, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(
-        learned, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+        learned,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        fused=fused,
     )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its numbers lie side by side, so that its gradients lie alike."""
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 def _train_epoch(
     module: nn.Module,
     data: Samples,
     steps: _Steps,
-    loss: Loss,
+    gradients: Gradients,
     live: _Live,
     seed: int,
     companion: nn.Module | None,
@@ -400,11 +456,7 @@ def _train_epoch(
             continue  # a last batch of one sample has no variance for batch-norm to normalise by
         for group in optimizer.param_groups:
             group["lr"] = steps.rate(step)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            value = loss(module, tuple(tensor.to(device) for tensor in inputs), target.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        with own_failures():
-            value.backward()  # type: ignore[no-untyped-call]
+        value = gradients(inputs, target)
         if live.slopes is not None and step <= steps.ramp_ends:
             live.slopes.add()
         progress = steps.renews(step)
@@ -420,7 +472,7 @@ def _train_epoch(
             live.masks.apply(module)
         step += 1
         # Summed on the device: reading the value in every step would make a GPU wait for Python each time.
-        total += value.detach().double() * count
+        total += value.double() * count
         seen += count
         if pulse.due():
             _check_finite(float(total), config)
@@ -430,11 +482,29 @@ def _train_epoch(
     return mean
 
 
-def _validate(module: nn.Module, data: Samples, task: Task, device: str, pulse: _Pulse) -> tuple[float, float]:
-    """Score and mean loss on the validation split. A loss beyond all numbers is the worst, not an error."""
+def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: BatchSize) -> list[str]:
+    """What it means that batches were run in parts, if they were."""
+    whole = min(config.batch_size, data.samples("train"))
+    if parts.size >= whole:
+        return []
+    norms = any(name.endswith("running_mean") for name, _ in module.named_buffers())
+    note = (
+        f"A training batch of {whole} samples did not fit into memory: the gradients of parts of at most {parts.size} "
+        "were added up, which comes to the same step."
+    )
+    return [f"{note} Only batch norms took their statistics from these smaller parts." if norms else note]
+
+
+def _validate(module: nn.Module, data: Samples, task: Task, device: str, pulse: _Pulse) -> _Held:
+    """Score the validation split. What is beyond all numbers is the worst, not an error."""
     outputs, targets = predict(module, data, "val", task, device=device, tick=pulse.beat)
-    loss = float(label_loss(outputs, targets, task))
-    return score(outputs, targets, task), math.inf if math.isnan(loss) else loss
+    told = answered(outputs, task)
+    if not bool(told.any()):
+        return _Held(0, -math.inf, math.inf)
+    loss = float(label_loss(outputs[told], targets[told], task))
+    rows = slice(None) if task == "classification" else told  # a class that is not told is a wrong one
+    found = score(outputs[rows], targets[rows], task)
+    return _Held(int(told.sum()), found, math.inf if math.isnan(loss) else loss)
 
 
 def _check_finite(loss: float, config: Train) -> None:

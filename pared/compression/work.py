@@ -51,6 +51,10 @@ class ModelFile:
     filename: str
     sha256: str
     architecture: Any | None = None
+    notes: tuple[str, ...] = ()
+    """What to warn of that was done to the model before it became this file."""
+    sparse: frozenset[str] = frozenset()
+    """Weights whose zeros are held while it trains, for masks stood for them before."""
 
 
 @dataclass(frozen=True)
@@ -71,5 +75,13 @@ class Work:
     directory: Path
     observer: Observer = field(default_factory=SilentObserver)
     device: str = "cpu"
+    latency_device: str | None = None
+    notes: tuple[str, ...] = ()
+    """What is to be said in the report of where the work was done."""
     threads: int = 1
     sandbox: str = "none"
+
+    @property
+    def timed_on(self) -> str:
+        """Where latency is measured."""
+        return self.latency_device or self.device

@@ -1,8 +1,9 @@
 """Owns the embedded message queue: kombu's filesystem transport, with messages that appear and vanish in one step.
 
 kombu's own writes into the file that a consumer may already be reading, moves messages through the
-system's temporary folder, and keeps bindings in a file that two starting processes can tear. With one
-direct queue none of that is needed: a message is renamed into the folder, and renamed out of it.
+system's temporary folder, and keeps bindings in a file that two starting processes can tear. With
+direct queues alone none of that is needed: a message is renamed into the folder, with its queue in the
+name, and renamed out of it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,24 @@ from queue import Empty
 from time import time, time_ns
 from typing import Any
 
-from kombu.transport import filesystem
+from celery.worker import state
+from kombu.transport import filesystem, virtual
 
 _ABANDONED_S = 3_600.0
+
+
+class _NothingAhead(virtual.QoS):
+    """Takes no message while a task runs, for an idle worker is to have it. Celery's own way is for Redis alone."""
+
+    def can_consume(self) -> bool:
+        return not state.reserved_requests and bool(super().can_consume())  # type: ignore[no-untyped-call]
 
 
 class Channel(filesystem.Channel):
     """One folder of message files; `data_folder_in` and `data_folder_out` are the same."""
 
     supports_fanout = False
+    QoS = _NothingAhead
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Makes the queue's folders, so that a fresh data directory needs no set-up step."""

@@ -14,6 +14,7 @@ from pared.specs import BUILTIN_DATASETS, DistillSpec, InspectSpec, PlanSpec, Pr
 from pared.state.events import EventKind, add_events
 from pared.state.session import Sessions
 from pared.state.tables import ENDED, QUICK, Dataset, IdempotencyKey, Job, Model, Outbox, new_id
+from pared.state.workers import check_device
 
 MAX_PLANS = 20
 """Plans of one owner that may wait at once."""
@@ -38,6 +39,7 @@ def submit(
     Raises:
         NotFound: the spec names a model or data set that this owner does not have.
         Conflict: it names one that was rejected.
+        DeviceUnavailable: it asks for a device that no worker has.
         IdempotencyMismatch: the key was used for another body.
     """
     try:
@@ -46,6 +48,7 @@ def submit(
             if earlier:
                 return earlier, False
             check_references(session, owner, spec)
+            check_device(session, spec.needs_device, "/device" if spec.device == "cuda" else "/latency_device")
             job = add_job(session, owner, spec)
             if idempotency:
                 session.flush()
@@ -66,11 +69,12 @@ def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
     """Write a queued plan, with its doorbell. Returns its id.
 
     Raises:
-        NotFound, Conflict: as `submit`.
+        NotFound, Conflict, DeviceUnavailable: as `submit`.
         TooManyRequests: as many plans of this owner as may wait do.
     """
     with sessions.begin() as session:
         check_references(session, owner, spec.job)
+        check_device(session, spec.job.device, "/device")
         waiting = session.scalar(
             select(func.count()).where(Job.owner == owner, Job.type == "plan", Job.status.not_in(ENDED))
         )
@@ -81,12 +85,20 @@ def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
 
 def add_job(session: Session, owner: str, spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec) -> Job:
     """A queued job with its first event and its doorbell, in the caller's transaction."""
-    job = Job(id=new_id("job"), owner=owner, type=spec.type, spec=spec.model_dump(mode="json"))
+    device = _device_for(spec)
+    job = Job(id=new_id("job"), owner=owner, type=spec.type, device=device, spec=spec.model_dump(mode="json"))
     session.add(job)
     session.flush()
     session.add(Outbox(job_id=job.id))
     record(session, job.id)
     return job
+
+
+def _device_for(spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec) -> str:
+    """What a worker must have. A plan times nothing, so the device of its job's latency does not matter to it."""
+    if isinstance(spec, InspectSpec):
+        return "auto"
+    return spec.job.device if isinstance(spec, PlanSpec) else spec.needs_device
 
 
 def cancel(session: Session, owner: str, job_id: str) -> Job:

@@ -1,12 +1,14 @@
 """Owns the doorbell: the Celery app, and ringing it for jobs whose rows are already committed.
 
 A message carries a job's id and nothing else. Losing, repeating or reordering messages is safe: the
-worker that hears one claims the row, and a queued row that nobody took is rung again.
+worker that hears one claims the row, and a queued row that nobody took is rung again. Jobs that ask for a
+device are rung for in a queue of its own, which only workers that have it listen to.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -20,7 +22,10 @@ from pared.state.settings import Settings
 from pared.state.settings import settings as process_settings
 from pared.state.tables import Job, Outbox, db_now
 
-QUEUE = "pared"
+QUEUES = {"auto": "pared", "cpu": "pared.cpu", "cuda": "pared.cuda"}
+"""Device that jobs ask for -> the queue that rings for them."""
+NO_QUEUE = "pared.none"
+"""Where nobody rings: what a worker listens to that takes no jobs."""
 TASK = "run_job"
 
 log = structlog.get_logger()
@@ -32,7 +37,7 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(
         # kombu warns of a URL without a host, though a folder has none.
         broker_url=re.sub(r"^filesystem://$", "filesystem://localhost", settings.effective_broker_url),
-        task_default_queue=QUEUE,
+        task_default_queue=QUEUES["auto"],
         task_acks_late=False,
         task_ignore_result=True,
         task_publish_retry=False,
@@ -53,8 +58,13 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def enqueue(job_id: str, *, queue: Celery | None = None) -> None:
-    """Ring once for this job. Only after its row is committed.
+def queues_of(devices: Sequence[str]) -> list[str]:
+    """What a worker with these devices listens to."""
+    return [QUEUES[device] for device in ("auto", *devices)] if devices else [NO_QUEUE]
+
+
+def enqueue(job_id: str, device: str = "auto", *, queue: Celery | None = None) -> None:
+    """Ring once for this job, where those hear it that have its device. Only after its row is committed.
 
     Raises:
         Unavailable: the broker does not take messages now; the outbox will ring later.
@@ -62,7 +72,7 @@ def enqueue(job_id: str, *, queue: Celery | None = None) -> None:
     celery = queue or app
     try:
         # Unlike send_task, a signature honours task_always_eager.
-        celery.signature(TASK, args=[job_id]).apply_async(retry=False)
+        celery.signature(TASK, args=[job_id]).apply_async(queue=QUEUES[device], retry=False)
     except _outages(celery) as error:
         raise Unavailable("The job queue does not take messages now; the job starts when it does.") from error
 
@@ -74,15 +84,16 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
     """
     with sessions() as session:
         owed = session.execute(
-            select(Outbox.id, Outbox.job_id)
+            select(Outbox.id, Outbox.job_id, Job.device)
+            .join(Job, Job.id == Outbox.job_id)
             .where(Outbox.created_at <= db_now() - older_than_s)
             .order_by(Outbox.id)
             .limit(limit)
         ).all()
     rung: list[tuple[int, str]] = []
-    for row_id, job_id in owed:
+    for row_id, job_id, device in owed:
         try:
-            enqueue(job_id, queue=queue)
+            enqueue(job_id, device, queue=queue)
         except Unavailable as error:
             log.warning("broker_down", owed=len(owed) - len(rung), reason=str(error.__cause__))
             break
@@ -97,20 +108,26 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
 def ring_again(sessions: Sessions, ring_again_s: float, *, limit: int = 100, queue: Celery | None = None) -> int:
     """Ring for queued jobs whose message may be lost. Returns how many were rung.
 
-    While the broker holds at least as many messages as jobs wait, none is missing, so a long queue
-    behind a busy worker does not fill the broker.
+    While a queue holds at least as many messages as jobs wait for it, none is missing, so a long queue
+    behind a busy worker does not fill the broker. Each queue is judged by itself: messages that nobody hears for want
+    of a GPU are no reason to leave another job unrung.
     """
+    return sum(_ring_again(sessions, device, ring_again_s, limit, queue) for device in QUEUES)
+
+
+def _ring_again(sessions: Sessions, device: str, ring_again_s: float, limit: int, queue: Celery | None) -> int:
     with sessions() as session:
-        waiting = session.scalar(select(func.count()).where(Job.status == "queued", Job.run_after <= db_now())) or 0
+        waits = (Job.device == device, Job.status == "queued", Job.run_after <= db_now())
+        waiting = session.scalar(select(func.count()).where(*waits)) or 0
         candidates = session.scalars(
             select(Job.id)
-            .where(Job.needs_ring(ring_again_s), ~exists().where(Outbox.job_id == Job.id))
+            .where(Job.device == device, Job.needs_ring(ring_again_s), ~exists().where(Outbox.job_id == Job.id))
             .order_by(Job.id)
             .limit(limit)
         ).all()
     rung = 0
     try:
-        if not candidates or messages_waiting(queue=queue) >= waiting:
+        if not candidates or messages_waiting([device], queue=queue) >= waiting:
             return 0
         for job_id in candidates:
             with sessions.begin() as session:
@@ -121,24 +138,29 @@ def ring_again(sessions: Sessions, ring_again_s: float, *, limit: int = 100, que
                     .returning(Job.id)
                 ).first()
             if marked:
-                enqueue(job_id, queue=queue)
+                enqueue(job_id, device, queue=queue)
                 rung += 1
     except Unavailable as error:
         log.warning("broker_down", owed=len(candidates) - rung, reason=str(error.__cause__))
     return rung
 
 
-def messages_waiting(*, queue: Celery | None = None) -> int:
-    """How many messages the broker holds. Raises Unavailable when it does not answer."""
+def messages_waiting(devices: Iterable[str] = QUEUES, *, queue: Celery | None = None) -> int:
+    """How many messages the broker holds for these devices. Raises Unavailable when it does not answer."""
     celery = queue or app
     with celery.connection_for_write() as connection:
         try:
             channel = connection.ensure_connection(max_retries=1, interval_start=0, timeout=5).default_channel
-            return int(channel.queue_declare(QUEUE, passive=True).message_count)
-        except ChannelError:
-            return 0  # Redis has no such thing as an empty queue
+            return sum(_messages_in(channel, QUEUES[device]) for device in devices)
         except _outages(celery) as error:
             raise Unavailable("The job queue does not answer.") from error
+
+
+def _messages_in(channel: Any, name: str) -> int:
+    try:
+        return int(channel.queue_declare(name, passive=True).message_count)
+    except ChannelError:
+        return 0  # Redis has no such thing as an empty queue
 
 
 def _outages(celery: Celery) -> tuple[type[Exception], ...]:

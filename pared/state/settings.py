@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -62,6 +63,9 @@ class Settings(BaseSettings):
     """Open TorchScript below the sandbox level `standard`."""
     threads: int = 0
     """Threads of one job; 0 is one for each core this process may use."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What a worker computes on. `auto`: an NVIDIA GPU if one works, else the processor; `cuda`: a GPU, or it takes no
+    jobs; `cpu`: the processor alone."""
 
     @property
     def loopback(self) -> bool:

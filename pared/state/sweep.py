@@ -5,25 +5,40 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 from celery import Celery
-from sqlalchemy import delete, exists, or_, select
+from sqlalchemy import delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from pared.errors import OutOfAttempts
+from pared.state.events import add_event
 from pared.state.jobs import record, reject_upload
 from pared.state.objects import ObjectStore, content_key, open_store
 from pared.state.queue import relay, ring_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.tables import ENDED, HELD, Artifact, Dataset, IdempotencyKey, Job, Model, WorkerHeartbeat, db_now
+from pared.state.tables import (
+    ENDED,
+    HELD,
+    Artifact,
+    Dataset,
+    IdempotencyKey,
+    Job,
+    JobEvent,
+    Model,
+    WorkerHeartbeat,
+    db_now,
+)
+from pared.state.workers import waits_for
 
 IDEMPOTENCY_S = 86_400.0
 FORGET_WORKER_S = 3_600.0
 KEEP_PLAN_S = 3_600.0
 _RELAY_AFTER_S = 2.0  # the API rings for its own jobs at once; the sweep only for those it did not manage
 _ORPHAN_S = 120.0
+_TELL_AFTER_S = 60.0
 
 log = structlog.get_logger()
 
@@ -48,6 +63,7 @@ class Sweep:
         self.reap()
         relay(self._sessions, older_than_s=_RELAY_AFTER_S, queue=self._queue)
         ring_again(self._sessions, self._settings.ring_again_s, queue=self._queue)
+        self.tell_waiting()
         if time.monotonic() >= self._collect_at:
             self._collect_at = time.monotonic() + min(600.0, max(self._settings.keep_unreferenced_s / 4, 1.0))
             self.collect()
@@ -74,6 +90,21 @@ class Sweep:
         if reaped:
             log.warning("leases_ran_out", jobs=reaped)
         return reaped
+
+    def tell_waiting(self) -> None:
+        """Tell who follows a job that waits for a worker which is not there; once, until something else is told."""
+        with self._sessions() as session:
+            waits = (Job.status == "queued", Job.run_after <= db_now(), Job.updated_at < db_now() - _TELL_AFTER_S)
+            devices = session.scalars(select(Job.device).where(*waits).distinct()).all()
+            reasons = {device: why for device in devices if (why := waits_for(session, device)) is not None}
+            owed = session.execute(
+                select(Job.id, Job.device).where(*waits, Job.device.in_(reasons), ~_told()).order_by(Job.id).limit(100)
+            ).all()
+        for job_id, device in owed:
+            with self._sessions.begin() as session:
+                session.execute(select(Job.id).where(Job.id == job_id).with_for_update())  # of several sweeps one tells
+                if session.scalar(select(Job.id).where(Job.id == job_id, *waits, ~_told())):
+                    add_event(session, job_id, "log", {"text": reasons[device]})
 
     def collect(self) -> None:
         """Delete unreferenced objects, expired keys and plans, and what dead processes left."""
@@ -106,6 +137,12 @@ class Sweep:
             log.warning("sweep_was_interrupted", seconds=round(now - self._last_reap, 1))
         self._last_reap = now
         return now < self._no_reap_before
+
+
+def _told() -> Any:
+    """WHERE clause: the newest event of a queued job is a line of the log, and no longer that it is queued."""
+    newest = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).correlate(Job).scalar_subquery()
+    return exists().where(JobEvent.job_id == Job.id, JobEvent.seq == newest, JobEvent.kind == "log")
 
 
 def _referenced(session: Session, keys: Sequence[str]) -> set[str]:

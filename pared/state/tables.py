@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from sqlalchemy import (
@@ -40,6 +41,8 @@ from sqlalchemy.sql.functions import FunctionElement
 JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
 ENDED = ("succeeded", "failed", "canceled")
 HELD = ("running", "canceling")
+DEVICES = ("auto", "cpu", "cuda")
+"""What a job may ask for. One that asks for `auto` is for every worker that takes jobs."""
 QUICK = ("inspect", "plan")
 """Types of jobs that the API makes for itself: never listed, over in seconds, and not kept waiting by the others."""
 
@@ -151,6 +154,7 @@ class Job(Base):
     type: Mapped[str] = mapped_column(String(16))  # prune | distill | one of QUICK
     status: Mapped[str] = mapped_column(String(16), default="queued")
     stage: Mapped[str | None] = mapped_column(String(16))
+    device: Mapped[str] = mapped_column(String(8), default="auto", server_default="auto")  # one of DEVICES
     spec: Mapped[dict[str, Any]] = mapped_column(Json)
     progress: Mapped[dict[str, Any] | None] = mapped_column(Json)  # {fraction, epoch, epochs, eta_s}
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
@@ -178,16 +182,25 @@ class Job(Base):
     previous_checkpoint_sha256: Mapped[str | None] = mapped_column(String(64))
 
     @classmethod
-    def next_quick(cls) -> Select[str]:
-        """The id of the quick job that has waited longest."""
-        due = (cls.type.in_(QUICK), cls.status == "queued", cls.run_after <= db_now())
+    def next_quick(cls, devices: Sequence[str]) -> Select[str]:
+        """The id of the quick job that has waited longest, of those for a worker with these devices."""
+        due = (cls.type.in_(QUICK), cls.status == "queued", cls.run_after <= db_now(), cls.is_for(devices))
         return select(cls.id).where(*due).order_by(cls.id).limit(1)
+
+    @classmethod
+    def is_for(cls, devices: Sequence[str]) -> Any:
+        """WHERE clause: a worker that computes on these devices (`cpu`, `cuda`) may take it; without any, none."""
+        return cls.device.in_(["auto", *devices] if devices else [])
 
     # Transitions. Execute, and look at rowcount (or RETURNING): 0 rows is "you were too late".
 
     @classmethod
-    def claim(cls, job_id: str, owner: str, lease_s: float) -> Update:
-        """queued -> running, with a lease and the next fence. RETURNING the claimed fence and attempt."""
+    def claim(cls, job_id: str, owner: str, lease_s: float, devices: Sequence[str]) -> Update:
+        """queued -> running, with a lease and the next fence. RETURNING the claimed fence and attempt.
+
+        Args:
+            devices: what the worker computes on; a job that asks for another one is not claimed.
+        """
         return (
             update(cls)
             .where(
@@ -195,6 +208,7 @@ class Job(Base):
                 cls.status == "queued",
                 cls.run_after <= db_now(),
                 cls.cancel_requested_at.is_(None),
+                cls.is_for(devices),
             )
             .values(
                 status="running",
@@ -398,11 +412,15 @@ class IdempotencyKey(Base):
 
 
 class WorkerHeartbeat(Base):
-    """A worker that is alive, with the sandbox level it probed; `/readyz` and the sweep look here."""
+    """A worker that is alive, with what it found it can do: `pared.state.workers` looks here."""
 
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     sandbox: Mapped[str] = mapped_column(String(16))
-    device: Mapped[str] = mapped_column(Text)
+    device: Mapped[str] = mapped_column(Text)  # in words
+    devices: Mapped[list[str]] = mapped_column(Json, default=lambda: ["cpu"], server_default='["cpu"]')
+    """Those that it runs jobs on, of `cpu` and `cuda`; empty: it takes none."""
+    device_problem: Mapped[str | None] = mapped_column(Text)
+    """Why it uses no GPU, or takes no jobs."""
     seen_at: Mapped[float] = mapped_column(Double, insert_default=db_now())

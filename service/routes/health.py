@@ -11,7 +11,8 @@ from sqlalchemy import select
 
 from pared.errors import Unavailable
 from pared.state.queue import messages_waiting
-from pared.state.tables import WorkerHeartbeat, db_now
+from pared.state.tables import db_now
+from pared.state.workers import living
 from service.deps import Parts, PartsOf
 from service.openapi import answers
 from service.problems import RETRY_AFTER_S, document
@@ -25,10 +26,20 @@ EXAMPLE_READY = {
         "database": {"status": "ok"},
         "queue": {"status": "ok", "messages": 0},
         "store": {"status": "ok"},
-        "worker": {"status": "ok", "workers": [{"name": "host-1", "sandbox": "standard", "device": "cpu"}]},
+        "worker": {
+            "status": "ok",
+            "workers": [
+                {
+                    "name": "host:71",
+                    "sandbox": "standard",
+                    "device": "16 CPUs, NVIDIA H100 80GB HBM3",
+                    "devices": ["cpu", "cuda"],
+                    "device_problem": None,
+                }
+            ],
+        },
     },
 }
-WORKER_SEEN_S = 30.0
 _LEVELS = ["none", "weak", "standard"]
 
 
@@ -47,8 +58,9 @@ async def healthz() -> dict[str, str]:
     "/readyz",
     response_model=dict[str, Any],
     summary="Can the service do work?",
-    description="200 if the database, the queue and the store answer and a worker is alive; 503 with the state of "
-    "each otherwise. `sandbox` is the weakest level among the workers.",
+    description="200 if the database, the queue and the store answer and a worker is alive that can run jobs; 503 with "
+    "the state of each otherwise. Of each worker, `devices` are those that it has shown to run jobs on, and "
+    "`device_problem` says why it uses no GPU, or takes no jobs. `sandbox` is the weakest level among the workers.",
     responses=answers(200, EXAMPLE_READY),
 )
 def readyz(request: Request, parts: PartsOf) -> Response:
@@ -94,11 +106,22 @@ def _store(parts: Parts) -> dict[str, Any]:
 
 
 def _worker(parts: Parts) -> dict[str, Any]:
-    since = db_now() - max(3 * parts.settings.heartbeat_s, WORKER_SEEN_S)
     with parts.sessions() as session:
-        rows = session.scalars(
-            select(WorkerHeartbeat).where(WorkerHeartbeat.seen_at > since).order_by(WorkerHeartbeat.name)
-        ).all()
-    if not rows:
-        raise Unavailable("no worker has been seen lately; start one with `pared worker`")
-    return {"workers": [{"name": row.name, "sandbox": row.sandbox, "device": row.device} for row in rows]}
+        rows = living(session)
+    workers = [
+        {
+            "name": row.name,
+            "sandbox": row.sandbox,
+            "device": row.device,
+            "devices": row.devices,
+            "device_problem": row.device_problem,
+        }
+        for row in rows
+    ]
+    if not workers:
+        detail = "no worker has been seen lately; start one with `pared worker`"
+    elif not any(row.devices for row in rows):
+        detail = "no worker can run jobs: " + " ".join(f"{row.name}: {row.device_problem}" for row in rows)
+    else:
+        return {"workers": workers}
+    return {"status": "failed", "detail": detail, "workers": workers}

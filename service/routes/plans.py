@@ -12,6 +12,7 @@ from pared.specs import PlanSpec, PruneSpec
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
 from pared.state.tables import ENDED, Job
+from pared.state.workers import waits_for
 from service.conditional import wait_headers, wanted_wait_s
 from service.deps import Owner, Parts, PartsOf, check_id
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
@@ -34,7 +35,8 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
     "the job's seeds, so the figures are those that the job will report; where retraining can still change one, the "
     "plan says so. Usually answered within seconds, also while a long job runs. After 30 s (or those of `Prefer: "
     "wait=…`) 202 comes with the `Location` where the answer will be, for an hour. A job that would fail before it "
-    "trains is answered with its problem.",
+    "trains is answered with its problem. A format that the job could not write is under `failed_outputs`, with the "
+    "reason; where it could write none, that is its problem.",
     openapi_extra=PLAN_BODY,
     responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
 )
@@ -77,12 +79,16 @@ async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait
         with parts.sessions() as session:
             return find_plan(session, owner, plan_id)
 
+    def why_it_waits(job: Job) -> str | None:
+        with parts.sessions() as session:
+            return waits_for(session, job.device) if job.status == "queued" else None
+
     job = await wait_until(request, look, lambda seen: seen.status in ENDED, wait_s)
     headers = wait_headers(wanted_wait_s(request))
     if job.status == "succeeded":
         return Response(to_json(job.report), media_type="application/json", headers=headers)
     if job.error is not None:
         raise BY_CODE.get(job.error["code"], ParedError)(job.error["detail"])
-    pending = view_plan_pending(job)
+    pending = view_plan_pending(job, await run_in_threadpool(why_it_waits, job))
     headers |= {"Location": pending.links.self, "Retry-After": "1"}
     return Response(pending.model_dump_json(), status_code=202, media_type="application/json", headers=headers)

@@ -17,10 +17,25 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.specs import Knowledge, TeachTrain, Train, compression_spec
+from pared.state.session import make_engine, make_sessions, migrate
+from pared.state.settings import Settings
+from pared.state.tables import WorkerHeartbeat
 from tests.client.scripted import Answer, Scripted
 from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
 from tests.models import zoo
+
+
+class NoOnnx(nn.Module):
+    """ONNX has no operator for what it computes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(torch.relu(self.fc1(torch.lgamma(1 + x.abs()))))
+
 
 DETACHED = "prune mlp.pt --data data.npz --channels 50% --epochs 1000 --batch-size 2"
 
@@ -30,6 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     torch.manual_seed(0)
     torch.jit.script(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))).save(str(folder / "mlp.pt"))
+    torch.jit.script(NoOnnx()).save(str(folder / "lgamma.pt"))
     x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
     np.savez(folder / "data.npz", x=x, y=x[:, :3].argmax(1))
     (folder / "notes.pt").write_text("not a model")
@@ -126,7 +142,10 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
                 "round_to": 8,
             },
         ),
-        ("--n-m 1:2", {"granularity": "n:m", "n_m": [1, 2]}),
+        (
+            "--n-m 1:2 --device cuda --latency-device cpu",
+            {"granularity": "n:m", "n_m": [1, 2], "device": "cuda", "latency_device": "cpu"},
+        ),
         ("--residual-blocks 25%", {"granularity": "residual_block", "amount": 0.25}),
         ("--blocks 80% --block-size 2x3 --scope global", {"granularity": "block", "amount": 0.8, "block": [2, 3]}),
     ],
@@ -364,6 +383,38 @@ def test_a_job_that_fails_exits_with_1_and_its_error(embedded: Stack, files: Pat
     assert "shape" in done.stderr
 
 
+def test_a_format_that_cannot_be_written_exits_with_4_after_the_others_are_there(embedded: Stack, files: Path) -> None:
+    line = "prune lgamma.pt --data data.npz --channels 50% --epochs 1 -o kept.onnx -o kept.pt"
+    done = pared(embedded, files, line)
+    assert done.returncode == 4, done.stderr
+    assert "pared: kept.onnx was not written: ONNX cannot hold this model" in done.stderr
+    assert "Note: onnx is not among the files: ONNX cannot hold" in done.stdout
+    assert done.stderr.index("onnx will be missing from the result") < done.stderr.index("retrain: epoch 1")
+    assert (files / "kept.pt").is_file()
+    assert not (files / "kept.onnx").exists()
+
+    job_id = next(word for word in done.stderr.split() if word.startswith("job_"))
+    watched = pared(embedded, files, f"jobs watch {job_id} -o again.pt --json")
+    assert watched.returncode == 4
+    assert "pared: onnx was not written" in watched.stderr
+    told = json.loads(watched.stdout)
+    assert [failed["format"] for failed in told["report"]["failed_outputs"]] == ["onnx"]
+    assert told["job"]["result"]["failed_outputs"] == told["report"]["failed_outputs"]
+    assert told["files"] == ["again.pt"]
+
+    planned = pared(embedded, files, line.replace("prune", "plan", 1))
+    assert planned.returncode == 0, planned.stderr
+    assert "model.pt, bytes" in planned.stdout
+    assert "onnx is not among the files" in planned.stdout
+
+
+def test_where_no_format_can_be_written_it_exits_with_1_before_training(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune lgamma.pt --data data.npz --channels 50% --epochs 1000 -o none.onnx")
+    assert done.returncode == 1
+    assert "`outputs` may name `torchscript`" in done.stderr
+    assert "epoch 1" not in done.stderr
+
+
 def test_no_server_is_named(files: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -403,7 +454,46 @@ def test_keys_are_made_listed_and_revoked(embedded: Stack, files: Path) -> None:
 
 
 def test_a_worker_that_lives_here_is_found(embedded: Stack, files: Path) -> None:
-    assert pared(embedded, files, "worker --check").returncode == 0
+    done = pared(embedded, files, "worker --check")
+    assert done.returncode == 0
+    assert "runs jobs on cpu" in done.stdout
+
+
+def test_cuda_without_a_gpu_exits_with_1_and_advice(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune mlp.pt --data data.npz --channels 50% --device cuda")
+    assert done.returncode == 1
+    assert "no worker with a GPU that works" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "problem", "code"),
+    [([], "No NVIDIA GPU is visible.", 1), (["cpu"], "H100 cannot be used: error 304.", 0), (None, "no worker", 1)],
+)
+def test_the_check_says_whether_jobs_can_run_and_why_not(
+    tmp_path: Path, device: list[str] | None, problem: str, code: int
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    migrate(settings)
+    if device is not None:
+        row = {"sandbox": "standard", "device": "1 CPU", "devices": device, "device_problem": problem}
+        with make_sessions(make_engine(settings.effective_database_url)).begin() as session:
+            session.add(WorkerHeartbeat(name=f"{socket.gethostname()}:1", **row))
+    env = environment(PARED_DATA_DIR=str(tmp_path))
+    done = subprocess.run([PARED, "worker", "--check"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert problem in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "says"),
+    [("0", "auto", "there is no GPU 0 here; visible: none"), ("all", "cpu", "PARED_DEVICE is cpu")],
+)
+def test_gpus_that_are_not_there_are_told_in_a_line(tmp_path: Path, gpus: str, device: str, says: str) -> None:
+    env = environment(PARED_DATA_DIR=str(tmp_path), PARED_DEVICE=device, CUDA_VISIBLE_DEVICES="", COLUMNS="200")
+    line = [PARED, "worker", "--gpus", gpus]
+    done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pared.compression.data import Data
 from pared.compression.distill import (
     Probe,
     knowledge,
@@ -88,24 +89,11 @@ def make(kind, width, classes=3):
     return torch.jit.load(buffer)
 
 
-class Samples:
-    def __init__(self):
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(120, 4, generator=generator)
-        self.y = self.x[:, :3].argmax(1)
-
-    def samples(self, split):
-        return 120
-
-    def order(self, split, generator=None):
-        return torch.arange(120) if generator is None else torch.randperm(120, generator=generator)
-
-    def take(self, split, indices):
-        return (self.x[indices],), self.y[indices]
-
-    def batches(self, split, batch_size, generator=None):
-        for indices in torch.split(self.order(split, generator), batch_size):
-            yield self.take(split, indices)
+def samples():
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    splits = ("train", "val", "test")
+    return Data({split: [x] for split in splits}, dict.fromkeys(splits, y), "classification", 3, "given", "npz")
 
 
 EXAMPLE = (torch.randn(4, 4),)
@@ -113,7 +101,7 @@ PAIRS = [("blocks.0", "blocks.0"), ("conv", "conv")]
 
 
 def prepared(kind, teacher, student, **kwargs):
-    return lesson(kind, teacher, student, Samples(), EXAMPLE, task="classification", seed=0, **kwargs)
+    return lesson(kind, teacher, student, samples(), EXAMPLE, task="classification", seed=0, **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["eager", "scripted", "traced"])
@@ -213,15 +201,17 @@ KINDS = [
 @pytest.mark.parametrize("form", ["eager", "scripted"])
 @pytest.mark.parametrize("kind", KINDS, ids=["output_mse", "logits", "labels", "features"])
 def test_the_student_nears_the_teacher_and_the_teacher_stays_as_it_is(kind, form):
-    data, teacher, student = Samples(), make(form, 12).eval(), make(form, 6)
-    data.y = teacher(data.x).argmax(1)  # the best epoch is chosen on labels: let the teacher be right
+    data, teacher, student = samples(), make(form, 12).eval(), make(form, 6)
+    (x,) = data.inputs["train"]
+    labels = teacher(x).argmax(1)
+    data.targets = dict.fromkeys(data.targets, labels)  # the best epoch is chosen on labels: let the teacher be right
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     teaching = lesson(kind, teacher, student, data, EXAMPLE, task="classification", seed=0)
 
     def distance():
         with torch.no_grad():
             student.eval()
-            return output_mse(student(data.x), teacher(data.x)).item()
+            return output_mse(student(x), teacher(x)).item()
 
     start = distance()
     config = Train(epochs=30, optimizer="adam", lr=0.01, batch_size=30)
@@ -246,7 +236,7 @@ def test_the_student_nears_the_teacher_and_the_teacher_stays_as_it_is(kind, form
 
 
 def test_answers_computed_once_travel_with_their_samples():
-    data, teacher = Samples(), make("eager", 12).eval()
+    data, teacher = samples(), make("eager", 12).eval()
     teaching = prepared(OutputMse(kind="output_mse"), teacher, make("eager", 6))
     batches = list(teaching.data.batches("train", 32, torch.Generator().manual_seed(5)))
     plain = list(data.batches("train", 32, torch.Generator().manual_seed(5)))
@@ -262,7 +252,7 @@ def test_a_resumed_lesson_with_projections_ends_with_the_same_bits():
 
     def run(keep=lambda _: None, resume=None):
         teacher, student = make("scripted", 12), make("scripted", 6)
-        teaching = lesson(KINDS[3], teacher, student, Samples(), EXAMPLE, task="classification", seed=0)
+        teaching = lesson(KINDS[3], teacher, student, samples(), EXAMPLE, task="classification", seed=0)
         fit(
             student,
             teaching.data,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -25,6 +26,7 @@ from pared.compression.measure import (
     score,
     wilson,
 )
+from pared.compression.statistics import paired_t
 
 
 class Fixed:
@@ -36,6 +38,12 @@ class Fixed:
     def batches(self, split, batch_size, generator=None):
         for start in range(0, len(self.targets), batch_size):
             yield (self.outputs[start : start + batch_size],), self.targets[start : start + batch_size]
+
+    def samples(self, split):
+        return len(self.targets)
+
+    def on(self, device):
+        return self
 
 
 @pytest.mark.parametrize(
@@ -107,16 +115,31 @@ def test_regression_is_scored_by_r2_and_a_paired_t_test():
     assert compare(first, first).p_value == 1.0
 
 
+@pytest.mark.parametrize("samples", [2, 3, 10, 1000, 1_000_000])
+@pytest.mark.parametrize("shift", [0, 0.01, 0.3, 2, 100])
+def test_the_paired_t_test_is_that_of_scipy(samples, shift):
+    differences = np.random.default_rng(samples).normal(size=samples) + shift
+    expected = stats.ttest_1samp(differences, 0).pvalue
+    assert paired_t(differences) == pytest.approx(expected, rel=1e-8, abs=1e-290)
+
+
+def test_where_nothing_can_be_tested_there_is_no_evidence():
+    for differences in ([], [0.3], [0.0, 0.0], [0.3, math.nan], [math.inf, 0.1]):
+        assert paired_t(np.array(differences)) == 1.0
+    assert paired_t(np.full(5, 0.25)) == 0.0
+
+
 def test_r2_of_a_constant_target_is_all_or_nothing():
     targets = torch.full((4,), 2.0)
     assert score(targets.clone(), targets, "regression") == 1.0
     assert score(targets + 1, targets, "regression") == 0.0
 
 
-def test_an_answer_that_is_not_a_number_still_gives_a_report():
+def test_an_answer_that_is_not_a_number_is_wrong_and_has_no_loss():
     outputs = torch.full((4, 2), math.nan)
-    quality = assess(nn.Identity(), Fixed(outputs, torch.tensor([0, 1, 0, 1])), "classification").quality
-    assert math.isfinite(quality.loss)
+    found = assess(nn.Identity(), Fixed(outputs, torch.tensor([0, 1, 0, 1])), "classification")
+    assert (found.quality.test.value, found.quality.validation, found.quality.loss) == (0, 0, None)
+    assert compare(found, found).equal_predictions == 0
 
 
 class Scripted(nn.Module):

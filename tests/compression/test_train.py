@@ -50,6 +50,9 @@ class Blobs:
         for indices in torch.split(self.order(split, generator), batch_size):
             yield self.take(split, indices)
 
+    def on(self, device):
+        return self
+
 
 class Net(nn.Module):
     """Batch-norm and dropout: both have state or chance that a resumed run must get right."""
@@ -193,6 +196,9 @@ def test_one_sgd_step_equals_hand_arithmetic():
         def batches(self, split, batch_size, generator=None):
             yield (torch.tensor([[3.0]]),), torch.tensor([3.0])
 
+        def on(self, device):
+            return self
+
     # L = (w·3 − 3)² = 9; dL/dw = 2·3·3 = 18, plus weight decay 0.5·2 = 1; w = 2 − 0.1·19 = 0.1, whose loss is 7.29.
     config = Train(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.5)
     found = fit(module, One(), config, learn_labels("regression"), task="regression", seed=0, phase="x")
@@ -304,6 +310,9 @@ def test_several_inputs_and_token_ids_are_learned():
 
         def batches(self, split, batch_size, generator=None):
             yield (tokens, x), y
+
+        def on(self, device):
+            return self
 
     module = torch.jit.script(Tokens())
     found = fit(

@@ -1,7 +1,7 @@
 """Runs in a clean process (`python -I`) that has torch and numpy alone: loads result files and answers what they do.
 
-Reads JSON lines `{"file", "inputs"}`: a TorchScript file or `.pt2`, and an `.npz` of named input batches. Writes for
-each `{"shapes", "parameters", "zeros", "outputs"}`, outputs as nested lists; or `{"error"}`.
+Reads JSON lines `{"file", "inputs", "device"}`: a TorchScript file or `.pt2`, an `.npz` of named input batches, and
+where it runs. Writes for each `{"shapes", "parameters", "zeros", "outputs"}`, outputs as nested lists; or `{"error"}`.
 """
 
 import json
@@ -18,12 +18,18 @@ class Absent:
 
 def answer(request: dict) -> dict:
     """Load one file and run it."""
+    device = request["device"]
     if request["file"].endswith(".pt2"):
-        module = torch.export.load(request["file"]).module()
+        program = torch.export.load(request["file"])
+        if device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
+        module = program.module()
     else:
-        module = torch.jit.load(request["file"]).eval()
+        module = torch.jit.load(request["file"], map_location=device).eval()
     with torch.no_grad():
-        outputs = {name: module(torch.from_numpy(x)) for name, x in np.load(request["inputs"]).items()}
+        outputs = {name: module(torch.from_numpy(x).to(device)) for name, x in np.load(request["inputs"]).items()}
     matrices = [p for p in module.parameters() if p.dim() >= 2]
     return {
         "shapes": {name: list(output.shape) for name, output in outputs.items()},
@@ -37,6 +43,8 @@ def answer(request: dict) -> dict:
 sys.meta_path.insert(0, Absent())
 import numpy as np  # noqa: E402 - only after our own packages are out of reach
 import torch  # noqa: E402
+
+torch.backends.cudnn.allow_tf32 = False  # to compare what different devices answer
 
 for line in sys.stdin:
     try:

@@ -15,8 +15,9 @@ import torch
 class CleanProcess:
     """A process with torch alone, kept for all cells because importing torch takes seconds."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """Args: device: where the files run."""
+        self.folder, self.device = folder, device
         script = Path(__file__).with_name("clean.py")
         command = [sys.executable, "-I", str(script)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder)
@@ -25,7 +26,7 @@ class CleanProcess:
         """Load the file there and run it on each of the inputs."""
         (self.folder / name).write_bytes(file)
         np.savez(self.folder / "inputs.npz", **{name: x.numpy() for name, x in inputs.items()})
-        request = {"file": str(self.folder / name), "inputs": str(self.folder / "inputs.npz")}
+        request = {"file": str(self.folder / name), "inputs": str(self.folder / "inputs.npz"), "device": self.device}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")

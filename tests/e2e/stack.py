@@ -68,13 +68,17 @@ class Stack:
         self.backend = "servers" if servers else "embedded"
         self.workers: list[Process] = []
         self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.start(workers)
+        self.wait_ready(need_worker=workers > 0)
+
+    # -- processes ------------------------------------------------------------------------------
+
+    def start(self, workers: int) -> None:
+        """Make the tables, and start the API and so many workers."""
         self.run("migrate")
         self.api = self.start_api()
         for _ in range(workers):
             self.start_worker()
-        self.wait_ready(need_worker=workers > 0)
-
-    # -- processes ------------------------------------------------------------------------------
 
     def run(self, *arguments: str) -> str:
         """Run a `pared` command to its end, and return what it printed."""

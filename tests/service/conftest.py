@@ -45,7 +45,7 @@ class Api(httpx.Client):
 
     def claim(self, job_id: str) -> int:
         with self.parts.sessions.begin() as session:
-            fence: int = session.execute(Job.claim(job_id, "worker", 60.0)).one()[0]
+            fence: int = session.execute(Job.claim(job_id, "worker", 60.0, ["cpu"])).one()[0]
             record(session, job_id)
             return fence
 

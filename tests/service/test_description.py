@@ -95,10 +95,22 @@ def test_ready_says_what_is_missing_and_what_serves(api: Api):
         "store": "ok",
         "worker": "failed",
     }
+    problem = "No NVIDIA GPU is visible to this process."
     with api.parts.sessions.begin() as session:
-        session.add(WorkerHeartbeat(name="a", sandbox="standard", device="cpu"))
+        session.add(WorkerHeartbeat(name="0", sandbox="standard", device="", devices=[], device_problem=problem))
+    answer = api.get("/readyz")
+    worker = answer.json()["checks"]["worker"]
+    assert (answer.status_code, worker["status"]) == (503, "failed")
+    assert worker["detail"] == f"no worker can run jobs: 0: {problem}"
+    assert [(one["name"], one["devices"], one["device_problem"]) for one in worker["workers"]] == [("0", [], problem)]
+    assert problem in answer.json()["detail"]
+    row = {"device": "1 CPU, H100", "devices": ["cpu", "cuda"]}
+    with api.parts.sessions.begin() as session:
+        session.add(WorkerHeartbeat(name="a", sandbox="standard", **row))
         session.add(WorkerHeartbeat(name="b", sandbox="weak", device="cpu"))
         session.add(WorkerHeartbeat(name="dead", sandbox="none", device="cpu", seen_at=db_now() - 3600))
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()["sandbox"]) == (200, "weak")
-    assert [worker["name"] for worker in answer.json()["checks"]["worker"]["workers"]] == ["a", "b"]
+    workers = {worker["name"]: worker for worker in answer.json()["checks"]["worker"]["workers"]}
+    assert set(workers) == {"0", "a", "b"}
+    assert workers["a"] == {"name": "a", "sandbox": "standard", "device_problem": None, **row}

@@ -9,17 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import delete, event, func, select
 
+import pared
 from pared.state.events import add_events
 from pared.state.queue import messages_waiting
-from pared.state.tables import Job, Outbox
+from pared.state.tables import Job, Outbox, WorkerHeartbeat
 from tests.e2e.processes import wait_for
 from tests.service.conftest import Api, serving
 
 JOB_FIELDS = {
     *("id", "type", "status", "stage", "progress", "queue_position", "attempt", "sandbox", "created_at", "started_at"),
-    *("finished_at", "spec", "error", "result", "links"),
+    *("finished_at", "spec", "error", "result", "links", "waits_for"),
 }
 
 
@@ -225,3 +226,34 @@ def test_absent_jobs_and_inspections_are_not_found(api: Api, path: str):
     for job_id in ("job_" + "0" * 26, "mdl_" + "0" * 26, "x", inspection):
         answer = api.request("POST" if path == "/cancel" else "GET", f"/v1/jobs/{job_id}{path}")
         assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
+
+
+def test_cuda_is_refused_with_advice_where_no_worker_has_it_and_waits_where_one_had(tmp_path: Path):
+    with serving(tmp_path) as api:
+        spec = {"type": "prune", "model": api.upload()["id"], "amount": 0.5}
+        for path in ("/v1/jobs", "/v1/jobs:plan"):
+            refused = api.post(path, json=spec | {"device": "cuda"})
+            assert refused.status_code == 409, path
+            problem = refused.json()
+            assert problem["type"] == "/problems/device-unavailable"
+            assert "pared worker" in problem["detail"]
+            assert [error["pointer"] for error in problem["errors"]] == ["/device"]
+        row = {"sandbox": "standard", "device": "1 CPU, H100", "devices": ["cpu", "cuda"]}
+        with api.parts.sessions.begin() as session:
+            session.add(WorkerHeartbeat(name="a", **row))
+        headers = {"Idempotency-Key": "k"}
+        job = api.post("/v1/jobs", json=spec | {"device": "cuda"}, headers=headers).json()
+        assert (job["spec"]["device"], job["waits_for"]) == ("cuda", None)
+        other = api.submit(model=spec["model"], device="cpu")
+        assert job["queue_position"] == other["queue_position"] == 2  # each behind the inspection alone
+        with api.parts.sessions.begin() as session:
+            session.execute(delete(WorkerHeartbeat))
+        again = api.post("/v1/jobs", json=spec | {"device": "cuda"}, headers=headers)  # it is there already
+        assert (again.status_code, again.json()["id"]) == (202, job["id"])
+        waits = api.get(job["links"]["self"]).json()
+        assert (waits["status"], "No worker with a GPU that works is alive" in waits["waits_for"]) == ("queued", True)
+        assert "No worker that can run jobs is alive" in api.get(other["links"]["self"]).json()["waits_for"]
+        with pared.Client(str(api.base_url)) as client:
+            assert "No worker with a GPU" in str(client.jobs.get(job["id"]))
+        api.post(job["links"]["cancel"])
+        assert api.get(job["links"]["self"]).json()["waits_for"] is None

@@ -8,12 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import func, select, update
 
-from pared.errors import Conflict, IdempotencyMismatch, NotFound
-from pared.specs import DistillSpec, InspectSpec, PruneSpec
+from pared.errors import Conflict, DeviceUnavailable, IdempotencyMismatch, NotFound
+from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec
 from pared.state.events import add_event, add_events, events_after
-from pared.state.jobs import Idempotency, add_job, cancel, find_job, record, references, submit
+from pared.state.jobs import Idempotency, add_job, cancel, find_job, record, references, submit, submit_plan
 from pared.state.session import Sessions
-from pared.state.tables import ENDED, Dataset, IdempotencyKey, Job, JobEvent, Model, Outbox, db_now, new_id
+from pared.state.tables import (
+    ENDED,
+    Dataset,
+    IdempotencyKey,
+    Job,
+    JobEvent,
+    Model,
+    Outbox,
+    WorkerHeartbeat,
+    db_now,
+    new_id,
+)
+from pared.state.workers import LATELY_S, SEEN_S, waits_for
 from tests.state.specs import MODEL_ID, PRUNE
 
 
@@ -38,9 +50,9 @@ def events_of(sessions: Sessions, job_id: str) -> list[tuple[int, str, str | Non
         return [(event.seq, event.kind, event.data.get("status")) for event in events_after(session, job_id, 0)]
 
 
-def claim(sessions: Sessions, job_id: str, lease_s: float = 45.0) -> tuple[int, int] | None:
+def claim(sessions: Sessions, job_id: str, lease_s: float = 45.0, devices=("cpu",)) -> tuple[int, int] | None:
     with sessions.begin() as session:
-        claimed = session.execute(Job.claim(job_id, "worker", lease_s)).first()
+        claimed = session.execute(Job.claim(job_id, "worker", lease_s, devices)).first()
         return tuple(claimed) if claimed else None
 
 
@@ -267,3 +279,94 @@ def test_an_event_of_a_transaction_that_fails_was_never_there(sessions):
     with pytest.raises(ZeroDivisionError), sessions.begin() as session:
         _ = add_event(session, job.id, "log", {"text": "x"}) / 0
     assert rows(sessions, JobEvent) == 1
+
+
+# -- devices --------------------------------------------------------------------------------------
+
+
+def a_worker(sessions: Sessions, name: str, *devices: str, problem: str | None = None, age_s: float = 0.0) -> None:
+    with sessions.begin() as session:
+        session.add(
+            WorkerHeartbeat(
+                name=name,
+                sandbox="standard",
+                device="",
+                devices=list(devices),
+                device_problem=problem,
+                seen_at=db_now() - age_s,
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("asks_for", "devices", "taken"),
+    [
+        ({}, ["cpu"], True),
+        ({}, ["cpu", "cuda"], True),
+        ({}, [], False),
+        ({"device": "cpu"}, ["cpu"], True),
+        ({"device": "cpu"}, ["cpu", "cuda"], True),
+        ({"device": "cuda"}, ["cpu"], False),
+        ({"device": "cuda"}, ["cpu", "cuda"], True),
+        ({"device": "cuda"}, [], False),
+        ({"latency_device": "cuda"}, ["cpu"], False),
+        ({"latency_device": "cuda"}, ["cpu", "cuda"], True),
+        ({"device": "cuda", "latency_device": "cpu"}, ["cpu"], False),
+    ],
+)
+def test_a_job_is_claimed_by_a_worker_that_has_its_device_alone(sessions, asks_for, devices, taken):
+    """Whatever message came to whom: the row decides."""
+    a_worker(sessions, "gpu", "cpu", "cuda")
+    spec = PruneSpec.model_validate(PRUNE.model_dump(exclude_unset=True) | asks_for)
+    job, _ = submit(sessions, "local", spec)
+    assert (claim(sessions, job.id, devices=devices) is not None) == taken
+    assert status_of(sessions, job.id) == ("running" if taken else "queued")
+
+
+def test_a_plan_is_for_a_worker_that_has_its_device_and_times_nothing(sessions):
+    a_worker(sessions, "gpu", "cpu", "cuda")
+
+    def planned(**fields) -> str:
+        return submit_plan(sessions, "local", PlanSpec(type="plan", job=PRUNE.model_copy(update=fields)))
+
+    def next_quick(*devices: str) -> str | None:
+        with sessions() as session:
+            return session.scalar(Job.next_quick(devices))
+
+    on_cuda, anywhere = planned(device="cuda"), planned(latency_device="cuda")
+    assert (next_quick(), next_quick("cpu"), next_quick("cpu", "cuda")) == (None, anywhere, on_cuda)
+
+
+def test_cuda_is_refused_where_no_worker_has_it_and_says_what_the_workers_found(sessions):
+    a_worker(sessions, "a", "cpu", problem="NVIDIA H100 cannot be used: error 304.")
+    a_worker(sessions, "gone", "cpu", "cuda", age_s=LATELY_S + 5)
+    for field in ("device", "latency_device"):
+        with pytest.raises(DeviceUnavailable, match="error 304") as refused:
+            submit(sessions, "local", PRUNE.model_copy(update={field: "cuda"}))
+        assert [error["pointer"] for error in refused.value.errors] == [f"/{field}"]
+        assert "pared worker" in refused.value.detail
+    with pytest.raises(DeviceUnavailable):
+        submit_plan(sessions, "local", PlanSpec(type="plan", job=PRUNE.model_copy(update={"device": "cuda"})))
+    assert rows(sessions, Job) == 0
+    for device in ("auto", "cpu"):  # whatever worker is started next takes these
+        submit(sessions, "local", PRUNE.model_copy(update={"device": device}))
+
+
+def test_a_job_that_was_accepted_waits_for_a_worker_that_is_gone_and_says_so(sessions):
+    a_worker(sessions, "b", "cpu")
+    a_worker(sessions, "gpu", "cpu", "cuda", age_s=SEEN_S + 5)  # starting again, perhaps
+    job, _ = submit(sessions, "local", PRUNE.model_copy(update={"device": "cuda"}))
+    with sessions() as session:
+        assert waits_for(session, job.device) == (
+            "No worker with a GPU that works is alive, and the job waits for one."
+        )
+        assert waits_for(session, "auto") is None
+    a_worker(sessions, "another", "cpu", "cuda")
+    with sessions() as session:
+        assert waits_for(session, job.device) is None
+
+
+def test_a_worker_that_takes_no_jobs_is_none_that_a_job_could_wait_for(sessions):
+    a_worker(sessions, "b", problem="No NVIDIA GPU is visible.")
+    with sessions() as session:
+        assert "b: No NVIDIA GPU is visible." in waits_for(session, "auto")

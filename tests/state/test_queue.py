@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 
 from pared.errors import Unavailable
 from pared.state.jobs import add_job
-from pared.state.queue import QUEUE, enqueue, make_app, messages_waiting, relay, ring_again
+from pared.state.queue import NO_QUEUE, QUEUES, enqueue, make_app, messages_waiting, queues_of, relay, ring_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.tables import Job, Outbox, db_now
@@ -35,11 +35,11 @@ def no_broker(tmp_path: Path) -> Celery:
     return make_app(Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0"))
 
 
-def heard(queue: Celery) -> list[str]:
-    """Take every message, as a worker would."""
+def heard(queue: Celery, device: str = "auto") -> list[str]:
+    """Take every message for a device, as a worker would."""
     ids = []
     with queue.connection_for_read() as connection:
-        simple = connection.SimpleQueue(QUEUE)
+        simple = connection.SimpleQueue(QUEUES[device])
         while True:
             try:
                 message = simple.get(block=False)
@@ -50,9 +50,10 @@ def heard(queue: Celery) -> list[str]:
             message.ack()
 
 
-def submit(sessions: Sessions, count: int) -> list[str]:
+def submit(sessions: Sessions, count: int, device: str = "auto") -> list[str]:
+    spec = PRUNE.model_copy(update={"device": device})
     with sessions.begin() as session:
-        return [add_job(session, "local", PRUNE).id for _ in range(count)]
+        return [add_job(session, "local", spec).id for _ in range(count)]
 
 
 def owed(sessions: Sessions) -> int:
@@ -83,7 +84,7 @@ def test_a_message_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch
 def test_messages_that_a_process_died_over_are_removed(tmp_path: Path):
     queue = make_app(Settings(data_dir=tmp_path))
     assert messages_waiting(queue=queue) == 0
-    old, new = (tmp_path / "broker" / "messages" / f".{name}.{QUEUE}.msg" for name in ("old", "new"))
+    old, new = (tmp_path / "broker" / "messages" / f".{name}.{QUEUES['auto']}.msg" for name in ("old", "new"))
     for path in (old, new):
         path.touch()
     os.utime(old, (1, 1))
@@ -146,3 +147,30 @@ def test_relays_at_once_ring_at_least_once_for_each(sessions, queue):
         list(pool.map(lambda _: relay(sessions, queue=queue), range(4)))
     assert owed(sessions) == 0
     assert set(heard(queue)) == set(ids)
+
+
+def test_jobs_are_rung_for_where_those_hear_it_that_have_their_device(sessions, queue):
+    rung = {device: submit(sessions, 2, device) for device in QUEUES}
+    assert relay(sessions, queue=queue) == 6
+    assert messages_waiting(queue=queue) == 6
+    assert {device: messages_waiting([device], queue=queue) for device in QUEUES} == dict.fromkeys(QUEUES, 2)
+    assert {device: heard(queue, device) for device in QUEUES} == rung
+    assert messages_waiting(queue=queue) == 0
+
+
+def test_messages_that_nobody_hears_leave_no_job_of_another_device_unrung(sessions, queue):
+    """As where the last worker with a GPU is gone: its jobs wait, and those of the others must not wait with them."""
+    submit(sessions, 3, "cuda")
+    lost = submit(sessions, 2)
+    relay(sessions, queue=queue)
+    heard(queue)
+    assert ring_again(sessions, 0, limit=2, queue=queue) == 2
+    assert heard(queue) == lost
+    assert messages_waiting(["cuda"], queue=queue) == 3
+
+
+def test_a_worker_listens_to_the_queues_of_its_devices_and_one_that_takes_no_jobs_to_none():
+    assert queues_of(["cpu"]) == [QUEUES["auto"], QUEUES["cpu"]]
+    assert set(queues_of(["cpu", "cuda"])) == set(QUEUES.values())
+    assert queues_of([]) == [NO_QUEUE]
+    assert NO_QUEUE not in QUEUES.values()

@@ -32,7 +32,7 @@ def lost_job(sessions: Sessions, spec=PRUNE) -> str:
     """A job whose worker died: claimed, and its lease over."""
     with sessions.begin() as session:
         job = add_job(session, "local", spec)
-        session.execute(Job.claim(job.id, "dead worker", -1.0))
+        session.execute(Job.claim(job.id, "dead worker", -1.0, ["cpu"]))
     return job.id
 
 
@@ -59,7 +59,7 @@ def test_a_lost_job_is_queued_again_and_told(sessions, sweep):
 def test_a_living_lease_is_left_alone(sessions, sweep):
     with sessions.begin() as session:
         job = add_job(session, "local", PRUNE)
-        session.execute(Job.claim(job.id, "worker", 45.0))
+        session.execute(Job.claim(job.id, "worker", 45.0, ["cpu"]))
     assert sweep.reap() == []
     assert read(sessions, job.id).status == "running"
 
@@ -78,7 +78,7 @@ def test_a_job_lost_too_often_fails_with_a_reason(sessions, settings, store):
     job_id = lost_job(sessions)
     sweep.reap()
     with sessions.begin() as session:
-        session.execute(Job.claim(job_id, "dead worker", -1.0))
+        session.execute(Job.claim(job_id, "dead worker", -1.0, ["cpu"]))
     sweep.reap()
     job = read(sessions, job_id)
     assert (job.status, job.error["code"]) == ("failed", "out-of-attempts")
@@ -202,3 +202,20 @@ def test_old_keys_and_workers_are_forgotten(sessions, sweep):
     with sessions() as session:
         assert session.scalars(select(IdempotencyKey.key)).all() == ["new"]
         assert session.scalars(select(WorkerHeartbeat.name)).all() == ["new"]
+
+
+def test_a_job_that_waits_for_a_worker_that_is_not_there_is_told_so_once(sessions, settings, store):
+    with sessions.begin() as session:
+        session.add(WorkerHeartbeat(name="a", sandbox="standard", device="", devices=["cpu"]))
+        spec = PRUNE.model_copy(update={"device": "cuda"})
+        waits, young, served = (add_job(session, "local", each).id for each in (spec, spec, PRUNE))
+        session.execute(update(Job).where(Job.id != young).values(updated_at=db_now() - 3600))
+    sweeps = [new_sweep(sessions, settings, store) for _ in range(4)]
+    for _ in range(2):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda sweep: sweep.tell_waiting(), sweeps))
+    with sessions() as session:
+        logs = session.execute(select(JobEvent.job_id, JobEvent.data).where(JobEvent.kind == "log")).all()
+    assert [job_id for job_id, _ in logs] == [waits]
+    assert "No worker with a GPU that works is alive" in logs[0].data["text"]
+    assert {last_event(sessions, job_id) for job_id in (young, served)} == {("status", "queued")}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from pared.state import queue
 from pared.state.jobs import cancel
-from pared.state.tables import Artifact, WorkerHeartbeat
+from pared.state.tables import Artifact, Job, WorkerHeartbeat
 from tests.e2e.processes import environment, wait_for
 from tests.worker.conftest import Bench
 
@@ -22,16 +22,16 @@ QUICK = {"lease_s": 3.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "ring_again_s": 1.0
 class Service:
     """A bench whose jobs are run by real Celery workers."""
 
-    def __init__(self, folder, confinement, processes) -> None:
-        self.bench = Bench(folder, confinement, **QUICK)
+    def __init__(self, folder, confinement, processes, **settings) -> None:
+        self.bench = Bench(folder, confinement, **QUICK | settings)
         self.folder, self.processes, self.workers = folder, processes, []
         self.env = environment(
             PARED_DATA_DIR=str(self.bench.settings.data_dir),
-            **{f"PARED_{name.upper()}": str(value) for name, value in QUICK.items()},
+            **{f"PARED_{name.upper()}": str(value) for name, value in (QUICK | settings).items()},
         )
         self.queue = queue.make_app(self.bench.settings)
 
-    def start_worker(self):
+    def start_worker(self, **env: str):
         name = f"worker{len(self.workers)}"
         command = [
             sys.executable,
@@ -45,7 +45,7 @@ class Service:
             "-l",
             "INFO",
         ]
-        worker = self.processes.start(command, name=name, log=self.folder / f"{name}.log", cwd=ROOT, env=self.env)
+        worker = self.processes.start(command, name=name, log=self.folder / f"{name}.log", cwd=ROOT, env=self.env | env)
         self.workers.append(worker)
         return worker
 
@@ -76,16 +76,30 @@ class Service:
         return self.until(job_id, lambda job: job.status in {"succeeded", "failed", "canceled"}, limit_s)
 
 
-@pytest.fixture
-def service(scratch, confinement, processes, request):
+def serving(scratch, confinement, processes, request, **settings):
     folder = scratch / request.node.name
     folder.mkdir()
-    made = Service(folder, confinement, processes)
+    made = Service(folder, confinement, processes, **settings)
     yield made
     for worker in made.workers:
         if worker.alive:
             worker.kill()
     made.bench.sessions.engine.dispose()
+
+
+@pytest.fixture
+def service(scratch, confinement, processes, request):
+    yield from serving(scratch, confinement, processes, request)
+
+
+@pytest.fixture(params=["files", "servers"])
+def routed(scratch, confinement, processes, request):
+    """The same on SQLite with files, and on PostgreSQL with Redis."""
+    where = {}
+    if request.param == "servers":
+        servers = request.getfixturevalue("servers")
+        where = {"database_url": servers.new_database(), "broker_url": servers.new_broker()}
+    yield from serving(scratch, confinement, processes, request, **where)
 
 
 def test_a_killed_worker_loses_at_most_one_checkpoint_and_the_job_ends_once(service):
@@ -243,3 +257,82 @@ def test_the_worker_never_loads_torch(service):
     for process in worker.tree()[:2]:  # not the server that its children are forked from
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
     assert {row.sandbox for row in service.rows()} == {service.bench.worker.confinement.level}
+
+
+# -- devices --------------------------------------------------------------------------------------
+
+
+def test_each_job_runs_where_its_device_is_and_waits_for_no_other(routed):
+    """Two workers, one of which counts as having a GPU."""
+    service = routed
+    service.start_worker(TESTS_CARD="H100")
+    service.alive()
+    [row] = service.rows()
+    assert (row.devices, row.device, row.device_problem) == (["cpu", "cuda"], "1 CPU, H100", None)
+    service.start_worker(PARED_DEVICE="cpu")
+    service.alive(2)
+    by_device = {tuple(row.devices): row.name for row in service.rows()}
+
+    def ran(job_id: str) -> str:
+        job = service.ended(job_id)
+        assert job.status == "succeeded", job.error
+        return job.report["reproduce"]["device"]
+
+    # Whoever takes it: a job for the processor computes there, and one for CUDA with the GPU.
+    assert [ran(service.submit("succeed", device=device)) for device in ("cuda", "cpu")] == ["cuda", "cpu"]
+    # While the GPU is busy nothing but what needs it waits for it.
+    long = service.submit("hang", device="cuda")
+    holder = service.until(long, lambda job: job.status == "running").lease_owner
+    assert holder == by_device["cpu", "cuda"]
+    waits = service.submit("succeed", device="cuda", latency_device="cpu")
+    assert [ran(service.submit("succeed")) for _ in range(2)] == ["cpu", "cpu"]
+    # A message that came astray changes nothing: the row decides.
+    queue.enqueue(waits, "cpu", queue=service.queue)
+    assert ran(service.submit("succeed", device="cpu")) == "cpu"
+    assert service.bench.job(waits).status == "queued"
+    with service.bench.sessions.begin() as session:
+        cancel(session, "local", long)
+    assert ran(waits) == "cuda"
+    assert service.bench.job(waits).report["warnings"] == ["cpu"]  # where latency is measured
+
+
+def test_where_the_gpu_does_not_work_auto_is_served_on_the_processor_and_the_job_says_so(service):
+    (service.bench.settings.data_dir / "lost-card").touch()
+    service.start_worker(TESTS_CARD="H100")
+    service.alive()
+    [row] = service.rows()
+    assert (row.devices, row.device, row.device_problem) == (["cpu"], "1 CPU", "H100 cannot be used: it is lost.")
+    said = "The job computed on the processor, for this worker's GPU cannot be used. H100 cannot be used: it is lost."
+    for device, notes in (("auto", [said]), ("cpu", [])):
+        job_id = service.submit("succeed", device=device)
+        assert service.ended(job_id).report["warnings"] == [*notes, "cpu"]
+        assert [event.data["text"] for event in service.bench.events(job_id, "log")].count(said) == len(notes)
+
+
+def test_a_worker_that_must_have_cuda_and_has_none_takes_no_jobs_and_says_why(service):
+    service.start_worker(PARED_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+    service.alive()
+    [row] = service.rows()
+    assert (row.devices, row.device) == ([], "1 CPU")
+    assert "No NVIDIA GPU is visible" in row.device_problem
+    jobs = [service.submit("succeed"), service.bench.submit_plan("make_plan", "0")]
+    service.start_worker(PARED_DEVICE="cpu")
+    for job_id in jobs:
+        assert service.ended(job_id).status == "succeeded"
+    assert {service.bench.job(job_id).fence for job_id in jobs} == {1}
+    assert service.workers[0].stop() == 0
+
+
+@pytest.mark.parametrize("asked", ["job", "plan"])
+def test_a_gpu_that_is_lost_later_costs_no_job_and_the_worker_tries_anew_what_it_has(service, asked):
+    worker = service.start_worker(TESTS_CARD="H100")
+    service.alive()
+    (service.bench.settings.data_dir / "lost-card").touch()
+    job_id = (service.submit if asked == "job" else service.bench.submit_plan)("lose_card", asked)
+    service.until(job_id, lambda job: job.status == "queued" and job.attempt == 1)
+    wait_for(lambda: [row.devices for row in service.rows()] == [["cpu"]], 60, "another life without the card")
+    service.bench.write(update(Job).where(Job.id == job_id).values(run_after=0))
+    job = service.ended(job_id)
+    assert (job.status, job.attempt, job.crash_count) == ("succeeded", 2, 0)
+    assert any("the GPU is lost" in event.data["text"] for event in service.bench.events(job_id, "log"))
+    assert worker.stop() == 0

@@ -24,7 +24,8 @@ request = forkserver.enter()
 fds = {int(name) for name in os.listdir("/proc/self/fd")}
 told = {
     "loaded_at": loaded_at, "pid": os.getpid(), "parent": os.getppid(), "session": os.getsid(0), "cwd": os.getcwd(),
-    "temporary": tempfile.gettempdir(), "environment": dict(os.environ), "asked": request["asked"],
+    "temporary": tempfile.gettempdir(), "environment": dict(os.environ),
+    "asked": request["asked"], "gpu": request["gpu"],
     "fds": sorted(fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")), "umask": os.umask(0),
 }
 os.write(request["messages"], json.dumps(told).encode() + b"\\n")
@@ -46,11 +47,11 @@ def server(tmp_path):
 def fork(server, tmp_path):
     children: list[Child] = []
 
-    def forked(asked: str = "") -> tuple[Child, dict[str, Any]]:
+    def forked(asked: str = "", **more: Any) -> tuple[Child, dict[str, Any]]:
         folder = tmp_path / f"scratch {len(children)}"
         folder.mkdir()
         sandbox.make_scratch(folder, None)
-        children.append(server.child(folder, {"asked": asked, "memory_bytes": 1 << 30}))
+        children.append(server.child(folder, {"asked": asked, "memory_bytes": 1 << 30} | more))
         os.set_blocking(children[-1].messages, True)
         with os.fdopen(os.dup(children[-1].messages), "rb") as messages:
             return children[-1], json.loads(messages.readline())
@@ -74,6 +75,23 @@ def test_children_share_what_was_loaded_and_nothing_else(fork, tmp_path, monkeyp
     assert "s3cret" not in str(told["environment"])
     assert set(told["fds"]) <= {0, 1, 2, 3}
     assert told["umask"] == 0o077
+
+
+def test_a_child_is_given_the_gpus_by_who_asks_for_it(fork, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(sandbox, "gpu_devices", lambda: [Path("/dev/nvidia0")])
+    assert [fork(**asked)[1]["gpu"] for asked in ({}, {"gpu": True}, {"gpu": False})] == [True, True, False]
+    assert fork()[1]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+    assert fork(gpu=False)[1]["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setattr(sandbox, "gpu_devices", list)
+    assert fork()[1]["gpu"] is False
+
+
+def test_children_find_what_their_worker_found_on_the_path(fork, tmp_path, monkeypatch):
+    """As where pared lies in a checkout that nobody installed; relative to the worker's folder, which is not theirs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}/elsewhere")
+    assert fork()[1]["environment"]["PYTHONPATH"] == f"{tmp_path}{os.pathsep}/elsewhere"
 
 
 def test_a_request_of_any_length_arrives(fork):

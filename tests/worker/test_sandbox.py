@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,22 +24,30 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("canaries")
 
 
+@pytest.fixture(params=[False, True], ids=["without a GPU", "with a GPU"])
+def gpu(request) -> bool:
+    """Both forms of a level hold on every machine; the GPU itself need not be there."""
+    return request.param
+
+
 @needs_landlock
-def test_no_canary_escapes_the_standard_level(folder):
-    outcome = canaries.release(folder, STANDARD)
-    assert len(outcome) >= 30
+def test_no_canary_escapes_the_standard_level(folder, gpu):
+    outcome = canaries.release(folder, STANDARD, gpu=gpu)
+    assert len(outcome) >= 55
     assert [name for name, held in outcome.items() if not held] == []
+    assert (set(canaries._FOR_CUDA) <= set(outcome)) == gpu
 
 
-def test_canaries_are_alive_they_escape_without_a_sandbox(folder):
-    outcome = canaries.release(folder, Confinement("none"))
+def test_canaries_are_alive_they_escape_without_a_sandbox(folder, gpu):
+    outcome = canaries.release(folder, Confinement("none"), gpu=gpu)
     escaped = {name for name, held in outcome.items() if not held}
-    assert len(escaped) >= 20
+    assert len(escaped) >= 35
     assert escaped.isdisjoint({"find a secret in the environment", "use an inherited descriptor"})
 
 
-def test_the_weak_level_holds_everything_but_files(folder):
-    outcome = canaries.release(folder, Confinement("weak"))
+def test_the_weak_level_holds_everything_but_files(folder, gpu):
+    outcome = canaries.release(folder, Confinement("weak"), gpu=gpu)
+    assert len(outcome) >= 55
     assert {name for name, held in outcome.items() if not held} <= canaries._FILES
 
 
@@ -48,6 +57,69 @@ def test_the_probe_finds_the_strongest_level(folder):
     assert probe.confinement.level == "standard"
     assert canaries.probe(folder, "weak").confinement.level == "weak"
     assert canaries.probe(folder, "none").confinement.level == "none"
+
+
+@needs_landlock
+def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatch):
+    release, tried = canaries.release, []
+
+    def leaky(folder, confinement, *, gpu):
+        tried.append((confinement.level, gpu))
+        leaks = {"connect": False} if gpu and confinement.level == "standard" else {}
+        too_tight = {"let CUDA name a thread": False} if gpu else {}  # of no use for a GPU, and safe
+        return release(folder, confinement, gpu=gpu) | leaks | too_tight
+
+    monkeypatch.setattr(canaries, "release", leaky)
+    probe = canaries.probe(folder, gpu=True)
+    assert probe.confinement.level == "weak"
+    assert ["connect"] in probe.escaped.values()
+    assert tried[-2:] == [("weak", False), ("weak", True)]
+    monkeypatch.setattr(sandbox, "gpu_devices", list)
+    assert canaries.probe(folder).confinement.level == "standard"
+
+
+def _confined(folder: Path, gpu: bool, body: str) -> str:
+    """What the lines print, in a process of its own that is confined to a scratch folder."""
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    sandbox.make_scratch(scratch, None)
+    code = f"""
+import os
+from pathlib import Path
+from worker import sandbox
+sandbox.gpu_devices = lambda: [Path({str(folder / "nvidia0")!r})]
+sandbox.restrict(
+    "standard", folder=Path({str(scratch)!r}), parent=os.getppid(), memory_bytes=1 << 30, gpu={gpu},
+)
+"""
+    done = subprocess.run([sys.executable, "-c", code + body], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_landlock
+def test_a_device_is_open_to_the_child_that_is_given_it(tmp_path, gpu):
+    (tmp_path / "nvidia0").write_text("a card")
+    device = str(tmp_path / "nvidia0")
+    body = f"""
+try:
+    os.close(os.open({device!r}, os.O_RDWR))
+    print("open")
+except PermissionError:
+    print("closed")
+"""
+    assert _confined(tmp_path, gpu, body) == ("open\n" if gpu else "closed\n")
+
+
+@needs_landlock
+def test_rules_in_proc_are_held_for_the_kernel_would_forget_them_where_memory_is_short(tmp_path):
+    body = """
+for fd in os.listdir("/proc/self/fd"):
+    if os.path.islink(f"/proc/self/fd/{fd}"):
+        print(os.readlink(f"/proc/self/fd/{fd}").replace(str(os.getpid()), "self"))
+"""
+    held = set(_confined(tmp_path, True, body).split())
+    assert {"/proc/self", "/proc/self/task", "/proc/cpuinfo", "/proc/meminfo"} <= held
 
 
 def test_a_folder_with_a_very_long_name_is_probed_too(folder):
@@ -73,7 +145,7 @@ def test_landlock_is_not_put_in_place_beside_running_threads(tmp_path):
     thread.start()
     try:
         with pytest.raises(RuntimeError, match="before the first thread"):
-            sandbox.restrict("standard", folder=tmp_path, parent=os.getppid(), memory_bytes=1 << 30)
+            sandbox.restrict("standard", folder=tmp_path, parent=os.getppid(), memory_bytes=1 << 30, gpu=False)
     finally:
         done.set()
         thread.join()

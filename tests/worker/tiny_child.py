@@ -28,8 +28,10 @@ def report(work: Any) -> Any:
     from pared.reports import Measurement, Report, Reproduce
 
     size = Measurement(parameters=1, nonzero_parameters=1, macs=1, file_bytes=1, compressed_bytes=1)
-    made = Reproduce(spec={}, seed=0, versions={}, device="cpu", threads=1, inputs={})
-    return Report(type="prune", verdict="fine", before=size, after=size, reproduce=made)
+    made = Reproduce(spec={}, seed=0, versions={}, device=work.device, threads=1, inputs={})
+    return Report(
+        type="prune", verdict="fine", before=size, after=size, reproduce=made, warnings=[*work.notes, work.timed_on]
+    )
 
 
 def succeed(work: Any) -> Any:
@@ -67,6 +69,15 @@ def make_plan(work: Any, seconds: str) -> Any:
     time.sleep(float(seconds))
     size = Size(parameters=1, nonzero_parameters=1, file_bytes=1)
     return Plan(verdict="fine", amount=0.5, exact=True, before=size, after=size, files={}, layers=[])
+
+
+def lose_card(work: Any, asked: str) -> Any:
+    """Only where there was one: as a GPU that falls off the bus."""
+    from pared.errors import DeviceUnavailable
+
+    if work.device == "cuda":
+        raise DeviceUnavailable("the GPU is lost")
+    return make_plan(work, "0") if asked == "plan" else report(work)
 
 
 def segfault(work: Any) -> Any:
@@ -181,11 +192,12 @@ BEHAVIOURS = {
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
         leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders, flood_of_steps,
-        remove_the_results, make_plan,
+        remove_the_results, make_plan, lose_card,
     )
 }  # fmt: skip
 
 
 if __name__ == "__main__":
     sys.setswitchinterval(0.005)
+    child.take = lambda device: None  # a card that a test pretends
     child.main({PruneSpec: method, PlanSpec: plan})

@@ -46,7 +46,7 @@ def _extreme_samples(data: Data) -> Inputs:
     """Two training samples; of token ids, those with the highest and the lowest in any split."""
     rows: list[tuple[Split, int]] = [("train", 0), ("train", min(1, data.samples("train") - 1))]
     for index, tensor in enumerate(data.inputs["train"]):
-        if not tensor.is_floating_point():
+        if tensor.dtype == torch.int64:
             of_split = {split: tensors[index].flatten(1) for split, tensors in data.inputs.items()}
             high = max(of_split, key=lambda split: int(of_split[split].max()))
             low = min(of_split, key=lambda split: int(of_split[split].min()))
@@ -55,15 +55,13 @@ def _extreme_samples(data: Data) -> Inputs:
                 (low, int(of_split[low].amin(1).argmin())),
             ]
             break
-    return tuple(
-        torch.stack([data.inputs[split][index][row] for split, row in rows])
-        for index in range(len(data.inputs["train"]))
-    )
+    taken = [data.take(split, torch.tensor([row]))[0] for split, row in rows]
+    return tuple(torch.cat(parts) for parts in zip(*taken, strict=True))
 
 
 def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFailed) -> Exception:
     """Why the model did not run: ids beyond its table, other shapes, or a failure of its own."""
-    tokens = [tensor for tensors in data.inputs.values() for tensor in tensors if not tensor.is_floating_point()]
+    tokens = [tensor for tensors in data.inputs.values() for tensor in tensors if tensor.dtype == torch.int64]
     if tokens and "index out of range" in error.detail:
         low, high = min(int(t.min()) for t in tokens), max(int(t.max()) for t in tokens)
         return InvalidData(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pared.compression.data.reading import read_dataset
-from pared.compression.data.samples import Data, Split, Task
+from pared.compression.data.samples import Data, Scaling, Split, Task
 from pared.compression.data.stored import Array, Stored
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData
@@ -26,7 +26,8 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None, seed: int) -> Data:
     """Read, check and split a data set.
 
-    Integers stay int64 token ids; bytes (uint8) are pixels and become float32, as do all other numbers. Splits
+    Integers stay int64 token ids; bytes (uint8) are pixels, which become float32 when they are taken; all other
+    numbers become float32. Splits
     that the file brings are kept; what it lacks is drawn from its training samples by `seed` alone, for classes in
     equal proportions.
 
@@ -51,8 +52,7 @@ def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None
             raise InvalidData("Images in class folders have no numbers to regress on: use task=classification.")
         targets = {split: _numbers(array, split) for split, array in stored.targets.items()}
         classes = None
-    if preprocess is not None:
-        _preprocess(inputs, preprocess)
+    scaling = [] if preprocess is None else _preprocess(inputs, preprocess)
     given = "test" in targets
     _draw_missing(inputs, targets, task, seed)
     return Data(
@@ -64,6 +64,7 @@ def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None
         format=stored.format,
         class_names=class_names,
         warnings=notes,
+        scaling=scaling,
     )
 
 
@@ -119,9 +120,11 @@ def _check_lengths(stored: Stored) -> None:
 
 
 def _input(array: Array, name: str) -> Tensor:
-    """float32, or int64 for token ids; a single column becomes (samples, 1)."""
+    """float32, int64 for token ids, or uint8 for bytes; a single column becomes (samples, 1)."""
     array = array[:, None] if array.ndim == 1 else array
     kind = array.dtype.kind
+    if array.dtype in {np.uint8, np.bool_}:
+        return torch.from_numpy(array.astype(np.uint8, copy=not array.flags.writeable))
     if kind in "US":
         raise InvalidData(f"{name} holds text. Turn it into token ids (int64), padded to one length.")
     if (kind in "iu" and array.dtype.itemsize > 1) or array.dtype == np.int8:
@@ -158,27 +161,34 @@ def _check_same_shapes(inputs: dict[Split, list[Tensor]]) -> None:
                 )
 
 
-def _preprocess(inputs: dict[Split, list[Tensor]], preprocess: Preprocess) -> None:
-    """(x · scale − mean) / std in place, mean and std along dim 1, on all inputs but token ids."""
-    tensors = [tensor for split in inputs.values() for tensor in split if tensor.is_floating_point()]
-    if not tensors:
+def _preprocess(inputs: dict[Split, list[Tensor]], preprocess: Preprocess) -> list[Scaling]:
+    """How each input but token ids is scaled, mean and std along dim 1. Numbers are scaled now, bytes when taken."""
+    if not any(_is_scaled(tensor) for tensor in inputs["train"]):
         raise InvalidData("`preprocess` scales numbers, but this data set holds token ids only: leave it out.")
-    for tensor in tensors:
-        if preprocess.scale != 1:
-            tensor.mul_(preprocess.scale)
-        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-            if values is None:
-                continue
-            if len(values) not in {1, tensor.shape[1]}:
-                raise InvalidData(
-                    f"preprocess.{name} has {len(values)} entries, but the inputs {tuple(tensor.shape)} have "
-                    f"{tensor.shape[1]} channels (dimension 1)."
-                )
-            along = torch.tensor(values).reshape(1, -1, *[1] * (tensor.dim() - 2))
-            if name == "mean":
-                tensor.sub_(along)
-            else:
-                tensor.div_(along)
+    scaling = [_scaling(tensor, preprocess) if _is_scaled(tensor) else Scaling() for tensor in inputs["train"]]
+    for tensors in inputs.values():
+        for tensor, scale in zip(tensors, scaling, strict=True):
+            if tensor.is_floating_point():
+                scale(tensor)
+    return scaling
+
+
+def _is_scaled(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.dtype == torch.uint8
+
+
+def _scaling(tensor: Tensor, preprocess: Preprocess) -> Scaling:
+    along: dict[str, Tensor] = {}
+    for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+        if values is None:
+            continue
+        if len(values) not in {1, tensor.shape[1]}:
+            raise InvalidData(
+                f"preprocess.{name} has {len(values)} entries, but the inputs {tuple(tensor.shape)} have "
+                f"{tensor.shape[1]} channels (dimension 1)."
+            )
+        along[name] = torch.tensor(values).reshape(1, -1, *[1] * (tensor.dim() - 2))
+    return Scaling(preprocess.scale, along.get("mean"), along.get("std"))
 
 
 def _input_name(index: int, arrays: list[Any]) -> str:
@@ -309,4 +319,4 @@ def _order(targets: Tensor, task: Task, seed: int) -> Tensor:
 
 
 def _dtype(tensor: Tensor) -> Literal["float32", "int64"]:
-    return "float32" if tensor.is_floating_point() else "int64"
+    return "int64" if tensor.dtype == torch.int64 else "float32"  # bytes become float32

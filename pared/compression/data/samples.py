@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pared.compression.data.loader import Loader, loader_for
+
 Split = Literal["train", "val", "test"]
 Task = Literal["classification", "regression"]
 Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How stored bytes become inputs: `(x * scale - mean) / std`. Mean and std: (1, channels, 1, …)."""
+
+    scale: float = 1.0
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    _there: dict[torch.device, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Scale float32 numbers in place, on their own device."""
+        device = numbers.device
+        if device not in self._there:  # sent once, for sending waits
+            mean, std = (None if each is None else each.to(device) for each in (self.mean, self.std))
+            self._there[device] = mean, std
+        mean, std = self._there[device]
+        if self.scale != 1:
+            numbers.mul_(self.scale)
+        if mean is not None:
+            numbers.sub_(mean)
+        if std is not None:
+            numbers.div_(std)
+        return numbers
 
 
 @dataclass
@@ -19,7 +46,8 @@ class Data:
     """Samples with their targets. Training sees `train`, choices are made on `val`, `test` is only reported on."""
 
     inputs: dict[Split, list[Tensor]]
-    """For each split one tensor for each input of the model, all (samples, …): float32, or int64 token ids."""
+    """For each split one tensor for each input of the model, all (samples, …): float32, int64 token ids, or uint8,
+    which becomes float32 when samples are taken."""
     targets: dict[Split, Tensor]
     """Classes: int64 (samples,). Regression: float32 (samples, …), (samples, 1) for one number each."""
     task: Task
@@ -30,6 +58,12 @@ class Data:
     format: str
     class_names: list[str] | None = None
     warnings: list[str] = field(default_factory=list)
+    scaling: list[Scaling] = field(default_factory=list)
+    """Of each input, where it is uint8; without any, bytes stay as large as they are."""
+    answers: Tensor | None = None
+    """A teacher's answers to the training samples, which then end their inputs."""
+    loaders: dict[str, Loader] = field(default_factory=dict)
+    """Device -> what takes samples there; shared by all that are made from these samples."""
 
     def samples(self, split: Split) -> int:
         """Number of samples in a split."""
@@ -42,7 +76,7 @@ class Data:
 
     def take(self, split: Split, indices: Tensor) -> tuple[Inputs, Tensor]:
         """`(inputs, targets)` of these samples."""
-        return tuple(tensor[indices] for tensor in self.inputs[split]), self.targets[split][indices]
+        return self.finished([column.index_select(0, indices) for column in self.columns(split)])
 
     def batches(
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
@@ -54,4 +88,56 @@ class Data:
     def example(self, batch: int = 2) -> Inputs:
         """The inputs of the first training samples, repeated where there are fewer than `batch`."""
         count = self.samples("train")
-        return self.take("train", torch.arange(batch) % count)[0]
+        return replace(self, answers=None).take("train", torch.arange(batch) % count)[0]
+
+    def taught(self, answers: Tensor) -> Data:
+        """The same samples with a teacher's answers, (training samples, …), as their last input in training."""
+        return replace(self, answers=answers)
+
+    def on(self, device: str) -> Data | OnCard:
+        """The same samples, whose batches lie on a device."""
+        if torch.device(device).type == "cpu":
+            return self
+        if device not in self.loaders:
+            self.loaders[device] = loader_for(device)
+        return OnCard(self, self.loaders[device])
+
+    def columns(self, split: Split) -> list[Tensor]:
+        """All tensors of a split as they are stored: inputs, answers where there are any, targets."""
+        answers = [] if self.answers is None or split != "train" else [self.answers]
+        return [*self.inputs[split], *answers, self.targets[split]]
+
+    def finished(self, columns: Sequence[Tensor]) -> tuple[Inputs, Tensor]:
+        """`(inputs, targets)` of rows of `columns`: bytes become numbers, on the device where they are."""
+        *inputs, targets = columns
+        scaling = self.scaling or [Scaling()] * len(inputs)
+        return tuple(
+            scaling[index](tensor.float()) if tensor.dtype == torch.uint8 else tensor
+            for index, tensor in enumerate(inputs)
+        ), targets
+
+
+class OnCard:
+    """Samples whose batches lie on a card: the same ones in the same order as on the CPU."""
+
+    def __init__(self, data: Data, loader: Loader) -> None:
+        self._data, self._loader = data, loader
+
+    def samples(self, split: Split) -> int:
+        """Number of samples in a split."""
+        return self._data.samples(split)
+
+    def batches(
+        self, split: Split, batch_size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Inputs, Tensor]]:
+        """`(inputs, targets)` of a split; the last batch may be smaller."""
+        columns, order = self._data.columns(split), self._data.order(split, generator)
+        return self._loader.batches(columns, order, batch_size, self._data.finished)
+
+    def taught(self, answers: Tensor) -> OnCard:
+        """As `Data.taught`."""
+        return OnCard(self._data.taught(answers), self._loader)
+
+    def on(self, _device: str) -> OnCard:
+        """They are there."""
+        return self

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from torch import nn
 from pared.compression.data import Data, load_dataset
 from pared.compression.devices import CPU, place
 from pared.compression.measure import Assessment, assess
+from pared.compression.precision import float32_products
 from pared.compression.work import Observer, Stage, Work
 from pared.specs import DistillSpec, PruneSpec, Spec
+
+T = TypeVar("T")
 
 EXAMPLE_BATCH = 4  # more than one, so that nothing hides in a dimension of size 1
 
@@ -40,7 +44,7 @@ def settled(work: Work) -> Iterator[None]:
     torch.set_num_threads(max(work.threads, 1))
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), float32_products("exact"):
             torch.manual_seed(0)
             yield
     finally:
@@ -48,6 +52,14 @@ def settled(work: Work) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def beside(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin some work in a thread. Returns what waits for its result, and raises what it raised."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(work)
+    executor.shutdown(wait=False)
+    return future.result
 
 
 class Stages:
@@ -117,9 +129,18 @@ def data_of(spec: PruneSpec | DistillSpec, work: Work) -> Data | None:
     return load_dataset(work.dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed)
 
 
-def assessed(module: nn.Module, data: Data, spec: PruneSpec | DistillSpec, work: Work, stages: Stages) -> Assessment:
-    """Score a model on the validation and test splits; it ends on the CPU."""
+def assessed(
+    module: nn.Module,
+    data: Data,
+    spec: PruneSpec | DistillSpec,
+    work: Work,
+    stages: Stages,
+    *,
+    upload: Assessment | None = None,
+    role: str = "The result",
+) -> Assessment:
+    """Score a model on the validation and test splits; it ends on the CPU. `upload`, `role`: as `assess` takes them."""
     place(module, work.device)
-    found = assess(module, data, spec.task, device=work.device, tick=stages.beat)
+    found = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
     place(module, CPU)
     return found

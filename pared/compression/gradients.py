@@ -1,0 +1,212 @@
+"""Computes the gradients of a batch: whole, in parts where memory is short, on a card as a recorded CUDA graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.measure import Inputs, own_failures
+from pared.compression.memory import BatchSize, ran_out_of_memory
+
+Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
+"""`(module, inputs, targets) -> scalar`, the mean over the batch."""
+
+_WARM_UP = 3  # steps before one is recorded, in which libraries set themselves up
+WORTH_RECORDING = 30
+"""Fewest steps of a run that recording one saves time in."""
+
+
+class Gradients:
+    """Of the mean loss over a batch; they are left in the parameters' `grad`.
+
+    `parts`: how many samples run at once.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        learned: Sequence[nn.Parameter],
+        autocast: AbstractContextManager[Any],
+        *,
+        batch_size: int,
+        steps: int,
+        device: str,
+    ) -> None:
+        """Args: learned: the parameters whose gradients are wanted; steps: how often they will be asked for."""
+        self._module, self._loss, self._learned, self._autocast = module, loss, learned, autocast
+        self.parts = BatchSize(batch_size)
+        on_card = torch.device(device).type == "cuda"
+        self._recorder: _Recorder | None = None
+        if on_card and steps >= WORTH_RECORDING and not _keeps_numbers(module):
+            self._recorder = _Recorder(lambda inputs, target: self._add(inputs, target, len(target)), learned)
+
+    def __call__(self, inputs: Inputs, target: Tensor) -> Tensor:
+        """Compute them anew for a batch. Returns its loss, without gradient; it is valid until the next call.
+
+        Raises:
+            OutOfMemory: not even one sample fits.
+        """
+        if self._recorder is not None and self.parts.size >= len(target):
+            value = self._recorder(inputs, target)
+            if value is not None:
+                return value
+        return self.parts.run(lambda most: self._anew(inputs, target, most), len(target), "train")
+
+    def _anew(self, inputs: Inputs, target: Tensor, most: int) -> Tensor:
+        self._clear()
+        try:
+            return self._add(inputs, target, most)
+        except Exception as error:
+            if self._recorder is None or not ran_out_of_memory(error):
+                raise
+        # A recorded step keeps its memory; without it there may be enough.
+        self._recorder = None
+        self._clear()
+        torch.cuda.empty_cache()
+        return self._add(inputs, target, most)
+
+    def _clear(self) -> None:
+        for parameter in self._learned:
+            parameter.grad = None
+
+    def _add(self, inputs: Inputs, target: Tensor, most: int) -> Tensor:
+        return add_gradients(self._module, inputs, target, self._loss, most, self._autocast)
+
+
+def add_gradients(
+    module: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    loss: Loss,
+    most: int,
+    autocast: AbstractContextManager[Any],
+) -> Tensor:
+    """Add the gradients of the mean loss over a batch, run at most so many samples at once. Returns the loss.
+
+    The parts are as equal as can be, for a batch norm cannot do with one of a single sample.
+    """
+    count = len(target)
+    if count <= most:
+        with autocast:
+            value = loss(module, inputs, target)
+        with own_failures():
+            value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+    pieces = -(-count // most)
+    total = torch.zeros((), device=target.device)
+    for *part, part_target in zip(*(torch.tensor_split(each, pieces) for each in (*inputs, target)), strict=True):
+        with autocast:
+            value = loss(module, tuple(part), part_target) * (len(part_target) / count)
+        with own_failures():
+            value.backward()  # type: ignore[no-untyped-call]
+        total += value.detach()
+    return total
+
+
+class _Recorder:
+    """Records the kernels of a step once, and launches them all at once for every later batch of the same shapes.
+
+    A step of a small network is hundreds of kernels, which a card runs faster than Python can launch them. A module
+    that reads results back, or draws random numbers on the CPU, may go another way with every batch: it is never
+    recorded, and every step runs as it is.
+    """
+
+    def __init__(self, run: Callable[[Inputs, Tensor], Tensor], learned: Sequence[nn.Parameter]) -> None:
+        self._run, self._learned = run, learned
+        self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._shapes: list[torch.Size] | None = None
+        self._warm_up = _WARM_UP
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._batch: list[Tensor] = []
+        self._gradients: list[Tensor | None] = []
+        self._value: Tensor | None = None
+        self._refused = False
+
+    def __call__(self, inputs: Inputs, target: Tensor) -> Tensor | None:
+        """The loss, with new gradients in place; None: this batch is to be run as it is."""
+        batch = [*inputs, target]
+        shapes = [tensor.shape for tensor in batch]
+        self._shapes = self._shapes or shapes
+        if self._refused or shapes != self._shapes:
+            return None
+        try:
+            if self._warm_up:
+                self._warm_up -= 1
+                return self._watched(inputs, target)
+            if self._graph is None:
+                self._record(batch)
+        except Exception as error:
+            self._refused = True
+            if self._warm_up and not ran_out_of_memory(error):
+                raise
+        if self._refused:
+            self._graph = None
+            return None
+        return self._replayed(batch)
+
+    def _watched(self, inputs: Inputs, target: Tensor) -> Tensor:
+        """Run a step as it is, in a stream of its own, and see whether it can be recorded."""
+        random = torch.get_rng_state()
+        self._clear()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as waits, torch.cuda.stream(self._stream):
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                value = self._run(inputs, target)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        if not torch.equal(random, torch.get_rng_state()) or any("synchroniz" in str(each.message) for each in waits):
+            self._refused = True
+        return value
+
+    def _record(self, batch: list[Tensor]) -> None:
+        self._clear()
+        self._batch = [tensor.clone() for tensor in batch]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Only this thread's calls count: another one may be sending samples.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._value = self._run(tuple(self._batch[:-1]), self._batch[-1])
+        except Exception:
+            _end_recording(self._stream)
+            self._clear()
+            raise
+        self._graph = graph
+        self._gradients = [parameter.grad for parameter in self._learned]
+
+    def _replayed(self, batch: list[Tensor]) -> Tensor:
+        assert self._graph is not None  # noqa: S101 - the caller has seen to it
+        assert self._value is not None  # noqa: S101 - it was recorded with the graph
+        for recorded, tensor in zip(self._batch, batch, strict=True):
+            recorded.copy_(tensor)
+        self._graph.replay()
+        for parameter, gradient in zip(self._learned, self._gradients, strict=True):
+            parameter.grad = gradient  # a batch of another shape may have left others
+        return self._value
+
+    def _clear(self) -> None:
+        for parameter in self._learned:
+            parameter.grad = None
+
+
+def _end_recording(stream: torch.cuda.Stream) -> None:
+    """After a recording that failed: random numbers stay in its hands until another one ends well."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+        torch.zeros(1, device=stream.device).add_(1)
+
+
+def _keeps_numbers(module: nn.Module) -> bool:
+    """Whether a module's code writes attributes, such as a count of its calls: recorded, it would do so only once."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return False
+    graph: Any = module.inlined_graph  # whose type has no declared methods
+    return bool(graph.findAllNodes("prim::SetAttr", recurse=True))

@@ -1,0 +1,161 @@
+"""Owns keeping child processes alive: started, started again when they die, and ended together, whatever ends first."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pared.gpus import VISIBLE, Gpu
+
+STOP_S = 15.0
+_CALM_S = 30.0  # a process that lived so long is started again at once
+_MAX_DELAY_S = 10.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class Process:
+    """One child: its command, and when it may be started again."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    log: Path | None = None
+    """Where its output goes; None: where this process's own goes."""
+    popen: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_after: float = 0.0
+    delay_s: float = 0.5
+
+
+def worker_processes(
+    gpus: Sequence[Gpu], environment: Mapping[str, str], threads: int, logs: Path | None = None
+) -> list[Process]:
+    """One worker for each card, which sees that card alone and its share of the cores; without cards, one worker.
+
+    Args:
+        gpus: the cards.
+        environment: of this process; where it sets `PARED_THREADS`, each has so many.
+        threads: that the workers share otherwise.
+        logs: the folder of their logs.
+    """
+    command = [sys.executable, "-P", "-m", "pared", "worker"]
+    if not gpus:
+        return [Process("worker", command, environment, logs and logs / "worker.log")]
+    divided = len(gpus) > 1 and environment.get("PARED_THREADS", "0") == "0"
+    shared = {"PARED_THREADS": str(max(1, threads // len(gpus)))} if divided else {}
+    names = ["worker"] if len(gpus) == 1 else [f"worker-{index}" for index in range(len(gpus))]
+    return [
+        Process(name, command, {**environment, **shared, VISIBLE: gpu.token}, logs and logs / f"{name}.log")
+        for name, gpu in zip(names, gpus, strict=True)
+    ]
+
+
+class Keeper:
+    """Keeps processes alive until Ctrl-C or SIGTERM."""
+
+    def __init__(self, processes: list[Process]) -> None:
+        """Set up; starts nothing."""
+        self.processes = processes
+        self._stops = 0
+        self._wake = threading.Event()
+
+    def run(self, look: Callable[[], None] = lambda: None) -> None:
+        """Start them, and start again what dies. Nothing outlives this process, even when it is killed.
+
+        A first Ctrl-C or SIGTERM lets workers hand their jobs back to the queue; a second one stops at once.
+
+        Args:
+            look: called a few times a second.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        try:
+            while not self._stops:
+                for process in self.processes:
+                    self._keep_alive(process)
+                look()
+                self._wake.wait(0.2)
+        finally:
+            self._end_all()
+
+    def _stop(self, *_: Any) -> None:
+        self._stops += 1
+        self._wake.set()
+
+    def _keep_alive(self, process: Process) -> None:
+        now = time.monotonic()
+        if process.popen is not None:
+            status = process.popen.poll()
+            if status is None:
+                return
+            lived = now - process.started_at
+            process.delay_s = 0.5 if lived > _CALM_S else min(2 * process.delay_s, _MAX_DELAY_S)
+            process.start_after = now + process.delay_s
+            process.popen = None
+            seen = f"; see {process.log}" if process.log else ""
+            say(f"the {process.name} process ended ({_how(status)}) and is started again{seen}")
+        if now < process.start_after:
+            return
+        process.started_at = now
+        with process.log.open("ab") if process.log else nullcontext() as log:
+            process.popen = _start(process.command, log, process.environment)
+
+    def _end_all(self) -> None:
+        """TERM to all, so that a worker hands its job back; KILL after a while, or at a second Ctrl-C."""
+        self._stops = max(self._stops, 1)
+        living = [process.popen for process in self.processes if process.popen is not None]
+        for popen in living:
+            _signal(popen, signal.SIGTERM)
+        until = time.monotonic() + STOP_S
+        while any(popen.poll() is None for popen in living):
+            if self._stops > 1 or time.monotonic() > until:
+                for popen in living:
+                    _signal(popen, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def say(text: str) -> None:
+    """To whoever started this process."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _start(command: list[str], log: IO[bytes] | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A child in a session of its own, so that Ctrl-C in the terminal reaches the supervisor alone."""
+    parent = os.getpid()
+
+    def end_with_parent() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - the supervisor has no threads
+    )
+
+
+def _signal(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if popen.poll() is None:
+        popen.send_signal(number)
+
+
+def _how(status: int) -> str:
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"

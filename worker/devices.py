@@ -1,0 +1,169 @@
+"""Owns finding out what a worker computes on: a GPU is what computed in a sandboxed child, not what a file lists."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from pared import gpus
+from pared.gpus import Gpu
+from worker.forkserver import Child, ForkServer
+from worker.sandbox import Confinement
+from worker.scratch import scratch
+
+TRIAL = (sys.executable, "-P", "-m", "worker.forkserver", "worker.gpu_trial")
+"""The program that tries a GPU."""
+TRIAL_S = 180.0
+"""How long it may take: a driver that has slept, and libraries from a slow disk, take a minute."""
+_EXIT_S = 5.0
+_MOST_BYTES = 1 << 16
+_MEMORY_BYTES = 8 * 2**30
+
+Device = Literal["cpu", "cuda"]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU that has been shown to compute in a sandboxed child."""
+
+    name: str
+    token: str | None = None
+    """What `CUDA_VISIBLE_DEVICES` is to call it; None: it is the only one that this process sees."""
+    number: int | None = None
+    """N of /dev/nvidiaN, where children can do with that file alone."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a worker's jobs compute on."""
+
+    devices: tuple[Device, ...] = ("cpu",)
+    """Empty: it takes no jobs."""
+    card: Card | None = None
+    problem: str | None = None
+    """Why there is no GPU, or why not another one; None: nothing is amiss."""
+
+    def device_for(self, asked: str) -> Device:
+        """What a job computes on that asks for this device, or for `auto`."""
+        return "cuda" if asked == "cuda" or (asked == "auto" and "cuda" in self.devices) else "cpu"
+
+    def in_words(self, threads: int) -> str:
+        """For people: processors and card."""
+        cpus = f"{threads} CPU{'s' if threads > 1 else ''}"
+        return cpus if self.card is None else f"{cpus}, {self.card.name}"
+
+
+CPU_ALONE = Serving()
+
+
+def find(
+    wanted: Literal["auto", "cpu", "cuda"],
+    visible: Sequence[Gpu],
+    folder: Path,
+    confinement: Confinement,
+    *,
+    trial: Sequence[str] = TRIAL,
+    limit_s: float = TRIAL_S,
+) -> Serving:
+    """Try the GPUs until one computes.
+
+    Args:
+        wanted: `cpu` tries none; without one that computes, `auto` serves jobs on the processor, and `cuda` none.
+        visible: the GPUs that this process may see.
+        folder: where scratch folders are made.
+        confinement: what the worker's children are held to, and so the trial too.
+        trial: the program that tries one.
+        limit_s: for each trial.
+    """
+    if wanted == "cpu":
+        return CPU_ALONE
+    problems: list[str] = []
+    for gpu in visible:
+        found = _tried(gpu, None if len(visible) == 1 else gpu.token, folder, confinement, trial, limit_s)
+        if isinstance(found, Card):
+            return Serving(("cpu", "cuda"), found, " ".join(problems) or None)
+        problems.append(f"{gpu.name} cannot be used: {found}.")
+        log.warning("gpu_unusable", gpu=gpu.name, token=gpu.token, reason=found)
+    if wanted == "auto":
+        return Serving(problem=" ".join(problems) or None)
+    return Serving((), None, " ".join([*problems, _ADVICE if problems else _NONE]))
+
+
+_ADVICE = "It takes no jobs, since PARED_DEVICE is cuda; with auto it would serve them on the processor."
+_NONE = (
+    "No NVIDIA GPU is visible to this process, and PARED_DEVICE is cuda, so it takes no jobs. Give the container its "
+    "GPU (docker run --gpus all), look at CUDA_VISIBLE_DEVICES, or set PARED_DEVICE to auto to serve jobs on the "
+    "processor."
+)
+
+
+def _tried(
+    gpu: Gpu, token: str | None, folder: Path, confinement: Confinement, trial: Sequence[str], limit_s: float
+) -> Card | str:
+    """The card, or why it cannot be used."""
+    server = ForkServer(trial, confinement, threads=1, gpu=token)
+    try:
+        told = _told(server, folder, None, limit_s)
+        if "problem" in told:
+            return str(told["problem"]).rstrip(".")
+        cards = gpus.installed()
+        number = next((card.number for card in cards if card.uuid is not None and card.uuid == told.get("uuid")), None)
+        # Of several cards a child is to open no other one's file; where the driver needs those too, it may.
+        alone = number is not None and len(cards) > 1 and "problem" not in _told(server, folder, number, limit_s)
+    except OSError as error:
+        return f"the trial could not be made ({error})"
+    finally:
+        server.close()
+    log.info("gpu_tried", token=gpu.token, own_file_alone=alone, **told)
+    return Card(str(told["name"]), token, number if alone else None)
+
+
+def _told(server: ForkServer, folder: Path, number: int | None, limit_s: float) -> dict[str, object]:
+    """What one trial came to: of the card, or its `problem`."""
+    until = time.monotonic() + limit_s
+    with scratch(folder, server.confinement.uid) as place:
+        request = {"memory_bytes": _MEMORY_BYTES, "gpu": True, "card": number}
+        child = server.child(place, request, lambda: time.monotonic() > until)
+        if child is None:
+            return {"problem": f"the trial did not begin within {limit_s:g} seconds"}
+        try:
+            return _answer(child, until) or {"problem": f"the trial gave no answer within {limit_s:g} seconds"}
+        finally:
+            child.kill()
+
+
+def _answer(child: Child, until: float) -> dict[str, object] | None:
+    """What the child says in its one line, or how it ended without one; None: neither in time."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _MOST_BYTES:
+        if not select.select([child.messages], [], [], max(0.0, until - time.monotonic()))[0]:
+            return None
+        part = os.read(child.messages, _MOST_BYTES)
+        if not part:
+            return {"problem": f"the trial {child.how_it_ended(_EXIT_S) or 'closed its pipe'}.{_last_words(child)}"}
+        line += part
+    with suppress(ValueError):
+        told = json.loads(line)
+        if isinstance(told, dict) and {"name", "problem"} & told.keys():
+            return told
+    return {"problem": "the trial answered what no trial of ours does"}
+
+
+def _last_words(child: Child) -> str:
+    try:
+        output = os.read(child.output, _MOST_BYTES).decode(errors="replace").strip()
+    except BlockingIOError:
+        return ""
+    return f" Its last words: {output[-300:]}" if output else ""
