@@ -336,6 +336,7 @@ def _rewrite(script: torch.jit.ScriptModule, target: torch.device) -> None:
 
 def _take_over(layer: Any, fresh: Any) -> None:
     """Let a ScriptModule be another in C++, of the same attributes; its tensors stay the objects that they are."""
+    layer = vars(layer).get("_actual_script_module", layer)  # of a module that was just traced
     for name, child in _C.ModuleDict(fresh).items():
         _take_over(layer._modules[name], child)
     for name, value in [*_tensors(layer), *_attributes(layer)]:
@@ -455,10 +456,17 @@ def _is_number(value: Value) -> bool:
 
     On a card each such number would have to be waited for.
     """
-    for use in value.uses():
-        kind = use.user.kind()
-        if kind not in _TO_NUMBERS and (kind not in _ON_NUMBERS or not _is_number(use.user.output())):
-            return False
+    seen, waiting = set(), [value]
+    while waiting:
+        for use in waiting.pop().uses():
+            if use.user.kind() in _TO_NUMBERS:
+                continue
+            if use.user.kind() not in _ON_NUMBERS:
+                return False
+            output = use.user.output()
+            if output.debugName() not in seen:
+                seen.add(output.debugName())
+                waiting.append(output)
     return True
 
 

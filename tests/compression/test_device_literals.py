@@ -1,4 +1,4 @@
-"""Models run where they are placed, whatever devices are written into them. The meta device stands in for a card."""
+"""Models run where they are placed, whatever devices are written into them: on a card, else on the meta device."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression import distill, prune
+from pared.compression.coupling import find_groups
 from pared.compression.coupling.reference import flat_tensors
 from pared.compression.devices import COPIES, CPU, FACTORIES, _written, device_of, foreign_devices, place
 from pared.compression.distill import Probe
@@ -26,7 +27,7 @@ from pared.weights.unpack import unpack
 from tests.models import zoo
 from tests.models.gallery import GALLERY
 
-META = torch.device("meta")
+ELSEWHERE = torch.device("cuda:0" if torch.cuda.is_available() else "meta")
 TOKENS = torch.randint(0, 10, (4, 6), generator=torch.Generator().manual_seed(0))
 
 
@@ -56,7 +57,7 @@ def loaded(file: bytes) -> torch.jit.ScriptModule:
 
 
 def fill(module: torch.jit.ScriptModule, state: dict[str, Tensor]) -> None:
-    """Give a module on the meta device tensors again, which no `.to` can."""
+    """Give a module tensors on the CPU again, which no `.to` can do for those of the meta device."""
     owners = dict(module.named_modules(remove_duplicate=False))
     for name, tensor in state.items():
         owner, _, leaf = name.rpartition(".")
@@ -169,8 +170,8 @@ def test_a_traced_recurrent_layer_follows_back_and_forth(kind, optimized):
     with torch.jit.optimized_execution(optimized):
         expected = [module(TOKENS) for _ in range(3)][-1]  # compiled by now
         for _ in range(2):
-            place(module, "meta")
-            assert [module(TOKENS.to(META)).device for _ in range(3)] == [META] * 3
+            place(module, ELSEWHERE)
+            assert [module(TOKENS.to(ELSEWHERE)).device for _ in range(3)] == [ELSEWHERE] * 3
             fill(module, state)
             place(module, "cpu")
             for _ in range(3):
@@ -179,8 +180,8 @@ def test_a_traced_recurrent_layer_follows_back_and_forth(kind, optimized):
 
 def test_a_scripted_recurrent_layer_keeps_its_own_list_of_weights():
     module = torch.jit.script(Reader().eval())
-    place(module, "meta")
-    assert module(TOKENS.to(META)).device == META
+    place(module, ELSEWHERE)
+    assert module(TOKENS.to(ELSEWHERE)).device == ELSEWHERE
     assert module.memory._flat_weights[0] is module.memory.weight_ih_l0
 
 
@@ -196,9 +197,9 @@ def test_every_way_of_naming_a_device_follows(written):
     again = loaded(zoo.saved(module))
     assert foreign_devices(again) == []
     torch.testing.assert_close(again(X), module(X))
-    place(module, "meta")
+    place(module, ELSEWHERE)
     with unoptimized():
-        assert module(X.to(META)).device == module.other(X.to(META)).device == META
+        assert module(X.to(ELSEWHERE)).device == module.other(X.to(ELSEWHERE)).device == ELSEWHERE
 
 
 def test_no_other_device_is_left_in_code_and_attributes(written):
@@ -224,7 +225,7 @@ def test_placing_keeps_all_that_is_no_device(written):
     assert all(tensor is parameters[name] for name, tensor in module.named_parameters())  # none had to move
     assert [id(child) for child in module.modules()] == [id(child) for child in children]
     assert [child.training for child in module.modules()] == [True, False, False]
-    place(module, "meta")
+    place(module, ELSEWHERE)
     assert {name: tensor.requires_grad for name, tensor in module.named_parameters()} == {
         "inner.fc.weight": True,
         "inner.fc.bias": False,
@@ -232,12 +233,25 @@ def test_placing_keeps_all_that_is_no_device(written):
     assert (module.remark, module.text, module.original_name) == ("stays", "cuda", "Written")
 
 
+def test_a_module_that_was_just_traced_is_placed_as_its_file_is():
+    module = traced()
+    place(module, ELSEWHERE)
+    assert module(TOKENS.to(ELSEWHERE)).device == ELSEWHERE
+
+
+def test_looking_at_code_without_its_plans_leaves_calls_to_be_inlined():
+    module = loaded(zoo.upload("plain_cnn", "scripted"))
+    with unoptimized():
+        place(module, "cpu")
+    assert find_groups(module, (zoo.FAMILIES["plain_cnn"].inputs(2),)).groups
+
+
 def test_placing_one_copy_leaves_the_other(written):
     module = loaded(zoo.saved(traced()))
     with torch.no_grad():
         other = module.__deepcopy__({})  # which shares the code
     expected = other(TOKENS)
-    place(module, "meta")
+    place(module, ELSEWHERE)
     torch.testing.assert_close(other(TOKENS), expected)
 
 
@@ -246,20 +260,20 @@ def test_code_that_names_no_device_is_left_alone(form):
     module = loaded(zoo.upload("plain_cnn", form))
     before = zoo.saved(module)
     held = module._c
-    for device in ("cpu", "meta", "meta"):
+    for device in (CPU, ELSEWHERE, ELSEWHERE):
         place(module, device)
         assert module._c is held
-    assert device_of(module) == META
+    assert device_of(module) == ELSEWHERE
     fill(module, state_of(zoo.trained("plain_cnn")))
     assert code_of(zoo.saved(module)) == code_of(before)
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("device", [CPU, ELSEWHERE], ids=str)
 def test_placing_twice_does_nothing_more(written, device):
     for file in (written, zoo.saved(traced())):
         module = loaded(file)
         place(module, device)
-        assert list(_written(module, torch.device(device))) == []
+        assert list(_written(module, device)) == []
         held = module._c
         place(module, device)
         assert module._c is held
@@ -295,8 +309,8 @@ def test_ties_and_tensors_in_attributes_follow():
         nn.functional.linear(twice, module.first.weight, module.other.bias) + module.offset + 1 + module.offset + 2
     )
     torch.testing.assert_close(module(X), expected - module.offset)
-    place(module, "meta")
-    assert module(X.to(META)).device == META
+    place(module, ELSEWHERE)
+    assert module(X.to(ELSEWHERE)).device == ELSEWHERE
     assert module.first.weight is module.second.weight is module.other.weight
     assert module.constants[1] is module.offset
 
@@ -317,8 +331,8 @@ def test_hooks_that_were_scripted_follow():
     module = loaded(zoo.saved(torch.jit.script(module)))
     place(module, "cpu")
     torch.testing.assert_close(module(X), X + 2)
-    place(module, "meta")
-    assert module(X.to(META)).device == META
+    place(module, ELSEWHERE)
+    assert module(X.to(ELSEWHERE)).device == ELSEWHERE
 
 
 class Frozen(nn.Module):
@@ -336,10 +350,10 @@ def test_the_constants_of_a_frozen_file_follow():
     place(module, "cpu")
     assert device_of(module) == CPU
     assert module(X).shape == (2, 3)
-    place(module, "meta")
-    assert device_of(module) == META
+    place(module, ELSEWHERE)
+    assert device_of(module) == ELSEWHERE
     with unoptimized():
-        assert module(X.to(META)).device == META
+        assert module(X.to(ELSEWHERE)).device == ELSEWHERE
 
 
 def counted(size: int, pinned: bool, device: torch.device | None = None) -> Tensor:
@@ -356,11 +370,11 @@ class Nameless(nn.Module):
 def test_what_names_no_device_is_made_where_the_model_runs():
     module = loaded(zoo.saved(torch.jit.script(Nameless())))
     place(module, "cpu")
-    with unoptimized():  # a number on the meta device could not be read
+    with unoptimized():  # what is on the meta device has no value to be read
         assert module(X).shape == (8, 3)
-        place(module, "meta")
-        assert module(X.to(META)).shape == (8, 3)
-        assert list(_written(module, META)) == []
+        place(module, ELSEWHERE)
+        assert module(X.to(ELSEWHERE)).shape == (8, 3)
+        assert list(_written(module, ELSEWHERE)) == []
         place(module, "cpu")
         assert module(X).shape == (8, 3)
 
@@ -376,9 +390,9 @@ def test_numbers_that_tracing_computes_shapes_from_stay_where_they_are_read():
     assert any(
         isinstance(node.output().type(), torch._C.TensorType) for node in module.graph.findAllNodes("prim::Constant")
     )
-    place(module, "meta")
+    place(module, ELSEWHERE)
     with unoptimized():
-        assert module(x.to(META)).shape == (4, 2)  # a number on the meta device could not be read
+        assert module(x.to(ELSEWHERE)).shape == (4, 2)  # what is on the meta device has no value to be read
 
 
 class Asking(nn.Module):
@@ -395,7 +409,7 @@ def test_who_asks_where_a_tensor_is_is_told_the_truth():
     place(module, "cpu")
     assert torch.equal(module(X), X)
     assert 'torch.device("cuda:0")' in module.code  # what is asked for
-    place(module, "meta")
+    place(module, ELSEWHERE)
     assert "x + 2" not in module.code
     assert 'torch.device("cpu")' in module.code
 
@@ -406,19 +420,19 @@ def test_modules_that_python_runs_are_placed_too():
     parent.device, parent.kept = torch.device("cuda:0"), {"mask": torch.ones(3), "weight": program.out.weight}
     place(parent, "cpu")
     assert (parent.device, parent["script"](TOKENS).device) == (CPU, CPU)
-    place(parent, "meta")
-    assert parent.device == parent.kept["mask"].device == META
+    place(parent, ELSEWHERE)
+    assert parent.device == parent.kept["mask"].device == ELSEWHERE
     assert parent.kept["weight"] is program.out.weight
-    assert parent["script"](TOKENS.to(META)).device == META
-    assert program(TOKENS.to(META)).device == META
+    assert parent["script"](TOKENS.to(ELSEWHERE)).device == ELSEWHERE
+    assert program(TOKENS.to(ELSEWHERE)).device == ELSEWHERE
 
 
 def test_probes_run_where_the_model_does():
     module = loaded(zoo.saved(traced()))
-    place(module, "meta")
+    place(module, ELSEWHERE)
     with unoptimized():
-        output, (features,) = Probe(module, ["memory"], "teacher")((TOKENS.to(META),), "classification")
-    assert (output.device, features.device, features.shape) == (META, META, (4, 72))
+        output, (features,) = Probe(module, ["memory"], "teacher")((TOKENS.to(ELSEWHERE),), "classification")
+    assert (output.device, features.device, features.shape) == (ELSEWHERE, ELSEWHERE, (4, 72))
 
 
 def test_the_operators_that_make_tensors_are_those_of_torch():
@@ -443,7 +457,7 @@ def test_the_operators_that_make_tensors_are_those_of_torch():
 
 @pytest.mark.filterwarnings("ignore")
 def test_architectures_of_all_kinds_run_where_they_are_placed():
-    """Traced ones, in which most is written; on the meta device torch refuses tensors of several devices."""
+    """Traced ones, in which most is written; torch refuses tensors of several devices, on the meta device too."""
     changed = []
     for name, family in GALLERY.items():
         if not family.kind:
@@ -453,11 +467,11 @@ def test_architectures_of_all_kinds_run_where_they_are_placed():
         held = module._c
         place(module, "cpu")
         assert module._c is held, f"{name} was changed though it is where it was made"
-        place(module, "meta")
+        place(module, ELSEWHERE)
         with torch.no_grad(), unoptimized():
-            answers = flat_tensors(module(*(tensor.to(META) for tensor in example)))
-        assert {tensor.device for tensor in answers} == {META}, name
-        assert list(_written(module, META)) == [], name
+            answers = flat_tensors(module(*(tensor.to(ELSEWHERE) for tensor in example)))
+        assert {tensor.device for tensor in answers} == {ELSEWHERE}, name
+        assert list(_written(module, ELSEWHERE)) == [], name
         changed += [name] if module._c is not held else []
     assert len(changed) > 10
 
@@ -503,8 +517,8 @@ def test_a_program_made_elsewhere_opens_on_the_cpu_and_comes_out_for_it(opened, 
     model = opened(rewritten(file, on_cuda, "model.json"), "model.pt2")
     assert model.warnings[0].startswith("The device that was written into this file (cuda:0)")
     torch.testing.assert_close(model.module(TOKENS), opened(file, "model.pt2").module(TOKENS))
-    place(model.module, "meta")
-    assert model.module(TOKENS.to(META)).device == META
+    place(model.module, ELSEWHERE)
+    assert model.module(TOKENS.to(ELSEWHERE)).device == ELSEWHERE
 
 
 # -- methods ------------------------------------------------------------------------------------

@@ -62,13 +62,13 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
 
 def _put_on_cpu(module: torch.jit.ScriptModule) -> list[str]:
     """Let what is written in the code follow the tensors, which are on the CPU already; what to say of that."""
-    foreign = foreign_devices(module)
     try:
+        foreign = foreign_devices(module)
         place(module, CPU)
     except RuntimeError as error:
         raise UnsupportedModel(
-            f"This TorchScript file was made for {', '.join(foreign) or 'one device'}, and its code could not be "
-            f"changed to run elsewhere: {first_line(error)}. Move the model to the CPU, and make the file anew."
+            "What this TorchScript file says of the device that it was made on could not be changed: "
+            f"{first_line(error)}. Move the model to the CPU, and make the file anew."
         ) from error
     return device_notes(foreign)
 

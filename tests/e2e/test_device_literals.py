@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.compression.test_devices import code_of, loaded, made_on, samples, traced
+from tests.compression.test_device_literals import code_of, loaded, made_on, samples, traced
 from tests.e2e.stack import Stack
 from tests.models import zoo
 
