@@ -232,9 +232,11 @@ class QualitySearch:
         given, module = self._given, pruned.loaded.module
         assert given.data is not None  # noqa: S101 - the spec asks for data
         device = given.work.device
-        found = validation_score(module.to(device), given.data, self._baseline, device=device, tick=given.stages.beat)
-        module.cpu()
-        return found
+        try:
+            tick = given.stages.beat
+            return validation_score(module.to(device), given.data, self._baseline, device=device, tick=tick)
+        finally:
+            module.cpu()
 
     def _state(self) -> dict[str, Any]:
         return {
