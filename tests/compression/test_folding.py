@@ -500,6 +500,18 @@ def test_a_parametrization_of_ones_own_folds_and_the_class_of_the_module_stays()
     assert torch.equal(layer.weight, layer.weight.t())
 
 
+def test_a_mask_on_what_a_norm_takes_comes_off_with_it():
+    layer = spectral_norm(nn.Linear(6, 6))
+    torch_prune.l1_unstructured(layer, "weight_orig", 0.3)
+    module = nn.Sequential(layer, nn.Linear(6, 3)).eval()
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        module(x)  # which applies the mask
+        found = prune(module, None, granularity="weight", amount=0.1, example_inputs=[{"shape": [4, 6]}], include=["1"])
+        assert [name for name, _ in found.model.named_parameters()] == ["0.bias", "0.weight", "1.weight", "1.bias"]
+        assert torch.allclose(found.model.state_dict()["0.weight"], layer.weight)
+
+
 def test_the_inspection_tells_of_it(tmp_path):
     module = net("weight norm")
     loaded = load_model(uploaded("traced", module, tmp_path / "model.pt"))

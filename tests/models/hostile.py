@@ -69,3 +69,14 @@ class FloodsItsOutput(nn.Module):
         for _ in range(20000):
             print("all work and no play makes a dull model")
         return self.fc(x)
+
+
+class DividesByItsWeights(nn.Module):
+    """Takes the cosine to each row of its weights, so that a row of zeros gives NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) / self.fc.weight.norm(2, 1)

@@ -197,7 +197,7 @@ def _without_parametrizations(layer: nn.Module) -> _Found:
 
 def _without_hooks(layer: nn.Module) -> _Found:
     found: _Found = {}
-    for hook in list(layer._forward_pre_hooks.values()):
+    for hook in reversed(list(layer._forward_pre_hooks.values())):  # a later one may make what an earlier one takes
         for kind, (remove, name) in _REMOVE.items():
             if isinstance(hook, kind):
                 leaf = str(getattr(hook, name))

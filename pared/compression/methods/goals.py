@@ -234,10 +234,12 @@ class QualitySearch:
         given, module = self._given, pruned.loaded.module
         assert given.data is not None  # noqa: S101 - the spec asks for data
         device = given.work.device
-        place(module, device)
-        found = validation_score(module, given.data, self._baseline, device=device, tick=given.stages.beat)
-        place(module, CPU)
-        return found
+        try:
+            place(module, device)
+            tick = given.stages.beat
+            return validation_score(module, given.data, self._baseline, device=device, tick=tick)
+        finally:
+            place(module, CPU)
 
     def _state(self) -> dict[str, Any]:
         return {
