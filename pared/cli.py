@@ -39,7 +39,7 @@ from pared.processes import Keeper, worker_processes
 from pared.specs import Device, Knowledge, Scope, Task
 from pared.terminal import counted_bytes, follow, stored
 
-DONE, FAILED, USAGE, DETACHED = 0, 1, 2, 130
+DONE, FAILED, USAGE, INCOMPLETE, DETACHED = 0, 1, 2, 4, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -307,8 +307,9 @@ def _carry_through(client: Client, spec: dict[str, Any], output: list[Path] | No
 
 
 def _hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
-    """Download what was asked for, and print the report of a job that succeeded."""
-    files = [job.download(path) for path in output or []]
+    """Download what was asked for, and print the report of a job that succeeded; with a format missing, exit with 4."""
+    missing = {failed.format: failed.detail for failed in job.failed_outputs}
+    files = [job.download(path) for path in output or [] if FORMATS.get(path.suffix) not in missing]
     if ARCHITECTURE in {artifact.name for artifact in job.artifacts()}:
         # Pruned weights are of use only with the architecture that they now have.
         weights = [file for file in files if file.suffix == ".safetensors"]
@@ -316,11 +317,16 @@ def _hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: 
     report = job.report()
     if as_json:
         _print_json({"job": _dump(job), "report": report.model_dump(mode="json"), "files": [str(f) for f in files]})
-        return
-    out.print(report)
-    _list_files(files)
-    if not files:
-        out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
+    else:
+        out.print(report)
+        _list_files(files)
+        if not files:
+            out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
+    for name, detail in missing.items():
+        path = next((path for path in output or [] if FORMATS.get(path.suffix) == name), name)
+        _say(f"{path} was not written: {detail}")
+    if missing:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _list_files(files: list[Path]) -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from pared import calls
 from pared.calls import APIError, DigestMismatch, Operation, Progress, ServerUnreachable
+from pared.reports import FailedOutput
 from pared.summary import Plan, Report
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Client",
     "DigestMismatch",
     "Event",
+    "FailedOutput",
     "Job",
     "JobFailed",
     "JobStatus",
@@ -160,9 +162,16 @@ class JobRecord(_Record):
         """Whether the status is final."""
         return self.status in ("succeeded", "failed", "canceled")
 
+    @property
+    def failed_outputs(self) -> list[FailedOutput]:
+        """Formats that were asked for and that a succeeded job could not write, and why; it wrote the others."""
+        return [FailedOutput.model_validate(failed) for failed in (self.result or {}).get("failed_outputs", [])]
+
     def __str__(self) -> str:
         """One line that says how far the job is."""
         text = f"{self.id} {self.type} {self.status}"
+        if self.failed_outputs:
+            text += f" without {', '.join(failed.format for failed in self.failed_outputs)}"
         progress = self.progress or {}
         if self.status == "queued" and self.queue_position is not None:
             text += f", number {self.queue_position} in the queue"
@@ -216,23 +225,25 @@ class JobRecord(_Record):
 
     def _download(self, path: str | Path, name: str | None, progress: Progress | None) -> Operation[Path]:
         destination = Path(path)
-        artifact = _chosen((yield from self._artifacts()), destination, name, self.id)
+        artifact = _chosen((yield from self._artifacts()), destination, name, self)
         if destination.is_dir():
             destination = destination / artifact.name
         address = f"{self._path}/artifacts/{artifact.name}"
         return (yield from calls.download(address, artifact.sha256, artifact.size_bytes, destination, progress))
 
 
-def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job_id: str) -> Artifact:
+def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job: JobRecord) -> Artifact:
     """The artifact named, else the one called as the destination, else the model in the format of its ending."""
     named = {artifact.name: artifact for artifact in artifacts}
     if name is None:
-        models = [known for known in ("model.pt", "model.safetensors", "model.onnx", "model.packed") if known in named]
+        formats = ("model.pt", "model.safetensors", "model.pt2", "model.onnx", "model.packed")
+        models = [known for known in formats if known in named]
         if not destination.is_dir():  # never one format under the ending of another
             models = [known for known in models if Path(known).suffix == destination.suffix]
         name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")
     if name not in named:
-        raise FileNotFoundError(f"{job_id} has no artifact {name!r}, only: {', '.join(named) or 'none'}")
+        why = "".join(f". {failed.format} could not be written: {failed.detail}" for failed in job.failed_outputs)
+        raise FileNotFoundError(f"{job.id} has no artifact {name!r}, only: {', '.join(named) or 'none'}{why}")
     return named[name]
 
 
@@ -411,7 +422,7 @@ class Job(JobRecord):
         return self._run(self._refresh())
 
     def wait(self, on_update: Callable[[Job], object] | None = None, timeout: float | None = None) -> Job:
-        """Wait until the job ended well.
+        """Wait until the job ended well; `failed_outputs` then tells which formats it could not write.
 
         Args:
             on_update: called with the job whenever it changed; `print` does.

@@ -183,6 +183,12 @@ class Diverged(ParedError):
     code, title, status = "diverged", "Training diverged", 422
 
 
+class NotFinite(ParedError):
+    """The result answers NaN or infinity where the upload gives finite numbers; the detail names samples and layer."""
+
+    code, title, status = "not-finite", "The result is not finite", 422
+
+
 class ExportFailed(ParedError):
     """An output format could not be written for this model."""
 

@@ -83,7 +83,10 @@ class Quality(_Part):
     metric: Literal["accuracy", "r2"]
     test: Interval
     validation: float
-    loss: float = Field(description="Mean test loss: cross-entropy or squared error.")
+    loss: float | None = Field(
+        description="Mean test loss: cross-entropy or squared error. None where it is no finite number, as with a "
+        "masked class."
+    )
     samples: int
 
 
@@ -179,6 +182,14 @@ class Reproduce(_Part):
     outputs: dict[str, str] = Field(default_factory=dict, description="File to SHA-256.")
 
 
+class FailedOutput(_Part):
+    """A format that was asked for and could not be written; the others are there."""
+
+    format: str = Field(description="As in `outputs`.")
+    code: str = Field(description="Of the problem, as a failed job has one.")
+    detail: str = Field(description="What kept it from being written.")
+
+
 class Report(_Part):
     """The before/after report of one job."""
 
@@ -199,6 +210,9 @@ class Report(_Part):
     best_epoch: int | None = None
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall-clock seconds of each stage.")
+    failed_outputs: list[FailedOutput] = Field(
+        default_factory=list, description="Formats that were asked for and could not be written; the others were."
+    )
     warnings: list[str] = Field(default_factory=list)
     sandbox: str = "none"
     reproduce: Reproduce
@@ -239,6 +253,9 @@ class Plan(_Part):
     before: Size
     after: Size = Field(description="`file_bytes` are those of the result in the upload's own format, if any.")
     files: dict[str, PlannedFile]
+    failed_outputs: list[FailedOutput] = Field(
+        default_factory=list, description="Formats that the job would not write, and why; it would write the others."
+    )
     layers: list[PlannedLayer]
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     notes: list[str] = Field(default_factory=list)

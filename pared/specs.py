@@ -263,8 +263,11 @@ class Target(Spec):
         return self.sizes | ({} if self.max_accuracy_drop is None else {"max_accuracy_drop": self.max_accuracy_drop})
 
     def missed(self, reached: Mapping[str, float]) -> list[str]:
-        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none."""
-        return [name for name, most in self.goals.items() if reached[name] > most + 1e-12]
+        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none.
+
+        What was not reached at all, such as the bytes of a file that could not be written, is missed.
+        """
+        return [name for name, most in self.goals.items() if reached.get(name, math.inf) > most + 1e-12]
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Target:
@@ -315,7 +318,8 @@ class CommonFields(Spec):
         None,
         description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
         "`torchscript`. `packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
-        "makes a dense model of it.",
+        "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
+        "the report; the job fails, before it trains, only where none can be written.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
     device: Device = Field(

@@ -108,8 +108,27 @@ JOB = {
         "web": None,
     },
 }
+FAILED_OUTPUT = {
+    "format": "onnx",
+    "code": "export-failed",
+    "detail": "ONNX cannot hold this model: Exporting the operator 'aten::lgamma' to ONNX opset version 20 is not "
+    "supported.",
+}
+SUCCEEDED = JOB | {
+    "status": "succeeded",
+    "stage": None,
+    "progress": {"fraction": 1.0, "epoch": 3, "epochs": 3, "eta_s": 0.0},
+    "finished_at": "2026-01-15T09:31:10.000Z",
+    "spec": PRUNE | {"outputs": ["torchscript", "onnx"]},
+    "result": {
+        "verdict": "Goal met: 24.8 % of the parameters (asked: at most 25 %). 4.0× fewer parameters, 3.6× smaller "
+        "file. Not written: onnx.",
+        "artifacts": [ARTIFACT],
+        "failed_outputs": [FAILED_OUTPUT],
+    },
+}
 PLAN = {
-    "verdict": "3.8× fewer parameters, 3.3× fewer multiply-adds, 3.7× smaller file.",
+    "verdict": "3.8× fewer parameters, 3.3× fewer multiply-adds, 3.7× smaller file. Not written: onnx.",
     "amount": 0.5,
     "round_to": None,
     "goal": None,
@@ -120,6 +139,7 @@ PLAN = {
         "model.pt": {"size_bytes": 66612, "exact": True},
         "model.packed": {"size_bytes": 58930, "exact": False},
     },
+    "failed_outputs": [FAILED_OUTPUT],
     "layers": [
         {
             "name": "conv1",

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from pared.reports import FailedOutput
 from pared.state.tables import ENDED, Artifact, Dataset, Job, JobStatus, Model
 
 Item = TypeVar("Item")
@@ -86,6 +87,9 @@ class Result(BaseModel):
 
     verdict: str | None
     artifacts: list[ArtifactView]
+    failed_outputs: list[FailedOutput] = Field(
+        description="Formats in `outputs` that could not be written, and why; the others are among the artifacts."
+    )
 
 
 class JobLinks(Links):
@@ -139,21 +143,12 @@ def view_dataset(row: Dataset) -> UploadView:
     return UploadView(**_upload(row, "datasets"))
 
 
-def view_job(
-    row: Job,
-    verdict: str | None,
-    artifacts: list[Artifact],
-    queue_position: int | None,
-    waits_for: str | None,
-) -> JobView:
-    """A job's JSON; `verdict` is its report's, which is not read whole for it."""
+def view_job(row: Job, result: Result | None, queue_position: int | None, waits_for: str | None) -> JobView:
+    """A job's JSON; `result` is that of a succeeded one."""
     here = f"/v1/jobs/{row.id}"
     progress = Progress(**(row.progress or {}))
     if row.status == "succeeded":
         progress = progress.model_copy(update={"fraction": 1.0, "eta_s": 0.0})
-    result = None
-    if row.status == "succeeded":
-        result = Result(verdict=verdict, artifacts=[view_artifact(artifact) for artifact in artifacts])
     return JobView.model_validate(
         {
             "id": row.id,

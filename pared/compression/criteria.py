@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pared.compression.coupling import ChannelGroup
-from pared.errors import NothingToPrune
+from pared.errors import ModelFailed, NothingToPrune
 from pared.specs import Criterion
 
 Weights = Mapping[str, Tensor]
@@ -54,7 +54,31 @@ def channel_scores(
 
     Raises:
         NothingToPrune: `bn_scale` finds a group without a batch norm, or `activation` a weight of unknown inputs.
+        ModelFailed: a score is NaN.
     """
+    scores = _channel_scores(groups, criterion, weights, scales, evidence, generator)
+    for group, found in zip(groups, scores, strict=True):
+        _refuse_nan(found, criterion, ", ".join(group.layers))
+    return scores
+
+
+def _refuse_nan(scores: Tensor, criterion: Criterion, where: str) -> None:
+    """What has no rank can be neither kept nor removed by it."""
+    if bool(scores.isnan().any()):
+        raise ModelFailed(
+            f"The criterion {criterion} comes to NaN for {where}: its weights, or the gradients or activations that "
+            "the data gives them, are no finite numbers. Exclude it, or use the criterion magnitude."
+        )
+
+
+def _channel_scores(
+    groups: Sequence[ChannelGroup],
+    criterion: Criterion,
+    weights: Weights,
+    scales: Iterable[str],
+    evidence: Evidence | None,
+    generator: torch.Generator | None,
+) -> list[Tensor]:
     if criterion == "random":
         return [torch.rand(group.units, generator=generator) for group in groups]
     if criterion == "bn_scale":
@@ -179,7 +203,20 @@ def weight_scores(
 
     `magnitude` and `l2` are |w|, `lamp` is of w² within its tensor, `activation` is |w|·‖x‖, `taylor` and `hessian` are
     the sum of (g·w)², of each batch or of the slopes of the training that runs.
+
+    Raises:
+        NothingToPrune: `activation` finds a weight of unknown inputs.
+        ModelFailed: a score is NaN.
     """
+    scores = _weight_scores(weights, criterion, evidence, generator)
+    for name, found in scores.items():
+        _refuse_nan(found, criterion, name)
+    return scores
+
+
+def _weight_scores(
+    weights: Weights, criterion: Criterion, evidence: Evidence | None, generator: torch.Generator | None
+) -> dict[str, Tensor]:
     if criterion in ("magnitude", "l2"):
         return {name: weight.abs().float().cpu() for name, weight in weights.items()}
     if criterion == "lamp":

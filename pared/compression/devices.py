@@ -2,7 +2,7 @@
 
 Tracing writes the device that it ran on into a graph, and code that was scripted may name one: as a literal, as text,
 in an attribute or as the default of an argument. Such a model runs on no other device until it says so. The graph API
-used here is private to torch; `tests/compression/test_devices.py` pins what is relied on.
+used here is private to torch; `tests/compression/test_device_literals.py` pins what is relied on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.jit._fuser import optimized_execution
 from torch.utils._pytree import tree_map_only
 
 from pared.weights.program import write_record
@@ -90,6 +91,12 @@ def place(module: nn.Module, device: str | torch.device) -> None:
         _place_plain(module, placed)
 
 
+def place_graph(graph: Graph, device: torch.device, module: torch.jit.ScriptModule) -> None:
+    """The same for a graph that has not run yet, in which all calls of the module's methods are inlined."""
+    for written in list(_places(graph, device, module._c)):
+        written.change()
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module runs: where its first tensor is, be it a constant of its code. The CPU, if it has none."""
     for layer in module.modules():
@@ -108,7 +115,7 @@ def foreign_devices(module: nn.Module) -> list[str]:
     """The devices other than the CPU that are written into the ScriptModules of a module, sorted."""
     names: set[str] = set()
     for script in _scripts(module):
-        names |= {place.device for place in _written(script, CPU)}
+        names |= {written.device for written in _written(script, CPU)}
         held = [value for layer in _layers(script) for _, value in _attributes(layer)]
         names |= {str(leaf) for leaf in _leaves(held) if isinstance(leaf, torch.device)}
         if _COMPUTED in names:
@@ -193,7 +200,8 @@ def _graphs(script: torch.jit.ScriptModule) -> Iterator[Graph]:
     methods = [held._get_method(name) for name in held._method_names()]
     for function in [*methods, *held._get_forward_pre_hooks(), *held._get_forward_hooks()]:
         graph = function.graph.copy()
-        _C._jit_pass_inline(graph)
+        with optimized_execution(True):  # torch keeps what it inlines, and would otherwise keep it as it is
+            _C._jit_pass_inline(graph)
         yield graph
         if graph.findNode("prim::CallMethod", recurse=True) is not None:  # of an interface, which any module may be
             yield from (method.graph for method in _methods(script))
@@ -273,10 +281,10 @@ def _place_plain(module: nn.Module, moved: _Moved) -> None:
             if _is_away(value, moved.target):
                 setattr(layer, name, moved.of(value))
         if isinstance(layer, fx.GraphModule):
-            _place_graph(layer, moved.target)
+            _place_fx_graph(layer, moved.target)
 
 
-def _place_graph(module: fx.GraphModule, target: torch.device) -> None:
+def _place_fx_graph(module: fx.GraphModule, target: torch.device) -> None:
     """Let the calls of a graph of torch.fx or torch.export name the target wherever they name a device."""
     changed = False
     for node in module.graph.nodes:
@@ -321,8 +329,8 @@ def _rewrite(script: torch.jit.ScriptModule, target: torch.device) -> None:
         saved = _with_defaults(saved, target)
     fresh = _C.import_ir_module_from_buffer(unit, saved, CPU, {}, False)
     for function in unit.get_functions():
-        for place in list(_places(function.graph, target, fresh)):
-            place.change()
+        for written in list(_places(function.graph, target, fresh)):
+            written.change()
     _take_over(script, fresh)
 
 

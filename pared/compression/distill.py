@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pared.compression.coupling.interpreter import reloaded
-from pared.compression.devices import device_of, place
+from pared.compression.devices import device_of, place, place_graph
 from pared.compression.gradients import Loss
 from pared.compression.measure import (
     Inputs,
@@ -299,7 +299,6 @@ def _capturing(module: torch.jit.ScriptModule, layers: Sequence[str], role: str)
     API is private to torch; `tests/compression/test_distill.py` pins what is relied on.
     """
     copy: Any = reloaded(module)
-    place(copy, device_of(module))
     marked: set[str] = set()
     for submodule in copy.modules():
         kind = submodule._c._type().qualified_name()
@@ -311,6 +310,7 @@ def _capturing(module: torch.jit.ScriptModule, layers: Sequence[str], role: str)
     graph = copy._c._get_method("forward").graph
     torch._C._jit_pass_inline(graph)
     graph = graph.copy()
+    place_graph(graph, device_of(module), copy)
     values: dict[str, Any] = {}
     for node in graph.nodes():
         if node.kind() == "prim::TupleConstruct" and _is_module(next(node.inputs(), None)):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pared.compression.architectures import build
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.interpreter import reloaded
+from pared.compression.coupling.reference import flat_tensors, relative_difference
 from pared.compression.devices import CPU, place
 from pared.compression.intake import LoadedModel
+from pared.compression.memory import ran_out_of_memory
 from pared.compression.program_export import export_program, load_program, quiet
 from pared.errors import ExportFailed, ModelFailed
 from pared.specs import Output
@@ -29,6 +33,10 @@ from pared.weights.program import write_record
 
 TOLERANCE = 1e-4
 """Largest difference between a written file's output and the model's, relative to the largest output (and to 1)."""
+
+
+class OutputDiffers(ExportFailed):
+    """A file was written and runs, and answers otherwise than the model: by its weights, or by its structure."""
 
 
 def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Output], directory: Path) -> list[Path]:
@@ -87,7 +95,8 @@ def _write_torchscript(
 ) -> list[Path]:
     path = directory / "model.pt"
     torch.jit.save(as_torchscript(module, example), path)
-    if loaded.inlined:  # positions in a source that the code no longer follows, and many of them
+    if loaded.inlined or not isinstance(module, torch.jit.ScriptModule):
+        # Positions in a source that the code no longer follows, or that this process made and counted.
         _drop_source_positions(path)
     again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     _check("model.pt", module, example, again)
@@ -95,12 +104,17 @@ def _write_torchscript(
 
 
 def _drop_source_positions(path: Path) -> None:
-    """Write a TorchScript archive again without its `.debug_pkl` records, which only serve messages of errors."""
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as old, zipfile.ZipFile(path, "w") as new:
+    """Write a TorchScript archive again without its `.debug_pkl` records, which only serve messages of errors.
+
+    The `serialization_id`, which hashes them too, goes with them; torch reads archives without one.
+    """
+    whole = path.rename(path.with_suffix(".whole"))
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.infolist():
-            if entry.filename.endswith(".debug_pkl"):
+            if entry.filename.endswith((".debug_pkl", "/serialization_id")):
                 continue
             write_record(new, entry.filename, old.read(entry), compressed=entry.compress_type != zipfile.ZIP_STORED)
+    whole.unlink()
 
 
 def _write_state_dict(
@@ -131,24 +145,45 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
     path = directory / "model.onnx"
     names = [f"x{index}" for index in range(len(example))]
     axes = {name: {0: "batch"} for name in [*names, "y"]}
+    # A copy, because the exporter inlines calls in a ScriptModule's own code, which other formats then would hold.
+    given = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
     try:
-        with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        with quiet(), _nothing_printed():
             # The exporter for TorchScript: the newer one takes no ScriptModule.
             torch.onnx.export(
-                module, example, path, dynamo=False, input_names=names, output_names=["y"], dynamic_axes=axes
+                given, example, path, dynamo=False, input_names=names, output_names=["y"], dynamic_axes=axes
             )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ExportFailed(
-            f"ONNX cannot hold this model: {_last_line(error)}. Leave `onnx` out of `outputs` to get the other formats."
-        ) from error
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        if of_the_machine(error):
+            raise
+        raise ExportFailed(f"ONNX cannot hold this model: {_last_line(error)}.") from error
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        given = dict(zip(names, (x.numpy() for x in inputs), strict=True))
-        return [torch.from_numpy(output) for output in session.run(None, given)]
+        arrays = dict(zip(names, (x.numpy() for x in inputs), strict=True))
+        return [torch.from_numpy(output) for output in session.run(None, arrays)]
 
     _check("model.onnx", module, example, run)
     return [path]
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Swallow what is printed by Python, and by C++ past it: the exporter prints the whole graph when it fails.
+
+    The process's standard output is away for as long, in all threads.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryFile() as swallowed:
+        kept = os.dup(_STDOUT)
+        try:
+            os.dup2(swallowed.fileno(), _STDOUT)
+            yield
+        finally:
+            os.dup2(kept, _STDOUT)
+            os.close(kept)
+
+
+_STDOUT = 1
 
 
 def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
@@ -156,12 +191,19 @@ def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor
     try:
         export_program(module, example, path, free_dims=loaded.free_dims, unsaved=loaded.unsaved)
     except Exception as error:
-        raise ExportFailed(
-            f"torch.export cannot hold this model: {_last_line(error)}. Leave `exported_program` out of `outputs` to "
-            "get the other formats."
-        ) from error
+        if of_the_machine(error):
+            raise
+        raise ExportFailed(f"torch.export cannot hold this model: {_last_line(error)}.") from error
     any_batch = loaded.free_dims is None or all(0 in dims for dims in loaded.free_dims)
-    _check("model.pt2", module, example, load_program(path), single=any_batch)
+    program = load_program(path)
+
+    def run(*inputs: Tensor) -> Any:
+        try:
+            return program(*inputs)
+        except AssertionError as error:
+            raise AssertionError(f"torch.export fixed a size of its inputs ({_last_line(error)})") from error
+
+    _check("model.pt2", module, example, run, single=any_batch)
     return [path]
 
 
@@ -214,7 +256,10 @@ _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Pat
 def _check(
     name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Any], *, single: bool = True
 ) -> None:
-    """The written file answers as the model does: on the example and, where that takes one, on a single sample."""
+    """The written file answers as the model does: on the example and, where that takes one, on a single sample.
+
+    That the model gives no NaN of its own has been seen to by `finite`: where it does, the upload does.
+    """
     for inputs in (example, tuple(x[:1] for x in example)) if single else (example,):
         with torch.no_grad():
             try:
@@ -231,19 +276,27 @@ def _check(
             shapes = ([list(tensor.shape) for tensor in tensors] for tensors in (actual, expected))
             raise ExportFailed("{} gives the shapes {}, the model {}.".format(name, *shapes))
         for one, other in zip(actual, expected, strict=True):
-            difference = _relative_difference(one, other)
+            difference = relative_difference(one, other)
             if not difference <= TOLERANCE:  # NaN is no agreement either
-                raise ExportFailed(f"{name} was written but its output differs from the model's by {difference:.2g}.")
+                raise OutputDiffers(f"{name} was written but its output differs from the model's by {difference:.2g}.")
 
 
-def _relative_difference(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest output (and to 1). NaN where the model gives NaN is no difference."""
-    if not expected.numel():
-        return 0.0
-    actual, expected = actual.double(), expected.double()
-    same = (actual == expected) | (actual.isnan() & expected.isnan())
-    size = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 0.0
-    return float((actual - expected).abs().masked_fill(same, 0.0).max()) / max(1.0, size)
+def repeats(module: nn.Module, example: Sequence[Tensor]) -> bool:
+    """Whether a model, in eval mode and on the CPU, answers alike when it is asked twice.
+
+    Raises:
+        ModelFailed: it does not answer.
+    """
+    try:
+        _check("the model", module, tuple(example), module, single=False)
+    except ExportFailed:
+        return False
+    return True
+
+
+def of_the_machine(error: BaseException) -> bool:
+    """Whether an error says that memory or disk gave out, and nothing of the model."""
+    return isinstance(error, OSError) or ran_out_of_memory(error)
 
 
 def _last_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pared.compression.architectures import LayeredModule
 from pared.compression.data import load_dataset
 from pared.compression.devices import CPU, place
 from pared.compression.export import as_torchscript
-from pared.compression.intake import example_from_specs
+from pared.compression.intake import Folded, example_from_specs, fold_module, folding_difference
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import DeviceUnavailable, ValidationError
 from pared.reports import Report
@@ -57,7 +57,8 @@ def prune(
         model: a module (not changed), or a TorchScript, state dict or safetensors file.
         data: `(x, y)` arrays or tensors (x a list for several inputs), a data set file, "builtin:digits" or None.
         architecture: of a state dict file.
-        directory: where the result files are left; without one they are gone, and the model remains.
+        directory: where the result files are left; without one they are gone, and the model remains. Formats that could
+            not be written are under `report.failed_outputs`.
         fields: of `pared.specs.PruneSpec`, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`.
             Without a `device` it computes on the GPU, if torch finds one.
 
@@ -92,7 +93,7 @@ def distill(
         student: the same, or an architecture (`{"name": …}`, `{"layers": …}`), or `{"from_teacher": {"width": 0.5}}`.
         data: as in `prune`.
         teacher_architecture, student_architecture: of state dict files.
-        directory: where the result files are left; without one they are gone, and the model remains.
+        directory: where the result files are left, as in `prune`.
         fields: of `pared.specs.DistillSpec`, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`.
             Without a `device` it computes on the GPU, if torch finds one.
 
@@ -145,17 +146,18 @@ class _Workplace:
             path = Path(model)
             return ModelFile(path, path.name, _digest(path), architecture)
         path = self.inputs / f"{role}.pt"
-        if isinstance(model, LayeredModule):
-            torch.save(model.state_dict(), path)
-            return ModelFile(path, path.name, _digest(path), model.architecture)
-        script = model
-        if not isinstance(model, torch.jit.ScriptModule):
-            # A copy, because tracing looks at the module in eval mode and on the CPU.
-            copied = _copy(model).eval()
-            place(copied, CPU)
-            script = as_torchscript(copied, _example(spec, dataset))
-        torch.jit.save(script, path)
-        return ModelFile(path, path.name, _digest(path))
+        if isinstance(model, torch.jit.ScriptModule):
+            torch.jit.save(model, path)
+            return ModelFile(path, path.name, _digest(path))
+        example = () if isinstance(model, LayeredModule) else _example(spec, dataset)
+        module, folded = _plain(model, example)
+        notes = tuple(folded.notes(sum(parameter.numel() for parameter in module.parameters())))
+        sparse = frozenset(folded.sparse)
+        if isinstance(module, LayeredModule):
+            torch.save(module.state_dict(), path)
+            return ModelFile(path, path.name, _digest(path), module.architecture, notes, sparse)
+        torch.jit.save(as_torchscript(module, example), path)
+        return ModelFile(path, path.name, _digest(path), None, notes, sparse)
 
     def dataset(self, data: Arrays | str | Path | None) -> DatasetFile | None:
         """A file of the data."""
@@ -207,15 +209,32 @@ def _device_for(spec: specs.PruneSpec | specs.DistillSpec) -> str:
     return "cpu"
 
 
+def _plain(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, Folded]:
+    """A copy of a module in eval mode and on the CPU, as tracing looks at it, with plain weights for computed ones."""
+    module = _copy(model).eval()
+    place(module, CPU)
+    folded = fold_module(module)
+    if folded.sources and example:
+        original = _copy(model).eval()
+        place(original, CPU)
+        if folding_difference(original, module, example) is not None:
+            return original, Folded()  # its file is opened as any other, and tells what stays
+    return module, folded
+
+
 def _copy(model: nn.Module) -> nn.Module:
+    """A copy; of tensors that were computed, which torch does not copy, the numbers: they will be computed again."""
+    held = (item for part in model.modules() for value in vars(part).values() for item in _items(value))
+    computed = {id(item): item.detach().clone() for item in held if isinstance(item, Tensor) and not item.is_leaf}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, computed)
     except Exception as error:
-        text = (
-            f"The model cannot be copied: {error}. If it uses torch.nn.utils.weight_norm or spectral_norm, call "
-            "remove_weight_norm or remove_spectral_norm on it first; or give the path of its TorchScript file."
-        )
+        text = f"The model cannot be copied: {error}. Give the path of its TorchScript file."
         raise ValidationError(text) from error
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _array(given: Any) -> np.ndarray:

@@ -94,6 +94,8 @@ class PrunableWeights:
         scope: Scope = "global",
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        left_out: Mapping[str, str] | None = None,
+        held: Mapping[str, Tensor] | None = None,
         block: tuple[int, int] = (1, 1),
         evidence: Evidence | None = None,
         generator: torch.Generator | None = None,
@@ -101,6 +103,8 @@ class PrunableWeights:
         """Find and score them.
 
         Args:
+            left_out: layer name -> why no weights go there.
+            held: tensor name -> where it may be other than zero at all, whatever is chosen.
             block: rows and columns of the rectangles that go together, in each weight as a matrix of its outputs by
                 the rest. A block scores the mean of its weights; at the edges it may be smaller.
 
@@ -109,7 +113,8 @@ class PrunableWeights:
         """
         self._scope = scope
         self._names_of = tied_names(module)
-        self._weights = _eligible(module, include, exclude)
+        self._weights = _eligible(module, include, exclude, left_out)
+        self._held = held
         self._blocks = {name: _Blocks(weight.shape, block) for name, weight in self._weights.items()}
         scores = weight_scores(_values(self._weights), criterion, evidence=evidence, generator=generator)
         self._scores = {name: self._blocks[name].means(scores[name]) for name in self._weights}
@@ -139,7 +144,7 @@ class PrunableWeights:
             ends = np.cumsum([scores[name].size for name in names])[:-1]
             for name, part in zip(names, np.split(alive, ends), strict=True):
                 kept[name] = blocks[name].spread(part.reshape(scores[name].shape))
-        return Masks(kept)
+        return _with_held(kept, self._held)
 
 
 def n_m_masks(
@@ -150,6 +155,8 @@ def n_m_masks(
     criterion: Criterion = "magnitude",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
+    held: Mapping[str, Tensor] | None = None,
     evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
 ) -> Masks:
@@ -158,10 +165,13 @@ def n_m_masks(
     Mishra et al. 2021, arXiv:2104.08378. Inputs are the second dimension of a weight, which hardware with N:M sparsity
     multiplies along.
 
+    Args:
+        left_out, held: as `PrunableWeights` takes them.
+
     Raises:
         NothingToPrune: no layer matches, or the inputs of one that does are no multiple of m.
     """
-    eligible = _eligible(module, include, exclude)
+    eligible = _eligible(module, include, exclude, left_out)
     odd = [f"{layer_of(name)} ({weight.shape[1]})" for name, weight in eligible.items() if weight.shape[1] % m]
     if odd:
         raise NothingToPrune(
@@ -176,18 +186,29 @@ def n_m_masks(
         alive = torch.ones_like(rows, dtype=torch.bool)
         alive.scatter_(1, rows.argsort(dim=1, stable=True)[:, : m - n], False)
         kept[name] = alive.reshape(neighbours.shape).movedim(-1, 1).contiguous()
-    return Masks(kept)
+    return _with_held(kept, held)
+
+
+def zeros_held(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Of these parameters, as far as the module has them, where they are other than zero: name -> bool tensor."""
+    parameters = dict(module.named_parameters())
+    return {name: (parameters[name] != 0).cpu() for name in sorted(names) if name in parameters}
 
 
 def zero_share(
-    module: nn.Module, *, scope: Scope = "global", include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    module: nn.Module,
+    *,
+    scope: Scope = "global",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> float:
     """The share of eligible weights that are zero; with the scope `layer` that of the layer with the fewest zeros.
 
     Raises:
         NothingToPrune: as `weight_masks`.
     """
-    eligible = _eligible(module, include, exclude).values()
+    eligible = _eligible(module, include, exclude, left_out).values()
     sizes = np.array([weight.numel() for weight in eligible])
     zeros = sizes - np.array([int(weight.count_nonzero()) for weight in eligible])
     return float(zeros.sum() / sizes.sum() if scope == "global" else (zeros / sizes).min())
@@ -236,12 +257,27 @@ class _Blocks:
         return torch.from_numpy(np.ascontiguousarray(full)).reshape(self._shape)
 
 
-def _eligible(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Parameter]:
-    found = {
+def _with_held(kept: dict[str, Tensor], held: Mapping[str, Tensor] | None) -> Masks:
+    for name, other in (held or {}).items():
+        kept[name] = kept[name] & other if name in kept else other
+    return Masks(kept)
+
+
+def _eligible(
+    module: nn.Module, include: Sequence[str], exclude: Sequence[str], left_out: Mapping[str, str] | None
+) -> dict[str, nn.Parameter]:
+    matched = {
         name: parameter
         for name, parameter in matching(module, include, exclude).items()
         if parameter.dim() >= 2 and parameter.is_floating_point()
     }
+    found = {name: parameter for name, parameter in matched.items() if layer_of(name) not in (left_out or {})}
+    if matched and not found:
+        told = "; ".join(f"{layer}: {why}" for layer, why in (left_out or {}).items())
+        raise NothingToPrune(
+            f"All weights that match are computed while the model runs, so that zeros would not stay zeros ({told}). "
+            "Take the parametrizations off before saving the model."
+        )
     if not found:
         names = sorted(set(weight_layers(module).values()))
         raise NothingToPrune(no_match("weights", names, include, exclude))

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices import device_of, place
+from pared.compression.finite import hold_finite_on_samples
 from pared.compression.memory import BatchSize, ran_out_of_memory
 from pared.compression.precision import float32_products
 from pared.compression.statistics import paired_t
@@ -187,10 +188,24 @@ def label_loss(output: Tensor, target: Tensor, task: Task) -> Tensor:
     return functional.mse_loss(output, target.to(output.dtype).reshape(output.shape))
 
 
+def answered(outputs: Tensor, task: Task) -> Tensor:
+    """Which samples have an answer that can be scored, (N,) bool.
+
+    NaN is no answer. An infinity is none among predictions; among logits it is, as the −inf of a masked class.
+    """
+    bad = outputs.isnan() if task == "classification" else ~outputs.isfinite()
+    return ~bad.reshape(len(outputs), -1).any(1)
+
+
+def classes(outputs: Tensor) -> Tensor:
+    """The class of each sample, (N,); −1, which is no class, where a logit is NaN."""
+    return outputs.argmax(1).masked_fill(~answered(outputs, "classification"), -1)
+
+
 def score(outputs: Tensor, targets: Tensor, task: Task) -> float:
-    """Accuracy, or R²: higher is better."""
+    """Accuracy, or R²: higher is better. A sample without an answer is wrong; R² takes none."""
     if task == "classification":
-        return float((outputs.argmax(1) == targets).double().mean())
+        return float((classes(outputs) == targets).double().mean())
     return _r2(*_squares(outputs, targets))
 
 
@@ -199,33 +214,121 @@ def score(outputs: Tensor, targets: Tensor, task: Task) -> float:
 
 @dataclass(frozen=True)
 class Assessment:
-    """One model's answers on the test split, and how good they are."""
+    """One model's answers on the test and validation splits, and how good they are.
+
+    `counted`: which test samples the scores are over, and `counted_validation` those of validation. All of them in
+    classification; in regression those to which the upload answers finite numbers.
+    """
 
     outputs: Tensor
     targets: Tensor
+    validation: Tensor
+    counted: Tensor
+    counted_validation: Tensor
     task: Task
     quality: Quality
 
 
 def assess(
-    module: nn.Module, data: Samples, task: Task, *, device: str = "cpu", tick: Callable[[], None] = lambda: None
+    module: nn.Module,
+    data: Samples,
+    task: Task,
+    *,
+    upload: Assessment | None = None,
+    role: str = "The result",
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
 ) -> Assessment:
-    """Score a model on the test split, for the report alone, and on validation."""
-    validation = score(*predict(module, data, "val", task, device=device, tick=tick), task)
-    outputs, targets = predict(module, data, "test", task, device=device, tick=tick)
-    if task == "classification":
-        right = int((outputs.argmax(1) == targets).sum())
-        interval = wilson(right, len(targets))
+    """Score a model on the test split, for the report alone, and on validation.
+
+    Args:
+        upload: what the model is a result of; None for an upload itself.
+        role: what to call the model in errors.
+
+    Raises:
+        NotFinite: it answers NaN or infinity where the upload does not.
+        ModelFailed: an upload answers no sample with finite numbers.
+    """
+    validation, validation_targets = held_outputs(
+        module, data, "val", task, upload=upload, role=role, device=device, tick=tick
+    )
+    outputs, targets = held_outputs(module, data, "test", task, upload=upload, role=role, device=device, tick=tick)
+    if upload is not None:
+        counted, counted_validation = upload.counted, upload.counted_validation
     else:
-        interval = _bootstrap(lambda weights: _weighted_r2(outputs, targets, weights), len(targets))
+        counted, counted_validation = (_counted(each, task) for each in (outputs, validation))
+    scored, wanted = outputs[counted], targets[counted]
+    if task == "classification":
+        right = int((classes(scored) == wanted).sum())
+        interval = wilson(right, len(wanted))
+    else:
+        interval = _bootstrap(lambda weights: _weighted_r2(scored, wanted, weights), len(wanted))
+    loss = float(label_loss(scored, wanted, task))
     quality = Quality(
         metric="accuracy" if task == "classification" else "r2",
         test=interval,
-        validation=validation,
-        loss=_finite(float(label_loss(outputs, targets, task))),
-        samples=len(targets),
+        validation=score(validation[counted_validation], validation_targets[counted_validation], task),
+        loss=loss if math.isfinite(loss) else None,
+        samples=len(wanted),
     )
-    return Assessment(outputs, targets, task, quality)
+    return Assessment(outputs, targets, validation, counted, counted_validation, task, quality)
+
+
+def held_outputs(
+    module: nn.Module,
+    data: Samples,
+    split: Literal["val", "test"],
+    task: Task,
+    *,
+    upload: Assessment | None,
+    role: str = "The result",
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """`predict`, held against the upload's answers.
+
+    Raises:
+        NotFinite: the model answers NaN or infinity where the upload does not.
+    """
+    outputs, targets = predict(module, data, split, task, device=device, tick=tick)
+    if upload is not None:
+        expected = upload.outputs if split == "test" else upload.validation
+        name = "validation" if split == "val" else split
+        hold_finite_on_samples(expected, outputs, name, module, lambda index: _sample(data, split, index), role)
+    return outputs, targets
+
+
+def validation_score(
+    module: nn.Module, data: Samples, upload: Assessment, *, device: str, tick: Callable[[], None]
+) -> float:
+    """The score of a result on the validation split.
+
+    Raises:
+        NotFinite: it answers NaN or infinity where the upload does not.
+    """
+    outputs, targets = held_outputs(module, data, "val", upload.task, upload=upload, device=device, tick=tick)
+    return score(outputs[upload.counted_validation], targets[upload.counted_validation], upload.task)
+
+
+def _counted(outputs: Tensor, task: Task) -> Tensor:
+    if task == "classification":
+        return torch.ones(len(outputs), dtype=torch.bool)
+    counted = answered(outputs, task)
+    if not bool(counted.any()):
+        raise ModelFailed(
+            "The model answers no sample with finite numbers alone, so that there is nothing to score. Look for NaN "
+            "among its weights, and whether the data must be scaled (`preprocess`)."
+        )
+    return counted
+
+
+def _sample(data: Samples, split: Split, index: int) -> Inputs:
+    """The inputs of one sample, as a batch of one."""
+    for inputs, _ in data.batches(split, EVALUATION_BATCH):
+        if index < len(inputs[0]):
+            return tuple(tensor[index : index + 1] for tensor in inputs)
+        index -= len(inputs[0])
+    raise IndexError(index)
 
 
 def wilson(right: int, samples: int) -> Interval:
@@ -240,7 +343,7 @@ def compare(before: Assessment, after: Assessment) -> Comparison:
     """The result against the baseline on the same test samples."""
     if before.task == "regression":
         return _compare_regression(before, after)
-    answer_before, answer_after = before.outputs.argmax(1), after.outputs.argmax(1)
+    answer_before, answer_after = classes(before.outputs), classes(after.outputs)
     right_before, right_after = answer_before == before.targets, answer_after == after.targets
     lost = int((right_before & ~right_after).sum())
     won = int((right_after & ~right_before).sum())
@@ -264,7 +367,7 @@ def compare(before: Assessment, after: Assessment) -> Comparison:
         quality_difference=paired_difference(lost, won, len(before.targets)),
         p_value=mcnemar(lost, won),
         test="mcnemar",
-        equal_predictions=float((answer_before == answer_after).double().mean()),
+        equal_predictions=float(((answer_before == answer_after) & (answer_before >= 0)).double().mean()),
         per_class=per_class,
     )
 
@@ -295,14 +398,13 @@ def paired_difference(lost: int, won: int, samples: int) -> Interval:
 
 
 def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
-    errors = [_squared_errors(each.outputs, each.targets).sum(1).numpy() for each in (before, after)]
+    counted = before.counted
+    first, second, targets = before.outputs[counted], after.outputs[counted], before.targets[counted]
+    errors = [_squared_errors(outputs, targets).sum(1).numpy() for outputs in (first, second)]
     return Comparison(
         quality_difference=_bootstrap(
-            lambda weights: (
-                _weighted_r2(after.outputs, after.targets, weights)
-                - _weighted_r2(before.outputs, before.targets, weights)
-            ),
-            len(before.targets),
+            lambda weights: _weighted_r2(second, targets, weights) - _weighted_r2(first, targets, weights),
+            len(targets),
         ),
         p_value=paired_t(errors[1] - errors[0]),
         test="paired_t",
@@ -353,9 +455,9 @@ def _weighted_r2(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def _finite(value: float) -> float:
-    """JSON has no infinity: what is beyond all measure is written as the largest float32."""
+    """JSON has no infinity: what is beyond all measure is written as the largest float32. It is never NaN."""
     if math.isnan(value):
-        return -3.4e38
+        raise ValueError("NaN is no score")
     return min(max(value, -3.4e38), 3.4e38)
 
 

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from pared.compression.data import Data
 from pared.compression.devices import CPU, place
 from pared.compression.intake import PASSED_OVER, LoadedModel
-from pared.compression.measure import Assessment, count_bytes, count_macs, count_parameters, measure_latency
+from pared.compression.measure import (
+    Assessment,
+    answered,
+    count_bytes,
+    count_macs,
+    count_parameters,
+    measure_latency,
+)
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.precision import training_precision
 from pared.compression.work import Work
@@ -140,6 +147,21 @@ def softmax_warning(baseline: Assessment | None) -> list[str]:
         )
         return [note]
     return []
+
+
+def unanswered_warning(baseline: Assessment | None) -> list[str]:
+    """Says where the upload itself gives no number to score."""
+    if baseline is None:
+        return []
+    count = int((~answered(baseline.outputs, baseline.task)).sum())
+    if not count:
+        return []
+    told = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
+    note = (
+        f"The upload itself answers {count:,} of {len(baseline.outputs):,} test samples with NaN or infinity; they are "
+        f"{told}."
+    )
+    return [note]
 
 
 def split_warning(data: Data | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -23,6 +24,7 @@ from pared.compression.measure import (
     Inputs,
     Samples,
     Task,
+    answered,
     forward,
     label_loss,
     predict,
@@ -65,8 +67,8 @@ class Held(Protocol):
 class Fit:
     """What a training run came to. The module itself now has the weights of `best_epoch`.
 
-    `masks`: which weights live, as the run was given it or as its ramp left it. `warnings`: what the machine's memory
-    made different from what was asked for.
+    `best_score`: on validation; −inf where no sample was answered. `masks`: which weights live, as the run was given
+    it or as its ramp left it. `warnings`: what the machine's memory made different from what was asked for.
     """
 
     history: list[EpochRecord]
@@ -111,7 +113,8 @@ def fit(
 ) -> Fit:
     """Train a module in place; it ends in eval mode, on `device`, with the weights of its best epoch.
 
-    The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss.
+    The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss; but
+    first of all no epoch is better that answers fewer samples with numbers.
     Epoch 0, the weights as they came, is a candidate too: training never returns something worse on validation than
     what it was given. With a ramp the candidates are the epochs that end beyond it. The test split is not looked at.
 
@@ -167,11 +170,11 @@ def fit(
         history: list[EpochRecord] = []
         live = _Live(module, optimizer, masks, device, slopes)
         if ramp is None:
-            best = _Best(0, *_validate(module, data, task, device, pulse), _state(module))
+            best = _Best(0, _validate(module, data, task, device, pulse), _state(module))
         first = 1
     else:
         history = [EpochRecord.model_validate(record) for record in resume["history"]]
-        best = None if resume["best"] is None else _Best(**resume["best"])
+        best = None if resume["best"] is None else _Best.of(resume["best"])
         first = resume["epoch"] + 1
         module.load_state_dict(resume["module"])
         optimizer.load_state_dict(resume["optimizer"])
@@ -189,15 +192,15 @@ def fit(
             pulse.epoch = epoch
             seed_of_epoch = seed_of(seed, epoch)
             train_loss = _train_epoch(module, data, steps, gradients, live, seed_of_epoch, companion, pulse, ramp)
-            validation, validation_loss = _validate(module, data, task, device, pulse)
+            held = _validate(module, data, task, device, pulse)
             seconds = time.monotonic() - began
+            score = held.score if held.answered else None
             history.append(
-                EpochRecord(phase=phase, epoch=epoch, train_loss=train_loss, validation=validation, seconds=seconds)
+                EpochRecord(phase=phase, epoch=epoch, train_loss=train_loss, validation=score, seconds=seconds)
             )
-            better = best is None or (validation, -validation_loss) > (best.score, -best.loss)
-            if better and epoch > steps.ready:
-                best = _Best(epoch, validation, validation_loss, _state(module))
-            _tell(observer, history[-1], validation_loss, task, config.epochs)
+            if epoch > steps.ready and (best is None or held.rank > best.held.rank):
+                best = _Best(epoch, held, _state(module))
+            _tell(observer, history[-1], held.loss, task, config.epochs)
             keep(
                 {
                     "epoch": epoch,
@@ -206,9 +209,7 @@ def fit(
                     "optimizer": copy.deepcopy(optimizer.state_dict()),
                     "masks": None if live.masks is None else live.masks.state(),
                     "slopes": None if live.slopes is None else live.slopes.state(),
-                    "best": None
-                    if best is None
-                    else {"epoch": best.epoch, "score": best.score, "loss": best.loss, "state": best.state},
+                    "best": None if best is None else best.kept(),
                     "history": [record.model_dump() for record in history],
                 }
             )
@@ -218,15 +219,37 @@ def fit(
     _lay_out(module, torch.contiguous_format)
     module.zero_grad(set_to_none=True)
     module.eval()
-    return Fit(history, best.epoch, best.score, live.masks, _parts_warning(module, config, data, gradients.parts))
+    return Fit(history, best.epoch, best.held.score, live.masks, _parts_warning(module, config, data, gradients.parts))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """How a model does on the validation split: samples that it answers with numbers, and score and loss over these."""
+
+    answered: int
+    score: float
+    loss: float
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """Higher is better. It holds no NaN, with which nothing compares."""
+        return self.answered, self.score, -self.loss
 
 
 @dataclass(frozen=True)
 class _Best:
     epoch: int
-    score: float
-    loss: float
+    held: _Held
     state: dict[str, Tensor]
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"epoch": self.epoch, "state": self.state, **dataclasses.asdict(self.held)}
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> _Best:
+        """It again."""
+        return cls(kept["epoch"], _Held(kept["answered"], kept["score"], kept["loss"]), kept["state"])
 
 
 def learn_labels(task: Task) -> Loss:
@@ -472,11 +495,16 @@ def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: Batch
     return [f"{note} Only batch norms took their statistics from these smaller parts." if norms else note]
 
 
-def _validate(module: nn.Module, data: Samples, task: Task, device: str, pulse: _Pulse) -> tuple[float, float]:
-    """Score and mean loss on the validation split. A loss beyond all numbers is the worst, not an error."""
+def _validate(module: nn.Module, data: Samples, task: Task, device: str, pulse: _Pulse) -> _Held:
+    """Score the validation split. What is beyond all numbers is the worst, not an error."""
     outputs, targets = predict(module, data, "val", task, device=device, tick=pulse.beat)
-    loss = float(label_loss(outputs, targets, task))
-    return score(outputs, targets, task), math.inf if math.isnan(loss) else loss
+    told = answered(outputs, task)
+    if not bool(told.any()):
+        return _Held(0, -math.inf, math.inf)
+    loss = float(label_loss(outputs[told], targets[told], task))
+    rows = slice(None) if task == "classification" else told  # a class that is not told is a wrong one
+    found = score(outputs[rows], targets[rows], task)
+    return _Held(int(told.sum()), found, math.inf if math.isnan(loss) else loss)
 
 
 def _check_finite(loss: float, config: Train) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pared.compression.intake.inspection import LITTLE
-from pared.reports import Comparison, Latency, LayerReport, Measurement, Quality, Size
+from pared.reports import Comparison, FailedOutput, Latency, LayerReport, Measurement, Quality, Size
 from pared.specs import PHYSICAL, Granularity, Target
 
 SIGNIFICANT_P = 0.05
@@ -27,7 +27,7 @@ def goal_sentence(
     """Whether a goal was met, and what was reached of each of its parts.
 
     Args:
-        reached: shares left, and the quality lost on the test split.
+        reached: shares left, and the quality lost on the test split; without the bytes of a file that is missing.
         before, after: of the upload and of the result, where they were measured.
         tried: how many points the search looked at.
     """
@@ -42,7 +42,8 @@ def goal_sentence(
     for name, share in target.goals.items():
         if name in names:
             asked = f"at most {_percent(share)}"
-            told = f"{_percent(reached[name])} of {names[name]}"
+            known = _percent(reached[name]) if name in reached else "an unknown share"
+            told = f"{known} of {names[name]}"
         elif before is not None and after is not None:
             metric, held = after.metric, before.validation - after.validation
             asked = f"at most {_lost(metric, share)}"
@@ -151,6 +152,16 @@ def kept_as_before(training: str, best_epoch: int | None) -> list[str]:
         "with, and these were kept. Try a smaller learning rate, or more epochs."
     )
     return [note]
+
+
+def not_written(failed: Sequence[FailedOutput]) -> str:
+    """The end of a verdict, where formats are missing."""
+    return f" Not written: {', '.join(failure.format for failure in failed)}." if failed else ""
+
+
+def missing_formats(failed: Sequence[FailedOutput]) -> list[str]:
+    """A note on each format that is missing."""
+    return [f"{failure.format} is not among the files: {failure.detail}" for failure in failed]
 
 
 def _little_touched(before: Measurement, layers: list[LayerReport]) -> list[str]:

@@ -51,6 +51,10 @@ class ModelFile:
     filename: str
     sha256: str
     architecture: Any | None = None
+    notes: tuple[str, ...] = ()
+    """What to warn of that was done to the model before it became this file."""
+    sparse: frozenset[str] = frozenset()
+    """Weights whose zeros are held while it trains, for masks stood for them before."""
 
 
 @dataclass(frozen=True)

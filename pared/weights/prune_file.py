@@ -21,6 +21,7 @@ import numpy as np
 from pared.errors import NothingToPrune, StorageFull, UnsupportedModel, ValidationError
 from pared.specs import Scope
 from pared.weights.magnitudes import UNSIGNED, Cut, Keys, common_type, find_cut, hold_nan, keys, magnitude
+from pared.weights.parametrized import computed_from
 from pared.weights.safetensors import BadSafetensors, Header, TensorEntry, read_header, shown
 
 Progress = Callable[[int, int], None]
@@ -236,10 +237,20 @@ def _eligible(stored: _Stored, include: Sequence[str], exclude: Sequence[str]) -
         for entry in header.tensors
         if len(entry.shape) >= 2 and entry.dtype.startswith(("F", "BF"))
     ]
-    chosen = [weight for weight in matrices if _matches(_layer(weight.entry.name), include, exclude)]
+    matched = [weight for weight in matrices if _matches(_layer(weight.entry.name), include, exclude)]
+    computed = computed_from(entry.name for header in stored.files.values() for entry in header.tensors)
+    parts = {name for of_weight in computed.values() for name in of_weight.values()}
+    chosen = [weight for weight in matched if weight.entry.name not in parts]
     eligible = [weight for weight in chosen if weight.entry.dtype in UNSIGNED]
     small = sorted({weight.entry.dtype for weight in chosen} - set(UNSIGNED))
     notes = []
+    if len(chosen) < len(matched):
+        notes.append(
+            f"{len(matched) - len(chosen)} tensors stay as they are: weights are computed from them as the model runs "
+            f"(weight norm, spectral norm, masks), so that zeros among them make none there: {_some(list(computed))}. "
+            "Take the parametrizations off before saving the model: "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
+        )
     if small:
         notes.append(
             f"{len(chosen) - len(eligible)} tensors of {', '.join(small)} stay as they are: the scales they are stored "

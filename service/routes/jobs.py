@@ -24,10 +24,10 @@ from pared.state.workers import waits_for
 from service import strangers_json
 from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
 from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
-from service.openapi import JOB, SPEC_BODY, UNCHANGED, answers, page
+from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
 from service.paging import After, Limit, as_page, fetch_page
 from service.problems import invalid
-from service.views import JobView, Page, view_job
+from service.views import JobView, Page, Result, view_artifact, view_job
 from service.waiting import POLL_S, wait_until
 
 router = APIRouter(tags=["jobs"])
@@ -78,8 +78,9 @@ IdempotencyKey = Annotated[
     response_model=JobView,
     summary="Submit a job",
     description="A *prune* or *distill* spec. Unknown fields are errors. The job is stored before this answers, so it "
-    'is not lost whatever dies. `"device": "cuda"` waits for a worker with a GPU; where none has been seen lately, '
-    "409 says what to do.",
+    "is not lost whatever dies. Each format in `outputs` is tried before training begins: the job fails at once where "
+    'none can be written, and otherwise goes on for those that can. `"device": "cuda"` waits for a worker with a GPU; '
+    "where none has been seen lately, 409 says what to do.",
     openapi_extra=SPEC_BODY,
     responses=answers(202, JOB, 404, 409, 413),
 )
@@ -130,8 +131,9 @@ def list_jobs(
     response_model=JobView,
     summary="Look at a job",
     description="`Prefer: wait=30` answers once the job has ended, or after so many seconds (at most 60); with "
-    "`If-None-Match`, as soon as anything changes. `Retry-After` says when to look again; an ended job has none.",
-    responses=answers(200, JOB, 404) | UNCHANGED,
+    "`If-None-Match`, as soon as anything changes. `Retry-After` says when to look again; an ended job has none. "
+    "Where `result.failed_outputs` is not empty, the job has succeeded without these formats.",
+    responses=answers(200, SUCCEEDED, 404) | UNCHANGED,
 )
 async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -> Response:
     """The job, at once or once ended."""
@@ -236,13 +238,15 @@ def _look(parts: Parts, owner: str, job_id: str) -> JobView:
 
 
 def _view(session: Session, job: Job) -> JobView:
-    artifacts: list[Artifact] = []
-    position = verdict = waits = None
+    position = result = waits = None
     if job.status == "succeeded":
-        verdict = session.scalar(select(Job.report["verdict"].as_string()).where(Job.id == job.id))
-        artifacts = list(session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name)))
+        # Parts of the report, which is not read whole for this.
+        parts = (Job.report["verdict"].as_string(), Job.report["failed_outputs"].as_json())
+        verdict, failed = session.execute(select(*parts).where(Job.id == job.id)).one()
+        artifacts = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name))
+        result = Result(verdict=verdict, artifacts=list(map(view_artifact, artifacts)), failed_outputs=failed or [])
     if job.status == "queued":
         rivals = Job.device.in_({job.device, "auto"})
         position = session.scalar(select(func.count()).where(Job.status == "queued", rivals, Job.id <= job.id))
         waits = waits_for(session, job.device)
-    return view_job(job, verdict, artifacts, position, waits)
+    return view_job(job, result, position, waits)

@@ -38,6 +38,7 @@ EXAMPLE_REPORT = {
     },
     "before": {"parameters": 61706, "nonzero_parameters": 61706, "file_bytes": 249318, "compressed_bytes": 229870},
     "after": {"parameters": 15303, "nonzero_parameters": 15303, "file_bytes": 70112, "compressed_bytes": 64021},
+    "failed_outputs": [],
 }
 
 

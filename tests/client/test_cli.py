@@ -25,6 +25,18 @@ from tests.e2e.processes import environment, wait_for
 from tests.e2e.stack import PARED, Stack
 from tests.models import zoo
 
+
+class NoOnnx(nn.Module):
+    """ONNX has no operator for what it computes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(torch.relu(self.fc1(torch.lgamma(1 + x.abs()))))
+
+
 DETACHED = "prune mlp.pt --data data.npz --channels 50% --epochs 1000 --batch-size 2"
 
 
@@ -33,6 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     torch.manual_seed(0)
     torch.jit.script(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))).save(str(folder / "mlp.pt"))
+    torch.jit.script(NoOnnx()).save(str(folder / "lgamma.pt"))
     x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
     np.savez(folder / "data.npz", x=x, y=x[:, :3].argmax(1))
     (folder / "notes.pt").write_text("not a model")
@@ -368,6 +381,38 @@ def test_a_job_that_fails_exits_with_1_and_its_error(embedded: Stack, files: Pat
     done = pared(embedded, files, "prune mlp.pt --data builtin:digits --channels 50%")
     assert done.returncode == 1
     assert "shape" in done.stderr
+
+
+def test_a_format_that_cannot_be_written_exits_with_4_after_the_others_are_there(embedded: Stack, files: Path) -> None:
+    line = "prune lgamma.pt --data data.npz --channels 50% --epochs 1 -o kept.onnx -o kept.pt"
+    done = pared(embedded, files, line)
+    assert done.returncode == 4, done.stderr
+    assert "pared: kept.onnx was not written: ONNX cannot hold this model" in done.stderr
+    assert "Note: onnx is not among the files: ONNX cannot hold" in done.stdout
+    assert done.stderr.index("onnx will be missing from the result") < done.stderr.index("retrain: epoch 1")
+    assert (files / "kept.pt").is_file()
+    assert not (files / "kept.onnx").exists()
+
+    job_id = next(word for word in done.stderr.split() if word.startswith("job_"))
+    watched = pared(embedded, files, f"jobs watch {job_id} -o again.pt --json")
+    assert watched.returncode == 4
+    assert "pared: onnx was not written" in watched.stderr
+    told = json.loads(watched.stdout)
+    assert [failed["format"] for failed in told["report"]["failed_outputs"]] == ["onnx"]
+    assert told["job"]["result"]["failed_outputs"] == told["report"]["failed_outputs"]
+    assert told["files"] == ["again.pt"]
+
+    planned = pared(embedded, files, line.replace("prune", "plan", 1))
+    assert planned.returncode == 0, planned.stderr
+    assert "model.pt, bytes" in planned.stdout
+    assert "onnx is not among the files" in planned.stdout
+
+
+def test_where_no_format_can_be_written_it_exits_with_1_before_training(embedded: Stack, files: Path) -> None:
+    done = pared(embedded, files, "prune lgamma.pt --data data.npz --channels 50% --epochs 1000 -o none.onnx")
+    assert done.returncode == 1
+    assert "`outputs` may name `torchscript`" in done.stderr
+    assert "epoch 1" not in done.stderr
 
 
 def test_no_server_is_named(files: Path) -> None:

@@ -313,6 +313,26 @@ def test_the_ending_of_the_path_chooses_the_artifact(server: Scripted, job: pare
         job.download(tmp_path / "small.onnx")
 
 
+def test_a_job_without_one_of_its_formats_has_succeeded_and_says_so(
+    server: Scripted, client: pared.Client, tmp_path: Path
+) -> None:
+    failed = {"format": "onnx", "code": "export-failed", "detail": "ONNX cannot hold this model."}
+    result = {"verdict": "smaller", "artifacts": ARTIFACTS["data"], "failed_outputs": [failed]}
+    server.say(Answer(body=JOB), Answer(body=JOB | {"status": "succeeded", "result": result}))
+    job = client.jobs.get("job_1")
+    assert job.failed_outputs == []
+    assert [each.model_dump() for each in job.wait().failed_outputs] == [failed]
+    assert str(job) == "job_1 prune succeeded without onnx"
+    server.say(Answer(body=ARTIFACTS))
+    with pytest.raises(FileNotFoundError, match=r"only: model\.pt\. onnx could not be written: ONNX cannot hold"):
+        job.download(tmp_path / "small.onnx")
+
+
+def test_a_folder_takes_the_model_in_whatever_format_it_has(server: Scripted, job: pared.Job, tmp_path: Path) -> None:
+    server.say(Answer(body={"data": [ARTIFACTS["data"][0] | {"name": "model.pt2"}]}), ranged)
+    assert job.download(tmp_path) == tmp_path / "model.pt2"
+
+
 def test_the_key_is_sent(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARED_URL", server.url + "/")
     monkeypatch.setenv("PARED_API_KEY", "pared_secret")

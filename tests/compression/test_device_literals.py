@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pared.compression import distill, prune
 from pared.compression.coupling.reference import flat_tensors
 from pared.compression.devices import COPIES, CPU, FACTORIES, _written, device_of, foreign_devices, place
+from pared.compression.distill import Probe
 from pared.compression.intake import inspect_model, load_model
 from pared.compression.measure import unoptimized
 from pared.compression.work import ModelFile
@@ -410,6 +411,14 @@ def test_modules_that_python_runs_are_placed_too():
     assert parent.kept["weight"] is program.out.weight
     assert parent["script"](TOKENS.to(META)).device == META
     assert program(TOKENS.to(META)).device == META
+
+
+def test_probes_run_where_the_model_does():
+    module = loaded(zoo.saved(traced()))
+    place(module, "meta")
+    with unoptimized():
+        output, (features,) = Probe(module, ["memory"], "teacher")((TOKENS.to(META),), "classification")
+    assert (output.device, features.device, features.shape) == (META, META, (4, 72))
 
 
 def test_the_operators_that_make_tensors_are_those_of_torch():

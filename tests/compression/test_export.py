@@ -18,7 +18,7 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.coupling import find_groups
-from pared.compression.export import TOLERANCE, _relative_difference, as_torchscript, export
+from pared.compression.export import as_torchscript, export
 from pared.compression.intake import LoadedModel, load_model
 from pared.compression.prune import apply_removal
 from pared.compression.work import ModelFile
@@ -114,7 +114,7 @@ def test_the_torchscript_file_needs_nothing_but_torch(tmp_path):
 SAME_BYTES = """
 import sys, torch, pathlib
 from pared.compression.architectures import build
-from pared.compression.export import TOLERANCE, _relative_difference, as_torchscript, export
+from pared.compression.export import export
 from pared.compression.intake import LoadedModel
 torch.manual_seed(0)
 module = build({"name": "resnet_small", "kwargs": {"widths": [4, 8]}}).eval()
@@ -158,7 +158,7 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path):
             return torch.linalg.svdvals(x)
 
     module = torch.jit.script(Svd())
-    with pytest.raises(ExportFailed, match=r"linalg_svdvals.*Leave `onnx` out"):
+    with pytest.raises(ExportFailed, match=r"ONNX cannot hold this model: .*linalg_svdvals"):
         export(LoadedModel(module, "torchscript", "scripted"), (torch.randn(2, 3, 3),), ["onnx"], tmp_path)
 
 
@@ -209,11 +209,6 @@ def test_inputs_that_the_model_does_not_take_are_named(tmp_path):
     loaded = LoadedModel(torch.jit.script(nn.Linear(3, 2)).eval(), "torchscript", "scripted")
     with pytest.raises(ModelFailed, match="example of its inputs"):
         export(loaded, (torch.rand(4, 5),), ["torchscript"], tmp_path)
-
-
-def test_nan_is_no_agreement():
-    assert not _relative_difference(torch.tensor([float("nan")]), torch.ones(1)) <= TOLERANCE
-    assert _relative_difference(torch.tensor([float("nan"), 2.0]), torch.tensor([float("nan"), 2.0])) == 0
 
 
 def test_a_module_that_scripts_and_then_does_not_run_is_traced():

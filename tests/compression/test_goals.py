@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
+from pared.compression.measure import assess
 from pared.compression.methods import METHODS
 from pared.compression.methods.goals import QualitySearch, SizeSearch
 from pared.compression.methods.parts import Stages
@@ -172,7 +174,10 @@ def test_the_smallest_model_that_holds_the_accuracy_is_found(dense, blobs, tmp_p
 
 
 def test_of_what_holds_no_accuracy_the_most_accurate_is_the_nearest(dense, blobs, tmp_path):
-    search = QualitySearch(start(*job(dense, tmp_path, {"max_accuracy_drop": 0.5}, dataset=blobs)), validation=2.0)
+    given = start(*job(dense, tmp_path, {"max_accuracy_drop": 0.5}, dataset=blobs))
+    baseline = assess(given.original.module, given.data, "classification")
+    beyond = replace(baseline, quality=baseline.quality.model_copy(update={"validation": 2.0}))
+    search = QualitySearch(given, beyond)
     search.run(None, lambda _: None)
     assert len(search.points) > 2
     assert not any(point.met for point in search.points.values())

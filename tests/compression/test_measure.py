@@ -135,10 +135,11 @@ def test_r2_of_a_constant_target_is_all_or_nothing():
     assert score(targets + 1, targets, "regression") == 0.0
 
 
-def test_an_answer_that_is_not_a_number_still_gives_a_report():
+def test_an_answer_that_is_not_a_number_is_wrong_and_has_no_loss():
     outputs = torch.full((4, 2), math.nan)
-    quality = assess(nn.Identity(), Fixed(outputs, torch.tensor([0, 1, 0, 1])), "classification").quality
-    assert math.isfinite(quality.loss)
+    found = assess(nn.Identity(), Fixed(outputs, torch.tensor([0, 1, 0, 1])), "classification")
+    assert (found.quality.test.value, found.quality.validation, found.quality.loss) == (0, 0, None)
+    assert compare(found, found).equal_predictions == 0
 
 
 class Scripted(nn.Module):

@@ -424,9 +424,9 @@ class Chooses(nn.Module):
         return whichever(x)
 
 
-def test_what_no_program_can_hold_is_told_with_what_to_do(opened, tmp_path):
+def test_what_no_program_can_hold_is_told(opened, tmp_path):
     loaded = opened(zoo.saved(torch.jit.script(Chooses())))
-    with pytest.raises(ExportFailed, match=r"torch\.export cannot hold.*Leave `exported_program` out"):
+    with pytest.raises(ExportFailed, match=r"torch\.export cannot hold"):
         export(loaded, (torch.randn(3, 4),), ["exported_program"], tmp_path)
 
 

@@ -137,6 +137,19 @@ def test_a_report_is_the_workers_words(api: Api, job: dict):
     assert api.get(f"{job['links']['artifacts']}/absent").status_code == 404
 
 
+def test_a_job_names_the_formats_that_it_could_not_write(api: Api, job: dict):
+    assert job["result"]["failed_outputs"] == []  # also where a report of an earlier version says nothing of them
+    failed = {"format": "onnx", "code": "export-failed", "detail": "ONNX cannot hold this model: because."}
+    posted = api.submit(outputs=["torchscript", "onnx"])
+    api.finish(posted["id"], {"model.pt": b"small"}, {"verdict": "smaller", "failed_outputs": [failed]})
+    seen = api.get(posted["links"]["self"]).json()
+    assert (seen["status"], seen["error"]) == ("succeeded", None)
+    assert seen["result"]["failed_outputs"] == [failed]
+    assert [artifact["name"] for artifact in seen["result"]["artifacts"]] == ["model.pt"]
+    (listed,) = [row for row in api.get("/v1/jobs").json()["data"] if row["id"] == posted["id"]]
+    assert listed["result"]["failed_outputs"] == [failed]
+
+
 def test_curves_are_a_table(api: Api):
     job = api.submit()
     with api.parts.sessions.begin() as session:

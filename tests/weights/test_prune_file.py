@@ -197,6 +197,27 @@ def test_small_floats_stay_and_are_named(tmp_path: Path) -> None:
     done = prune_file.prune_file(source, target, amount=0.5)
     assert bits({"q": load_file(target)["q.weight"]}) == bits({"q": eight})
     assert "F8_E4M3" in done.notes[0]
+
+
+def test_what_weights_are_computed_from_stays_as_it_is(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    state = {
+        "a.weight": weights(20, 20),
+        "b.weight_g": weights(8, 1, seed=1),
+        "b.weight_v": weights(8, 20, seed=2),
+        "c.parametrizations.weight.original": weights(9, 9, seed=3),
+        "d.weight_orig": weights(6, 6, seed=4),
+        "d.weight_mask": torch.ones(6, 6),
+        "e.alone_v": weights(6, 6, seed=5),
+    }
+    save_file(state, source)
+    done = prune_file.prune_file(source, target, amount=0.5)
+    assert [tensor.name for tensor in done.tensors] == ["a.weight", "e.alone_v"]
+    assert all(name in done.notes[0] for name in ("b.weight", "c.weight", "d.weight"))
+    pruned = load_file(target)
+    assert all(torch.equal(pruned[name], tensor) for name, tensor in state.items() if name[0] in "bcd")
+    with pytest.raises(NothingToPrune, match="weights are computed from them"):
+        prune_file.prune_file(source, tmp_path / "c.safetensors", amount=0.5, include=["b"])
     with pytest.raises(NothingToPrune, match="F8_E4M3"):
         prune_file.prune_file(source, tmp_path / "c.safetensors", amount=0.5, include=["q"])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 
 from pared.compression.coupling.labels import Tracked
-from pared.compression.devices import CPU, device_of, place
 
 Node = Any  # torch._C.Node
 Wrap = Callable[[str, torch.Tensor], Tracked]
@@ -68,11 +68,12 @@ class Interpreter:
 
     Args:
         module: a ScriptModule. Neither its code nor its tensors are changed.
+        graph: the module's, inlined, whose values are meant by their names; a copy of it unless given.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, graph: Any | None = None) -> None:
         self.module = module
-        self._graph = inlined(module.graph.copy())
+        self._graph = inlined(module.graph.copy()) if graph is None else graph
         self._program = _Block(self._graph)
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
         # A recurrent layer reads its weights from a list of them.
@@ -111,6 +112,32 @@ class Interpreter:
         env |= zip(names, given, strict=True)
         outputs = self._run_block(self._program, env)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def fixed_values(self) -> dict[str, Any]:
+        """What comes out whatever the inputs are, in the module's present mode: name of the graph value -> value.
+
+        Not what a draw of chance has a part in. Steps that write in place write into the module's own tensors.
+        """
+        self._wrap, self._visit = lambda name, tensor: Tracked(tensor, name=name), lambda call: None
+        env: dict[str, Any] = {self._program.inputs[0]: _Attribute(self.module._c, "")}
+        self._run_fixed(self._program, env)
+        return env
+
+    def _run_fixed(self, block: _Block, env: dict[str, Any]) -> None:
+        for step in block.steps:
+            if step.kind == "prim::If":
+                known = env.get(step.inputs[0])
+                branches = step.blocks if known is None else [step.blocks[0 if _truth(known) else 1]]
+                for branch in branches:
+                    self._run_fixed(branch, env)
+                if known is not None:
+                    results = zip(step.outputs, branches[0].outputs, strict=True)
+                    env |= {output: env[result] for output, result in results if result in env}
+            elif _DRAWN.match(step.kind) is None and all(name in env for name in step.inputs):
+                try:
+                    env |= zip(step.outputs, self._run_step(step, env), strict=True)
+                except Exception:  # noqa: BLE001, S112 - whatever it is, it is not known
+                    continue
 
     def _run_block(self, block: _Block, env: dict[str, Any]) -> list[Any]:
         for step in block.steps:
@@ -260,7 +287,10 @@ def id_of(node: Node) -> str:
 
 
 def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """A deep copy on the CPU, through TorchScript's own format, so that no compiled plan comes along."""
+    """A deep copy through TorchScript's own format, so that no compiled plan of the original comes along.
+
+    Its tensors are on the CPU. Devices that its code names are those of the original: place it where it is to run.
+    """
     buffer = io.BytesIO()
     torch.jit.save(module, buffer)
     buffer.seek(0)
@@ -269,8 +299,6 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     for new, old in zip(copied.parameters(), module.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     copied.train(module.training)
-    if device_of(module) != CPU:
-        place(copied, CPU)  # what its code names, too
     return copied
 
 
@@ -354,6 +382,9 @@ def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], 
 
     return run
 
+
+_DRAWN = re.compile(r"aten::(\w*dropout|rand\w*|bernoulli|normal|uniform|multinomial|poisson|exponential|rrelu)(_|$)")
+"""Operators whose results hang on chance."""
 
 # What is done on Python's own values: containers keep the `Tracked` in them, with their labels.
 _PYTHON: dict[str, Callable[[Node, list[Any]], list[Any]]] = {

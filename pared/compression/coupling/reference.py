@@ -50,10 +50,23 @@ def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Mo
             raise Mismatch(f"the output's shape would change from {tuple(want.shape)} to {tuple(got.shape)}")
         if not want.is_floating_point():
             continue
-        scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
-        difference = float((want - got).abs().max()) if want.numel() else 0.0
-        if not difference <= TOLERANCE * scale:
+        difference = relative_difference(got, want)
+        if not difference <= TOLERANCE:
             raise Mismatch(f"the output would differ by {difference:.2g} from the original with {gone} zeroed")
+
+
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest finite number that is expected (and to 1); NaN is above any limit.
+
+    NaN where NaN is expected, and an infinity where it is expected, are no difference.
+    """
+    if not expected.numel():
+        return 0.0
+    actual, expected = actual.double(), expected.double()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    finite = expected[expected.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return float((actual - expected).abs().masked_fill(same, 0.0).max()) / max(1.0, size)
 
 
 def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:

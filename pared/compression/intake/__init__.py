@@ -1,14 +1,20 @@
 """From an uploaded file to a module: recognised by content, refused with a reason, opened, inspected."""
 
 from pared.compression.intake.examples import example_from_specs, guess_example_inputs
+from pared.compression.intake.folding import confirmed, folding_difference
 from pared.compression.intake.inspection import PASSED_OVER, inspect_model, inspect_weights
 from pared.compression.intake.loaded import LoadedModel
 from pared.compression.intake.opening import load_model
+from pared.compression.intake.parametrized import Folded, fold_module
 
 __all__ = [
     "PASSED_OVER",
+    "Folded",
     "LoadedModel",
+    "confirmed",
     "example_from_specs",
+    "fold_module",
+    "folding_difference",
     "guess_example_inputs",
     "inspect_model",
     "inspect_weights",

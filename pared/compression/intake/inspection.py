@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.intake.loaded import LoadedModel
+from pared.compression.intake.parametrized import fold_state
 from pared.compression.intake.recognising import recognise
 from pared.compression.intake.state_dicts import read_state_dict
 from pared.compression.work import ModelFile
@@ -68,11 +69,12 @@ def inspect_weights(file: ModelFile) -> ModelInspection | None:
     if container in ("torchscript", "exported_program"):
         return None
     notes = ["A job on these weights must give the `architecture` that they belong to."]
-    state = read_state_dict(file.path, container, notes)
+    state, folded = fold_state(read_state_dict(file.path, container, notes))
     layers: dict[str, dict[str, list[int]]] = {}
     for name, tensor in state.items():
         layers.setdefault(name.rpartition(".")[0] or name, {})[name] = list(tensor.shape)
     elements = sum(tensor.numel() for tensor in state.values())
+    notes += folded.notes(elements)
     return ModelInspection(
         format="state_dict",
         flavour="state_dict",

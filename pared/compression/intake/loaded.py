@@ -41,6 +41,12 @@ class LoadedModel:
     """The dimensions of each input that may have any size, where the file says so."""
     unsaved: frozenset[str] = frozenset()
     """Buffers that its state dict leaves out."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Layers whose weights are computed from others and could not be folded -> why; no single weights go there."""
+    sparse: frozenset[str] = frozenset()
+    """Folded weights whose computation forced some of them to zero; these zeros are held while it trains."""
+    unfolded: torch.jit.ScriptModule | None = None
+    """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

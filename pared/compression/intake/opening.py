@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+
+from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.intake.loaded import LoadedModel, listed
+from pared.compression.intake.parametrized import fold_state
 from pared.compression.intake.programs import load_program
 from pared.compression.intake.recognising import recognise
 from pared.compression.intake.state_dicts import fitted, read_state_dict
@@ -26,6 +31,11 @@ def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
         InvalidArchitecture: a state dict without an architecture, or with one that does not build.
         ShapeMismatch: the weights do not fit the architecture.
     """
+    loaded = _opened(file, architecture)
+    return replace(loaded, warnings=[*file.notes, *loaded.warnings], sparse=loaded.sparse | file.sparse)
+
+
+def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
     container = recognise(file.path)
     if container == "torchscript":
         return load_torchscript(file)
@@ -41,7 +51,10 @@ def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
             f"names match the file's. The file holds: {listed(state)}."
         )
     module = build(chosen)
-    module.load_state_dict(fitted(state, module, notes))
+    transposed = [name for name, layer in module.named_modules() if isinstance(layer, _TRANSPOSED)]
+    plain, folded = fold_state(state, transposed)
+    module.load_state_dict(fitted(plain, module, notes))
+    notes += folded.notes(sum(parameter.numel() for parameter in module.parameters()))
     return LoadedModel(
         module=module.eval(),
         format="state_dict",
@@ -50,4 +63,15 @@ def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
         sha256=file.sha256,
         file_bytes=file.path.stat().st_size,
         warnings=notes,
+        sparse=frozenset(_named(module, folded.sparse)),
     )
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _named(module: nn.Module, names: set[str]) -> Iterator[str]:
+    """The module's names of these tensors, which a file may give a prefix."""
+    for name, _ in module.named_parameters():
+        if any(f".{each}".endswith(f".{name}") for each in names):
+            yield name

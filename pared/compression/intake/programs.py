@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.reference import flat_tensors
+from pared.compression.intake.folding import folded
 from pared.compression.intake.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
 from pared.compression.intake.program_code import as_torchscript, devices_named, mode_flags
 from pared.compression.intake.program_files import Nesting, Program, read_program
@@ -45,7 +46,7 @@ def load_program(file: ModelFile) -> LoadedModel:
         ) from error
     if other:
         notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
-    return LoadedModel(
+    loaded = LoadedModel(
         module=script,
         format="exported_program",
         flavour="exported",
@@ -57,6 +58,7 @@ def load_program(file: ModelFile) -> LoadedModel:
         free_dims=tuple(frozenset(dims) for dims in free),
         unsaved=frozenset(program.constants),
     )
+    return folded(loaded)
 
 
 def _inputs(program: Program) -> tuple[tuple[Tensor, ...] | None, list[set[int]]]:

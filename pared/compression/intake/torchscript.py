@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from pared.compression.devices import CPU, foreign_devices, place
+from pared.compression.intake.folding import folded
 from pared.compression.intake.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
 from pared.compression.work import ModelFile
 from pared.errors import OutOfMemory, UnsupportedModel
@@ -47,7 +48,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
     flavour = _flavour(file.path, module, nodes)
     notes += _torchscript_notes(flavour, nodes)
-    return LoadedModel(
+    loaded = LoadedModel(
         module=module,
         format="torchscript",
         flavour=flavour,
@@ -56,6 +57,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         warnings=notes,
         frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
     )
+    return folded(loaded)
 
 
 def _put_on_cpu(module: torch.jit.ScriptModule) -> list[str]:

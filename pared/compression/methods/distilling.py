@@ -12,11 +12,15 @@ from pared.compression.architectures import build
 from pared.compression.data import Data, check_fits
 from pared.compression.devices import CPU, place
 from pared.compression.distill import lesson
-from pared.compression.export import export, usual_outputs
+from pared.compression.export import usual_outputs
+from pared.compression.finite import hold_finite_on_example
+from pared.compression.formats import Formats
 from pared.compression.intake import (
     LoadedModel,
+    confirmed,
     load_model,
 )
+from pared.compression.masks import Masks, zeros_held
 from pared.compression.measure import (
     compare,
     count_bytes,
@@ -35,9 +39,10 @@ from pared.compression.reporting import (
     sizes,
     softmax_warning,
     split_warning,
+    unanswered_warning,
 )
 from pared.compression.train import Fit, copied, fit, learn_labels, seed_of, trainable
-from pared.compression.verdict import distill_verdict, kept_as_before, warnings_of
+from pared.compression.verdict import distill_verdict, kept_as_before, missing_formats, not_written, warnings_of
 from pared.compression.work import Work
 from pared.errors import ValidationError
 from pared.reports import (
@@ -69,6 +74,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         check_fits(teacher, data)
         upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
+        teacher = confirmed(teacher, example)
 
         stages.enter("baseline")
         baseline = assessed(teacher.module, data, spec, work, stages)
@@ -86,7 +92,11 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             f"{count_parameters(teacher.module)[0]:,}"
         )
         alone = copied(student.module) if spec.compare_with_labels_only else None
-        checkpoint = work.observer.resume() or {"taught": None, "taught_state": None, "fit": None}
+        formats = Formats(spec.outputs or usual_outputs(teacher), example, log=work.observer.log, tick=stages.beat)
+        checkpoint = work.observer.resume()
+        if checkpoint is None:
+            formats.try_out(student)
+            checkpoint = {"taught": None, "taught_state": None, "fit": None}
 
         stages.enter("retrain")
         halves = 2 if spec.compare_with_labels_only else 1
@@ -97,9 +107,12 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         place(student.module.eval(), CPU)
         stages.enter("evaluate")
-        final = assessed(student.module, data, spec, work, stages)
+        final = assessed(student.module, data, spec, work, stages, upload=baseline, role="The student")
+        place(teacher.module, CPU)
+        hold_finite_on_example(teacher.module, student.module, example)
         comparison = compare(baseline, final)
-        without = None if alone is None else assessed(alone, data, spec, work, stages)
+        role = "The student that was trained on labels alone"
+        without = None if alone is None else assessed(alone, data, spec, work, stages, upload=baseline, role=role)
         layers = []
         if removal is not None:
             layers = layer_reports(
@@ -108,12 +121,12 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         of_upload = upload_bytes()  # nothing else is to run while latency is measured
         measured = measure_both(teacher, student, example, work, stages.beat)
         stages.enter("export")
-        paths = export(student, example, spec.outputs or usual_outputs(teacher), work.directory)
-        before, after = measured.with_files(of_upload, paths, baseline, final)
+        written = formats.write(student, work.directory)
+        before, after = measured.with_files(of_upload, written.paths, baseline, final)
         alone_quality, against = (None, None) if without is None else (without.quality, compare(without, final))
         report = Report(
             type="distill",
-            verdict=distill_verdict(before, after, comparison, alone_quality, against),
+            verdict=distill_verdict(before, after, comparison, alone_quality, against) + not_written(written.failed),
             before=before,
             after=after,
             comparison=comparison,
@@ -123,18 +136,21 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             history=taught.history + (alone_fit.history if alone_fit else []),
             best_epoch=taught.best_epoch,
             seconds=stages.finish(),
+            failed_outputs=written.failed,
             warnings=[
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
                 *split_warning(data),
                 *kept_as_before("distillation", taught.best_epoch),
                 *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
                 *softmax_warning(baseline),
+                *unanswered_warning(baseline),
                 *measured.warnings,
                 *work.notes,
-                *warnings_of(None, before, after, layers, sizes(paths)),
+                *warnings_of(None, before, after, layers, sizes(written.paths)),
+                *missing_formats(written.failed),
             ],
             sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, paths, spec.train),
+            reproduce=reproduce(spec, work, written.paths, spec.train),
         )
         publish(report, work)
         return report, student
@@ -154,7 +170,7 @@ def _student(
         module = build(spec.student)
         loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
     check_fits(loaded, data)
-    return loaded, None
+    return confirmed(loaded, example), None
 
 
 def _teach(
@@ -191,6 +207,7 @@ def _teach(
         task=spec.task,
         seed=seed_of(spec.seed, "train"),
         phase="distill",
+        masks=_zeros_held(student.module, student),
         companion=teaching.companion,
         device=work.device,
         observer=work.observer,
@@ -225,9 +242,16 @@ def _labels_only(
         task=spec.task,
         seed=seed_of(spec.seed, "train"),
         phase="labels only",
+        masks=_zeros_held(alone, student),
         device=work.device,
         observer=work.observer,
         span=span,
         keep=lambda state: work.observer.checkpoint({"taught": done, "taught_state": taught_state, "fit": state}),
         resume=checkpoint["fit"] if checkpoint["taught"] is not None else None,
     )
+
+
+def _zeros_held(module: nn.Module, student: LoadedModel) -> Masks | None:
+    """The zeros that masks in the student's file stood for."""
+    zeros = zeros_held(module, student.sparse)
+    return Masks(zeros) if zeros else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pared.compression.devices import CPU, place
-from pared.compression.measure import Assessment, predict, score
+from pared.compression.measure import Assessment, validation_score
 from pared.compression.methods.schedule import Given, Keep, Pruning
 from pared.compression.methods.sizes import (
     Candidate,
@@ -19,6 +19,7 @@ from pared.compression.methods.sizes import (
     ways_to_prune,
 )
 from pared.compression.verdict import goal_sentence
+from pared.errors import NotFinite
 from pared.reports import Goal, Measurement, Point, Quality, Size
 from pared.specs import Target
 
@@ -51,7 +52,7 @@ class Search(Protocol):
         """Whether a result that misses is to be followed by another `run`, which leaves less."""
 
 
-def search_for(given: Given, baseline: Assessment | None) -> Search:
+def search_for(given: Given) -> Search:
     """The search that a spec's target asks for.
 
     Raises:
@@ -60,8 +61,8 @@ def search_for(given: Given, baseline: Assessment | None) -> Search:
     given.stages.enter("compress")
     if target_of(given.spec).sizes:
         return SizeSearch(given)
-    assert baseline is not None  # noqa: S101 - the spec asks for data
-    return QualitySearch(given, baseline.quality.validation)
+    assert given.baseline is not None  # noqa: S101 - the spec asks for data
+    return QualitySearch(given, given.baseline)
 
 
 class SizeSearch:
@@ -112,12 +113,12 @@ class SizeSearch:
         """The pruning by the amount that was found."""
         return Pruning(given.of(self.found.of(given.spec)), None if self._sizes is None else self._sizes.ways.channels)
 
-    def foreseen(self, after: Size, first_file_bytes: int) -> Goal:
+    def foreseen(self, after: Size, first_file_bytes: int | None) -> Goal:
         """What the target comes to where neither training nor time has a say in it.
 
         Args:
             after: the model pruned by the amount that was found.
-            first_file_bytes: of it in the first format that the job asks for.
+            first_file_bytes: of it in the first format that the job asks for, if that can be written.
         """
         spec = self._given.spec
         reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
@@ -125,7 +126,8 @@ class SizeSearch:
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""
-        missed = [name for name in target_of(self._given.spec).missed(result.reached) if name in self._allowed]
+        missed = target_of(self._given.spec).missed(result.reached)
+        missed = [name for name in missed if name in self._allowed and name in result.reached]
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
@@ -152,15 +154,20 @@ class SizeSearch:
 
 
 class QualitySearch:
-    """The most pruning that holds the accuracy on the validation split, each candidate retrained and then judged."""
+    """The most pruning that holds the accuracy on the validation split, each candidate retrained and then judged.
 
-    def __init__(self, given: Given, validation: float) -> None:
-        """Args: validation: the upload's score."""
+    A candidate that answers NaN or infinity where the upload does not holds nothing, and is never the result.
+    """
+
+    def __init__(self, given: Given, baseline: Assessment) -> None:
+        """Args: baseline: the upload, scored."""
         self.points: dict[Candidate, Point] = {}
         self.found = Candidate(0.0, None)
         self._given = given
         self._ways = ways_to_prune(given)
-        self._least_score = validation - (target_of(given.spec).max_accuracy_drop or 0.0)
+        self._baseline = baseline
+        self._least_score = baseline.quality.validation - (target_of(given.spec).max_accuracy_drop or 0.0)
+        self._not_finite: NotFinite | None = None  # why the last such candidate was none
         self._best: Pruning | None = None
         self._best_checkpoint: dict[str, Any] | None = None
 
@@ -181,6 +188,8 @@ class QualitySearch:
                 pruning = None
             holds = not key or known[key].met  # where nothing goes nothing is lost
             low, high = (middle, high) if holds else (low, middle)
+        if self._best is None and self._not_finite is not None:
+            raise self._not_finite
         if self._best is None:
             self._ways.hold(Candidate(1 - 1e-6, given.spec.round_to))  # says why nothing goes
         assert self._best is not None  # noqa: S101 - something goes, and has been tried
@@ -200,30 +209,35 @@ class QualitySearch:
             keep(self._state() | {"pruning": pruning})
 
         given.stages.narrow(len(self.points), _HALVINGS)
-        state = self._pruned(candidate, checkpoint, keep_all)
-        module = state.loaded.module
-        place(module, given.work.device)
-        assert given.data is not None  # noqa: S101 - the spec asks for data
-        task = given.spec.task
-        found = predict(module, given.data, "val", task, device=given.work.device, tick=given.stages.beat)
+        state = Pruning(given.of(candidate.of(given.spec)))
+        try:
+            state.run(checkpoint, keep_all)
+            validation = self._validated(state)
+        except NotFinite as error:
+            self._not_finite, validation = error, None
+            told = f"answers NaN or infinity, which holds nothing. {error.detail}"
         point = self._ways.counted(state.loaded, candidate)
-        point.validation = score(*found, task)
-        point.met = point.validation >= self._least_score - 1e-12  # a last bit of arithmetic
-        place(module, CPU)
-        if self._best is None or _better(point, self.points[self.found]):
-            self._best, self._best_checkpoint, self.found = state, newest, candidate
+        point.validation, point.met = validation, False
+        if validation is not None:
+            point.met = validation >= self._least_score - 1e-12  # a last bit of arithmetic
+            holds = "which holds the goal" if point.met else f"below {self._least_score:.4f}"
+            told = f"validation {validation:.4f}, {holds}"
+            if self._best is None or _better(point, self.points[self.found]):
+                self._best, self._best_checkpoint, self.found = state, newest, candidate
         self.points[candidate] = point
-        given.work.observer.log(
-            f"an amount of {candidate.amount:g}: validation {point.validation:.4f}, "
-            f"{'which holds the goal' if point.met else f'below {self._least_score:.4f}'}"
-        )
+        given.work.observer.log(f"an amount of {candidate.amount:g}: {told}")
         keep(self._state() | {"pruning": None})
         return point
 
-    def _pruned(self, candidate: Candidate, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
-        state = Pruning(self._given.of(candidate.of(self._given.spec)))
-        state.run(checkpoint, keep)
-        return state
+    def _validated(self, pruned: Pruning) -> float:
+        """Raises NotFinite."""
+        given, module = self._given, pruned.loaded.module
+        assert given.data is not None  # noqa: S101 - the spec asks for data
+        device = given.work.device
+        place(module, device)
+        found = validation_score(module, given.data, self._baseline, device=device, tick=given.stages.beat)
+        place(module, CPU)
+        return found
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -235,11 +249,12 @@ class QualitySearch:
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.points = _by_candidate(checkpoint["points"])
-        if self.points:
+        if checkpoint["amount"]:  # a candidate, of those tried, that may be the result
             self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
             self._best_checkpoint = checkpoint["best"]
             self._given.stages.narrow(len(self.points) - 1, _HALVINGS)
-            self._best = self._pruned(self.found, self._best_checkpoint, lambda _: None)
+            self._best = Pruning(self._given.of(self.found.of(self._given.spec)))
+            self._best.run(self._best_checkpoint, lambda _: None)
 
 
 def _better(point: Point, best: Point) -> bool:
@@ -257,16 +272,18 @@ def _by_candidate(points: list[dict[str, Any]]) -> dict[Candidate, Point]:
 # -- the word on the result ---------------------------------------------------------------------
 
 
-def judge(given: Given, search: Search, before: Measurement, after: Measurement, first_file: Path) -> Goal:
+def judge(given: Given, search: Search, before: Measurement, after: Measurement, first_file: Path | None) -> Goal:
     """Whether a result meets the target, by the report's own measurements, which also take the place of its point.
 
     Args:
-        first_file: the result in the first format that the job asks for.
+        first_file: the result in the first format that the job asks for, if that was written. No other file takes
+            its place in a goal of bytes, which is then missed.
     """
     target, found = target_of(given.spec), search.found
     latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
-    reached = shares_left(given.spec, upload, after, first_file.stat().st_size, latency)
+    file_bytes = None if first_file is None else first_file.stat().st_size
+    reached = shares_left(given.spec, upload, after, file_bytes, latency)
     if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
         reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
     goal = _judged(search, target, reached, before.quality, after.quality)
@@ -276,7 +293,7 @@ def judge(given: Given, search: Search, before: Measurement, after: Measurement,
         parameters=after.parameters,
         nonzero_parameters=after.nonzero_parameters,
         macs=after.macs,
-        file_bytes=first_file.stat().st_size,
+        file_bytes=file_bytes,
         latency=latency,
         validation=None if after.quality is None else after.quality.validation,
         test=None if after.quality is None else after.quality.test.value,

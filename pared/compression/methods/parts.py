@@ -129,9 +129,18 @@ def data_of(spec: PruneSpec | DistillSpec, work: Work) -> Data | None:
     return load_dataset(work.dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed)
 
 
-def assessed(module: nn.Module, data: Data, spec: PruneSpec | DistillSpec, work: Work, stages: Stages) -> Assessment:
-    """Score a model on the validation and test splits; it ends on the CPU."""
+def assessed(
+    module: nn.Module,
+    data: Data,
+    spec: PruneSpec | DistillSpec,
+    work: Work,
+    stages: Stages,
+    *,
+    upload: Assessment | None = None,
+    role: str = "The result",
+) -> Assessment:
+    """Score a model on the validation and test splits; it ends on the CPU. `upload`, `role`: as `assess` takes them."""
     place(module, work.device)
-    found = assess(module, data, spec.task, device=work.device, tick=stages.beat)
+    found = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
     place(module, CPU)
     return found

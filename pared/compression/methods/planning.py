@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import storage_key
-from pared.compression.export import export, usual_outputs
 from pared.compression.intake import LoadedModel
 from pared.compression.measure import count_macs, count_parameters
 from pared.compression.methods.goals import SizeSearch, frontier
@@ -22,7 +21,7 @@ from pared.compression.methods.schedule import Given, Pruning
 from pared.compression.names import tied_names
 from pared.compression.prune import step_amounts
 from pared.compression.reporting import layer_reports, rows_of, sizes, successor
-from pared.compression.verdict import plan_verdict
+from pared.compression.verdict import missing_formats, not_written, plan_verdict
 from pared.compression.work import Work
 from pared.reports import Plan, PlannedFile, PlannedLayer, Size
 from pared.specs import PHYSICAL, PlanSpec
@@ -42,26 +41,26 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
         stages = Stages(work.observer)
         given, skipped = prepared(spec.job, work, stages)
         search = None if spec.job.target is None else SizeSearch(given)
-        outputs = spec.job.outputs or usual_outputs(given.original)
+        formats = given.formats
         goal = None
         with tempfile.TemporaryDirectory() as folder:
             while True:
                 state = _pruned(_untrained(given), search)
                 stages.enter("export")
-                written = export(state.loaded, given.example, outputs, Path(folder))
-                files = sizes(written)
-                after = _size(given, state.loaded, files[successor(given.original.format, written).name])
+                written = formats.write(state.loaded, Path(folder))
+                files, first = sizes(written.paths), written.model(formats.asked[0])
+                after = _size(given, state.loaded, files[successor(given.original.format, written.paths).name])
                 if state.masks is not None and given.retrain is not None:
                     # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
                     after.nonzero_parameters = after.parameters - state.masks.pruned()
                 if search is None:
                     break
-                goal = search.foreseen(after, files[written[0].name])
+                goal = search.foreseen(after, None if first is None else files[first.name])
                 if not search.goes_on(goal):
                     break
         before = _size(given, given.original, work.models["model"].path.stat().st_size)
         doubts = _doubts(given, state.loaded.module, files)
-        verdict = plan_verdict(spec.job.granularity, before, after)
+        verdict = plan_verdict(spec.job.granularity, before, after) + not_written(written.failed)
         return Plan(
             verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
             amount=step_amounts(state.given.spec)[-1].default,
@@ -70,6 +69,7 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
             exact=_layers_hold(given),
             before=before,
             after=after,
+            failed_outputs=written.failed,
             files={name: PlannedFile(size_bytes=size, exact=name not in doubts) for name, size in files.items()},
             layers=list(_layers(state)),
             frontier=[] if search is None else frontier(search),
@@ -79,6 +79,7 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
                 *([] if given.data is None else given.data.warnings),
                 *skipped,
                 *state.warnings(),
+                *missing_formats(written.failed),
             ],
         )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data, check_fits
-from pared.compression.export import export, usual_outputs
+from pared.compression.export import usual_outputs
+from pared.compression.formats import Formats
 from pared.compression.intake import (
     LoadedModel,
+    confirmed,
     example_from_specs,
     guess_example_inputs,
     load_model,
@@ -32,9 +36,10 @@ from pared.compression.reporting import (
     sizes,
     softmax_warning,
     split_warning,
+    unanswered_warning,
 )
 from pared.compression.train import trainable
-from pared.compression.verdict import kept_as_before, prune_verdict, warnings_of
+from pared.compression.verdict import kept_as_before, missing_formats, not_written, prune_verdict, warnings_of
 from pared.compression.work import Work
 from pared.errors import ModelFailed, ValidationError
 from pared.reports import (
@@ -61,9 +66,12 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, spec, work, stages)
+        given = replace(given, baseline=baseline)
 
-        search = None if spec.target is None else search_for(given, baseline)
+        search = None if spec.target is None else search_for(given)
         checkpoint = work.observer.resume()
+        if checkpoint is not None:
+            given.formats.have_been_tried()
         goal = None
         while True:
             if search is None:
@@ -73,15 +81,15 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 state = search.run(checkpoint, work.observer.checkpoint)
             smaller = state.loaded
             stages.enter("evaluate")
-            final = None if data is None else assessed(smaller.module, data, spec, work, stages)
+            final = None if data is None else assessed(smaller.module, data, spec, work, stages, upload=baseline)
             of_upload = upload_bytes()  # nothing else is to run while latency is measured
             measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
-            paths = export(smaller, example, spec.outputs or usual_outputs(original), work.directory)
-            before, after = measured.with_files(of_upload, paths, baseline, final)
+            written = given.formats.write(smaller, work.directory)
+            before, after = measured.with_files(of_upload, written.paths, baseline, final)
             if search is None:
                 break
-            goal = judge(given, search, before, after, paths[0])
+            goal = judge(given, search, before, after, written.model(given.formats.asked[0]))
             if not search.goes_on(goal):
                 break
             checkpoint = None
@@ -91,7 +99,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             write_frontier(points, work.directory)
         comparison = None if baseline is None or final is None else compare(baseline, final)
         layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
-        verdict = prune_verdict(spec.granularity, before, after, comparison)
+        verdict = prune_verdict(spec.granularity, before, after, comparison) + not_written(written.failed)
         report = Report(
             type="prune",
             verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
@@ -106,6 +114,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             best_epoch=state.best_epoch,
             frontier=points,
             seconds=stages.finish(),
+            failed_outputs=written.failed,
             warnings=[
                 *original.warnings,
                 *([] if data is None else data.warnings),
@@ -114,12 +123,14 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *kept_as_before(_last_training(state.given.spec), state.best_epoch),
                 *state.warnings(),
                 *softmax_warning(baseline),
+                *unanswered_warning(baseline),
                 *measured.warnings,
                 *work.notes,
-                *warnings_of(spec.granularity, before, after, layers, sizes(paths)),
+                *warnings_of(spec.granularity, before, after, layers, sizes(written.paths)),
+                *missing_formats(written.failed),
             ],
             sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, paths, given.retrain),
+            reproduce=reproduce(spec, work, written.paths, given.retrain),
         )
         publish(report, work)
         return report, smaller
@@ -132,8 +143,11 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[s
     _check_patterns(spec, original.module)
     data = data_of(spec, work)
     example = _example(spec, original, data)
+    original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)
-    return Given(spec, work, stages, original, example, data, retrain), skipped
+    outputs = spec.outputs or usual_outputs(original)
+    formats = Formats(outputs, example, log=work.observer.log, tick=stages.beat)
+    return Given(spec, work, stages, original, example, data, retrain, formats), skipped
 
 
 def _batch_sizes(spec: PruneSpec) -> list[int]:

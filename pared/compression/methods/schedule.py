@@ -14,10 +14,13 @@ from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
 from pared.compression.devices import CPU, device_of, place
 from pared.compression.distill import Lesson, lesson
+from pared.compression.finite import hold_finite_on_example
+from pared.compression.formats import Formats
 from pared.compression.intake import LoadedModel
-from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share
+from pared.compression.masks import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
+from pared.compression.measure import Assessment
 from pared.compression.methods.parts import Stages, assessed
-from pared.compression.names import Amounts, tensors, tied_names, weight_layers
+from pared.compression.names import Amounts, matching, tensors, tied_names, weight_layers
 from pared.compression.prune import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.quantize import SharedValues, share_values
 from pared.compression.reporting import Removed
@@ -45,6 +48,9 @@ class Given:
     example: tuple[Tensor, ...]
     data: Data | None
     retrain: Retrain | None
+    formats: Formats
+    baseline: Assessment | None = None
+    """The upload, scored, where there is data."""
 
     def of(self, spec: PruneSpec) -> Given:
         """The same for a spec that a target has led to."""
@@ -113,7 +119,13 @@ def prunable_weights(
     """The single weights, or the blocks, that can go. `slopes`: as `choice` takes them."""
     spec = given.spec
     block = spec.block if spec.granularity == "block" else (1, 1)
-    return PrunableWeights(module, scope=spec.scope, block=block, **choice(given, module, step, slopes))
+    how = choice(given, module, step, slopes) | _of_folded(given.original)
+    return PrunableWeights(module, scope=spec.scope, block=block, **how)
+
+
+def _of_folded(original: LoadedModel) -> dict[str, Any]:
+    """What the choice of single weights is told of weights that the upload computes: of those folded, and of others."""
+    return {"left_out": original.left_out, "held": zeros_held(original.module, original.sparse)}
 
 
 class Pruning:
@@ -142,6 +154,8 @@ class Pruning:
 
         Raises:
             NothingToPrune: no step removes anything.
+            ExportFailed: it would be trained, and can then be written in no format that the job asks for.
+            NotFinite: what is left answers NaN or infinity where the upload does not.
         """
         spec, work, stages = self.given.spec, self.given.work, self.given.stages
         if checkpoint is not None:
@@ -158,11 +172,14 @@ class Pruning:
                     of = f"step {step + 1} of {len(amounts)}"
                     work.observer.log(f"{of} is less than one {self._unit}, and is left to a later one")
                     continue
+                self._hold_finite()  # before a training that could only diverge
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
-                    quality = assessed(self.loaded.module, self.given.data, spec, work, stages).quality
-                    self.before_retraining = quality
+                    upload = self.given.baseline
+                    found = assessed(self.loaded.module, self.given.data, spec, work, stages, upload=upload)
+                    self.before_retraining = found.quality
             if self.given.data is not None and self.given.retrain is not None:
+                self.given.formats.try_out(self.loaded)
                 stages.enter("retrain")
                 ramp = self._ramp(step, self._begin(step, amounts), amount) if spec.ramps else None
                 phase = "retrain" if len(amounts) == 1 else f"retrain {step + 1}"
@@ -175,6 +192,10 @@ class Pruning:
         if spec.quantize is not None:
             resumed = checkpoint["fit"] if checkpoint is not None and checkpoint["step"] == len(amounts) else None
             self._share_values(spec.quantize, len(amounts), resumed, keep)
+        self._hold_finite()
+
+    def _hold_finite(self) -> None:
+        hold_finite_on_example(self.given.original.module, self.loaded.module, self.given.example)
 
     # -- removing -------------------------------------------------------------------------------
 
@@ -242,15 +263,18 @@ class Pruning:
         """Which weights of a module live when this much is gone."""
         spec = self.given.spec
         if spec.granularity == "n:m":
-            return n_m_masks(module, *spec.n_m, **choice(self.given, module, step, slopes))
+            n, m = spec.n_m
+            how = choice(self.given, module, step, slopes) | _of_folded(self.given.original)
+            return n_m_masks(module, n=n, m=m, **how)
         return prunable_weights(self.given, module, step, slopes).masks(amount, regrow)
 
     def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
         """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
         if step:
             return amounts[step - 1].default
-        spec = self.given.spec
-        return zero_share(self.given.original.module, scope=spec.scope, include=spec.include, exclude=spec.exclude)
+        spec, original = self.given.spec, self.given.original
+        patterns = {"include": spec.include, "exclude": spec.exclude}
+        return zero_share(original.module, scope=spec.scope, **patterns, left_out=original.left_out)
 
     def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
         """The masks of one stage, from the share that is gone when it begins to its own amounts."""
@@ -268,8 +292,11 @@ class Pruning:
         module = self.loaded.module
         self.masks = masks
         layers, names_of = weight_layers(module), tied_names(module)
-        covered = {layers[alias] for name in masks.kept for alias in names_of[name]}
-        self.reasons = {layer: "left out by include/exclude" for layer in layers.values() if layer not in covered}
+        spec, left_out = self.given.spec, self.given.original.left_out
+        chosen = masks.kept.keys() & matching(module, spec.include, spec.exclude).keys()
+        covered = {layers[alias] for name in chosen for alias in names_of[name] if alias in layers}
+        told = dict.fromkeys(layers.values(), "left out by include/exclude") | left_out
+        self.reasons = {layer: told[layer] for layer in layers.values() if layer not in covered}
 
     def _masks_of_now(self) -> Masks:
         assert self.masks is not None  # noqa: S101 - the caller has just set them
@@ -310,6 +337,8 @@ class Pruning:
             )
 
         taught = self._taught = self._taught or self._lesson(retrain, data)
+        if held is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
+            held = Masks(zeros)
         found = fit(
             self.loaded.module,
             taught.data,
@@ -329,7 +358,7 @@ class Pruning:
         self.history = earlier + found.history
         self.best_epoch = found.best_epoch
         self._notes = list(dict.fromkeys([*self._notes, *found.warnings]))
-        if isinstance(found.masks, Masks):
+        if isinstance(found.masks, Masks) and spec.granularity not in PHYSICAL:
             self._take_up(Masks.from_state({name: kept.cpu() for name, kept in found.masks.state().items()}))
 
     def _share_values(self, quantize: Quantize, step: int, resumed: dict[str, Any] | None, keep: Keep) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pared.compression.devices import CPU, place
-from pared.compression.export import export, usual_outputs
+from pared.compression.export import export
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import Masks
 from pared.compression.measure import count_macs, count_parameters, share_of_time
@@ -20,7 +20,7 @@ from pared.compression.methods.schedule import Given, prunable_weights, removabl
 from pared.compression.prune import RemovableChannels
 from pared.compression.quantize import share_values
 from pared.compression.train import copied
-from pared.errors import ModelFailed, ValidationError
+from pared.errors import ExportFailed, ModelFailed, ValidationError
 from pared.reports import Point, Size
 from pared.specs import PHYSICAL, PruneSpec, Target
 
@@ -314,13 +314,20 @@ def _counted(pruned: LoadedModel, candidate: Candidate, example: Sequence[Tensor
 
 def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) -> int:
     spec = given.spec
-    outputs = spec.outputs or usual_outputs(given.original)
+    first = given.formats.asked[0]
     if spec.quantize is not None:
         loaded = replace(loaded, module=copied(loaded.module))
         patterns = {"include": spec.include, "exclude": spec.exclude}
         share_values(loaded.module, spec.quantize.bits, **patterns, kept=masks, biases=True).apply(loaded.module)
     with tempfile.TemporaryDirectory() as folder:
-        return export(loaded, given.example, outputs[:1], Path(folder))[0].stat().st_size
+        try:
+            return export(loaded, given.example, [first], Path(folder))[0].stat().st_size
+        except ExportFailed as failure:
+            text = (
+                f"The goal `file_bytes` is for the file of the first format in `outputs`, and `{first}` cannot be "
+                f"written: {failure.detail.removesuffix('.')}. Let `outputs` begin with another format."
+            )
+            raise ExportFailed(text, errors=[{"pointer": "/outputs", "detail": text}]) from failure
 
 
 def _latency(given: Given, loaded: LoadedModel) -> float:

@@ -21,10 +21,10 @@ from pared.compression.coupling.interpreter import (
 )
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.reference import flat_tensors
+from pared.compression.graphs.flow import Flow, erase_dead
+from pared.compression.graphs.plain import in_plain_steps
+from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.names import layer_of
-from pared.compression.residual.flow import Flow, erase_dead
-from pared.compression.residual.plain import in_plain_steps
-from pared.compression.residual.rebuilding import without_unused
 from pared.errors import ModelFailed
 
 _ADDITIONS = ("aten::add", "aten::add_")

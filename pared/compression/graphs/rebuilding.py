@@ -23,7 +23,9 @@ _BODY = "forward_as_a_function"
 _rebuilds = itertools.count()
 
 
-def without_unused(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+def without_unused(
+    script: torch.jit.ScriptModule, added: Mapping[str, tuple[str, nn.Parameter]] | None = None
+) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule that holds what its `forward` reads, under the same names, and nothing else.
 
     Calls are inlined. Numbers and the like that no step changes become constants. The same module gives the same
@@ -31,15 +33,18 @@ def without_unused(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 
     Args:
         script: with plain values for attributes, beside modules and tensors; torch raises a RuntimeError for others.
+        added: path -> (a parameter of the module, a new one that comes before it). What the graph reads at the path is
+            the new one, whatever the module has there.
     """
     graph = inlined_graph(script).copy()
-    modules, reads, changed = _accesses(graph, script)
+    added = added or {}
+    modules, reads, changed = _accesses(graph, script, {path: parameter for path, (_, parameter) in added.items()})
     held = {path: value for path, (value, _) in reads.items() if isinstance(value, Tensor) or path in changed}
     for path, (value, nodes) in reads.items():
         if path not in held and path.rpartition(".")[2] != "training":  # which every module has
             _write_in(graph, value, nodes)
     namespace = f"pared_rebuilt_{next(_rebuilds)}"
-    fresh: torch.jit.ScriptModule = torch.jit.script(_Tree(script, namespace).of({*modules, *held}, held))
+    fresh: torch.jit.ScriptModule = torch.jit.script(_Tree(script, namespace, added).of({*modules, *held}, held))
     _move(graph, fresh)
     _define(fresh, graph, script, namespace)
     fresh.train(script.training)
@@ -47,7 +52,7 @@ def without_unused(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 
 
 def _accesses(
-    graph: Any, script: torch.jit.ScriptModule
+    graph: Any, script: torch.jit.ScriptModule, added: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, tuple[Any, list[Node]]], set[str]]:
     """Paths of the modules read, of the attributes with value and reading nodes, and of those that are set."""
     owner = next(graph.inputs())
@@ -63,7 +68,7 @@ def _accesses(
         if node.kind() == "prim::SetAttr":
             changed.add(full)
             continue
-        value = module.getattr(name)
+        value = added[full] if full in added else module.getattr(name)
         if isinstance(value, torch._C.ScriptModule):
             modules[node.output().debugName()] = value, full
         else:
@@ -81,10 +86,19 @@ def _write_in(graph: Any, value: Any, nodes: Iterable[Node]) -> None:
 class _Tree:
     """Modules and tensors in the order in which the original has them; classes have its names."""
 
-    def __init__(self, script: torch.jit.ScriptModule, namespace: str) -> None:
-        self.parameters = dict(script.named_parameters(remove_duplicate=False))
+    def __init__(
+        self, script: torch.jit.ScriptModule, namespace: str, added: Mapping[str, tuple[str, nn.Parameter]]
+    ) -> None:
+        self.parameters: dict[str, Tensor] = {}
+        for path, tensor in script.named_parameters(remove_duplicate=False):
+            self.parameters |= {name: new for name, (place, new) in added.items() if place == path}
+            if path not in added:
+                self.parameters[path] = tensor
         self.buffers = dict(script.named_buffers(remove_duplicate=False))
-        self.kinds = {path: part.original_name for path, part in script.named_modules(remove_duplicate=False)}
+        kinds = {path: part.original_name for path, part in script.named_modules(remove_duplicate=False)}
+        # A layer that torch has changed the class of, to compute its weight, is plain again.
+        owners = {path.rpartition(".")[0] for path in added}
+        self.kinds = {path: kind.removeprefix("Parametrized" * (path in owners)) for path, kind in kinds.items()}
         self.classes = {
             kind: type(kind, (nn.Module,), {"__module__": namespace}) for kind in dict.fromkeys(self.kinds.values())
         }

@@ -71,6 +71,10 @@ class Flow:
     def _parts(self, value: str) -> Iterator[str]:
         return (part for part in self._made_of.get(value, ()) if part in self._tensors)
 
+    def operands(self, value: str) -> list[str]:
+        """The tensors that the value's own step reads, or that branches make it of."""
+        return [*self._parts(value)]
+
     def parts(self, value: str) -> set[str]:
         """The data that the value's own step reads."""
         return {part for part in self._parts(value) if part in self.data}

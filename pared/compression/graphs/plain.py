@@ -21,7 +21,7 @@ def in_plain_steps(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """
     plain = reloaded(script)
     graph = inlined_graph(plain)
-    _spell_out_lists(graph, plain)
+    spell_out_lists(graph, plain)
     fused = False
     for node in [node for node in nodes_of(graph) if node.kind() == "prim::If"]:
         branches = [any(inner.kind() == _FUSED for inner in block.nodes()) for block in node.blocks()]
@@ -33,7 +33,7 @@ def in_plain_steps(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return reloaded(plain)  # TorchScript runs what it has loaded
 
 
-def _spell_out_lists(graph: Any, script: torch.jit.ScriptModule) -> None:
+def spell_out_lists(graph: Any, script: torch.jit.ScriptModule) -> None:
     """Let lists of weights be made of the module's own tensors, where they are attributes."""
     named = [*script.named_parameters(remove_duplicate=False), *script.named_buffers(remove_duplicate=False)]
     name_of = {storage_key(tensor): name for name, tensor in named}

@@ -1,0 +1,34 @@
+"""What torch calls the tensors that it computes a layer's weight from: weight norm, spectral norm, masks and others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_PARAMETRIZED = re.compile(r"(?:(?P<layer>.*)\.)?parametrizations\.(?P<leaf>\w+)\.(?P<part>.+)")
+_SUFFIXED = re.compile(r"(?P<plain>.+)_(?P<part>g|v|orig|u|mask)")
+
+
+def computed_from(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The weights that a state dict with these names holds other tensors in the place of.
+
+    Returns:
+        Name of the weight -> part -> name of the tensor, as `{"conv.weight": {"g": "conv.weight_g", "v":
+        "conv.weight_v"}}` of `torch.nn.utils.weight_norm`; parts of `torch.nn.utils.parametrize` are what stands behind
+        `parametrizations.weight.`, such as `original0` or `0._u`.
+    """
+    names = [*names]
+    found: dict[str, dict[str, str]] = {}
+    suffixed: dict[str, dict[str, str]] = {}
+    for name in names:
+        if (whole := _PARAMETRIZED.fullmatch(name)) is not None:
+            plain = ".".join(filter(None, (whole["layer"], whole["leaf"])))
+            found.setdefault(plain, {})[whole["part"]] = name
+        elif (whole := _SUFFIXED.fullmatch(name)) is not None:
+            suffixed.setdefault(whole["plain"], {})[whole["part"]] = name
+    held = set(names)
+    kinds = ({"g", "v"}, {"orig", "mask"}, {"orig", "u"})
+    for plain, parts in suffixed.items():
+        if plain not in held and any(kind <= parts.keys() for kind in kinds):
+            found.setdefault(plain, {}).update(parts)
+    return found
