@@ -38,6 +38,7 @@ GOALS = {"teacher off": 0.85, "teacher on": 0.7}
 MOST_OUTSIDE_S, LEAST_BUSY = 6.0, 80.0
 PLAIN_EPOCHS = 4 if ON_CARD else 2
 LAG_S = 0.7  # within which the service says what happened in a job
+AMISS = ('"level": "warning"', '"level": "error"', "ERROR", "CRITICAL", "Error:")
 BEGAN = time.monotonic()
 
 
@@ -429,10 +430,10 @@ def say(**fields: Any) -> None:
 
 
 def tell_of_service() -> None:
-    """What the service's logs say beyond what goes well."""
+    """What the service's logs say is amiss."""
     for log in sorted((WORK / "data/logs").glob("*.log")):
         lines = log.read_text(errors="replace").splitlines()
-        if told := "\n".join(line for line in lines if '"level": "info"' not in line and "INFO/" not in line)[-900:]:
+        if told := "\n".join(line for line in lines if any(words in line for words in AMISS))[-900:]:
             say(log=log.stem, tail=told)
 
 

@@ -81,5 +81,5 @@ for step in "${@:-test bench}"; do
 done
 cp benchmarks/RESULTS.md "$OUT/"
 echo "what failed:"
-grep -h '^{"t": .*"ok": false' "$OUT"/test-gpu.log "$OUT"/bench-gpu.log 2>/dev/null | cut -c1-600
+grep -h '^{"t": .*"ok": false' "$OUT"/test-gpu.log "$OUT"/bench-gpu.log 2>/dev/null | cut -c1-400 | head -n 20
 exit "$failed"

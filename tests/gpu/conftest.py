@@ -22,7 +22,7 @@ from tests.gpu.up import WORKERS, Up
 
 DETAILS = pytest.StashKey[dict[str, Any]]()
 RESULTS = pytest.StashKey[dict[str, list[str]]]()
-_GOES_WELL = ('"level": "info"', "INFO/")
+_AMISS = ('"level": "warning"', '"level": "error"', "ERROR", "CRITICAL", "Error:")
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ def up(processes: Processes, scratch: Path, before: Card | None, request: pytest
 @pytest.fixture(scope="session")
 def posted(up: Up) -> Posted:
     """All jobs that share the card, and enough workers for them."""
+    _serves_it(up)
     for _ in range(WORKERS - 1):
         up.start_worker()
     return Posted(up, BASICS | DEVICES | FAMILIES)
@@ -71,10 +72,18 @@ def posted(up: Up) -> Posted:
 @pytest.fixture(scope="session")
 def alone(request: pytest.FixtureRequest, up: Up) -> Up:
     """The service with the card to itself: what was posted before has ended."""
+    _serves_it(up)
     if up.workers:
         request.getfixturevalue("posted").all_ended()
         up.send_workers_home()
     return up
+
+
+def _serves_it(up: Up) -> None:
+    """Fail at once where no job can run, and not once for each."""
+    workers = up.get("/readyz")["checks"]["worker"]["workers"]
+    problems = [worker["device_problem"] for worker in workers]
+    assert any(DEVICE in worker["devices"] for worker in workers), f"no worker serves {DEVICE}: {problems}"
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +144,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _show(config: pytest.Config, logs: list[Path]) -> None:
-    """What each log says beyond what goes well, as lines like the findings'."""
+    """What each log says is amiss, as lines like the findings'."""
     for log in logs:
         lines = log.read_text(errors="replace").splitlines()
-        if told := "\n".join(line for line in lines if not any(words in line for words in _GOES_WELL))[-900:]:
+        if told := "\n".join(line for line in lines if any(words in line for words in _AMISS))[-900:]:
             _print(config, log=log.stem, tail=told)
 
 
