@@ -69,6 +69,7 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
         device=request["device"],
         latency_device=getattr(spec, "latency_device", None),
         notes=tuple(request["notes"]),
+        record_steps=request["record_steps"],
         threads=request["threads"],
         sandbox=request["level"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
 
 _WARM_UP = 3  # steps before one is recorded, in which libraries set themselves up
+_SAME = 1e-2  # most relative difference of gradients that are the same but for the order of their sums
 _WAITED = "called a synchronizing CUDA operation"  # torch's warning, in its mode that finds such calls
 WORTH_RECORDING = 30
 """Fewest steps of a run that recording one saves time in."""
@@ -38,14 +40,21 @@ class Gradients:
         batch_size: int,
         steps: int,
         device: str,
+        record: bool = True,
     ) -> None:
-        """Args: learned: the parameters whose gradients are wanted; steps: how often they will be asked for."""
+        """Set up.
+
+        Args:
+            learned: the parameters whose gradients are wanted.
+            steps: how often they will be asked for.
+            record: whether steps may be recorded, where that can be done.
+        """
         self._module, self._loss, self._learned, self._autocast = module, loss, learned, autocast
         self.parts = BatchSize(batch_size)
-        on_card = torch.device(device).type == "cuda"
         self._recorder: _Recorder | None = None
-        if on_card and steps >= WORTH_RECORDING and not _keeps_numbers(module):
-            self._recorder = _Recorder(lambda inputs, target: self._add(inputs, target, len(target)), learned)
+        can_be = torch.device(device).type == "cuda" and not _keeps_numbers(module)
+        if record and can_be and steps >= WORTH_RECORDING:
+            self._recorder = _Recorder(lambda inputs, target: self._add(inputs, target, len(target)), module, learned)
 
     def __call__(self, inputs: Inputs, target: Tensor) -> Tensor:
         """Compute them anew for a batch. Returns its loss, without gradient; it is valid until the next call.
@@ -115,11 +124,13 @@ class _Recorder:
 
     A step of a small network is hundreds of kernels, which a card runs faster than Python can launch them. A module
     that reads results back, or draws random numbers on the CPU, may go another way with every batch: it is never
-    recorded, and every step runs as it is.
+    recorded, and every step runs as it is. So it does where the recording fails, or comes to other gradients.
     """
 
-    def __init__(self, run: Callable[[Inputs, Tensor], Tensor], learned: Sequence[nn.Parameter]) -> None:
-        self._run, self._learned = run, learned
+    def __init__(
+        self, run: Callable[[Inputs, Tensor], Tensor], module: nn.Module, learned: Sequence[nn.Parameter]
+    ) -> None:
+        self._run, self._module, self._learned = run, module, learned
         self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._shapes: list[torch.Size] | None = None
         self._warm_up = _WARM_UP
@@ -142,6 +153,7 @@ class _Recorder:
                 return self._watched(inputs, target)
             if self._graph is None:
                 self._record(batch)
+                return self._compared(batch)
         except Exception as error:
             self._refused = True
             if self._warm_up and not ran_out_of_memory(error):
@@ -184,6 +196,22 @@ class _Recorder:
         self._graph = graph
         self._gradients = [parameter.grad for parameter in self._learned]
 
+    def _compared(self, batch: list[Tensor]) -> Tensor:
+        """Run the batch both ways, from the same state; what counts is the step as it is."""
+        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
+        random = torch.cuda.get_rng_state()
+        value = self._replayed(batch).clone()
+        recorded = [value, *(parameter.grad.clone() for parameter in self._learned if parameter.grad is not None)]
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        torch.cuda.set_rng_state(random)
+        self._clear()
+        value = self._run(tuple(batch[:-1]), batch[-1])
+        real = [value, *(parameter.grad for parameter in self._learned if parameter.grad is not None)]
+        if len(recorded) != len(real) or _distance(recorded, real) > _SAME:
+            self._refused = True
+        return value
+
     def _replayed(self, batch: list[Tensor]) -> Tensor:
         assert self._graph is not None  # noqa: S101 - the caller has seen to it
         assert self._value is not None  # noqa: S101 - it was recorded with the graph
@@ -197,6 +225,14 @@ class _Recorder:
     def _clear(self) -> None:
         for parameter in self._learned:
             parameter.grad = None
+
+
+def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """‖found − expected‖ / ‖expected‖ over all of them together; infinite where a number is not finite."""
+    far = sum(float((a - b).double().square().sum()) for a, b in zip(found, expected, strict=True))
+    size = sum(float(tensor.double().square().sum()) for tensor in expected)
+    relative = math.sqrt(far / size) if size else far
+    return relative if math.isfinite(relative) else math.inf
 
 
 def _end_recording(stream: torch.cuda.Stream) -> None:

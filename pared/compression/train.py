@@ -106,6 +106,7 @@ def fit(
     ramp: Ramp | None = None,
     companion: nn.Module | None = None,
     device: str = "cpu",
+    record: bool = True,
     observer: Observer | None = None,
     span: tuple[float, float] = (0.0, 1.0),
     keep: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -127,6 +128,7 @@ def fit(
         masks: weights that are pruned and stay exactly zero, or share values and stay exactly equal; with a ramp,
             those that are so when it begins.
         companion: a module that is trained along and then dropped, such as learned projections.
+        record: whether a card may run its steps from a recording of one.
         span: where in the whole job this run begins and ends, for `observer.progress`.
         keep: is handed a checkpoint after every epoch.
         resume: such a checkpoint.
@@ -161,6 +163,7 @@ def fit(
         batch_size=min(config.batch_size, data.samples("train")),
         steps=steps.of_an_epoch * config.epochs,
         device=device,
+        record=record,
     )
     pulse = _Pulse(observer, span, config.epochs, data.samples("train"))
     pulse.now(0, 0.0)

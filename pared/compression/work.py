@@ -78,6 +78,8 @@ class Work:
     latency_device: str | None = None
     notes: tuple[str, ...] = ()
     """What is to be said in the report of where the work was done."""
+    record_steps: bool = True
+    """Whether a card may run training steps from a recording of one."""
     threads: int = 1
     sandbox: str = "none"
 

@@ -350,6 +350,7 @@ class Pruning:
             masks=held,
             ramp=ramp,
             device=work.device,
+            record=work.record_steps,
             observer=work.observer,
             span=self.given.stages.span(*part),
             keep=keep_all,
