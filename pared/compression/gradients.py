@@ -145,6 +145,8 @@ class _Recorder:
         batch = [*inputs, target]
         shapes = [tensor.shape for tensor in batch]
         self._shapes = self._shapes or shapes
+        if self._refused:
+            self._graph, self._batch, self._gradients, self._value = None, [], [], None  # and the memory they hold
         if self._refused or shapes != self._shapes:
             return None
         try:
@@ -158,8 +160,6 @@ class _Recorder:
             self._refused = True
             if self._warm_up and not ran_out_of_memory(error):
                 raise
-        if self._refused:
-            self._graph = None
             return None
         return self._replayed(batch)
 
