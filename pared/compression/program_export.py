@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_map_only
 
+from pared.compression.coupling.fused import ON_TENSORS
 from pared.compression.coupling.interpreter import Interpreter, Step, reloaded, storage_key
 from pared.compression.coupling.labels import Tracked
 
@@ -131,9 +132,18 @@ class _Symbolic(Interpreter):
         plain = tree_map_only(Tracked, lambda tracked: tracked.tensor, args)
         given = [_declared(value, argument) for value, argument in zip(plain, schema.arguments, strict=True)]
         named = {a.name: value for value, a in zip(given, schema.arguments, strict=True) if a.kwarg_only}
-        result = overload(*given[: len(given) - len(named)], **named)
+        positional = given[: len(given) - len(named)]
+        result = _PLAINER.get(step.kind, overload)(*positional, **named)
         results = list(result) if len(step.outputs) > 1 else [result] if step.outputs else []
         return list(tree_map_only(Tensor, Tracked, results))
+
+
+# What torch.export has not known in every version since 2.10, in operators that it has: what `nn.Conv2d` is to a trace,
+# which adds settings of cuDNN to the nine arguments of a convolution, and fused attention.
+_PLAINER: Mapping[str, Callable[..., Any]] = {
+    "aten::_convolution": lambda *args: torch.ops.aten.convolution.default(*args[:9]),
+    **ON_TENSORS,
+}
 
 
 def _declared(value: Any, argument: Any) -> Any:

@@ -402,6 +402,36 @@ def test_torchscript_becomes_a_program_of_any_batch(family, form, opened, tmp_pa
         torch.testing.assert_close(result.module()(kind.inputs(batch)), zoo.trained(family)(kind.inputs(batch)))
 
 
+class Attends(nn.Module):
+    """Runs through both fused operators, and through a convolution as traces say it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(3, 8, 3, padding=1)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x):
+        x = self.conv(x).transpose(1, 2)
+        return self.layer(self.attention(x, x, x)[0])
+
+
+@pytest.mark.parametrize("form", [torch.jit.script, lambda model: torch.jit.trace(model, torch.randn(2, 3, 5))])
+def test_a_program_holds_only_operators_that_every_torch_from_2_10_exports(form, opened, tmp_path):
+    model, x = Attends().eval(), torch.randn(4, 3, 5)
+    with torch.no_grad():
+        content = zoo.saved(form(model))
+    (path,) = export(opened(content), (x,), ["exported_program"], tmp_path)
+    result = torch.export.load(path)
+    operators = {str(node.target) for node in result.graph.nodes if node.op == "call_function"}
+    assert not operators & {
+        "aten._convolution.default",
+        "aten._native_multi_head_attention.default",
+        "aten._transformer_encoder_layer_fwd.default",
+    }
+    torch.testing.assert_close(result.module()(x[:3]), model(x[:3]))
+
+
 def test_a_file_says_nothing_of_the_machine_or_the_data(net, opened, tmp_path):
     secret = torch.full_like(EXAMPLE, 1234.5)
     (path,) = export(opened(net[1]), (secret,), ["exported_program"], tmp_path)

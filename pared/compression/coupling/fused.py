@@ -6,7 +6,7 @@ takes as many features for all heads together as the model has, so that no head 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Tuple  # noqa: UP035
 
 import torch
@@ -191,4 +191,10 @@ _PLAIN: dict[str, Any] = {
     "aten::_native_multi_head_attention": torch.jit.script(_attention),
     "aten::_transformer_encoder_layer_fwd": torch.jit.script(_encoder_layer),
 }
+ON_TENSORS: Mapping[str, Callable[..., Any]] = {
+    "aten::_native_multi_head_attention": lambda *args: _attention(*(*args, args[0] is args[1] is args[2])),
+    "aten::_transformer_encoder_layer_fwd": _encoder_layer,
+}
+"""What each of them computes, for whoever follows a graph operator by operator; with its own arguments."""
+
 _AVOIDED = {*_PLAIN, "aten::_nested_tensor_from_mask"}  # which takes padding out, for fused operators alone
