@@ -34,6 +34,9 @@ class Fixed:
     def batches(self, split, batch_size, generator=None):
         yield (self.outputs,), self.targets
 
+    def on(self, device):
+        return self
+
 
 class Cosine(nn.Module):
     """Divides by the lengths of its weights, so that a row of zeros gives 0/0; no plain weight says the same."""

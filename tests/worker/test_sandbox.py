@@ -87,7 +87,7 @@ def _confined(folder: Path, gpu: bool, body: str) -> str:
 import os
 from pathlib import Path
 from worker import sandbox
-sandbox.gpu_devices = lambda: [Path({str(folder / "nvidia0")!r})]
+sandbox.gpu_devices = lambda card=None: [Path({str(folder / "nvidia0")!r})]
 sandbox.restrict(
     "standard", folder=Path({str(scratch)!r}), parent=os.getppid(), memory_bytes=1 << 30, gpu={gpu},
 )
