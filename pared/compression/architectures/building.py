@@ -192,4 +192,5 @@ class _Wiring:
                 return self.graph.call_method("reshape", (x, (batch, *layer.kwargs["shape"])))
             case _:
                 self.leaves[layer.name] = layer
-                return self.graph.call_module(layer.name, (x,))
+                # Given a name, since torch 2.11 looks for a free one in time that is quadratic in the repetitions.
+                return self.graph.create_node("call_module", layer.name, (x,), name=f"layer_{self.calls}")
