@@ -3,7 +3,7 @@
 
 FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY pared ./pared
 COPY service ./service
 COPY worker ./worker

@@ -2,12 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-gpu test-torch lint gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria coverage fuzz faults clean
+.PHONY: help demo up test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 BIN := .venv/bin
 RUN := .venv/.run-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# With TORCH_INDEX, pip looks there too: of two builds of one version it takes the one with a local label, as torch's CPU
+# builds have in their own index, and leaves the gigabytes of CUDA that torch brings from the default one.
+INSTALL := -m pip install --disable-pip-version-check -q $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)')
 TORCH ?= 2.11.0
 OTHER := .venv-torch-$(TORCH)
 DEV := .venv/.dev-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -25,23 +28,35 @@ up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; an
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
 	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10
 
-# Torch and the setuptools that it wants come from its own requirements, all else as pinned. On Linux the default index
-# gives torch with CUDA, which takes several gigabytes; what runs here needs no GPU.
+# Torch and the setuptools that it wants come from its own requirements, all else as pinned.
 test-torch:  ## Compression, weight files and sandbox with another torch, in its own environment: make test-torch TORCH=2.11.0
 	test -x $(OTHER)/bin/python || "$(PYTHON)" -m venv $(OTHER)
 	grep -vE '^(torch|setuptools)==' constraints.txt > $(OTHER)/constraints.txt
-	$(OTHER)/bin/python -m pip install --disable-pip-version-check -q -c $(OTHER)/constraints.txt \
+	$(OTHER)/bin/python $(INSTALL) -c $(OTHER)/constraints.txt \
 		'torch==$(TORCH)' -e '.[service,worker,onnx,dev]'
 	$(OTHER)/bin/python -m pytest -n 3 --dist loadfile tests/compression tests/weights tests/worker/test_sandbox.py tests/worker/test_child.py
 
 test-gpu: $(DEV)  ## Real jobs on a card, a JSON line a finding (PARED_TEST_DEVICE=cpu tries the tests without one)
 	$(BIN)/python -m pytest tests/gpu -m gpu -q
 
-lint: $(DEV)  ## ruff, mypy --strict, import contracts
+lint: $(DEV)  ## ruff, mypy --strict, import contracts; compose file and Dockerfile where there are tools for them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@for compose in 'docker compose' docker-compose; do \
+		if $$compose version >/dev/null 2>&1; then \
+			echo "$$compose --profile gpu config --quiet"; \
+			POSTGRES_PASSWORD=unused $$compose --profile gpu config --quiet; exit; \
+		fi; \
+	done; echo "docker-compose.yml is not checked: there is neither docker compose nor docker-compose"
+	@if command -v hadolint >/dev/null; then echo "hadolint Dockerfile"; hadolint Dockerfile; \
+		else echo "Dockerfile is not checked: there is no hadolint"; fi
+
+fix: $(DEV)  ## Let ruff mend and format what it can, and say what is left
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/ruff check .
 
 bench-gpu: $(DEV)  ## Training on a card beside a plain PyTorch loop -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/gpu.py
@@ -65,7 +80,7 @@ bench-goals: $(DEV)  ## Twenty goals, each result measured again in a clean proc
 	$(BIN)/python benchmarks/goals.py
 
 bench-torch-pruning: $(DEV)  ## Beside Torch-Pruning: errors at 2×, 4× and 10× fewer MACs, and time (PARED_MNIST=mnist.npz)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[service,worker,onnx,dev,bench]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,dev,bench]'
 	$(BIN)/python benchmarks/beside_torch_pruning.py
 
 bench-criteria: $(DEV)  ## All criteria for channels on held-out images, which the defaults come from (PARED_MNIST=mnist.npz)
@@ -93,9 +108,9 @@ clean:  ## Remove what make made
 
 # The stamps carry a checksum of what they were made from, so that a pull with new versions sets up again.
 $(RUN): | .venv/bin/python
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[service,worker,onnx]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx]'
 	@rm -f .venv/.run-* && touch $@
 
 $(DEV): | $(RUN)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[service,worker,onnx,dev]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,dev]'
 	@rm -f .venv/.dev-* && touch $@

@@ -41,6 +41,15 @@ def run(command: list[str], cwd: Path) -> str:
     return done.stdout
 
 
+def test_the_wheel_carries_its_licence(installed: Path) -> None:
+    look = (
+        "from importlib.metadata import files, metadata as m; print(m('pared')['License-Expression'], *files('pared'))"
+    )
+    expression, *files = run([str(installed / "python"), "-c", look], cwd=installed).split()
+    assert expression == "Apache-2.0"
+    assert any(file.endswith(".dist-info/licenses/LICENSE") for file in files)
+
+
 @pytest.mark.timeout(900)
 def test_the_wheel_runs_outside_the_repository(installed: Path, processes: Processes, tmp_path: Path) -> None:
     port = free_port()
