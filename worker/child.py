@@ -167,9 +167,9 @@ class PipeObserver:
         A short epoch on a GPU takes little longer than keeping what it came to.
         """
         began = time.monotonic()
+        self._step += 1  # also counts those that are passed over
         if began < self._worth_keeping_at:
             return
-        self._step += 1
         path = self._folder / str(self._step)
         temporary = path.with_suffix(".part")
         with temporary.open("wb") as file:
