@@ -69,7 +69,7 @@ class Gradients:
         return self.parts.run(lambda most: self._anew(inputs, target, most), len(target), "train")
 
     def _anew(self, inputs: Inputs, target: Tensor, most: int) -> Tensor:
-        self._clear()
+        clear(self._learned)
         try:
             return self._add(inputs, target, most)
         except Exception as error:
@@ -77,16 +77,18 @@ class Gradients:
                 raise
         # A recorded step keeps its memory; without it there may be enough.
         self._recorder = None
-        self._clear()
+        clear(self._learned)
         torch.cuda.empty_cache()
         return self._add(inputs, target, most)
 
-    def _clear(self) -> None:
-        for parameter in self._learned:
-            parameter.grad = None
-
     def _add(self, inputs: Inputs, target: Tensor, most: int) -> Tensor:
         return add_gradients(self._module, inputs, target, self._loss, most, self._autocast)
+
+
+def clear(learned: Sequence[nn.Parameter]) -> None:
+    """Drop the gradients of these parameters."""
+    for parameter in learned:
+        parameter.grad = None
 
 
 def add_gradients(
@@ -166,7 +168,7 @@ class _Recorder:
     def _watched(self, inputs: Inputs, target: Tensor) -> Tensor:
         """Run a step as it is, in a stream of its own, and see whether it can be recorded."""
         random = torch.get_rng_state()
-        self._clear()
+        clear(self._learned)
         self._stream.wait_stream(torch.cuda.current_stream())
         mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as waits, torch.cuda.stream(self._stream):
@@ -182,7 +184,7 @@ class _Recorder:
         return value
 
     def _record(self, batch: list[Tensor]) -> None:
-        self._clear()
+        clear(self._learned)
         self._batch = [tensor.clone() for tensor in batch]
         graph = torch.cuda.CUDAGraph()
         try:
@@ -191,7 +193,7 @@ class _Recorder:
                 self._value = self._run(tuple(self._batch[:-1]), self._batch[-1])
         except Exception:
             _end_recording(self._stream)
-            self._clear()
+            clear(self._learned)
             raise
         self._graph = graph
         self._gradients = [parameter.grad for parameter in self._learned]
@@ -205,7 +207,7 @@ class _Recorder:
         for buffer, before in buffers:
             buffer.copy_(before)
         torch.cuda.set_rng_state(random)
-        self._clear()
+        clear(self._learned)
         value = self._run(tuple(batch[:-1]), batch[-1])
         real = [value, *(parameter.grad for parameter in self._learned if parameter.grad is not None)]
         if len(recorded) != len(real) or _distance(recorded, real) > _SAME:
@@ -221,10 +223,6 @@ class _Recorder:
         for parameter, gradient in zip(self._learned, self._gradients, strict=True):
             parameter.grad = gradient  # a batch of another shape may have left others
         return self._value
-
-    def _clear(self) -> None:
-        for parameter in self._learned:
-            parameter.grad = None
 
 
 def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
