@@ -162,7 +162,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         "threads": worker.threads,
         "device": device,
         "notes": notes,
-        # What is launched in one go takes a process along when it fails: after two crashes, each step is launched alone.
+        # What is launched in one go takes a process along when it fails: after two crashes, each runs alone.
         "record_steps": claim.crash_count < 2,
         "gpu": device == "cuda",
         "card": None if worker.serving.card is None else worker.serving.card.number,
