@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove, rules, unsound
+from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove, unsound
 from pared.compression.coupling.groups import merge
+from pared.compression.coupling.rules import core as rules
 from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
 from pared.errors import ModelFailed
 

@@ -9,7 +9,7 @@ Why not a ready-made dependency graph: `docs/decisions/0002-coupling-by-unit-lab
 """
 
 from pared.compression.coupling.activations import input_norms
-from pared.compression.coupling.correction import Correction, find_correction, lost_inputs
+from pared.compression.coupling.bias_correction import Correction, find_correction, lost_inputs
 from pared.compression.coupling.groups import ChannelGroup, Coupling, LayerUse, find_groups, unsound
 from pared.compression.coupling.shrink import Removed, compose_removed, remove
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pared.compression.coupling.interpreter import inlined, inlined_graph, nodes_of, reloaded
-from pared.compression.coupling.reference import Mismatch, answers, compare
+from pared.compression.coupling.verify import Mismatch, answers, compare
 
 
 def unfused(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> torch.jit.ScriptModule:

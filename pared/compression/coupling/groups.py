@@ -22,8 +22,8 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
-from pared.compression.coupling.reference import Mismatch, check
-from pared.compression.coupling.rules import Patch, Rules
+from pared.compression.coupling.verify import Mismatch, check
+from pared.compression.coupling.rules.core import Patch, Rules
 from pared.compression.coupling.shrink import Removed, remove
 from pared.errors import ModelFailed
 

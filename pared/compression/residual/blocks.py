@@ -20,7 +20,7 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.verify import flat_tensors
 from pared.compression.graphs.flow import Flow, erase_dead
 from pared.compression.graphs.plain import in_plain_steps
 from pared.compression.graphs.rebuilding import without_unused

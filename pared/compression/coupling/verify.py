@@ -19,7 +19,7 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked, Units, along
-from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, Rules, reduced_dims, run_on
+from pared.compression.coupling.rules.core import REDUCTIONS, SOFTMAX, Rules, reduced_dims, run_on
 from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
 
 TOLERANCE = 1e-5

@@ -20,7 +20,7 @@ import torch
 
 from pared.compression.coupling.interpreter import Call, is_static
 from pared.compression.coupling.labels import Labels, Tracked, Units, along, compressed, spanned
-from pared.compression.coupling.recurrent import RECURRENT
+from pared.compression.coupling.rules.recurrent import RECURRENT
 
 
 @dataclass

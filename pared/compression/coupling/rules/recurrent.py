@@ -17,7 +17,7 @@ from pared.compression.coupling.interpreter import Call
 from pared.compression.coupling.labels import Labels, Tracked, along
 
 if TYPE_CHECKING:
-    from pared.compression.coupling.rules import Rules
+    from pared.compression.coupling.rules.core import Rules
 
 
 @dataclass(frozen=True)

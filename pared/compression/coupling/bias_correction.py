@@ -28,7 +28,7 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.rules import nature, run_on
+from pared.compression.coupling.rules.core import nature, run_on
 from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
 
 
