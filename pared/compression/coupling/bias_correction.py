@@ -28,8 +28,9 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.rules.core import nature, run_on
-from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
+from pared.compression.coupling.model import Removed
+from pared.compression.coupling.rules import nature
+from pared.compression.coupling.shrink import kept_part, tensors_of
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def _run_on_both(call: Call, operands: Sequence[_Moments]) -> tuple[list[Tensor]
 
 def _run_in_order(call: Call, replacements: Sequence[Tensor]) -> list[Tensor]:
     """The call again, with its tensors replaced in order of appearance."""
-    return run_on(call, {id(tracked): tensor for tracked, tensor in zip(call.tensors, replacements, strict=False)})
+    return call.run_again({id(tracked): tensor for tracked, tensor in zip(call.tensors, replacements, strict=False)})
 
 
 def _narrowed(mean: Tensor, variance: Tensor) -> _Moments:

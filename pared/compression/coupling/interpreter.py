@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import io
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,25 @@ class Call:
     def input_value(self, argument: str) -> Any:
         """The graph value (torch._C.Value) that feeds this argument."""
         return list(self.node.inputs())[list(self.arguments).index(argument)]
+
+    def run_again(self, replacements: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+        """The results of the call with some of its tensors replaced: `id` of the `Tracked` -> what stands in for it."""
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, Tracked):
+                return replacements.get(id(value), value.tensor)
+            if isinstance(value, list):
+                return [replaced(item) for item in value]
+            return value
+
+        schema = torch._C.parse_schema(self.node.schema())
+        operator = torch._C._get_operation_overload(schema.name, schema.overload_name)[0]
+        values = [(argument, replaced(self.arguments[argument.name])) for argument in schema.arguments]
+        result = operator(
+            *[value for argument, value in values if not argument.kwarg_only],
+            **{argument.name: value for argument, value in values if argument.kwarg_only},
+        )
+        return [result] if isinstance(result, torch.Tensor) else list(result)
 
 
 class Interpreter:

@@ -17,7 +17,10 @@ import torch
 
 Labels = npt.NDArray[np.int64]
 
+NO_UNITS: Labels = np.zeros(0, dtype=np.int64)
+
 FIXED = 0
+"""The unit of all that can never be removed."""
 
 
 class Units:

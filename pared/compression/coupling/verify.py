@@ -1,8 +1,8 @@
-"""The check behind every removal: the shrunk model against the original with the same channels zeroed."""
+"""Verifies removals: the shrunk model must answer as the original does with the same channels zeroed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked, Units, along
-from pared.compression.coupling.rules.core import REDUCTIONS, SOFTMAX, Rules, reduced_dims, run_on
-from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
+from pared.compression.coupling.model import Removed, merge
+from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, LabelTracker, apply_rule, reduced_dims
+from pared.compression.coupling.shrink import kept_part, tensors_of
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference output (and to 1)."""
@@ -28,6 +29,61 @@ TOLERANCE = 1e-5
 
 class Mismatch(Exception):
     """The shrunk model fails, or does not answer as the original with those channels zeroed."""
+
+
+def unsound(
+    original: Interpreter,
+    example: Sequence[Tensor],
+    removals: Sequence[Removed],
+    shrunk: Callable[[Removed], nn.Module],
+) -> dict[int, str]:
+    """Which of these removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        removals: of the original, one for each group of channels.
+        shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
+    """
+
+    def attempt(indices: list[int]) -> None:
+        removed: Removed = {}
+        for index in indices:
+            merge(removed, removals[index])
+        check(original, example, removed, _built(shrunk, removed))
+
+    return failing(len(removals), attempt)
+
+
+def failing(count: int, attempt: Callable[[list[int]], None]) -> dict[int, str]:
+    """Which of `count` removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        attempt: raises `Mismatch` where these do not hold together.
+    """
+    failed: dict[int, str] = {}
+
+    def hold(kept: list[int], some: list[int]) -> list[int]:
+        """Those of `some` that hold together with `kept`, which do: halving on failure."""
+        try:
+            attempt([*kept, *some])
+        except Mismatch as mismatch:
+            if len(some) == 1:
+                failed[some[0]] = str(mismatch)
+                return []
+            half = len(some) // 2
+            left = hold(kept, some[:half])
+            return left + hold(kept + left, some[half:])
+        return some
+
+    if count:
+        hold([], list(range(count)))
+    return failed
+
+
+def _built(shrunk: Callable[[Removed], nn.Module], removed: Removed) -> nn.Module:
+    try:
+        return shrunk(removed)
+    except Exception as error:
+        raise Mismatch(f"the shrunk model cannot be built: {first_line(error)}") from error
 
 
 def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, shrunk: nn.Module) -> None:
@@ -95,10 +151,10 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
             layers.append(along(labels, int(dim), tensor.dim()))
         return Tracked(zeroed.get(key, tensor), layers, name=name)
 
-    rules = Rules(units, frozen=True)
+    tracker = LabelTracker(units, frozen=True)
 
     def visit(call: Call) -> None:
-        rules(call)
+        apply_rule(tracker, call)
         _over_kept(call, int(gone))
 
     # Which elements are removed matters to norms and reductions alone; without one, following them is idle.
@@ -140,12 +196,12 @@ def _reduce_kept(call: Call, gone: int) -> None:
     if "other" in call.arguments or not removed.keys() & set(map(str, reduced_dims(call))):
         return
     kept = kept_part(x.tensor, {dim: removed[dim] for dim in removed if int(dim) in reduced_dims(call)})
-    for out, result in zip(call.results, run_on(call, {id(x): kept}), strict=True):
+    for out, result in zip(call.results, call.run_again({id(x): kept}), strict=True):
         out.tensor = result
 
 
 def _softmax(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:
-    return run_on(call, {id(call.tensors[0]): x})[0]
+    return call.run_again({id(call.tensors[0]): x})[0]
 
 
 def _layer_norm(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:

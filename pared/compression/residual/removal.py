@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build, without_residuals
 from pared.compression.coupling import Removed
-from pared.compression.coupling.groups import failing
 from pared.compression.coupling.interpreter import first_line
-from pared.compression.coupling.verify import Mismatch, compare
+from pared.compression.coupling.verify import Mismatch, compare, failing
 from pared.compression.criteria import Evidence, Weights
 from pared.compression.intake import LoadedModel
 from pared.compression.names import Amounts, matches, tensors, weight_layers
