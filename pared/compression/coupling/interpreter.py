@@ -127,8 +127,8 @@ class Interpreter:
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
         if len(names) != len(inputs) + len(defaults) or not all(each.has_default_value() for each in defaults):
             raise UnsupportedGraph(f"forward takes other arguments than these {len(inputs)}")
-        given = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
-        env |= zip(names, given, strict=True)
+        values = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
+        env |= zip(names, values, strict=True)
         outputs = self._run_block(self._program, env)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

@@ -1,4 +1,4 @@
-"""The types that the analysis of a model is told in: channel groups, removals, and sizes written in the file."""
+"""Defines the types of the analysis: channel groups, removals, layers, and sizes written in the file."""
 
 from __future__ import annotations
 

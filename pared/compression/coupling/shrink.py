@@ -1,4 +1,4 @@
-"""Takes chosen indices out of a model's tensors, and lets the sizes written in its file follow."""
+"""Removes chosen indices from a model's tensors, and changes the sizes written in its code to match."""
 
 from __future__ import annotations
 

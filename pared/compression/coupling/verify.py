@@ -95,8 +95,8 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
     compare(expected, example, shrunk, "those channels")
 
 
-def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Module, gone: str) -> None:
-    """Raise `Mismatch` unless `shrunk` answers the example as expected. `gone`: what it is without, for the message."""
+def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Module, zeroed: str) -> None:
+    """Raise `Mismatch` unless `shrunk` answers the example as expected. `zeroed`: for the message, what it lacks."""
     try:
         actual = answers(shrunk, example)
     except Exception as error:
@@ -108,7 +108,7 @@ def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Mo
             continue
         difference = relative_difference(got, want)
         if not difference <= TOLERANCE:
-            raise Mismatch(f"the output would differ by {difference:.2g} from the original with {gone} zeroed")
+            raise Mismatch(f"the output would differ by {difference:.2g} from the original with {zeroed} zeroed")
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
@@ -134,7 +134,7 @@ def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
 def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
     """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept."""
     units = Units()
-    gone, stays = units.make(2)
+    removed_unit, kept_unit = units.make(2)
     tensors = tensors_of(original.module)
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
     zeroed: dict[StorageKey, Tensor] = {}
@@ -146,8 +146,8 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
             if key not in zeroed:
                 zeroed[key] = tensor.detach().clone()
             zeroed[key].index_fill_(int(dim), torch.tensor(indices), 0)
-            labels = np.full(tensor.shape[int(dim)], stays, dtype=np.int64)
-            labels[indices] = gone
+            labels = np.full(tensor.shape[int(dim)], kept_unit, dtype=np.int64)
+            labels[indices] = removed_unit
             layers.append(along(labels, int(dim), tensor.dim()))
         return Tracked(zeroed.get(key, tensor), layers, name=name)
 
@@ -155,7 +155,7 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
 
     def visit(call: Call) -> None:
         apply_rule(tracker, call)
-        _over_kept(call, int(gone))
+        _over_kept(call, int(removed_unit))
 
     # Which elements are removed matters to norms and reductions alone; without one, following them is idle.
     follow = original.holds(kind + in_place for kind in [*_NORMS, *REDUCTIONS] for in_place in ("", "_"))
@@ -163,22 +163,22 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
         return flat_tensors(original.run(example, wrap, visit if follow else lambda call: None))
 
 
-def _over_kept(call: Call, gone: int) -> None:
+def _over_kept(call: Call, removed_unit: int) -> None:
     """Let norms, softmax and reductions over removed elements see the kept ones alone; a norm's others are zero."""
     kind = call.kind.removesuffix("_")
     if kind in REDUCTIONS:
-        _reduce_kept(call, gone)
+        _reduce_kept(call, removed_unit)
         return
     norm = _NORMS.get(kind)
     if norm is None:
         return
     x: Tracked = call.tensors[0]
-    layers = [layer for layer in call.results[0].layers if (layer == gone).any()]
+    layers = [layer for layer in call.results[0].layers if (layer == removed_unit).any()]
     if not layers:
         return
     (layer,) = layers  # rules keep channels along one dimension
     dim = int(np.argmax(layer.shape))
-    removed = np.flatnonzero(layer.reshape(-1) == gone).tolist()
+    removed = np.flatnonzero(layer.reshape(-1) == removed_unit).tolist()
     kept = [index for index in range(layer.shape[dim]) if index not in set(removed)]
     part = norm(call, kept_part(x.tensor, {str(dim): removed}), dim, len(kept), removed)
     result = torch.zeros_like(x.tensor)
@@ -186,12 +186,12 @@ def _over_kept(call: Call, gone: int) -> None:
     call.outputs[0].tensor = result
 
 
-def _reduce_kept(call: Call, gone: int) -> None:
+def _reduce_kept(call: Call, removed_unit: int) -> None:
     x: Tracked = call.tensors[0]
     removed = {
-        str(int(np.argmax(layer.shape))): np.flatnonzero(layer.reshape(-1) == gone).tolist()
+        str(int(np.argmax(layer.shape))): np.flatnonzero(layer.reshape(-1) == removed_unit).tolist()
         for layer in x.layers
-        if (layer == gone).any()
+        if (layer == removed_unit).any()
     }
     if "other" in call.arguments or not removed.keys() & set(map(str, reduced_dims(call))):
         return

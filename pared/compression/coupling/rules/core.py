@@ -1,4 +1,4 @@
-"""The registry of rules, and what a rule does to labels: `LabelTracker` ties units, fixes them, and notes sizes."""
+"""Keeps the registry of rules, and `LabelTracker`, with which a rule ties units, fixes them and notes sizes."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ class LabelTracker:
         self._products: dict[str, Call] = {}
 
     def union(self, a: Labels, b: Labels, call: Call, why: str = "") -> None:
-        """Tie units together."""
+        """Tie units together: a[i] with b[i], shapes broadcast. `why`: what it means where one of them is fixed."""
         if not self.frozen:
             self.units.union(a, b, self._reason(call, why))
 
     def fix(self, layers: Iterable[Labels], call: Call, why: str = "") -> None:
-        """Units that cannot go, for what this call does."""
+        """Fix the units of these layers: they can never be removed, for what this call does, or `why`."""
         if not self.frozen:
             for layer in layers:
                 self.units.fix(layer, self._reason(call, why))
@@ -121,7 +121,7 @@ class LabelTracker:
         fixed: float = 0,
         computed: bool = False,
     ) -> None:
-        """Note that a number of this call counts these units."""
+        """Note that a number of this call, or one in a list, counts these units and `fixed` more; see `Patch`."""
         if self.frozen:
             return
         names = list(call.arguments)
@@ -180,11 +180,11 @@ class LabelTracker:
             self.fix([labels], call, f"{argument} is computed")
 
     def note_product(self, call: Call) -> None:
-        """A product of sizes: where channels follow it, so do its factors."""
+        """Remember a product of sizes: where a number follows channels, so do its factors."""
         self._products[call.node.output().debugName()] = call
 
     def note_size(self, call: Call) -> None:
-        """`size` of a dimension that holds channels: what is computed from it counts channels too."""
+        """Remember the size of a dimension that holds channels: what is computed from it counts channels too."""
         x = call.tensors[0]
         name = call.node.output().debugName()
         self._sizes[name] = x
@@ -204,7 +204,7 @@ class LabelTracker:
                     self._channel_sizes.add(reader.output().debugName())
 
     def keep_answer(self, call: Call) -> None:
-        """A comparison of a number of channels (mostly an assertion) gives the answer it gave in the original."""
+        """Let a comparison of a number of channels (mostly an assertion) give the answer that the original gets."""
         for argument, value in call.arguments.items():
             if isinstance(value, int) and not isinstance(value, bool):
                 self.follow(call, argument, None, NO_UNITS, fixed=value)
