@@ -10,6 +10,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
+from pared.compression.coupling import rules
+
 CHECKOUT = next(folder for folder in Path(__file__).parents if (folder / "CONTRIBUTING.md").exists())
 
 
@@ -35,6 +39,18 @@ def test_an_operator_gets_its_rule_as_the_guide_says(tmp_path: Path) -> None:
     tried = run_in(tmp_path, "-m", "pytest", *options, copied_test.name)
     assert tried.returncode == 0, tried.stdout
     assert "2 passed" in tried.stdout
+
+
+def test_every_module_of_rules_is_loaded() -> None:
+    modules = {path.stem for path in Path(rules.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {f"{rules.__name__}.{module}" for module in modules} <= sys.modules.keys()
+
+
+def test_an_operator_has_one_rule_only() -> None:
+    with pytest.raises(ValueError, match="aten::relu has two rules: unary and tanh"):
+
+        @rules.rule("relu")
+        def tanh(tracker: rules.LabelTracker, call: object) -> None: ...
 
 
 def append(path: Path, code: str) -> None:

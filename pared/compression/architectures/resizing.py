@@ -175,7 +175,7 @@ class _Fit:
         key_width = (kwargs.get("key_features") or kwargs["features"]) // heads
         value_width = (kwargs.get("value_features") or kwargs["features"]) // heads
         if (keys // key_width, values // value_width) == (keys / key_width, keys / key_width):
-            heads = keys // key_width  # whole heads went
+            heads = keys // key_width  # whole heads were removed
         elif keys % heads or values % heads:
             raise InvalidArchitecture(f"{layer.name}: {keys} and {values} features do not divide among {heads} heads.")
         if kwargs.get("scale") is None:

@@ -164,7 +164,7 @@ class _Statistics:
         others = [dim for dim in range(missing.mean.dim()) if dim != _channel_dim(call, call.results[0])]
         mean, variance = missing.mean.mean(dim=others), missing.variance.mean(dim=others)
         if not mean.any() and not variance.any():
-            return  # nothing is known of what went
+            return  # nothing is known of what was removed
         share = (variance / full.variance.mean(dim=others)).nan_to_num(0.0)
         shortfall = _Shortfall(call.results[0], lost.layer, mean, share, bias is not None)
         self._shortfalls[id(shortfall.output)] = shortfall

@@ -27,7 +27,7 @@ class BlockRemoval:
 
     `removed`: all indices of the first dimension of each removed tensor, in earlier steps too. `reasons`: layer name
     -> why no block could go with it. `units`: name -> 1 of each block that could be chosen; `removed_units`: how many
-    went in this step.
+    were removed in this step.
     """
 
     loaded: LoadedModel

@@ -69,8 +69,8 @@ def rule_of(kind: str) -> Rule | None:
 
 def nature(kind: str) -> Nature | None:
     """What an operator is, as far as its rule says."""
-    found = RULES.get(kind.removesuffix("_"))
-    return None if found is None else found.nature
+    registered = RULES.get(kind.removesuffix("_"))
+    return None if registered is None else registered.nature
 
 
 # -- what rules do ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ _OF_STATISTICS = operator_names(
 
 
 def apply_rule(tracker: LabelTracker, call: Call) -> None:
-    """Carry labels through one call: with `tracker` given, the visitor of `Interpreter`."""
+    """Carry labels through one call. Bound to a tracker, this is the visitor of an `Interpreter`."""
     if call.kind in _COMPARISONS and not call.tensors:
         tracker.keep_answer(call)
         return
