@@ -25,13 +25,13 @@ from torch_pruning.pruner import function
 
 import pared
 from pared.compression.data import Data
-from pared.compression.intake import load_model
-from pared.compression.measure import Split, assess, count_macs
-from pared.compression.methods.goals import SizeSearch
-from pared.compression.methods.parts import Stages
-from pared.compression.methods.schedule import Given
-from pared.compression.prune import remove_channels
-from pared.compression.train import fit, learn_labels, seed_of
+from pared.compression.jobs.goals import SizeSearch
+from pared.compression.jobs.pruning_steps import Given
+from pared.compression.jobs.stages import Stages
+from pared.compression.loading import load_model
+from pared.compression.measuring.measure import Split, assess, count_macs
+from pared.compression.pruning.channels import remove_channels
+from pared.compression.training.loop import fit, learn_labels, seed_of
 from pared.compression.work import ModelFile, SilentObserver, Work
 from pared.specs import PruneSpec, Retrain
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from pared.compression.data import Data, load_dataset
-from pared.compression.train import fit, learn_labels
+from pared.compression.training.loop import fit, learn_labels
 from pared.compression.work import DatasetFile
 from pared.specs import Preprocess, Train
 

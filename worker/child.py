@@ -19,8 +19,8 @@ import torch
 # here, before children are forked, and not by each of them.
 import torch._dynamo
 
-from pared.compression.memory import ran_out_of_memory
-from pared.compression.methods import METHODS
+from pared.compression.devices.memory import ran_out_of_memory
+from pared.compression.jobs import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Stage, Work
 from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
 from pared.specs import Spec, job_spec

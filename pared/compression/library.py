@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from pared import specs
-from pared.compression import methods
+from pared.compression import jobs
 from pared.compression.architectures import LayeredModule
 from pared.compression.data import load_dataset
-from pared.compression.devices import CPU, place
-from pared.compression.export import as_torchscript
-from pared.compression.intake import Folded, example_from_specs, fold_module, folding_difference
+from pared.compression.devices.placement import CPU, place
+from pared.compression.export.writers import as_torchscript
+from pared.compression.loading import Folded, example_from_specs, fold_module, folding_difference
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import DeviceUnavailable, ValidationError
 from pared.reports import Report
@@ -72,7 +72,7 @@ def prune(
         spec = _checked(specs.PruneSpec, given, model)
         device = _device_for(spec)
         files = {"model": place.model(model, "model", architecture, spec, dataset)}
-        report, pruned = methods.pruned(spec, place.work(files, dataset, device, spec.latency_device))
+        report, pruned = jobs.pruned(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(pruned.module, report)
 
 
@@ -113,7 +113,7 @@ def distill(
         files = {"teacher": place.model(teacher, "teacher", teacher_architecture, spec, dataset)}
         if not isinstance(student, dict):
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
-        report, distilled = methods.distilled(spec, place.work(files, dataset, device, spec.latency_device))
+        report, distilled = jobs.distilled(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(distilled.module, report)
 
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from pared.compression.export import export
-from pared.compression.intake import LoadedModel
+from pared.compression.export.writers import export
+from pared.compression.loading import LoadedModel
 from pared.weights.packed import write
 from tests.e2e.stack import PARED
 

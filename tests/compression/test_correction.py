@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import find_bias_correction
 from pared.compression.data import Data, load_dataset
-from pared.compression.intake import LoadedModel
-from pared.compression.masks import weight_masks
-from pared.compression.methods import pruned
-from pared.compression.prune import remove_channels
-from pared.compression.train import fit, learn_labels
+from pared.compression.jobs import pruned
+from pared.compression.loading import LoadedModel
+from pared.compression.pruning.channels import remove_channels
+from pared.compression.pruning.weights import weight_masks
+from pared.compression.training.loop import fit, learn_labels
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.reports import Report
 from pared.specs import PruneSpec, Train

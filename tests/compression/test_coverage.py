@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from pared.compression.intake import load_model
-from pared.compression.prune import remove_channels
+from pared.compression.loading import load_model
+from pared.compression.pruning.channels import remove_channels
 from pared.compression.work import ModelFile
 from pared.errors import NothingToPrune
 from tests.models import zoo

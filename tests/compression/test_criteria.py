@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from pared.compression import criteria
 from pared.compression.coupling import ChannelGroup, input_norms
-from pared.compression.criteria import Evidence, channel_scores, share_of_larger, weight_scores
+from pared.compression.pruning import criteria
+from pared.compression.pruning.criteria import Evidence, channel_scores, share_of_larger, weight_scores
 from pared.errors import NothingToPrune
 from tests.compression.test_methods import file_of, pruning, run
 

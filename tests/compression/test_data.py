@@ -16,7 +16,7 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.data import check_fits, inspect_dataset, load_dataset
-from pared.compression.intake import LoadedModel
+from pared.compression.loading import LoadedModel
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, ModelFailed, ParedError, ShapeMismatch, UnsupportedDataset
 from pared.specs import Preprocess

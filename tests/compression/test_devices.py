@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from pared.compression import distill, prune
-from pared.compression.formats import Formats
-from pared.compression.intake import LoadedModel
-from pared.compression.methods.parts import Stages
-from pared.compression.methods.schedule import Given
-from pared.compression.methods.sizes import Sizes
-from pared.compression.reporting import measure_both
+from pared.compression.export.formats import Formats
+from pared.compression.jobs.pruning_steps import Given
+from pared.compression.jobs.size_search import Sizes
+from pared.compression.jobs.stages import Stages
+from pared.compression.loading import LoadedModel
+from pared.compression.report.parts import measure_both
 from pared.compression.work import ModelFile, SilentObserver, Work
 from pared.errors import DeviceUnavailable
 from pared.specs import PruneSpec

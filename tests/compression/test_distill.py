@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pared.compression.data import Data
-from pared.compression.distill import (
+from pared.compression.distillation.distill import (
     Probe,
     knowledge,
     lesson,
@@ -18,7 +18,7 @@ from pared.compression.distill import (
     softened_kl,
     with_labels,
 )
-from pared.compression.train import fit
+from pared.compression.training.loop import fit
 from pared.errors import ShapeMismatch, ValidationError
 from pared.specs import Knowledge, OutputMse, Train
 
@@ -173,7 +173,7 @@ def test_an_unknown_layer_is_answered_with_those_there_are(kind):
 
 
 def test_features_that_are_too_wide_to_project_are_refused(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("pared.compression.distill"), "MAX_PROJECTION", 10)
+    monkeypatch.setattr(importlib.import_module("pared.compression.distillation.distill"), "MAX_PROJECTION", 10)
     with pytest.raises(ValidationError, match="too many to project"):
         prepared(Knowledge(kind="knowledge", features=PAIRS), make("eager", 12), make("eager", 6))
 

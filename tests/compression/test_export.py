@@ -18,9 +18,9 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.coupling import find_groups
-from pared.compression.export import as_torchscript, export
-from pared.compression.intake import LoadedModel, load_model
-from pared.compression.prune import apply_removal
+from pared.compression.export.writers import as_torchscript, export
+from pared.compression.loading import LoadedModel, load_model
+from pared.compression.pruning.channels import apply_removal
 from pared.compression.work import ModelFile
 from pared.errors import ExportFailed, ModelFailed
 from tests.models import zoo
@@ -114,8 +114,8 @@ def test_the_torchscript_file_needs_nothing_but_torch(tmp_path):
 SAME_BYTES = """
 import sys, torch, pathlib
 from pared.compression.architectures import build
-from pared.compression.export import export
-from pared.compression.intake import LoadedModel
+from pared.compression.export.writers import export
+from pared.compression.loading import LoadedModel
 torch.manual_seed(0)
 module = build({"name": "resnet_small", "kwargs": {"widths": [4, 8]}}).eval()
 loaded = LoadedModel(module, "state_dict", "state_dict", module.architecture)

@@ -11,9 +11,9 @@ from torch import nn
 
 from pared.compression import distill, prune
 from pared.compression.coupling.verify import relative_difference
-from pared.compression.finite import hold_finite_on_example
-from pared.compression.measure import assess, compare
-from pared.compression.train import fit
+from pared.compression.measuring.finite import hold_finite_on_example
+from pared.compression.measuring.measure import assess, compare
+from pared.compression.training.loop import fit
 from pared.errors import ModelFailed, NotFinite
 from pared.specs import Train
 

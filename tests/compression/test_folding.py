@@ -17,11 +17,11 @@ from torch.nn.utils import parametrize, spectral_norm, weight_norm
 
 from pared.compression import distill, prune
 from pared.compression.architectures import build
-from pared.compression.finite import hold_finite_on_example
-from pared.compression.intake import confirmed, inspect_model, inspect_weights, load_model
-from pared.compression.methods.parts import Stages, assessed
-from pared.compression.methods.pruning import prepared
-from pared.compression.methods.schedule import Pruning
+from pared.compression.jobs.prune import prepared
+from pared.compression.jobs.pruning_steps import Pruning
+from pared.compression.jobs.stages import Stages, assessed
+from pared.compression.loading import confirmed, inspect_model, inspect_weights, load_model
+from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import NothingToPrune, UnsupportedModel
 from pared.specs import PruneSpec

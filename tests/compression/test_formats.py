@@ -21,9 +21,9 @@ from torch import nn
 
 from pared.compression import distill, prune
 from pared.compression.architectures import build
-from pared.compression.formats import Formats
-from pared.compression.intake import LoadedModel
-from pared.compression.methods import METHODS
+from pared.compression.export.formats import Formats
+from pared.compression.jobs import METHODS
+from pared.compression.loading import LoadedModel
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import ExportFailed
 from pared.reports import Plan, Report

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from pared.compression.methods import METHODS
+from pared.compression.jobs import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.specs import job_spec
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
-from pared.compression.measure import assess
-from pared.compression.methods import METHODS
-from pared.compression.methods.goals import QualitySearch, SizeSearch
-from pared.compression.methods.parts import Stages
-from pared.compression.methods.pruning import prepared
-from pared.compression.train import fit, learn_labels
+from pared.compression.jobs import METHODS
+from pared.compression.jobs.goals import QualitySearch, SizeSearch
+from pared.compression.jobs.prune import prepared
+from pared.compression.jobs.stages import Stages
+from pared.compression.measuring.measure import assess
+from pared.compression.training.loop import fit, learn_labels
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import NothingToPrune, ValidationError
 from pared.reports import Goal, Point, Report

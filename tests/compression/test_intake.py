@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from pared.compression.intake import example_from_specs, guess_example_inputs, inspect_model, load_model
+from pared.compression.loading import example_from_specs, guess_example_inputs, inspect_model, load_model
 from pared.compression.work import ModelFile
 from pared.errors import InvalidArchitecture, ParedError, ShapeMismatch, UnsupportedModel
 from pared.specs import TensorSpec

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import r2_score
 from torch import nn
 
-from pared.compression.measure import (
+from pared.compression.measuring.measure import (
     Assessment,
     assess,
     batch_of,
@@ -26,7 +26,7 @@ from pared.compression.measure import (
     score,
     wilson,
 )
-from pared.compression.statistics import paired_t
+from pared.compression.measuring.statistics import paired_t
 
 
 class Fixed:

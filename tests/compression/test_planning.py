@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pared.compression.methods import METHODS
+from pared.compression.jobs import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import NothingToPrune, ValidationError
 from pared.reports import Plan, Report

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pared.compression import program_export
-from pared.compression.export import export
-from pared.compression.intake import LoadedModel, guess_example_inputs, inspect_model, load_model
-from pared.compression.methods import METHODS
-from pared.compression.prune import remove_channels
+from pared.compression.export import programs as program_export
+from pared.compression.export.writers import export
+from pared.compression.jobs import METHODS
+from pared.compression.loading import LoadedModel, guess_example_inputs, inspect_model, load_model
+from pared.compression.pruning.channels import remove_channels
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import ExportFailed, UnsupportedModel
 from pared.specs import PruneSpec, compression_spec

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from pared.compression.architectures import build
-from pared.compression.intake import LoadedModel
-from pared.compression.masks import Masks, n_m_masks, weight_masks
+from pared.compression.loading import LoadedModel
 from pared.compression.names import Amounts
-from pared.compression.prune import RemovableChannels, apply_removal, remove_channels, step_amounts
+from pared.compression.pruning.channels import RemovableChannels, apply_removal, remove_channels, step_amounts
+from pared.compression.pruning.weights import Masks, n_m_masks, weight_masks
 from pared.errors import NothingToPrune
 from pared.specs import PruneSpec
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
-from pared.compression.masks import weight_masks
-from pared.compression.quantize import SharedValues, cluster, share_values
-from pared.compression.train import fit, learn_labels
+from pared.compression.pruning.weights import weight_masks
+from pared.compression.quantization.shared_values import SharedValues, cluster, share_values
+from pared.compression.training.loop import fit, learn_labels
 from pared.compression.work import DatasetFile
 from pared.errors import ModelFailed, NothingToPrune
 from pared.specs import Train

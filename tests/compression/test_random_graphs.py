@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pared.compression.coupling.verify import flat_tensors
-from pared.compression.intake import LoadedModel
-from pared.compression.prune import remove_channels
+from pared.compression.loading import LoadedModel
+from pared.compression.pruning.channels import remove_channels
 from pared.errors import NothingToPrune
 from tests.compression.test_coupling import as_file
 from tests.models.random_graphs import Drawn, models

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pared.compression.gradients import cudnn_disabled, cudnn_refuses
+from pared.compression.training.gradients import cudnn_disabled, cudnn_refuses
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, about traced recurrent layers
 X = torch.rand(2, 3, 4)

@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn import functional
 
 from pared.compression.architectures import build
-from pared.compression.criteria import Evidence
+from pared.compression.export.programs import export_program
 from pared.compression.graphs.rebuilding import without_unused
-from pared.compression.intake import LoadedModel
-from pared.compression.intake.opening import load_model
-from pared.compression.program_export import export_program
-from pared.compression.residual import apply_block_removal, remove_blocks
-from pared.compression.residual.blocks import find_blocks, without_blocks
-from pared.compression.residual.removal import block_scores
+from pared.compression.loading import LoadedModel
+from pared.compression.loading.opening import load_model
+from pared.compression.pruning.criteria import Evidence
+from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
+from pared.compression.pruning.residual_blocks.blocks import find_blocks, without_blocks
+from pared.compression.pruning.residual_blocks.removal import block_scores
 from pared.compression.work import ModelFile
 from pared.errors import NothingToPrune
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pared.compression import train
-from pared.compression.criteria import Evidence
-from pared.compression.masks import Masks, weight_masks
-from pared.compression.measure import forward, label_loss
-from pared.compression.train import Ramp, fit, learn_labels
+from pared.compression.measuring.measure import forward, label_loss
+from pared.compression.pruning.criteria import Evidence
+from pared.compression.pruning.weights import Masks, weight_masks
+from pared.compression.training import loop as train
+from pared.compression.training.loop import Ramp, fit, learn_labels
 from pared.compression.work import SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.specs import Train

@@ -31,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     # Compiling what is used, instead of all that is installed, takes a minute less.
     run([*pip, "--no-compile", "-c", constraints, f"{wheel}[service,worker]"], cwd=folder)
-    run([pip[0], "-c", "import pared.compression.methods, service.app, worker.tasks"], cwd=folder)
+    run([pip[0], "-c", "import pared.compression.jobs, service.app, worker.tasks"], cwd=folder)
     return folder / "venv/bin"
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pared.compression import gradients
 from pared.compression.data import Data
 from pared.compression.data.loader import Loader
-from pared.compression.gradients import Gradients
-from pared.compression.train import fit, learn_labels
+from pared.compression.training import gradients
+from pared.compression.training.gradients import Gradients
+from pared.compression.training.loop import fit, learn_labels
 from pared.specs import Train
 from tests.gpu.card import needs_card
 

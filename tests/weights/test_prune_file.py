@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pared.compression.masks import weight_masks
+from pared.compression.pruning.weights import weight_masks
 from pared.errors import NothingToPrune, ParedError, StorageFull, UnsupportedModel, ValidationError
 from pared.weights import magnitudes, prune_file
 from pared.weights.magnitudes import Cut, find_cut

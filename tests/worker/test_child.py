@@ -11,7 +11,7 @@ from torch import nn
 
 COUNTING = """
 import sys
-from pared.compression.methods import METHODS
+from pared.compression.jobs import METHODS
 from worker import child
 
 def counted(method):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pared.compression.data.first_layer import refusal
 from pared.compression.data.samples import Data, Inputs, Split
-from pared.compression.intake import LoadedModel, guess_example_inputs
-from pared.compression.measure import forward
+from pared.compression.loading import LoadedModel, guess_example_inputs
+from pared.compression.measuring.measure import forward
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
 
 

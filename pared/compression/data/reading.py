@@ -14,11 +14,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pared.compression.archives import BadArchive, zip_directory
 from pared.compression.data.images import read_image_folders
 from pared.compression.data.samples import Split
 from pared.compression.data.stored import FORMATS, MAX_ELEMENTS, Array, Stored
 from pared.compression.data.tables import read_csv
+from pared.compression.loading.archives import BadArchive, zip_directory
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, UnsupportedDataset
 from pared.weights.safetensors import read_header

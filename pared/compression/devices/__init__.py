@@ -1,0 +1,1 @@
+"""Where tensors and code live, what arithmetic computes in, and how much memory there is."""

@@ -1,0 +1,1 @@
+"""Distillation: a student learns from the answers, and the inner layers, of a teacher."""

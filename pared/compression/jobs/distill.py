@@ -1,0 +1,259 @@
+"""The method of a distill job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.architectures import build
+from pared.compression.data import Data, check_fits
+from pared.compression.devices.placement import CPU, place
+from pared.compression.distillation.distill import lesson
+from pared.compression.export.formats import Formats
+from pared.compression.export.writers import usual_outputs
+from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
+from pared.compression.loading import (
+    LoadedModel,
+    confirmed,
+    load_model,
+)
+from pared.compression.measuring.finite import hold_finite_on_example
+from pared.compression.measuring.measure import (
+    compare,
+    count_bytes,
+    count_parameters,
+)
+from pared.compression.pruning.channels import (
+    ChannelRemoval,
+    remove_channels,
+)
+from pared.compression.pruning.weights import Masks, zeros_held
+from pared.compression.report.parts import (
+    layer_reports,
+    measure_both,
+    publish,
+    reproduce,
+    sizes,
+    softmax_warning,
+    split_warning,
+    unanswered_warning,
+)
+from pared.compression.report.verdict import distill_verdict, kept_as_before, missing_formats, not_written, warnings_of
+from pared.compression.training.loop import Fit, copied, fit, learn_labels, seed_of, trainable
+from pared.compression.work import Work
+from pared.errors import ValidationError
+from pared.reports import (
+    EpochRecord,
+    Report,
+)
+from pared.specs import DistillSpec, FromTeacher
+
+
+def distill(spec: DistillSpec, work: Work) -> Report:
+    """Train a student to answer as the teacher does, measure it against the teacher, and export it.
+
+    A resumed job goes on in the training and epoch of its newest checkpoint.
+    """
+    return distilled(spec, work)[0]
+
+
+def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
+    """`distill`, with the student itself."""
+    with settled(work):
+        stages = Stages(work.observer)
+        stages.enter("validate")
+        teacher = load_model(work.models["teacher"], plain(spec.teacher_architecture))
+        data = data_of(spec, work)
+        if data is None:
+            raise ValidationError(
+                "Distillation needs a data set.", errors=[{"pointer": "/dataset", "detail": "a data set is needed"}]
+            )
+        check_fits(teacher, data)
+        upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
+        example = data.example(EXAMPLE_BATCH)
+        teacher = confirmed(teacher, example)
+
+        stages.enter("baseline")
+        baseline = assessed(teacher.module, data, spec, work, stages)
+
+        stages.enter("compress")
+        student, removal = _student(spec, work, teacher, data, example)
+        if not trainable(student.module):
+            raise ValidationError(
+                "Nothing in the student can be trained: its file is frozen or marks every weight as fixed. Upload it "
+                "as it was before freezing.",
+                errors=[{"pointer": "/student", "detail": "has no trainable weights"}],
+            )
+        work.observer.log(
+            f"the student has {count_parameters(student.module)[0]:,} parameters, the teacher "
+            f"{count_parameters(teacher.module)[0]:,}"
+        )
+        alone = copied(student.module) if spec.compare_with_labels_only else None
+        formats = Formats(spec.outputs or usual_outputs(teacher), example, log=work.observer.log, tick=stages.beat)
+        checkpoint = work.observer.resume()
+        if checkpoint is None:
+            formats.try_out(student)
+            checkpoint = {"taught": None, "taught_state": None, "fit": None}
+
+        stages.enter("retrain")
+        halves = 2 if spec.compare_with_labels_only else 1
+        taught = _teach(spec, work, teacher, student, data, example, checkpoint, stages.span(0, halves))
+        alone_fit = None
+        if alone is not None:
+            alone_fit = _labels_only(spec, work, student, alone, data, taught, checkpoint, stages.span(1, 2))
+
+        place(student.module.eval(), CPU)
+        stages.enter("evaluate")
+        final = assessed(student.module, data, spec, work, stages, upload=baseline, role="The student")
+        place(teacher.module, CPU)
+        hold_finite_on_example(teacher.module, student.module, example)
+        comparison = compare(baseline, final)
+        role = "The student that was trained on labels alone"
+        without = None if alone is None else assessed(alone, data, spec, work, stages, upload=baseline, role=role)
+        layers = []
+        if removal is not None:
+            layers = layer_reports(
+                teacher.module, student.module, removal.removed, removal.reasons, removal.output_dims
+            )
+        of_upload = upload_bytes()  # nothing else is to run while latency is measured
+        measured = measure_both(teacher, student, example, work, stages.beat)
+        stages.enter("export")
+        written = formats.write(student, work.directory)
+        before, after = measured.with_files(of_upload, written.paths, baseline, final)
+        alone_quality, against = (None, None) if without is None else (without.quality, compare(without, final))
+        report = Report(
+            type="distill",
+            verdict=distill_verdict(before, after, comparison, alone_quality, against) + not_written(written.failed),
+            before=before,
+            after=after,
+            comparison=comparison,
+            labels_only=alone_quality,
+            layers=layers,
+            removed={} if removal is None else removal.removed,
+            history=taught.history + (alone_fit.history if alone_fit else []),
+            best_epoch=taught.best_epoch,
+            seconds=stages.finish(),
+            failed_outputs=written.failed,
+            warnings=[
+                *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
+                *split_warning(data),
+                *kept_as_before("distillation", taught.best_epoch),
+                *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
+                *softmax_warning(baseline),
+                *unanswered_warning(baseline),
+                *measured.warnings,
+                *work.notes,
+                *warnings_of(None, before, after, layers, sizes(written.paths)),
+                *missing_formats(written.failed),
+            ],
+            sandbox=work.sandbox,
+            reproduce=reproduce(spec, work, written.paths, spec.train),
+        )
+        publish(report, work)
+        return report, student
+
+
+def _student(
+    spec: DistillSpec, work: Work, teacher: LoadedModel, data: Data, example: Sequence[Tensor]
+) -> tuple[LoadedModel, ChannelRemoval | None]:
+    """The student as it starts; of one cut from the teacher also what was removed."""
+    if isinstance(spec.student, FromTeacher):
+        removal = remove_channels(teacher, example, amount=1 - spec.student.from_teacher.width, scope="layer")
+        return removal.loaded, removal
+    if isinstance(spec.student, str):
+        loaded = load_model(work.models["student"], plain(spec.student_architecture))
+    else:
+        torch.manual_seed(seed_of(spec.seed, "student"))
+        module = build(spec.student)
+        loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
+    check_fits(loaded, data)
+    return confirmed(loaded, example), None
+
+
+def _teach(
+    spec: DistillSpec,
+    work: Work,
+    teacher: LoadedModel,
+    student: LoadedModel,
+    data: Data,
+    example: Sequence[Tensor],
+    checkpoint: dict[str, Any],
+    span: tuple[float, float],
+) -> Fit:
+    """Train the student on the teacher, or take it up from a checkpoint that was made after that."""
+    if checkpoint["taught"] is not None:
+        student.module.load_state_dict(checkpoint["taught_state"])
+        done = checkpoint["taught"]
+        history = [EpochRecord.model_validate(record) for record in done["history"]]
+        return Fit(history, done["best_epoch"], done["best_score"])
+    teaching = lesson(
+        spec.loss,
+        teacher.module,
+        student.module,
+        data,
+        example,
+        task=spec.task,
+        seed=spec.seed,
+        device=work.device,
+    )
+    return fit(
+        student.module,
+        teaching.data,
+        spec.train,
+        teaching.loss,
+        task=spec.task,
+        seed=seed_of(spec.seed, "train"),
+        phase="distill",
+        masks=_zeros_held(student.module, student),
+        companion=teaching.companion,
+        device=work.device,
+        record=work.record_steps,
+        observer=work.observer,
+        span=span,
+        keep=lambda state: work.observer.checkpoint({"taught": None, "taught_state": None, "fit": state}),
+        resume=checkpoint["fit"],
+    )
+
+
+def _labels_only(
+    spec: DistillSpec,
+    work: Work,
+    student: LoadedModel,
+    alone: nn.Module,
+    data: Data,
+    taught: Fit,
+    checkpoint: dict[str, Any],
+    span: tuple[float, float],
+) -> Fit:
+    """Train the same start on labels alone: the same epochs, and the same samples in the same order."""
+    taught_state = {name: tensor.detach().cpu() for name, tensor in student.module.state_dict().items()}
+    done = {
+        "history": [record.model_dump() for record in taught.history],
+        "best_epoch": taught.best_epoch,
+        "best_score": taught.best_score,
+    }
+    return fit(
+        alone,
+        data,
+        spec.train,
+        learn_labels(spec.task),
+        task=spec.task,
+        seed=seed_of(spec.seed, "train"),
+        phase="labels only",
+        masks=_zeros_held(alone, student),
+        device=work.device,
+        record=work.record_steps,
+        observer=work.observer,
+        span=span,
+        keep=lambda state: work.observer.checkpoint({"taught": done, "taught_state": taught_state, "fit": state}),
+        resume=checkpoint["fit"] if checkpoint["taught"] is not None else None,
+    )
+
+
+def _zeros_held(module: nn.Module, student: LoadedModel) -> Masks | None:
+    """The zeros that masks in the student's file stood for."""
+    zeros = zeros_held(module, student.sparse)
+    return Masks(zeros) if zeros else None

@@ -1,0 +1,339 @@
+"""A prune job with a target: from the search for the amount to the word on whether the result meets it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, Protocol
+
+from pared.compression.devices.placement import CPU, place
+from pared.compression.jobs.pruning_steps import Given, Keep, Pruning
+from pared.compression.jobs.size_search import (
+    Candidate,
+    Sizes,
+    cannot_be_timed,
+    shares_left,
+    target_of,
+    upload_sizes,
+    ways_to_prune,
+)
+from pared.compression.measuring.measure import Assessment, validation_score
+from pared.compression.report.verdict import goal_sentence
+from pared.errors import NotFinite
+from pared.reports import Goal, Measurement, Point, Quality, Size
+from pared.specs import Target
+
+FRONTIER = "frontier.csv"
+
+_NOISE = 0.05  # of a latency that is measured again at the end
+_LITTLE = 0.005  # of bytes, and of channels that are ranked anew, after a training
+_TRIES = 5  # of sizes that only the result itself tells for certain
+_HALVINGS = 6  # of amounts that are judged after a retraining: to a 64th
+
+
+class Search(Protocol):
+    """A search for the pruning that meets a target, each point of it under `points`; `found` is the last result's."""
+
+    points: dict[Candidate, Point]
+    found: Candidate
+
+    def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
+        """The pruned model that meets the target as far as can be told before it is measured, or the nearest.
+
+        Args:
+            checkpoint: of an earlier attempt, to go on from.
+            keep: is handed checkpoints.
+
+        Raises:
+            NothingToPrune: nothing can go.
+        """
+
+    def goes_on(self, result: Goal) -> bool:
+        """Whether a result that misses is to be followed by another `run`, which leaves less."""
+
+
+def search_for(given: Given) -> Search:
+    """The search that a spec's target asks for.
+
+    Raises:
+        NothingToPrune: nothing can go.
+    """
+    given.stages.enter("compress")
+    if target_of(given.spec).sizes:
+        return SizeSearch(given)
+    assert given.baseline is not None  # noqa: S101 - the spec asks for data
+    return QualitySearch(given, given.baseline)
+
+
+class SizeSearch:
+    """The least pruning that meets all sizes, found before any retraining.
+
+    Retraining changes how well weights pack and which channels later steps take, and a latency is measured anew: where
+    the result misses what its candidate met, the search is for less, and each time for less by twice as much.
+    """
+
+    def __init__(self, given: Given) -> None:
+        self.points: dict[Candidate, Point] = {}
+        self.found = Candidate(0.0, None)
+        self._given = given
+        self._sizes: Sizes | None = None  # what a finished search is not asked for again
+        self._allowed = target_of(given.spec).sizes
+        if "latency" in self._allowed:
+            self._allowed["latency"] *= 1 - _NOISE
+        self._met = True
+        self._tries = 0
+
+    def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
+        """As `Search.run` says."""
+        given, pruning = self._given, None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            pruning = checkpoint["pruning"]
+        else:
+            self.look()
+        state = self.start(given)
+        state.run(pruning, lambda pruning: keep(self._state() | {"pruning": pruning}))
+        return state
+
+    def look(self) -> None:
+        """Find the amount."""
+        self._sizes = self._sizes or Sizes(self._given)
+        self.found, self._met = self._sizes.least(self._allowed)
+        if self._met:
+            self._allowed = self._sizes.shares(self.found)
+        self._tries += 1
+        tried = {Candidate(point.amount, point.round_to): point for point in self._sizes.points}
+        self.points = tried | self.points  # what has been measured stays
+        self._given.work.observer.log(
+            f"{len(tried)} amounts looked at: {self.found.amount:g} "
+            f"{'is the least that meets the goal' if self._met else 'comes nearest to the goal'}"
+        )
+
+    def start(self, given: Given) -> Pruning:
+        """The pruning by the amount that was found."""
+        return Pruning(given.of(self.found.of(given.spec)), None if self._sizes is None else self._sizes.ways.channels)
+
+    def foreseen(self, after: Size, first_file_bytes: int | None) -> Goal:
+        """What the target comes to where neither training nor time has a say in it.
+
+        Args:
+            after: the model pruned by the amount that was found.
+            first_file_bytes: of it in the first format that the job asks for, if that can be written.
+        """
+        spec = self._given.spec
+        reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
+        return _judged(self, target_of(spec), reached, None, None)
+
+    def goes_on(self, result: Goal) -> bool:
+        """As `Search.goes_on` says."""
+        missed = target_of(self._given.spec).missed(result.reached)
+        missed = [name for name in missed if name in self._allowed and name in result.reached]
+        if not missed or not self._met or self._tries == _TRIES:
+            return False
+        for name in missed:
+            spared = (_NOISE if name == "latency" else _LITTLE) * 2 ** (self._tries - 1)
+            self._allowed[name] *= (1 - spared) * result.target[name] / result.reached[name]
+        self._given.work.observer.log("the result misses the goal by a little: once more, with less left")
+        self._given.stages.again()
+        return True
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "amount": self.found.amount,
+            "round_to": self.found.round_to,
+            "allowed": self._allowed,
+            "met": self._met,
+            "tries": self._tries,
+            "points": [point.model_dump() for point in self.points.values()],
+        }
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
+        self._allowed, self._met, self._tries = (checkpoint[name] for name in ("allowed", "met", "tries"))
+        self.points = _by_candidate(checkpoint["points"])
+
+
+class QualitySearch:
+    """The most pruning that holds the accuracy on the validation split, each candidate retrained and then judged.
+
+    A candidate that answers NaN or infinity where the upload does not holds nothing, and is never the result.
+    """
+
+    def __init__(self, given: Given, baseline: Assessment) -> None:
+        """Args: baseline: the upload, scored."""
+        self.points: dict[Candidate, Point] = {}
+        self.found = Candidate(0.0, None)
+        self._given = given
+        self._ways = ways_to_prune(given)
+        self._baseline = baseline
+        self._least_score = baseline.quality.validation - (target_of(given.spec).max_accuracy_drop or 0.0)
+        self._not_finite: NotFinite | None = None  # why the last such candidate was none
+        self._best: Pruning | None = None
+        self._best_checkpoint: dict[str, Any] | None = None
+
+    def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
+        """As `Search.run` says. A resumed search goes on in the candidate and epoch of its newest checkpoint."""
+        given, pruning = self._given, None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            pruning = checkpoint["pruning"]
+        known = {self._ways.key(self._ways.chosen(candidate)): point for candidate, point in self.points.items()}
+        low, high = 0, 1 << _HALVINGS
+        for _ in range(_HALVINGS):
+            middle = (low + high) // 2
+            candidate = Candidate(middle / (1 << _HALVINGS), given.spec.round_to)
+            key = self._ways.key(self._ways.chosen(candidate))
+            if key and key not in known:
+                known[key] = self._try(candidate, pruning, keep)
+                pruning = None
+            holds = not key or known[key].met  # where nothing goes nothing is lost
+            low, high = (middle, high) if holds else (low, middle)
+        if self._best is None and self._not_finite is not None:
+            raise self._not_finite
+        if self._best is None:
+            self._ways.hold(Candidate(1 - 1e-6, given.spec.round_to))  # says why nothing goes
+        assert self._best is not None  # noqa: S101 - something goes, and has been tried
+        return self._best
+
+    def goes_on(self, result: Goal) -> bool:
+        """As `Search.goes_on` says: what holds on validation is not chosen anew by the test split."""
+        return False
+
+    def _try(self, candidate: Candidate, checkpoint: dict[str, Any] | None, keep: Keep) -> Point:
+        given = self._given
+        newest = checkpoint
+
+        def keep_all(pruning: dict[str, Any]) -> None:
+            nonlocal newest
+            newest = pruning
+            keep(self._state() | {"pruning": pruning})
+
+        given.stages.narrow(len(self.points), _HALVINGS)
+        state = Pruning(given.of(candidate.of(given.spec)))
+        try:
+            state.run(checkpoint, keep_all)
+            validation = self._validated(state)
+        except NotFinite as error:
+            self._not_finite, validation = error, None
+            told = f"answers NaN or infinity, which holds nothing. {error.detail}"
+        point = self._ways.counted(state.loaded, candidate)
+        point.validation, point.met = validation, False
+        if validation is not None:
+            point.met = validation >= self._least_score - 1e-12  # a last bit of arithmetic
+            holds = "which holds the goal" if point.met else f"below {self._least_score:.4f}"
+            told = f"validation {validation:.4f}, {holds}"
+            if self._best is None or _better(point, self.points[self.found]):
+                self._best, self._best_checkpoint, self.found = state, newest, candidate
+        self.points[candidate] = point
+        given.work.observer.log(f"an amount of {candidate.amount:g}: {told}")
+        keep(self._state() | {"pruning": None})
+        return point
+
+    def _validated(self, pruned: Pruning) -> float:
+        """Raises NotFinite."""
+        given, module = self._given, pruned.loaded.module
+        assert given.data is not None  # noqa: S101 - the spec asks for data
+        device = given.work.device
+        try:
+            place(module, device)
+            tick = given.stages.beat
+            return validation_score(module, given.data, self._baseline, device=device, tick=tick)
+        finally:
+            place(module, CPU)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "amount": self.found.amount,
+            "round_to": self.found.round_to,
+            "points": [point.model_dump() for point in self.points.values()],
+            "best": self._best_checkpoint,
+        }
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.points = _by_candidate(checkpoint["points"])
+        if checkpoint["amount"]:  # a candidate, of those tried, that may be the result
+            self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
+            self._best_checkpoint = checkpoint["best"]
+            self._given.stages.narrow(len(self.points) - 1, _HALVINGS)
+            self._best = Pruning(self._given.of(self.found.of(self._given.spec)))
+            self._best.run(self._best_checkpoint, lambda _: None)
+
+
+def _better(point: Point, best: Point) -> bool:
+    """What holds is better than what does not; of what holds the smaller, of what does not the more accurate."""
+    if point.met and best.met:
+        return point.amount > best.amount
+    return bool(point.met) or (not best.met and (point.validation or 0.0) > (best.validation or 0.0))
+
+
+def _by_candidate(points: list[dict[str, Any]]) -> dict[Candidate, Point]:
+    found = map(Point.model_validate, points)
+    return {Candidate(point.amount, point.round_to): point for point in found}
+
+
+# -- the word on the result ---------------------------------------------------------------------
+
+
+def judge(given: Given, search: Search, before: Measurement, after: Measurement, first_file: Path | None) -> Goal:
+    """Whether a result meets the target, by the report's own measurements, which also take the place of its point.
+
+    Args:
+        first_file: the result in the first format that the job asks for, if that was written. No other file takes
+            its place in a goal of bytes, which is then missed.
+    """
+    target, found = target_of(given.spec), search.found
+    latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
+    upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
+    file_bytes = None if first_file is None else first_file.stat().st_size
+    reached = shares_left(given.spec, upload, after, file_bytes, latency)
+    if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
+        reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
+    goal = _judged(search, target, reached, before.quality, after.quality)
+    search.points[found] = Point(
+        amount=found.amount,
+        round_to=found.round_to,
+        parameters=after.parameters,
+        nonzero_parameters=after.nonzero_parameters,
+        macs=after.macs,
+        file_bytes=file_bytes,
+        latency=latency,
+        validation=None if after.quality is None else after.quality.validation,
+        test=None if after.quality is None else after.quality.test.value,
+        met=goal.status == "met",
+    )
+    return goal
+
+
+def _share_of_time(before: Measurement, after: Measurement, batch_size: int) -> float:
+    first, second = (
+        [each.p50_ms for each in measured.latency if each.batch_size == batch_size] for measured in (before, after)
+    )
+    if not first or not second:
+        raise cannot_be_timed(f"Latency at batch {batch_size} could not be measured: the model refuses such a batch.")
+    return second[0] / first[0]
+
+
+def _judged(
+    search: Search, target: Target, reached: dict[str, float], before: Quality | None, after: Quality | None
+) -> Goal:
+    return Goal(
+        status="infeasible" if target.missed(reached) else "met",
+        target=target.goals,
+        reached=reached,
+        amount=search.found.amount,
+        round_to=search.found.round_to,
+        sentence=goal_sentence(target, reached, before, after, len(search.points)),
+    )
+
+
+def frontier(search: Search) -> list[Point]:
+    """All points of a search, by amount."""
+    return sorted(search.points.values(), key=lambda point: (point.amount, point.round_to or 0))
+
+
+def write_frontier(points: list[Point], directory: Path) -> None:
+    """The points as `frontier.csv`; what was not looked at is empty."""
+    with (directory / FRONTIER).open("w", newline="") as file:
+        writer = csv.DictWriter(file, Point.model_fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(point.model_dump() for point in points)

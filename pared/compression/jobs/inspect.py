@@ -1,0 +1,25 @@
+"""The method of an inspection job."""
+
+from __future__ import annotations
+
+from pared.compression.data import inspect_dataset
+from pared.compression.jobs.stages import plain, settled
+from pared.compression.loading import guess_example_inputs, inspect_model, inspect_weights, load_model
+from pared.compression.work import Work
+from pared.reports import DatasetInspection, ModelInspection
+from pared.specs import InspectSpec
+
+
+def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspection:
+    """Open an upload and say what is in it. `work` holds one model, or else a data set."""
+    with settled(work):
+        work.observer.stage("validate")
+        if work.dataset is not None:
+            return inspect_dataset(work.dataset)
+        (file,) = work.models.values()
+        architecture = plain(spec.architecture)
+        inspection = inspect_weights(file) if architecture is None and file.architecture is None else None
+        if inspection is None:
+            loaded = load_model(file, architecture)
+            inspection = inspect_model(loaded, guess_example_inputs(loaded))
+        return inspection.model_copy(update={"sandbox": work.sandbox})

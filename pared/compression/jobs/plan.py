@@ -1,0 +1,198 @@
+"""The dry run of a prune job: what it will do, by the same code, without training anything or keeping a result."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling.interpreter import storage_key
+from pared.compression.jobs.goals import SizeSearch, frontier
+from pared.compression.jobs.prune import prepared
+from pared.compression.jobs.pruning_steps import Given, Pruning
+from pared.compression.jobs.stages import Stages, settled
+from pared.compression.loading import LoadedModel
+from pared.compression.measuring.measure import count_macs, count_parameters
+from pared.compression.names import tied_names
+from pared.compression.pruning.channels import step_amounts
+from pared.compression.report.parts import layer_reports, rows_of, sizes, successor
+from pared.compression.report.verdict import missing_formats, not_written, plan_verdict
+from pared.compression.work import Work
+from pared.reports import Plan, PlannedFile, PlannedLayer, Size
+from pared.specs import PHYSICAL, PlanSpec
+
+
+def plan(spec: PlanSpec, work: Work) -> Plan:
+    """What a prune job will do: what goes of each layer and what cannot, and how large each file will be.
+
+    It is chosen and removed as the job does it, with the same seeds and data. Quality is left out, for only training
+    tells it; what else training can still change is marked.
+
+    Raises:
+        NothingToPrune: nothing can go.
+        ParedError: whatever else the job would fail with before it trains.
+    """
+    with settled(work):
+        stages = Stages(work.observer)
+        given, skipped = prepared(spec.job, work, stages)
+        search = None if spec.job.target is None else SizeSearch(given)
+        formats = given.formats
+        goal = None
+        with tempfile.TemporaryDirectory() as folder:
+            while True:
+                state = _pruned(_untrained(given), search)
+                stages.enter("export")
+                written = formats.write(state.loaded, Path(folder))
+                files, first = sizes(written.paths), written.model(formats.asked[0])
+                after = _size(given, state.loaded, files[successor(given.original.format, written.paths).name])
+                if state.masks is not None and given.retrain is not None:
+                    # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
+                    after.nonzero_parameters = after.parameters - state.masks.pruned()
+                if search is None:
+                    break
+                goal = search.foreseen(after, None if first is None else files[first.name])
+                if not search.goes_on(goal):
+                    break
+        before = _size(given, given.original, work.models["model"].path.stat().st_size)
+        doubts = _doubts(given, state.loaded.module, files)
+        verdict = plan_verdict(spec.job.granularity, before, after) + not_written(written.failed)
+        return Plan(
+            verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
+            amount=step_amounts(state.given.spec)[-1].default,
+            round_to=state.given.spec.round_to,
+            goal=goal,
+            exact=_layers_hold(given),
+            before=before,
+            after=after,
+            failed_outputs=written.failed,
+            files={name: PlannedFile(size_bytes=size, exact=name not in doubts) for name, size in files.items()},
+            layers=list(_layers(state)),
+            frontier=[] if search is None else frontier(search),
+            notes=_notes(given, doubts),
+            warnings=[
+                *given.original.warnings,
+                *([] if given.data is None else given.data.warnings),
+                *skipped,
+                *state.warnings(),
+                *missing_formats(written.failed),
+            ],
+        )
+
+
+def _untrained(given: Given) -> Given:
+    """The same job where nothing trains: what would go while training runs goes at once."""
+    spec = given.spec.model_copy(update={"schedule": "one_shot"}) if given.spec.ramps else given.spec
+    return replace(given, spec=spec, retrain=None)
+
+
+def _pruned(given: Given, search: SizeSearch | None) -> Pruning:
+    """The model without what the spec removes, or without what the search finds."""
+    given.stages.enter("compress")
+    if search is not None:
+        search.look()
+    state = Pruning(given) if search is None else search.start(given)
+    state.run(None, lambda _: None)
+    return state
+
+
+def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> Size:
+    parameters, nonzero = count_parameters(loaded.module)
+    macs = count_macs(loaded.module, given.example)
+    return Size(parameters=parameters, nonzero_parameters=nonzero, macs=macs, file_bytes=file_bytes)
+
+
+def _layers(state: Pruning) -> Iterator[PlannedLayer]:
+    """Each weight tensor of two or more dimensions, as the report of the job will list them."""
+    before = state.given.original.module
+    names_of, kept = tied_names(before), {} if state.masks is None else state.masks.kept
+    zeroed = {
+        row: next((int((~kept[alias]).sum()) for alias in names_of[name] if alias in kept), 0)
+        for name, row in rows_of(before).items()
+    }
+    for layer in layer_reports(before, state.loaded.module, state.removed, state.reasons, state.output_dims):
+        yield PlannedLayer(
+            name=layer.name,
+            shape_before=layer.shape_before,
+            shape_after=layer.shape_after,
+            removed_units=len(layer.removed_units or []),
+            zeroed_weights=zeroed[layer.name],
+            reason=layer.reason,
+        )
+
+
+# -- what retraining changes ----------------------------------------------------------------------
+
+
+def _chooses_again(given: Given) -> bool:
+    """Whether more goes after, or while, training has changed the weights that the choice is made by."""
+    return given.retrain is not None and (given.spec.schedule != "one_shot" or bool(given.spec.stages))
+
+
+def _packs_again(given: Given) -> bool:
+    """Whether the amount is that for the bytes of a packed file, which training changes."""
+    target, outputs = given.spec.target, given.spec.outputs or []
+    return given.retrain is not None and target is not None and bool(target.file_bytes) and outputs[:1] == ["packed"]
+
+
+def _layers_hold(given: Given) -> bool:
+    """Whether each layer loses just as much: all does that is chosen now, or is a fixed number of each layer.
+
+    Blocks at the edges of a layer are smaller, so that a number of blocks is no fixed number of weights.
+    """
+    if _packs_again(given):
+        return False
+    return not _chooses_again(given) or (given.spec.scope == "layer" and given.spec.granularity != "block")
+
+
+def _shapes_hold(given: Given) -> bool:
+    return given.spec.granularity not in PHYSICAL or _layers_hold(given)
+
+
+def _doubts(given: Given, smaller: nn.Module, files: Mapping[str, int]) -> dict[str, str]:
+    """File -> why it may have other bytes than these."""
+    if given.retrain is None:
+        return {}
+    if not _shapes_hold(given):
+        return dict.fromkeys(files, "its layers may have other shapes")
+    doubts = {"model.packed": "it codes the weights, which retraining changes"}
+    if "model.onnx" in files and _has_twins(smaller):
+        doubts["model.onnx"] = "ONNX keeps equal tensors once, and the model has some that retraining makes different"
+    return {name: why for name, why in doubts.items() if name in files}
+
+
+def _has_twins(module: nn.Module) -> bool:
+    """Whether two tensors of a module, such as untrained norms, hold the same values."""
+    stored = {storage_key(tensor): tensor for tensor in module.state_dict().values() if tensor.dim()}
+    return len({(tensor.shape, _digest(tensor)) for tensor in stored.values()}) < len(stored)
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).digest()
+
+
+def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
+    """Which figures may come out otherwise, and why."""
+    notes = []
+    if _packs_again(given):
+        notes.append("The amount is about right: retraining changes how well the weights pack.")
+    elif not _shapes_hold(given):
+        notes.append(
+            f"Later steps choose {given.spec.granularity.replace('_', ' ')}s of all layers together, by weights that "
+            "retraining changes: what each layer loses, and with it parameters, multiply-adds and bytes, may come out "
+            "a little otherwise. In one step all of it is exact."
+        )
+    elif not _layers_hold(given):
+        notes.append(
+            "Weights are chosen while retraining changes them: how many of each layer go may come out a little "
+            "otherwise."
+        )
+    if given.spec.target is not None and (_packs_again(given) or not _shapes_hold(given)):
+        notes.append("Where the result misses the goal by that, the job goes on with less left.")
+    if _shapes_hold(given):
+        notes += [f"The bytes of {name} are about so many: {why}." for name, why in doubts.items()]
+    return notes

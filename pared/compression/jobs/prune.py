@@ -1,0 +1,220 @@
+"""The method of a prune job, from upload to report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.data import Data, check_fits
+from pared.compression.export.formats import Formats
+from pared.compression.export.writers import usual_outputs
+from pared.compression.jobs.goals import frontier, judge, search_for, write_frontier
+from pared.compression.jobs.pruning_steps import Given, Pruning
+from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
+from pared.compression.loading import (
+    LoadedModel,
+    confirmed,
+    example_from_specs,
+    guess_example_inputs,
+    load_model,
+)
+from pared.compression.measuring.measure import (
+    batch_of,
+    compare,
+    count_bytes,
+    own_failures,
+)
+from pared.compression.names import unmatched_patterns, weight_layers
+from pared.compression.pruning.channels import step_amounts
+from pared.compression.report.parts import (
+    layer_reports,
+    measure_both,
+    publish,
+    reproduce,
+    sizes,
+    softmax_warning,
+    split_warning,
+    unanswered_warning,
+)
+from pared.compression.report.verdict import kept_as_before, missing_formats, not_written, prune_verdict, warnings_of
+from pared.compression.training.loop import trainable
+from pared.compression.work import Work
+from pared.errors import ModelFailed, ValidationError
+from pared.reports import (
+    Report,
+)
+from pared.specs import PruneSpec, Retrain
+
+
+def prune(spec: PruneSpec, work: Work) -> Report:
+    """Remove weights or channels, retrain, measure against the upload, and export.
+
+    A target is searched for first. A resumed job goes on in the step and epoch of its newest checkpoint.
+    """
+    return pruned(spec, work)[0]
+
+
+def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
+    """`prune`, with the model itself."""
+    with settled(work):
+        stages = Stages(work.observer)
+        given, skipped = prepared(spec, work, stages)
+        original, example, data = given.original, given.example, given.data
+        upload_bytes = beside(lambda: count_bytes(work.models["model"].path))  # compressing it takes seconds
+
+        stages.enter("baseline")
+        baseline = None if data is None else assessed(original.module, data, spec, work, stages)
+        given = replace(given, baseline=baseline)
+
+        search = None if spec.target is None else search_for(given)
+        checkpoint = work.observer.resume()
+        if checkpoint is not None:
+            given.formats.have_been_tried()
+        goal = None
+        while True:
+            if search is None:
+                state = Pruning(given)
+                state.run(checkpoint, work.observer.checkpoint)
+            else:
+                state = search.run(checkpoint, work.observer.checkpoint)
+            smaller = state.loaded
+            stages.enter("evaluate")
+            final = None if data is None else assessed(smaller.module, data, spec, work, stages, upload=baseline)
+            of_upload = upload_bytes()  # nothing else is to run while latency is measured
+            measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
+            stages.enter("export")
+            written = given.formats.write(smaller, work.directory)
+            before, after = measured.with_files(of_upload, written.paths, baseline, final)
+            if search is None:
+                break
+            goal = judge(given, search, before, after, written.model(given.formats.asked[0]))
+            if not search.goes_on(goal):
+                break
+            checkpoint = None
+
+        points = [] if search is None else frontier(search)
+        if points:
+            write_frontier(points, work.directory)
+        comparison = None if baseline is None or final is None else compare(baseline, final)
+        layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
+        verdict = prune_verdict(spec.granularity, before, after, comparison) + not_written(written.failed)
+        report = Report(
+            type="prune",
+            verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
+            goal=goal,
+            before=before,
+            after=after,
+            before_retraining=state.before_retraining,
+            comparison=comparison,
+            layers=layers,
+            removed=state.removed,
+            history=state.history,
+            best_epoch=state.best_epoch,
+            frontier=points,
+            seconds=stages.finish(),
+            failed_outputs=written.failed,
+            warnings=[
+                *original.warnings,
+                *([] if data is None else data.warnings),
+                *split_warning(data),
+                *skipped,
+                *kept_as_before(_last_training(state.given.spec), state.best_epoch),
+                *state.warnings(),
+                *softmax_warning(baseline),
+                *unanswered_warning(baseline),
+                *measured.warnings,
+                *work.notes,
+                *warnings_of(spec.granularity, before, after, layers, sizes(written.paths)),
+                *missing_formats(written.failed),
+            ],
+            sandbox=work.sandbox,
+            reproduce=reproduce(spec, work, written.paths, given.retrain),
+        )
+        publish(report, work)
+        return report, smaller
+
+
+def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[str]]:
+    """What a job starts from, and why there is no retraining, where it was asked for and cannot be done."""
+    stages.enter("validate")
+    original = load_model(work.models["model"], plain(spec.architecture))
+    _check_patterns(spec, original.module)
+    data = data_of(spec, work)
+    example = _example(spec, original, data)
+    original = confirmed(original, example)
+    retrain, skipped = _retraining(spec, original, data)
+    outputs = spec.outputs or usual_outputs(original)
+    formats = Formats(outputs, example, log=work.observer.log, tick=stages.beat)
+    return Given(spec, work, stages, original, example, data, retrain, formats), skipped
+
+
+def _batch_sizes(spec: PruneSpec) -> list[int]:
+    """Where latency is measured: also at the batch that a target names."""
+    named = set() if spec.target is None or spec.target.latency is None else {spec.target.latency_batch_size}
+    return sorted({1, 32} | named)
+
+
+def _last_training(spec: PruneSpec) -> str:
+    return "retraining" if len(step_amounts(spec)) == 1 else "retraining after the last step"
+
+
+def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tuple[Retrain | None, list[str]]:
+    """The retraining to do, if any, and why not, where it was asked for and cannot be done."""
+    if data is None or spec.retrain is None or spec.retrain.epochs == 0:
+        return None, []
+    if not trainable(original.module):
+        if spec.ramps:
+            text = (
+                "cubic removes weights while training runs, and every weight of this file is marked as not to be "
+                "trained (requires_grad=False): save the model with its weights unfrozen, or prune one_shot"
+            )
+            raise ValidationError(text, errors=[{"pointer": "/schedule", "detail": text}])
+        why = (
+            "There was no retraining: every weight of this file is marked as not to be trained (requires_grad=False). "
+            "Save the model with its weights unfrozen to have it retrained."
+        )
+        return None, [why]
+    return spec.retrain, []
+
+
+def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[Tensor, ...]:
+    """A few inputs of the model: from the data, from the spec, or guessed."""
+    if data is not None:
+        check_fits(loaded, data)
+        return data.example(EXAMPLE_BATCH)
+    if spec.example_inputs:
+        example = example_from_specs(spec.example_inputs)
+        example = example if len(example[0]) > 1 else batch_of(example, EXAMPLE_BATCH)
+        _check_runs(loaded.module, example)
+        return example
+    guessed = guess_example_inputs(loaded)
+    if guessed is None:
+        text = (
+            "The shape of the model's inputs could not be guessed. Name a data set, or give `example_inputs` such as "
+            '[{"shape": [2, 3, 32, 32]}].'
+        )
+        raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
+    return guessed
+
+
+def _check_patterns(spec: PruneSpec, module: nn.Module) -> None:
+    """Raises ValidationError for a pattern that matches no layer: what it was meant for would be missed."""
+    for field, patterns in {"include": spec.include, "exclude": spec.exclude, "amounts": list(spec.amounts)}.items():
+        idle = unmatched_patterns(module, patterns)
+        if idle and weight_layers(module):
+            names = list(dict.fromkeys(weight_layers(module).values()))
+            text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {', '.join(names[:20])}."
+            raise ValidationError(text, errors=[{"pointer": f"/{field}", "detail": text}])
+
+
+def _check_runs(module: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """Raises ValidationError unless the model takes the inputs that the spec describes."""
+    try:
+        with torch.no_grad(), own_failures():
+            module(*example)
+    except ModelFailed as error:
+        shapes = " and ".join(str(list(tensor.shape)) for tensor in example)
+        text = f"The model does not run on inputs of the shape {shapes}. {error.detail}"
+        raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}]) from error

@@ -1,0 +1,480 @@
+"""A model on its way through the steps of a pruning schedule, and all that a checkpoint must hold of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling import BiasCorrection, find_bias_correction, input_norms, lost_inputs
+from pared.compression.data import Data
+from pared.compression.devices.placement import CPU, device_of, place
+from pared.compression.distillation.distill import Lesson, lesson
+from pared.compression.export.formats import Formats
+from pared.compression.jobs.stages import Stages, assessed
+from pared.compression.loading import LoadedModel
+from pared.compression.measuring.finite import hold_finite_on_example
+from pared.compression.measuring.measure import Assessment
+from pared.compression.names import Amounts, matching, tensors, tied_names, weight_layers
+from pared.compression.pruning.channels import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
+from pared.compression.pruning.criteria import GRADIENT_CRITERIA, Evidence
+from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
+from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
+from pared.compression.quantization.shared_values import SharedValues, share_values
+from pared.compression.report.parts import Removed
+from pared.compression.report.verdict import some
+from pared.compression.training.loop import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.work import Work
+from pared.errors import NothingToPrune
+from pared.reports import EpochRecord, Quality
+from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
+
+_THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
+
+Keep = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a prune job starts from. `retrain` is None where there is nothing to retrain with, or on."""
+
+    spec: PruneSpec
+    work: Work
+    stages: Stages
+    original: LoadedModel
+    example: tuple[Tensor, ...]
+    data: Data | None
+    retrain: Retrain | None
+    formats: Formats
+    baseline: Assessment | None = None
+    """The upload, scored, where there is data."""
+
+    def of(self, spec: PruneSpec) -> Given:
+        """The same for a spec that a target has led to."""
+        return replace(self, spec=spec)
+
+
+def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """What every way of choosing is told.
+
+    Args:
+        slopes: of the training that runs, where they are known, instead of gradients of some samples.
+    """
+    spec, data, device = given.spec, given.data, given.work.device
+    evidence = None
+    if data is not None:
+        seed = seed_of(spec.seed, "evidence", step)
+
+        def input_norms_of_some() -> Mapping[str, Tensor]:
+            return input_norms(_on_cpu(module), inputs_of_some())
+
+        def inputs_of_some() -> list[Sequence[Tensor]]:
+            return [inputs for inputs, _ in some_batches(data, seed)]
+
+        def gradients() -> Iterable[Mapping[str, Tensor]]:
+            if slopes is not None:
+                return [slopes]
+            return loss_gradients(module, data, spec.task, seed=seed, device=device)
+
+        evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
+    return {
+        "criterion": spec.criterion,
+        "include": spec.include,
+        "exclude": spec.exclude,
+        "evidence": evidence,
+        "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
+    }
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """The module, or a copy on the CPU of one that is being trained elsewhere."""
+    if device_of(module) == CPU:
+        return module
+    module = copied(module)
+    place(module, CPU)
+    return module
+
+
+def removable_channels(
+    given: Given, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, gone: int = 0
+) -> RemovableChannels:
+    """The channels or heads that can go, of a model that `gone` of the `upload_units` are gone from already."""
+    return RemovableChannels(
+        loaded,
+        given.example,
+        scope=given.spec.scope,
+        heads_alone=given.spec.granularity == "head",
+        upload_units=upload_units,
+        gone=gone,
+        **choice(given, loaded.module, step),
+    )
+
+
+def prunable_weights(
+    given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None
+) -> PrunableWeights:
+    """The single weights, or the blocks, that can go. `slopes`: as `choice` takes them."""
+    spec = given.spec
+    block = spec.block if spec.granularity == "block" else (1, 1)
+    how = choice(given, module, step, slopes) | _of_folded(given.original)
+    return PrunableWeights(module, scope=spec.scope, block=block, **how)
+
+
+def _of_folded(original: LoadedModel) -> dict[str, Any]:
+    """What the choice of single weights is told of weights that the upload computes: of those folded, and of others."""
+    return {"left_out": original.left_out, "held": zeros_held(original.module, original.sparse)}
+
+
+class Pruning:
+    """Takes a copy of the original through all steps of the schedule; `loaded` is how far it has come."""
+
+    def __init__(self, given: Given, channels: RemovableChannels | None = None) -> None:
+        """Args: channels: those of the original, where they have been looked for already."""
+        self.given = given
+        self._channels = channels
+        self.loaded = replace(given.original, module=copied(given.original.module))
+        self.masks: Masks | None = None
+        self.removed: Removed = {}
+        self.reasons: dict[str, str] = {}
+        self.output_dims: dict[str, int] = {}
+        self.units: dict[str, int] = {}  # channels of each group that could be chosen from at the start
+        self.gone = 0
+        self.before_retraining: Quality | None = None
+        self.history: list[EpochRecord] = []
+        self.best_epoch: int | None = None
+        self._notes: list[str] = []
+        self._corrections: list[BiasCorrection] = []
+        self._taught: Lesson | None = None
+
+    def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
+        """Go through the steps, from where a checkpoint was made on.
+
+        Raises:
+            NothingToPrune: no step removes anything.
+            ExportFailed: it would be trained, and can then be written in no format that the job asks for.
+            NotFinite: what is left answers NaN or infinity where the upload does not.
+        """
+        spec, work, stages = self.given.spec, self.given.work, self.given.stages
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        amounts = step_amounts(spec)
+        parts = len(amounts) + (spec.quantize is not None)
+        for step, amount in enumerate(amounts):
+            if checkpoint is not None and step < checkpoint["step"]:
+                continue
+            resumed = checkpoint["fit"] if checkpoint is not None and step == checkpoint["step"] else None
+            if resumed is None and not spec.ramps:
+                stages.enter("compress")
+                if not self._remove(step, amount, last=step == len(amounts) - 1):
+                    of = f"step {step + 1} of {len(amounts)}"
+                    work.observer.log(f"{of} is less than one {self._unit}, and is left to a later one")
+                    continue
+                self._hold_finite()  # before a training that could only diverge
+                work.observer.log(self._progress_line(step, len(amounts)))
+                if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
+                    upload = self.given.baseline
+                    found = assessed(self.loaded.module, self.given.data, spec, work, stages, upload=upload)
+                    self.before_retraining = found.quality
+            if self.given.data is not None and self.given.retrain is not None:
+                self.given.formats.try_out(self.loaded)
+                stages.enter("retrain")
+                ramp = self._ramp(step, self._begin(step, amounts), amount) if spec.ramps else None
+                phase = "retrain" if len(amounts) == 1 else f"retrain {step + 1}"
+                self._fit(self.given.retrain, self.given.data, phase, (step, parts), self.masks, ramp, resumed, keep)
+                if ramp is not None:
+                    work.observer.log(self._progress_line(step, len(amounts)))
+        place(self.loaded.module.eval(), CPU)
+        if self.masks is not None:
+            self.masks.apply(self.loaded.module)
+        if spec.quantize is not None:
+            resumed = checkpoint["fit"] if checkpoint is not None and checkpoint["step"] == len(amounts) else None
+            self._share_values(spec.quantize, len(amounts), resumed, keep)
+        self._hold_finite()
+
+    def _hold_finite(self) -> None:
+        hold_finite_on_example(self.given.original.module, self.loaded.module, self.given.example)
+
+    # -- removing -------------------------------------------------------------------------------
+
+    def _remove(self, step: int, amount: Amounts, *, last: bool) -> bool:
+        """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
+        spec = self.given.spec
+        module = self.loaded.module.eval()
+        place(module, CPU)
+        if spec.granularity not in PHYSICAL:
+            self._take_up(self._masks(module, step, amount))
+            masks = self._masks_of_now()
+            correction = self._correction(masks.lost(module))
+            masks.apply(module)
+            correction.apply(module)
+            return True
+        try:
+            if spec.granularity == "residual_block":
+                self._remove_residual_blocks(module, step, amount)
+                return True
+            channels = self._channels if step == 0 else None
+            channels = channels or removable_channels(self.given, self.loaded, step, self.units or None, self.gone)
+            removal = channels.removal(amount, spec.round_to or 1)
+        except NothingToPrune:
+            if last and not self.gone:
+                raise
+            return False
+        self.output_dims = self.output_dims or removal.output_dims
+        self.units = self.units or removal.units
+        self.gone += removal.removed_units
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.given.original.module.state_dict().items()}
+        self.removed = compose_removed(self.removed, removal.removed, shapes)
+        self.reasons = removal.reasons | self.reasons
+        self._correction(lost_inputs(module, removal.removed, removal.output_dims)).apply(
+            removal.loaded.module, removal.removed
+        )
+        self.loaded = removal.loaded
+        return True
+
+    def _correction(self, lost: Mapping[str, Tensor]) -> BiasCorrection:
+        """What makes up for lost weights without data; with data, that is for retraining to do."""
+        if self.given.data is not None:
+            return BiasCorrection({}, set(), set())
+        self._corrections.append(find_bias_correction(self.loaded.module, self.given.example, lost))
+        return self._corrections[-1]
+
+    def _remove_residual_blocks(self, module: nn.Module, step: int, amount: Amounts) -> None:
+        given = self.given
+        removal = remove_blocks(
+            given.original, module, given.example, amount=amount, removed=self.removed, **choice(given, module, step)
+        )
+        self.units = self.units or removal.units
+        self.gone += removal.removed_units
+        self.removed = removal.removed
+        self.reasons = removal.reasons | self.reasons
+        self.loaded = removal.loaded
+
+    def _masks(
+        self,
+        module: nn.Module,
+        step: int,
+        amount: Amounts,
+        regrow: float = 0.0,
+        slopes: Mapping[str, Tensor] | None = None,
+    ) -> Masks:
+        """Which weights of a module live when this much is gone."""
+        spec = self.given.spec
+        if spec.granularity == "n:m":
+            n, m = spec.n_m
+            how = choice(self.given, module, step, slopes) | _of_folded(self.given.original)
+            return n_m_masks(module, n=n, m=m, **how)
+        return prunable_weights(self.given, module, step, slopes).masks(amount, regrow)
+
+    def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
+        """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
+        if step:
+            return amounts[step - 1].default
+        spec, original = self.given.spec, self.given.original
+        patterns = {"include": spec.include, "exclude": spec.exclude}
+        return zero_share(original.module, scope=spec.scope, **patterns, left_out=original.left_out)
+
+    def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
+        """The masks of one stage, from the share that is gone when it begins to its own amounts."""
+        spec = self.given.spec
+
+        def masks(module: nn.Module, progress: float, slopes: Mapping[str, Tensor] | None) -> Masks:
+            amount = end.each(lambda share: cubic(min(begin, share), share, progress))
+            return self._masks(module, step, amount, spec.regrow * (1 - progress), slopes)
+
+        # Some samples' gradients, taken in each renewal, say less: of a trained model they are near zero but for a few.
+        trains_all = all(parameter.requires_grad for parameter in self.loaded.module.parameters())
+        return Ramp(masks, spec.ramp, by_slopes=spec.criterion in GRADIENT_CRITERIA and trains_all)
+
+    def _take_up(self, masks: Masks) -> None:
+        module = self.loaded.module
+        self.masks = masks
+        layers, names_of = weight_layers(module), tied_names(module)
+        spec, left_out = self.given.spec, self.given.original.left_out
+        chosen = masks.kept.keys() & matching(module, spec.include, spec.exclude).keys()
+        covered = {layers[alias] for name in chosen for alias in names_of[name] if alias in layers}
+        told = dict.fromkeys(layers.values(), "left out by include/exclude") | left_out
+        self.reasons = {layer: told[layer] for layer in layers.values() if layer not in covered}
+
+    def _masks_of_now(self) -> Masks:
+        assert self.masks is not None  # noqa: S101 - the caller has just set them
+        return self.masks
+
+    # -- retraining -----------------------------------------------------------------------------
+
+    def _fit(
+        self,
+        retrain: Retrain,
+        data: Data,
+        phase: str,
+        part: tuple[int, int],
+        held: Held | None,
+        ramp: Ramp | None,
+        resumed: dict[str, Any] | None,
+        keep: Keep,
+    ) -> None:
+        """Retrain after one step, or through a ramp. `part`: which of how many trainings it is."""
+        spec, work, step = self.given.spec, self.given.work, part[0]
+        earlier = list(self.history)
+
+        def keep_all(state: dict[str, Any]) -> None:
+            quality = self.before_retraining
+            keep(
+                {
+                    "step": step,
+                    "removed": self.removed,
+                    "reasons": self.reasons,
+                    "output_dims": self.output_dims,
+                    "units": self.units,
+                    "gone": self.gone,
+                    "masks": None if self.masks is None else self.masks.state(),
+                    "before_retraining": None if quality is None else quality.model_dump(),
+                    "history": [record.model_dump() for record in earlier],
+                    "fit": state,
+                }
+            )
+
+        taught = self._taught = self._taught or self._lesson(retrain, data)
+        if held is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
+            held = Masks(zeros)
+        found = fit(
+            self.loaded.module,
+            taught.data,
+            retrain,
+            taught.loss,
+            task=spec.task,
+            seed=seed_of(spec.seed, "retrain", step),
+            phase=phase,
+            masks=held,
+            ramp=ramp,
+            device=work.device,
+            record=work.record_steps,
+            observer=work.observer,
+            span=self.given.stages.span(*part),
+            keep=keep_all,
+            resume=resumed,
+        )
+        self.history = earlier + found.history
+        self.best_epoch = found.best_epoch
+        self._notes = list(dict.fromkeys([*self._notes, *found.warnings]))
+        if isinstance(found.masks, Masks) and spec.granularity not in PHYSICAL:
+            self._take_up(Masks.from_state({name: kept.cpu() for name, kept in found.masks.state().items()}))
+
+    def _share_values(self, quantize: Quantize, step: int, resumed: dict[str, Any] | None, keep: Keep) -> None:
+        """Let weights share values, and train these."""
+        spec, given, module = self.given.spec, self.given, self.loaded.module
+        shared = SharedValues({}, {})  # a checkpoint brings its own
+        if resumed is None:
+            given.stages.enter("compress")
+            patterns = {"include": spec.include, "exclude": spec.exclude}
+            shared = share_values(module, quantize.bits, **patterns, kept=self.masks, biases=True)
+            shared.apply(module)
+            given.work.observer.log(f"weights share at most {1 << quantize.bits} values a tensor")
+        if given.data is not None and given.retrain is not None and quantize.epochs:
+            given.stages.enter("retrain")
+            rate = quantize.lr or given.retrain.lr / 10
+            training = given.retrain.model_copy(update={"epochs": quantize.epochs, "lr": rate})
+            self._fit(training, given.data, "shared values", (step, step + 1), shared, None, resumed, keep)
+            place(self.loaded.module.eval(), CPU)
+
+    def _lesson(self, retrain: Retrain, data: Data) -> Lesson:
+        """What retraining learns from: the labels, or the answers of the model as it came."""
+        spec, teacher = self.given.spec, self.given.original.module
+        if retrain.teach is None:
+            return Lesson(data, learn_labels(spec.task), None)
+        found = lesson(
+            retrain.teach,
+            teacher,
+            self.loaded.module,
+            data,
+            self.given.example,
+            task=spec.task,
+            seed=spec.seed,
+            device=self.given.work.device,
+        )
+        place(teacher, CPU)
+        return found
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what an earlier attempt had reached; weights and masks come with the training state."""
+        self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
+        self.output_dims = checkpoint["output_dims"]
+        self.units, self.gone = checkpoint["units"], checkpoint["gone"]
+        if self.given.spec.granularity == "residual_block":
+            self.loaded = apply_block_removal(self.given.original, self.given.example, self.removed)
+        else:
+            self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+        if checkpoint["masks"] is not None:
+            self._take_up(Masks.from_state(checkpoint["masks"]))
+        if checkpoint["before_retraining"] is not None:
+            self.before_retraining = Quality.model_validate(checkpoint["before_retraining"])
+        self.history = [EpochRecord.model_validate(record) for record in checkpoint["history"]]
+
+    # -- telling --------------------------------------------------------------------------------
+
+    @property
+    def _unit(self) -> str:
+        """What is removed, in words."""
+        return self.given.spec.granularity.replace("_", " ")
+
+    def _progress_line(self, step: int, steps: int) -> str:
+        of = f"step {step + 1} of {steps}: " if steps > 1 else ""
+        if self.masks is not None:
+            return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
+        return f"{of}{self.gone} of {sum(self.units.values())} removable {self._unit}s are gone"
+
+    def warnings(self) -> list[str]:
+        """Where the outcome is not what the spec seems to ask for."""
+        spec, notes = self.given.spec, [*self._corrected(), *self._notes]
+        if spec.granularity in PHYSICAL:
+            asked = step_amounts(spec)[-1]
+            wanted = sum(round(asked.default * units) for units in self.units.values())
+            if spec.scope == "global":
+                wanted = round(asked.default * sum(self.units.values()))
+            if self.gone < wanted and not spec.amounts and not spec.round_to:
+                least = "" if spec.granularity == "residual_block" else "each group of layers keeps at least one, and "
+                notes.append(
+                    f"{self.gone} of {sum(self.units.values())} removable {self._unit}s went, where an amount of "
+                    f"{asked.default:g} asks for {wanted}: {least}one whose removal did not hold keeps all. "
+                    "The layers' own lines say which."
+                )
+            if spec.scope == "global" and (thin := self._thin()):
+                notes.append(
+                    f"Little is left of {', '.join(thin)}. The scope `layer` takes the same share of each layer; "
+                    "`exclude` keeps a layer whole."
+                )
+        elif self.masks is not None and self.given.retrain is not None:
+            weights = tensors(self.given.original.module)
+            revived = sum(int(((weights[name] == 0) & kept).sum()) for name, kept in self.masks.kept.items())
+            if revived:
+                notes.append(
+                    f"{revived:,} weights beyond this amount were zero in the upload already, and were free to change "
+                    "in retraining. Give a larger amount to keep them at zero."
+                )
+        return notes
+
+    def _corrected(self) -> list[str]:
+        """What was done in the place of retraining."""
+        layers = sorted(set().union(*(correction.corrected for correction in self._corrections)))
+        unknown = sorted(set().union(*(correction.unknown for correction in self._corrections)) - set(layers))
+        if not layers:
+            return []
+        note = (
+            "Without data nothing was retrained, but biases and batch norms took up what the removed parts gave on "
+            f"average, as far as the upload's batch norms tell it, for {some(layers)}."
+        )
+        return [f"{note} For {some(unknown)} that average is not known." if unknown else note]
+
+    def _thin(self) -> list[str]:
+        """The layers that are left with less than a tenth of their channels."""
+        module = self.given.original.module
+        weights, layers = tensors(module), weight_layers(module)
+        told = {}
+        for name, dim in self.output_dims.items():
+            size = weights[name].shape[dim]
+            left = size - len(self.removed.get(name, {}).get(str(dim), []))
+            if left < _THIN * size:
+                told[layers[name]] = f"{left} of {size}"
+        return [f"{layer} ({left} channels)" for layer, left in told.items()]

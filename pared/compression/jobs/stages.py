@@ -1,0 +1,156 @@
+"""What every method does: settle what the process has set, say which stage runs, load data, assess a model."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from pared.compression.data import Data, load_dataset
+from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.precision import float32_products
+from pared.compression.measuring.measure import Assessment, assess
+from pared.compression.work import Observer, Stage, Work
+from pared.specs import DistillSpec, PruneSpec, Spec
+
+T = TypeVar("T")
+
+EXAMPLE_BATCH = 4  # more than one, so that nothing hides in a dimension of size 1
+
+# Where each stage of a job begins, as a share of the whole; training is most of the work.
+_BEGINS: dict[Stage, float] = {
+    "validate": 0.0,
+    "baseline": 0.02,
+    "compress": 0.06,
+    "retrain": 0.1,
+    "evaluate": 0.9,
+    "export": 0.97,
+}
+
+
+@contextmanager
+def settled(work: Work) -> Iterator[None]:
+    """Same spec, same seed, same machine: same bits. What the process had set before comes back afterwards."""
+    threads, python_state, numpy_state = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(max(work.threads, 1))
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        with torch.random.fork_rng(), float32_products("exact"):
+            torch.manual_seed(0)
+            if torch.device(work.device).type == "cuda":
+                beside(lambda: _load_libraries(work.device))
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark = flags
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _load_libraries(device: str) -> None:
+    """Those of a card take about a second to load at their first use: let that be while files are read."""
+    image, weight = torch.ones(2, 8, 8, 8, device=device), torch.ones(8, 8, 3, 3, device=device, requires_grad=True)
+    for precision in (torch.float32, torch.bfloat16):
+        output = torch.nn.functional.conv2d(image.to(precision), weight.to(precision))
+        (output.flatten(1) @ output.flatten(1).T).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def beside(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin some work in a thread. Returns what waits for its result, and raises what it raised."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(work)
+    executor.shutdown(wait=False)
+    return future.result
+
+
+class Stages:
+    """Says which stage runs, and how long each took."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._seconds: dict[str, float] = {}
+        self._current: Stage | None = None
+        self._since = time.monotonic()
+        self._fraction = 0.0
+        self._trainings = _BEGINS["retrain"], _BEGINS["evaluate"]
+
+    def enter(self, name: Stage) -> None:
+        """The next stage begins."""
+        self._close()
+        self._current = name
+        self._fraction = max(self._fraction, _BEGINS[name])
+        self._observer.stage(name)
+        self.beat()
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self._observer.progress(self._fraction)
+
+    def span(self, part: int, parts: int) -> tuple[float, float]:
+        """Where one of several equal trainings begins and ends, as shares of the whole job."""
+        begin, end = _part(self._trainings, part, parts)
+        self._fraction = max(self._fraction, end)
+        return begin, end
+
+    def narrow(self, part: int, parts: int) -> None:
+        """The trainings that follow are those of one of several equal candidates."""
+        self._trainings = _part((_BEGINS["retrain"], _BEGINS["evaluate"]), part, parts)
+
+    def again(self) -> None:
+        """What has been done is done once more, and progress waits for it."""
+        self._trainings = self._fraction, self._fraction
+
+    def finish(self) -> dict[str, float]:
+        """Seconds of each stage of this attempt."""
+        self._close()
+        self._current = None
+        return self._seconds
+
+    def _close(self) -> None:
+        now = time.monotonic()
+        if self._current is not None:
+            self._seconds[self._current] = self._seconds.get(self._current, 0.0) + now - self._since
+        self._since = now
+
+
+def _part(whole: tuple[float, float], part: int, parts: int) -> tuple[float, float]:
+    width = (whole[1] - whole[0]) / parts
+    return whole[0] + part * width, whole[0] + (part + 1) * width
+
+
+def plain(architecture: Any) -> Any:
+    """A spec's architecture as plain data, which is what uploads carry too."""
+    return architecture.model_dump() if isinstance(architecture, Spec) else architecture
+
+
+def data_of(spec: PruneSpec | DistillSpec, work: Work) -> Data | None:
+    """The job's data set, if it names one."""
+    if work.dataset is None:
+        return None
+    return load_dataset(work.dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed)
+
+
+def assessed(
+    module: nn.Module,
+    data: Data,
+    spec: PruneSpec | DistillSpec,
+    work: Work,
+    stages: Stages,
+    *,
+    upload: Assessment | None = None,
+    role: str = "The result",
+) -> Assessment:
+    """Score a model on the validation and test splits; it ends on the CPU. `upload`, `role`: as `assess` takes them."""
+    place(module, work.device)
+    found = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
+    place(module, CPU)
+    return found

@@ -1,0 +1,22 @@
+"""From an uploaded file to a module: recognised by content, refused with a reason, opened, inspected."""
+
+from pared.compression.loading.examples import example_from_specs, guess_example_inputs
+from pared.compression.loading.folding import confirmed, folding_difference
+from pared.compression.loading.inspection import PASSED_OVER, inspect_model, inspect_weights
+from pared.compression.loading.loaded import LoadedModel
+from pared.compression.loading.opening import load_model
+from pared.compression.loading.parametrized import Folded, fold_module
+
+__all__ = [
+    "PASSED_OVER",
+    "Folded",
+    "LoadedModel",
+    "confirmed",
+    "example_from_specs",
+    "fold_module",
+    "folding_difference",
+    "guess_example_inputs",
+    "inspect_model",
+    "inspect_weights",
+    "load_model",
+]

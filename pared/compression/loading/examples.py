@@ -1,0 +1,109 @@
+"""Inputs to run a model on where no data set gives them: from specs, or guessed from the weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
+
+from pared.compression.loading.loaded import LoadedModel
+from pared.specs import TensorSpec
+
+
+def example_from_specs(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
+    """Seeded inputs of the given shapes: normal numbers, or token ids 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randint(0, 2, spec.shape, generator=generator)
+        if spec.dtype == "int64"
+        else torch.randn(spec.shape, generator=generator)
+        for spec in specs
+    )
+
+
+def guess_example_inputs(loaded: LoadedModel) -> tuple[Tensor, ...] | None:
+    """Inputs that the model accepts: as its file describes them, or guessed from its first weights and tried out.
+
+    None: nothing fitted.
+    """
+    if loaded.example is not None:
+        return loaded.example
+    count = _input_count(loaded.module)
+    if count is None:
+        return None
+    entries = list(itertools.islice(_weighted(loaded.module), 3))
+    tries: Iterator[tuple[Tensor, ...]]
+    if count == 1:
+        tries = ((one,) for batch in (2, 1) for entry in entries for one in _candidates(*entry, batch))
+    else:
+        likeliest = [one for entry in entries for one in itertools.islice(_candidates(*entry, 2), 4)]
+        tries = itertools.product(likeliest, repeat=count)
+    with torch.no_grad(), optimized_execution(False):
+        for inputs in itertools.islice(tries, 400):
+            try:
+                output = loaded.module(*inputs)
+            except Exception:  # noqa: BLE001, S112 - the model says no in its own words
+                continue
+            if isinstance(output, Tensor) and output.dim() and len(output) == len(inputs[0]):
+                return inputs
+    return None
+
+
+_IMAGE_SIDES = [32, 28, 64, 224, 16, 8, 12, 24, 20, 40, 48, 56, 96, 112, 128, 160, 192, 256]
+_LENGTHS = [128, 64, 32, 100, 256, 16, 512, 1000, 1024, 200, 50, 24, 12, 8, 187, 48, 20, 10, 40, 80]
+_TOKENS = [16, 8, 12, 32, 64, 128, 256, 4, 10, 20, 24, 48, 50, 100, 200, 512]
+
+
+def _input_count(module: nn.Module) -> int | None:
+    """How many tensors `forward` takes; None if it wants anything else."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return 1
+    needed = [one for one in module._c._get_method("forward").schema.arguments[1:] if not one.has_default_value()]
+    if not 1 <= len(needed) <= 3 or any(str(one.type) != "Tensor" for one in needed):
+        return None
+    return len(needed)
+
+
+def _candidates(kind: str, weight: Tensor, batch: int) -> Iterator[Tensor]:
+    """Inputs that a first layer of this kind could take, likeliest first."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in _input_shapes(kind, list(weight.shape)):
+        if kind == "Embedding":
+            yield torch.arange(math.prod(shape)).remainder(len(weight)).reshape(shape).repeat(batch, 1)
+        else:
+            yield torch.randn(batch, *shape, generator=generator)
+
+
+def _weighted(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for _, layer in module.named_modules():
+        kind = layer.original_name if isinstance(layer, torch.jit.ScriptModule) else type(layer).__name__
+        for _, weight in layer.named_parameters(recurse=False):
+            if weight.dim() >= 2:
+                yield str(kind), weight
+                break
+
+
+def _input_shapes(kind: str, weight: list[int]) -> Iterator[tuple[int, ...]]:
+    """Shapes of one sample."""
+    if kind == "Embedding":
+        yield from ((length,) for length in _TOKENS)
+        return
+    channels = weight[0] if kind.startswith("ConvTranspose") else weight[1]
+    if len(weight) == 2:
+        yield (channels,)
+        for planes in (1, 3):
+            side = math.isqrt(channels // planes)
+            if planes * side * side == channels:
+                yield (planes, side, side)
+        yield from ((length, channels) for length in _TOKENS)
+    elif len(weight) == 3:
+        yield from ((channels, length) for length in _LENGTHS)
+    elif len(weight) == 4:
+        others = [side for side in range(4, 65) if side not in _IMAGE_SIDES]
+        yield from ((channels, side, side) for side in [*_IMAGE_SIDES, *others])
+    elif len(weight) == 5:
+        yield from ((channels, side, side, side) for side in (16, 8, 32))

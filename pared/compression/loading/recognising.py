@@ -1,0 +1,119 @@
+"""Tells what an upload is by its content, and what else it looks like when it is no model."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from pared.compression.loading.archives import BadArchive, zip_directory
+from pared.compression.loading.loaded import SAVE_ADVICE
+from pared.compression.loading.program_files import is_program
+from pared.errors import UnsupportedModel
+
+MAX_PICKLE_BYTES = 256 * 2**20
+MAX_CODE_BYTES = 256 * 2**20
+
+Container = Literal["torchscript", "exported_program", "zip_state_dict", "legacy_state_dict", "safetensors"]
+
+
+_LOOKS_LIKE: list[tuple[int, bytes, str, str]] = [
+    (0, b"\x89HDF", "a Keras or HDF5 file", "pared opens PyTorch models. Convert it to PyTorch first."),
+    (
+        0,
+        b"GGUF",
+        "a GGUF file",
+        f"Its weights are quantized for llama.cpp. Start from the PyTorch model. {SAVE_ADVICE}",
+    ),
+    (4, b"TFL3", "a TensorFlow Lite model", "pared opens PyTorch models. Start from the PyTorch model."),
+    (
+        0,
+        b"version https://git-lfs",
+        "a Git LFS pointer",
+        "It only names the real file: run `git lfs pull`, upload that.",
+    ),
+    (0, b"PARD", "a packed file of pared", "Run `pared unpack` on it and upload what comes out."),
+    (0, b"\x93NUMPY", "a NumPy array", f"Was this meant as a data set? {SAVE_ADVICE}"),
+    (0, b"\x1f\x8b", "a gzip file", "Unpack it and upload what is inside."),
+    (0, b"BZh", "a bzip2 file", "Unpack it and upload what is inside."),
+    (0, b"\xfd7zXZ", "an xz file", "Unpack it and upload what is inside."),
+    (0, b"7z\xbc\xaf", "a 7-Zip file", "Unpack it and upload what is inside."),
+    (0, b"\x89PNG", "a PNG image", "Was this meant as a data set? Upload a zip of class folders there."),
+    (0, b"\xff\xd8\xff", "a JPEG image", "Was this meant as a data set? Upload a zip of class folders there."),
+    (0, b"%PDF", "a PDF document", SAVE_ADVICE),
+    (257, b"ustar", "a tar archive", f"Unpack it and upload the model inside. {SAVE_ADVICE}"),
+]
+
+
+def recognise(path: Path) -> Container:
+    """What the file is, by its content alone.
+
+    Raises:
+        UnsupportedModel: saying what it looks like and what to do.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise UnsupportedModel("The file is empty. Was the upload cut off, or the model not saved yet?")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK\x03\x04"):
+        return _recognise_zip(path)
+    if size > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    for offset, magic, name, advice in _LOOKS_LIKE:
+        if head[offset:].startswith(magic):
+            raise UnsupportedModel(f"This is {name}. {advice}")
+    if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
+        return "legacy_state_dict"
+    if head[:1] == b"\x08" and 1 <= head[1] <= 20 and head[2:3] in {b"\x12", b"\x1a", b"\x3a", b"\x42"}:
+        raise UnsupportedModel(
+            f"This looks like an ONNX model. pared writes ONNX but starts from the PyTorch model. {SAVE_ADVICE}"
+        )
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UnsupportedModel(
+            "This is a web page, not a model: a download link that leads to a log-in page saves such a file. "
+            "Download the model again and look at its size."
+        )
+    if text.startswith((b"{", b"[")):
+        raise UnsupportedModel(
+            f"This is JSON text. An architecture goes into `architecture`; the file is the weights. {SAVE_ADVICE}"
+        )
+    raise UnsupportedModel(
+        f"This is not a model that pared knows: it begins with {head[:8].hex(' ')}. It opens TorchScript, "
+        f"torch.export programs, state dicts and safetensors. {SAVE_ADVICE}"
+    )
+
+
+def _recognise_zip(path: Path) -> Container:
+    try:
+        entries = zip_directory(path, max_unpacked=path.stat().st_size + MAX_CODE_BYTES)
+        names = {entry.filename for entry in entries}
+        inner = {name.partition("/")[2] for name in names}
+        if "constants.pkl" in inner or "data.pkl" in inner:
+            _check_torch_archive(entries)
+            return "torchscript" if "constants.pkl" in inner else "zip_state_dict"
+        if is_program(names):
+            return "exported_program"
+    except BadArchive as error:
+        raise UnsupportedModel(f"This is a damaged or unsafe archive: {error}. Save and upload it again.") from error
+    if "model.weights.h5" in names:
+        raise UnsupportedModel("This is a Keras model. pared opens PyTorch models: convert it to PyTorch first.")
+    if any(name.endswith(".npy") for name in names):
+        raise UnsupportedModel(f"This is a NumPy archive (.npz): upload it as a data set. {SAVE_ADVICE}")
+    if "MAR-INF/MANIFEST.json" in names:
+        raise UnsupportedModel("This is a TorchServe archive (.mar). Unpack it and upload the model file inside.")
+    held = ", ".join(sorted(names)[:5])[:300]
+    raise UnsupportedModel(f"This is a zip archive without a PyTorch model in it (it holds {held}). {SAVE_ADVICE}")
+
+
+def _check_torch_archive(entries: list[zipfile.ZipInfo]) -> None:
+    """torch stores everything in one folder, and compresses nothing but code."""
+    if len({entry.filename.partition("/")[0] for entry in entries}) != 1:
+        raise BadArchive("its entries do not lie in one folder")
+    for entry in entries:
+        inner = entry.filename.partition("/")[2]
+        if entry.compress_type != zipfile.ZIP_STORED and not inner.startswith("code/"):
+            raise BadArchive(f"its entry {inner[:100]!r} is compressed, which torch never does")
+        if inner.endswith("pkl") and entry.file_size > MAX_PICKLE_BYTES:
+            raise BadArchive(f"its pickle {inner[:100]!r} has {entry.file_size:,} bytes")

@@ -1,0 +1,203 @@
+"""Opens TorchScript, and finds out from its graph how it was made and what that forbids."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pared.compression.devices.placement import CPU, foreign_devices, place
+from pared.compression.loading.folding import folded
+from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
+from pared.compression.work import ModelFile
+from pared.errors import OutOfMemory, UnsupportedModel
+
+
+def load_torchscript(file: ModelFile) -> LoadedModel:
+    """Open a TorchScript file, which may run code of its own.
+
+    Raises:
+        UnsupportedModel: it does not open, has no forward, is quantized, or claims more than it holds.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(str(file.path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    except MemoryError as error:
+        raise OutOfMemory("The model needs more memory than a job may use.") from error
+    except Exception as error:
+        raise UnsupportedModel(_torchscript_refusal(error)) from error
+    try:
+        nodes = list(_nodes(module.inlined_graph))
+    except Exception as error:
+        raise UnsupportedModel("This TorchScript file has no forward method, so there is nothing to run.") from error
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    check_tensors(tensors)
+    _refuse_quantized(nodes)
+    _refuse_cuda(node.kind() for node in nodes)
+    notes = _put_on_cpu(module)
+    other = other_types(tensors)
+    if other:
+        module.float()
+        notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
+    flavour = _flavour(file.path, module, nodes)
+    notes += _torchscript_notes(flavour, nodes)
+    loaded = LoadedModel(
+        module=module,
+        format="torchscript",
+        flavour=flavour,
+        sha256=file.sha256,
+        file_bytes=file.path.stat().st_size,
+        warnings=notes,
+        frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
+    )
+    return folded(loaded)
+
+
+def _put_on_cpu(module: torch.jit.ScriptModule) -> list[str]:
+    """Let what is written in the code follow the tensors, which are on the CPU already; what to say of that."""
+    try:
+        foreign = foreign_devices(module)
+        place(module, CPU)
+    except RuntimeError as error:
+        raise UnsupportedModel(
+            "What this TorchScript file says of the device that it was made on could not be changed: "
+            f"{first_line(error)}. Move the model to the CPU, and make the file anew."
+        ) from error
+    return device_notes(foreign)
+
+
+def _torchscript_refusal(error: Exception) -> str:
+    text = str(error)
+    unknown = re.search(r"(?:Unknown builtin op|Unknown type name|unknown operator):?\s*'?([\w:.]+)", text)
+    if unknown and re.search(r"\bcuda(::|\.)", unknown[1]):
+        return _steers_cuda(unknown[1])
+    if unknown:
+        return (
+            f"This TorchScript file uses {unknown[1]}, which plain PyTorch does not have (torchvision's and other "
+            "extensions' operators are not installed here). Save a model without it."
+        )
+    return (
+        f"torch.jit.load cannot open this file: {first_line(error)}. It may be damaged, or written by a newer PyTorch "
+        f"than {torch.__version__.partition('+')[0]}. Save and upload it again."
+    )
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+def _refuse_cuda(kinds: Iterable[str]) -> None:
+    kind = next((kind for kind in kinds if kind.startswith("cuda::") or kind == "aten::record_stream"), None)
+    if kind is not None:
+        raise UnsupportedModel(_steers_cuda(kind))
+
+
+def _steers_cuda(kind: str) -> str:
+    return (
+        f"This model steers CUDA itself (it uses {kind}), so that it runs on a GPU alone. Leave streams and other "
+        "calls of torch.cuda out of its code: PyTorch needs none of them to run a model on a GPU."
+    )
+
+
+def _refuse_quantized(nodes: Sequence[Any]) -> None:
+    prefixes = ("quantized::", "aten::quantize_per", "aten::dequantize", "prepacked::", "mkldnn_prepacked::")
+    kind = next((node.kind() for node in nodes if node.kind().startswith(prefixes)), None)
+    if kind is not None:
+        raise UnsupportedModel(
+            f"This model is quantized or packed for one device already (it uses {kind}). Prune and distill before "
+            "quantizing: upload the float32 model."
+        )
+
+
+def _flavour(
+    path: Path, module: torch.jit.ScriptModule, nodes: Sequence[Any]
+) -> Literal["scripted", "traced", "frozen"]:
+    if not any(True for _ in module.parameters()) and any(_is_tensor_constant(node) for node in nodes):
+        return "frozen"
+    traced = any(node.kind() == "aten::_convolution" for node in nodes) or _keeps_call_stacks(path)
+    return "traced" if traced else "scripted"
+
+
+def _keeps_call_stacks(path: Path) -> bool:
+    """Whether the debug records name sources as tracing does: `linear.py(134): forward`, not `linear.py:134`.
+
+    Looked for in the bytes: torch's own reader of these records takes gigabytes for a damaged one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".debug_pkl"):
+                try:
+                    if re.search(rb"\.py\(\d+\): ", archive.read(entry)):
+                        return True
+                except (zipfile.BadZipFile, zlib.error, EOFError):
+                    continue  # damaged, and the model runs without
+    return False
+
+
+def _is_tensor_constant(node: Any) -> bool:
+    return bool(
+        node.kind() == "prim::Constant"
+        and node.outputsSize() == 1
+        and isinstance(node.output().type(), torch._C.TensorType)
+    )
+
+
+def _torchscript_notes(flavour: str, nodes: Sequence[Any]) -> list[str]:
+    notes = []
+    if flavour == "frozen":
+        notes.append(
+            "This file is frozen (torch.jit.freeze): its weights are constants of its code and can be neither pruned "
+            "nor trained. Upload the model as it was saved before freezing."
+        )
+    if flavour == "traced":
+        norms = [node for node in nodes if node.kind() == "aten::batch_norm"]
+        drops = [node for node in nodes if node.kind() in {"aten::dropout", "aten::feature_dropout"}]
+        if any(_constant(node, 5) is False for node in norms):
+            notes.append(
+                "This file was traced in eval mode: its batch-norm statistics stay as they are while it trains, and "
+                "its dropout, if any, is gone."
+            )
+        elif any(_constant(node, 2) is False for node in drops):
+            notes.append("This file was traced in eval mode: its dropout is gone.")
+        if any(_constant(node, 5) is True for node in norms) or any(_constant(node, 2) is True for node in drops):
+            notes.append(
+                "This file was traced in training mode: dropout or batch statistics stay switched on even when it is "
+                "evaluated. Call model.eval() before torch.jit.trace."
+            )
+        baked = [sizes for node in nodes if (sizes := _baked_batch(node)) is not None]
+        if baked:
+            notes.append(
+                f"Tracing wrote a batch size into view({', '.join(map(str, baked[0]))}): the model may run with that "
+                "batch size only. Use x.view(x.size(0), -1) or torch.flatten(x, 1) and trace again."
+            )
+    return notes
+
+
+def _constant(node: Any, index: int) -> Any:
+    inputs = list(node.inputs())
+    return inputs[index].toIValue() if len(inputs) > index else None
+
+
+def _baked_batch(node: Any) -> list[int] | None:
+    """The sizes of a view whose first, the batch, is a literal above 1."""
+    if node.kind() not in {"aten::view", "aten::reshape"}:
+        return None
+    made = list(node.inputs())[1].node()
+    sizes = (
+        [value.toIValue() for value in made.inputs()]
+        if made.kind() == "prim::ListConstruct"
+        else list(node.inputs())[1].toIValue()
+    )
+    if not sizes or any(not isinstance(size, int) for size in sizes) or sizes[0] < 2:
+        return None
+    return sizes

@@ -1,0 +1,1 @@
+"""Quantization: weights that share few values."""

@@ -1,0 +1,1 @@
+"""The parts of a report, and the sentences that sum it up."""

@@ -1,0 +1,270 @@
+"""Makes the parts of a report that every compression method shares, and publishes it beside the artifacts."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from pared.compression.data import Data
+from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.precision import training_precision
+from pared.compression.loading import PASSED_OVER, LoadedModel
+from pared.compression.measuring.measure import (
+    Assessment,
+    answered,
+    count_bytes,
+    count_macs,
+    count_parameters,
+    measure_latency,
+)
+from pared.compression.names import tensors, tied_names, weight_layers
+from pared.compression.work import Work
+from pared.gpus import driver_version
+from pared.reports import LayerReport, Measurement, Report, Reproduce
+from pared.specs import DistillSpec, PruneSpec, Train
+from pared.version import __version__
+
+Removed = dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Both models measured in memory; bytes and quality come in when the files are written."""
+
+    before: Measurement
+    after: Measurement
+    format: str
+    warnings: list[str]
+
+    def with_files(
+        self,
+        upload_bytes: tuple[int, int],
+        written: Sequence[Path],
+        baseline: Assessment | None,
+        final: Assessment | None,
+    ) -> tuple[Measurement, Measurement]:
+        """The measurements with the bytes of the upload, from `count_bytes`, and of its successor."""
+        parts = []
+        result_bytes = count_bytes(successor(self.format, written))
+        for measurement, (raw, compressed), assessment in (
+            (self.before, upload_bytes, baseline),
+            (self.after, result_bytes, final),
+        ):
+            quality = None if assessment is None else assessment.quality
+            parts.append(
+                measurement.model_copy(update={"file_bytes": raw, "compressed_bytes": compressed, "quality": quality})
+            )
+        return parts[0], parts[1]
+
+
+def measure_both(
+    before: LoadedModel,
+    after: LoadedModel,
+    example: Sequence[Tensor],
+    work: Work,
+    tick: Callable[[], None],
+    batch_sizes: Sequence[int] = (1, 32),
+) -> Measured:
+    """Size, work and latency of both models."""
+    notes, parts = [], []
+    first, second = models = [each.module.eval() for each in (before, after)]
+    for module in models:
+        place(module, work.timed_on)
+    *latencies, refused = measure_latency(
+        first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
+    )
+    notes += refused + _elsewhere(work) + _busy_warning()
+    for module, latency in zip(models, latencies, strict=True):
+        parameters, nonzero = count_parameters(module)
+        macs = count_macs(module, example)
+        parts.append(
+            Measurement(
+                parameters=parameters,
+                nonzero_parameters=nonzero,
+                macs=macs,
+                file_bytes=0,
+                compressed_bytes=0,
+                latency=latency,
+            )
+        )
+        place(module, CPU)
+    if any(part.macs is None for part in parts):
+        notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
+    return Measured(parts[0], parts[1], before.format, notes)
+
+
+def successor(upload_format: str, written: Sequence[Path]) -> Path:
+    """The result in the upload's own format, if any, so that files compare like with like; else the first."""
+    return next((path for path in written if path.name == _SUCCESSORS[upload_format]), written[0])
+
+
+_SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
+
+
+def _elsewhere(work: Work) -> list[str]:
+    """Latencies of one device are not those of another."""
+    if work.timed_on == work.device:
+        return []
+    names = {"cpu": "the processor", "cuda": "the GPU"}
+    return [
+        f"Latency was measured on {names[work.timed_on]}, as asked for; all else was computed on {names[work.device]}."
+    ]
+
+
+def _busy_warning() -> list[str]:
+    """Others at work on the machine make latencies, and more so their ratio on several threads, unsound."""
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # not to be read inside the sandbox
+        return []
+    cores = os.cpu_count() or 1
+    if load <= cores + 0.5:
+        return []
+    return [f"The machine was busy while latency was measured (load {load:.1f} on {cores} cores): do not rely on it."]
+
+
+def softmax_warning(baseline: Assessment | None) -> list[str]:
+    """Trained on probabilities, cross-entropy flattens its gradients: say so."""
+    if baseline is None or baseline.task != "classification" or baseline.outputs.shape[1] < 2:
+        return []
+    outputs = baseline.outputs
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
+        note = (
+            "The model's outputs are probabilities: it seems to end in a softmax. Training works on logits and is slow "
+            "and inexact on probabilities; leave the softmax out of the model if you can."
+        )
+        return [note]
+    return []
+
+
+def unanswered_warning(baseline: Assessment | None) -> list[str]:
+    """Says where the upload itself gives no number to score."""
+    if baseline is None:
+        return []
+    count = int((~answered(baseline.outputs, baseline.task)).sum())
+    if not count:
+        return []
+    told = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
+    note = (
+        f"The upload itself answers {count:,} of {len(baseline.outputs):,} test samples with NaN or infinity; they are "
+        f"{told}."
+    )
+    return [note]
+
+
+def split_warning(data: Data | None) -> list[str]:
+    """A test split drawn from the upload may hold what the model was trained on."""
+    if data is None or data.splits == "given":
+        return []
+    quality = "accuracy" if data.task == "classification" else "R²"
+    note = (
+        "The test samples were drawn by seed from the uploaded data. If the model was trained on them, its "
+        f"{quality} before is too high, and the drop looks larger than it is. To settle it, upload samples that the "
+        "model has never seen as x_test and y_test beside x and y (.npz or .safetensors)."
+    )
+    return [note]
+
+
+def layer_reports(
+    before: nn.Module,
+    after: nn.Module,
+    removed: Removed,
+    reasons: Mapping[str, str],
+    output_dims: Mapping[str, int],
+) -> list[LayerReport]:
+    """Each weight tensor of two or more dimensions, before and after.
+
+    Args:
+        output_dims: weight name -> the dimension that counts its output channels, where channels were looked for.
+    """
+    old, new = tensors(before), tensors(after)
+    layer_names, names_of, rows = weight_layers(before), tied_names(before), rows_of(before)
+    reports = []
+    for name, layer in layer_names.items():
+        if name not in new and name not in removed:
+            continue
+        left = new.get(name, old[name][:0])  # of a residual block that went, nothing
+        known = next((alias for alias in names_of[name] if alias in removed and alias in output_dims), None)
+        units = None if known is None else removed[known].get(str(output_dims[known]))
+        if name not in new:
+            units = removed[name]["0"]
+        reason = reasons.get(layer)
+        if reason is None and output_dims and not any(alias in output_dims for alias in names_of[name]):
+            reason = PASSED_OVER
+        reports.append(
+            LayerReport(
+                name=rows[name],
+                shape_before=list(old[name].shape),
+                shape_after=list(left.shape),
+                sparsity=int((left == 0).sum()) / max(left.numel(), 1),
+                removed_units=units,
+                reason=None if units else reason,
+            )
+        )
+    return reports
+
+
+def rows_of(module: nn.Module) -> dict[str, str]:
+    """Name of each weight tensor -> what its line of a report is called: its layer, where that has no other."""
+    layers = weight_layers(module)
+    count = Counter(layers.values())
+    return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
+
+
+def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path], training: Train | None) -> Reproduce:
+    """All that is needed to run a job again, and the digests to know that it came out the same."""
+    inputs = {
+        file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256
+        for role, file in work.models.items()
+    }
+    if work.dataset is not None and work.dataset.sha256:
+        inputs[work.dataset.filename] = work.dataset.sha256
+    return Reproduce(
+        spec=spec.model_dump(mode="json"),
+        seed=spec.seed,
+        versions=_versions(),
+        device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
+        driver=driver_version() if work.device != "cpu" else None,
+        threads=work.threads,
+        precision=None if training is None else training_precision(training, work.device),
+        inputs=inputs,
+        outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
+    found = {
+        "pared": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+    }
+    with suppress(PackageNotFoundError):  # it gives builtin:digits alone
+        found["scikit-learn"] = version("scikit-learn")
+    return found
+
+
+def sizes(written: Sequence[Path]) -> dict[str, int]:
+    """Name -> bytes of each file."""
+    return {path.name: path.stat().st_size for path in written}
+
+
+def publish(report: Report, work: Work) -> None:
+    """The report, also as a file beside the artifacts."""
+    (work.directory / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
+    work.observer.log(report.verdict)
+    work.observer.progress(1.0)

@@ -1,0 +1,1 @@
+"""Training: the loop, its gradients, and what it keeps."""
