@@ -29,9 +29,13 @@ from pared.compression.jobs.goals import SizeSearch
 from pared.compression.jobs.pruning_steps import Given
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import load_model
-from pared.compression.measuring.measure import Split, assess, count_macs
+from pared.compression.measuring.quality import assess
+from pared.compression.measuring.running import Split
+from pared.compression.measuring.size import count_macs
 from pared.compression.pruning.channels import remove_channels
-from pared.compression.training.loop import fit, learn_labels, seed_of
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
+from pared.compression.training.seeds import seed_of
 from pared.compression.work import ModelFile, SilentObserver, Work
 from pared.specs import PruneSpec, Retrain
 

@@ -82,7 +82,7 @@ def prune_file(
 ) -> FilePruning:
     """Set the `amount` smallest weights of a safetensors state dict to zero, exactly round(amount · n) of n.
 
-    As `weight_masks` in `pared.compression.pruning` by magnitude (Han et al. 2015, arXiv:1506.02626): eligible are float
+    As `pared.compression.pruning.weights` by magnitude (Han et al. 2015, arXiv:1506.02626): eligible are float
     tensors of two or more dimensions in layers that match `include` and not `exclude`; a pruned weight is +0. Of equal
     |w| the first goes first, in the order of the data and of the files' names. Infinity is the largest weight, and NaN
     is refused. A tensor that is stored under two names counts as two. Memory does not grow with the size.

@@ -17,8 +17,9 @@ from pared.compression.jobs import METHODS
 from pared.compression.jobs.goals import QualitySearch, SizeSearch
 from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.stages import Stages
-from pared.compression.measuring.measure import assess
-from pared.compression.training.loop import fit, learn_labels
+from pared.compression.measuring.quality import assess
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import NothingToPrune, ValidationError
 from pared.reports import Goal, Point, Report

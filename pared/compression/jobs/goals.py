@@ -17,7 +17,7 @@ from pared.compression.jobs.size_search import (
     upload_sizes,
     ways_to_prune,
 )
-from pared.compression.measuring.measure import Assessment, validation_score
+from pared.compression.measuring.quality import Assessment, validation_score
 from pared.compression.report.verdict import goal_sentence
 from pared.errors import NotFinite
 from pared.reports import Goal, Measurement, Point, Quality, Size

@@ -17,7 +17,7 @@ from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.pruning_steps import Given, Pruning
 from pared.compression.jobs.stages import Stages, settled
 from pared.compression.loading import LoadedModel
-from pared.compression.measuring.measure import count_macs, count_parameters
+from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.names import tied_names
 from pared.compression.pruning.channels import step_amounts
 from pared.compression.report.parts import layer_reports, rows_of, sizes, successor

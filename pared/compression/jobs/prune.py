@@ -20,12 +20,10 @@ from pared.compression.loading import (
     guess_example_inputs,
     load_model,
 )
-from pared.compression.measuring.measure import (
-    batch_of,
-    compare,
-    count_bytes,
-    own_failures,
-)
+from pared.compression.measuring.latency import batch_of
+from pared.compression.measuring.quality import compare
+from pared.compression.measuring.running import own_failures
+from pared.compression.measuring.size import count_bytes
 from pared.compression.names import unmatched_patterns, weight_layers
 from pared.compression.pruning.channels import step_amounts
 from pared.compression.report.parts import (

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from pared.compression.coupling import BiasCorrection, find_bias_correction, input_norms, lost_inputs
 from pared.compression.data import Data
 from pared.compression.devices.placement import CPU, device_of, place
-from pared.compression.distillation.distill import Lesson, lesson
+from pared.compression.distillation.objective import Objective, make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.jobs.stages import Stages, assessed
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.finite import hold_finite_on_example
-from pared.compression.measuring.measure import Assessment
+from pared.compression.measuring.quality import Assessment
 from pared.compression.names import Amounts, matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.pruning.criteria import GRADIENT_CRITERIA, Evidence
@@ -26,7 +26,11 @@ from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks,
 from pared.compression.quantization.shared_values import SharedValues, share_values
 from pared.compression.report.parts import Removed
 from pared.compression.report.verdict import some
-from pared.compression.training.loop import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.training.calibration import copied, learn_labels, loss_gradients, some_batches
+from pared.compression.training.constraints import WeightConstraint
+from pared.compression.training.gradual import GradualSchedule
+from pared.compression.training.loop import fit
+from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
@@ -147,7 +151,7 @@ class Pruning:
         self.best_epoch: int | None = None
         self._notes: list[str] = []
         self._corrections: list[BiasCorrection] = []
-        self._taught: Lesson | None = None
+        self._taught: Objective | None = None
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
         """Go through the steps, from where a checkpoint was made on.
@@ -276,7 +280,7 @@ class Pruning:
         patterns = {"include": spec.include, "exclude": spec.exclude}
         return zero_share(original.module, scope=spec.scope, **patterns, left_out=original.left_out)
 
-    def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
+    def _ramp(self, step: int, begin: float, end: Amounts) -> GradualSchedule:
         """The masks of one stage, from the share that is gone when it begins to its own amounts."""
         spec = self.given.spec
 
@@ -286,7 +290,7 @@ class Pruning:
 
         # Some samples' gradients, taken in each renewal, say less: of a trained model they are near zero but for a few.
         trains_all = all(parameter.requires_grad for parameter in self.loaded.module.parameters())
-        return Ramp(masks, spec.ramp, by_slopes=spec.criterion in GRADIENT_CRITERIA and trains_all)
+        return GradualSchedule(masks, spec.ramp, by_gradients=spec.criterion in GRADIENT_CRITERIA and trains_all)
 
     def _take_up(self, masks: Masks) -> None:
         module = self.loaded.module
@@ -310,8 +314,8 @@ class Pruning:
         data: Data,
         phase: str,
         part: tuple[int, int],
-        held: Held | None,
-        ramp: Ramp | None,
+        constraint: WeightConstraint | None,
+        ramp: GradualSchedule | None,
         resumed: dict[str, Any] | None,
         keep: Keep,
     ) -> None:
@@ -337,8 +341,8 @@ class Pruning:
             )
 
         taught = self._taught = self._taught or self._lesson(retrain, data)
-        if held is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
-            held = Masks(zeros)
+        if constraint is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
+            constraint = Masks(zeros)
         found = fit(
             self.loaded.module,
             taught.data,
@@ -347,7 +351,7 @@ class Pruning:
             task=spec.task,
             seed=seed_of(spec.seed, "retrain", step),
             phase=phase,
-            masks=held,
+            masks=constraint,
             ramp=ramp,
             device=work.device,
             record=work.record_steps,
@@ -379,12 +383,12 @@ class Pruning:
             self._fit(training, given.data, "shared values", (step, step + 1), shared, None, resumed, keep)
             place(self.loaded.module.eval(), CPU)
 
-    def _lesson(self, retrain: Retrain, data: Data) -> Lesson:
+    def _lesson(self, retrain: Retrain, data: Data) -> Objective:
         """What retraining learns from: the labels, or the answers of the model as it came."""
         spec, teacher = self.given.spec, self.given.original.module
         if retrain.teach is None:
-            return Lesson(data, learn_labels(spec.task), None)
-        found = lesson(
+            return Objective(data, learn_labels(spec.task), None)
+        found = make_objective(
             retrain.teach,
             teacher,
             self.loaded.module,

@@ -15,11 +15,12 @@ from pared.compression.devices.placement import CPU, place
 from pared.compression.export.writers import export
 from pared.compression.jobs.pruning_steps import Given, prunable_weights, removable_channels
 from pared.compression.loading import LoadedModel
-from pared.compression.measuring.measure import count_macs, count_parameters, share_of_time
+from pared.compression.measuring.latency import share_of_time
+from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.pruning.channels import RemovableChannels
 from pared.compression.pruning.weights import Masks
 from pared.compression.quantization.shared_values import share_values
-from pared.compression.training.loop import copied
+from pared.compression.training.calibration import copied
 from pared.errors import ExportFailed, ModelFailed, ValidationError
 from pared.reports import Point, Size
 from pared.specs import PHYSICAL, PruneSpec, Target

@@ -16,7 +16,7 @@ from torch import nn
 from pared.compression.data import Data, load_dataset
 from pared.compression.devices.placement import CPU, place
 from pared.compression.devices.precision import float32_products
-from pared.compression.measuring.measure import Assessment, assess
+from pared.compression.measuring.quality import Assessment, assess
 from pared.compression.work import Observer, Stage, Work
 from pared.specs import DistillSpec, PruneSpec, Spec
 
