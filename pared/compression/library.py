@@ -20,7 +20,8 @@ from pared import specs
 from pared.compression import jobs
 from pared.compression.architectures import LayeredModule
 from pared.compression.data import load_dataset
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.export.writers import as_torchscript
 from pared.compression.loading import Folded, example_from_specs, fold_module, folding_difference
 from pared.compression.work import DatasetFile, ModelFile, Work

@@ -16,7 +16,7 @@ from pared.compression.measuring.running import forward
 from pared.compression.measuring.scores import label_loss
 from pared.compression.pruning.criteria import Evidence
 from pared.compression.pruning.weights import Masks, weight_masks
-from pared.compression.training import loop as train
+from pared.compression.training import progress
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.gradual import GradualSchedule
 from pared.compression.training.loop import fit
@@ -335,7 +335,7 @@ def test_a_long_epoch_gives_signs_of_life(monkeypatch):
         def metric(self, name, value, *, step, phase):
             self.metrics.append((name, step, phase))
 
-    monkeypatch.setattr(train, "_SIGN_OF_LIFE_S", 0.0)  # every batch is then a long one
+    monkeypatch.setattr(progress, "_SIGN_OF_LIFE_S", 0.0)  # every batch is then a long one
     observer = Counting()
     run(net(), Train(epochs=2, batch_size=9), observer=observer, span=(0.2, 0.6))
     assert len(observer.fractions) > 20

@@ -22,7 +22,8 @@ from pared.compression.architectures import build
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.devices.memory import ran_out_of_memory
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.export.programs import export_program, load_program, quiet
 from pared.compression.loading import LoadedModel
 from pared.errors import ExportFailed, ModelFailed

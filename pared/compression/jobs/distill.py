@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build
 from pared.compression.data import Data, check_fits
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs

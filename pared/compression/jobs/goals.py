@@ -6,7 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any, Protocol
 
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.jobs.pruning_steps import Given, Keep, Pruning
 from pared.compression.jobs.size_search import (
     Candidate,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import BiasCorrection, find_bias_correction, input_norms, lost_inputs
 from pared.compression.data import Data
-from pared.compression.devices.placement import CPU, device_of, place
+from pared.compression.devices.placement import device_of, place
+from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import Objective, make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.jobs.stages import Stages, assessed

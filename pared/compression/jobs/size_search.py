@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.export.writers import export
 from pared.compression.jobs.pruning_steps import Given, prunable_weights, removable_channels
 from pared.compression.loading import LoadedModel

@@ -17,7 +17,8 @@ from pared.compression.coupling.groups import scripted
 from pared.compression.coupling.interpreter import Call, Interpreter, first_line, reloaded
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.verify import flat_tensors
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.errors import ModelFailed, NotFinite
 
 Inputs = Sequence[Tensor]

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
 from pared.compression.devices.precision import training_precision
+from pared.compression.devices.values import CPU
 from pared.compression.loading import PASSED_OVER, LoadedModel
 from pared.compression.measuring.latency import measure_latency
 from pared.compression.measuring.quality import Assessment
