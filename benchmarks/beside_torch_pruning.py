@@ -25,8 +25,8 @@ from torch_pruning.pruner import function
 
 import pared
 from pared.compression.data import Data
-from pared.compression.jobs.goals import SizeSearch
-from pared.compression.jobs.pruning_steps import Given
+from pared.compression.jobs.goal_search import SizeSearch
+from pared.compression.jobs.pruning_steps import PruneJob
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import load_model
 from pared.compression.measuring.quality import assess
@@ -226,7 +226,7 @@ def to_goal(file: ModelFile, loaded: Any, example: tuple[Tensor, ...]) -> Any:
         {split: list(example) for split in SPLITS}, dict.fromkeys(SPLITS, labels), "classification", 10, "given", "x"
     )
     spec = PruneSpec.model_validate({"type": "prune", "model": f"mdl_{'0' * 26}", "target": {"macs": 0.25}})
-    given = Given(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, data, None)
+    given = PruneJob(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, data, None)
     search = SizeSearch(given)
     return search.run(None, lambda _: None)
 

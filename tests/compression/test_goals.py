@@ -14,7 +14,7 @@ from torch import nn
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
 from pared.compression.jobs import METHODS
-from pared.compression.jobs.goals import QualitySearch, SizeSearch
+from pared.compression.jobs.goal_search import QualitySearch, SizeSearch
 from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.stages import Stages
 from pared.compression.measuring.quality import assess

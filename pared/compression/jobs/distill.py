@@ -24,10 +24,7 @@ from pared.compression.loading import (
 from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.size import count_bytes, count_parameters
-from pared.compression.pruning.channels import (
-    ChannelRemoval,
-    remove_channels,
-)
+from pared.compression.pruning.channels import ChannelRemoval, remove_channels
 from pared.compression.pruning.weights import Masks, zeros_held
 from pared.compression.report.parts import (
     layer_reports,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pared.compression.architectures import LayeredModule
+from pared.compression.loading.file_format import Container
 from pared.compression.loading.loaded import (
     SAVE_ADVICE,
     check_tensors,
@@ -24,7 +25,6 @@ from pared.compression.loading.loaded import (
     other_types,
     shape_text,
 )
-from pared.compression.loading.recognising import Container
 from pared.errors import OutOfMemory, ShapeMismatch, UnsupportedModel
 from pared.weights.safetensors import BadSafetensors, read_header
 
