@@ -197,12 +197,15 @@ def expire(session: Session, max_lost_attempts: int, out_of_attempts: dict[str, 
     Returns:
         The ids of the jobs.
     """
+    # Locked in order, or two sweeps at once may each wait for a row that the other holds.
+    locked = session.scalars(select(Job.id).where(lost()).order_by(Job.id).with_for_update(skip_locked=True)).all()
+    these = and_(Job.id.in_(locked), lost())
     statements = (
-        update(Job).where(lost(), Job.cancel_requested_at.is_not(None)).values(status="canceled", **_ending()),
+        update(Job).where(these, Job.cancel_requested_at.is_not(None)).values(status="canceled", **_ending()),
         update(Job)
-        .where(lost(), Job.attempt - Job.crash_count >= max_lost_attempts)
+        .where(these, Job.attempt - Job.crash_count >= max_lost_attempts)
         .values(status="failed", error=out_of_attempts, **_ending()),
-        update(Job).where(lost()).values(_queued_again() | {"run_after": 0.0}),
+        update(Job).where(these).values(_queued_again() | {"run_after": 0.0}),
     )
     return [row.id for statement in statements for row in _apply(session, statement)]
 

@@ -102,7 +102,10 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
         sent.append((row_id, job_id))
     if sent:
         with sessions.begin() as session:
-            session.execute(update(Job).where(Job.id.in_([job_id for _, job_id in sent])).values(last_rung_at=db_now()))
+            these = Job.id.in_([job_id for _, job_id in sent])
+            # In order, or two relays at once may each wait for a row that the other holds.
+            session.execute(select(Job.id).where(these).order_by(Job.id).with_for_update())
+            session.execute(update(Job).where(these).values(last_rung_at=db_now()))
             session.execute(delete(Outbox).where(Outbox.id.in_([row_id for row_id, _ in sent])))
     return len(sent)
 
