@@ -14,7 +14,7 @@ from pared.state import lifecycle
 from pared.state.events import add_event, add_events, events_after
 from pared.state.jobs import Idempotency, cancel, find_job, submit, submit_plan
 from pared.state.queue import next_unlisted
-from pared.state.references import uploads_of
+from pared.state.references import job_using, uploads_of
 from pared.state.session import Sessions
 from pared.state.tables import (
     Dataset,
@@ -109,6 +109,24 @@ def test_references_are_the_uploads_alone():
         {"type": "distill", "teacher": MODEL_ID, "student": {"name": "lenet5"}, "dataset": "builtin:digits"}
     )
     assert [(reference.pointer, reference.id) for reference in uploads_of(spec)] == [("/teacher", MODEL_ID)]
+
+
+def test_an_upload_is_in_use_while_a_job_of_its_owner_names_it_that_has_not_ended(sessions):
+    other = MODEL_ID[:-1] + "Z"
+
+    def user_of(upload_id, owner="local"):
+        with sessions() as session:
+            return job_using(session, owner, upload_id)
+
+    with sessions.begin() as session:
+        lifecycle.create(session, "local", InspectSpec(type="inspect", subject=MODEL_ID))
+        lifecycle.create(session, "local", PlanSpec(type="plan", job=PRUNE))
+    assert user_of(MODEL_ID) is None  # their owner could not cancel these
+    job, _ = submit(sessions, "local", PRUNE.model_copy(update={"include": [other]}))
+    assert (user_of(MODEL_ID), user_of(other), user_of(MODEL_ID, "somebody else")) == (job.id, None, None)
+    with sessions.begin() as session:
+        lifecycle.cancel(session, job.id)
+    assert user_of(MODEL_ID) is None
 
 
 def test_one_of_many_claimants_gets_the_job(sessions):
