@@ -59,7 +59,7 @@ def claim(sessions: Sessions, job_id: str, lease_s: float = 45.0, devices=("cpu"
         return (claimed.fence, claimed.attempt) if claimed else None
 
 
-def test_submitting_writes_job_event_and_doorbell_together(sessions):
+def test_submitting_writes_job_event_and_message_together(sessions):
     job, new = submit(sessions, "local", PRUNE)
     assert new
     assert status_of(sessions, job.id) == "queued"
@@ -348,12 +348,12 @@ def test_a_plan_is_for_a_worker_that_has_its_device_and_times_nothing(sessions):
     def planned(**fields) -> str:
         return submit_plan(sessions, "local", PlanSpec(type="plan", job=PRUNE.model_copy(update=fields)))
 
-    def next_quick(*devices: str) -> str | None:
+    def next_one(*devices: str) -> str | None:
         with sessions() as session:
             return session.scalar(next_unlisted(devices))
 
     on_cuda, anywhere = planned(device="cuda"), planned(latency_device="cuda")
-    assert (next_quick(), next_quick("cpu"), next_quick("cpu", "cuda")) == (None, anywhere, on_cuda)
+    assert (next_one(), next_one("cpu"), next_one("cpu", "cuda")) == (None, anywhere, on_cuda)
 
 
 def test_cuda_is_refused_where_no_worker_has_it_and_says_what_the_workers_found(sessions):
