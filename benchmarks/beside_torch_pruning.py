@@ -25,12 +25,12 @@ from torch_pruning.pruner import function
 
 import pared
 from pared.compression.data import Data
+from pared.compression.data.samples import Split
 from pared.compression.jobs.goal_search import SizeSearch
 from pared.compression.jobs.pruning_steps import PruneJob
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import load_model
 from pared.compression.measuring.quality import assess
-from pared.compression.measuring.running import Split
 from pared.compression.measuring.size import count_macs
 from pared.compression.pruning.channels import remove_channels
 from pared.compression.training.calibration import learn_labels

@@ -168,7 +168,7 @@ def test_an_unknown_layer_is_answered_with_those_there_are(kind):
 
 
 def test_features_that_are_too_wide_to_project_are_refused(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("pared.compression.distillation.distill"), "MAX_PROJECTION", 10)
+    monkeypatch.setattr(importlib.import_module("pared.compression.distillation.objective"), "MAX_PROJECTION", 10)
     with pytest.raises(ValidationError, match="too many to project"):
         prepared(Knowledge(kind="knowledge", features=PAIRS), make("eager", 12), make("eager", 6))
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices.placement import device_of, place_graph
-from pared.compression.measuring.running import Inputs, Task, checked_output, forward, own_failures
+from pared.compression.measuring.running import Inputs, checked_output, forward, own_failures
 from pared.errors import ValidationError
+from pared.specs import Task
 
 _LAYER_OPERATORS = (
     "aten::linear",

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from pared.compression.devices.placement import place
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, with_labels
-from pared.compression.measuring.running import Inputs, Samples, Task, answers, forward
+from pared.compression.measuring.running import Inputs, Samples, answers, forward
 from pared.compression.measuring.scores import label_loss
 from pared.compression.training.gradients import Loss
 from pared.compression.training.seeds import seed_of
 from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Knowledge, OutputMse
+from pared.specs import Knowledge, OutputMse, Task
 
 MAX_PROJECTION = 1 << 26
 """Most weights of one learned projection: 256 MiB, and three times that with its optimizer state."""

@@ -18,8 +18,9 @@ from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products
 from pared.compression.devices.values import CPU
 from pared.compression.measuring.quality import Assessment, assess
-from pared.compression.work import Observer, Stage, Work
+from pared.compression.work import Observer, Work
 from pared.specs import DistillSpec, PruneSpec, Spec
+from pared.statuses import Stage
 
 T = TypeVar("T")
 

@@ -10,12 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pared.compression.data.samples import Split
 from pared.compression.measuring.finite import hold_finite_on_samples
-from pared.compression.measuring.running import EVALUATION_BATCH, Inputs, Samples, Split, Task, predict
+from pared.compression.measuring.running import EVALUATION_BATCH, Inputs, Samples, predict
 from pared.compression.measuring.scores import answered, classes, label_loss, score, squared_errors, weighted_r2
 from pared.compression.measuring.statistics import bootstrap, mcnemar, paired_difference, paired_t, wilson
 from pared.errors import ModelFailed
 from pared.reports import Comparison, Quality
+from pared.specs import Task
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pared.compression.data.samples import Split
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
 from pared.errors import ModelFailed, ParedError
+from pared.specs import Task
 
-Task = Literal["classification", "regression"]
-Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
 EVALUATION_BATCH = 256
 _MOST_AT_ONCE = 4096

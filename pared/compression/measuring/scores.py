@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pared.compression.measuring.running import Task
+from pared.specs import Task
 
 
 def label_loss(output: Tensor, target: Tensor, task: Task) -> Tensor:

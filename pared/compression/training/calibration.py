@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
-from pared.compression.measuring.running import Inputs, Samples, Task, forward, unoptimized
+from pared.compression.measuring.running import Inputs, Samples, forward, unoptimized
 from pared.compression.measuring.scores import label_loss
 from pared.compression.names import tensors
 from pared.compression.training.gradients import Loss, add_gradients, cudnn_disabled, cudnn_refuses
+from pared.specs import Task
 
 _SOME = 64  # samples of a batch that a criterion looks at
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products, training_precision
-from pared.compression.measuring.running import Samples, Task, predict, unoptimized
+from pared.compression.measuring.running import Samples, predict, unoptimized
 from pared.compression.measuring.scores import answered, label_loss, score
 from pared.compression.pruning.weights import Masks
 from pared.compression.training.constraints import ConstrainedModule, WeightConstraint
@@ -28,7 +28,7 @@ from pared.compression.training.seeds import seed_of
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
-from pared.specs import Train
+from pared.specs import Task, Train
 
 
 @dataclass(frozen=True)

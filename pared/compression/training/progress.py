@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-from pared.compression.measuring.running import Task
 from pared.compression.work import Observer
 from pared.reports import EpochRecord
+from pared.specs import Task
 
 _SIGN_OF_LIFE_S = 0.5
 
