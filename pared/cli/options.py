@@ -1,20 +1,20 @@
-"""The options of the command line that say how a model is pruned and trained, and the fields of a spec they make."""
+"""Options that several commands share, and those of pruning and training with the fields of a spec that they make."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from pared.cli.parsers import goal, input_shape, layer_amount, pair, share, shares, upload, without_none
 from pared.specs import (
     Criterion,
+    Device,
     LrSchedule,
     Optimizer,
     Precision,
@@ -22,88 +22,44 @@ from pared.specs import (
     Retrain,
     Schedule,
     Scope,
+    Task,
     TeachTrain,
     Train,
 )
 
-GOALS = ("params", "macs", "file_bytes", "latency")
+# -- options of several commands ------------------------------------------------------------------
 
-# -- what is typed --------------------------------------------------------------------------------
-
-
-def readable(given: str) -> Path:
-    """A file that is there."""
-    path = Path(given)
-    if not (path.is_file() and os.access(path, os.R_OK)):
-        raise typer.BadParameter(f"there is no file {given} that can be read")
-    return path
-
-
-def upload(given: str) -> str:
-    """A file or an id; a missing file is told before another one is uploaded."""
-    return given if given.startswith(("mdl_", "dst_", "builtin:")) else str(readable(given))
-
-
-def share(given: str) -> float:
-    """50% or 0.5."""
-    try:
-        number = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
-    except ValueError:
-        raise typer.BadParameter(f"{given} is not a share; write 50% or 0.5") from None
-    if not 0 < number < 1:
-        raise typer.BadParameter(f"{given} is {100 * number:g} %, not between 0 and 100 %; write 50% or 0.5")
-    return number
-
-
-def architecture_of(given: str | None) -> Any:
-    """A name, or the JSON in a file."""
-    return json.loads(readable(given).read_text()) if given and given.endswith(".json") else given
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        parser=upload,
+        metavar="FILE",
+        help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits.",
+    ),
+]
+TaskOption = Annotated[Task, typer.Option(help="What the model answers.")]
+DeviceOption = Annotated[
+    Device, typer.Option(help="What to compute on: cuda waits for a worker with a GPU, auto takes what is free first.")
+]
+LatencyDevice = Annotated[
+    Literal["cpu", "cuda"] | None,
+    typer.Option(help="Where latency is measured: where the model will run.", show_default="where the job computes"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Output = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx or .packed.",
+        show_default="it stays on the server",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
-def given_only(**options: Any) -> dict[str, Any]:
-    """The options that were given, which are those that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _shares(given: str) -> list[float]:
-    return [share(each) for each in given.split(",")]
-
-
-def _pair(between: str, example: str) -> Callable[[str], tuple[int, int]]:
-    def parse(given: str) -> tuple[int, int]:
-        first, _, second = given.partition(between)
-        try:
-            return int(first), int(second)
-        except ValueError:
-            raise typer.BadParameter(f"{given} is not a pair of numbers; write {example}") from None
-
-    return parse
-
-
-def _goal(given: str) -> tuple[str, float]:
-    name, _, left = given.partition("=")
-    if name not in GOALS:
-        raise typer.BadParameter(f"{given} is no goal; write one of {', '.join(f'{goal}=25%' for goal in GOALS)}")
-    return name, share(left)
-
-
-def _layer_amount(given: str) -> tuple[str, float]:
-    pattern, _, amount = given.rpartition("=")
-    if not pattern:
-        raise typer.BadParameter(f"{given} names no layers; write 'conv*=30%'")
-    return pattern, 0.0 if amount in ("0", "0%") else share(amount)
-
-
-def _input(text: str) -> dict[str, Any]:
-    shape, _, dtype = text.partition(":")
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text} is not a shape; write 1,3,32,32 (batch first), or 1,16:int64") from None
-    return {"shape": sizes, **({"dtype": dtype} if dtype else {})}
-
-
-# -- options that several commands have -----------------------------------------------------------
+# -- groups of options ----------------------------------------------------------------------------
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -158,7 +114,7 @@ class Pruning:
     target: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_goal,
+            parser=goal,
             metavar="GOAL=SHARE",
             help="What may be left of params, macs, file_bytes or latency, such as params=25%; the fewest channels go "
             "that come to it. Once for each.",
@@ -187,7 +143,7 @@ class Pruning:
         Any,
         typer.Option(
             "--n-m",
-            parser=_pair(":", "2:4"),
+            parser=pair(":", "2:4"),
             metavar="N:M",
             help="Keep so many of so many neighbouring weights, such as 2:4.",
         ),
@@ -199,7 +155,7 @@ class Pruning:
     block_size: Annotated[
         Any,
         typer.Option(
-            parser=_pair("x", "4x4"), metavar="ROWSxCOLUMNS", help="--blocks: how large one is.", show_default="4x4"
+            parser=pair("x", "4x4"), metavar="ROWSxCOLUMNS", help="--blocks: how large one is.", show_default="4x4"
         ),
     ] = None
     residual_blocks: Annotated[
@@ -209,7 +165,7 @@ class Pruning:
     layer_amount: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_layer_amount,
+            parser=layer_amount,
             metavar="PATTERN=SHARE",
             help="Another share for layers whose name matches, such as 'conv*=30%'; the first match counts.",
             show_default="none",
@@ -263,7 +219,7 @@ class Pruning:
     stages: Annotated[
         Any,
         typer.Option(
-            parser=_shares,
+            parser=shares,
             metavar="SHARE,…",
             help="Shares to reach on the way, each with a retraining of its own, such as 90%,98%.",
             show_default="none",
@@ -293,7 +249,7 @@ class Pruning:
     input_shape: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_input,
+            parser=input_shape,
             metavar="SHAPE",
             help="Without --data: the shape of an input, such as 1,3,32,32 or 1,16:int64; once for each.",
         ),
@@ -301,8 +257,8 @@ class Pruning:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""
-        goals = dict(self.target or []) | given_only(max_accuracy_drop=self.max_accuracy_drop)
-        ways = given_only(
+        goals = dict(self.target or []) | without_none(max_accuracy_drop=self.max_accuracy_drop)
+        ways = without_none(
             channel=self.channels,
             head=self.heads,
             residual_block=self.residual_blocks,
@@ -318,7 +274,7 @@ class Pruning:
         return {
             "granularity": granularity,
             "criterion": self.criterion,
-            **given_only(
+            **without_none(
                 target=goals or None,
                 amount=amount,
                 round_to=self.round_to,
@@ -415,7 +371,7 @@ class Training:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a training run; a field that was not given is left out."""
-        return given_only(**vars(self))
+        return without_none(**vars(self))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import pydantic
@@ -23,9 +23,10 @@ from pared.compression.data import load_dataset
 from pared.compression.devices import CPU, place
 from pared.compression.export import as_torchscript
 from pared.compression.intake import Folded, example_from_specs, fold_module, folding_difference
-from pared.compression.work import DatasetFile, ModelFile, Work
+from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ValidationError
 from pared.reports import Report
+from pared.spec_fields import DistillFields, PruneFields
 
 Arrays = tuple[Any, Any]
 
@@ -49,7 +50,7 @@ def prune(
     *,
     architecture: Any | None = None,
     directory: str | Path | None = None,
-    **fields: Any,
+    **fields: Unpack[PruneFields],
 ) -> Result:
     """Remove weights or channels of a trained model, and retrain it where there is data.
 
@@ -59,8 +60,8 @@ def prune(
         architecture: of a state dict file.
         directory: where the result files are left; without one they are gone, and the model remains. Formats that could
             not be written are under `report.failed_outputs`.
-        fields: of `pared.specs.PruneSpec`, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`.
-            Without a `device` it computes on the GPU, if torch finds one.
+        fields: the other fields of the spec, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`, all
+            described in `pared.spec_fields`. Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
         DeviceUnavailable: `device` is cuda, and there is none.
@@ -84,7 +85,7 @@ def distill(
     teacher_architecture: Any | None = None,
     student_architecture: Any | None = None,
     directory: str | Path | None = None,
-    **fields: Any,
+    **fields: Unpack[DistillFields],
 ) -> Result:
     """Train a student to answer as its teacher does.
 
@@ -94,8 +95,8 @@ def distill(
         data: as in `prune`.
         teacher_architecture, student_architecture: of state dict files.
         directory: where the result files are left, as in `prune`.
-        fields: of `pared.specs.DistillSpec`, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`.
-            Without a `device` it computes on the GPU, if torch finds one.
+        fields: the other fields of the spec, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`, all described
+            in `pared.spec_fields`. Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
         DeviceUnavailable: `device` is cuda, and there is none.
@@ -115,6 +116,32 @@ def distill(
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
         report, distilled = methods.distilled(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(distilled.module, report)
+
+
+def run_spec(
+    spec: specs.PruneSpec | specs.DistillSpec, files: Mapping[str, str], directory: str | Path, observer: Observer
+) -> Report:
+    """Run a job in this process, on local files, by the code that a worker runs in its sandbox.
+
+    Args:
+        spec: the job; the ids in it only say which models and data it has.
+        files: the path of each model and of the data, by the field of the spec that names it.
+        directory: where the job's files go, the report among them; made if it is not there.
+        observer: is told of stages, progress, metrics and log lines, and keeps checkpoints.
+
+    Raises:
+        DeviceUnavailable: the spec asks for cuda, and there is none.
+        ParedError: what a job would fail with.
+    """
+    with _workplace(directory) as place:
+        dataset = place.dataset(files.get("dataset"))
+        models = {
+            name: place.model(path, name, None, spec, dataset) for name, path in files.items() if name != "dataset"
+        }
+        work = place.work(models, dataset, _device_for(spec), spec.latency_device)
+        report = methods.METHODS[type(spec)](spec, replace(work, observer=observer))
+        assert isinstance(report, Report)  # noqa: S101 - as every job that compresses has
+        return report
 
 
 @contextmanager

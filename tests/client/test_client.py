@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 import pared
+from pared.cli.demo import _own_environment
 from pared.client import UploadRejected, operations
 from pared.client.operations import DigestMismatch, ServerUnreachable
-from pared.demo import _own_environment
 from tests.client.scripted import Answer, Asked, Scripted
 
 JOB = {"id": "job_1", "type": "prune", "status": "queued", "spec": {}, "progress": None}
