@@ -70,7 +70,7 @@ def prune(
     with Client() as client:
         spec = {
             "type": "prune",
-            "model": stored(client.models, model, made).id,
+            "model": stored(client.models, model, err, made).id,
             "architecture": made,  # an upload that is given by its id may have none
             "dataset": _dataset_id(client, data),
             **fields,
@@ -147,7 +147,7 @@ def distill(
     with Client() as client:
         spec: dict[str, Any] = {
             "type": "distill",
-            "teacher": stored(client.models, teacher, teachers).id,
+            "teacher": stored(client.models, teacher, err, teachers).id,
             "teacher_architecture": teachers,
             "dataset": _dataset_id(client, data),
             "train": training.spec(),
@@ -157,7 +157,7 @@ def distill(
         if loss or weighing:
             spec["loss"] = {"kind": loss or "knowledge", **weighing}
         if student is not None:
-            spec |= {"student": stored(client.models, student, made).id, "student_architecture": made}
+            spec |= {"student": stored(client.models, student, err, made).id, "student_architecture": made}
         elif width is not None:
             spec["student"] = {"from_teacher": {"width": width}}
         else:
