@@ -4,8 +4,7 @@ They are what `pared.specs` accepts: a test holds names, types and required fiel
 out; defaults and limits are those of the spec.
 """
 
-from __future__ import annotations
-
+# Annotations are evaluated here: `__required_keys__` does not see a `Required` that is a string.
 from typing import Any, Literal, Required, TypedDict
 
 from pared.specs import Criterion, Device, Granularity, LrSchedule, Optimizer, Output, Precision, Schedule, Scope, Task

@@ -130,9 +130,10 @@ def _run_here(spec: dict[str, Any], output: list[Path], *, debug: bool, as_json:
             raise typer.BadParameter(f"{name}: {path} is an upload on a server, and --here asks none: name a file")
         if path.startswith("builtin:") and path not in BUILTIN_DATASETS:
             raise typer.BadParameter(f"{name}: there is no {path}, only {', '.join(BUILTIN_DATASETS)}")
+    checked = _checked(spec, files)
     with needs_extras("worker"):
         from pared.cli import run_here
-    report, written = run_here.run(_checked(spec, files), files, folder, debug=debug, quiet=as_json)
+    report, written = run_here.run(checked, files, folder, debug=debug, quiet=as_json)
     if as_json:
         print_json({"report": report.model_dump(mode="json"), "files": [str(file) for file in written]})
     else:
