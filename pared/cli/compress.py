@@ -15,11 +15,11 @@ from pared.cli.options import (
     DeviceOption,
     LatencyDevice,
     Output,
-    Pruning,
-    Retraining,
+    PruningOptions,
+    RetrainingOptions,
     Seed,
+    StudentTrainingOptions,
     TaskOption,
-    Teaching,
 )
 from pared.cli.parsers import architecture_of, share, upload, without_none
 from pared.cli.rendering import err, out, print_json
@@ -41,8 +41,8 @@ def prune(
             help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
         ),
     ],
-    pruning: Pruning,
-    training: Retraining,
+    pruning: PruningOptions,
+    training: RetrainingOptions,
     data: Data = None,
     architecture: Annotated[
         str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
@@ -91,7 +91,7 @@ def distill(
         ),
     ],
     data: Data,
-    training: Teaching,
+    training: StudentTrainingOptions,
     student: Annotated[
         str | None, typer.Option(parser=upload, metavar="FILE", help="The student as a file or an id.")
     ] = None,

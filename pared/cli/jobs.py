@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pared.cli.downloads import check_writable, download, exit_if_incomplete, hand_over
 from pared.cli.exits import DETACHED, FAILED
-from pared.cli.options import AsJson, Output
+from pared.cli.options import AsJson, JobId, OutputOrFolder
 from pared.cli.rendering import err, event_text, follow, list_files, out, plain_table, print_json, print_json_line, say
 from pared.client import Client, Job, JobFailed, JobStatus
 
@@ -45,7 +45,7 @@ def list_jobs(
 
 
 @app.command("show")
-def show_job(job_id: str, as_json: AsJson = False) -> None:
+def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job as it is now."""
     with Client() as client:
         job = client.jobs.get(job_id)
@@ -58,7 +58,7 @@ def show_job(job_id: str, as_json: AsJson = False) -> None:
 
 
 @app.command("watch")
-def watch_job(job_id: str, output: Output = None, as_json: AsJson = False) -> None:
+def watch_job(job_id: JobId, output: OutputOrFolder = None, as_json: AsJson = False) -> None:
     """Follow a job until it has ended, and download its result."""
     with Client() as client:
         job = client.jobs.get(job_id)
@@ -67,7 +67,7 @@ def watch_job(job_id: str, output: Output = None, as_json: AsJson = False) -> No
 
 
 @app.command("cancel")
-def cancel_job(job_id: str, as_json: AsJson = False) -> None:
+def cancel_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Cancel a job."""
     with Client() as client:
         job = client.jobs.cancel(job_id)
@@ -79,7 +79,7 @@ def cancel_job(job_id: str, as_json: AsJson = False) -> None:
 
 @app.command("logs")
 def show_logs(
-    job_id: str,
+    job_id: JobId,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each event, a line each.")] = False,
 ) -> None:
     """Print a job's events from the first: stages, log lines and metrics. Follows a job that has not ended."""
@@ -97,7 +97,7 @@ def show_logs(
 
 @app.command("download")
 def download_job(
-    job_id: str,
+    job_id: JobId,
     output: Annotated[
         list[Path] | None,
         typer.Option(
@@ -126,7 +126,7 @@ def download_job(
     exit_if_incomplete(job, paths)
 
 
-def report(job_id: str, as_json: AsJson = False) -> None:
+def report(job_id: JobId, as_json: AsJson = False) -> None:
     """Print the before/after report of a job."""
     with Client() as client:
         found = client.jobs.get(job_id).report()

@@ -36,7 +36,7 @@ def list_keys(as_json: AsJson = False) -> None:
 
 @app.command("revoke")
 def revoke_key(key_id: str) -> None:
-    """Make an API key worthless."""
+    """Revoke an API key: it works no more."""
     with needs_extras("service"):
         from pared.state.keys import revoke_key as revoke
     if not revoke(_sessions(), key_id):

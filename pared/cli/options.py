@@ -38,9 +38,12 @@ Data = Annotated[
         help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits.",
     ),
 ]
-TaskOption = Annotated[Task, typer.Option(help="What the model answers.")]
+TaskOption = Annotated[Task, typer.Option(help="Whether the model predicts classes or numbers.")]
 DeviceOption = Annotated[
-    Device, typer.Option(help="What to compute on: cuda waits for a worker with a GPU, auto takes what is free first.")
+    Device,
+    typer.Option(
+        help="What to compute on: cuda waits for a worker with a GPU, auto takes the worker that is free first."
+    ),
 ]
 LatencyDevice = Annotated[
     Literal["cpu", "cuda"] | None,
@@ -56,6 +59,16 @@ Output = Annotated[
         show_default="it stays on the server",
     ),
 ]
+OutputOrFolder = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="A folder for all files of the job, or a file for the model in the format of its ending.",
+        show_default="it stays on the server",
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of a job, as `pared jobs ls` prints it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
@@ -104,27 +117,28 @@ def _default(spec: type[PruneSpec | Train], field: str) -> str:
     return str(spec.model_fields[field].default)
 
 
-_SCHEDULE, _TRAINING = "When it goes", "Training"
+_SCHEDULE, _TRAINING = "Schedule", "Training"
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """What goes, and when."""
+class PruningOptions:
+    """What is removed, and when."""
 
     target: Annotated[
         list[Any] | None,
         typer.Option(
             parser=goal,
             metavar="GOAL=SHARE",
-            help="What may be left of params, macs, file_bytes or latency, such as params=25%; the fewest channels go "
-            "that come to it. Once for each.",
+            help="What may be left of params, macs, file_bytes or latency, such as params=25%: as few channels as "
+            "possible are removed to reach it. Once for each.",
             show_default="none",
         ),
     ] = None
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
-            help="Accuracy (0.01: one point) or R² that may be lost; without --target as many channels go as hold it.",
+            help="Accuracy (0.01: one point) or R² that may be lost; without --target, as many channels are removed "
+            "as keep to it.",
             show_default="none",
         ),
     ] = None
@@ -182,7 +196,11 @@ class Pruning:
         list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
     ] = None
     criterion: Annotated[
-        Criterion, typer.Option(help="What goes first. activation, taylor and hessian need --data.")
+        Criterion,
+        typer.Option(
+            help="How importance is scored; the least important is removed first. activation, taylor and hessian need "
+            "--data."
+        ),
     ] = "magnitude"
     scope: Annotated[
         Scope | None,
@@ -202,8 +220,8 @@ class Pruning:
     schedule: Annotated[
         Schedule | None,
         typer.Option(
-            help="All at once; in steps, by the same share of what is left each time; or fast at first and then ever "
-            "slower.",
+            help="Remove all at once; in steps, the same share of what is left each time; or fast at first and then "
+            "ever slower.",
             show_default=_default(PruneSpec, "schedule"),
             rich_help_panel=_SCHEDULE,
         ),
@@ -231,7 +249,7 @@ class Pruning:
         typer.Option(
             parser=share,
             metavar="SHARE",
-            help="cubic: the share of the training over which weights go.",
+            help="cubic: the share of the training over which weights are removed.",
             show_default=_default(PruneSpec, "ramp"),
             rich_help_panel=_SCHEDULE,
         ),
@@ -241,7 +259,7 @@ class Pruning:
         typer.Option(
             parser=share,
             metavar="SHARE",
-            help="cubic: the share of the living weights that may change places with removed ones each time.",
+            help="cubic: the share of the remaining weights that may change places with removed ones each time.",
             show_default="none",
             rich_help_panel=_SCHEDULE,
         ),
@@ -258,19 +276,19 @@ class Pruning:
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""
         goals = dict(self.target or []) | without_none(max_accuracy_drop=self.max_accuracy_drop)
-        ways = without_none(
+        amounts = without_none(
             channel=self.channels,
             head=self.heads,
             residual_block=self.residual_blocks,
             weight=self.weights,
             block=self.blocks,
         )
-        if len(ways) + (self.n_m is not None) + bool(goals) != 1:
+        if len(amounts) + (self.n_m is not None) + bool(goals) != 1:
             raise typer.BadParameter(
                 "give a goal, such as --target params=25%, or one of --channels, --heads, --residual-blocks, "
                 "--weights, --blocks and --n-m, such as --channels 50%"
             )
-        granularity, amount = next(iter(ways.items()), ("channel" if goals else "n:m", None))
+        granularity, amount = next(iter(amounts.items()), ("channel" if goals else "n:m", None))
         return {
             "granularity": granularity,
             "criterion": self.criterion,
@@ -296,7 +314,7 @@ class Pruning:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingOptions:
     """How a model is trained."""
 
     epochs: Annotated[
@@ -375,7 +393,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Retraining(Training):
+class RetrainingOptions(TrainingOptions):
     """How a pruned model is retrained."""
 
     optimizer: Annotated[
@@ -385,15 +403,15 @@ class Retraining(Training):
     teach: Annotated[
         bool | None,
         typer.Option(
-            help="Learn from the answers of the model as it came, beside the labels.",
-            show_default="teach, where SGD learns classes",
+            help="Learn from the outputs of the original model, beside the labels.",
+            show_default="teach, where SGD trains a classifier",
             rich_help_panel=_TRAINING,
         ),
     ] = None
 
 
 @dataclass(frozen=True)
-class Teaching(Training):
+class StudentTrainingOptions(TrainingOptions):
     """How a student is trained."""
 
     optimizer: Annotated[

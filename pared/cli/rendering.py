@@ -63,9 +63,9 @@ def follow(job: Job, console: Console) -> Job:
         TextColumn("{task.fields[more]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        drawn = _Drawn(console, bar, bar.add_task("queued", total=1.0, more=""))
+        display = _JobDisplay(console, bar, bar.add_task("queued", total=1.0, more=""))
         for event in job.events():
-            drawn.take(event)
+            display.show(event)
     return job.refresh()
 
 
@@ -95,14 +95,14 @@ def counted_bytes(what: str, console: Console) -> Iterator[Callable[[int, int], 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-class _Drawn:
+class _JobDisplay:
     """One job on the screen."""
 
     def __init__(self, console: Console, bar: Progress, task: TaskID) -> None:
         self._console, self._bar, self._task = console, bar, task
         self._stage = ""
 
-    def take(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Draw one event. Metrics are not drawn: the job's own log says them in words, an epoch a line."""
         data = event.data
         match event.event:

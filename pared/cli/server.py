@@ -125,7 +125,7 @@ def demo(
     url: Annotated[str | None, typer.Option(help="Use this running server rather than one of the demo's own.")] = None,
     data: Annotated[Path, typer.Option(help="Directory for all that the demo makes.")] = Path("demo-data"),
 ) -> None:
-    """Train a small CNN before your eyes, prune and distill it through the API, and show before and after."""
+    """Train a small CNN, prune and distill it through the API, and show before and after."""
     with needs_extras("service", "worker"):
         from pared.cli.demo import run
     sys.exit(run(url, data, out))
