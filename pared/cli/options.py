@@ -138,7 +138,7 @@ class PruningOptions:
         float | None,
         typer.Option(
             help="Accuracy (0.01: one point) or R² that may be lost; without --target, as many channels are removed "
-            "as keep to it.",
+            "as that allows.",
             show_default="none",
         ),
     ] = None

@@ -60,8 +60,8 @@ def run(
         typer.Option(
             "--output",
             "-o",
-            help="A folder for all files of the job (--here: this one alone), or a file for the model in the format of its "
-            "ending.",
+            help="A folder for all files of the job (with --here, no file), or a file for the model in the format of "
+            "its ending.",
             show_default="it stays on the server",
         ),
     ] = None,
