@@ -162,8 +162,8 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         "threads": worker.threads,
         "device": device,
         "notes": notes,
-        # What is launched in one go takes a process along when it fails: after a crash, steps are launched one by one.
-        "record_steps": not claim.crash_count,
+        # What is launched in one go takes a process along when it fails: after two crashes, each runs alone.
+        "record_steps": claim.crash_count < 2,
         "gpu": device == "cuda",
         "card": None if worker.serving.card is None else worker.serving.card.number,
         "programs_allowed": worker.confinement.level == "standard" or worker.settings.allow_weak_sandbox,

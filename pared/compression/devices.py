@@ -78,7 +78,7 @@ def place(module: nn.Module, device: str | torch.device) -> None:
     without gradients: make optimizers afterwards.
     """
     target = torch.empty(0, device=device).device  # with its index, for a tensor is on cuda:0 rather than on cuda
-    for script in _scripts(module):
+    for script in scripts_in(module):
         if next(_written(script, target), None) is not None:
             _rewrite(script, target)
     placed = _Moved(target)
@@ -102,8 +102,8 @@ def device_of(module: nn.Module) -> torch.device:
     for layer in module.modules():
         for _, tensor in _tensors(layer):
             return tensor.device
-    for script in _scripts(module):
-        for graph in _graphs(script):
+    for script in scripts_in(module):
+        for graph in graphs_of(script):
             for node in graph.findAllNodes("prim::Constant", recurse=True):
                 for leaf in _leaves(_constant(node)):
                     if isinstance(leaf, Tensor):
@@ -114,7 +114,7 @@ def device_of(module: nn.Module) -> torch.device:
 def foreign_devices(module: nn.Module) -> list[str]:
     """The devices other than the CPU that are written into the ScriptModules of a module, sorted."""
     names: set[str] = set()
-    for script in _scripts(module):
+    for script in scripts_in(module):
         names |= {written.device for written in _written(script, CPU)}
         held = [value for layer in _layers(script) for _, value in _attributes(layer)]
         names |= {str(leaf) for leaf in _leaves(held) if isinstance(leaf, torch.device)}
@@ -126,13 +126,13 @@ def foreign_devices(module: nn.Module) -> list[str]:
 # -- modules, and what they hold ------------------------------------------------------------------
 
 
-def _scripts(module: nn.Module) -> Iterator[torch.jit.ScriptModule]:
+def scripts_in(module: nn.Module) -> Iterator[torch.jit.ScriptModule]:
     """The outermost ScriptModules of a module."""
     if isinstance(module, torch.jit.ScriptModule):
         yield module
         return
     for child in module.children():
-        yield from _scripts(child)
+        yield from scripts_in(child)
 
 
 def _layers(script: torch.jit.ScriptModule) -> Iterator[Any]:
@@ -194,7 +194,7 @@ def _methods(script: torch.jit.ScriptModule) -> Iterator[Any]:
         yield from (kind._get_method(name) for name in kind._method_names())
 
 
-def _graphs(script: torch.jit.ScriptModule) -> Iterator[Graph]:
+def graphs_of(script: torch.jit.ScriptModule) -> Iterator[Graph]:
     """The code that a ScriptModule runs: copies of the graphs of its methods and hooks in which calls are inlined."""
     held = script._c
     methods = [held._get_method(name) for name in held._method_names()]
@@ -314,7 +314,7 @@ def _written(script: torch.jit.ScriptModule, target: torch.device) -> Iterator[_
     for value in _defaults(script):
         if isinstance(value, torch.device) and value != target:
             yield _Place(str(value), lambda: None)  # changed in the text: see `_with_defaults`
-    for graph in _graphs(script):
+    for graph in graphs_of(script):
         yield from _places(graph, target, script._c)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build
 from pared.compression.coupling.interpreter import reloaded
-from pared.compression.coupling.reference import flat_tensors, relative_difference
+from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.devices import CPU, place
 from pared.compression.intake import LoadedModel
 from pared.compression.memory import ran_out_of_memory

@@ -16,7 +16,7 @@ from torch.jit._fuser import optimized_execution
 from pared.compression.coupling.groups import scripted
 from pared.compression.coupling.interpreter import Call, Interpreter, first_line, reloaded
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.verify import flat_tensors
 from pared.compression.devices import CPU, place
 from pared.errors import ModelFailed, NotFinite
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from pared.compression.devices import graphs_of, scripts_in
 from pared.compression.measure import Inputs, own_failures
 from pared.compression.memory import BatchSize, ran_out_of_memory
 
@@ -50,6 +52,7 @@ class Gradients:
             record: whether steps may be recorded, where that can be done.
         """
         self._module, self._loss, self._learned, self._autocast = module, loss, learned, autocast
+        self._without_cudnn = cudnn_refuses(module)
         self.parts = BatchSize(batch_size)
         self._recorder: _Recorder | None = None
         can_be = torch.device(device).type == "cuda" and not _keeps_numbers(module)
@@ -82,7 +85,8 @@ class Gradients:
         return self._add(inputs, target, most)
 
     def _add(self, inputs: Inputs, target: Tensor, most: int) -> Tensor:
-        return add_gradients(self._module, inputs, target, self._loss, most, self._autocast)
+        with cudnn_disabled(self._without_cudnn):
+            return add_gradients(self._module, inputs, target, self._loss, most, self._autocast)
 
 
 def clear(learned: Sequence[nn.Parameter]) -> None:
@@ -119,6 +123,54 @@ def add_gradients(
             value.backward()  # type: ignore[no-untyped-call]
         total += value.detach()
     return total
+
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+def cudnn_refuses(module: nn.Module) -> bool:
+    """Whether cuDNN computes no gradients of a module: of recurrent layers in eval mode, which tracing makes permanent.
+
+    torch's own kernels compute them, and more slowly all else, so they are not the rule.
+    """
+    return any(map(_refuses_script, scripts_in(module))) or any(map(_refuses_layer, module.modules()))
+
+
+def _refuses_script(script: torch.jit.ScriptModule) -> bool:
+    for graph, kind in itertools.product(graphs_of(script), _RECURRENT):
+        for node in graph.findAllNodes(f"aten::{kind}", recurse=True):
+            names = [argument.name for argument in torch._C.parse_schema(node.schema()).arguments]
+            flag = list(node.inputs())[names.index("train")].node()
+            if not (flag.output().toIValue() if flag.kind() == "prim::Constant" else script.training):
+                return True
+    return False
+
+
+def _refuses_layer(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.RNNBase):
+        return not layer.training
+    nodes = layer.graph.nodes if isinstance(layer, fx.GraphModule) else ()
+    return any(_train_flag(node) is False for node in nodes if _is_recurrent(node.target))
+
+
+def _is_recurrent(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and target._schema.name in {f"aten::{kind}" for kind in _RECURRENT}
+
+
+def _train_flag(node: fx.Node) -> Any:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return node.kwargs.get("train", dict(zip(names, node.args, strict=False)).get("train"))
+
+
+@contextmanager
+def cudnn_disabled(disabled: bool) -> Iterator[None]:
+    """Whether torch does without cuDNN inside."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and not disabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 class _Recorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import time
 import warnings
@@ -21,7 +22,6 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices import device_of, place
 from pared.compression.finite import hold_finite_on_samples
 from pared.compression.memory import BatchSize, ran_out_of_memory
@@ -620,22 +620,37 @@ def _ready(
     Raises:
         ModelFailed: (what is returned does) a model refuses such a batch.
     """
-    prepared: dict[int, list[Run]] = {}
-    for batch_size in batch_sizes:
+    copiers = [_copier(model, device) for model in models]
+
+    def prepared(batch_size: int) -> list[Callable[[], Run]]:
         inputs = tuple(tensor.to(device) for tensor in batch_of(example, batch_size))
-        own = [reloaded(each) if isinstance(each, torch.jit.ScriptModule) else each for each in models]
-        for model in own:
-            place(model, device)
-        prepared[batch_size] = [functools.partial(_timed, model, inputs, device) for model in own]
+        return [functools.partial(_warmed, copied, inputs, device) for copied in copiers]
+
     if torch.device(device).type == "cpu":
-        return lambda batch_size: [_warmed(run) for run in prepared[batch_size]]
-    executor = ThreadPoolExecutor(sum(map(len, prepared.values())))
-    warmed = {size: [executor.submit(_warmed, run) for run in runs] for size, runs in prepared.items()}
+        return lambda batch_size: [prepare() for prepare in prepared(batch_size)]
+    executor = ThreadPoolExecutor(len(models) * len(batch_sizes))
+    warmed = {size: [executor.submit(prepare) for prepare in prepared(size)] for size in batch_sizes}
     executor.shutdown()
     return lambda batch_size: [future.result() for future in warmed[batch_size]]
 
 
-def _warmed(run: Run) -> Run:
+def _copier(model: nn.Module, device: str) -> Callable[[], nn.Module]:
+    """Makes copies of TorchScript on a device, as its file loads there. Other modules are placed there themselves."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        place(model, device)
+        return lambda: model
+    saved = model.save_to_buffer()
+
+    def copied() -> nn.Module:
+        loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(saved), map_location=device)  # type: ignore[no-untyped-call]
+        place(loaded, device)
+        return loaded.train(model.training)
+
+    return copied
+
+
+def _warmed(copied: Callable[[], nn.Module], inputs: Inputs, device: str) -> Run:
+    run = functools.partial(_timed, copied(), inputs, device)
     with torch.inference_mode(), float32_products("usual"):
         for _ in range(5):
             run()

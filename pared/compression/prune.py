@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build, resize
 from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
-from pared.compression.coupling.groups import merge
 from pared.compression.coupling.interpreter import storage_key
+from pared.compression.coupling.model import merge
 from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.criteria import Evidence, channel_scores
 from pared.compression.intake import LoadedModel

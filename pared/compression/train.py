@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices import place
-from pared.compression.gradients import Gradients, Loss, add_gradients
+from pared.compression.gradients import Gradients, Loss, add_gradients, cudnn_disabled, cudnn_refuses
 from pared.compression.masks import Masks
 from pared.compression.measure import (
     Inputs,
@@ -278,6 +278,7 @@ def loss_gradients(
     """
     module = copied(module).eval()
     place(module, device)
+    without_cudnn = cudnn_refuses(module)
     parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -288,7 +289,7 @@ def loss_gradients(
             module.zero_grad(set_to_none=True)
             add_gradients(module, inputs, target, learn_labels(task), most, nullcontext())
 
-        with unoptimized():
+        with unoptimized(), cudnn_disabled(without_cudnn):
             size.run(run, len(target), "score weights")
         yield {
             name: torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.cpu()

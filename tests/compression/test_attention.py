@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from pared.compression.coupling import Removed, find_groups, remove
-from pared.compression.coupling.groups import merge
 from pared.compression.coupling.interpreter import inlined_graph, nodes_of
+from pared.compression.coupling.model import merge
 from tests.compression.test_coupling import as_file, zeroed
 
 TOKENS = (torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5], [1, 1, 2, 2, 3]]),)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling import find_correction
+from pared.compression.coupling import find_bias_correction
 from pared.compression.data import Data, load_dataset
 from pared.compression.intake import LoadedModel
 from pared.compression.masks import weight_masks
@@ -147,7 +147,7 @@ def test_what_goes_behind_a_relu_is_known_in_closed_form() -> None:
     module = normed(nn.ReLU())
     weight = module[2].weight.detach()
     lost = weight * torch.tensor([1.0, 0.0, 1.0])
-    found = find_correction(module, (torch.zeros(4, 3),), {"2.weight": lost})
+    found = find_bias_correction(module, (torch.zeros(4, 3),), {"2.weight": lost})
     assert (found.corrected, found.unknown) == ({"2"}, set())
     expected = lost @ torch.tensor([relu(-1.0, 0.5), 0.0, 2.0])
     torch.testing.assert_close(found.changes["2.bias"].float(), expected, atol=1e-4, rtol=1e-4)
@@ -157,7 +157,7 @@ def test_what_goes_behind_a_relu_is_known_in_closed_form() -> None:
 def test_without_a_bias_the_batch_norm_behind_takes_it_up() -> None:
     module = normed(nn.Identity(), bias=False)
     lost = module[2].weight.detach() * torch.tensor([1.0, 0.0, 1.0])
-    found = find_correction(module, (torch.zeros(4, 3),), {"2.weight": lost})
+    found = find_bias_correction(module, (torch.zeros(4, 3),), {"2.weight": lost})
     # The means: β; the variances: γ², so that of w = (1, 2, 3) one part in 17 goes, and of (−1, ½, 0) one half.
     torch.testing.assert_close(found.changes["3.running_mean"].float(), torch.tensor([-5.0, -1.0]))
     torch.testing.assert_close(found.changes["3.running_var"].float(), torch.tensor([-4 / 17, -2.0]))
@@ -192,5 +192,5 @@ class Gated(nn.Module):
 
 def test_what_is_not_known_is_left_and_told() -> None:
     module = Gated().eval()
-    found = find_correction(module, (torch.zeros(2, 1, 8, 8),), {"fc.weight": module.fc.weight.detach()})
+    found = find_bias_correction(module, (torch.zeros(2, 1, 8, 8),), {"fc.weight": module.fc.weight.detach()})
     assert (found.changes, found.corrected, found.unknown) == ({}, set(), {"fc"})

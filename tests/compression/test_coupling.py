@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove, rules, unsound
-from pared.compression.coupling.groups import merge
+from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove, unsound
 from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.model import merge
+from pared.compression.coupling.rules import RULES, Rule
+from pared.compression.coupling.rules.layout import layout
 from pared.errors import ModelFailed
 
 
@@ -396,7 +398,7 @@ def test_a_roll_over_the_channels_fixes_them() -> None:
 
 def test_rules_that_would_be_wrong_are_caught_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """A roll only moves elements, but what it moves is no longer what comes out once channels are gone."""
-    monkeypatch.setitem(rules._RULES, "aten::roll", rules._layout)
+    monkeypatch.setitem(RULES, "aten::roll", Rule(layout))
     x = torch.randn(2, 4)
     coupling = find_groups(as_file(Rolled().eval(), "scripted", (x,)), (x,))
     assert [group.layers for group in coupling.groups] == [["b"]]
@@ -455,7 +457,7 @@ def test_a_model_that_fails_is_told_from_an_analysis_that_fails(monkeypatch: pyt
     def broken(*_: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setitem(rules._RULES, "aten::tanh", broken)
+    monkeypatch.setitem(RULES, "aten::tanh", Rule(broken))
     coupling = find_groups(as_file(Defaults().eval(), "scripted", FEATURES), FEATURES)
     assert coupling.groups == []
     assert coupling.reasons.keys() == {"a", "b"}

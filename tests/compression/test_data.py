@@ -95,7 +95,7 @@ def test_compressed_npz_and_half_precision_load(dataset):
 
 def test_types_follow_their_meaning(dataset):
     def dtype(array):
-        return load(dataset(npz(x=array, y=Y))).inputs["train"][0].dtype
+        return load(dataset(npz(x=array, y=Y))).example()[0].dtype
 
     assert dtype(np.zeros((40, 4), np.int32)) == torch.int64  # token ids
     assert dtype(np.zeros((40, 4), np.int8)) == torch.int64
@@ -215,7 +215,7 @@ def test_the_example_has_the_batch_asked_for(dataset):
 def test_preprocess_scales_and_normalises_by_channel(dataset):
     x = np.full((20, 2, 3, 3), 100, np.uint8)
     data = load(dataset(npz(x=x, y=Y[:20])), preprocess=Preprocess(scale=0.01, mean=[0.5, 1], std=[0.5, 2]))
-    torch.testing.assert_close(data.inputs["train"][0][0, :, 0, 0], torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(data.example()[0][0, :, 0, 0], torch.tensor([1.0, 0.0]))
 
 
 # -- targets ------------------------------------------------------------------------------------

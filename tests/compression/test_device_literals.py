@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pared.compression import distill, prune
 from pared.compression.coupling import find_groups
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.verify import flat_tensors
 from pared.compression.devices import COPIES, CPU, FACTORIES, _written, device_of, foreign_devices, place
 from pared.compression.distill import Probe
 from pared.compression.intake import inspect_model, load_model

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pared.compression import distill, prune
-from pared.compression.coupling.reference import relative_difference
+from pared.compression.coupling.verify import relative_difference
 from pared.compression.finite import hold_finite_on_example
 from pared.compression.measure import assess, compare
 from pared.compression.train import fit

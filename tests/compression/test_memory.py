@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from pared.compression import prune
-from pared.compression.data import Data
+from pared.compression.data import Data, load_dataset
 from pared.compression.gradients import add_gradients
 from pared.compression.measure import predict
 from pared.compression.memory import BatchSize, ran_out_of_memory
 from pared.compression.train import fit, learn_labels, loss_gradients
+from pared.compression.work import DatasetFile
 from pared.errors import ModelFailed, OutOfMemory
 from pared.specs import Train
 
@@ -130,7 +131,7 @@ def test_other_failures_of_a_model_are_not_taken_for_a_lack_of_memory():
         trained(Broken(1000))
 
 
-def test_bytes_stay_bytes_until_they_are_taken_and_come_to_the_same():
+def test_bytes_stay_bytes_until_they_are_taken_and_come_to_the_same(tmp_path):
     generator = np.random.default_rng(0)
     x = generator.integers(0, 255, (80, 3, 5, 5)).astype(np.uint8)
     y = (x[:, 0].mean((1, 2)) > 127).astype(np.int64)
@@ -141,6 +142,13 @@ def test_bytes_stay_bytes_until_they_are_taken_and_come_to_the_same():
         "retrain": {"epochs": 2},
         "preprocess": {"scale": 1 / 255, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
     }
+    arrays = {f"{name}_{split}": array for split in ("train", "val", "test") for name, array in (("x", x), ("y", y))}
+    np.savez(tmp_path / "bytes.npz", **arrays)
+    file = DatasetFile(tmp_path / "bytes.npz", "bytes.npz")
+    assert all(
+        held.dtype == torch.uint8
+        for held in load_dataset(file, task="classification", preprocess=None, seed=0).inputs["train"]
+    )
     of_bytes, of_numbers = (prune(model, (kind, y), **fields) for kind in (x, x.astype(np.float32)))
     for name, tensor in of_numbers.model.state_dict().items():
         assert torch.equal(of_bytes.model.state_dict()[name], tensor)

@@ -510,3 +510,12 @@ def test_a_programs_usual_result_is_a_program_compared_like_with_like(tmp_path):
     assert report.after.file_bytes == (out / "model.pt2").stat().st_size < report.before.file_bytes
     assert report.after.parameters < report.before.parameters
     assert any("batch of 2 alone" in note for note in report.warnings)
+
+
+def test_a_view_that_an_export_left_of_a_copy_copies_where_it_must(tmp_path):
+    """Attention lays its result out otherwise on other devices: a view of it, which fits here, does not fit there."""
+    path = tmp_path / "net.pt2"
+    path.write_bytes(zoo.upload("text_transformer", "program"))
+    code = load_model(ModelFile(path, "net.pt2", "0" * 64)).module.code
+    assert "torch.reshape(" in code
+    assert "torch.view(" not in code

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.verify import flat_tensors
 from pared.compression.intake import LoadedModel
 from pared.compression.prune import remove_channels
 from pared.errors import NothingToPrune

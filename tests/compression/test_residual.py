@@ -429,7 +429,7 @@ def test_scores_are_as_by_hand():
     evidence = Evidence(lambda: gradients, dict, lambda: [(x,)])
 
     def scores(criterion):
-        return block_scores(found.blocks, criterion, weights, runner=found, evidence=evidence).tolist()
+        return block_scores(found.blocks, criterion, weights, residual=found, evidence=evidence).tolist()
 
     assert scores("magnitude") == pytest.approx([(2 * 1 + 1 * 0.5) / 2, 2 * 0.25])
     assert scores("l2") == pytest.approx([(2 * 1 + 1 * 0.5) / 2, 2 * 0.5])
@@ -437,7 +437,7 @@ def test_scores_are_as_by_hand():
     assert scores("taylor") == pytest.approx([(6**2 + 12**2) / 2, (4**2 + 8**2) / 2])
     assert scores("hessian") == pytest.approx([(4 + 4 * 0.25) * (1 + 4) / 4, 4 * (1 + 4) / 4])
     first, second = ([block] for block in found.blocks)
-    without = block_scores(second, "activation", weights, runner=found, gone=first, evidence=evidence)
+    without = block_scores(second, "activation", weights, residual=found, removed_before=first, evidence=evidence)
     assert without.tolist() == pytest.approx([1.0])
 
 

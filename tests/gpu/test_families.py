@@ -16,7 +16,7 @@ from tests.models import zoo
 pytestmark = pytest.mark.gpu
 
 APART = 1e-3
-"""Most that the answers of a processor and a card may differ."""
+"""Most that the answers of a processor and a card, which multiplies in TF32, may differ: as a share of the largest."""
 
 
 @pytest.mark.parametrize(("family", "form"), CELLS, ids=[" ".join(cell) for cell in CELLS])
@@ -38,7 +38,7 @@ def test_family(
     result, inputs = posted.up.download(file, kind), zoo.FAMILIES[family].inputs(7)
     here, there = (process.run(result, kind, x=inputs) for process in (on_cpu, on_device))
     answers = [torch.tensor(answered["outputs"]["x"]) for answered in (here, there)]
-    finding["difference"] = float(f"{(answers[0] - answers[1]).abs().max():.1e}")
+    finding["difference"] = float(f"{(answers[0] - answers[1]).abs().max() / answers[0].abs().max():.1e}")
     assert len(answers[0]) == 7
     assert answers[0].isfinite().all()
     assert finding["difference"] <= APART

@@ -1,4 +1,4 @@
-"""Named architectures and JSON layer lists: turned into modules, and fitted to shrunk weights."""
+"""Turns named architectures and JSON layer lists into modules, and fits them to shrunk weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an architecture (a name, or a layer list) to an `nn.Module` that runs, traces and scripts."""
+"""Builds of an architecture (a name, or a layer list) an `nn.Module` that runs, traces and scripts."""
 
 from __future__ import annotations
 
@@ -165,21 +165,21 @@ class _Wiring:
         self.calls += 1
         if self.calls > MAX_LAYERS:  # Repeat within Repeat
             raise InvalidArchitecture(f"{layer.where}: with its repetitions the model has over {MAX_LAYERS:,} layers.")
-        held = layer.children
+        children = layer.children
         match layer.kind:
             case "Sequential":
-                return self.chain(held["layers"], x)
+                return self.chain(children["layers"], x)
             case "Residual":
-                body = self.chain(held["layers"], x)
-                return self.graph.call_function(operator.add, (body, self.chain(held.get("shortcut", []), x)))
+                body = self.chain(children["layers"], x)
+                return self.graph.call_function(operator.add, (body, self.chain(children.get("shortcut", []), x)))
             case "Gate":
-                return self.graph.call_function(operator.mul, (x, self.chain(held["layers"], x)))
+                return self.graph.call_function(operator.mul, (x, self.chain(children["layers"], x)))
             case "Concat":
-                branches = [self.chain(branch, x) for branch in held.values()]
+                branches = [self.chain(branch, x) for branch in children.values()]
                 return self.graph.call_function(torch.cat, (branches,), {"dim": layer.kwargs["dim"]})
             case "Repeat":
                 for _ in range(layer.kwargs["times"]):
-                    x = self.chain(held["layers"], x)
+                    x = self.chain(children["layers"], x)
                 return x
             case "Mean":
                 return self.graph.call_method("mean", (x,), {"dim": layer.kwargs["dim"]})

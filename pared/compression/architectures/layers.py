@@ -1,4 +1,4 @@
-"""The layer kinds a list may name, and the reading of a JSON layer list into checked `Layer` trees.
+"""Lists the layer kinds that a JSON layer list may name, and reads such a list into checked `Layer` trees.
 
 An entry is `[kind]`, `[kind, {kwargs}]` or `[kind, {kwargs}, "name"]`. Only the kinds below exist: nothing
 in a list can name any other callable. State-dict keys follow these rules:
@@ -133,7 +133,7 @@ class Layer:
     name: str
     """Dotted name within the whole model: the prefix of its state-dict keys."""
     label: str | None
-    """The name as given in the entry."""
+    """The name in the entry."""
     where: str
     """Its position, for messages: `layers[3].shortcut[0]`."""
     children: dict[str, list[Layer]] = field(default_factory=dict)
@@ -155,10 +155,10 @@ def write_layers(layers: list[Layer]) -> list[list[Any]]:
     entries = []
     for layer in layers:
         kwargs = dict(layer.kwargs)
-        branches = [write_layers(held) for key, held in layer.children.items() if key.startswith("branches")]
+        branches = [write_layers(child) for key, child in layer.children.items() if key.startswith("branches")]
         if branches:
             kwargs["branches"] = branches
-        kwargs |= {key: write_layers(held) for key, held in layer.children.items() if not key.startswith("branches")}
+        kwargs |= {key: write_layers(child) for key, child in layer.children.items() if not key.startswith("branches")}
         entry: list[Any] = [layer.kind, kwargs]
         entries.append(entry if layer.label is None else [*entry, layer.label])
     return entries
@@ -223,8 +223,8 @@ class _Reader:
             if not isinstance(branches, (list, tuple)) or len(branches) < 2:
                 raise InvalidArchitecture(f"{where} (Concat) needs `branches`: a list of at least two layer lists.")
             dim = _integer(kwargs.get("dim", 1), f"{where}.dim", -8, 8)
-            held = {f"branches[{i}]": read(branch, f"branches[{i}]", str(i)) for i, branch in enumerate(branches)}
-            return {"dim": dim}, held
+            children = {f"branches[{i}]": read(branch, f"branches[{i}]", str(i)) for i, branch in enumerate(branches)}
+            return {"dim": dim}, children
         if not kwargs.get("layers"):
             raise InvalidArchitecture(f"{where} ({kind}) needs `layers`: a list of at least one layer.")
         children = {"layers": read(kwargs["layers"], "layers", "")}

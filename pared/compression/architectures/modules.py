@@ -1,4 +1,4 @@
-"""The modules of the layer language that torch does not have."""
+"""Defines the modules of layer lists that torch does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Architectures known by name: functions from sizes to a layer list."""
+"""Lists the architectures known by name: functions from sizes to a layer list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes whole residual blocks out of a layer list."""
+"""Removes whole residual blocks from a layer list."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pared.compression.architectures.building import layer_list
 from pared.compression.architectures.layers import Layer, read_layers, write_layers
 
 
-def without_residuals(architecture: Any, gone: Collection[str]) -> dict[str, Any]:
+def without_residuals(architecture: Any, removed: Collection[str]) -> dict[str, Any]:
     """The layer list in which only the shortcut is left of each innermost `Residual` with these weights.
 
     All other layers keep the names that their weights have.
 
     Args:
         architecture: in any form that `build` takes.
-        gone: names of the weights that go, all of a block or none.
+        removed: names of the removed weights, all of a block or none.
     """
-    layers, _ = _chain(read_layers(layer_list(architecture)), "", gone)
+    layers, _ = _chain(read_layers(layer_list(architecture)), "", removed)
     return {"layers": write_layers(layers)}
 
 
-def _chain(layers: list[Layer], named: str, gone: Collection[str]) -> tuple[list[Layer], bool]:
-    """The layers, and whether a block among them went. `named`: the names of the structures around them, joined."""
-    kept = [_layer(layer, named, gone) for layer in layers]
-    return [layer for layer, _ in kept], any(went for _, went in kept)
+def _chain(layers: list[Layer], named: str, removed: Collection[str]) -> tuple[list[Layer], bool]:
+    """The layers, and whether a block of them was removed. `named`: the names of the structures around them, joined."""
+    kept = [_layer(layer, named, removed) for layer in layers]
+    return [layer for layer, _ in kept], any(changed for _, changed in kept)
 
 
-def _layer(layer: Layer, named: str, gone: Collection[str]) -> tuple[Layer, bool]:
+def _layer(layer: Layer, named: str, removed: Collection[str]) -> tuple[Layer, bool]:
     named = named if layer.label is None else layer.name
-    held = {key: _chain(layers, named, gone) for key, layers in layer.children.items()}
-    if any(went for _, went in held.values()):
-        return replace(layer, children={key: layers for key, (layers, _) in held.items()}), True
-    if layer.kind != "Residual" or not any(_has(leaf, gone) for leaf in _leaves(layer.children["layers"])):
+    children = {key: _chain(layers, named, removed) for key, layers in layer.children.items()}
+    if any(changed for _, changed in children.values()):
+        return replace(layer, children={key: layers for key, (layers, _) in children.items()}), True
+    if layer.kind != "Residual" or not any(_has(leaf, removed) for leaf in _leaves(layer.children["layers"])):
         return layer, False
     if "shortcut" not in layer.children:
         return replace(layer, kind="Identity", kwargs={}, children={}), True
@@ -55,8 +55,8 @@ def _leaves(layers: list[Layer]) -> Iterator[Layer]:
     for layer in layers:
         if not layer.children:
             yield layer
-        for held in layer.children.values():
-            yield from _leaves(held)
+        for children in layer.children.values():
+            yield from _leaves(children)
 
 
 def _has(leaf: Layer, tensors: Collection[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Fits a layer list to a shrunk state dict: every channel and feature count read off the tensors."""
+"""Fits a layer list to a shrunk state dict: reads every channel and feature count off the tensors."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class _Fit:
     def structure(self, layer: Layer, flow: _Flow | None) -> tuple[Layer, _Flow | None]:
         children: dict[str, list[Layer]] = {}
         ends: list[_Flow | None] = []
-        for key, held in layer.children.items():
-            children[key], end = self.chain(held, flow)
+        for key, child in layer.children.items():
+            children[key], end = self.chain(child, flow)
             ends.append(end)
         fitted = replace(layer, children=children)
         if layer.kind == "Gate":
@@ -144,9 +144,9 @@ class _Fit:
 
     def norm(self, layer: Layer, kwargs: dict[str, Any], argument: str, flow: _Flow | None) -> _Flow | None:
         """Read the size off the norm's own tensors; one that has none follows the flow."""
-        held = next((name for name in ("weight", "running_mean") if f"{layer.name}.{name}" in self.shapes), None)
-        if held is not None:
-            kwargs[argument] = self.shape(layer, held, 1)[0]
+        tensor = next((name for name in ("weight", "running_mean") if f"{layer.name}.{name}" in self.shapes), None)
+        if tensor is not None:
+            kwargs[argument] = self.shape(layer, tensor, 1)[0]
         elif flow is not None:
             kwargs[argument] = flow.shrunk(kwargs[argument]) or kwargs[argument]
         else:
@@ -154,8 +154,8 @@ class _Fit:
         return _Flow.of(layer.kwargs[argument], kwargs[argument])
 
     def layer_norm(self, layer: Layer, kwargs: dict[str, Any], flow: _Flow | None) -> _Flow | None:
-        given = kwargs["normalized_shape"]
-        shape = [given] if isinstance(given, int) else list(given)
+        size = kwargs["normalized_shape"]
+        shape = [size] if isinstance(size, int) else list(size)
         if f"{layer.name}.weight" in self.shapes:
             kwargs["normalized_shape"] = self.shape(layer, "weight")
             return _Flow.of(shape[0], kwargs["normalized_shape"][0]) if len(shape) == 1 else flow
@@ -175,7 +175,7 @@ class _Fit:
         key_width = (kwargs.get("key_features") or kwargs["features"]) // heads
         value_width = (kwargs.get("value_features") or kwargs["features"]) // heads
         if (keys // key_width, values // value_width) == (keys / key_width, keys / key_width):
-            heads = keys // key_width  # whole heads went
+            heads = keys // key_width  # whole heads were removed
         elif keys % heads or values % heads:
             raise InvalidArchitecture(f"{layer.name}: {keys} and {values} features do not divide among {heads} heads.")
         if kwargs.get("scale") is None:

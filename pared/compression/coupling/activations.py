@@ -1,4 +1,4 @@
-"""How large a layer's inputs are, read off the running graph: a ScriptModule has no hooks."""
+"""Measures the norms of layers' inputs on the running graph: a ScriptModule has no hooks."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def input_norms(module: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[
         if not isinstance(weight, Tracked) or weight.name is None:
             return
         if call.kind == "aten::linear":
-            found = _of_linear(call.arguments["input"].tensor, weight.tensor)
+            square = _of_linear(call.arguments["input"].tensor, weight.tensor)
         elif "conv" in call.kind:
-            found = _of_convolution(call, weight.tensor)
+            square = _of_convolution(call, weight.tensor)
         else:
             return
-        squares[weight.name] = squares.get(weight.name, 0) + found
+        squares[weight.name] = squares.get(weight.name, 0) + square
 
     interpreter: Interpreter | None = None
     with torch.no_grad():
@@ -48,7 +48,7 @@ def input_norms(module: nn.Module, batches: Iterable[Sequence[Tensor]]) -> dict[
                 interpreter.run(inputs, lambda name, tensor: Tracked(tensor, [], name=name), visit)
             except UnsupportedGraph as unsupported:
                 raise ModelFailed(f"The inputs of the layers cannot be followed: {unsupported}.") from unsupported
-    return {name: square.sqrt() for name, square in squares.items()}
+    return {name: total.sqrt() for name, total in squares.items()}
 
 
 def _of_linear(x: Tensor, weight: Tensor) -> Tensor:

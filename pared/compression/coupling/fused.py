@@ -1,4 +1,4 @@
-"""Writes torch's fused attention operators in plain ones, which can have any number of heads.
+"""Replaces torch's fused attention operators by plain ones, which can have any number of heads.
 
 `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` run through one operator each where no gradient is wanted. It
 takes as many features for all heads together as the model has, so that no head can go, and it cannot be trained.
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pared.compression.coupling.interpreter import inlined, inlined_graph, nodes_of, reloaded
-from pared.compression.coupling.reference import Mismatch, answers, compare
+from pared.compression.coupling.verify import Mismatch, answers, compare
 
 
 def unfused(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -33,7 +33,7 @@ def unfused(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> torch.
             _replace(graph, node)
     try:
         plain = reloaded(plain)  # which leaves out the branches that are never taken
-        _leave_out_what_nobody_reads(plain)
+        _drop_unread_results(plain)
         compare(answers(module, example), example, plain, "nothing")
     except (Mismatch, RuntimeError, torch.jit.Error):
         return module
@@ -47,14 +47,14 @@ def _take_other_branches(graph: Any) -> None:
             continue
         for taken, block in zip((True, False), node.blocks(), strict=True):
             if any(inner.kind() in _AVOIDED for inner in block.nodes()):
-                condition = node.inputsAt(0)  # which also tells what follows whether this has given the answer
+                condition = node.inputsAt(0)  # which also says to what follows whether this has answered
                 with graph.insert_point_guard(condition.node()):
                     condition.replaceAllUsesWith(graph.insertConstant(not taken))
                 break
 
 
-def _leave_out_what_nobody_reads(module: torch.jit.ScriptModule) -> None:
-    """Such as the mean of all heads' weights, which `nn.MultiheadAttention` gives unless told otherwise."""
+def _drop_unread_results(module: torch.jit.ScriptModule) -> None:
+    """Leave out what nobody reads, such as the heads' mean weights, which `nn.MultiheadAttention` gives by default."""
     graph = inlined_graph(module)
     if all(value.type().kind() == "TensorType" for value in graph.outputs()):  # a tuple would come apart
         torch._C._jit_pass_lower_all_tuples(graph)

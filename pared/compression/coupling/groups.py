@@ -1,10 +1,10 @@
-"""From a model and an example to groups of channels that can be removed, each checked by really removing some."""
+"""Finds the channel groups of a model: runs it with labels on its weights, and checks each group by removing half."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,81 +22,11 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
-from pared.compression.coupling.reference import Mismatch, check
-from pared.compression.coupling.rules import Patch, Rules
-from pared.compression.coupling.shrink import Removed, remove
+from pared.compression.coupling.model import Axis, ChannelGroup, CountedPatch, Coupling
+from pared.compression.coupling.rules import LabelTracker, apply_rule
+from pared.compression.coupling.shrink import remove
+from pared.compression.coupling.verify import unsound
 from pared.errors import ModelFailed
-
-Axis = tuple[str, int]
-"""A tensor's name in the model, and a dimension of it."""
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that are interchangeable: the outputs of one layer, or of several tied by additions.
-
-    `members[axis]` has the length of that dimension and gives, for each index, the number of the unit
-    it belongs to (0 to units−1), or −1.
-    """
-
-    layers: list[str]
-    units: int
-    members: dict[Axis, Labels]
-    out_axes: list[Axis]
-    """The axes that make the channels: their incoming weights are what a score looks at."""
-    kind: Literal["channel", "head"] = "channel"
-    """`head`: its units are whole heads of attention."""
-
-    def removal(self, units: Sequence[int]) -> Removed:
-        """The tensor indices that go when these units go."""
-        removed: Removed = {}
-        for (name, dim), unit_of in self.members.items():
-            indices = np.flatnonzero(np.isin(unit_of, list(units)))
-            if len(indices):
-                removed.setdefault(name, {})[str(dim)] = indices.tolist()
-        return removed
-
-
-@dataclass(frozen=True)
-class LayerUse:
-    """A layer as the graph uses it. `out_axis`: the axis of its weight that makes its output channels.
-
-    `channels`: how many of these it has; None for a layer that only passes channels on.
-    """
-
-    name: str
-    kind: str
-    weights: dict[str, list[int]]
-    out_axis: Axis | None = None
-    channels: int | None = None
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """What `find_groups` found.
-
-    `script`: the model's TorchScript, whose nodes `patches` count; `original` runs it.
-    `reasons`: layer name -> why none of its channels can go. `patches`: sizes written in the file that
-    follow what is removed; they matter for TorchScript only. `output_dims`: weight name -> the dimension
-    of it that makes output channels. `inlined`: the twin has its calls inlined, as fused operators had to be replaced.
-    """
-
-    script: torch.jit.ScriptModule
-    original: Interpreter
-    groups: list[ChannelGroup]
-    reasons: dict[str, str]
-    layers: list[LayerUse]
-    patches: list[CountedPatch] = field(default_factory=list)
-    output_dims: dict[str, int] = field(default_factory=dict)
-    inlined: bool = False
-
-
-@dataclass(frozen=True)
-class CountedPatch:
-    """A literal of the graph that counts the kept among axis indices: `members` gives (axis, index) of each."""
-
-    patch: Patch
-    members: list[tuple[Axis, int] | None]
 
 
 class _Registry:
@@ -144,32 +74,32 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
     Raises:
         ModelFailed: the model does not run on the example.
     """
-    given = scripted(module, example)
-    script = unfused(given, example)
+    uploaded = scripted(module, example)
+    script = unfused(uploaded, example)
     original = Interpreter(script)
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         try:
-            units, registry, rules = _labelled(original, example)
-            if rules.patches and (copy := Interpreter(reloaded(script))).kinds() != original.kinds():
+            units, registry, tracker = _labelled(original, example)
+            if tracker.patches and (copy := Interpreter(reloaded(script))).kinds() != original.kinds():
                 original = copy  # patches count the nodes of a copy through TorchScript's format
-                units, registry, rules = _labelled(original, example)
+                units, registry, tracker = _labelled(original, example)
         except UnsupportedGraph as unsupported:
             _try_out(script, example)
             reason = f"{unsupported}: this operator of the graph cannot be followed"
             return Coupling(script, original, [], dict.fromkeys(_weight_layers(script), reason), [])
 
     roots = {axis: units.roots(labels) for axis, labels in registry.axes.items()}
-    groups = _grouped(units, roots, registry, rules)
-    patches = _counted(units, roots, rules)
-    layers = [LayerUse(name, use.kind, use.weights, use.out_axis, use.channels) for name, use in rules.uses.items()]
+    groups = _grouped(units, roots, registry, tracker)
+    patches = _counted(units, roots, tracker)
+    layers = list(tracker.uses.values())
     sound, failures = _sound(script, original, example, groups, patches) if check else (groups, {})
-    reasons = _reasons(units, registry, rules, sound, failures)
+    reasons = _reasons(units, registry, tracker, sound, failures)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
-    output_dims = dict([*rules.out_axes, *(axis for group in sound for axis in group.out_axes)])
-    return Coupling(script, original, sound, reasons, layers, patches, output_dims, inlined=script is not given)
+    output_dims = dict([*tracker.out_axes, *(axis for group in sound for axis in group.out_axes)])
+    return Coupling(script, original, sound, reasons, layers, patches, output_dims, inlined=script is not uploaded)
 
 
-def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, _Registry, Rules]:
+def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, _Registry, LabelTracker]:
     """Run the model with labels on its weights.
 
     Where a reshape splits channels in a way that leaves all of them fixed, as features into (heads, 3, width) of which
@@ -179,9 +109,9 @@ def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, 
     choices: dict[int, int] = {}
     best = latest = _labelled_with(choices, original, example)
     while True:
-        units, _, rules = latest
-        widths = _roots(units, rules.widths)
-        stuck = [split for split in rules.splits if widths.issuperset(_roots(units, [split.labels]))]
+        units, _, tracker = latest
+        widths = _roots(units, tracker.widths)
+        stuck = [split for split in tracker.splits if widths.issuperset(_roots(units, [split.labels]))]
         later = {split.node: choices.get(split.node, 0) + 1 for split in stuck}
         later = {node: turn for node, turn in later.items() if turn <= max(s.others for s in stuck if s.node == node)}
         if not later:
@@ -193,21 +123,21 @@ def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, 
 
 def _labelled_with(
     choices: dict[int, int], original: Interpreter, example: Sequence[Tensor]
-) -> tuple[Units, _Registry, Rules]:
+) -> tuple[Units, _Registry, LabelTracker]:
     units = Units()
     registry = _Registry(units, original.module)
-    rules = Rules(units, choices=choices)
-    output = original.run(example, registry.wrap, rules)
+    tracker = LabelTracker(units, choices=choices)
+    output = original.run(example, registry.wrap, partial(apply_rule, tracker))
     for tracked in _outputs(output):
         for layer in [*tracked.layers, *tracked.statistic]:
             units.fix(layer, "the model's output")
-    return units, registry, rules
+    return units, registry, tracker
 
 
-def _gain(labelled: tuple[Units, _Registry, Rules]) -> tuple[int, int]:
-    units, registry, rules = labelled
+def _gain(labelled: tuple[Units, _Registry, LabelTracker]) -> tuple[int, int]:
+    units, registry, tracker = labelled
     removable = sum(int(units.roots(labels).astype(bool).sum()) for labels in registry.axes.values())
-    return removable, len(_roots(units, rules.heads))
+    return removable, len(_roots(units, tracker.heads))
 
 
 def _roots(units: Units, labels: Iterable[Labels]) -> set[int]:
@@ -241,7 +171,9 @@ def _failed(error: Exception) -> ModelFailed:
     return ModelFailed(f"The model failed on an example of its inputs: {first_line(error)}")
 
 
-def _grouped(units: Units, roots: Mapping[Axis, Labels], registry: _Registry, rules: Rules) -> list[ChannelGroup]:
+def _grouped(
+    units: Units, roots: Mapping[Axis, Labels], registry: _Registry, tracker: LabelTracker
+) -> list[ChannelGroup]:
     """Units that live on exactly the same axes make one group."""
     group_of = np.zeros(len(units), dtype=np.int64)
     axes_of: list[list[Axis]] = [[]]
@@ -250,17 +182,17 @@ def _grouped(units: Units, roots: Mapping[Axis, Labels], registry: _Registry, ru
         known, position = np.unique(group_of[on], return_inverse=True)  # each splits into those on the axis and others
         group_of[on] = len(axes_of) + position
         axes_of += [[*axes_of[group], axis] for group in known.tolist()]
-    heads = _roots(units, rules.heads)
+    heads = _roots(units, tracker.heads)
     order = {axis: index for index, axis in enumerate(roots)}
     by_group = {group: np.flatnonzero(group_of == group) for group in np.unique(group_of[group_of > 0]).tolist()}
     groups = []
     for group, members in sorted(by_group.items(), key=lambda item: (order[axes_of[item[0]][0]], item[1][0])):
         axes = axes_of[group]
-        told = [axis for axis in axes if axis in rules.out_axes]
-        outs = told or [axis for axis in axes if _makes(registry, axis)]
+        noted = [axis for axis in axes if axis in tracker.out_axes]
+        outs = noted or [axis for axis in axes if _makes(registry, axis)]
         # A group is the outputs of some layer and is read by another, or by the same; anything else is not a channel,
         # such as the vectors for positions that the example does not reach.
-        if not outs or len(members) < 2 or not (told or len({name for name, _ in axes}) > 1):
+        if not outs or len(members) < 2 or not (noted or len({name for name, _ in axes}) > 1):
             continue
         number = np.full(len(units), -1, dtype=np.int64)
         number[members] = np.arange(len(members))
@@ -277,9 +209,9 @@ def _makes(registry: _Registry, axis: Axis) -> bool:
     return dim == 0 and registry.tensors[name].dim() >= 2 and registry.is_parameter(name)
 
 
-def _counted(units: Units, roots: Mapping[Axis, Labels], rules: Rules) -> list[CountedPatch]:
+def _counted(units: Units, roots: Mapping[Axis, Labels], tracker: LabelTracker) -> list[CountedPatch]:
     """Patches in terms of weight indices, which stay meaningful when units are numbered anew."""
-    counts = [(patch, units.roots(patch.labels)) for patch in rules.patches.values()]
+    counts = [(patch, units.roots(patch.labels)) for patch in tracker.patches.values()]
     wanted = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(of_patch for _, of_patch in counts)]))
     owner: dict[int, tuple[Axis, int]] = {}
     for axis, labels in roots.items():
@@ -308,76 +240,13 @@ def _irregular_half(units: int) -> list[int]:
     return sorted(np.random.default_rng(0).permutation(units)[: units // 2].tolist())
 
 
-def unsound(
-    original: Interpreter,
-    example: Sequence[Tensor],
-    removals: Sequence[Removed],
-    shrunk: Callable[[Removed], nn.Module],
-) -> dict[int, str]:
-    """Which of these removals must be left out, so that all others hold together: its position -> why.
-
-    Args:
-        removals: of the original, one for each group of channels.
-        shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
-    """
-
-    def attempt(indices: list[int]) -> None:
-        removed: Removed = {}
-        for index in indices:
-            merge(removed, removals[index])
-        check(original, example, removed, _built(shrunk, removed))
-
-    return failing(len(removals), attempt)
-
-
-def failing(count: int, attempt: Callable[[list[int]], None]) -> dict[int, str]:
-    """Which of `count` removals must be left out, so that all others hold together: its position -> why.
-
-    Args:
-        attempt: raises `Mismatch` where these do not hold together.
-    """
-    failed: dict[int, str] = {}
-
-    def hold(kept: list[int], some: list[int]) -> list[int]:
-        """Those of `some` that hold together with `kept`, which do: halving on failure."""
-        try:
-            attempt([*kept, *some])
-        except Mismatch as mismatch:
-            if len(some) == 1:
-                failed[some[0]] = str(mismatch)
-                return []
-            half = len(some) // 2
-            left = hold(kept, some[:half])
-            return left + hold(kept + left, some[half:])
-        return some
-
-    if count:
-        hold([], list(range(count)))
-    return failed
-
-
-def _built(shrunk: Callable[[Removed], nn.Module], removed: Removed) -> nn.Module:
-    try:
-        return shrunk(removed)
-    except Exception as error:
-        raise Mismatch(f"the shrunk model cannot be built: {first_line(error)}") from error
-
-
-def merge(into: Removed, more: Removed) -> None:
-    """Add a removal to another of the same model."""
-    for name, by_dim in more.items():
-        for dim, indices in by_dim.items():
-            known = into.setdefault(name, {}).setdefault(dim, [])
-            known[:] = sorted({*known, *indices})
-
-
 def _reasons(
-    units: Units, registry: _Registry, rules: Rules, sound: list[ChannelGroup], failed_on: dict[Axis, str]
+    units: Units, registry: _Registry, tracker: LabelTracker, sound: list[ChannelGroup], failed_on: dict[Axis, str]
 ) -> dict[str, str]:
     """For each layer none of whose output channels can go: why."""
     prunable = {axis for group in sound for axis in group.members}
     reasons: dict[str, str] = {}
-    for layer, use in rules.uses.items():
+    for layer, use in tracker.uses.items():
         axis = use.out_axis
         if axis is None or axis in prunable:
             continue

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import io
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,25 @@ class Call:
         """The graph value (torch._C.Value) that feeds this argument."""
         return list(self.node.inputs())[list(self.arguments).index(argument)]
 
+    def run_again(self, replacements: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+        """The results of the call with some of its tensors replaced: `id` of the `Tracked` -> what stands in for it."""
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, Tracked):
+                return replacements.get(id(value), value.tensor)
+            if isinstance(value, list):
+                return [replaced(item) for item in value]
+            return value
+
+        schema = torch._C.parse_schema(self.node.schema())
+        operator = torch._C._get_operation_overload(schema.name, schema.overload_name)[0]
+        values = [(argument, replaced(self.arguments[argument.name])) for argument in schema.arguments]
+        result = operator(
+            *[value for argument, value in values if not argument.kwarg_only],
+            **{argument.name: value for argument, value in values if argument.kwarg_only},
+        )
+        return [result] if isinstance(result, torch.Tensor) else list(result)
+
 
 class Interpreter:
     """Runs one module's `forward`, as often as wanted.
@@ -108,8 +127,8 @@ class Interpreter:
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
         if len(names) != len(inputs) + len(defaults) or not all(each.has_default_value() for each in defaults):
             raise UnsupportedGraph(f"forward takes other arguments than these {len(inputs)}")
-        given = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
-        env |= zip(names, given, strict=True)
+        values = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
+        env |= zip(names, values, strict=True)
         outputs = self._run_block(self._program, env)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

@@ -1,4 +1,4 @@
-"""Which elements of which tensors belong together: unit labels and the union-find that merges them.
+"""Keeps which elements of which tensors belong together: unit labels, and the union-find that merges them.
 
 Every index of every dimension of every weight starts as a unit of its own. Operators merge units that
 can only be removed together (`Units.union`) or fix units that cannot be removed at all (`Units.fix`).
@@ -17,7 +17,10 @@ import torch
 
 Labels = npt.NDArray[np.int64]
 
+NO_UNITS: Labels = np.zeros(0, dtype=np.int64)
+
 FIXED = 0
+"""The unit of all that can never be removed."""
 
 
 class Units:

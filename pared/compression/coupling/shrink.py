@@ -1,20 +1,15 @@
-"""Takes chosen indices out of a model's tensors, and lets the sizes written in its file follow."""
+"""Removes chosen indices from a model's tensors, and changes the sizes written in its code to match."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
-
-if TYPE_CHECKING:
-    from pared.compression.coupling.groups import CountedPatch
-
-Removed = dict[str, dict[str, list[int]]]
-"""Tensor name -> dimension (as text, for JSON) -> removed indices, sorted."""
+from pared.compression.coupling.model import CountedPatch, Removed
 
 
 def remove(
@@ -35,9 +30,9 @@ def remove(
     shrunk = reloaded(shrunk)  # with code of its own
     graph = inlined_graph(shrunk)
     nodes = list(nodes_of(graph))
-    gone = _gone(removed)
+    indices = _removed_indices(removed)
     for counted in changed:
-        _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, gone))
+        _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, indices))
     return shrunk if to_count else reloaded(shrunk)  # so that what is checked and trained is what the file will say
 
 
@@ -45,8 +40,8 @@ def changed_sizes(removed: Removed, patches: list[CountedPatch]) -> list[Counted
     """The sizes written in the code that a removal changes."""
     if not removed:
         return []
-    gone = _gone(removed)
-    return [c for c in patches if c.patch.computed or _kept(c, gone) != len(c.members) + c.patch.fixed]
+    indices = _removed_indices(removed)
+    return [c for c in patches if c.patch.computed or _kept(c, indices) != len(c.members) + c.patch.fixed]
 
 
 def sliced(module: torch.jit.ScriptModule, removed: Removed) -> torch.jit.ScriptModule:
@@ -90,28 +85,13 @@ def kept_part(tensor: Tensor, by_dim: dict[str, list[int]]) -> Tensor:
     return tensor.contiguous()
 
 
-def compose_removed(first: Removed, second: Removed, shapes: dict[str, tuple[int, ...]]) -> Removed:
-    """Two removals one after the other, as one in the first model's numbering.
-
-    Args:
-        shapes: tensor name -> shape in the first model.
-    """
-    composed: Removed = {name: {dim: list(indices) for dim, indices in dims.items()} for name, dims in first.items()}
-    for name, dims in second.items():
-        for dim, indices in dims.items():
-            gone = set(first.get(name, {}).get(dim, []))
-            left = [index for index in range(shapes[name][int(dim)]) if index not in gone]
-            composed.setdefault(name, {})[dim] = sorted(gone | {left[index] for index in indices})
-    return composed
-
-
-def _gone(removed: Removed) -> dict[tuple[str, int], set[int]]:
+def _removed_indices(removed: Removed) -> dict[tuple[str, int], set[int]]:
     """Axis -> its removed indices."""
     return {(name, int(dim)): set(indices) for name, dims in removed.items() for dim, indices in dims.items()}
 
 
-def _kept(counted: CountedPatch, gone: dict[tuple[str, int], set[int]]) -> float:
-    kept = sum(member is None or member[1] not in gone.get(member[0], ()) for member in counted.members)
+def _kept(counted: CountedPatch, removed: dict[tuple[str, int], set[int]]) -> float:
+    kept = sum(member is None or member[1] not in removed.get(member[0], ()) for member in counted.members)
     return kept + counted.patch.fixed
 
 

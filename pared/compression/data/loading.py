@@ -27,9 +27,8 @@ def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None
     """Read, check and split a data set.
 
     Integers stay int64 token ids; bytes (uint8) are pixels, which become float32 when they are taken; all other
-    numbers become float32. Splits
-    that the file brings are kept; what it lacks is drawn from its training samples by `seed` alone, for classes in
-    equal proportions.
+    numbers become float32. Splits that the file brings are kept; what it lacks is drawn from its training samples by
+    `seed` alone, for classes in equal proportions.
 
     Raises:
         UnsupportedDataset: not a format we read.
@@ -123,7 +122,7 @@ def _input(array: Array, name: str) -> Tensor:
     """float32, int64 for token ids, or uint8 for bytes; a single column becomes (samples, 1)."""
     array = array[:, None] if array.ndim == 1 else array
     kind = array.dtype.kind
-    if array.dtype in {np.uint8, np.bool_}:
+    if array.dtype.name in {"uint8", "bool"}:
         return torch.from_numpy(array.astype(np.uint8, copy=not array.flags.writeable))
     if kind in "US":
         raise InvalidData(f"{name} holds text. Turn it into token ids (int64), padded to one length.")

@@ -1,1 +1,1 @@
-"""TorchScript graphs as a whole: what is computed from what, and modules made anew around a changed graph."""
+"""Works on TorchScript graphs as a whole: follows what is computed from what, rebuilds modules around a graph."""

@@ -1,4 +1,4 @@
-"""What a TorchScript graph computes from what, and which of its nodes still matter once a value is no longer used."""
+"""Follows what a TorchScript graph computes from what, and which nodes matter once a value is no longer used."""
 
 from __future__ import annotations
 
@@ -143,12 +143,12 @@ class Flow:
             compared |= fresh
             effects = [index for index in effects if index not in steps]
             read = {path for value, path in self.paths.items() if value in values and value in self._tensors}
-            found = [
+            mattering = [
                 index for index in effects if self._matters(self.steps[index], steps, values, fresh, read, aliases)
             ]
-            if not found:
+            if not mattering:
                 return steps, values
-            for index in found:
+            for index in mattering:
                 self._need_step(index, steps, values)
 
     def _need(self, names: Iterable[str], steps: set[int], values: set[str]) -> None:
@@ -244,14 +244,14 @@ def erase_dead(graph: Any, flow: Flow) -> None:
 
 
 def _closure(roots: Iterable[str], further: Callable[[str], Iterable[str]]) -> set[str]:
-    found = set(roots)
-    todo = [*found]
+    reached = set(roots)
+    todo = [*reached]
     while todo:
         for value in further(todo.pop()):
-            if value not in found:
-                found.add(value)
+            if value not in reached:
+                reached.add(value)
                 todo.append(value)
-    return found
+    return reached
 
 
 def _written(node: Node, inputs: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes out what a TorchScript graph does in a way that hides which of its steps use which weights."""
+"""Rewrites the steps of a TorchScript graph that hide which weights they use: fused layers and lists of weights."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def _follow_constants(graph: Any) -> None:
     """Leave the branches out that constants rule out."""
     joined = True
     while joined:
-        while (found := next(_decided(graph), None)) is not None:
-            _take(*found)
+        while (decided := next(_decided(graph), None)) is not None:
+            _take(*decided)
         joined = sum(_join(graph, node) for node in list(nodes_of(graph)) if node.kind() == "prim::If") > 0
 
 

@@ -1,4 +1,4 @@
-"""Makes a ScriptModule anew with no more modules and tensors than its forward graph reads.
+"""Rebuilds a ScriptModule with no more modules and tensors than its forward graph reads.
 
 TorchScript's classes never lose an attribute, and modules share them. So new modules of the same names are compiled,
 and the graph moves over to them. The calls used are private to torch; `tests/compression/test_residual.py` pins them.
@@ -39,12 +39,12 @@ def without_unused(
     graph = inlined_graph(script).copy()
     added = added or {}
     modules, reads, changed = _accesses(graph, script, {path: parameter for path, (_, parameter) in added.items()})
-    held = {path: value for path, (value, _) in reads.items() if isinstance(value, Tensor) or path in changed}
+    kept = {path: value for path, (value, _) in reads.items() if isinstance(value, Tensor) or path in changed}
     for path, (value, nodes) in reads.items():
-        if path not in held and path.rpartition(".")[2] != "training":  # which every module has
+        if path not in kept and path.rpartition(".")[2] != "training":  # which every module has
             _write_in(graph, value, nodes)
     namespace = f"pared_rebuilt_{next(_rebuilds)}"
-    fresh: torch.jit.ScriptModule = torch.jit.script(_Tree(script, namespace, added).of({*modules, *held}, held))
+    fresh: torch.jit.ScriptModule = torch.jit.script(_Tree(script, namespace, added).of({*modules, *kept}, kept))
     _move(graph, fresh)
     _define(fresh, graph, script, namespace)
     fresh.train(script.training)
@@ -103,8 +103,8 @@ class _Tree:
             kind: type(kind, (nn.Module,), {"__module__": namespace}) for kind in dict.fromkeys(self.kinds.values())
         }
 
-    def of(self, paths: Iterable[str], held: Mapping[str, Any]) -> nn.Module:
-        """Args: paths: of all modules and attributes that it has; held: those of its attributes, with the values."""
+    def of(self, paths: Iterable[str], values: Mapping[str, Any]) -> nn.Module:
+        """Args: paths: of all modules and attributes that it has; values: path -> value of each of the attributes."""
         needed = {""} | {path[: end.start()] for path in paths for end in re.finditer(r"\.|$", path)}
         parts: dict[str, nn.Module] = {}
         for path in self.kinds:
@@ -114,9 +114,9 @@ class _Tree:
                     above, _, leaf = path.rpartition(".")
                     parts[above].add_module(leaf, parts[path])
         tied: dict[StorageKey, nn.Parameter] = {}
-        for path in dict.fromkeys([*self.parameters, *self.buffers, *held]):
+        for path in dict.fromkeys([*self.parameters, *self.buffers, *values]):
             above, _, leaf = path.rpartition(".")
-            if path not in held:
+            if path not in values:
                 continue
             if path in self.parameters:
                 tensor = self.parameters[path]
@@ -125,7 +125,7 @@ class _Tree:
             elif path in self.buffers:
                 parts[above].register_buffer(leaf, self.buffers[path])
             else:
-                setattr(parts[above], leaf, held[path])
+                setattr(parts[above], leaf, values[path])
         return parts[""]
 
 
@@ -152,8 +152,8 @@ def _define(fresh: torch.jit.ScriptModule, graph: Any, script: torch.jit.ScriptM
         f"{a.name}: {a.type.annotation_str}" + (f" = {a.default_value!r}" if a.has_default_value() else "")
         for a in arguments
     ]
-    given = ", ".join(["self", *(argument.name for argument in arguments)])
-    source = f"def forward({', '.join(['self', *taken])}):\n    return {_BODY}({given})\n"
+    passed = ", ".join(["self", *(argument.name for argument in arguments)])
+    source = f"def forward({', '.join(['self', *taken])}):\n    return {_BODY}({passed})\n"
     fresh._c._define(fresh._concrete_type, source, {_BODY: body, "Tensor": Tensor, "torch": torch}.get)
     inlined_graph(fresh)  # so that no function has to be saved beside it
 
@@ -164,12 +164,12 @@ def _with_lasting_names(fresh: torch.jit.ScriptModule, namespace: str) -> torch.
     torch.jit.save(fresh, saved)
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(renamed, "w") as new:
         records = {name: old.read(name) for name in old.namelist() if not name.endswith(".debug_pkl")}
-        numbers = {int(found) for name in records for found in re.findall(r"___torch_mangle_(\d+)", name)}
+        numbers = {int(number) for name in records for number in re.findall(r"___torch_mangle_(\d+)", name)}
         rank = {b"%d" % number: b"%d" % index for index, number in enumerate(sorted(numbers))}
 
         def lasting(text: bytes) -> bytes:
             text = text.replace(namespace.encode(), b"program")
-            return re.sub(rb"(?<=___torch_mangle_)\d+", lambda found: rank.get(found[0], found[0]), text)
+            return re.sub(rb"(?<=___torch_mangle_)\d+", lambda match: rank.get(match[0], match[0]), text)
 
         for name, content in records.items():
             named = "/code/" in name or name.endswith(".pkl")

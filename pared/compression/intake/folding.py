@@ -28,8 +28,8 @@ from pared.compression.coupling.interpreter import (
     reloaded,
 )
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.reference import TOLERANCE, flat_tensors, relative_difference
 from pared.compression.coupling.rules import nature
+from pared.compression.coupling.verify import TOLERANCE, flat_tensors, relative_difference
 from pared.compression.graphs.flow import Flow, Step, erase_dead
 from pared.compression.graphs.plain import spell_out_lists
 from pared.compression.graphs.rebuilding import without_unused

@@ -106,8 +106,12 @@ _PYTHON: dict[str, Callable[..., str]] = {
 }
 """How arithmetic on sizes is written."""
 
-_ALIKE = {"lift_fresh_copy": "clone", "sym_size": "size", "sym_numel": "numel", "_unsafe_view": "view"}
+_ALIKE = {"lift_fresh_copy": "clone", "sym_size": "size", "sym_numel": "numel", "_unsafe_view": "reshape"}
 """Operators of exported graphs, and those that say the same to TorchScript."""
+
+_VIEW = "torch.ops.aten.view.default"
+"""torch.export leaves out copies that its own device can do without. Where kernels lay their results out otherwise,
+a view of them fails; a reshape is a view, or copies if it must."""
 
 _NORMS: dict[str, Callable[..., str]] = {
     "_native_batch_norm_legit_no_training": (
@@ -235,7 +239,8 @@ class _Code:
             arguments.append(f"{argument.name}={text}" if argument.kind == 2 else text)
         if (norm := _norm(node)) is not None:
             return f"torch.ops.aten.{norm(*arguments)}"
-        return f"torch.ops.aten.{_ALIKE.get(operator, operator)}({', '.join(arguments)})"
+        operator = "reshape" if node.target == _VIEW else _ALIKE.get(operator, operator)
+        return f"torch.ops.aten.{operator}({', '.join(arguments)})"
 
     def _argument(
         self, graph: Graph, node: Node, operator: str, argument: NamedArgument, values: Mapping[str, str]

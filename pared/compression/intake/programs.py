@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.verify import flat_tensors
 from pared.compression.intake.folding import folded
 from pared.compression.intake.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
 from pared.compression.intake.program_code import as_torchscript, devices_named, mode_flags

@@ -46,12 +46,22 @@ def settled(work: Work) -> Iterator[None]:
     try:
         with torch.random.fork_rng(), float32_products("exact"):
             torch.manual_seed(0)
+            if torch.device(work.device).type == "cuda":
+                beside(lambda: _load_libraries(work.device))
             yield
     finally:
         torch.set_num_threads(threads)
         cudnn.deterministic, cudnn.benchmark = flags
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _load_libraries(device: str) -> None:
+    """Those of a card take about a second to load at their first use: let that be while files are read."""
+    image, weight = torch.ones(2, 8, 8, 8, device=device), torch.ones(8, 8, 3, 3, device=device, requires_grad=True)
+    for precision in (torch.float32, torch.bfloat16):
+        output = torch.nn.functional.conv2d(image.to(precision), weight.to(precision))
+        (output.flatten(1) @ output.flatten(1).T).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def beside(work: Callable[[], T]) -> Callable[[], T]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling import Correction, find_correction, input_norms, lost_inputs
+from pared.compression.coupling import BiasCorrection, find_bias_correction, input_norms, lost_inputs
 from pared.compression.criteria import GRADIENT_CRITERIA, Evidence
 from pared.compression.data import Data
 from pared.compression.devices import CPU, device_of, place
@@ -146,7 +146,7 @@ class Pruning:
         self.history: list[EpochRecord] = []
         self.best_epoch: int | None = None
         self._notes: list[str] = []
-        self._corrections: list[Correction] = []
+        self._corrections: list[BiasCorrection] = []
         self._taught: Lesson | None = None
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
@@ -234,11 +234,11 @@ class Pruning:
         self.loaded = removal.loaded
         return True
 
-    def _correction(self, lost: Mapping[str, Tensor]) -> Correction:
+    def _correction(self, lost: Mapping[str, Tensor]) -> BiasCorrection:
         """What makes up for lost weights without data; with data, that is for retraining to do."""
         if self.given.data is not None:
-            return Correction({}, set(), set())
-        self._corrections.append(find_correction(self.loaded.module, self.given.example, lost))
+            return BiasCorrection({}, set(), set())
+        self._corrections.append(find_bias_correction(self.loaded.module, self.given.example, lost))
         return self._corrections[-1]
 
     def _remove_residual_blocks(self, module: nn.Module, step: int, amount: Amounts) -> None:

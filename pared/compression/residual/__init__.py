@@ -1,4 +1,4 @@
-"""Whole residual blocks: found on a model's graph, without its source, and removed with all that only they use."""
+"""Finds whole residual blocks on a model's graph, without its source, and removes them with all that only they use."""
 
 from pared.compression.residual.removal import BlockRemoval, apply_block_removal, remove_blocks
 

@@ -1,4 +1,4 @@
-"""Finds a model's residual blocks, out = g(x) + f(x), on its TorchScript graph, and takes f out."""
+"""Finds a model's residual blocks, out = g(x) + f(x), on its TorchScript graph, and removes f."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.reference import flat_tensors
+from pared.compression.coupling.verify import flat_tensors
 from pared.compression.graphs.flow import Flow, erase_dead
 from pared.compression.graphs.plain import in_plain_steps
 from pared.compression.graphs.rebuilding import without_unused
@@ -79,25 +79,25 @@ def find_blocks(module: nn.Module, example: Sequence[Tensor]) -> ResidualBlocks:
     sums = runner.sums(example)
     flow = Flow(runner.graph, runner.module)
     used = _used_tensors(flow, runner.module)
-    found: list[ResidualBlock] = []
+    blocks: list[ResidualBlock] = []
     reasons: dict[str, str] = {}
     for add, outside in sorted(sums.items()):
         for branch in (1, 0):
             inner = _inner_values(flow, runner.dims, add, branch)
             if inner is None or not outside[1 - branch]:
                 continue
-            left, values = _without(runner.module, flow, add, branch)
-            gone = [name for name in used if name not in left]
-            layers = _layers(gone, runner.dims)
+            still_used, values = _without(runner.module, flow, add, branch)
+            names = [name for name in used if name not in still_used]
+            layers = _layers(names, runner.dims)
             if layers and not values & inner:
-                found.append(ResidualBlock(add, branch, flow.steps[add].kind == "aten::add_", gone, layers))
+                blocks.append(ResidualBlock(add, branch, flow.steps[add].kind == "aten::add_", names, layers))
                 break
             step = flow.steps[add]
             own = flow.cone(step.inputs[branch]) - flow.cone(step.inputs[1 - branch])
             what = "values inside its residual block" if layers else "the weights of its residual block"
             weights = [flow.parameters[value] for value in own if value in flow.parameters]
             reasons |= dict.fromkeys(_layers(weights, runner.dims), f"{what} are used outside of it")
-    return ResidualBlocks(script, runner, _innermost(found), reasons)
+    return ResidualBlocks(script, runner, _innermost(blocks), reasons)
 
 
 def _layers(names: Iterable[str], dims: Mapping[str, int]) -> list[str]:
@@ -116,34 +116,34 @@ class BlockRunner(Interpreter):
 
     def sums(self, example: Sequence[Tensor]) -> dict[int, tuple[bool, bool]]:
         """Each addition of two tensors -> whether its first and its second have the shape and type of the sum."""
-        found: dict[int, tuple[bool, bool]] = {}
+        whole_parts: dict[int, tuple[bool, bool]] = {}
 
         def at_sum(add: int, args: list[Any]) -> None:
             first, second, alpha = args
             shape = torch.broadcast_shapes(first.tensor.shape, second.tensor.shape)  # type: ignore[no-untyped-call]
             dtype = torch.result_type(first.tensor, second.tensor)
             whole = [part.tensor.shape == shape and part.tensor.dtype == dtype and alpha == 1 for part in args[:2]]
-            before = found.get(add, (True, True))
-            found[add] = before[0] and whole[0], before[1] and whole[1]
+            before = whole_parts.get(add, (True, True))
+            whole_parts[add] = before[0] and whole[0], before[1] and whole[1]
 
         self._run(example, at_sum)
-        return found
+        return whole_parts
 
     def contributions(
         self,
         batches: Sequence[Sequence[Tensor]],
         blocks: Sequence[ResidualBlock],
-        gone: Sequence[ResidualBlock],
+        removed: Sequence[ResidualBlock],
         tensors: Mapping[str, Tensor],
     ) -> Tensor:
         """‖f(x)‖ / ‖g(x)‖ of each block, the mean over all batches, float64 of shape (blocks,).
 
         Args:
-            gone: blocks whose f counts as zero.
+            removed: blocks whose f counts as zero.
             tensors: the model's tensors as they are by now; of what is missing, the upload's.
         """
         position = {block.add: index for index, block in enumerate(blocks)}
-        left_out = {block.add: block for block in gone}
+        left_out = {block.add: block for block in removed}
         totals = torch.zeros(len(blocks), dtype=torch.float64)
 
         def at_sum(add: int, args: list[Any]) -> None:
@@ -281,14 +281,14 @@ def _inner_values(flow: Flow, dims: Mapping[str, int], add: int, branch: int) ->
 
 def _trunk(flow: Flow, value: str) -> set[str]:
     """What a value passes on: itself, and where it is a sum its parts, and so on."""
-    found, todo = {value}, [value]
+    trunk, todo = {value}, [value]
     while todo:
         made = flow.maker.get(todo.pop())
         if made is not None and flow.steps[made].kind in _ADDITIONS:
-            new = set(flow.steps[made].inputs[:2]) & flow.data - found
-            found |= new
+            new = set(flow.steps[made].inputs[:2]) & flow.data - trunk
+            trunk |= new
             todo += new
-    return found
+    return trunk
 
 
 def _innermost(blocks: list[ResidualBlock]) -> list[ResidualBlock]:

@@ -1,4 +1,4 @@
-"""Takes residual blocks of the lowest scores out of a model; checked against the original without what they add."""
+"""Removes the residual blocks of the lowest scores from a model, and checks what is left."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build, without_residuals
 from pared.compression.coupling import Removed
-from pared.compression.coupling.groups import failing
 from pared.compression.coupling.interpreter import first_line
-from pared.compression.coupling.reference import Mismatch, compare
+from pared.compression.coupling.verify import Mismatch, compare, failing
 from pared.compression.criteria import Evidence, Weights
 from pared.compression.intake import LoadedModel
 from pared.compression.names import Amounts, matches, tensors, weight_layers
@@ -26,9 +25,9 @@ from pared.specs import Criterion
 class BlockRemoval:
     """A model without the removed blocks.
 
-    `removed`: all indices of the first dimension of each tensor that went, in earlier steps too. `reasons`: layer name
+    `removed`: all indices of the first dimension of each removed tensor, in earlier steps too. `reasons`: layer name
     -> why no block could go with it. `units`: name -> 1 of each block that could be chosen; `removed_units`: how many
-    went in this step.
+    were removed in this step.
     """
 
     loaded: LoadedModel
@@ -64,32 +63,38 @@ def remove_blocks(
     Raises:
         NothingToPrune: no block can go; the detail says why, and what to do.
     """
-    found = find_blocks(original.module, example)
-    eligible, reasons = _eligible(original.module, found, include, exclude)
+    residual = find_blocks(original.module, example)
+    eligible, reasons = _eligible(original.module, residual, include, exclude)
     if not eligible:
-        raise NothingToPrune(_none_removable(found, reasons, include, exclude))
-    gone = [block for block in found.blocks if block.tensors[0] in (removed or {})]
-    left = [block for block in eligible if block not in gone]
+        raise NothingToPrune(_none_removable(residual, reasons, include, exclude))
+    removed_before = [block for block in residual.blocks if block.tensors[0] in (removed or {})]
+    remaining = [block for block in eligible if block not in removed_before]
     share = amount.default if isinstance(amount, Amounts) else amount
-    count = round(share * len(eligible)) - len(gone)
+    count = round(share * len(eligible)) - len(removed_before)
     if count < 1:
         raise NothingToPrune(
             f"An amount of {share:g} is less than one block here: {len(eligible)} residual blocks can be chosen from. "
             "Give a larger amount."
         )
     scores = block_scores(
-        left, criterion, tensors(current), runner=found, gone=gone, evidence=evidence, generator=generator
+        remaining,
+        criterion,
+        tensors(current),
+        residual=residual,
+        removed_before=removed_before,
+        evidence=evidence,
+        generator=generator,
     )
-    chosen = [left[index] for index in scores.argsort(stable=True)[:count].tolist()]
+    chosen = [remaining[index] for index in scores.argsort(stable=True)[:count].tolist()]
 
     def attempt(indices: list[int]) -> None:
-        some = [*gone, *(chosen[index] for index in indices)]
+        attempted = [*removed_before, *(chosen[index] for index in indices)]
         try:
-            expected = found.runner.outputs_without(example, some)
+            expected = residual.runner.outputs_without(example, attempted)
         except ModelFailed as error:
             raise Mismatch(error.detail) from error
         try:
-            smaller = _without(original, found, some, original.module)
+            smaller = _without(original, residual, attempted, original.module)
         except Exception as error:
             raise Mismatch(f"the model without it cannot be built: {first_line(error)}") from error
         if not any(True for _ in smaller.module.parameters()):
@@ -99,23 +104,23 @@ def remove_blocks(
     failed = failing(len(chosen), attempt)
     for index, why in failed.items():
         reasons |= dict.fromkeys(chosen[index].layers, why)
-    went = [block for index, block in enumerate(chosen) if index not in failed]
-    if not went:
+    removed_now = [block for index, block in enumerate(chosen) if index not in failed]
+    if not removed_now:
         raise NothingToPrune(_refused(reasons))
     return BlockRemoval(
-        _without(original, found, [*gone, *went], current),
-        _indices(original.module, [*gone, *went]),
+        _without(original, residual, [*removed_before, *removed_now], current),
+        _indices(original.module, [*removed_before, *removed_now]),
         reasons,
         {block.name: 1 for block in eligible},
-        len(went),
+        len(removed_now),
     )
 
 
 def apply_block_removal(original: LoadedModel, example: Sequence[Tensor], removed: Removed) -> LoadedModel:
     """Replay a recorded removal on the same upload: how a resumed job gets its smaller model back."""
-    found = find_blocks(original.module, example)
-    gone = [block for block in found.blocks if block.tensors[0] in removed]
-    return _without(original, found, gone, original.module)
+    residual = find_blocks(original.module, example)
+    blocks = [block for block in residual.blocks if block.tensors[0] in removed]
+    return _without(original, residual, blocks, original.module)
 
 
 def block_scores(
@@ -123,8 +128,8 @@ def block_scores(
     criterion: Criterion,
     weights: Weights,
     *,
-    runner: ResidualBlocks,
-    gone: Sequence[ResidualBlock] = (),
+    residual: ResidualBlocks,
+    removed_before: Sequence[ResidualBlock] = (),
     evidence: Evidence | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -141,7 +146,7 @@ def block_scores(
         return torch.tensor([_gain(block, weights, power) for block in blocks], dtype=torch.float64)
     assert evidence is not None  # noqa: S101 - the spec asks for data
     if criterion == "activation":
-        return runner.runner.contributions(list(evidence.inputs()), blocks, gone, weights)
+        return residual.runner.contributions(list(evidence.inputs()), blocks, removed_before, weights)
     totals, batches = torch.zeros(len(blocks), dtype=torch.float64), 0
     for gradient in evidence.gradients():
         batches += 1
@@ -160,7 +165,7 @@ def _gain(block: ResidualBlock, weights: Weights, power: int) -> float:
 
 
 def _without(
-    original: LoadedModel, found: ResidualBlocks, blocks: Sequence[ResidualBlock], current: nn.Module
+    original: LoadedModel, residual: ResidualBlocks, blocks: Sequence[ResidualBlock], current: nn.Module
 ) -> LoadedModel:
     """The original without these blocks, with the weights of `current`."""
     if original.format == "state_dict":
@@ -168,7 +173,7 @@ def _without(
         module: nn.Module = build(architecture)
         smaller = replace(original, module=module, architecture=architecture)
     else:
-        module = without_blocks(found.script, blocks)
+        module = without_blocks(residual.script, blocks)
         smaller = replace(original, module=module, inlined=True)
     state = current.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
@@ -178,17 +183,19 @@ def _without(
 
 def _indices(module: nn.Module, blocks: Sequence[ResidualBlock]) -> Removed:
     weights = tensors(module)
-    gone = [name for block in blocks for name in block.tensors if weights[name].dim()]
-    return {name: {"0": list(range(len(weights[name])))} for name in gone}
+    names = [name for block in blocks for name in block.tensors if weights[name].dim()]
+    return {name: {"0": list(range(len(weights[name])))} for name in names}
 
 
 def _eligible(
-    module: nn.Module, found: ResidualBlocks, include: Sequence[str], exclude: Sequence[str]
+    module: nn.Module, residual: ResidualBlocks, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[ResidualBlock], dict[str, str]]:
     """Blocks all of whose layers may be touched, and why the other layers stay."""
-    reasons = dict.fromkeys(weight_layers(module).values(), "it is in no residual block that could go") | found.reasons
+    reasons = (
+        dict.fromkeys(weight_layers(module).values(), "it is in no residual block that could go") | residual.reasons
+    )
     eligible = []
-    for block in found.blocks:
+    for block in residual.blocks:
         barred = [layer for layer in block.layers if not matches([layer], include, exclude)]
         for layer in block.layers:
             reasons.pop(layer, None)
@@ -202,19 +209,19 @@ def _eligible(
 
 
 def _none_removable(
-    found: ResidualBlocks, reasons: Mapping[str, str], include: Sequence[str], exclude: Sequence[str]
+    residual: ResidualBlocks, reasons: Mapping[str, str], include: Sequence[str], exclude: Sequence[str]
 ) -> str:
-    if not found.blocks:
+    if not residual.blocks:
         return _refused(reasons)
     return (
         f"All layers of a residual block must match include {list(include)} and exclude {list(exclude)}; those of none "
-        f"do. The blocks are: {'; '.join(block.name for block in found.blocks[:20])}."
+        f"do. The blocks are: {'; '.join(block.name for block in residual.blocks[:20])}."
     )
 
 
 def _refused(reasons: Mapping[str, str]) -> str:
-    told = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:10]) or "it has no weights"
+    listed = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:10]) or "it has no weights"
     return (
         "No residual block, out = x + f(x) with both of the same shape, can be removed from this model "
-        f"({told}). Granularity `channel` makes other models smaller."
+        f"({listed}). Granularity `channel` makes other models smaller."
     )

@@ -1,4 +1,4 @@
-"""Without data: layers take up what pruned weights gave on average, as batch norms tell it.
+"""Corrects biases and batch norms, without data, for the mean and the variance that pruned weights gave.
 
 Behind a batch norm a channel is distributed as N(β, γ²), so what activations and layers make of it follows from the
 weights alone. A layer that lost weights adds the mean that is missing to its bias, or, without one, takes it from the
@@ -28,12 +28,13 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
-from pared.compression.coupling.rules import nature, run_on
-from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
+from pared.compression.coupling.model import Removed
+from pared.compression.coupling.rules import nature
+from pared.compression.coupling.shrink import kept_part, tensors_of
 
 
 @dataclass(frozen=True)
-class Correction:
+class BiasCorrection:
     """What makes up, on average, for what layers have lost.
 
     `changes`: name of a bias or running statistic -> what is to be added to it. `corrected`: the layers that it is
@@ -53,7 +54,7 @@ class Correction:
                 tensors[name].add_(kept_part(change, by_storage.get(storage_key(tensors[name]), {})))
 
 
-def find_correction(module: nn.Module, example: Sequence[Tensor], lost: Mapping[str, Tensor]) -> Correction:
+def find_bias_correction(module: nn.Module, example: Sequence[Tensor], lost: Mapping[str, Tensor]) -> BiasCorrection:
     """What makes up for lost weights.
 
     Args:
@@ -68,8 +69,8 @@ def find_correction(module: nn.Module, example: Sequence[Tensor], lost: Mapping[
     with torch.no_grad(), suppress(UnsupportedGraph):  # what was found before it holds all the same
         original.run(example, lambda name, tensor: Tracked(tensor, [], name=name), statistics)
     # A layer that is used several times has one bias for all uses.
-    changes = {name: torch.stack(found).mean(dim=0) for name, found in statistics.changes.items()}
-    return Correction(changes, statistics.corrected, {part.layer for part in parts.values()} - statistics.corrected)
+    changes = {name: torch.stack(of_uses).mean(dim=0) for name, of_uses in statistics.changes.items()}
+    return BiasCorrection(changes, statistics.corrected, {part.layer for part in parts.values()} - statistics.corrected)
 
 
 def lost_inputs(module: nn.Module, removed: Removed, output_dims: Mapping[str, int]) -> dict[str, Tensor]:
@@ -85,10 +86,10 @@ def lost_inputs(module: nn.Module, removed: Removed, output_dims: Mapping[str, i
             continue
         part = tensors[name].detach().clone()
         for dim, indices in by_dim.items():
-            gone = torch.zeros(part.shape[int(dim)], dtype=torch.bool)
-            gone[indices] = True
+            removed_mask = torch.zeros(part.shape[int(dim)], dtype=torch.bool)
+            removed_mask[indices] = True
             # Its own outputs that go lose nothing that matters.
-            part.index_fill_(int(dim), (~gone if int(dim) in read else gone).nonzero().squeeze(1), 0)
+            part.index_fill_(int(dim), (~removed_mask if int(dim) in read else removed_mask).nonzero().squeeze(1), 0)
         lost[name] = part
     return lost
 
@@ -140,13 +141,14 @@ class _Statistics:
             self._take_up(call)
         elif call.kind == "aten::batch_norm":
             self._renormalize(call)
-        found = self._after(call)
+        moments_after = self._after(call)
         if call.kind.endswith("_") and not call.kind.endswith("__"):
             self._moments.pop(id(call.tensors[0]), None)
-            found, results = found[:1] * 2, [call.tensors[0], *call.results]  # all who hold the tensor see the result
+            # All who hold the tensor see the result.
+            moments_after, results = moments_after[:1] * 2, [call.tensors[0], *call.results]
         else:
             results = call.results
-        for result, moments in zip(results, found, strict=False):
+        for result, moments in zip(results, moments_after, strict=False):
             self._moments[id(result)] = result, moments
 
     # -- what is missing ------------------------------------------------------------------------
@@ -162,34 +164,34 @@ class _Statistics:
         others = [dim for dim in range(missing.mean.dim()) if dim != _channel_dim(call, call.results[0])]
         mean, variance = missing.mean.mean(dim=others), missing.variance.mean(dim=others)
         if not mean.any() and not variance.any():
-            return  # nothing is known of what went
+            return  # nothing is known of what was removed
         share = (variance / full.variance.mean(dim=others)).nan_to_num(0.0)
-        found = _Shortfall(call.results[0], lost.layer, mean, share, bias is not None)
-        self._shortfalls[id(found.output)] = found
+        shortfall = _Shortfall(call.results[0], lost.layer, mean, share, bias is not None)
+        self._shortfalls[id(shortfall.output)] = shortfall
         if bias is not None:
-            self._change(found, bias, mean)
+            self._change(shortfall, bias, mean)
 
     def _renormalize(self, call: Call) -> None:
         """A batch norm behind such a layer: its running statistics become those of what is left."""
-        found = self._shortfalls.get(id(call.arguments["input"]))
+        shortfall = self._shortfalls.get(id(call.arguments["input"]))
         mean, variance = call.arguments.get("running_mean"), call.arguments.get("running_var")
-        if found is None or mean is None or variance is None:
+        if shortfall is None or mean is None or variance is None:
             return
-        if not found.has_bias:
-            self._change(found, mean, -found.mean)
+        if not shortfall.has_bias:
+            self._change(shortfall, mean, -shortfall.mean)
         # Never to nothing, which would blow up what the model of the variance leaves out.
-        self._change(found, variance, -variance.tensor * found.variance_share.clamp(max=0.99))
+        self._change(shortfall, variance, -variance.tensor * shortfall.variance_share.clamp(max=0.99))
 
-    def _change(self, found: _Shortfall, tensor: Tracked, change: Tensor) -> None:
+    def _change(self, shortfall: _Shortfall, tensor: Tracked, change: Tensor) -> None:
         if tensor.name:
-            self.corrected.add(found.layer)
+            self.corrected.add(shortfall.layer)
             self.changes.setdefault(tensor.name, []).append(change)
 
     # -- what is known of a tensor --------------------------------------------------------------
 
     def _of(self, tracked: Tracked) -> _Moments | None:
-        found = self._moments.get(id(tracked))
-        return None if found is None else found[1]
+        known = self._moments.get(id(tracked))
+        return None if known is None else known[1]
 
     def _after(self, call: Call) -> list[_Moments]:
         """The moments of a call's results; none where nothing is known."""
@@ -215,8 +217,8 @@ def _of_batch_norm(call: Call) -> _Moments:
     shape = call.results[0].tensor.shape
 
     def part(name: str, default: float) -> Tensor:
-        given = call.arguments.get(name)
-        values = torch.full((shape[1],), default) if given is None else given.tensor
+        parameter = call.arguments.get(name)
+        values = torch.full((shape[1],), default) if parameter is None else parameter.tensor
         return values.double().reshape([1, -1] + [1] * (len(shape) - 2))
 
     return _Moments(part("bias", 0.0), part("weight", 1.0).square())
@@ -229,17 +231,17 @@ def _of_layer(call: Call, x: _Moments | None) -> list[_Moments]:
         if weight.dim() < 2 or weight.flatten(1).any(dim=1).all():
             return []
         x = _unknown(call.arguments["input"].tensor.dim())
-    found = _through_layer(call, _known(x), weight, None if bias is None else bias.tensor)
+    result = _through_layer(call, _known(x), weight, None if bias is None else bias.tensor)
     missed = x.mean.isnan().double()
     unknown = _through_layer(call, _Moments(missed, missed), weight).variance > 0
-    return [_narrowed(found.mean.masked_fill(unknown, math.nan), found.variance.masked_fill(unknown, math.nan))]
+    return [_narrowed(result.mean.masked_fill(unknown, math.nan), result.variance.masked_fill(unknown, math.nan))]
 
 
 def _through_layer(call: Call, x: _Moments, weight: Tensor, bias: Tensor | None = None) -> _Moments:
     """What a layer with this weight and bias makes of its input, taken as uncorrelated."""
-    given = call.arguments["input"]
-    shape = list(given.tensor.shape)
-    if _channel_dim(call, given) > 0:
+    own_input = call.arguments["input"]
+    shape = list(own_input.tensor.shape)
+    if _channel_dim(call, own_input) > 0:
         shape[0] = x.mean.shape[0]  # one sample stands for all where they are alike
     own = call.arguments.get("bias")
     nothing = [] if own is None else [torch.zeros_like(own.tensor, dtype=torch.double)]
@@ -302,7 +304,7 @@ def _run_on_both(call: Call, operands: Sequence[_Moments]) -> tuple[list[Tensor]
 
 def _run_in_order(call: Call, replacements: Sequence[Tensor]) -> list[Tensor]:
     """The call again, with its tensors replaced in order of appearance."""
-    return run_on(call, {id(tracked): tensor for tracked, tensor in zip(call.tensors, replacements, strict=False)})
+    return call.run_again({id(tracked): tensor for tracked, tensor in zip(call.tensors, replacements, strict=False)})
 
 
 def _narrowed(mean: Tensor, variance: Tensor) -> _Moments:

@@ -1,8 +1,8 @@
-"""The check behind every removal: the shrunk model against the original with the same channels zeroed."""
+"""Verifies removals: the shrunk model must answer as the original does with the same channels zeroed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked, Units, along
-from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, Rules, reduced_dims, run_on
-from pared.compression.coupling.shrink import Removed, kept_part, tensors_of
+from pared.compression.coupling.model import Removed, merge
+from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, LabelTracker, apply_rule, reduced_dims
+from pared.compression.coupling.shrink import kept_part, tensors_of
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference output (and to 1)."""
@@ -28,6 +29,61 @@ TOLERANCE = 1e-5
 
 class Mismatch(Exception):
     """The shrunk model fails, or does not answer as the original with those channels zeroed."""
+
+
+def unsound(
+    original: Interpreter,
+    example: Sequence[Tensor],
+    removals: Sequence[Removed],
+    shrunk: Callable[[Removed], nn.Module],
+) -> dict[int, str]:
+    """Which of these removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        removals: of the original, one for each group of channels.
+        shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
+    """
+
+    def attempt(indices: list[int]) -> None:
+        removed: Removed = {}
+        for index in indices:
+            merge(removed, removals[index])
+        check(original, example, removed, _built(shrunk, removed))
+
+    return failing(len(removals), attempt)
+
+
+def failing(count: int, attempt: Callable[[list[int]], None]) -> dict[int, str]:
+    """Which of `count` removals must be left out, so that all others hold together: its position -> why.
+
+    Args:
+        attempt: raises `Mismatch` where these do not hold together.
+    """
+    failed: dict[int, str] = {}
+
+    def hold(kept: list[int], some: list[int]) -> list[int]:
+        """Those of `some` that hold together with `kept`, which do: halving on failure."""
+        try:
+            attempt([*kept, *some])
+        except Mismatch as mismatch:
+            if len(some) == 1:
+                failed[some[0]] = str(mismatch)
+                return []
+            half = len(some) // 2
+            left = hold(kept, some[:half])
+            return left + hold(kept + left, some[half:])
+        return some
+
+    if count:
+        hold([], list(range(count)))
+    return failed
+
+
+def _built(shrunk: Callable[[Removed], nn.Module], removed: Removed) -> nn.Module:
+    try:
+        return shrunk(removed)
+    except Exception as error:
+        raise Mismatch(f"the shrunk model cannot be built: {first_line(error)}") from error
 
 
 def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, shrunk: nn.Module) -> None:
@@ -39,8 +95,8 @@ def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, sh
     compare(expected, example, shrunk, "those channels")
 
 
-def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Module, gone: str) -> None:
-    """Raise `Mismatch` unless `shrunk` answers the example as expected. `gone`: what it is without, for the message."""
+def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Module, zeroed: str) -> None:
+    """Raise `Mismatch` unless `shrunk` answers the example as expected. `zeroed`: for the message, what it lacks."""
     try:
         actual = answers(shrunk, example)
     except Exception as error:
@@ -52,7 +108,7 @@ def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Mo
             continue
         difference = relative_difference(got, want)
         if not difference <= TOLERANCE:
-            raise Mismatch(f"the output would differ by {difference:.2g} from the original with {gone} zeroed")
+            raise Mismatch(f"the output would differ by {difference:.2g} from the original with {zeroed} zeroed")
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
@@ -78,7 +134,7 @@ def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
 def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
     """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept."""
     units = Units()
-    gone, stays = units.make(2)
+    removed_unit, kept_unit = units.make(2)
     tensors = tensors_of(original.module)
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
     zeroed: dict[StorageKey, Tensor] = {}
@@ -90,16 +146,16 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
             if key not in zeroed:
                 zeroed[key] = tensor.detach().clone()
             zeroed[key].index_fill_(int(dim), torch.tensor(indices), 0)
-            labels = np.full(tensor.shape[int(dim)], stays, dtype=np.int64)
-            labels[indices] = gone
+            labels = np.full(tensor.shape[int(dim)], kept_unit, dtype=np.int64)
+            labels[indices] = removed_unit
             layers.append(along(labels, int(dim), tensor.dim()))
         return Tracked(zeroed.get(key, tensor), layers, name=name)
 
-    rules = Rules(units, frozen=True)
+    tracker = LabelTracker(units, frozen=True)
 
     def visit(call: Call) -> None:
-        rules(call)
-        _over_kept(call, int(gone))
+        apply_rule(tracker, call)
+        _over_kept(call, int(removed_unit))
 
     # Which elements are removed matters to norms and reductions alone; without one, following them is idle.
     follow = original.holds(kind + in_place for kind in [*_NORMS, *REDUCTIONS] for in_place in ("", "_"))
@@ -107,22 +163,22 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
         return flat_tensors(original.run(example, wrap, visit if follow else lambda call: None))
 
 
-def _over_kept(call: Call, gone: int) -> None:
+def _over_kept(call: Call, removed_unit: int) -> None:
     """Let norms, softmax and reductions over removed elements see the kept ones alone; a norm's others are zero."""
     kind = call.kind.removesuffix("_")
     if kind in REDUCTIONS:
-        _reduce_kept(call, gone)
+        _reduce_kept(call, removed_unit)
         return
     norm = _NORMS.get(kind)
     if norm is None:
         return
     x: Tracked = call.tensors[0]
-    layers = [layer for layer in call.results[0].layers if (layer == gone).any()]
+    layers = [layer for layer in call.results[0].layers if (layer == removed_unit).any()]
     if not layers:
         return
     (layer,) = layers  # rules keep channels along one dimension
     dim = int(np.argmax(layer.shape))
-    removed = np.flatnonzero(layer.reshape(-1) == gone).tolist()
+    removed = np.flatnonzero(layer.reshape(-1) == removed_unit).tolist()
     kept = [index for index in range(layer.shape[dim]) if index not in set(removed)]
     part = norm(call, kept_part(x.tensor, {str(dim): removed}), dim, len(kept), removed)
     result = torch.zeros_like(x.tensor)
@@ -130,22 +186,22 @@ def _over_kept(call: Call, gone: int) -> None:
     call.outputs[0].tensor = result
 
 
-def _reduce_kept(call: Call, gone: int) -> None:
+def _reduce_kept(call: Call, removed_unit: int) -> None:
     x: Tracked = call.tensors[0]
     removed = {
-        str(int(np.argmax(layer.shape))): np.flatnonzero(layer.reshape(-1) == gone).tolist()
+        str(int(np.argmax(layer.shape))): np.flatnonzero(layer.reshape(-1) == removed_unit).tolist()
         for layer in x.layers
-        if (layer == gone).any()
+        if (layer == removed_unit).any()
     }
     if "other" in call.arguments or not removed.keys() & set(map(str, reduced_dims(call))):
         return
     kept = kept_part(x.tensor, {dim: removed[dim] for dim in removed if int(dim) in reduced_dims(call)})
-    for out, result in zip(call.results, run_on(call, {id(x): kept}), strict=True):
+    for out, result in zip(call.results, call.run_again({id(x): kept}), strict=True):
         out.tensor = result
 
 
 def _softmax(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:
-    return run_on(call, {id(call.tensors[0]): x})[0]
+    return call.run_again({id(call.tensors[0]): x})[0]
 
 
 def _layer_norm(call: Call, x: Tensor, dim: int, kept: int, removed: list[int]) -> Tensor:

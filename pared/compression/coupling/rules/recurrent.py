@@ -7,17 +7,14 @@ of one stack start from one tensor of states, (layers * directions, batch, hidde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pared.compression.coupling.interpreter import Call
 from pared.compression.coupling.labels import Labels, Tracked, along
-
-if TYPE_CHECKING:
-    from pared.compression.coupling.rules import Rules
+from pared.compression.coupling.rules.core import LabelTracker, rule
 
 
 @dataclass(frozen=True)
@@ -36,60 +33,63 @@ class _Cell:
     def weights(self) -> list[Tracked]:
         return [self.inputs, self.hidden, *self.biases, *([] if self.project is None else [self.project])]
 
-    def units(self, rules: Rules, call: Call) -> tuple[Labels, Labels]:
+    def units(self, tracker: LabelTracker, call: Call) -> tuple[Labels, Labels]:
         """Its output's units and its hidden state's, each tied over all that they consist of."""
         out = self.hidden.axis(1)
         hidden = out if self.project is None else self.project.axis(1)
         for weight in (self.inputs, self.hidden, *self.biases):
-            rules.union(hidden, weight.axis(0).reshape(-1, len(hidden)), call)
+            tracker.union(hidden, weight.axis(0).reshape(-1, len(hidden)), call)
         if self.project is not None:
-            rules.union(out, self.project.axis(0), call)
+            tracker.union(out, self.project.axis(0), call)
         return out, hidden
 
 
-def _sequence(rules: Rules, call: Call) -> None:
+@rule("lstm gru rnn_tanh rnn_relu")
+def sequence(tracker: LabelTracker, call: Call) -> None:
     """lstm, gru, rnn_tanh, rnn_relu, of a padded input (its features last) or of a packed one."""
     x = call.arguments["data" if "data" in call.arguments else "input"]
     states = call.arguments["hx"] if isinstance(call.arguments["hx"], list) else [call.arguments["hx"]]
     directions = 2 if call.arguments["bidirectional"] else 1
     cells = list(_cells(call, projected=_projected(call)))
-    rules.fix(x.spanning(set(range(x.tensor.dim() - 1))), call, "channels in another dimension than the last")
-    entering, (out, hidden) = x.axis(-1), cells[0].units(rules, call)
+    tracker.fix(x.spanning(set(range(x.tensor.dim() - 1))), call, "channels in another dimension than the last")
+    entering, (out, hidden) = x.axis(-1), cells[0].units(tracker, call)
     for start in range(0, len(cells), directions):
         for cell in cells[start : start + directions]:
-            rules.union(entering, cell.inputs.axis(1), call, "its inputs are fixed")
-            for own, shared in zip(cell.units(rules, call), (out, hidden), strict=True):
-                rules.union(own, shared, call)
+            tracker.union(entering, cell.inputs.axis(1), call, "its inputs are fixed")
+            for own, shared in zip(cell.units(tracker, call), (out, hidden), strict=True):
+                tracker.union(own, shared, call)
         entering = np.tile(out, directions)
     for state, units in zip(states, (out, hidden), strict=False):
-        _tie_state(rules, call, state, units)
-    _note(rules, call, cells, len(hidden))
+        _tie_state(tracker, call, state, units)
+    _note(tracker, call, cells, len(hidden))
     output, *last = call.results
     _label(output, entering)
     for state, units in zip([result for result in last if result.tensor.dim() == 3], (out, hidden), strict=False):
         _label(state, units)
 
 
-def _single(rules: Rules, call: Call) -> None:
+@rule("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+def cell_step(tracker: LabelTracker, call: Call) -> None:
     """lstm_cell, gru_cell, rnn_tanh_cell, rnn_relu_cell: one step."""
     x = call.arguments["input"]
     states = call.arguments["hx"] if isinstance(call.arguments["hx"], list) else [call.arguments["hx"]]
     biases = [bias for bias in (call.arguments["b_ih"], call.arguments["b_hh"]) if bias is not None]
     cell = _Cell(call.arguments["w_ih"], call.arguments["w_hh"], biases, None)
-    units, _ = cell.units(rules, call)
-    rules.union(x.axis(-1), cell.inputs.axis(1), call, "its inputs are fixed")
+    units, _ = cell.units(tracker, call)
+    tracker.union(x.axis(-1), cell.inputs.axis(1), call, "its inputs are fixed")
     for state in states:
-        _tie_state(rules, call, state, units)
-    _note(rules, call, [cell], len(units))
+        _tie_state(tracker, call, state, units)
+    _note(tracker, call, [cell], len(units))
     for result in call.results:
         _label(result, units)
 
 
-def _packed(rules: Rules, call: Call) -> None:
+@rule("_pack_padded_sequence _pad_packed_sequence")
+def packed(tracker: LabelTracker, call: Call) -> None:
     """_pack_padded_sequence, (batch, steps, features) -> (rows, features), and _pad_packed_sequence back."""
     x = call.tensors[0]
     last = x.tensor.dim() - 1
-    rules.fix(x.spanning(set(range(last))), call, "channels in another dimension than the last")
+    tracker.fix(x.spanning(set(range(last))), call, "channels in another dimension than the last")
     _label(call.results[0], x.axis(last))
 
 
@@ -108,27 +108,20 @@ def _cells(call: Call, *, projected: bool) -> Iterator[_Cell]:
         yield _Cell(inputs, hidden, rest[:biases], rest[-1] if projected else None)
 
 
-def _tie_state(rules: Rules, call: Call, state: Tracked, units: Labels) -> None:
+def _tie_state(tracker: LabelTracker, call: Call, state: Tracked, units: Labels) -> None:
     last = state.tensor.dim() - 1
-    rules.fix(state.spanning(set(range(last))), call, "units in another dimension than the last")
-    rules.union(state.axis(last), units, call, "its first state is given")
+    tracker.fix(state.spanning(set(range(last))), call, "units in another dimension than the last")
+    tracker.union(state.axis(last), units, call, "its first state is given")
 
 
-def _note(rules: Rules, call: Call, cells: Sequence[_Cell], hidden: int) -> None:
+def _note(tracker: LabelTracker, call: Call, cells: Sequence[_Cell], hidden: int) -> None:
     weights = {f"{index}.{role}": w for index, cell in enumerate(cells) for role, w in enumerate(cell.weights)}
-    rules.use(call, weights, ("0.0", 0), channels=hidden)
+    tracker.use(call, weights, ("0.0", 0), channels=hidden)
     for cell in cells:
         for weight in [cell.inputs, cell.hidden, *([] if cell.project is None else [cell.project])]:
-            rules.makes_channels(weight, 0)
+            tracker.makes_channels(weight, 0)
 
 
 def _label(result: Tracked, units: Labels) -> None:
     if units.any():
         result.layers = [along(units, -1, result.tensor.dim())]
-
-
-RECURRENT: dict[str, Callable[[Rules, Call], None]] = {
-    **{f"aten::{name}": _sequence for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
-    **{f"aten::{name}_cell": _single for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
-    **{f"aten::{name}": _packed for name in ("_pack_padded_sequence", "_pad_packed_sequence")},
-}
