@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,7 +15,9 @@ from pared.cli.downloads import check_writable, download, exit_if_incomplete, ha
 from pared.cli.exits import DETACHED, FAILED
 from pared.cli.options import AsJson, JobId, OutputOrFolder
 from pared.cli.rendering import err, event_text, follow, list_files, out, plain_table, print_json, print_json_line, say
-from pared.client import Client, Job, JobFailed, JobStatus
+from pared.client import Client, Job, JobFailed
+from pared.job_types import ListedName
+from pared.statuses import JobStatus
 
 app = typer.Typer(no_args_is_help=True, help="List, follow, cancel and download jobs.")
 
@@ -24,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="List, follow, cancel and download 
 def list_jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.", show_default="any")] = None,
     type: Annotated[  # noqa: A002 - the option's name
-        Literal["prune", "distill"] | None, typer.Option(help="Only jobs of this type.", show_default="any")
+        ListedName | None, typer.Option(help="Only jobs of this type.", show_default="any")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import pydantic
 import typer
@@ -17,25 +17,12 @@ from pared.cli.options import AsJson
 from pared.cli.parsers import readable, upload
 from pared.cli.rendering import err, list_files, out, print_json, say
 from pared.cli.uploads import stored
-from pared.client import Client
-from pared.specs import BUILTIN_DATASETS, DistillSpec, PruneSpec, compression_spec
+from pared.client import Client, Report
+from pared.job_types import BY_NAME, LISTED
+from pared.specs import BUILTIN_DATASETS, JobSpec, UploadKind
+from pared.specs.uploads import upload_fields
 
-
-class UploadField(NamedTuple):
-    """A field of a spec that names an upload."""
-
-    name: str
-    kind: Literal["models", "datasets"]
-    architecture: str | None = None
-    """The field with the architecture of a state dict."""
-
-
-UPLOAD_FIELDS = (
-    UploadField("model", "models", "architecture"),
-    UploadField("teacher", "models", "teacher_architecture"),
-    UploadField("student", "models", "student_architecture"),
-    UploadField("dataset", "datasets"),
-)
+LISTED_NAMES = tuple(each.name for each in LISTED)
 
 
 def run(
@@ -87,18 +74,26 @@ def _read(path: Path) -> dict[str, Any]:
     return spec
 
 
-def _files(spec: dict[str, Any]) -> Iterator[tuple[UploadField, str]]:
-    """The fields of a spec that name models and data, with the path or the id in each.
+def _files(spec: dict[str, Any]) -> dict[str, str]:
+    """The paths and ids of models and data that a spec names, by the names of their fields.
 
     Raises:
         BadParameter: a path leads to no file that can be read.
     """
-    for field in UPLOAD_FIELDS:
-        if isinstance(spec.get(field.name), str):
+    files = {}
+    for name in _kinds(spec):
+        if isinstance(spec.get(name), str):
             try:
-                yield field, upload(spec[field.name])
+                files[name] = upload(spec[name])
             except typer.BadParameter as error:
-                raise typer.BadParameter(f"{field.name}: {error}") from None
+                raise typer.BadParameter(f"{name}: {error}") from None
+    return files
+
+
+def _kinds(spec: dict[str, Any]) -> dict[str, UploadKind | None]:
+    """What each field that names an upload is for; of a type of job that only the server knows, nothing is known."""
+    job_type = BY_NAME.get(str(spec.get("type")))
+    return {} if job_type is None else dict(upload_fields(job_type.spec))
 
 
 def _run_on_the_server(spec: dict[str, Any], output: list[Path], *, as_json: bool) -> None:
@@ -109,13 +104,13 @@ def _run_on_the_server(spec: dict[str, Any], output: list[Path], *, as_json: boo
     if missing:
         raise typer.BadParameter(f"the spec does not ask for {missing[0]}: add it to `outputs`", param_hint="-o")
     check_writable(output)
-    files = list(_files(spec))  # each is looked for before any is sent
+    files, kinds = _files(spec), _kinds(spec)  # each file is looked for before any is sent
     with Client() as client:
-        for field, path in files:
+        for name, path in files.items():
             if not path.startswith("builtin:"):
-                uploads = client.models if field.kind == "models" else client.datasets
-                architecture = None if field.architecture is None else spec.get(field.architecture)
-                spec[field.name] = stored(uploads, path, err, architecture).id
+                uploads = client.models if kinds[name] == "model" else client.datasets
+                architecture = spec.get("architecture" if name == "model" else f"{name}_architecture")
+                spec[name] = stored(uploads, path, err, architecture).id
         submit_and_follow(client, spec, output, as_json=as_json)
 
 
@@ -124,7 +119,9 @@ def _run_here(spec: dict[str, Any], output: list[Path], *, debug: bool, as_json:
         raise typer.BadParameter("with --here, name the one folder for all files of the job", param_hint="-o")
     (folder,) = output
     check_writable(output)
-    files = {field.name: path for field, path in _files(spec)}
+    if spec.get("type") not in LISTED_NAMES:
+        raise typer.BadParameter(f"`type` is {spec.get('type')!r}, and must be one of {', '.join(LISTED_NAMES)}")
+    files = _files(spec)
     for name, path in files.items():
         if path.startswith(("mdl_", "dst_")):
             raise typer.BadParameter(f"{name}: {path} is an upload on a server, and --here asks none: name a file")
@@ -139,25 +136,24 @@ def _run_here(spec: dict[str, Any], output: list[Path], *, debug: bool, as_json:
     else:
         out.print(report)
         list_files(written)
-    for failed in report.failed_outputs:
+    failed_outputs = report.failed_outputs if isinstance(report, Report) else []
+    for failed in failed_outputs:
         say(f"{failed.format} was not written: {failed.detail}")
-    if report.failed_outputs:
+    if failed_outputs:
         raise typer.Exit(INCOMPLETE)
 
 
-def _checked(spec: dict[str, Any], files: Mapping[str, str]) -> PruneSpec | DistillSpec:
-    """The spec; an id that its form demands stands for each file."""
-    named = {name: _placeholder(name, path) for name, path in files.items()}
+def _checked(spec: dict[str, Any], files: Mapping[str, str]) -> JobSpec:
+    """The spec, with ids of the right form in place of paths."""
+    kinds = _kinds(spec)
+    ids = {name: _placeholder(name, kinds[name]) for name, path in files.items() if path not in BUILTIN_DATASETS}
     try:
-        return compression_spec.validate_python({**spec, **named})
+        return BY_NAME[spec["type"]].spec.model_validate({**spec, **ids})
     except pydantic.ValidationError as error:
         for each in error.errors():
-            pointer = "/".join(map(str, each["loc"][1:]))  # the first place is the type of the job
-            say(f"/{pointer}: {each['msg']}")
+            say(f"/{'/'.join(map(str, each['loc']))}: {each['msg']}")
         raise typer.Exit(USAGE) from None
 
 
-def _placeholder(field: str, path: str) -> str:
-    if path in BUILTIN_DATASETS:
-        return path
-    return f"{'dst' if field == 'dataset' else 'mdl'}_{field.ljust(26, '0')}"
+def _placeholder(field: str, kind: UploadKind | None) -> str:
+    return f"{'mdl' if kind == 'model' else 'dst'}_{field.replace('_', '').ljust(26, '0')}"

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import typer
+from pydantic import BaseModel
 
 from pared.cli.exits import FAILED
 from pared.cli.rendering import err
 from pared.client import Report
 from pared.compression import SilentObserver, run_spec
-from pared.specs import DistillSpec, PruneSpec
+from pared.reports import Report as PlainReport
+from pared.specs import JobSpec
 
 
 def run(
-    spec: PruneSpec | DistillSpec, files: Mapping[str, str], folder: Path, *, debug: bool, quiet: bool
-) -> tuple[Report, list[Path]]:
+    spec: JobSpec, files: Mapping[str, str], folder: Path, *, debug: bool, quiet: bool
+) -> tuple[BaseModel, list[Path]]:
     """Run a job, saying its stages and log lines on standard error.
 
     Args:
@@ -43,7 +45,8 @@ def run(
             raise typer.Exit(FAILED) from None
         raise
     written = [path for path, time in _times(folder).items() if before.get(path) != time]
-    return Report.model_validate(report.model_dump()), written
+    printable = Report.model_validate(report.model_dump()) if isinstance(report, PlainReport) else report
+    return printable, written
 
 
 class PrintingObserver(SilentObserver):

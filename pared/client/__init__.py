@@ -5,7 +5,7 @@ from __future__ import annotations
 from pared.client.async_ import AsyncClient, AsyncJob, AsyncUpload
 from pared.client.blocking import Client, Job, Upload, Uploads
 from pared.client.operations import APIError, DigestMismatch, ServerUnreachable
-from pared.client.records import Artifact, Event, JobFailed, JobStatus, UploadRejected
+from pared.client.records import Artifact, Event, JobFailed, UploadRejected
 from pared.client.report_tables import Plan, Report
 from pared.reports import FailedOutput
 
@@ -21,7 +21,6 @@ __all__ = [
     "FailedOutput",
     "Job",
     "JobFailed",
-    "JobStatus",
     "Plan",
     "Report",
     "ServerUnreachable",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -13,9 +13,7 @@ from pared.client import operations
 from pared.client.operations import Operation, Progress
 from pared.client.report_tables import Report
 from pared.reports import FailedOutput
-
-JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
-ENDED: tuple[JobStatus, ...] = ("succeeded", "failed", "canceled")
+from pared.statuses import ENDED, JobStatus, UploadStatus
 
 
 class JobFailed(Exception):
@@ -78,7 +76,7 @@ class UploadRecord(_Record):
     filename: str
     sha256: str | None = None
     size_bytes: int | None = None
-    status: Literal["inspecting", "ready", "rejected"]
+    status: UploadStatus
     format: str | None = None
     reason: dict[str, Any] | None = None
     inspection: dict[str, Any] | None = None

@@ -25,6 +25,7 @@ from pared.compression.export import as_torchscript
 from pared.compression.intake import Folded, example_from_specs, fold_module, folding_difference
 from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ValidationError
+from pared.job_types import type_of
 from pared.reports import Report
 from pared.spec_fields import DistillFields, PruneFields
 
@@ -119,8 +120,8 @@ def distill(
 
 
 def run_spec(
-    spec: specs.PruneSpec | specs.DistillSpec, files: Mapping[str, str], directory: str | Path, observer: Observer
-) -> Report:
+    spec: specs.JobSpec, files: Mapping[str, str], directory: str | Path, observer: Observer
+) -> pydantic.BaseModel:
     """Run a job in this process, on local files, by the code that a worker runs in its sandbox.
 
     Args:
@@ -129,19 +130,18 @@ def run_spec(
         directory: where the job's files go, the report among them; made if it is not there.
         observer: is told of stages, progress, metrics and log lines, and keeps checkpoints.
 
+    Returns:
+        The report that this type of job has.
+
     Raises:
         DeviceUnavailable: the spec asks for cuda, and there is none.
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
         dataset = place.dataset(files.get("dataset"))
-        models = {
-            name: place.model(path, name, None, spec, dataset) for name, path in files.items() if name != "dataset"
-        }
-        work = place.work(models, dataset, _device_for(spec), spec.latency_device)
-        report = methods.METHODS[type(spec)](spec, replace(work, observer=observer))
-        assert isinstance(report, Report)  # noqa: S101 - as every job that compresses has
-        return report
+        models = {name: _file(path) for name, path in files.items() if name != "dataset"}
+        work = place.work(models, dataset, _device_for(spec), getattr(spec, "latency_device", None))
+        return type_of(spec).load_method()(spec, replace(work, observer=observer))
 
 
 @contextmanager
@@ -170,8 +170,7 @@ class _Workplace:
     ) -> ModelFile:
         """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
         if not isinstance(model, nn.Module):
-            path = Path(model)
-            return ModelFile(path, path.name, _digest(path), architecture)
+            return _file(model, architecture)
         path = self.inputs / f"{role}.pt"
         if isinstance(model, torch.jit.ScriptModule):
             torch.jit.save(model, path)
@@ -217,16 +216,21 @@ class _Workplace:
         return Work(files, dataset, self.outputs, device=device, latency_device=latency_device, threads=threads)
 
 
-def _device_for(spec: specs.PruneSpec | specs.DistillSpec) -> str:
+def _file(model: str | Path, architecture: Any | None = None) -> ModelFile:
+    path = Path(model)
+    return ModelFile(path, path.name, _digest(path), architecture)
+
+
+def _device_for(spec: specs.JobSpec) -> str:
     """What to compute on.
 
     Raises:
         DeviceUnavailable: CUDA is asked for, and torch has none.
     """
     if torch.cuda.is_available():
-        return "cpu" if spec.device == "cpu" else "cuda"
+        return "cuda" if type_of(spec).uses_gpu and getattr(spec, "device", "auto") != "cpu" else "cpu"
     if spec.needs_device == "cuda":
-        field = "device" if spec.device == "cuda" else "latency_device"
+        field = spec.device_field
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU that it can use"
         raise DeviceUnavailable(
             f"The {field} cuda is asked for, and {why}. Leave {field} out to compute on the processor, or run it where "
