@@ -100,7 +100,8 @@ def _run_on_the_server(spec: dict[str, Any], output: list[Path], *, as_json: boo
     formats = formats_of([path for path in output if not is_folder(path)])
     if formats and spec.get("outputs") is None:
         spec["outputs"] = formats
-    missing = [name for name in formats if name not in spec["outputs"]]
+    asked = spec.get("outputs")
+    missing = [name for name in formats if isinstance(asked, list) and name not in asked]
     if missing:
         raise typer.BadParameter(f"the spec does not ask for {missing[0]}: add it to `outputs`", param_hint="-o")
     check_writable(output)
