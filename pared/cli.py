@@ -35,8 +35,8 @@ from pared.client import (
 from pared.errors import ParedError
 from pared.gpus import Gpu, visible
 from pared.options import Pruning, Retraining, Teaching, architecture_of, given_only, grouped, readable, share, upload
-from pared.processes import Keeper, worker_processes
 from pared.specs import Device, Knowledge, Scope, Task
+from pared.supervisor import Keeper, worker_processes
 from pared.terminal import counted_bytes, follow, stored
 
 DONE, FAILED, USAGE, INCOMPLETE, DETACHED = 0, 1, 2, 4, 130
@@ -584,8 +584,8 @@ def worker(
 
 
 def _chosen_gpus(given: str) -> list[Gpu]:
+    from pared.local_workers import chosen_gpus
     from pared.state.settings import settings
-    from pared.workers_here import chosen_gpus
 
     if settings().device == "cpu":
         raise typer.BadParameter("PARED_DEVICE is cpu: unset it, or leave --gpus out", param_hint="--gpus")
@@ -597,9 +597,9 @@ def _chosen_gpus(given: str) -> list[Gpu]:
 
 def _check_workers_here() -> int:
     """Say what the workers of this machine compute on. Returns 0 if one of them can run jobs."""
+    from pared.local_workers import workers_here
     from pared.state.session import make_engine, make_sessions
     from pared.state.settings import settings
-    from pared.workers_here import workers_here
 
     rows = workers_here(make_sessions(make_engine(settings().effective_database_url)))
     for row in rows:

@@ -15,10 +15,10 @@ from typing import Any
 from sqlalchemy import select
 
 from pared import gpus
-from pared.processes import Keeper, Process, say, worker_processes
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import ApiKey
+from pared.supervisor import Keeper, Process, say, worker_processes
 
 READY_S = 90.0
 

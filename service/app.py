@@ -13,7 +13,7 @@ import pared
 from pared.state.logs import configure_logging
 from pared.state.settings import Settings, settings
 from service import problems
-from service.deps import wire
+from service.dependencies import wire
 from service.middleware import Surroundings
 from service.openapi import describe
 from service.routes import docs, health, jobs, plans, results, uploads

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pared.gpus import VISIBLE, Gpu, driver_version, installed, visible
-from pared.processes import worker_processes
-from pared.workers_here import chosen_gpus
+from pared.local_workers import chosen_gpus
+from pared.supervisor import worker_processes
 from tests.e2e.processes import Processes, environment, wait_for
 
 NOWHERE = Path("/nowhere")
@@ -144,7 +144,7 @@ import json, os, sys
 from pathlib import Path
 from pared import processes
 from pared.gpus import visible
-from pared.workers_here import chosen_gpus
+from pared.local_workers import chosen_gpus
 
 child = '''
 import json, os, pathlib, signal, sys, time

@@ -25,9 +25,7 @@ from pared.state.tables import ENDED, Artifact, Dataset, Job, Model, new_id
 from worker import protocol
 from worker.forkserver import Child
 from worker.lease import Lease, LeaseLost
-from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
-from worker.scratch import scratch
-from worker.watch import (
+from worker.monitor import (
     Canceled,
     Claim,
     Crashed,
@@ -40,6 +38,8 @@ from worker.watch import (
     Worker,
     called_off,
 )
+from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
+from worker.scratch import scratch
 
 _MAX_ARTIFACTS = 100
 _STORE_PATIENCE_S = 600.0

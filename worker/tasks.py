@@ -37,13 +37,13 @@ from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, WorkerHeartbeat, db_now
-from worker import attempt, canaries, sandbox
+from worker import attempt, sandbox, sandbox_probe
 from worker.devices import CPU_ALONE, Serving
 from worker.devices import find as find_devices
-from worker.drain import Drain
 from worker.forkserver import ForkServer
+from worker.monitor import Ending, Hindered, Worker
 from worker.sandbox import Confinement
-from worker.watch import Ending, Hindered, Worker
+from worker.shutdown import Drain
 
 log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ def find_out_what_is_here(**_: Any) -> None:
     scratch = settings().data_dir.resolve() / "scratch"
     cards = [] if settings().device == "cpu" else gpus.visible()
     try:
-        probe = canaries.probe(scratch, gpu=bool(cards))
+        probe = sandbox_probe.probe(scratch, gpu=bool(cards))
     except Exception:
         # Celery would swallow it. What could not be shown to hold is not assumed to.
         log.exception("sandbox_not_probed")

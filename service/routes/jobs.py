@@ -21,14 +21,14 @@ from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, find_job, jobs_of, submit
 from pared.state.tables import ENDED, Artifact, Job, JobEvent, JobStatus
 from pared.state.workers import waits_for
-from service import strangers_json
-from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
-from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
+from service import untrusted_json
+from service.dependencies import OwnedJob, Owner, Parts, PartsOf, check_id
+from service.etags import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
+from service.long_polling import POLL_S, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
-from service.paging import After, Limit, as_page, fetch_page
+from service.pagination import After, Limit, as_page, fetch_page
 from service.problems import invalid
-from service.views import JobView, Page, Result, view_artifact, view_job
-from service.waiting import POLL_S, wait_until
+from service.schemas import JobView, Page, Result, view_artifact, view_job
 
 router = APIRouter(tags=["jobs"])
 
@@ -222,7 +222,7 @@ async def _json_body(request: Request, max_bytes: int) -> Any:
         if len(body) > max_bytes:
             raise TooLarge(f"A job spec has at most {max_bytes:,} bytes.")
     try:
-        value = strangers_json.parse(body)
+        value = untrusted_json.parse(body)
     except ValueError as error:
         told = [{"pointer": "", "detail": str(error)}]
         raise ValidationError(f"The body is not JSON that we read: {error}.", errors=told) from None

@@ -13,12 +13,12 @@ from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
 from pared.state.tables import ENDED, Job
 from pared.state.workers import waits_for
-from service.conditional import wait_headers, wanted_wait_s
-from service.deps import Owner, Parts, PartsOf, check_id
+from service.dependencies import Owner, Parts, PartsOf, check_id
+from service.etags import wait_headers, wanted_wait_s
+from service.long_polling import wait_until
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
 from service.routes.jobs import Spec
-from service.views import PlanPending, view_plan_pending
-from service.waiting import wait_until
+from service.schemas import PlanPending, view_plan_pending
 
 router = APIRouter(tags=["jobs"])
 

@@ -17,11 +17,11 @@ from pared.errors import Conflict, NotFound, NotReady, ParedError, PreconditionF
 from pared.reports import Report
 from pared.state.session import to_json
 from pared.state.tables import ENDED, Artifact, Job, JobEvent
-from service.conditional import client_has, demands_other, wanted_range, weak_tag
-from service.deps import OwnedJob, PartsOf
+from service.dependencies import OwnedJob, PartsOf
+from service.etags import client_has, demands_other, wanted_range, weak_tag
 from service.openapi import ARTIFACT, UNCHANGED, answers
 from service.problems import problem
-from service.views import ArtifactView, view_artifact
+from service.schemas import ArtifactView, view_artifact
 
 router = APIRouter(tags=["results"])
 

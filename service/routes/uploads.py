@@ -16,14 +16,14 @@ from pared.errors import Conflict, NotFound, ValidationError
 from pared.specs import BUILTIN_DATASETS, Architecture, InspectSpec
 from pared.state.jobs import add_job
 from pared.state.tables import ENDED, Dataset, Job, Model, db_now, new_id
-from service import strangers_json
-from service.conditional import json_with_tag, wait_headers, wanted_wait_s
-from service.deps import Owner, Parts, PartsOf, check_id
+from service import untrusted_json
+from service.dependencies import Owner, Parts, PartsOf, check_id
+from service.etags import json_with_tag, wait_headers, wanted_wait_s
+from service.long_polling import wait_until
 from service.openapi import DATASET, MODEL, UNCHANGED, UPLOAD_BODY, answers, page
-from service.paging import After, Limit, as_page, fetch_page
-from service.receive import Received, receive
-from service.views import Links, ModelView, Page, UploadView, view_dataset, view_model
-from service.waiting import wait_until
+from service.pagination import After, Limit, as_page, fetch_page
+from service.schemas import Links, ModelView, Page, UploadView, view_dataset, view_model
+from service.upload_stream import Received, receive
 
 router = APIRouter()
 
@@ -198,7 +198,7 @@ def _parse_architecture(text: str | None) -> Any | None:
     value: Any = text
     if text.lstrip().startswith("{"):
         try:
-            value = strangers_json.parse(text)
+            value = untrusted_json.parse(text)
         except ValueError as error:
             raise ValidationError(
                 "The architecture is not valid JSON.", errors=[{"pointer": "/query/architecture", "detail": str(error)}]

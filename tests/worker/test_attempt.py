@@ -16,9 +16,9 @@ from tests.e2e.processes import wait_for
 from tests.worker.conftest import RAW
 from tests.worker.raw_child import LINES
 from worker import recorder, sandbox
-from worker.drain import Drain
 from worker.sandbox import Confinement
 from worker.scratch import scratch, written_bytes
+from worker.shutdown import Drain
 
 
 def child_pids(bench) -> list[int]:

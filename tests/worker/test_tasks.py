@@ -4,7 +4,7 @@ import threading
 
 from tests.e2e.processes import wait_for
 from worker import tasks
-from worker.drain import Drain
+from worker.shutdown import Drain
 
 
 def test_a_sweep_that_takes_long_or_fails_keeps_no_worker_from_showing_signs_of_life(monkeypatch):

@@ -115,7 +115,7 @@ def release(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dic
         }
         doors.enter_context(_environment_secret())
         server = ForkServer(
-            [sys.executable, "-P", "-m", "worker.forkserver", "worker.canaries"], confinement, threads=1
+            [sys.executable, "-P", "-m", "worker.forkserver", "worker.sandbox_probe"], confinement, threads=1
         )
         doors.callback(server.close)
         try:

@@ -19,8 +19,8 @@ from pared.state.session import Sessions, make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job
-from service.bell import Bell
-from service.verified import VerifiedObjects
+from service.dispatcher import Bell
+from service.verified_objects import VerifiedObjects
 
 LOCAL_OWNER = "local"
 

@@ -29,12 +29,12 @@ from pared.state.session import Sessions
 from pared.state.settings import Settings
 from worker import protocol, sandbox
 from worker.devices import CPU_ALONE, Serving
-from worker.drain import Drain
 from worker.forkserver import Child, ForkServer
 from worker.lease import Lease, LeaseLost
 from worker.recorder import Recorder
 from worker.sandbox import Confinement
 from worker.scratch import written_bytes
+from worker.shutdown import Drain
 
 _TICK_S = 0.1
 _READ_BYTES = 1 << 20
