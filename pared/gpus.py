@@ -57,6 +57,13 @@ def installed(driver: Path = DRIVER, device_files: Path = DEVICE_FILES) -> list[
     return [Gpu(str(index), f"GPU {index}", number=number) for index, number in enumerate(numbers)]
 
 
+def device_files(card: int | None = None, folder: Path = DEVICE_FILES) -> list[Path]:
+    """The device files of this machine's GPUs, or of this one alone with those that all of them share."""
+    found = sorted(folder.glob("nvidia*"))
+    others = {path for path in found if path.name.removeprefix("nvidia").isdecimal() and path.name != f"nvidia{card}"}
+    return found if card is None else [path for path in found if path not in others]
+
+
 def driver_version(driver: Path = DRIVER) -> str | None:
     """The version of the NVIDIA driver, such as 580.95.05; None where it cannot be read."""
     try:

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pared import gpus
 from pared.gpus import VISIBLE
-from worker import sandbox
+from worker import child_processes, sandbox
 from worker.sandbox import Confinement
 
 CHILD_NAME = "pared-job"
@@ -64,7 +65,7 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to everything in its session, wait for it, and close the pipes."""
-        sandbox.kill_session(self.pid, signal.SIGKILL)
+        child_processes.kill_session(self.pid, signal.SIGKILL)
         with suppress(ChildProcessError):  # none is left
             while True:
                 os.waitpid(-self.pid, 0)
@@ -131,7 +132,7 @@ class ForkServer:
         Raises:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
         """
-        gpu = {"gpu": bool(sandbox.gpu_devices())}
+        gpu = {"gpu": bool(gpus.device_files())}
         own = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
         whole = gpu | request | own
         line = json.dumps(whole).encode() + b"\n"

@@ -27,7 +27,7 @@ from pared.reports import DatasetInspection, ModelInspection, Plan, Report
 from pared.state.objects import ObjectStore
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from worker import protocol, sandbox
+from worker import child_processes, protocol
 from worker.devices import CPU_ALONE, Serving
 from worker.forkserver import Child, ForkServer
 from worker.lease import Lease, LeaseLost
@@ -271,15 +271,15 @@ class Watch:
 
     def _ask_to_end(self) -> None:
         """TERM, and time to follow it; KILL comes from `Child.kill`."""
-        sandbox.kill_session(self._child.pid, signal.SIGTERM)
+        child_processes.kill_session(self._child.pid, signal.SIGTERM)
         until = time.monotonic() + self._worker.settings.cancel_grace_s
-        while sandbox.session_members(self._child.pid) and time.monotonic() < until and not self._lease.lost:
+        while child_processes.session_members(self._child.pid) and time.monotonic() < until and not self._lease.lost:
             time.sleep(_TICK_S / 2)
 
     def _resident_bytes(self) -> int:
         if self._worker.confinement.level == "none":  # where the child may have children
-            return sum(size for _, size in sandbox.session_members(self._child.pid))
-        return sandbox.resident_bytes(self._child.pid)
+            return sum(size for _, size in child_processes.session_members(self._child.pid))
+        return child_processes.resident_bytes(self._child.pid)
 
     def _read_output(self) -> bool:
         """Keep the end of what the child printed. False: nothing more will come."""

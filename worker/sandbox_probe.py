@@ -28,7 +28,8 @@ from typing import Any
 
 import structlog
 
-from worker import forkserver, sandbox
+from pared import gpus
+from worker import child_processes, forkserver, sandbox, seccomp
 from worker.forkserver import Child, ForkServer
 from worker.sandbox import Confinement, Level
 
@@ -58,7 +59,7 @@ def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None)
             out: if there are any.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    forms = (False, True) if (bool(sandbox.gpu_devices()) if gpu is None else gpu) else (False,)
+    forms = (False, True) if (bool(gpus.device_files()) if gpu is None else gpu) else (False,)
     escaped: dict[str, list[str]] = {}
     levels: tuple[Level, ...] = ("standard", "weak")
     for level in levels[levels.index(highest) :] if highest in levels else ():
@@ -136,7 +137,7 @@ def release(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dic
 
 
 def _read(child: Child) -> dict[str, bool]:
-    timer = threading.Timer(PROBE_S, sandbox.kill_session, (child.pid, signal.SIGKILL))
+    timer = threading.Timer(PROBE_S, child_processes.kill_session, (child.pid, signal.SIGKILL))
     timer.start()
     os.set_blocking(child.messages, True)
     try:
@@ -225,7 +226,7 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
     def open_wide() -> None:
         # The kernel looks at the lower half of the register; so must the filter.
         family = ctypes.c_ulong(1 << 32 | socket.AF_INET)
-        os.close(call("syscall", ctypes.c_long(sandbox.number_of("socket")), family, socket.SOCK_STREAM, 0))
+        os.close(call("syscall", ctypes.c_long(seccomp.number_of("socket")), family, socket.SOCK_STREAM, 0))
 
     def pair() -> None:
         for end in socket.socketpair():

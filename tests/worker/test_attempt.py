@@ -15,7 +15,7 @@ from pared.state.tables import Job, Model, db_now
 from tests.e2e.processes import wait_for
 from tests.worker.conftest import RAW
 from tests.worker.raw_child import LINES
-from worker import recorder, sandbox
+from worker import child_processes, recorder
 from worker.sandbox import Confinement
 from worker.scratch import scratch, written_bytes
 from worker.shutdown import Drain
@@ -398,7 +398,7 @@ def test_session_members_are_found_and_killed():
     import subprocess
 
     process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
-    wait_for(lambda: len(sandbox.session_members(process.pid)) >= 2, 5, "both run")
-    sandbox.kill_session(process.pid, signal.SIGKILL)
+    wait_for(lambda: len(child_processes.session_members(process.pid)) >= 2, 5, "both run")
+    child_processes.kill_session(process.pid, signal.SIGKILL)
     process.wait(5)
-    wait_for(lambda: sandbox.session_members(process.pid) == [], 5, "none is left")
+    wait_for(lambda: child_processes.session_members(process.pid) == [], 5, "none is left")

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from worker import sandbox, sandbox_probe
+from pared import gpus
+from worker import landlock, sandbox, sandbox_probe
 from worker.sandbox import Confinement
 
 STANDARD = Confinement("standard")
 needs_landlock = pytest.mark.skipif(
-    sandbox.landlock_abi() < 6, reason="this kernel's Landlock is too old for `standard`"
+    landlock.abi_version() < 6, reason="this kernel's Landlock is too old for `standard`"
 )
 
 
@@ -74,7 +75,7 @@ def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatc
     assert probe.confinement.level == "weak"
     assert ["connect"] in probe.escaped.values()
     assert tried[-2:] == [("weak", False), ("weak", True)]
-    monkeypatch.setattr(sandbox, "gpu_devices", list)
+    monkeypatch.setattr(gpus, "device_files", list)
     assert sandbox_probe.probe(folder).confinement.level == "standard"
 
 
@@ -86,8 +87,9 @@ def _confined(folder: Path, gpu: bool, body: str) -> str:
     code = f"""
 import os
 from pathlib import Path
+from pared import gpus
 from worker import sandbox
-sandbox.gpu_devices = lambda card=None: [Path({str(folder / "nvidia0")!r})]
+gpus.device_files = lambda card=None: [Path({str(folder / "nvidia0")!r})]
 sandbox.restrict(
     "standard", folder=Path({str(scratch)!r}), parent=os.getppid(), memory_bytes=1 << 30, gpu={gpu},
 )
