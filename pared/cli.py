@@ -36,7 +36,7 @@ from pared.errors import ParedError
 from pared.gpus import Gpu, visible
 from pared.options import Pruning, Retraining, Teaching, architecture_of, given_only, grouped, readable, share, upload
 from pared.specs import Device, Knowledge, Scope, Task
-from pared.supervisor import Keeper, worker_processes
+from pared.supervisor import Supervisor, worker_processes
 from pared.terminal import counted_bytes, follow, stored
 
 DONE, FAILED, USAGE, INCOMPLETE, DETACHED = 0, 1, 2, 4, 130
@@ -541,6 +541,7 @@ def api() -> None:
     with _extras("service"):
         import uvicorn
 
+        from pared.state.logs import level_of_servers
         from pared.state.settings import settings
     uvicorn.run(
         "service.app:app_from_env",
@@ -549,6 +550,7 @@ def api() -> None:
         port=settings().port,
         access_log=False,  # the app writes its own, without secrets
         server_header=False,
+        log_level=level_of_servers(settings().log_level),
         timeout_graceful_shutdown=5,
     )
 
@@ -572,15 +574,17 @@ def worker(
 ) -> None:
     """Run one worker process alone, or one for each GPU, configured by PARED_… variables."""
     with _extras("worker"):
+        from pared.state.logs import level_of_servers
+        from pared.state.settings import settings
         from worker.tasks import app as celery
     if check:
         sys.exit(_check_workers_here())
     if gpus is not None and (chosen := _chosen_gpus(gpus)):
-        Keeper(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
+        Supervisor(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
         return
     # What `celery -A worker.tasks worker` does, save that a folder named `worker` in this directory stays out of it.
     # One job at a time: the task only supervises, and a GPU is not shared.
-    celery.worker_main(["worker", "--concurrency=1", "--loglevel=INFO"])
+    celery.worker_main(["worker", "--concurrency=1", f"--loglevel={level_of_servers(settings().log_level)}"])
 
 
 def _chosen_gpus(given: str) -> list[Gpu]:
@@ -597,11 +601,11 @@ def _chosen_gpus(given: str) -> list[Gpu]:
 
 def _check_workers_here() -> int:
     """Say what the workers of this machine compute on. Returns 0 if one of them can run jobs."""
-    from pared.local_workers import workers_here
+    from pared.local_workers import local_workers
     from pared.state.session import make_engine, make_sessions
     from pared.state.settings import settings
 
-    rows = workers_here(make_sessions(make_engine(settings().effective_database_url)))
+    rows = local_workers(make_sessions(make_engine(settings().effective_database_url)))
     for row in rows:
         devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"
         out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", markup=False, soft_wrap=True)

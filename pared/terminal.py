@@ -1,4 +1,4 @@
-"""How uploads and jobs are drawn in a terminal: stages, the job's log and a bar."""
+"""Owns how uploads and jobs are drawn in a terminal: stages, the job's log and a progress bar."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def follow(job: Job, console: Console) -> Job:
     return job.refresh()
 
 
-def stored(uploads: Uploads, given: str, console: Console, architecture: Any = None) -> Upload:
+def stored(uploads: Uploads, path_or_id: str, console: Console, architecture: Any = None) -> Upload:
     """Upload a file (or look an id up) and wait until the service has looked into it.
 
     Raises:
         UploadRejected: the service cannot use the file.
     """
-    if given.startswith(("mdl_", "dst_")):
-        return uploads.get(given).wait()
-    path = Path(given)
+    if path_or_id.startswith(("mdl_", "dst_")):
+        return uploads.get(path_or_id).wait()
+    path = Path(path_or_id)
     with counted_bytes(f"uploading {path.name}", console) as progress:
         upload = uploads.upload(path, architecture, progress)
     console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
@@ -53,7 +53,7 @@ def stored(uploads: Uploads, given: str, console: Console, architecture: Any = N
 
 @contextmanager
 def counted_bytes(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that is counted in bytes; call what it gives with those done and those to do."""
+    """A bar for work that is counted in bytes; call what it yields with the bytes done and the bytes in all."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)

@@ -22,7 +22,7 @@ _LOCAL_NAMES = {"localhost", "127.0.0.1", "::1", "[::1]"}
 log = structlog.get_logger()
 
 
-class Surroundings:
+class RequestMiddleware:
     """The outermost ASGI middleware."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Owns the JSON that the API answers with, and how each kind of row becomes it."""
+"""Owns the JSON that the API answers with, and makes it from rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from pared.reports import FailedOutput
 from pared.state.tables import ENDED, Artifact, Dataset, Job, JobStatus, Model
+from pared.state.uploads import BUILTIN_INSPECTION
 
 Item = TypeVar("Item")
 Status = Literal["inspecting", "ready", "rejected"]
@@ -133,17 +134,33 @@ class PlanPending(BaseModel):
     links: Links
 
 
-def view_model(row: Model) -> ModelView:
+def model_view(row: Model) -> ModelView:
     """A model's JSON."""
     return ModelView(**_upload(row, "models"), architecture=row.architecture)
 
 
-def view_dataset(row: Dataset) -> UploadView:
+def dataset_view(row: Dataset) -> UploadView:
     """A data set's JSON."""
     return UploadView(**_upload(row, "datasets"))
 
 
-def view_job(row: Job, result: Result | None, queue_position: int | None, waits_for: str | None) -> JobView:
+def builtin_dataset_view(dataset_id: str) -> UploadView:
+    """The JSON of a data set that is part of pared."""
+    return UploadView(
+        id=dataset_id,
+        filename=dataset_id,
+        sha256=None,
+        size_bytes=None,
+        format="builtin",
+        status="ready",
+        reason=None,
+        inspection=BUILTIN_INSPECTION,
+        created_at=None,
+        links=Links(self=f"/v1/datasets/{dataset_id}"),
+    )
+
+
+def job_view(row: Job, result: Result | None, queue_position: int | None, waits_for: str | None) -> JobView:
     """A job's JSON; `result` is that of a succeeded one."""
     here = f"/v1/jobs/{row.id}"
     progress = Progress(**(row.progress or {}))
@@ -178,7 +195,7 @@ def view_job(row: Job, result: Result | None, queue_position: int | None, waits_
     )
 
 
-def view_plan_pending(row: Job, waits_for: str | None) -> PlanPending:
+def plan_pending_view(row: Job, waits_for: str | None) -> PlanPending:
     """The JSON of a plan that is not made yet."""
     status: Literal["queued", "running"] = "queued" if row.status == "queued" else "running"
     links = Links(self=f"/v1/plans/{row.id}")
@@ -186,7 +203,7 @@ def view_plan_pending(row: Job, waits_for: str | None) -> PlanPending:
     return PlanPending(id=row.id, status=status, waits_for=waits_for, created_at=created_at, links=links)
 
 
-def view_artifact(row: Artifact) -> ArtifactView:
+def artifact_view(row: Artifact) -> ArtifactView:
     """An artifact's JSON."""
     return ArtifactView(
         id=row.id,

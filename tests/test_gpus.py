@@ -142,7 +142,7 @@ def test_without_cards_there_is_one_worker_and_nothing_is_hidden_from_it() -> No
 SUPERVISOR = """
 import json, os, sys
 from pathlib import Path
-from pared import processes
+from pared import supervisor
 from pared.gpus import visible
 from pared.local_workers import chosen_gpus
 
@@ -158,11 +158,11 @@ os.rename(f"{os.getpid()}.part", f"{os.getpid()}.json")
 time.sleep(60)
 '''
 gpus = chosen_gpus("0,2", visible(os.environ, Path(sys.argv[1]), Path("/nowhere")))
-made = processes.worker_processes(gpus, os.environ, 16)
+made = supervisor.worker_processes(gpus, os.environ, 16)
 for process in made:
     process.command = [sys.executable, "-c", child]
     process.delay_s = 0.05
-processes.Keeper(made).run()
+supervisor.Supervisor(made).run()
 """
 
 

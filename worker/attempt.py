@@ -1,4 +1,4 @@
-"""Owns one attempt at one job: claim it, watch the child that does it, and write down how it ended."""
+"""Owns one attempt at one job: claim it, run it in a child, and record how it ended."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from pared.state.objects import ObjectStore, content_key
 from pared.state.session import Sessions
 from pared.state.tables import ENDED, Artifact, Dataset, Job, Model, new_id
 from worker import protocol
-from worker.forkserver import Child
-from worker.lease import Lease, LeaseLost
-from worker.monitor import (
+from worker.attempt_types import (
     Canceled,
     Claim,
     Crashed,
@@ -34,17 +32,21 @@ from worker.monitor import (
     HandedBack,
     Hindered,
     Succeeded,
-    Watch,
     Worker,
-    called_off,
+    early_ending,
 )
+from worker.forkserver import Child
+from worker.lease import Lease, LeaseLost
+from worker.monitor import ChildMonitor
 from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
 from worker.scratch import scratch
 
 _MAX_ARTIFACTS = 100
-_STORE_PATIENCE_S = 600.0
-_RETRY_S = 5.0
-_COME_BACK_S = 15.0
+STORE_TIMEOUT_S = 600.0
+"""How long a result that is made waits for room in the store."""
+STORE_RETRY_S = 5.0
+RETRY_BACKOFF_S = 15.0
+"""After an attempt that this machine hindered, times the number of them."""
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 log = structlog.get_logger()
@@ -59,8 +61,20 @@ def run(worker: Worker, job_id: str) -> Ending | None:
     Raises:
         sqlalchemy.exc.DBAPIError: the database is away; nothing was claimed, and the sweep will ring again.
     """
-    if worker.drain.requested:
+    if worker.shutdown.requested:
         return None
+    with structlog.contextvars.bound_contextvars(**_log_context(worker, job_id)):
+        return _run(worker, job_id)
+
+
+def _log_context(worker: Worker, job_id: str) -> dict[str, str]:
+    """What every log line about the job carries: its id, and that of the HTTP request which made it."""
+    with worker.sessions() as session:
+        request_id = session.scalar(select(Job.request_id).where(Job.id == job_id))
+    return {"job": job_id} if request_id is None else {"job": job_id, "request_id": request_id}
+
+
+def _run(worker: Worker, job_id: str) -> Ending | None:
     claim = _claim(worker, job_id)
     if claim is None:
         log.info("nothing_to_claim", job=job_id)
@@ -101,7 +115,7 @@ def _claim(worker: Worker, job_id: str) -> Claim | None:
         session.execute(Job.advance(job_id, row.fence, sandbox=worker.confinement.level))
         record(session, job_id)
         job = session.get_one(Job, job_id)
-        kept = (
+        checkpoints = (
             (job.checkpoint_key, job.checkpoint_sha256),
             (job.previous_checkpoint_key, job.previous_checkpoint_sha256),
         )
@@ -114,7 +128,7 @@ def _claim(worker: Worker, job_id: str) -> Claim | None:
             spec=job.spec,
             # An upload is looked into, and nothing computed.
             device="cpu" if job.type == "inspect" else job.device,
-            checkpoints=[(key, sha256) for key, sha256 in kept if key and sha256],
+            checkpoints=[(key, sha256) for key, sha256 in checkpoints if key and sha256],
             checkpoint_step=job.checkpoint_step or 0,
             held_s=job.held_s,
             claimed_at=claimed_at,
@@ -132,7 +146,7 @@ def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease) -> Ending:
         return _conclude(worker, claim, lease, Path(), Hindered(problem))
 
 
-# -- doing it -----------------------------------------------------------------------------------
+# -- running it -----------------------------------------------------------------------------------
 
 
 def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending:
@@ -171,11 +185,11 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
     child: Child | None = None
     ending: Ending | None = None
     try:
-        child = worker.children.child(folder, request, lambda: called_off(worker, lease) is not None)
+        child = worker.children.child(folder, request, lambda: early_ending(worker, lease) is not None)
         if child is not None:
-            ending = Watch(worker, claim, lease, child, recorder, folder).until_it_ends()
+            ending = ChildMonitor(worker, claim, lease, child, recorder, folder).run()
         else:
-            ending = called_off(worker, lease) or HandedBack()
+            ending = early_ending(worker, lease) or HandedBack()
     finally:
         if child is not None:
             child.kill()
@@ -186,7 +200,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
 
 
 def _notes(worker: Worker, claim: Claim) -> list[str]:
-    """What is to be told of where the job computes, for one that would have had the GPU."""
+    """Warnings for the report of a job that would have had the GPU, and computes on the processor."""
     serving = worker.serving
     if claim.device != "auto" or "cuda" in serving.devices or serving.problem is None:
         return []
@@ -263,7 +277,7 @@ def _fetch_checkpoint(
     return None, []
 
 
-# -- writing down how it ended ------------------------------------------------------------------
+# -- recording how it ended ------------------------------------------------------------------
 
 
 def _conclude(worker: Worker, claim: Claim, lease: Lease, folder: Path, ending: Ending) -> Ending:
@@ -304,10 +318,10 @@ def _transition(
             return Job.fail(claim.job_id, claim.fence, error.as_job_error()), None
         case Crashed(error):
             delay_s = float(claim.crash_count)
-            return Job.give_back(claim.job_id, claim.fence, charge="crash", delay_s=delay_s), _tell(claim, error)
+            return Job.give_back(claim.job_id, claim.fence, charge="crash", delay_s=delay_s), _say_why(claim, error)
         case Hindered(error):
-            delay_s = _COME_BACK_S * (claim.attempt - claim.crash_count)
-            return Job.give_back(claim.job_id, claim.fence, charge="attempt", delay_s=delay_s), _tell(claim, error)
+            delay_s = RETRY_BACKOFF_S * (claim.attempt - claim.crash_count)
+            return Job.give_back(claim.job_id, claim.fence, charge="attempt", delay_s=delay_s), _say_why(claim, error)
         case HandedBack():
             return Job.give_back(claim.job_id, claim.fence, charge=None), None
         case Canceled():
@@ -316,10 +330,10 @@ def _transition(
             assert_never(ending)
 
 
-def _tell(claim: Claim, error: ParedError) -> Callable[[Session], object]:
-    """Why there is another attempt, for whoever follows."""
-    told = {"text": f"{error.detail[: protocol.MAX_TEXT]} It is tried again."}
-    return lambda session: add_event(session, claim.job_id, "log", told)
+def _say_why(claim: Claim, error: ParedError) -> Callable[[Session], object]:
+    """Add a line that says why there is another attempt, for whoever follows the job."""
+    line = {"text": f"{error.detail[: protocol.MAX_TEXT]} It is tried again."}
+    return lambda session: add_event(session, claim.job_id, "log", line)
 
 
 def _end(
@@ -380,7 +394,7 @@ def _result_names(out: Path) -> list[str]:
 
 def _store_result(worker: Worker, claim: Claim, lease: Lease, path: Path) -> Artifact:
     key = f"jobs/{claim.job_id}/{claim.fence}/{path.name}"
-    give_up_at = time.monotonic() + _STORE_PATIENCE_S
+    give_up_at = time.monotonic() + STORE_TIMEOUT_S
     while True:
         try:
             stored = store_file(worker.store, path, key)
@@ -391,12 +405,12 @@ def _store_result(worker: Worker, claim: Claim, lease: Lease, path: Path) -> Art
                 raise LeaseLost from error
             if lease.cancel_requested:
                 raise _StillNoRoom(Canceled()) from error
-            if worker.drain.requested:
+            if worker.shutdown.requested:
                 raise _StillNoRoom(HandedBack()) from error
             if time.monotonic() > give_up_at:
                 named = error if isinstance(error, StorageFull) else Unavailable("The results could not be stored.")
                 raise _StillNoRoom(Failed(named)) from error
-            worker.drain.wait(_RETRY_S)
+            worker.shutdown.wait(STORE_RETRY_S)
         else:
             return Artifact(
                 id=new_id("art"),

@@ -65,7 +65,7 @@ def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _P
         models=models,
         dataset=dataset,
         directory=Path("out"),
-        observer=PipeObserver(send, Path("checkpoints"), request["resume"]),
+        observer=PipeReporter(send, Path("checkpoints"), request["resume"]),
         device=request["device"],
         latency_device=getattr(spec, "latency_device", None),
         notes=tuple(request["notes"]),
@@ -134,7 +134,7 @@ def _gist(error: Exception) -> str:
     return lines[-1 if "TorchScript interpreter" in lines[0] else 0][:300]
 
 
-class PipeObserver:
+class PipeReporter:
     """An `Observer` whose words go to the parent, and whose checkpoints the parent stores."""
 
     def __init__(self, send: _Pipe, folder: Path, resume: dict[str, Any] | None) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from pared.state.logs import thread_with_context
 from pared.state.session import Sessions, database_problem
 from pared.state.tables import Job
 
@@ -44,7 +45,7 @@ class Lease:
         self._lost = False
         self._cancel = False
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = thread_with_context(self._beat, "lease")
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from pared.errors import StorageFull
 from pared.state.events import EventKind, add_events
+from pared.state.logs import thread_with_context
 from pared.state.objects import CHUNK_BYTES, ObjectStore, Stored
 from pared.state.session import Sessions
 from pared.state.tables import Job
@@ -53,7 +54,7 @@ class Recorder:
         self._checkpoint: int | None = None
         self._eta = _Eta()
         self._told: tuple[float, int | None] = (-1.0, None)
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread = thread_with_context(self._run, "recorder")
         self._thread.start()
 
     def stage(self, name: str) -> None:

@@ -29,9 +29,17 @@ class Idempotency:
 
 
 def submit(
-    sessions: Sessions, owner: str, spec: PruneSpec | DistillSpec, idempotency: Idempotency | None = None
+    sessions: Sessions,
+    owner: str,
+    spec: PruneSpec | DistillSpec,
+    idempotency: Idempotency | None = None,
+    *,
+    request_id: str | None = None,
 ) -> tuple[Job, bool]:
     """Write a queued job, its first event and its doorbell in one transaction.
+
+    Args:
+        request_id: the HTTP request that the job comes from; the worker's log lines about the job carry it.
 
     Returns:
         The job, and whether it is new (False: the key had already made it).
@@ -49,7 +57,7 @@ def submit(
                 return earlier, False
             check_references(session, owner, spec)
             check_device(session, spec.needs_device, "/device" if spec.device == "cuda" else "/latency_device")
-            job = add_job(session, owner, spec)
+            job = add_job(session, owner, spec, request_id=request_id)
             if idempotency:
                 session.flush()
                 session.add(
@@ -65,7 +73,7 @@ def submit(
         return earlier, False
 
 
-def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
+def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec, *, request_id: str | None = None) -> str:
     """Write a queued plan, with its doorbell. Returns its id.
 
     Raises:
@@ -80,13 +88,26 @@ def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
         )
         if (waiting or 0) >= MAX_PLANS:
             raise TooManyRequests(f"{waiting} of your plans are not made yet, and no more may wait.")
-        return add_job(session, owner, spec).id
+        return add_job(session, owner, spec, request_id=request_id).id
 
 
-def add_job(session: Session, owner: str, spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec) -> Job:
+def add_job(
+    session: Session,
+    owner: str,
+    spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec,
+    *,
+    request_id: str | None = None,
+) -> Job:
     """A queued job with its first event and its doorbell, in the caller's transaction."""
     device = _device_for(spec)
-    job = Job(id=new_id("job"), owner=owner, type=spec.type, device=device, spec=spec.model_dump(mode="json"))
+    job = Job(
+        id=new_id("job"),
+        owner=owner,
+        type=spec.type,
+        device=device,
+        spec=spec.model_dump(mode="json"),
+        request_id=request_id,
+    )
     session.add(job)
     session.flush()
     session.add(Outbox(job_id=job.id))

@@ -17,11 +17,12 @@ from pared.errors import Conflict, NotFound, NotReady, ParedError, PreconditionF
 from pared.reports import Report
 from pared.state.session import to_json
 from pared.state.tables import ENDED, Artifact, Job, JobEvent
+from service.byte_ranges import requested_range
 from service.dependencies import OwnedJob, PartsOf
-from service.etags import client_has, demands_other, wanted_range, weak_tag
+from service.etags import client_has, requires_other, weak_tag
 from service.openapi import ARTIFACT, UNCHANGED, answers
 from service.problems import problem
-from service.schemas import ArtifactView, view_artifact
+from service.schemas import ArtifactView, artifact_view
 
 router = APIRouter(tags=["results"])
 
@@ -98,7 +99,7 @@ def list_artifacts(parts: PartsOf, job: OwnedJob) -> dict[str, list[ArtifactView
     """The files, by name."""
     with parts.sessions() as session:
         rows = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name))
-        return {"data": [view_artifact(row) for row in rows]}
+        return {"data": [artifact_view(row) for row in rows]}
 
 
 @router.head("/v1/jobs/{job_id}/artifacts/{name}", include_in_schema=False)
@@ -131,12 +132,12 @@ def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(row.sha256)).decode()}:",
         "Content-Disposition": _attachment(row.name),
     }
-    if demands_other(request, tag):
+    if requires_other(request, tag):
         raise PreconditionFailed("The file is not the one that If-Match names. Download it from the start.")
     if client_has(request, tag):
         return Response(status_code=304, headers=headers)
     try:
-        part = wanted_range(request, tag, row.size_bytes)
+        part = requested_range(request, tag, row.size_bytes)
     except RangeNotSatisfiable as error:
         return problem(request.state.request_id, error, {"Content-Range": f"bytes */{row.size_bytes}"})
     parts.verified.check(row.object_key, row.sha256)

@@ -20,10 +20,10 @@ from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, JobEvent, Model, Outbox, new_id
 from worker import attempt, sandbox_probe
+from worker.attempt_types import Worker
 from worker.forkserver import ForkServer
-from worker.monitor import Worker
 from worker.sandbox import Confinement
-from worker.shutdown import Drain
+from worker.shutdown import Shutdown
 
 HERE = Path(__file__).parent
 TINY = (sys.executable, "-P", str(HERE / "tiny_child.py"))
@@ -63,7 +63,7 @@ class Bench:
             sessions=self.sessions,
             store=self.store,
             name="bench",
-            drain=Drain(),
+            shutdown=Shutdown(),
             children=children(TINY, confinement),
         )
 

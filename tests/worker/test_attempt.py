@@ -18,7 +18,7 @@ from tests.worker.raw_child import LINES
 from worker import child_processes, recorder
 from worker.sandbox import Confinement
 from worker.scratch import scratch, written_bytes
-from worker.shutdown import Drain
+from worker.shutdown import Shutdown
 
 
 def child_pids(bench) -> list[int]:
@@ -115,12 +115,12 @@ def test_the_time_limit_spans_all_attempts(bench):
     job_id = bench.submit("hang", time_limit_s=3600)
     thread = bench.start(job_id)
     wait_for(lambda: bench.job(job_id).held_s > 0.5, 20, "a heartbeat counted the time")
-    bench.worker.drain.request()
+    bench.worker.shutdown.request()
     thread.join(10)
     job = bench.job(job_id)
     assert (job.status, 0.5 < job.held_s < 30) == ("queued", True)
     bench.write(update(Job).values(held_s=Job.held_s + 3600 - 0.5))
-    job = bench.run(job_id, drain=Drain())
+    job = bench.run(job_id, shutdown=Shutdown())
     assert (job.status, job.error["code"]) == ("failed", "time-limit")
 
 
@@ -248,7 +248,7 @@ def test_a_stop_hands_the_job_back_uncharged(bench):
     job_id = bench.submit("slow", "1000", "0.05")
     thread = bench.start(job_id)
     wait_for(lambda: bench.job(job_id).checkpoint_step, 20, "a checkpoint")
-    bench.worker.drain.request()
+    bench.worker.shutdown.request()
     thread.join(10)
     job = bench.job(job_id)
     assert (job.status, job.attempt, job.crash_count, job.lease_owner) == ("queued", 0, 0, None)
@@ -290,12 +290,12 @@ def test_a_later_attempt_goes_on_from_the_newest_whole_checkpoint(bench):
     job_id = bench.submit("slow", "8", "0.3")
     thread = bench.start(job_id)
     wait_for(lambda: (bench.job(job_id).checkpoint_step or 0) >= 3, 20, "three checkpoints")
-    bench.worker.drain.request()
+    bench.worker.shutdown.request()
     thread.join(10)
     kept = bench.job(job_id)
     # The newest is damaged on disk; the one before it is used.
     bench.store.path(kept.checkpoint_key).write_bytes(b"flipped")
-    job = bench.run(job_id, drain=Drain())
+    job = bench.run(job_id, shutdown=Shutdown())
     assert job.status == "succeeded"
     starts = [event.data["text"] for event in bench.events(job_id, "log") if "starting at" in event.data["text"]]
     # Steps that come while one is being stored are passed over, so it need not be the step before.

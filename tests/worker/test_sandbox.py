@@ -33,21 +33,21 @@ def gpu(request) -> bool:
 
 @needs_landlock
 def test_no_canary_escapes_the_standard_level(folder, gpu):
-    outcome = sandbox_probe.release(folder, STANDARD, gpu=gpu)
+    outcome = sandbox_probe.probe_level(folder, STANDARD, gpu=gpu)
     assert len(outcome) >= 55
     assert [name for name, held in outcome.items() if not held] == []
     assert (set(sandbox_probe._FOR_CUDA) <= set(outcome)) == gpu
 
 
 def test_canaries_are_alive_they_escape_without_a_sandbox(folder, gpu):
-    outcome = sandbox_probe.release(folder, Confinement("none"), gpu=gpu)
+    outcome = sandbox_probe.probe_level(folder, Confinement("none"), gpu=gpu)
     escaped = {name for name, held in outcome.items() if not held}
     assert len(escaped) >= 35
     assert escaped.isdisjoint({"find a secret in the environment", "use an inherited descriptor"})
 
 
 def test_the_weak_level_holds_everything_but_files(folder, gpu):
-    outcome = sandbox_probe.release(folder, Confinement("weak"), gpu=gpu)
+    outcome = sandbox_probe.probe_level(folder, Confinement("weak"), gpu=gpu)
     assert len(outcome) >= 55
     assert {name for name, held in outcome.items() if not held} <= sandbox_probe._FILES
 
@@ -62,7 +62,7 @@ def test_the_probe_finds_the_strongest_level(folder):
 
 @needs_landlock
 def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatch):
-    release, tried = sandbox_probe.release, []
+    release, tried = sandbox_probe.probe_level, []
 
     def leaky(folder, confinement, *, gpu):
         tried.append((confinement.level, gpu))
@@ -136,7 +136,7 @@ def test_an_interpreter_that_the_unprivileged_user_may_not_read_is_no_standard_a
     monkeypatch.setattr(sys, "executable", str(folder / "locked" / "python"))
     (folder / "locked").mkdir(mode=0o700)
     (folder / "locked" / "python").symlink_to("/nonexistent")
-    assert sandbox_probe.release(folder, Confinement("standard", sandbox.NOBODY)) == {}
+    assert sandbox_probe.probe_level(folder, Confinement("standard", sandbox.NOBODY)) == {}
 
 
 def test_landlock_is_not_put_in_place_beside_running_threads(tmp_path):
