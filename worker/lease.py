@@ -1,4 +1,4 @@
-"""Owns holding a job: the heartbeat that keeps the claim alive, and knowing for certain when it is gone."""
+"""Owns the lease on a job: its renewal by a heartbeat, and knowing for certain when it is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pared.state.session import Sessions, database_problem
 from pared.state.tables import Job
 
 CANCEL_POLL_S = 0.5
-_RETRY_S = 1.0
+RETRY_BACKOFF_S = 1.0
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Lease:
                 return transaction()
             except (DBAPIError, PoolTimeout) as error:
                 log.warning("database_away", job=self.job_id, reason=database_problem(error).detail)
-                time.sleep(min(_RETRY_S, self._lease_s / 10))
+                time.sleep(min(RETRY_BACKOFF_S, self._lease_s / 10))
         raise LeaseLost
 
     def _beat(self) -> None:
@@ -90,7 +90,7 @@ class Lease:
                     self._renew()
                     renew_at = time.monotonic() + self._heartbeat_s
                 else:
-                    self._look()
+                    self._check_cancel()
             except (DBAPIError, PoolTimeout) as error:
                 log.warning("heartbeat_failed", job=self.job_id, reason=str(error))
                 renew_at = time.monotonic()  # at once when it is back
@@ -106,7 +106,7 @@ class Lease:
             self._expires_at = before + self._lease_s
             self._cancel = row.cancel_requested_at is not None
 
-    def _look(self) -> None:
+    def _check_cancel(self) -> None:
         with self._sessions() as session:
             row = session.execute(select(Job.cancel_requested_at).where(Job.held(self.job_id, self.fence))).first()
         if row is None:

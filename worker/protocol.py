@@ -1,4 +1,4 @@
-"""Owns the language between a child and its parent: one JSON object a line, and nothing in it is trusted.
+"""Owns the messages from a child to its parent: one JSON object a line, and nothing in it is trusted.
 
 The child runs whatever the upload holds, so the parent takes each line as if its author were hostile:
 bounded in length and number, checked field by field, cleaned of what a database cannot hold.
@@ -20,7 +20,7 @@ MAX_TEXT = 2000
 
 
 class Malformed(Exception):
-    """The child said something that no child of ours says."""
+    """The child sent something that no child of ours sends."""
 
 
 class _Message(BaseModel):

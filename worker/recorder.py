@@ -1,6 +1,6 @@
-"""Owns writing down what a running child says: progress, events and checkpoints, fenced, a few times a second.
+"""Owns storing what a running child reports: progress, events and checkpoints, fenced, a few times a second.
 
-A thread of its own, so that neither a slow database nor a large checkpoint delays the watch over the child.
+A thread of its own, so that neither a slow database nor a large checkpoint delays the monitor of the child.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Recorder:
         self._left = {"log": MAX_LOGS, "metric": MAX_METRICS, "status": MAX_STAGES, "progress": MAX_PROGRESS}
         self._checkpoint: int | None = None
         self._eta = _Eta()
-        self._told: tuple[float, int | None] = (-1.0, None)
+        self._last_event: tuple[float, int | None] = (-1.0, None)
         self._thread = thread_with_context(self._run, "recorder")
         self._thread.start()
 
@@ -68,8 +68,8 @@ class Recorder:
         progress = {"fraction": fraction, "epoch": epoch, "epochs": epochs, "eta_s": self._eta(fraction)}
         with self._lock:
             self._values["progress"] = progress
-            if abs(fraction - self._told[0]) >= _PROGRESS_EVENT_STEP or epoch != self._told[1]:
-                self._told = (fraction, epoch)
+            if abs(fraction - self._last_event[0]) >= _PROGRESS_EVENT_STEP or epoch != self._last_event[1]:
+                self._last_event = (fraction, epoch)
                 self._event("progress", progress)
 
     def metric(self, name: str, value: float | None, step: int, phase: str) -> None:
@@ -155,18 +155,18 @@ class Recorder:
             return
         finally:
             _drop(path)
-        kept = [(stored.key, stored.sha256), *self.checkpoints]
+        checkpoints = [(stored.key, stored.sha256), *self.checkpoints]
         values: dict[str, Any] = {
             "checkpoint_key": stored.key,
             "checkpoint_sha256": stored.sha256,
             "checkpoint_step": step,
-            "previous_checkpoint_key": kept[1][0] if len(kept) > 1 else None,
-            "previous_checkpoint_sha256": kept[1][1] if len(kept) > 1 else None,
+            "previous_checkpoint_key": checkpoints[1][0] if len(checkpoints) > 1 else None,
+            "previous_checkpoint_sha256": checkpoints[1][1] if len(checkpoints) > 1 else None,
         }
         self._lease.write(lambda: self._advance(values, []))
         # Only now does no row name the older ones.
-        self.checkpoints = kept[:2]
-        for old, _ in kept[2:]:
+        self.checkpoints = checkpoints[:2]
+        for old, _ in checkpoints[2:]:
             discard(self._store, old)
 
 
@@ -186,10 +186,10 @@ def store_file(store: ObjectStore, path: Path, key: str) -> Stored:
     except OSError as error:
         raise UntrustworthyFile(f"{path.name} cannot be opened: {error.strerror}") from error
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise UntrustworthyFile(f"{path.name} is not a plain file")
-        return store.put(_chunks(fd, found.st_size), key=key)
+        return store.put(_chunks(fd, status.st_size), key=key)
     finally:
         os.close(fd)
 
@@ -225,7 +225,7 @@ class _Eta:
         now = time.monotonic()
         if self._start is None:
             self._start = (now, fraction)
-        began, first = self._start
-        if fraction <= first or now - began < 1.0:
+        started_at, first = self._start
+        if fraction <= first or now - started_at < 1.0:
             return None
-        return round((now - began) / (fraction - first) * (1 - fraction), 1)
+        return round((now - started_at) / (fraction - first) * (1 - fraction), 1)

@@ -1,4 +1,4 @@
-"""Owns what a child process may do: the restrictions that it puts on itself before it opens anything.
+"""Owns the sandbox: the restrictions that a child process puts on itself before it opens anything.
 
 A TorchScript file is a program, so whoever opens one runs it. The child therefore gives up, for good
 and before it reads a byte of the upload, everything a compression job does not need: other files,
@@ -34,7 +34,7 @@ _MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class Confinement:
-    """What this machine can hold a child to, as shown by running the canaries."""
+    """What this machine can hold a child to, as shown by the sandbox probe."""
 
     level: Level
     uid: int | None = None

@@ -39,8 +39,7 @@ from pared.state.sweep import Sweep
 from pared.state.tables import Job, WorkerHeartbeat, db_now
 from worker import attempt, sandbox, sandbox_probe
 from worker.attempt_types import Ending, Hindered, Worker
-from worker.devices import CPU_ALONE, Serving
-from worker.devices import find as find_devices
+from worker.devices import CPU_ALONE, Serving, find_devices
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
 from worker.shutdown import Shutdown

@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether the whole service can take and do work."""
+"""Health: whether this process lives, and whether the whole service can take and do work."""
 
 from __future__ import annotations
 

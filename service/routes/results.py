@@ -1,4 +1,4 @@
-"""What a job came to: its report, its curves, its files."""
+"""Results of jobs: the report, the curves, the files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def get_metrics(parts: PartsOf, job: OwnedJob) -> Response:
         )
         for event in events:
             cells = [event.data.get(name) for name in ("phase", "step", "name", "value")]
-            writer.writerow([f"{event.created_at:.3f}", *map(_harmless, cells)])
+            writer.writerow([f"{event.created_at:.3f}", *map(_escaped, cells)])
     name = f"{job.id}-metrics.csv"
     headers = {"Content-Disposition": _attachment(name)}
     return Response(table.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
@@ -159,7 +159,7 @@ def _must_have_succeeded(job: Job) -> None:
         raise Conflict(f"The job failed ({error['code']}): {error['detail']}")
 
 
-def _harmless(cell: Any) -> Any:
+def _escaped(cell: Any) -> Any:
     """A spreadsheet takes text that begins so for a formula; the names come from the model's side."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
 
