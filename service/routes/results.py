@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
-from pared.errors import Conflict, NotFound, NotReady, ParedError, PreconditionFailed, RangeNotSatisfiable
+from pared.errors import Conflict, NotFound, NotReady, ParedError
 from pared.reports import Report
 from pared.state.session import to_json
 from pared.state.tables import ENDED, Artifact, Job, JobEvent
-from service.byte_ranges import requested_range
 from service.dependencies import OwnedJob, PartsOf
-from service.etags import client_has, requires_other, weak_tag
+from service.downloads import attachment, file_response
+from service.etags import client_has, weak_tag
 from service.openapi import ARTIFACT, UNCHANGED, answers
-from service.problems import problem
 from service.schemas import ArtifactView, artifact_view
 
 router = APIRouter(tags=["results"])
@@ -84,7 +80,7 @@ def get_metrics(parts: PartsOf, job: OwnedJob) -> Response:
             cells = [event.data.get(name) for name in ("phase", "step", "name", "value")]
             writer.writerow([f"{event.created_at:.3f}", *map(_escaped, cells)])
     name = f"{job.id}-metrics.csv"
-    headers = {"Content-Disposition": _attachment(name)}
+    headers = {"Content-Disposition": attachment(name)}
     return Response(table.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
@@ -124,29 +120,7 @@ def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str
     if row is None:
         _must_have_succeeded(job)
         raise NotFound(f"The job has no file {name}; it has {', '.join(row.name for row in rows) or 'none'}.")
-    tag = f'"{row.sha256}"'
-    headers = {
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(row.sha256)).decode()}:",
-        "Content-Disposition": _attachment(row.name),
-    }
-    if requires_other(request, tag):
-        raise PreconditionFailed("The file is not the one that If-Match names. Download it from the start.")
-    if client_has(request, tag):
-        return Response(status_code=304, headers=headers)
-    try:
-        part = requested_range(request, tag, row.size_bytes)
-    except RangeNotSatisfiable as error:
-        return problem(request.state.request_id, error, {"Content-Range": f"bytes */{row.size_bytes}"})
-    parts.verified.check(row.object_key, row.sha256)
-    start, end = (part.start, part.end) if part else (0, row.size_bytes)
-    headers["Content-Length"] = str(end - start)
-    if part:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{row.size_bytes}"
-    body: Iterator[bytes] = iter(()) if request.method == "HEAD" else parts.store.read(row.object_key, start, end)
-    return StreamingResponse(body, 206 if part else 200, headers, media_type=row.media_type)
+    return file_response(request, parts, row)
 
 
 def _must_have_succeeded(job: Job) -> None:
@@ -162,9 +136,3 @@ def _must_have_succeeded(job: Job) -> None:
 def _escaped(cell: Any) -> Any:
     """A spreadsheet takes text that begins so for a formula; the names come from the model's side."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
-
-
-def _attachment(name: str) -> str:
-    """RFC 6266: a plain name for old clients, the true one in UTF-8."""
-    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

@@ -70,7 +70,7 @@ def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatc
         too_tight = {"let CUDA name a thread": False} if gpu else {}  # of no use for a GPU, and safe
         return release(folder, confinement, gpu=gpu) | leaks | too_tight
 
-    monkeypatch.setattr(sandbox_probe, "release", leaky)
+    monkeypatch.setattr(sandbox_probe, "probe_level", leaky)
     probe = sandbox_probe.probe(folder, gpu=True)
     assert probe.confinement.level == "weak"
     assert ["connect"] in probe.escaped.values()
