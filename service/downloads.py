@@ -30,7 +30,7 @@ def file_response(request: Request, parts: Parts, row: Artifact) -> Response:
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(row.sha256)).decode()}:",
-        "Content-Disposition": _attachment(row.name),
+        "Content-Disposition": attachment(row.name),
     }
     if requires_other(request, tag):
         raise PreconditionFailed("The file is not the one that If-Match names. Download it from the start.")
@@ -50,6 +50,6 @@ def file_response(request: Request, parts: Parts, row: Artifact) -> Response:
 
 
 def attachment(name: str) -> str:
-    """RFC 6266: a plain name for old clients, the true one in UTF-8."""
+    """The `Content-Disposition` of a download (RFC 6266): a plain name for old clients, the true one in UTF-8."""
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
