@@ -25,8 +25,9 @@ from torch_pruning.pruner import function
 
 import pared
 from pared.compression.data import Data
+from pared.compression.data.samples import Split
 from pared.compression.intake import load_model
-from pared.compression.measure import Split, assess, count_macs
+from pared.compression.measure import assess, count_macs
 from pared.compression.methods.goals import SizeSearch
 from pared.compression.methods.parts import Stages
 from pared.compression.methods.schedule import Given

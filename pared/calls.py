@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from pared.statuses import ENDED
+
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -192,7 +194,7 @@ def events(job_path: str, after: int) -> Operation[None]:
                     if event["event"] == "done":
                         return
             job = yield from get_json(job_path)
-            if job["status"] in ("succeeded", "failed", "canceled") and not lines.fed:
+            if job["status"] in ENDED and not lines.fed:
                 return  # `done` came before `after`
         except httpx.TransportError:
             pass

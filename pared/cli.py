@@ -27,15 +27,16 @@ from pared.client import (
     DigestMismatch,
     Job,
     JobFailed,
-    JobStatus,
     Plan,
     ServerUnreachable,
     UploadRejected,
 )
 from pared.errors import ParedError
 from pared.gpus import Gpu, visible
+from pared.job_types import ListedName
 from pared.options import Pruning, Retraining, Teaching, architecture_of, given_only, grouped, readable, share, upload
 from pared.specs import Device, Knowledge, Scope, Task
+from pared.statuses import JobStatus
 from pared.supervisor import Supervisor, worker_processes
 from pared.terminal import counted_bytes, follow, stored
 
@@ -385,7 +386,7 @@ def _dataset(client: Client, given: str | None) -> str | None:
 def list_jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.", show_default="any")] = None,
     type: Annotated[  # noqa: A002 - the option's name
-        Literal["prune", "distill"] | None, typer.Option(help="Only jobs of this type.", show_default="any")
+        ListedName | None, typer.Option(help="Only jobs of this type.", show_default="any")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from pared import calls
 from pared.calls import APIError, DigestMismatch, Operation, Progress, ServerUnreachable
 from pared.reports import FailedOutput
+from pared.statuses import ENDED, JobStatus, UploadStatus
 from pared.summary import Plan, Report
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -111,7 +111,7 @@ class UploadRecord(_Record):
     filename: str
     sha256: str | None = None
     size_bytes: int | None = None
-    status: Literal["inspecting", "ready", "rejected"]
+    status: UploadStatus
     format: str | None = None
     reason: dict[str, Any] | None = None
     inspection: dict[str, Any] | None = None
@@ -160,7 +160,7 @@ class JobRecord(_Record):
     @property
     def ended(self) -> bool:
         """Whether the status is final."""
-        return self.status in ("succeeded", "failed", "canceled")
+        return self.status in ENDED
 
     @property
     def failed_outputs(self) -> list[FailedOutput]:
@@ -204,7 +204,7 @@ class JobRecord(_Record):
 
         row = yield from calls.poll(
             self._path,
-            ended=lambda row: row["status"] in ("succeeded", "failed", "canceled"),
+            ended=lambda row: row["status"] in ENDED,
             on_update=look if on_update else None,
             timeout_s=timeout,
             still=f"{self.id} has not ended yet; it goes on, and you may wait again",

@@ -5,28 +5,28 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from pydantic import BaseModel
 from pydantic import ValidationError as Invalid
 
 from pared.errors import TooLarge, ValidationError
-from pared.specs import DistillSpec, PruneSpec, compression_spec
+from pared.job_types import LISTED, listed_spec
+from pared.specs import JobSpec
 from service import untrusted_json
 from service.dependencies import PartsOf
 from service.problems import invalid
 
-SPECS: dict[str, type[BaseModel]] = {"prune": PruneSpec, "distill": DistillSpec}
+SPECS = {each.name: each.spec for each in LISTED}
 
 
-async def spec_of(request: Request, parts: PartsOf) -> PruneSpec | DistillSpec:
+async def spec_of(request: Request, parts: PartsOf) -> JobSpec:
     """The spec in the body. Raises ValidationError with a pointer to each bad field, or TooLarge."""
     body = await _json_body(request, parts.settings.max_json_bytes)
     try:
-        return compression_spec.validate_python(body)
+        return listed_spec.validate_python(body)
     except Invalid as error:
         raise invalid(error.errors(include_url=False, include_input=False), body, SPECS) from None
 
 
-JobSpec = Annotated[PruneSpec | DistillSpec, Depends(spec_of)]
+PostedSpec = Annotated[JobSpec, Depends(spec_of)]
 
 
 async def _json_body(request: Request, max_bytes: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pared.errors import ParedError
+from pared.job_types import JobType
 from pared.state.objects import ObjectStore
 from pared.state.session import Sessions
 from pared.state.settings import Settings
@@ -48,6 +49,7 @@ class Claim:
     fence: int
     attempt: int
     crash_count: int
+    type: JobType
     spec: dict[str, Any]
     device: str
     """What it asks to compute on: `cpu`, `cuda` or `auto`."""

@@ -8,10 +8,10 @@ import selectors
 import signal
 import time
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pared.errors import (
     BY_CODE,
@@ -23,8 +23,6 @@ from pared.errors import (
     StorageFull,
     TimeLimit,
 )
-from pared.reports import DatasetInspection, ModelInspection, Plan, Report
-from pared.state.settings import Settings
 from worker import child_processes, protocol
 from worker.attempt_types import Canceled, Claim, Crashed, Ending, Failed, Hindered, Succeeded, Worker, early_ending
 from worker.forkserver import Child
@@ -52,7 +50,7 @@ class ChildMonitor:
         self._child, self._recorder, self._folder = child, recorder, folder
         self._reader = protocol.Reader()
         self._tail = bytearray()
-        self._time_limit_s = _time_limit(claim.spec, worker.settings)
+        self._time_limit_s = claim.type.time_limit_s(claim.spec, worker.settings)
         self._deadline = time.monotonic() + self._time_limit_s - claim.held_s
         self._heard_at = time.monotonic()
         self._check_files_at = time.monotonic() + _CHECK_FILES_EVERY_S
@@ -128,10 +126,11 @@ class ChildMonitor:
         return Hindered(error) if isinstance(error, DeviceUnavailable) else Failed(error)
 
     def _result(self, message: protocol.Result) -> Ending:
-        kind = _report_type(self._claim.spec)
-        sandbox = {"sandbox": self._worker.confinement.level} if "sandbox" in kind.model_fields else {}
+        kind = self._claim.type.report_class(self._claim.spec)
+        known = {"sandbox": self._worker.confinement.level, "type": self._claim.type.name}
+        filled = {name: value for name, value in known.items() if name in kind.model_fields}
         try:
-            report = kind.model_validate(message.report | sandbox)
+            report = kind.model_validate(message.report | filled)
         except ValidationError as error:
             raise protocol.Malformed(f"not a {kind.__name__}: {error}") from error
         self._log_output("method_returned", logging.DEBUG)
@@ -144,9 +143,7 @@ class ChildMonitor:
                 self._terminate()
             return ending
         if now > self._deadline:
-            advice = "Use fewer epochs, a smaller model or a higher time_limit_s."
-            if self._claim.spec["type"] == "plan":
-                advice = "Post the job itself, or ask whoever runs this server for a higher PARED_PLAN_TIME_S."
+            advice = self._claim.type.when_out_of_time
             return Failed(TimeLimit(f"It was ended after its time limit of {self._time_limit_s:g} seconds. {advice}"))
         if now - self._heard_at > settings.stall_s:
             return Crashed(
@@ -214,17 +211,3 @@ def _read(fd: int) -> bytes | None:
         return os.read(fd, _READ_BYTES)
     except BlockingIOError:
         return None
-
-
-def _time_limit(spec: dict[str, Any], settings: Settings) -> float:
-    if spec["type"] == "inspect":
-        return settings.inspect_time_s
-    if spec["type"] == "plan":
-        return settings.plan_time_s
-    return float(spec.get("time_limit_s") or settings.job_time_s)
-
-
-def _report_type(spec: dict[str, Any]) -> type[BaseModel]:
-    if spec["type"] == "inspect":
-        return ModelInspection if spec["subject"].startswith("mdl_") else DatasetInspection
-    return Plan if spec["type"] == "plan" else Report

@@ -16,7 +16,6 @@ from pared.compression.gradients import Loss
 from pared.compression.measure import (
     Inputs,
     Samples,
-    Task,
     answers,
     checked_output,
     forward,
@@ -25,7 +24,7 @@ from pared.compression.measure import (
 )
 from pared.compression.train import seed_of
 from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Knowledge, OutputMse
+from pared.specs import Knowledge, OutputMse, Task
 
 MAX_PROJECTION = 1 << 26
 """Most weights of one learned projection: 256 MiB, and three times that with its optimizer state."""

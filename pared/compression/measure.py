@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.data.samples import Split
 from pared.compression.devices import device_of, place
 from pared.compression.finite import hold_finite_on_samples
 from pared.compression.memory import BatchSize, ran_out_of_memory
@@ -29,9 +30,8 @@ from pared.compression.precision import float32_products
 from pared.compression.statistics import paired_t
 from pared.errors import ModelFailed, ParedError
 from pared.reports import Comparison, Interval, Latency, Quality
+from pared.specs import Task
 
-Task = Literal["classification", "regression"]
-Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
 
 EVALUATION_BATCH = 256

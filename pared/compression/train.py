@@ -23,7 +23,6 @@ from pared.compression.masks import Masks
 from pared.compression.measure import (
     Inputs,
     Samples,
-    Task,
     answered,
     forward,
     label_loss,
@@ -37,7 +36,7 @@ from pared.compression.precision import float32_products, training_precision
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
-from pared.specs import Train
+from pared.specs import Task, Train
 
 _SIGN_OF_LIFE_S = 0.5
 _SOME = 64  # samples of a batch that a criterion looks at

@@ -6,15 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from pared.errors import Conflict, NotFound
 from pared.specs import BUILTIN_DATASETS, InspectSpec
-from pared.state.jobs import add_job
+from pared.state import lifecycle
 from pared.state.objects import Stored
+from pared.state.references import job_using
 from pared.state.session import Sessions
-from pared.state.tables import ENDED, Dataset, Job, Model, db_now, new_id
+from pared.state.tables import Dataset, Model, db_now, new_id
 
 Upload = TypeVar("Upload", Model, Dataset)
 
@@ -78,14 +79,14 @@ def display_name(filename: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "", name).strip()[:255] or "upload"
 
 
-def uploads_of(owner: str, table: type[Upload]) -> Select[Upload]:
+def owned_uploads(owner: str, table: type[Upload]) -> Select[Upload]:
     """The owner's models or data sets that were not deleted."""
     return select(table).where(table.owner == owner, table.deleted_at.is_(None))
 
 
 def find_upload(session: Session, owner: str, table: type[Upload], upload_id: str) -> Upload:
     """The owner's model or data set. Raises NotFound, also for another owner's and for a deleted one."""
-    upload: Upload | None = session.scalar(uploads_of(owner, table).where(table.id == upload_id))
+    upload: Upload | None = session.scalar(owned_uploads(owner, table).where(table.id == upload_id))
     if upload is None:
         raise NotFound(f"There is no {_KINDS[table.__tablename__]} {upload_id}.")
     return upload
@@ -104,20 +105,15 @@ def delete_upload(sessions: Sessions, owner: str, table: type[Upload], upload_id
         # Locked against `check_references`: a job that is being submitted now is seen here, or sees the row gone.
         session.execute(select(table.id).where(table.id == upload_id).with_for_update())
         upload = find_upload(session, owner, table, upload_id)
-        names_it = or_(
-            *(Job.spec[field].as_string() == upload_id for field in ("model", "teacher", "student", "dataset"))
-        )
-        user = session.scalar(
-            select(Job.id).where(Job.owner == owner, Job.type != "inspect", Job.status.not_in(ENDED), names_it).limit(1)
-        )
-        if user:
-            raise Conflict(f"Job {user} still uses it. Cancel the job or wait until it has ended.")
+        job_id = job_using(session, owner, upload_id)
+        if job_id is not None:
+            raise Conflict(f"Job {job_id} still uses it. Cancel the job or wait until it has ended.")
         upload.deleted_at = session.scalar(select(db_now()))
 
 
 def _same_file(session: Session, table: type[Upload], owner: str, stored: Stored, filename: str) -> Sequence[Upload]:
     # A rejected one is no answer: whoever sends it again wants it tried again.
-    query = uploads_of(owner, table).where(
+    query = owned_uploads(owner, table).where(
         table.sha256 == stored.sha256, table.filename == filename, table.status != "rejected"
     )
     return session.scalars(query).all()
@@ -132,5 +128,5 @@ def _add(session: Session, upload: Model | Dataset, request_id: str | None) -> N
     session.add(upload)
     architecture = upload.architecture if isinstance(upload, Model) else None
     spec = InspectSpec(type="inspect", subject=upload.id, architecture=architecture)
-    add_job(session, upload.owner, spec, request_id=request_id)
+    lifecycle.create(session, upload.owner, spec, request_id=request_id)
     session.refresh(upload)

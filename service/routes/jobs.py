@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import select
 
+from pared.job_types import LISTED, ListedName
 from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, jobs_of, submit
-from pared.state.tables import ENDED, Job, JobEvent, JobStatus
+from pared.state.tables import Job, JobEvent
+from pared.statuses import ENDED, JobStatus
 from service.dependencies import OwnedJob, Owner, Parts, PartsOf, RequestId, check_id
 from service.etags import client_has, json_with_tag, weak_tag
-from service.job_specs import JobSpec
+from service.job_specs import PostedSpec
 from service.job_views import read_job, view_of
 from service.long_polling import POLL_S, requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
@@ -60,10 +62,10 @@ IdempotencyKey = Annotated[
     status_code=202,
     response_model=JobView,
     summary="Submit a job",
-    description="A *prune* or *distill* spec. Unknown fields are errors. The job is stored before this answers, so it "
-    "is not lost whatever dies. Each format in `outputs` is tried before training begins: the job fails at once where "
-    'none can be written, and otherwise goes on for those that can. `"device": "cuda"` waits for a worker with a GPU; '
-    "where none has been seen lately, 409 says what to do.",
+    description=f"A {' or '.join(f'*{each.name}*' for each in LISTED)} spec. Unknown fields are errors. The job is "
+    "stored before this answers, so it is not lost whatever dies. Each format in `outputs` is tried before training "
+    "begins: the job fails at once where none can be written, and otherwise goes on for those that can. "
+    '`"device": "cuda"` waits for a worker with a GPU; where none has been seen lately, 409 says what to do.',
     openapi_extra=SPEC_BODY,
     responses=answers(202, JOB, 404, 409, 413),
 )
@@ -72,7 +74,7 @@ def create_job(
     parts: PartsOf,
     owner: Owner,
     request_id: RequestId,
-    spec: JobSpec,
+    spec: PostedSpec,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Submit, dispatch, answer."""
@@ -100,7 +102,7 @@ def list_jobs(
     parts: PartsOf,
     owner: Owner,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
-    job_type: Annotated[Literal["prune", "distill"] | None, Query(alias="type", description="Only this type.")] = None,
+    job_type: Annotated[ListedName | None, Query(alias="type", description="Only this type.")] = None,
     after: After = None,
     limit: Limit = 20,
 ) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from pydantic import ValidationError as Invalid
 
 from pared.errors import BY_CODE, ParedError, ValidationError
 from pared.reports import Plan
-from pared.specs import DistillSpec, PlanSpec, PruneSpec
+from pared.specs import JobSpec, PlanSpec, PruneSpec
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
-from pared.state.tables import ENDED, Job
+from pared.state.tables import Job
 from pared.state.workers import waits_for
+from pared.statuses import ENDED
 from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
-from service.job_specs import JobSpec
+from service.job_specs import PostedSpec
 from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
 from service.schemas import PlanPending, plan_pending_view
@@ -39,7 +40,7 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
     openapi_extra=PLAN_BODY,
     responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
 )
-async def plan_job(request: Request, parts: PartsOf, owner: Owner, request_id: RequestId, spec: JobSpec) -> Response:
+async def plan_job(request: Request, parts: PartsOf, owner: Owner, request_id: RequestId, spec: PostedSpec) -> Response:
     """Submit the plan, wait for a worker, answer."""
 
     def submit() -> str:
@@ -63,7 +64,7 @@ async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str)
     return await _answer(request, parts, owner, plan_id, requested_wait_s(request))
 
 
-def _plan_of(spec: PruneSpec | DistillSpec) -> PlanSpec:
+def _plan_of(spec: JobSpec) -> PlanSpec:
     """The spec of the plan. Raises ValidationError for a job of which nothing is known before it is done."""
     if not isinstance(spec, PruneSpec):
         raise _cannot_plan("/type", "must be prune: a student is what it is told to be. Post the job itself")

@@ -14,7 +14,7 @@ from pydantic import ValidationError as Invalid
 from pared.errors import ValidationError
 from pared.specs import BUILTIN_DATASETS, Architecture
 from pared.state.tables import Dataset, Model
-from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, uploads_of
+from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, owned_uploads
 from service import untrusted_json
 from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
 from service.etags import json_with_tag
@@ -113,7 +113,7 @@ async def upload_dataset(
 def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
     """A page of the owner's models."""
     with parts.sessions() as session:
-        rows = fetch_page(session, uploads_of(owner, Model), Model.id, after, limit)
+        rows = fetch_page(session, owned_uploads(owner, Model), Model.id, after, limit)
         return as_page([model_view(row) for row in rows], limit)
 
 
@@ -128,7 +128,7 @@ def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit 
 def list_datasets(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
     """A page of the owner's data sets."""
     with parts.sessions() as session:
-        rows = fetch_page(session, uploads_of(owner, Dataset), Dataset.id, after, limit)
+        rows = fetch_page(session, owned_uploads(owner, Dataset), Dataset.id, after, limit)
         return as_page([dataset_view(row) for row in rows], limit)
 
 

@@ -1,23 +1,8 @@
-"""The methods that a job can name, from spec and files to artifacts and report: a literal table, a function each."""
+"""The methods of jobs, from spec and files to artifacts and report. `pared.job_types` says whose each is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from pared.compression.methods.distilling import distilled
+from pared.compression.methods.pruning import pruned
 
-from pared.compression.methods.distilling import distill, distilled
-from pared.compression.methods.inspecting import inspect
-from pared.compression.methods.planning import plan
-from pared.compression.methods.pruning import prune, pruned
-from pared.compression.work import Work
-from pared.reports import DatasetInspection, ModelInspection, Plan, Report
-from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec, Spec
-
-__all__ = ["METHODS", "distilled", "pruned"]
-
-METHODS: Mapping[type[Spec], Callable[[Any, Work], Report | Plan | ModelInspection | DatasetInspection]] = {
-    InspectSpec: inspect,
-    PlanSpec: plan,
-    PruneSpec: prune,
-    DistillSpec: distill,
-}
+__all__ = ["distilled", "pruned"]

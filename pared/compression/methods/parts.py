@@ -17,8 +17,9 @@ from pared.compression.data import Data, load_dataset
 from pared.compression.devices import CPU, place
 from pared.compression.measure import Assessment, assess
 from pared.compression.precision import float32_products
-from pared.compression.work import Observer, Stage, Work
+from pared.compression.work import Observer, Work
 from pared.specs import DistillSpec, PruneSpec, Spec
+from pared.statuses import Stage
 
 T = TypeVar("T")
 
