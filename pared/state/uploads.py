@@ -1,4 +1,4 @@
-"""Owns stored models and data sets: which upload is one that is there already, what is built in, and what may go."""
+"""Owns the rules about uploads: which is a duplicate, what is built in, and when one may be deleted."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ def add_dataset(
 
 
 def display_name(filename: str) -> str:
-    """What an upload is called: the last part of a path, without control characters. Shown, and never a path here."""
+    """The name to show for an upload: the last part of a path, without control characters. Never used as a path."""
     name = re.split(r"[/\\]", filename.encode("utf-8", "replace").decode())[-1]
     return re.sub(r"[\x00-\x1f\x7f]", "", name).strip()[:255] or "upload"
 
 
-def uploads_of(owner: str, table: type[Upload]) -> Select[Upload]:
+def owned_uploads(owner: str, table: type[Upload]) -> Select[Upload]:
     """The owner's models or data sets that were not deleted."""
     return select(table).where(table.owner == owner, table.deleted_at.is_(None))
 
 
 def find_upload(session: Session, owner: str, table: type[Upload], upload_id: str) -> Upload:
     """The owner's model or data set. Raises NotFound, also for another owner's and for a deleted one."""
-    upload: Upload | None = session.scalar(uploads_of(owner, table).where(table.id == upload_id))
+    upload: Upload | None = session.scalar(owned_uploads(owner, table).where(table.id == upload_id))
     if upload is None:
         raise NotFound(f"There is no {_KINDS[table.__tablename__]} {upload_id}.")
     return upload
@@ -117,7 +117,7 @@ def delete_upload(sessions: Sessions, owner: str, table: type[Upload], upload_id
 
 def _same_file(session: Session, table: type[Upload], owner: str, stored: Stored, filename: str) -> Sequence[Upload]:
     # A rejected one is no answer: whoever sends it again wants it tried again.
-    query = uploads_of(owner, table).where(
+    query = owned_uploads(owner, table).where(
         table.sha256 == stored.sha256, table.filename == filename, table.status != "rejected"
     )
     return session.scalars(query).all()

@@ -14,7 +14,7 @@ from pydantic import ValidationError as Invalid
 from pared.errors import ValidationError
 from pared.specs import BUILTIN_DATASETS, Architecture
 from pared.state.tables import Dataset, Model
-from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, uploads_of
+from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, owned_uploads
 from service import untrusted_json
 from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
 from service.etags import json_with_tag
@@ -28,7 +28,9 @@ router = APIRouter()
 
 _architecture: TypeAdapter[Any] = TypeAdapter(Architecture)
 
-Filename = Annotated[str | None, Query(max_length=1024, description="What the file is called; shown, never used.")]
+Filename = Annotated[
+    str | None, Query(max_length=1024, description="The file's name, to be shown; never used as a path.")
+]
 ArchitectureText = Annotated[
     str | None,
     Query(description="For a state dict: an architecture's name, or its JSON. It can also be set on the job."),
@@ -113,7 +115,7 @@ async def upload_dataset(
 def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
     """A page of the owner's models."""
     with parts.sessions() as session:
-        rows = fetch_page(session, uploads_of(owner, Model), Model.id, after, limit)
+        rows = fetch_page(session, owned_uploads(owner, Model), Model.id, after, limit)
         return as_page([model_view(row) for row in rows], limit)
 
 
@@ -128,7 +130,7 @@ def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit 
 def list_datasets(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
     """A page of the owner's data sets."""
     with parts.sessions() as session:
-        rows = fetch_page(session, uploads_of(owner, Dataset), Dataset.id, after, limit)
+        rows = fetch_page(session, owned_uploads(owner, Dataset), Dataset.id, after, limit)
         return as_page([dataset_view(row) for row in rows], limit)
 
 
