@@ -25,7 +25,7 @@ class ErrorView(BaseModel):
 
 
 class Links(BaseModel):
-    """Where a thing is."""
+    """The URL of this resource."""
 
     self: str
 
@@ -60,7 +60,7 @@ class Page(BaseModel, Generic[Item]):
 
 
 class Progress(BaseModel):
-    """How far a job is."""
+    """The progress of a job."""
 
     fraction: float = 0.0
     epoch: int | None = None
@@ -69,7 +69,7 @@ class Progress(BaseModel):
 
 
 class ArtifactLinks(Links):
-    """Where the file is downloaded."""
+    """The URL to download the file from."""
 
 
 class ArtifactView(BaseModel):
@@ -85,7 +85,7 @@ class ArtifactView(BaseModel):
 
 
 class Result(BaseModel):
-    """What a succeeded job came to."""
+    """The result of a succeeded job."""
 
     verdict: str | None
     artifacts: list[ArtifactView]
@@ -95,7 +95,7 @@ class Result(BaseModel):
 
 
 class JobLinks(Links):
-    """Where all that belongs to a job is."""
+    """The URLs of all that belongs to a job."""
 
     events: str
     report: str
@@ -126,7 +126,7 @@ class JobView(BaseModel):
 
 
 class PlanPending(BaseModel):
-    """A plan that is not made yet."""
+    """A plan that is still being made."""
 
     id: str
     status: Literal["queued", "running"]

@@ -42,7 +42,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that is this worker's for now."""
+    """A job that this worker has claimed."""
 
     job_id: str
     owner: str
@@ -87,7 +87,7 @@ class Crashed:
 
 @dataclass(frozen=True)
 class Canceled:
-    """Someone asked for it."""
+    """Somebody canceled the job."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Child:
     output: int
 
     def how_it_ended(self, timeout_s: float) -> str | None:
-        """In words; None: it lives. Does not wait for it: until it is waited for, its process id stays its own."""
+        """How the child ended, in words; None: it lives. The child is not reaped, so its process id stays its own."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -205,7 +205,7 @@ class ForkServer:
         raise OSError(errno.ECHILD, "the child was ended before it was forked")
 
     def _how_it_ended(self) -> str | None:
-        """In words, and let go of it; None: it lives."""
+        """How the fork server ended, in words, and forget it; None: it lives."""
         assert self._process is not None  # noqa: S101 - it has been asked
         with suppress(subprocess.TimeoutExpired):
             status = self._process.wait(1)

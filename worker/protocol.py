@@ -47,7 +47,7 @@ class Stage(_Message):
 
 
 class Progress(_Message):
-    """The whole job is this far."""
+    """The progress of the whole job."""
 
     type: Literal["progress"]
     fraction: float = Field(ge=0, le=1)
@@ -66,7 +66,7 @@ class Metric(_Message):
 
 
 class Log(_Message):
-    """One line for the person who follows."""
+    """A line for whoever follows the job."""
 
     type: Literal["log"]
     text: str = Field(max_length=MAX_TEXT)

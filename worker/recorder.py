@@ -63,7 +63,7 @@ class Recorder:
             self._event("status", {"status": "running", "stage": name})
 
     def progress(self, fraction: float, epoch: int | None, epochs: int | None) -> None:
-        """The job is this far. The row always shows the newest; an event is made of each visible step."""
+        """The progress of the job. The row always shows the newest; each visible step becomes an event."""
         progress = {"fraction": fraction, "epoch": epoch, "epochs": epochs, "eta_s": self._eta(fraction)}
         with self._lock:
             self._values["progress"] = progress
@@ -77,7 +77,7 @@ class Recorder:
             self._event("metric", {"name": name, "value": value, "step": step, "phase": phase})
 
     def log(self, text: str) -> None:
-        """One line for the person who follows."""
+        """A line for whoever follows the job."""
         with self._lock:
             self._event("log", {"text": text})
 
@@ -102,7 +102,7 @@ class Recorder:
         self._thread.join()
 
     def _event(self, kind: EventKind, data: dict[str, Any]) -> None:
-        """One more of its kind, or the word that there are too many; the caller holds the lock."""
+        """Append an event, or, once there are too many of its kind, a line that says so; the caller holds the lock."""
         self._left[kind] -= 1
         if self._left[kind] > 0:
             self._events.append((kind, data))

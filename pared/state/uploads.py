@@ -1,4 +1,4 @@
-"""Owns stored models and data sets: which upload is one that is there already, what is built in, and what may go."""
+"""Owns the rules about uploads: which is a duplicate, what is built in, and when one may be deleted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def add_dataset(
 
 
 def display_name(filename: str) -> str:
-    """What an upload is called: the last part of a path, without control characters. Shown, and never a path here."""
+    """The name to show for an upload: the last part of a path, without control characters. Never used as a path."""
     name = re.split(r"[/\\]", filename.encode("utf-8", "replace").decode())[-1]
     return re.sub(r"[\x00-\x1f\x7f]", "", name).strip()[:255] or "upload"
 

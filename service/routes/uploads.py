@@ -28,7 +28,9 @@ router = APIRouter()
 
 _architecture: TypeAdapter[Any] = TypeAdapter(Architecture)
 
-Filename = Annotated[str | None, Query(max_length=1024, description="What the file is called; shown, never used.")]
+Filename = Annotated[
+    str | None, Query(max_length=1024, description="The file's name, to be shown; never used as a path.")
+]
 ArchitectureText = Annotated[
     str | None,
     Query(description="For a state dict: an architecture's name, or its JSON. It can also be set on the job."),
