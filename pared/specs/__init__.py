@@ -9,7 +9,8 @@ from pared.specs.architectures import Architecture, LayeredArchitecture, NamedAr
 from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.common import CompressionSpec, Output, Outputs, Preprocess, Task, TensorSpec
 from pared.specs.distillation import DistillSpec, FromTeacher, Student
-from pared.specs.internal import InspectSpec, PlanSpec
+from pared.specs.inspection import InspectSpec
+from pared.specs.planning import PlanSpec
 from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
 from pared.specs.targets import Target
 from pared.specs.training import (

@@ -10,7 +10,7 @@ from pared.specs.base import Spec
 from pared.specs.uploads import Json, Text
 
 
-def meant(value: Any) -> str | None:
+def tag_of(value: Any) -> str | None:
     """The tag of the alternative that a value is meant for, by its keys, so that only that one complains."""
     tags = {
         "from_teacher": "FromTeacher",
@@ -41,7 +41,7 @@ Layered = Annotated[LayeredArchitecture, Tag("LayeredArchitecture")]
 Architecture = Annotated[
     Annotated[Text, Tag("str")] | Named | Layered,
     Discriminator(
-        meant,
+        tag_of,
         custom_error_type="alternatives",
         custom_error_message='must be a name, {"name": …, "kwargs": {…}} or {"layers": [["Linear", {…}], …]}',
     ),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pared.specs.architectures import Architecture, Layered, Named, meant
+from pared.specs.architectures import Architecture, Layered, Named, tag_of
 from pared.specs.base import Spec
 from pared.specs.common import CompressionSpec
 from pared.specs.training import DistillLoss, Knowledge, TeachTrain
@@ -27,7 +27,7 @@ class FromTeacher(Spec):
 Student = Annotated[
     Annotated[ModelId, Tag("str")] | Annotated[FromTeacher, Tag("FromTeacher")] | Named | Layered,
     Discriminator(
-        meant,
+        tag_of,
         custom_error_type="alternatives",
         custom_error_message='must be the id of an uploaded model, {"from_teacher": {"width": 0.5}}, '
         '{"name": …, "kwargs": {…}} or {"layers": [["Linear", {…}], …]}',
@@ -55,10 +55,10 @@ class DistillSpec(CompressionSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _loss_of_the_task(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("task") == "regression":
-            return {"loss": {"kind": "output_mse"}, **given}
-        return given
+    def _default_loss(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "regression":
+            return {"loss": {"kind": "output_mse"}, **values}
+        return values
 
     @model_validator(mode="after")
     def _an_architecture_is_for_an_upload(self) -> DistillSpec:

@@ -132,24 +132,24 @@ class PruneSpec(CompressionSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _meant_by_what_is_left_out(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        given = dict(given)
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
         # Sums over different numbers of weights do not compare: ranked together, channels of thin layers go first.
-        if given.get("granularity") in ("weight", "residual_block") and not given.get("amounts"):
-            given.setdefault("scope", "global")
-        match given.get("granularity"), given.get("n_m", (2, 4)):
-            case "n:m", (int(n), int(m)) if 0 < n < m and given.get("amount") is None and given.get("target") is None:
-                given["amount"] = 1 - n / m
-        retrain, regression = given.get("retrain", {}), given.get("task") == "regression"
-        if isinstance(retrain, dict) and ("retrain" in given or given.get("dataset") is not None):
+        if values.get("granularity") in ("weight", "residual_block") and not values.get("amounts"):
+            values.setdefault("scope", "global")
+        match values.get("granularity"), values.get("n_m", (2, 4)):
+            case "n:m", (int(n), int(m)) if 0 < n < m and values.get("amount") is None and values.get("target") is None:
+                values["amount"] = 1 - n / m
+        retrain, regression = values.get("retrain", {}), values.get("task") == "regression"
+        if isinstance(retrain, dict) and ("retrain" in values or values.get("dataset") is not None):
             # Measured: with Adam, softened classes cost more accuracy than they bring.
             teach = retrain.get("teach", not regression and retrain.get("optimizer", "sgd") == "sgd")
             if isinstance(teach, bool):
                 taught = {"kind": "output_mse"} if regression else _SOFTENED_CLASSES
-                given["retrain"] = {**retrain, "teach": taught if teach else None}
-        return given
+                values["retrain"] = {**retrain, "teach": taught if teach else None}
+        return values
 
     @property
     def ramps(self) -> bool:

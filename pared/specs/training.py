@@ -40,11 +40,11 @@ class Train(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _lr_of_the_optimizer(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("lr") is not None:
-            return given
-        adam = given.get("optimizer", cls.model_fields["optimizer"].default) == "adam"
-        return {**given, "lr": 0.001 if adam else 0.01}
+    def _default_lr(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("lr") is not None:
+            return values
+        adam = values.get("optimizer", cls.model_fields["optimizer"].default) == "adam"
+        return {**values, "lr": 0.001 if adam else 0.01}
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Train:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
 from pared.errors import Conflict, IdempotencyMismatch, NotFound, TooManyRequests
-from pared.job_types import BY_SPEC, UNLISTED
+from pared.job_types import BY_SPEC, LISTED
 from pared.specs import JobSpec, PlanSpec
 from pared.state import lifecycle
 from pared.state.references import check_references
@@ -127,7 +127,8 @@ def find_plan(session: Session, owner: str, plan_id: str) -> Job:
 
 def jobs_of(owner: str) -> Select[Job]:
     """The jobs that the owner posted. Reports, which may be megabytes each, stay in the database."""
-    return select(Job).where(Job.owner == owner, Job.type.not_in(UNLISTED)).options(defer(Job.report, raiseload=True))
+    posted = Job.type.in_([each.name for each in LISTED])
+    return select(Job).where(Job.owner == owner, posted).options(defer(Job.report, raiseload=True))
 
 
 def _made_by(session: Session, owner: str, idempotency: Idempotency | None) -> Job | None:

@@ -21,16 +21,7 @@ from pared.state.objects import ObjectStore, content_key, open_store
 from pared.state.queue import relay, send_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.tables import (
-    Artifact,
-    Dataset,
-    IdempotencyKey,
-    Job,
-    JobEvent,
-    Model,
-    WorkerHeartbeat,
-    db_now,
-)
+from pared.state.tables import Artifact, Dataset, IdempotencyKey, Job, JobEvent, Model, WorkerHeartbeat, db_now
 from pared.state.workers import waits_for
 from pared.statuses import ENDED, HELD
 
@@ -53,8 +44,8 @@ class Sweep:
         self._settings = settings
         self._store = store or open_store(settings.effective_objects_url)
         self._queue = queue
-        self._last_expire: float | None = None
-        self._no_expire_before = 0.0
+        self._looked_at: float | None = None
+        self._patient_until = 0.0
         self._collect_at = time.monotonic()
 
     def __call__(self) -> None:
@@ -99,9 +90,8 @@ class Sweep:
             ).all()
         for job_id, device in owed:
             with self._sessions.begin() as session:
-                session.execute(
-                    select(Job.id).where(Job.id == job_id).with_for_update()
-                )  # of several sweeps one says it
+                # Of several sweeps, one says it.
+                session.execute(select(Job.id).where(Job.id == job_id).with_for_update())
                 if session.scalar(select(Job.id).where(Job.id == job_id, *waits, ~_explained())):
                     add_event(session, job_id, "log", {"text": reasons[device]})
 
@@ -133,11 +123,11 @@ class Sweep:
         """After a pause of the database (or of the whole machine) give living workers one lease to renew theirs."""
         with self._sessions() as session:
             now = session.scalar(select(db_now())) or 0.0
-        if self._last_expire is not None and now - self._last_expire > self._settings.lease_s / 2:
-            self._no_expire_before = now + self._settings.lease_s
-            log.warning("sweep_was_interrupted", seconds=round(now - self._last_expire, 1))
-        self._last_expire = now
-        return now < self._no_expire_before
+        if self._looked_at is not None and now - self._looked_at > self._settings.lease_s / 2:
+            self._patient_until = now + self._settings.lease_s
+            log.warning("sweep_was_interrupted", seconds=round(now - self._looked_at, 1))
+        self._looked_at = now
+        return now < self._patient_until
 
 
 def _explained() -> Any:

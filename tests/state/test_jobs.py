@@ -14,7 +14,7 @@ from pared.state import lifecycle
 from pared.state.events import add_event, add_events, events_after
 from pared.state.jobs import Idempotency, cancel, find_job, submit, submit_plan
 from pared.state.queue import next_unlisted
-from pared.state.references import uploads_of
+from pared.state.references import job_using, uploads_of
 from pared.state.session import Sessions
 from pared.state.tables import (
     Dataset,
@@ -59,7 +59,7 @@ def claim(sessions: Sessions, job_id: str, lease_s: float = 45.0, devices=("cpu"
         return (claimed.fence, claimed.attempt) if claimed else None
 
 
-def test_submitting_writes_job_event_and_doorbell_together(sessions):
+def test_submitting_writes_job_event_and_message_together(sessions):
     job, new = submit(sessions, "local", PRUNE)
     assert new
     assert status_of(sessions, job.id) == "queued"
@@ -118,6 +118,24 @@ def test_references_are_the_uploads_alone():
         {"type": "distill", "teacher": MODEL_ID, "student": {"name": "lenet5"}, "dataset": "builtin:digits"}
     )
     assert [(reference.pointer, reference.id) for reference in uploads_of(spec)] == [("/teacher", MODEL_ID)]
+
+
+def test_an_upload_is_in_use_while_a_job_of_its_owner_names_it_that_has_not_ended(sessions):
+    other = MODEL_ID[:-1] + "Z"
+
+    def user_of(upload_id, owner="local"):
+        with sessions() as session:
+            return job_using(session, owner, upload_id)
+
+    with sessions.begin() as session:
+        lifecycle.create(session, "local", InspectSpec(type="inspect", subject=MODEL_ID))
+        lifecycle.create(session, "local", PlanSpec(type="plan", job=PRUNE))
+    assert user_of(MODEL_ID) is None  # their owner could not cancel these
+    job, _ = submit(sessions, "local", PRUNE.model_copy(update={"include": [other]}))
+    assert (user_of(MODEL_ID), user_of(other), user_of(MODEL_ID, "somebody else")) == (job.id, None, None)
+    with sessions.begin() as session:
+        lifecycle.cancel(session, job.id)
+    assert user_of(MODEL_ID) is None
 
 
 def test_one_of_many_claimants_gets_the_job(sessions):
@@ -339,12 +357,12 @@ def test_a_plan_is_for_a_worker_that_has_its_device_and_times_nothing(sessions):
     def planned(**fields) -> str:
         return submit_plan(sessions, "local", PlanSpec(type="plan", job=PRUNE.model_copy(update=fields)))
 
-    def next_quick(*devices: str) -> str | None:
+    def next_one(*devices: str) -> str | None:
         with sessions() as session:
             return session.scalar(next_unlisted(devices))
 
     on_cuda, anywhere = planned(device="cuda"), planned(latency_device="cuda")
-    assert (next_quick(), next_quick("cpu"), next_quick("cpu", "cuda")) == (None, anywhere, on_cuda)
+    assert (next_one(), next_one("cpu"), next_one("cpu", "cuda")) == (None, anywhere, on_cuda)
 
 
 def test_cuda_is_refused_where_no_worker_has_it_and_says_what_the_workers_found(sessions):

@@ -126,11 +126,11 @@ def test_sweeps_at_once_tell_each_change_once(sessions, settings, store):
 
 def test_after_an_outage_living_workers_get_one_lease(sessions, sweep):
     assert sweep.expire() == []
-    sweep._last_expire -= 3600  # as if the database had not answered for an hour
+    sweep._looked_at -= 3600  # as if the database had not answered for an hour
     job_id = lost_job(sessions)
     assert sweep.expire() == []
     assert read(sessions, job_id).status == "running"
-    sweep._no_expire_before -= 60  # as if the lease were over
+    sweep._patient_until -= 60  # as if the lease were over
     assert sweep.expire() == [job_id]
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import update
 
 from pared.errors import StorageFull
 from pared.specs import InspectSpec
+from pared.state import lifecycle
 from pared.state.jobs import cancel
 from pared.state.lifecycle import create
 from pared.state.tables import Job, Model, db_now
@@ -154,7 +155,7 @@ def test_an_attempt_that_can_no_longer_be_written_down_ends(bench, monkeypatch):
     def broken(*_):
         raise RuntimeError
 
-    monkeypatch.setattr(recorder, "add_events", broken)
+    monkeypatch.setattr(lifecycle, "advance", broken)
     job = bench.run(bench.submit("hang"))
     assert job.status == "running"  # until its lease runs out, and the sweep queues it again
     assert child_pids(bench) == []

@@ -1,4 +1,4 @@
-"""The specs of the jobs that the API makes for itself: inspections of uploads, and plans."""
+"""The spec of the job that the API makes for each plan: find out what a prune job would do."""
 
 from __future__ import annotations
 
@@ -6,18 +6,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from pared.specs.architectures import Architecture
 from pared.specs.base import Device, JobSpec
 from pared.specs.pruning import PruneSpec
-from pared.specs.uploads import DatasetReference, ModelId
-
-
-class InspectSpec(JobSpec):
-    """Open an upload in the sandbox and say what is in it. Made by the API itself on upload."""
-
-    type: Literal["inspect"]
-    subject: ModelId | DatasetReference
-    architecture: Architecture | None = None
 
 
 class PlanSpec(JobSpec):
@@ -34,7 +24,7 @@ class PlanSpec(JobSpec):
     @model_validator(mode="after")
     def _is_known_beforehand(self) -> PlanSpec:
         goals = {"latency": "measuring", "max_accuracy_drop": "retraining"}
-        found = {by for name, by in goals.items() if self.job.target and getattr(self.job.target, name) is not None}
-        if found:
-            raise ValueError(f"is met by {' and '.join(sorted(found))}, which a plan does without: post the job itself")
+        means = {by for name, by in goals.items() if self.job.target and getattr(self.job.target, name) is not None}
+        if means:
+            raise ValueError(f"is met by {' and '.join(sorted(means))}, which a plan does without: post the job itself")
         return self
