@@ -264,6 +264,16 @@ class PackedTooLarge(UnreadablePacked):
     code, title, status = "packed-too-large", "The packed file unpacks to too much", 422
 
 
+def telling_line(error: Exception, limit: int = 300) -> str:
+    """The line of another library's error that says what is wrong.
+
+    The first one; the last one where TorchScript puts its own traceback before the message; the error's class where
+    there is no message.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "TorchScript interpreter" in lines[0] else 0][:limit]
+
+
 BY_CODE: dict[str, type[ParedError]] = {
     kind.code: kind for kind in list(vars().values()) if isinstance(kind, type) and issubclass(kind, ParedError)
 }
