@@ -22,7 +22,7 @@ def main() -> None:
     try:
         result = _try_card()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is why the card cannot be used
-        result = {"problem": telling_line(error, limit=500)}  # without the advice for people who debug CUDA kernels
+        result = {"problem": telling_line(error)}  # without the advice for people who debug CUDA kernels
     os.write(request["messages"], json.dumps(result).encode() + b"\n")
     os._exit(0)  # not through the teardown of CUDA, which may hang where the card does
 
