@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pared.compression.coupling import ChannelGroup, input_norms
-from pared.compression.pruning import criteria
-from pared.compression.pruning.criteria import Evidence, channel_scores, share_of_larger, weight_scores
+from pared.compression.pruning import scores as criteria
+from pared.compression.pruning.scores import Evidence, channel_scores, share_of_larger, weight_scores
 from pared.errors import NothingToPrune
 from tests.compression.test_methods import file_of, pruning, run
 

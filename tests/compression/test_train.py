@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pared.compression.measuring.measure import forward, label_loss
-from pared.compression.pruning.criteria import Evidence
+from pared.compression.pruning.scores import Evidence
 from pared.compression.pruning.weights import Masks, weight_masks
 from pared.compression.training import loop as train
 from pared.compression.training.loop import Ramp, fit, learn_labels

@@ -23,7 +23,7 @@ from pared.compression.coupling.model import merge
 from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.loading import LoadedModel
 from pared.compression.names import Amounts, layer_of, matches, no_match, tensors, tied_names
-from pared.compression.pruning.criteria import Evidence, channel_scores
+from pared.compression.pruning.scores import Evidence, channel_scores
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, PruneSpec, Scope
 

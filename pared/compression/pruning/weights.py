@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.names import Amounts, layer_of, matching, no_match, tied_names, weight_layers
-from pared.compression.pruning.criteria import Evidence, weight_scores
+from pared.compression.pruning.scores import Evidence, weight_scores
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
 

@@ -15,8 +15,8 @@ from pared.compression.coupling.interpreter import first_line
 from pared.compression.coupling.verify import Mismatch, compare, failing
 from pared.compression.loading import LoadedModel
 from pared.compression.names import Amounts, matches, tensors, weight_layers
-from pared.compression.pruning.criteria import Evidence, Weights
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks, find_blocks, without_blocks
+from pared.compression.pruning.scores import Evidence, Weights
 from pared.errors import ModelFailed, NothingToPrune
 from pared.specs import Criterion
 
