@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from pared.criteria import listed, needing_data
 from pared.specs import (
     Criterion,
     LrSchedule,
@@ -226,7 +227,7 @@ class Pruning:
         list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
     ] = None
     criterion: Annotated[
-        Criterion, typer.Option(help="What goes first. activation, taylor and hessian need --data.")
+        Criterion, typer.Option(help=f"What goes first. {listed(needing_data(), 'and')} need --data.")
     ] = "magnitude"
     scope: Annotated[
         Scope | None,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pared.compression.measuring.measure import forward, label_loss
-from pared.compression.pruning.scores import Evidence
+from pared.compression.pruning.scores import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, weight_masks
 from pared.compression.training import loop as train
 from pared.compression.training.loop import Ramp, fit, learn_labels
@@ -440,8 +440,8 @@ def test_a_ramp_is_told_the_slopes_of_the_training():
 
 def test_a_ramp_by_slopes_that_is_stopped_goes_on_with_the_same_bits():
     def masks(module, progress, slopes):
-        gradients = Evidence(lambda: [slopes], dict)
-        return weight_masks(module, amount=0.9 * progress, criterion="hessian", evidence=gradients)
+        gradients = CalibrationStatistics(lambda: [slopes], dict)
+        return weight_masks(module, amount=0.9 * progress, criterion="hessian", statistics=gradients)
 
     ramp = Ramp(masks, 0.8, by_slopes=True)
     whole, states = net(), []

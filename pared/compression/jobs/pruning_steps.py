@@ -21,13 +21,14 @@ from pared.compression.measuring.measure import Assessment
 from pared.compression.names import Amounts, matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
-from pared.compression.pruning.scores import GRADIENT_CRITERIA, Evidence
+from pared.compression.pruning.scores import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
 from pared.compression.quantization.shared_values import SharedValues, share_values
 from pared.compression.report.parts import Removed
 from pared.compression.report.verdict import some
 from pared.compression.training.loop import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
 from pared.compression.work import Work
+from pared.criteria import CRITERIA
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
 from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
@@ -64,7 +65,7 @@ def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tens
         slopes: of the training that runs, where they are known, instead of gradients of some samples.
     """
     spec, data, device = given.spec, given.data, given.work.device
-    evidence = None
+    statistics = None
     if data is not None:
         seed = seed_of(spec.seed, "evidence", step)
 
@@ -79,12 +80,12 @@ def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tens
                 return [slopes]
             return loss_gradients(module, data, spec.task, seed=seed, device=device)
 
-        evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
+        statistics = CalibrationStatistics(gradients, input_norms_of_some, inputs_of_some)
     return {
         "criterion": spec.criterion,
         "include": spec.include,
         "exclude": spec.exclude,
-        "evidence": evidence,
+        "statistics": statistics,
         "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
     }
 
@@ -286,7 +287,7 @@ class Pruning:
 
         # Some samples' gradients, taken in each renewal, say less: of a trained model they are near zero but for a few.
         trains_all = all(parameter.requires_grad for parameter in self.loaded.module.parameters())
-        return Ramp(masks, spec.ramp, by_slopes=spec.criterion in GRADIENT_CRITERIA and trains_all)
+        return Ramp(masks, spec.ramp, by_slopes=CRITERIA[spec.criterion].needs_gradients and trains_all)
 
     def _take_up(self, masks: Masks) -> None:
         module = self.loaded.module
