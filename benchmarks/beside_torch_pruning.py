@@ -25,13 +25,17 @@ from torch_pruning.pruner import function
 
 import pared
 from pared.compression.data import Data
-from pared.compression.jobs.goals import SizeSearch
-from pared.compression.jobs.pruning_steps import Given
+from pared.compression.data.samples import Split
+from pared.compression.jobs.goal_search import SizeSearch
+from pared.compression.jobs.pruning_steps import PruneJob
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import load_model
-from pared.compression.measuring.measure import Split, assess, count_macs
+from pared.compression.measuring.quality import assess
+from pared.compression.measuring.size import count_macs
 from pared.compression.pruning.channels import remove_channels
-from pared.compression.training.loop import fit, learn_labels, seed_of
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
+from pared.compression.training.seeds import seed_of
 from pared.compression.work import ModelFile, SilentObserver, Work
 from pared.specs import PruneSpec, Retrain
 
@@ -222,7 +226,7 @@ def to_goal(file: ModelFile, loaded: Any, example: tuple[Tensor, ...]) -> Any:
         {split: list(example) for split in SPLITS}, dict.fromkeys(SPLITS, labels), "classification", 10, "given", "x"
     )
     spec = PruneSpec.model_validate({"type": "prune", "model": f"mdl_{'0' * 26}", "target": {"macs": 0.25}})
-    given = Given(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, data, None)
+    given = PruneJob(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, data, None)
     search = SizeSearch(given)
     return search.run(None, lambda _: None)
 

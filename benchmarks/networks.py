@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from pared.compression.data import Data, load_dataset
-from pared.compression.training.loop import fit, learn_labels
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile
 from pared.specs import Preprocess, Train
 

@@ -193,7 +193,7 @@ class FailedOutput(_Part):
 class Report(_Part):
     """The before/after report of one job."""
 
-    type: Literal["prune", "distill"]
+    type: str
     verdict: str
     goal: Goal | None = Field(None, description="prune: of a job with a `target`.")
     before: Measurement

@@ -8,7 +8,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from pared.specs import compression_spec
+from pared.job_types import LISTED, listed_spec
+from pared.specs.examples import PRUNE, PRUNE_BY_AMOUNT
+from pared.specs.uploads import EXAMPLE_MODEL_ID as MODEL_ID
 
 DESCRIPTION = """\
 Makes trained PyTorch models smaller. Upload a model and a data set, post a *prune* or *distill* job, follow it, and
@@ -18,7 +20,6 @@ Errors are RFC 9457 problem documents: `detail` says what to do. Where this serv
 `Authorization: Bearer pared_…`.
 """
 
-MODEL_ID = "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"
 DATASET_ID = "dst_01K9Q5W1E5N7P9R2T4V6X8Z0A1"
 JOB_ID = "job_01K9Q5X8C3F6H9K2M5P8S1V4Y7"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -47,32 +48,6 @@ DATASET = {
     "inspection": {"format": "npz", "samples": {"train": 1257, "validation": 270, "test": 270}},
     "created_at": "2026-01-15T09:30:05.000Z",
     "links": {"self": f"/v1/datasets/{DATASET_ID}"},
-}
-PRUNE = {
-    "type": "prune",
-    "model": MODEL_ID,
-    "dataset": "builtin:digits",
-    "granularity": "channel",
-    "target": {"params": 0.25, "max_accuracy_drop": 0.02},
-    "retrain": {"epochs": 3},
-    "outputs": ["torchscript"],
-}
-PRUNE_ON_A_GPU = {
-    "type": "prune",
-    "model": MODEL_ID,
-    "dataset": "builtin:digits",
-    "device": "cuda",
-    "target": {"latency": 0.5},
-    "latency_device": "cpu",
-}
-PRUNE_BY_AMOUNT = {"type": "prune", "model": MODEL_ID, "dataset": "builtin:digits", "amount": 0.5}
-DISTILL = {
-    "type": "distill",
-    "teacher": MODEL_ID,
-    "student": {"from_teacher": {"width": 0.5}},
-    "dataset": "builtin:digits",
-    "loss": {"kind": "knowledge", "alpha": 0.5, "temperature": 4},
-    "train": {"epochs": 5},
 }
 ARTIFACT = {
     "id": "art_01K9Q5Z6T8V1X3Z5B7D9F1H3J5",
@@ -270,9 +245,10 @@ def describe(app: FastAPI) -> None:
                 tags=app.openapi_tags,
             )
             schemas = schema["components"]["schemas"]
-            specs = compression_spec.json_schema(ref_template="#/components/schemas/{model}")
+            specs = listed_spec.json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(specs.pop("$defs"))
             schemas["JobSpec"] = specs
+            schemas["Report"]["properties"]["type"]["enum"] = [each.name for each in LISTED]
             schemas["Problem"] = _PROBLEM_SCHEMA
             app.openapi_schema = _replaced(schema, _NULL, None)
         return app.openapi_schema
@@ -328,18 +304,7 @@ SPEC_BODY = {
         "content": {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/JobSpec"},
-                "examples": {
-                    "goal": {
-                        "summary": "A quarter of the parameters, and no more than two points lost",
-                        "value": PRUNE,
-                    },
-                    "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
-                    "gpu": {
-                        "summary": "Train on a GPU, for a model that is to run on a processor in half the time",
-                        "value": PRUNE_ON_A_GPU,
-                    },
-                    "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
-                },
+                "examples": {name: example for each in LISTED for name, example in each.examples.items()},
             }
         },
     }

@@ -7,11 +7,12 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from pared.job_types import ListedName
 from pared.reports import FailedOutput
-from pared.state.tables import ENDED, Artifact, Dataset, Job, JobStatus, Model
+from pared.state.tables import Artifact, Dataset, Job, Model
+from pared.statuses import ENDED, JobStatus, UploadStatus
 
 Item = TypeVar("Item")
-Status = Literal["inspecting", "ready", "rejected"]
 
 
 class ErrorView(BaseModel):
@@ -36,7 +37,7 @@ class UploadView(BaseModel):
     sha256: str | None
     size_bytes: int | None
     format: str | None
-    status: Status
+    status: UploadStatus
     reason: ErrorView | None = Field(description="Why it was rejected.")
     inspection: dict[str, Any] | None = Field(description="What opening it in the sandbox showed.")
     created_at: str | None
@@ -106,7 +107,7 @@ class JobView(BaseModel):
     """A job."""
 
     id: str
-    type: Literal["prune", "distill"]
+    type: ListedName
     status: JobStatus
     stage: str | None
     progress: Progress

@@ -6,22 +6,23 @@ import mimetypes
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import structlog
-from sqlalchemy import Update, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pared.errors import CorruptObject, ModelCrashesWorker, NotFound, ParedError, StorageFull, Unavailable
-from pared.specs import BUILTIN_DATASETS
-from pared.state.events import add_event
-from pared.state.jobs import record
+from pared.job_types import BY_NAME
+from pared.specs import Reference, UploadKind
+from pared.state import lifecycle
 from pared.state.objects import ObjectStore, content_key
+from pared.state.references import table_of
 from pared.state.session import Sessions
-from pared.state.tables import ENDED, Artifact, Dataset, Job, Model, new_id
+from pared.state.tables import Artifact, Dataset, Job, Model, new_id
+from pared.statuses import ENDED
 from worker import protocol
 from worker.forkserver import Child
 from worker.lease import Lease, LeaseLost
@@ -94,13 +95,11 @@ def run(worker: Worker, job_id: str) -> Ending | None:
 def _claim(worker: Worker, job_id: str) -> Claim | None:
     claimed_at = time.monotonic()
     with worker.sessions.begin() as session:
-        devices = worker.serving.devices
-        row = session.execute(Job.claim(job_id, worker.name, worker.settings.lease_s, devices)).first()
-        if row is None:
+        lease_s, devices, level = worker.settings.lease_s, worker.serving.devices, worker.confinement.level
+        job = lifecycle.claim(session, job_id, worker.name, lease_s, devices, level)
+        if job is None:
             return None
-        session.execute(Job.advance(job_id, row.fence, sandbox=worker.confinement.level))
-        record(session, job_id)
-        job = session.get_one(Job, job_id)
+        job_type = BY_NAME[job.type]
         kept = (
             (job.checkpoint_key, job.checkpoint_sha256),
             (job.previous_checkpoint_key, job.previous_checkpoint_sha256),
@@ -108,12 +107,12 @@ def _claim(worker: Worker, job_id: str) -> Claim | None:
         return Claim(
             job_id=job_id,
             owner=job.owner,
-            fence=row.fence,
-            attempt=row.attempt,
+            fence=job.fence,
+            attempt=job.attempt,
             crash_count=job.crash_count,
+            type=job_type,
             spec=job.spec,
-            # An upload is looked into, and nothing computed.
-            device="cpu" if job.type == "inspect" else job.device,
+            device=job.device if job_type.uses_gpu else "cpu",
             checkpoints=[(key, sha256) for key, sha256 in kept if key and sha256],
             checkpoint_step=job.checkpoint_step or 0,
             held_s=job.held_s,
@@ -155,8 +154,8 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         recorder.log(f"Attempt {claim.attempt} goes on from checkpoint {claim.checkpoint_step}.")
     request = {
         "spec": claim.spec,
-        "models": {upload.role: upload.as_request() for upload in inputs if upload.role != "dataset"},
-        "dataset": next((upload.as_request() for upload in inputs if upload.role == "dataset"), None),
+        "models": {upload.role: upload.as_request() for upload in inputs if upload.kind == "model"},
+        "dataset": next((upload.as_request() for upload in inputs if upload.kind == "dataset"), None),
         "resume": resume,
         "memory_bytes": worker.settings.memory_bytes,
         "threads": worker.threads,
@@ -197,6 +196,7 @@ def _notes(worker: Worker, claim: Claim) -> list[str]:
 class _Upload:
     """One upload that a job works on, and where the child finds it."""
 
+    kind: UploadKind
     role: str
     filename: str
     sha256: str
@@ -205,35 +205,24 @@ class _Upload:
 
     def as_request(self) -> dict[str, Any]:
         request = {"filename": self.filename, "sha256": self.sha256, "path": self.path}
-        return request if self.role == "dataset" else request | {"architecture": self.architecture}
+        return request if self.kind == "dataset" else request | {"architecture": self.architecture}
 
 
 def _inputs(worker: Worker, claim: Claim) -> list[_Upload]:
     """The uploads that the spec names. Raises NotFound when one was deleted since."""
     with worker.sessions() as session:
-        return [_find(session, claim.owner, role, reference) for role, reference in _references(claim.spec)]
+        return [_find(session, claim.owner, reference) for reference in claim.type.references(claim.spec)]
 
 
-def _references(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(role, id) of each upload: the roles are those that methods look for in `Work`."""
-    if spec["type"] == "inspect":
-        yield ("model" if spec["subject"].startswith("mdl_") else "dataset"), spec["subject"]
-        return
-    if spec["type"] == "plan":
-        spec = spec["job"]
-    for role in ("model", "teacher", "student", "dataset"):
-        if isinstance(spec.get(role), str):
-            yield role, spec[role]
-
-
-def _find(session: Session, owner: str, role: str, reference: str) -> _Upload:
-    if reference in BUILTIN_DATASETS:
-        return _Upload(role, reference, "", None, None)
-    row = session.get(Dataset, reference) if role == "dataset" else session.get(Model, reference)
+def _find(session: Session, owner: str, reference: Reference) -> _Upload:
+    if not reference.is_upload:
+        return _Upload(reference.kind, reference.role, reference.id, "", None, None)
+    row = cast("Model | Dataset | None", session.get(table_of(reference.id), reference.id))
     if row is None or row.owner != owner or row.deleted_at is not None:
-        raise NotFound(f"{reference} was deleted before the job could use it. Upload the file again.")
+        raise NotFound(f"{reference.id} was deleted before the job could use it. Upload the file again.")
     architecture = row.architecture if isinstance(row, Model) else None
-    return _Upload(role, row.filename, row.sha256, architecture, f"in/{role}")
+    path = f"in/{reference.role}"
+    return _Upload(reference.kind, reference.role, row.filename, row.sha256, architecture, path)
 
 
 def _fetch(store: ObjectStore, upload: _Upload, folder: Path) -> None:
@@ -283,75 +272,60 @@ def _conclude(worker: Worker, claim: Claim, lease: Lease, folder: Path, ending: 
         ending = Failed(ending.error)
     if isinstance(ending, Hindered) and claim.attempt - claim.crash_count >= worker.settings.max_lost_attempts:
         ending = Failed(ending.error)
-    transition, then = _transition(claim, ending, artifacts)
-    status, checkpoints = lease.write(lambda: _end(worker.sessions, claim, transition, then))
+    status, checkpoints = lease.write(lambda: _end(worker.sessions, claim, ending, artifacts))
     if status in ENDED:
         for key in checkpoints:
             discard(worker.store, key)
     return Canceled() if status == "canceled" else ending
 
 
-def _transition(
-    claim: Claim, ending: Ending, artifacts: list[Artifact]
-) -> tuple[Update, Callable[[Session], object] | None]:
-    """The conditional UPDATE for an ending, and what belongs into its transaction."""
-    match ending:
-        case Succeeded(report):
-            if claim.spec["type"] == "inspect":
-                return Job.succeed(claim.job_id, claim.fence, None), lambda session: _accept(session, claim, report)
-            return Job.succeed(claim.job_id, claim.fence, report), lambda session: session.add_all(artifacts)
-        case Failed(error):
-            return Job.fail(claim.job_id, claim.fence, error.as_job_error()), None
-        case Crashed(error):
-            delay_s = float(claim.crash_count)
-            return Job.give_back(claim.job_id, claim.fence, charge="crash", delay_s=delay_s), _tell(claim, error)
-        case Hindered(error):
-            delay_s = _COME_BACK_S * (claim.attempt - claim.crash_count)
-            return Job.give_back(claim.job_id, claim.fence, charge="attempt", delay_s=delay_s), _tell(claim, error)
-        case HandedBack():
-            return Job.give_back(claim.job_id, claim.fence, charge=None), None
-        case Canceled():
-            return Job.end_canceled(claim.job_id, claim.fence), None
-        case _:
-            assert_never(ending)
-
-
-def _tell(claim: Claim, error: ParedError) -> Callable[[Session], object]:
-    """Why there is another attempt, for whoever follows."""
-    told = {"text": f"{error.detail[: protocol.MAX_TEXT]} It is tried again."}
-    return lambda session: add_event(session, claim.job_id, "log", told)
-
-
-def _end(
-    sessions: Sessions, claim: Claim, transition: Update, then: Callable[[Session], object] | None
-) -> tuple[str, list[str]]:
-    """One transaction: the transition and all that belongs to it, or `canceled` where a cancel came first.
+def _end(sessions: Sessions, claim: Claim, ending: Ending, artifacts: list[Artifact]) -> tuple[str, list[str]]:
+    """One transaction: the transition that the ending asks for, or `canceled` where a cancel came first.
 
     Returns:
         The status, and the keys of the checkpoints that the row names.
+
+    Raises:
+        LeaseLost: neither is this worker's to make.
     """
     with sessions.begin() as session:
-        if session.execute(transition.returning(Job.id)).first():
-            if then:
-                then(session)
-        elif not session.execute(Job.end_canceled(claim.job_id, claim.fence).returning(Job.id)).first():
+        made = _transition(session, claim, ending, artifacts)
+        if not made and not lifecycle.finish_cancel(session, claim.job_id, claim.fence):
             raise LeaseLost
-        record(session, claim.job_id)
         status, *keys = session.execute(
             select(Job.status, Job.checkpoint_key, Job.previous_checkpoint_key).where(Job.id == claim.job_id)
         ).one()
         return status, [key for key in keys if key]
 
 
-def _accept(session: Session, claim: Claim, inspection: dict[str, Any]) -> None:
-    """The inspected upload becomes usable."""
-    upload_id = claim.spec["subject"]
-    table = Model if upload_id.startswith("mdl_") else Dataset
-    session.execute(
-        update(table)
-        .where(table.id == upload_id, table.status == "inspecting")
-        .values(status="ready", inspection=inspection, format=inspection["format"][:32])
-    )
+def _transition(session: Session, claim: Claim, ending: Ending, artifacts: list[Artifact]) -> bool:
+    job_id, fence = claim.job_id, claim.fence
+    match ending:
+        case Succeeded(report):
+            return lifecycle.succeed(session, job_id, fence, report, artifacts)
+        case Failed(error):
+            return lifecycle.fail(session, job_id, fence, error.as_job_error())
+        case Crashed(error):
+            delay_s = float(claim.crash_count)
+            return lifecycle.release(
+                session, job_id, fence, charge="crash", delay_s=delay_s, reason=_tried_again(error)
+            )
+        case Hindered(error):
+            delay_s = _COME_BACK_S * (claim.attempt - claim.crash_count)
+            return lifecycle.release(
+                session, job_id, fence, charge="attempt", delay_s=delay_s, reason=_tried_again(error)
+            )
+        case HandedBack():
+            return lifecycle.release(session, job_id, fence, charge=None)
+        case Canceled():
+            return False
+        case _:
+            assert_never(ending)
+
+
+def _tried_again(error: ParedError) -> str:
+    """Why there is another attempt, for whoever follows."""
+    return f"{error.detail[: protocol.MAX_TEXT]} It is tried again."
 
 
 def _store_results(worker: Worker, claim: Claim, lease: Lease, out: Path) -> list[Artifact] | Ending:

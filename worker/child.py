@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ import torch
 import torch._dynamo
 
 from pared.compression.devices.memory import ran_out_of_memory
-from pared.compression.jobs import METHODS
-from pared.compression.work import DatasetFile, ModelFile, Stage, Work
+from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
-from pared.specs import Spec, job_spec
+from pared.job_types import JOB_TYPES, Method, job_spec
+from pared.specs import JobSpec
+from pared.statuses import Stage
 from worker import forkserver, protocol
 
-Method = Callable[[Any, Work], Any]
+METHODS: Mapping[type[JobSpec], Method] = {each.spec: each.load_method() for each in JOB_TYPES}
+"""All are imported here, before children are forked, and not by each of them."""
 
 _PROGRESS_EVERY_S = 0.1
 _BETWEEN_CHECKPOINTS = 20  # times what keeping one took
 
 
-def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
+def main(methods: Mapping[type[JobSpec], Method] = METHODS) -> None:
     """Serve the worker; in each child, run the method of the requested spec and send its report."""
     request = forkserver.enter()
     send = _Pipe(request["messages"])
@@ -50,7 +52,7 @@ def main(methods: Mapping[type[Spec], Method] = METHODS) -> None:
     os._exit(0)
 
 
-def _run(request: dict[str, Any], methods: Mapping[type[Spec], Method], send: _Pipe) -> dict[str, Any]:
+def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send: _Pipe) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
     take(request["device"])
     spec = job_spec.validate_python(request["spec"])

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from typing import Self, TypeVar
 
 import structlog
-from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from pared.state import lifecycle
 from pared.state.session import Sessions, database_problem
-from pared.state.tables import Job
 
 CANCEL_POLL_S = 0.5
 _RETRY_S = 1.0
@@ -98,17 +97,17 @@ class Lease:
         # The clock is read before the statement: the database's lease can only end later than ours.
         before = time.monotonic()
         with self._sessions.begin() as session:
-            row = session.execute(Job.renew(self.job_id, self.fence, self._lease_s)).first()
-        if row is None:
+            canceling = lifecycle.renew(session, self.job_id, self.fence, self._lease_s)
+        if canceling is None:
             self._lost = True
         else:
             self._expires_at = before + self._lease_s
-            self._cancel = row.cancel_requested_at is not None
+            self._cancel = canceling
 
     def _look(self) -> None:
         with self._sessions() as session:
-            row = session.execute(select(Job.cancel_requested_at).where(Job.held(self.job_id, self.fence))).first()
-        if row is None:
+            canceling = lifecycle.cancel_requested(session, self.job_id, self.fence)
+        if canceling is None:
             self._lost = True
         else:
-            self._cancel = row.cancel_requested_at is not None
+            self._cancel = canceling

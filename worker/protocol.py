@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pared import statuses
+
 MAX_LINE_BYTES = 32 * 2**20
 """A report names each removed channel of each tensor; nothing else comes near."""
 MAX_LINES = 2_000_000
@@ -41,7 +43,7 @@ class Stage(_Message):
     """A stage of the job begins."""
 
     type: Literal["stage"]
-    name: Literal["validate", "baseline", "compress", "retrain", "evaluate", "export"]
+    name: statuses.Stage
 
 
 class Progress(_Message):

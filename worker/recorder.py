@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy.orm import Session
 
 from pared.errors import StorageFull
-from pared.state.events import EventKind, add_events
+from pared.state import lifecycle
+from pared.state.events import EventKind
 from pared.state.objects import CHUNK_BYTES, ObjectStore, Stored
 from pared.state.session import Sessions
-from pared.state.tables import Job
 from worker.lease import Lease, LeaseLost
 
 FLUSH_S = 0.5
@@ -135,13 +134,8 @@ class Recorder:
 
     def _advance(self, values: dict[str, Any], events: list[tuple[EventKind, dict[str, Any]]]) -> None:
         with self._sessions.begin() as session:
-            self._fenced(session, values)
-            add_events(session, self._lease.job_id, events)
-
-    def _fenced(self, session: Session, values: dict[str, Any]) -> None:
-        advance = Job.advance(self._lease.job_id, self._lease.fence, **values).returning(Job.id)
-        if session.execute(advance).first() is None:
-            raise LeaseLost
+            if not lifecycle.advance(session, self._lease.job_id, self._lease.fence, values, events):
+                raise LeaseLost
 
     def _keep(self, step: int) -> None:
         key = f"checkpoints/{self._lease.job_id}/{self._lease.fence}/{step}"

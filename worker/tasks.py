@@ -31,12 +31,12 @@ from pared import gpus
 from pared.errors import DeviceUnavailable, ParedError
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
-from pared.state.queue import TASK, queues_of
+from pared.state.queue import TASK, next_unlisted, queues_of
 from pared.state.queue import app as app  # noqa: PLC0414 - what `celery -A worker.tasks` and `pared worker` look for
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
-from pared.state.tables import Job, WorkerHeartbeat, db_now
+from pared.state.tables import WorkerHeartbeat, db_now
 from worker import attempt, canaries, sandbox
 from worker.devices import CPU_ALONE, Serving
 from worker.devices import find as find_devices
@@ -237,7 +237,7 @@ def _do_quick() -> None:
     worker = _worker()
     while not worker.drain.requested:
         with worker.sessions() as session:
-            job_id = session.scalar(Job.next_quick(worker.serving.devices))
+            job_id = session.scalar(next_unlisted(worker.serving.devices))
         if job_id is None:
             return
         _look_at(attempt.run(worker, job_id))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pared.errors import (
     BY_CODE,
@@ -23,7 +23,7 @@ from pared.errors import (
     StorageFull,
     TimeLimit,
 )
-from pared.reports import DatasetInspection, ModelInspection, Plan, Report
+from pared.job_types import JobType
 from pared.state.objects import ObjectStore
 from pared.state.session import Sessions
 from pared.state.settings import Settings
@@ -77,6 +77,7 @@ class Claim:
     fence: int
     attempt: int
     crash_count: int
+    type: JobType
     spec: dict[str, Any]
     device: str
     """What it asks to compute on: `cpu`, `cuda` or `auto`."""
@@ -161,7 +162,7 @@ class Watch:
         self._child, self._recorder, self._folder = child, recorder, folder
         self._reader = protocol.Reader()
         self._tail = bytearray()
-        self._time_limit_s = _time_limit(claim.spec, worker.settings)
+        self._time_limit_s = claim.type.time_limit_s(claim.spec, worker.settings)
         self._deadline = time.monotonic() + self._time_limit_s - claim.held_s
         self._heard_at = time.monotonic()
         self._weigh_at = time.monotonic() + _WEIGH_S
@@ -233,8 +234,9 @@ class Watch:
         return Hindered(error) if isinstance(error, DeviceUnavailable) else Failed(error)
 
     def _result(self, message: protocol.Result) -> Ending:
-        kind = _report_type(self._claim.spec)
-        held = {"sandbox": self._worker.confinement.level} if "sandbox" in kind.model_fields else {}
+        kind = self._claim.type.report_class(self._claim.spec)
+        known = {"sandbox": self._worker.confinement.level, "type": self._claim.type.name}
+        held = {name: value for name, value in known.items() if name in kind.model_fields}
         try:
             report = kind.model_validate(message.report | held)
         except ValidationError as error:
@@ -248,9 +250,7 @@ class Watch:
                 self._ask_to_end()
             return ending
         if now > self._deadline:
-            advice = "Use fewer epochs, a smaller model or a higher time_limit_s."
-            if self._claim.spec["type"] == "plan":
-                advice = "Post the job itself, or ask whoever runs this server for a higher PARED_PLAN_TIME_S."
+            advice = self._claim.type.when_out_of_time
             return Failed(TimeLimit(f"It was ended after its time limit of {self._time_limit_s:g} seconds. {advice}"))
         if now - self._heard_at > settings.stall_s:
             return Crashed(
@@ -312,17 +312,3 @@ def _read(fd: int) -> bytes | None:
         return os.read(fd, _READ_BYTES)
     except BlockingIOError:
         return None
-
-
-def _time_limit(spec: dict[str, Any], settings: Settings) -> float:
-    if spec["type"] == "inspect":
-        return settings.inspect_time_s
-    if spec["type"] == "plan":
-        return settings.plan_time_s
-    return float(spec.get("time_limit_s") or settings.job_time_s)
-
-
-def _report_type(spec: dict[str, Any]) -> type[BaseModel]:
-    if spec["type"] == "inspect":
-        return ModelInspection if spec["subject"].startswith("mdl_") else DatasetInspection
-    return Plan if spec["type"] == "plan" else Report

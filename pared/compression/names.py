@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import StorageKey, storage_key
+from pared.wording import shortened
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -62,22 +62,5 @@ def no_match(what: str, names: list[str], include: Sequence[str], exclude: Seque
         return f"The model has no {what} that could be pruned. A frozen TorchScript file has none: upload it unfrozen."
     return (
         f"No layer with {what} matches include {list(include)} and exclude {list(exclude)}. "
-        f"The layers are: {', '.join(names[:20])}."
+        f"The layers are: {shortened(names, 20)}."
     )
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """The share that goes: of all, or of each layer its own, by the first pattern that one of its names matches."""
-
-    default: float
-    by_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def of(self, names: Sequence[str]) -> float:
-        """The share of a layer that goes by these names."""
-        found = (share for pattern, share in self.by_pattern.items() if any(fnmatchcase(n, pattern) for n in names))
-        return next(found, self.default)
-
-    def each(self, change: Callable[[float], float]) -> Amounts:
-        """The same amounts, each changed."""
-        return Amounts(change(self.default), {pattern: change(share) for pattern, share in self.by_pattern.items()})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-Stage = Literal["validate", "baseline", "compress", "retrain", "evaluate", "export"]
+from pared.statuses import Stage
 
 
 class Observer(Protocol):

@@ -7,7 +7,6 @@ top; ruff holds it to that. How to add one: `CONTRIBUTING.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -20,7 +19,6 @@ __all__ = [
     "Criterion",
     "ResidualBlock",
     "WeightTensor",
-    "listed",
     "needing_data",
     "scoring",
 ]
@@ -49,9 +47,3 @@ def needing_data() -> list[str]:
 def scoring(granularity: str) -> list[str]:
     """Names of the criteria that can score what goes at this granularity."""
     return [name for name, criterion in CRITERIA.items() if granularity in criterion.granularities]
-
-
-def listed(parts: Iterable[str], conjunction: str) -> str:
-    """As in a sentence: a, b and c."""
-    *first, last = parts
-    return f"{', '.join(first)} {conjunction} {last}" if first else last

@@ -1,21 +1,24 @@
-"""Owns what happens to jobs beside their running: submitting, cancelling, and telling followers of each change."""
+"""Owns what an owner does with jobs: submit them, find them and cancel them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from pared.errors import Conflict, IdempotencyMismatch, NotFound, ParedError, TooManyRequests
-from pared.specs import BUILTIN_DATASETS, DistillSpec, InspectSpec, PlanSpec, PruneSpec
-from pared.state.events import EventKind, add_events
+from pared.errors import Conflict, IdempotencyMismatch, NotFound, TooManyRequests
+from pared.job_types import BY_SPEC, LISTED
+from pared.specs import JobSpec, PlanSpec
+from pared.state import lifecycle
+from pared.state.references import check_references
 from pared.state.session import Sessions
-from pared.state.tables import ENDED, QUICK, Dataset, IdempotencyKey, Job, Model, Outbox, new_id
+from pared.state.tables import IdempotencyKey, Job
 from pared.state.workers import check_device
+from pared.statuses import ENDED
 
+PLAN = BY_SPEC[PlanSpec].name
 MAX_PLANS = 20
 """Plans of one owner that may wait at once."""
 
@@ -28,10 +31,8 @@ class Idempotency:
     body_sha256: str
 
 
-def submit(
-    sessions: Sessions, owner: str, spec: PruneSpec | DistillSpec, idempotency: Idempotency | None = None
-) -> tuple[Job, bool]:
-    """Write a queued job, its first event and its doorbell in one transaction.
+def submit(sessions: Sessions, owner: str, spec: JobSpec, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
+    """Write a queued job, its first event and the message owed to the broker, in one transaction.
 
     Returns:
         The job, and whether it is new (False: the key had already made it).
@@ -48,8 +49,8 @@ def submit(
             if earlier:
                 return earlier, False
             check_references(session, owner, spec)
-            check_device(session, spec.needs_device, "/device" if spec.device == "cuda" else "/latency_device")
-            job = add_job(session, owner, spec)
+            check_device(session, spec.needs_device, f"/{spec.device_field}")
+            job = lifecycle.create(session, owner, spec)
             if idempotency:
                 session.flush()
                 session.add(
@@ -66,7 +67,7 @@ def submit(
 
 
 def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
-    """Write a queued plan, with its doorbell. Returns its id.
+    """Write a queued plan, as `submit` does. Returns its id.
 
     Raises:
         NotFound, Conflict, DeviceUnavailable: as `submit`.
@@ -76,29 +77,11 @@ def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
         check_references(session, owner, spec.job)
         check_device(session, spec.job.device, "/device")
         waiting = session.scalar(
-            select(func.count()).where(Job.owner == owner, Job.type == "plan", Job.status.not_in(ENDED))
+            select(func.count()).where(Job.owner == owner, Job.type == PLAN, Job.status.not_in(ENDED))
         )
         if (waiting or 0) >= MAX_PLANS:
             raise TooManyRequests(f"{waiting} of your plans are not made yet, and no more may wait.")
-        return add_job(session, owner, spec).id
-
-
-def add_job(session: Session, owner: str, spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec) -> Job:
-    """A queued job with its first event and its doorbell, in the caller's transaction."""
-    device = _device_for(spec)
-    job = Job(id=new_id("job"), owner=owner, type=spec.type, device=device, spec=spec.model_dump(mode="json"))
-    session.add(job)
-    session.flush()
-    session.add(Outbox(job_id=job.id))
-    record(session, job.id)
-    return job
-
-
-def _device_for(spec: PruneSpec | DistillSpec | InspectSpec | PlanSpec) -> str:
-    """What a worker must have. A plan times nothing, so the device of its job's latency does not matter to it."""
-    if isinstance(spec, InspectSpec):
-        return "auto"
-    return spec.job.device if isinstance(spec, PlanSpec) else spec.needs_device
+        return lifecycle.create(session, owner, spec).id
 
 
 def cancel(session: Session, owner: str, job_id: str) -> Job:
@@ -109,14 +92,9 @@ def cancel(session: Session, owner: str, job_id: str) -> Job:
         Conflict: the job has ended.
     """
     job = find_job(session, owner, job_id)
-    # Twice, for a worker may hand the job back between the two questions.
-    for statement in (Job.cancel_queued(job_id), Job.request_cancel(job_id), Job.cancel_queued(job_id)):
-        if session.execute(statement.returning(Job.id)).first():
-            record(session, job_id)
-            session.refresh(job)
-            return job
+    canceled = lifecycle.cancel(session, job_id)
     session.refresh(job)
-    if job.status in ENDED:
+    if not canceled and job.status in ENDED:
         raise Conflict(f"The job has already ended: it {_HAS[job.status]}.")
     return job
 
@@ -131,7 +109,7 @@ def find_job(session: Session, owner: str, job_id: str) -> Job:
 
 def find_plan(session: Session, owner: str, plan_id: str) -> Job:
     """The owner's plan. Raises NotFound, also for another owner's, and for one that was made long ago."""
-    job = session.scalar(select(Job).where(Job.owner == owner, Job.type == "plan", Job.id == plan_id))
+    job = session.scalar(select(Job).where(Job.owner == owner, Job.type == PLAN, Job.id == plan_id))
     if job is None:
         raise NotFound(f"There is no plan {plan_id}. Plans are kept for an hour; post the spec again.")
     return job
@@ -139,76 +117,8 @@ def find_plan(session: Session, owner: str, plan_id: str) -> Job:
 
 def jobs_of(owner: str) -> Select[Job]:
     """The jobs that the owner posted. Reports, which may be megabytes each, stay in the database."""
-    return select(Job).where(Job.owner == owner, Job.type.not_in(QUICK)).options(defer(Job.report, raiseload=True))
-
-
-def record(session: Session, job_id: str) -> None:
-    """Tell followers what the job's status now is; call it in the transaction of every transition.
-
-    Writes the `status` event and, for an ended job, `done`. An inspection that failed also rejects the
-    upload it was about, so that none waits for ever.
-    """
-    session.flush()
-    status, attempt, error, kind, spec = session.execute(
-        select(Job.status, Job.attempt, Job.error, Job.type, Job.spec).where(Job.id == job_id)
-    ).one()
-    events: list[tuple[EventKind, dict[str, Any]]] = [("status", {"status": status, "attempt": attempt})]
-    if status in ENDED:
-        events.append(("done", {"status": status, "error": error}))
-    add_events(session, job_id, events)
-    if kind == "inspect" and status in {"failed", "canceled"}:
-        reject_upload(session, spec["subject"], error)
-
-
-def reject_upload(session: Session, upload_id: str, reason: dict[str, Any] | None) -> None:
-    """Mark an upload as one that cannot be used, if its inspection is still open."""
-    table = Model if upload_id.startswith("mdl_") else Dataset
-    session.execute(
-        update(table)
-        .where(table.id == upload_id, table.status == "inspecting")
-        .values(status="rejected", reason=reason or _UNINSPECTED)
-    )
-
-
-def check_references(session: Session, owner: str, spec: PruneSpec | DistillSpec) -> None:
-    """Every model and data set that a spec names is there, the owner's, and not rejected.
-
-    Raises:
-        NotFound: with a pointer to each that is not there.
-        Conflict: with a pointer to each that was rejected.
-    """
-    missing: list[dict[str, str]] = []
-    rejected: list[dict[str, str]] = []
-    for pointer, upload_id in references(spec):
-        table: type[Model | Dataset] = Model if upload_id.startswith("mdl_") else Dataset
-        # Locked until the job is there, so that a delete at the same moment sees the job.
-        upload = cast(
-            "Model | Dataset | None",
-            session.scalar(
-                select(table)
-                .where(table.id == upload_id, table.owner == owner, table.deleted_at.is_(None))
-                .with_for_update(read=True)
-            ),
-        )
-        kind = "model" if table is Model else "data set"
-        if upload is None:
-            missing.append({"pointer": pointer, "detail": f"there is no {kind} {upload_id}; upload it first"})
-        elif upload.status == "rejected":
-            why = (upload.reason or _UNINSPECTED)["detail"]
-            rejected.append({"pointer": pointer, "detail": f"{kind} {upload_id} was rejected: {why}"})
-    if missing:
-        raise NotFound("The job names something that is not here.", errors=missing)
-    if rejected:
-        raise Conflict("The job names an upload that cannot be used.", errors=rejected)
-
-
-def references(spec: PruneSpec | DistillSpec) -> list[tuple[str, str]]:
-    """(JSON pointer, id) of each upload that a spec names."""
-    if isinstance(spec, PruneSpec):
-        named: list[tuple[str, Any]] = [("/model", spec.model), ("/dataset", spec.dataset)]
-    else:
-        named = [("/teacher", spec.teacher), ("/student", spec.student), ("/dataset", spec.dataset)]
-    return [(pointer, name) for pointer, name in named if isinstance(name, str) and name not in BUILTIN_DATASETS]
+    posted = Job.type.in_([each.name for each in LISTED])
+    return select(Job).where(Job.owner == owner, posted).options(defer(Job.report, raiseload=True))
 
 
 def _made_by(session: Session, owner: str, idempotency: Idempotency | None) -> Job | None:
@@ -225,4 +135,3 @@ def _made_by(session: Session, owner: str, idempotency: Idempotency | None) -> J
 
 
 _HAS = {"succeeded": "succeeded", "failed": "failed", "canceled": "was canceled"}
-_UNINSPECTED = ParedError("The inspection ended without a result. Upload the file again.").as_job_error()

@@ -138,8 +138,8 @@ class DirectoryStore:
 
     def version(self, key: str) -> str:
         with self._open(key) as fd:
-            found = os.fstat(fd)
-            return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+            status = os.fstat(fd)
+            return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()

@@ -1,8 +1,8 @@
-"""Owns the doorbell: the Celery app, and ringing it for jobs whose rows are already committed.
+"""Owns the messages to workers: the Celery app, and sending a message for each job whose row is committed.
 
 A message carries a job's id and nothing else. Losing, repeating or reordering messages is safe: the
-worker that hears one claims the row, and a queued row that nobody took is rung again. Jobs that ask for a
-device are rung for in a queue of its own, which only workers that have it listen to.
+worker that gets one claims the row, and for a queued row that nobody took another is sent. Jobs that ask for a
+device have a queue of its own, which only workers that have it listen to.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu.exceptions import ChannelError, KombuError
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, update
 
 from pared.errors import Unavailable
+from pared.job_types import UNLISTED
+from pared.state.lifecycle import claimable
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.settings import settings as process_settings
 from pared.state.tables import Job, Outbox, db_now
 
 QUEUES = {"auto": "pared", "cpu": "pared.cpu", "cuda": "pared.cuda"}
-"""Device that jobs ask for -> the queue that rings for them."""
+"""Device that jobs ask for -> the queue with their messages."""
 NO_QUEUE = "pared.none"
-"""Where nobody rings: what a worker listens to that takes no jobs."""
+"""Where nobody sends: what a worker listens to that takes no jobs."""
 TASK = "run_job"
 
 log = structlog.get_logger()
@@ -64,10 +66,10 @@ def queues_of(devices: Sequence[str]) -> list[str]:
 
 
 def enqueue(job_id: str, device: str = "auto", *, queue: Celery | None = None) -> None:
-    """Ring once for this job, where those hear it that have its device. Only after its row is committed.
+    """Send one message for this job, to where workers listen that have its device. Only after its row is committed.
 
     Raises:
-        Unavailable: the broker does not take messages now; the outbox will ring later.
+        Unavailable: the broker does not take messages now; the outbox will send it later.
     """
     celery = queue or app
     try:
@@ -78,9 +80,9 @@ def enqueue(job_id: str, device: str = "auto", *, queue: Celery | None = None) -
 
 
 def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, queue: Celery | None = None) -> int:
-    """Ring for jobs whose doorbell is owed. Returns how many were rung; 0 also when the broker is down.
+    """Send the messages that are owed. Returns how many were sent; 0 also when the broker is down.
 
-    Two relays at once may ring twice, never not at all: a row goes only after the broker has its message.
+    Two relays at once may send one twice, never not at all: a row goes only after the broker has its message.
     """
     with sessions() as session:
         owed = session.execute(
@@ -90,42 +92,47 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
             .order_by(Outbox.id)
             .limit(limit)
         ).all()
-    rung: list[tuple[int, str]] = []
+    sent: list[tuple[int, str]] = []
     for row_id, job_id, device in owed:
         try:
             enqueue(job_id, device, queue=queue)
         except Unavailable as error:
-            log.warning("broker_down", owed=len(owed) - len(rung), reason=str(error.__cause__))
+            log.warning("broker_down", owed=len(owed) - len(sent), reason=str(error.__cause__))
             break
-        rung.append((row_id, job_id))
-    if rung:
+        sent.append((row_id, job_id))
+    if sent:
         with sessions.begin() as session:
-            session.execute(update(Job).where(Job.id.in_([job_id for _, job_id in rung])).values(last_rung_at=db_now()))
-            session.execute(delete(Outbox).where(Outbox.id.in_([row_id for row_id, _ in rung])))
-    return len(rung)
+            these = Job.id.in_([job_id for _, job_id in sent])
+            # In order, or two relays at once may each wait for a row that the other holds.
+            session.execute(select(Job.id).where(these).order_by(Job.id).with_for_update())
+            session.execute(update(Job).where(these).values(last_rung_at=db_now()))
+            session.execute(delete(Outbox).where(Outbox.id.in_([row_id for row_id, _ in sent])))
+    return len(sent)
 
 
-def ring_again(sessions: Sessions, ring_again_s: float, *, limit: int = 100, queue: Celery | None = None) -> int:
-    """Ring for queued jobs whose message may be lost. Returns how many were rung.
+def send_again(sessions: Sessions, after_s: float, *, limit: int = 100, queue: Celery | None = None) -> int:
+    """Send messages for queued jobs whose own may be lost. Returns how many were sent.
+
+    A job is sent for again where its last message is older than `after_s`.
 
     While a queue holds at least as many messages as jobs wait for it, none is missing, so a long queue
-    behind a busy worker does not fill the broker. Each queue is judged by itself: messages that nobody hears for want
-    of a GPU are no reason to leave another job unrung.
+    behind a busy worker does not fill the broker. Each queue is judged by itself: messages that nobody takes for want
+    of a GPU are no reason to leave another job without one.
     """
-    return sum(_ring_again(sessions, device, ring_again_s, limit, queue) for device in QUEUES)
+    return sum(_send_again(sessions, device, after_s, limit, queue) for device in QUEUES)
 
 
-def _ring_again(sessions: Sessions, device: str, ring_again_s: float, limit: int, queue: Celery | None) -> int:
+def _send_again(sessions: Sessions, device: str, after_s: float, limit: int, queue: Celery | None) -> int:
     with sessions() as session:
         waits = (Job.device == device, Job.status == "queued", Job.run_after <= db_now())
         waiting = session.scalar(select(func.count()).where(*waits)) or 0
         candidates = session.scalars(
             select(Job.id)
-            .where(Job.device == device, Job.needs_ring(ring_again_s), ~exists().where(Outbox.job_id == Job.id))
+            .where(Job.device == device, _is_overdue(after_s), ~exists().where(Outbox.job_id == Job.id))
             .order_by(Job.id)
             .limit(limit)
         ).all()
-    rung = 0
+    sent = 0
     try:
         if not candidates or messages_waiting([device], queue=queue) >= waiting:
             return 0
@@ -133,16 +140,33 @@ def _ring_again(sessions: Sessions, device: str, ring_again_s: float, limit: int
             with sessions.begin() as session:
                 marked = session.execute(
                     update(Job)
-                    .where(Job.id == job_id, Job.needs_ring(ring_again_s))
+                    .where(Job.id == job_id, _is_overdue(after_s))
                     .values(last_rung_at=db_now())
                     .returning(Job.id)
                 ).first()
             if marked:
                 enqueue(job_id, device, queue=queue)
-                rung += 1
+                sent += 1
     except Unavailable as error:
-        log.warning("broker_down", owed=len(candidates) - rung, reason=str(error.__cause__))
-    return rung
+        log.warning("broker_down", owed=len(candidates) - sent, reason=str(error.__cause__))
+    return sent
+
+
+def _is_overdue(after_s: float) -> ColumnElement[bool]:
+    """WHERE clause: queued and due, and no message was sent lately."""
+    return and_(
+        Job.status == "queued",
+        Job.run_after <= db_now(),
+        or_(Job.last_rung_at.is_(None), Job.last_rung_at < db_now() - after_s),
+    )
+
+
+def next_unlisted(devices: Sequence[str]) -> Select[str]:
+    """The id of the job that has waited longest of those that the API made for itself, for a worker with these devices.
+
+    They do not wait for their messages: a worker that is busy with another job would get them too late.
+    """
+    return select(Job.id).where(Job.type.in_(UNLISTED), claimable(devices)).order_by(Job.id).limit(1)
 
 
 def messages_waiting(devices: Iterable[str] = QUEUES, *, queue: Celery | None = None) -> int:

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = 10.0
     sweep_s: float = 5.0
     ring_again_s: float = 30.0
-    """A queued job whose message was sent this long ago is rung again."""
+    """For a queued job whose message was sent this long ago another is sent."""
     max_attempts: int = 3
     """Attempts that may crash (die, stall, run out of memory) before a job is failed."""
     max_lost_attempts: int = 20

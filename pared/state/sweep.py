@@ -13,32 +13,22 @@ from sqlalchemy import delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from pared.errors import OutOfAttempts
+from pared.job_types import JOB_TYPES
+from pared.state import lifecycle
 from pared.state.events import add_event
-from pared.state.jobs import record, reject_upload
+from pared.state.inspections import reject_orphans
 from pared.state.objects import ObjectStore, content_key, open_store
-from pared.state.queue import relay, ring_again
+from pared.state.queue import relay, send_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.tables import (
-    ENDED,
-    HELD,
-    Artifact,
-    Dataset,
-    IdempotencyKey,
-    Job,
-    JobEvent,
-    Model,
-    WorkerHeartbeat,
-    db_now,
-)
+from pared.state.tables import Artifact, Dataset, IdempotencyKey, Job, JobEvent, Model, WorkerHeartbeat, db_now
 from pared.state.workers import waits_for
+from pared.statuses import ENDED, HELD
 
 IDEMPOTENCY_S = 86_400.0
 FORGET_WORKER_S = 3_600.0
-KEEP_PLAN_S = 3_600.0
-_RELAY_AFTER_S = 2.0  # the API rings for its own jobs at once; the sweep only for those it did not manage
-_ORPHAN_S = 120.0
-_TELL_AFTER_S = 60.0
+_RELAY_AFTER_S = 2.0  # the API sends the messages of its own jobs at once; the sweep only those it did not manage
+_EXPLAIN_AFTER_S = 60.0
 
 log = structlog.get_logger()
 
@@ -54,21 +44,21 @@ class Sweep:
         self._settings = settings
         self._store = store or open_store(settings.effective_objects_url)
         self._queue = queue
-        self._last_reap: float | None = None
-        self._no_reap_before = 0.0
+        self._looked_at: float | None = None
+        self._patient_until = 0.0
         self._collect_at = time.monotonic()
 
     def __call__(self) -> None:
-        """Reap lost jobs, ring for what nobody took and, now and then, throw away what nobody needs."""
-        self.reap()
+        """Requeue lost jobs, send messages again where they are lost and, now and then, delete what nobody needs."""
+        self.expire()
         relay(self._sessions, older_than_s=_RELAY_AFTER_S, queue=self._queue)
-        ring_again(self._sessions, self._settings.ring_again_s, queue=self._queue)
-        self.tell_waiting()
+        send_again(self._sessions, self._settings.ring_again_s, queue=self._queue)
+        self.explain_waiting()
         if time.monotonic() >= self._collect_at:
             self._collect_at = time.monotonic() + min(600.0, max(self._settings.keep_unreferenced_s / 4, 1.0))
             self.collect()
 
-    def reap(self) -> list[str]:
+    def expire(self) -> list[str]:
         """Requeue, cancel or fail jobs whose lease ran out. Returns their ids."""
         if self._workers_may_have_been_cut_off():
             return []
@@ -78,32 +68,31 @@ class Sweep:
             "Ask whoever runs this server to look at the workers' log, then submit the job again."
         ).as_job_error()
         with self._sessions() as session:
-            lost = session.scalars(select(Job.id).where(Job.lost()).limit(1)).all()
-        if not lost:
-            return []
-        reaped: list[str] = []
+            if session.scalar(select(Job.id).where(lifecycle.lost()).limit(1)) is None:
+                return []
         with self._sessions.begin() as session:
-            for statement in Job.reap(settings.max_lost_attempts, out_of_attempts):
-                reaped += session.scalars(statement.returning(Job.id)).all()
-            for job_id in reaped:
-                record(session, job_id)
-        if reaped:
-            log.warning("leases_ran_out", jobs=reaped)
-        return reaped
+            expired = lifecycle.expire(session, settings.max_lost_attempts, out_of_attempts)
+        if expired:
+            log.warning("leases_ran_out", jobs=expired)
+        return expired
 
-    def tell_waiting(self) -> None:
-        """Tell who follows a job that waits for a worker which is not there; once, until something else is told."""
+    def explain_waiting(self) -> None:
+        """Say in the log of a job that it waits for a worker which is not there; once, until there is another event."""
         with self._sessions() as session:
-            waits = (Job.status == "queued", Job.run_after <= db_now(), Job.updated_at < db_now() - _TELL_AFTER_S)
+            waits = (Job.status == "queued", Job.run_after <= db_now(), Job.updated_at < db_now() - _EXPLAIN_AFTER_S)
             devices = session.scalars(select(Job.device).where(*waits).distinct()).all()
             reasons = {device: why for device in devices if (why := waits_for(session, device)) is not None}
             owed = session.execute(
-                select(Job.id, Job.device).where(*waits, Job.device.in_(reasons), ~_told()).order_by(Job.id).limit(100)
+                select(Job.id, Job.device)
+                .where(*waits, Job.device.in_(reasons), ~_explained())
+                .order_by(Job.id)
+                .limit(100)
             ).all()
         for job_id, device in owed:
             with self._sessions.begin() as session:
-                session.execute(select(Job.id).where(Job.id == job_id).with_for_update())  # of several sweeps one tells
-                if session.scalar(select(Job.id).where(Job.id == job_id, *waits, ~_told())):
+                # Of several sweeps, one says it.
+                session.execute(select(Job.id).where(Job.id == job_id).with_for_update())
+                if session.scalar(select(Job.id).where(Job.id == job_id, *waits, ~_explained())):
                     add_event(session, job_id, "log", {"text": reasons[device]})
 
     def collect(self) -> None:
@@ -112,10 +101,12 @@ class Sweep:
         with self._sessions.begin() as session:
             session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < db_now() - IDEMPOTENCY_S))
             session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < db_now() - FORGET_WORKER_S))
-            # One that no worker ever took is of no use to whoever waited for it.
-            old = Job.created_at < db_now() - KEEP_PLAN_S
-            session.execute(delete(Job).where(Job.type == "plan", Job.status.not_in(HELD), old))
-            _reject_orphans(session)
+            for job_type in JOB_TYPES:
+                if job_type.kept_s is not None:
+                    # One that no worker ever took is of no use to whoever waited for it.
+                    old = Job.created_at < db_now() - job_type.kept_s
+                    session.execute(delete(Job).where(Job.type == job_type.name, Job.status.not_in(HELD), old))
+            reject_orphans(session)
         self._store.drop_abandoned(settings.keep_unreferenced_s)
         dropped = 0
         listing = self._store.list_older_than(settings.keep_unreferenced_s)
@@ -132,14 +123,14 @@ class Sweep:
         """After a pause of the database (or of the whole machine) give living workers one lease to renew theirs."""
         with self._sessions() as session:
             now = session.scalar(select(db_now())) or 0.0
-        if self._last_reap is not None and now - self._last_reap > self._settings.lease_s / 2:
-            self._no_reap_before = now + self._settings.lease_s
-            log.warning("sweep_was_interrupted", seconds=round(now - self._last_reap, 1))
-        self._last_reap = now
-        return now < self._no_reap_before
+        if self._looked_at is not None and now - self._looked_at > self._settings.lease_s / 2:
+            self._patient_until = now + self._settings.lease_s
+            log.warning("sweep_was_interrupted", seconds=round(now - self._looked_at, 1))
+        self._looked_at = now
+        return now < self._patient_until
 
 
-def _told() -> Any:
+def _explained() -> Any:
     """WHERE clause: the newest event of a queued job is a line of the log, and no longer that it is queued."""
     newest = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).correlate(Job).scalar_subquery()
     return exists().where(JobEvent.job_id == Job.id, JobEvent.seq == newest, JobEvent.kind == "log")
@@ -157,18 +148,3 @@ def _referenced(session: Session, keys: Sequence[str]) -> set[str]:
         )
     )
     return kept | {key for row in checkpoints for key in row if key}
-
-
-def _reject_orphans(session: Session) -> None:
-    """Uploads still `inspecting` though no unfinished inspection is about them; none of our paths leaves one."""
-    for table in (Model, Dataset):
-        open_inspection = exists().where(
-            Job.type == "inspect", Job.status.not_in(ENDED), Job.spec["subject"].as_string() == table.id
-        )
-        orphans = session.scalars(
-            select(table.id).where(
-                table.status == "inspecting", table.created_at < db_now() - _ORPHAN_S, ~open_inspection
-            )
-        ).all()
-        for upload_id in orphans:
-            reject_upload(session, upload_id, None)

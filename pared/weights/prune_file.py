@@ -23,6 +23,7 @@ from pared.specs import Scope
 from pared.weights.magnitudes import UNSIGNED, Cut, Keys, common_type, find_cut, hold_nan, keys, magnitude
 from pared.weights.parametrized import computed_from
 from pared.weights.safetensors import BadSafetensors, Header, TensorEntry, read_header, shown
+from pared.wording import shortened
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do; the latter may grow."""
@@ -82,7 +83,7 @@ def prune_file(
 ) -> FilePruning:
     """Set the `amount` smallest weights of a safetensors state dict to zero, exactly round(amount · n) of n.
 
-    As `pared.compression.pruning.channels.weight_masks` by magnitude (Han et al. 2015, arXiv:1506.02626): eligible are float
+    As `pared.compression.pruning.weights` by magnitude (Han et al. 2015, arXiv:1506.02626): eligible are float
     tensors of two or more dimensions in layers that match `include` and not `exclude`; a pruned weight is +0. Of equal
     |w| the first goes first, in the order of the data and of the files' names. Infinity is the largest weight, and NaN
     is refused. A tensor that is stored under two names counts as two. Memory does not grow with the size.
@@ -276,7 +277,7 @@ def _matches(layer: str, include: Sequence[str], exclude: Sequence[str]) -> bool
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:20])) + (", …" if len(names) > 20 else "")
+    return shortened(list(map(shown, names)), 20)
 
 
 # -- ranking and rewriting ----------------------------------------------------------------------

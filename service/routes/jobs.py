@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -16,11 +16,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pared.errors import TooLarge, ValidationError
-from pared.specs import DistillSpec, PruneSpec, compression_spec
+from pared.job_types import LISTED, ListedName, listed_spec
+from pared.specs import JobSpec
 from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, find_job, jobs_of, submit
-from pared.state.tables import ENDED, Artifact, Job, JobEvent, JobStatus
+from pared.state.tables import Artifact, Job, JobEvent
 from pared.state.workers import waits_for
+from pared.statuses import ENDED, JobStatus
 from service import strangers_json
 from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
 from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
@@ -32,7 +34,7 @@ from service.waiting import POLL_S, wait_until
 
 router = APIRouter(tags=["jobs"])
 
-SPECS: dict[str, type[BaseModel]] = {"prune": PruneSpec, "distill": DistillSpec}
+SPECS: dict[str, type[BaseModel]] = {each.name: each.spec for each in LISTED}
 EXAMPLE_EVENTS = """\
 id: 1
 event: status
@@ -49,16 +51,16 @@ data: {"status": "succeeded", "error": null}
 """
 
 
-async def spec_of(request: Request, parts: PartsOf) -> PruneSpec | DistillSpec:
+async def spec_of(request: Request, parts: PartsOf) -> JobSpec:
     """The spec in the body. Raises ValidationError with a pointer to each bad field, or TooLarge."""
     body = await _json_body(request, parts.settings.max_json_bytes)
     try:
-        return compression_spec.validate_python(body)
+        return listed_spec.validate_python(body)
     except Invalid as error:
         raise invalid(error.errors(include_url=False, include_input=False), body, SPECS) from None
 
 
-Spec = Annotated[PruneSpec | DistillSpec, Depends(spec_of)]
+Spec = Annotated[JobSpec, Depends(spec_of)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -77,10 +79,10 @@ IdempotencyKey = Annotated[
     status_code=202,
     response_model=JobView,
     summary="Submit a job",
-    description="A *prune* or *distill* spec. Unknown fields are errors. The job is stored before this answers, so it "
-    "is not lost whatever dies. Each format in `outputs` is tried before training begins: the job fails at once where "
-    'none can be written, and otherwise goes on for those that can. `"device": "cuda"` waits for a worker with a GPU; '
-    "where none has been seen lately, 409 says what to do.",
+    description=f"A {' or '.join(f'*{each.name}*' for each in LISTED)} spec. Unknown fields are errors. The job is "
+    "stored before this answers, so it is not lost whatever dies. Each format in `outputs` is tried before training "
+    "begins: the job fails at once where none can be written, and otherwise goes on for those that can. "
+    '`"device": "cuda"` waits for a worker with a GPU; where none has been seen lately, 409 says what to do.',
     openapi_extra=SPEC_BODY,
     responses=answers(202, JOB, 404, 409, 413),
 )
@@ -112,7 +114,7 @@ def list_jobs(
     parts: PartsOf,
     owner: Owner,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
-    job_type: Annotated[Literal["prune", "distill"] | None, Query(alias="type", description="Only this type.")] = None,
+    job_type: Annotated[ListedName | None, Query(alias="type", description="Only this type.")] = None,
     after: After = None,
     limit: Limit = 20,
 ) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from pared.reports import Plan
 from pared.specs import PlanSpec, PruneSpec
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
-from pared.state.tables import ENDED, Job
+from pared.state.tables import Job
 from pared.state.workers import waits_for
+from pared.statuses import ENDED
 from service.conditional import wait_headers, wanted_wait_s
 from service.deps import Owner, Parts, PartsOf, check_id
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers

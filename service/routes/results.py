@@ -14,9 +14,10 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from pared.errors import Conflict, NotFound, NotReady, ParedError, PreconditionFailed, RangeNotSatisfiable
-from pared.reports import Report
+from pared.job_types import ListedReport
 from pared.state.session import to_json
-from pared.state.tables import ENDED, Artifact, Job, JobEvent
+from pared.state.tables import Artifact, Job, JobEvent
+from pared.statuses import ENDED
 from service.conditional import client_has, demands_other, wanted_range, weak_tag
 from service.deps import OwnedJob, PartsOf
 from service.openapi import ARTIFACT, UNCHANGED, answers
@@ -44,7 +45,7 @@ EXAMPLE_REPORT = {
 
 @router.get(
     "/v1/jobs/{job_id}/report",
-    response_model=Report,
+    response_model=ListedReport,
     summary="Read a job's report",
     description="What was gained and lost, measured on the files themselves. Until the job has succeeded: 409, with "
     "`Retry-After` while it still may, and with the job's own error if it failed.",

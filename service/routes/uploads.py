@@ -9,13 +9,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Invalid
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pared.errors import Conflict, NotFound, ValidationError
 from pared.specs import BUILTIN_DATASETS, Architecture, InspectSpec
-from pared.state.jobs import add_job
-from pared.state.tables import ENDED, Dataset, Job, Model, db_now, new_id
+from pared.state import lifecycle
+from pared.state.references import job_using
+from pared.state.tables import Dataset, Model, db_now, new_id
 from service import strangers_json
 from service.conditional import json_with_tag, wait_headers, wanted_wait_s
 from service.deps import Owner, Parts, PartsOf, check_id
@@ -231,7 +232,7 @@ def _keep_model(
                 return cast("Model", known), False
         row = Model(**_columns("mdl", owner, received, filename), architecture=architecture)
         session.add(row)
-        add_job(session, owner, InspectSpec(type="inspect", subject=row.id, architecture=architecture))
+        lifecycle.create(session, owner, InspectSpec(type="inspect", subject=row.id, architecture=architecture))
         session.refresh(row)
         return row, True
 
@@ -242,7 +243,7 @@ def _keep_dataset(parts: Parts, owner: str, received: Received, filename: str) -
             return cast("Dataset", known), False
         row = Dataset(**_columns("dst", owner, received, filename))
         session.add(row)
-        add_job(session, owner, InspectSpec(type="inspect", subject=row.id))
+        lifecycle.create(session, owner, InspectSpec(type="inspect", subject=row.id))
         session.refresh(row)
         return row, True
 
@@ -303,12 +304,7 @@ def _delete(parts: Parts, table: type[Model | Dataset], owner: str, upload_id: s
         # Locked against `check_references`: a job that is being submitted now is seen here, or sees the row gone.
         session.execute(select(table.id).where(table.id == upload_id).with_for_update())
         row = _find(session, table, owner, upload_id)
-        names_it = or_(
-            *(Job.spec[part].as_string() == upload_id for part in ("model", "teacher", "student", "dataset"))
-        )
-        user = session.scalar(
-            select(Job.id).where(Job.owner == owner, Job.type != "inspect", Job.status.not_in(ENDED), names_it).limit(1)
-        )
+        user = job_using(session, owner, upload_id)
         if user:
             raise Conflict(f"Job {user} still uses it. Cancel the job or wait until it has ended.")
         row.deleted_at = session.scalar(select(db_now()))

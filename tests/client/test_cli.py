@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pared.compression.architectures import build
-from pared.specs import Knowledge, TeachTrain, Train, compression_spec
+from pared.job_types import listed_spec
+from pared.specs import Knowledge, TeachTrain, Train
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import WorkerHeartbeat
@@ -162,7 +163,7 @@ def test_each_option_is_a_field_of_the_spec(tmp_path: Path, options: str, fields
     assert done.returncode == 2, done.stderr
     sent = json.loads(server.asked[-1].body)
     assert sent | fields == sent
-    assert compression_spec.validate_python(sent)
+    assert listed_spec.validate_python(sent)
 
 
 def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:

@@ -19,7 +19,8 @@ from pared.compression.jobs import pruned
 from pared.compression.loading import LoadedModel
 from pared.compression.pruning.channels import remove_channels
 from pared.compression.pruning.weights import weight_masks
-from pared.compression.training.loop import fit, learn_labels
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.reports import Report
 from pared.specs import PruneSpec, Train

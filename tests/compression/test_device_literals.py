@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from pared.compression import distill, prune
 from pared.compression.coupling import find_groups
 from pared.compression.coupling.verify import flat_tensors
-from pared.compression.devices.placement import COPIES, CPU, FACTORIES, _written, device_of, foreign_devices, place
-from pared.compression.distillation.distill import Probe
+from pared.compression.devices.placement import _written, device_of, foreign_devices, place
+from pared.compression.devices.script_code import COPIES, FACTORIES
+from pared.compression.devices.values import CPU
+from pared.compression.distillation.features import Probe
 from pared.compression.loading import inspect_model, load_model
-from pared.compression.measuring.measure import unoptimized
+from pared.compression.measuring.running import unoptimized
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
 from pared.weights.packed import read

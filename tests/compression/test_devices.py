@@ -10,7 +10,7 @@ from torch import nn
 
 from pared.compression import distill, prune
 from pared.compression.export.formats import Formats
-from pared.compression.jobs.pruning_steps import Given
+from pared.compression.jobs.pruning_steps import PruneJob
 from pared.compression.jobs.size_search import Sizes
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import LoadedModel
@@ -72,6 +72,6 @@ def test_a_goal_of_latency_is_looked_for_where_the_model_will_run(tmp_path: Path
         type="prune", model="mdl_" + "0" * 26, target={"latency": 0.9}, device="cuda", latency_device="cpu"
     )
     formats = Formats(["torchscript"], (X[:4],), log=lambda _: None, tick=lambda: None)
-    sizes = Sizes(Given(spec, work, Stages(SilentObserver()), original, (X[:4],), None, None, formats))
+    sizes = Sizes(PruneJob(spec, work, Stages(SilentObserver()), original, (X[:4],), None, None, formats))
     sizes.least({"latency": 0.9})
     assert any(point.latency is not None for point in sizes.points)

@@ -10,14 +10,9 @@ import torch
 from torch import nn
 
 from pared.compression.data import Data
-from pared.compression.distillation.distill import (
-    Probe,
-    knowledge,
-    lesson,
-    output_mse,
-    softened_kl,
-    with_labels,
-)
+from pared.compression.distillation.features import Probe
+from pared.compression.distillation.losses import knowledge, output_mse, softened_kl, with_labels
+from pared.compression.distillation.objective import make_objective
 from pared.compression.training.loop import fit
 from pared.errors import ShapeMismatch, ValidationError
 from pared.specs import Knowledge, OutputMse, Train
@@ -101,7 +96,7 @@ PAIRS = [("blocks.0", "blocks.0"), ("conv", "conv")]
 
 
 def prepared(kind, teacher, student, **kwargs):
-    return lesson(kind, teacher, student, samples(), EXAMPLE, task="classification", seed=0, **kwargs)
+    return make_objective(kind, teacher, student, samples(), EXAMPLE, task="classification", seed=0, **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["eager", "scripted", "traced"])
@@ -173,7 +168,7 @@ def test_an_unknown_layer_is_answered_with_those_there_are(kind):
 
 
 def test_features_that_are_too_wide_to_project_are_refused(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("pared.compression.distillation.distill"), "MAX_PROJECTION", 10)
+    monkeypatch.setattr(importlib.import_module("pared.compression.distillation.objective"), "MAX_PROJECTION", 10)
     with pytest.raises(ValidationError, match="too many to project"):
         prepared(Knowledge(kind="knowledge", features=PAIRS), make("eager", 12), make("eager", 6))
 
@@ -206,7 +201,7 @@ def test_the_student_nears_the_teacher_and_the_teacher_stays_as_it_is(kind, form
     labels = teacher(x).argmax(1)
     data.targets = dict.fromkeys(data.targets, labels)  # the best epoch is chosen on labels: let the teacher be right
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    teaching = lesson(kind, teacher, student, data, EXAMPLE, task="classification", seed=0)
+    teaching = make_objective(kind, teacher, student, data, EXAMPLE, task="classification", seed=0)
 
     def distance():
         with torch.no_grad():
@@ -252,7 +247,7 @@ def test_a_resumed_lesson_with_projections_ends_with_the_same_bits():
 
     def run(keep=lambda _: None, resume=None):
         teacher, student = make("scripted", 12), make("scripted", 6)
-        teaching = lesson(KINDS[3], teacher, student, samples(), EXAMPLE, task="classification", seed=0)
+        teaching = make_objective(KINDS[3], teacher, student, samples(), EXAMPLE, task="classification", seed=0)
         fit(
             student,
             teaching.data,

@@ -12,7 +12,7 @@ from torch import nn
 from pared.compression import distill, prune
 from pared.compression.coupling.verify import relative_difference
 from pared.compression.measuring.finite import hold_finite_on_example
-from pared.compression.measuring.measure import assess, compare
+from pared.compression.measuring.quality import assess, compare
 from pared.compression.training.loop import fit
 from pared.errors import ModelFailed, NotFinite
 from pared.specs import Train

@@ -22,10 +22,10 @@ from torch import nn
 from pared.compression import distill, prune
 from pared.compression.architectures import build
 from pared.compression.export.formats import Formats
-from pared.compression.jobs import METHODS
 from pared.compression.loading import LoadedModel
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import ExportFailed
+from pared.job_types import BY_SPEC
 from pared.reports import Plan, Report
 from pared.specs import PlanSpec, PruneSpec
 from tests.models import zoo
@@ -134,13 +134,13 @@ def job(folder: Path, kind: type[nn.Module], observer: Told | None = None, **fie
 
 
 def done(spec: PruneSpec, work: Work) -> Report:
-    report = METHODS[PruneSpec](spec, work)
+    report = BY_SPEC[PruneSpec].load_method()(spec, work)
     assert isinstance(report, Report)
     return report
 
 
 def planned(spec: PruneSpec, work: Work) -> Plan:
-    plan = METHODS[PlanSpec](PlanSpec(type="plan", job=spec), work)
+    plan = BY_SPEC[PlanSpec].load_method()(PlanSpec(type="plan", job=spec), work)
     assert isinstance(plan, Plan)
     return plan
 

@@ -21,9 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from pared.compression.jobs import METHODS
+from pared.job_types import BY_SPEC, job_spec
 from pared.compression.work import DatasetFile, ModelFile, Work
-from pared.specs import job_spec
 
 layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
 torch.jit.save(torch.jit.trace(layers, torch.rand(2, 4)), "model.pt")
@@ -34,7 +33,8 @@ spec = job_spec.validate_python({
     "retrain": {"epochs": 1, "lr": 0.01},
 })
 model = ModelFile(Path("model.pt"), "model.pt", "0" * 64)
-report = METHODS[type(spec)](spec, Work({"model": model}, DatasetFile(Path("data.npz"), "data.npz"), Path("out")))
+work = Work({"model": model}, DatasetFile(Path("data.npz"), "data.npz"), Path("out"))
+report = BY_SPEC[type(spec)].load_method()(spec, work)
 print(report.model_dump_json())
 """
 

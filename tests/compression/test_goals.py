@@ -13,14 +13,15 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
-from pared.compression.jobs import METHODS
-from pared.compression.jobs.goals import QualitySearch, SizeSearch
+from pared.compression.jobs.goal_search import QualitySearch, SizeSearch
 from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.stages import Stages
-from pared.compression.measuring.measure import assess
-from pared.compression.training.loop import fit, learn_labels
+from pared.compression.measuring.quality import assess
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import NothingToPrune, ValidationError
+from pared.job_types import BY_SPEC
 from pared.reports import Goal, Point, Report
 from pared.specs import PruneSpec, Train
 from tests.compression.plans import assert_kept, plan_of
@@ -71,7 +72,7 @@ def job(model, directory, target, *, dataset=None, observer=None, **fields):
 
 def run(*args, **fields) -> Report:
     spec, work = job(*args, **fields)
-    return METHODS[PruneSpec](spec, work)
+    return BY_SPEC[PruneSpec].load_method()(spec, work)
 
 
 def start(spec, work):
@@ -110,7 +111,7 @@ def test_the_least_pruning_that_meets_the_sizes_is_found_and_planned(dense, tmp_
     # A millionth less would be one channel, weight or block too few.
     spec, work = job(dense, tmp_path / "less", target, **fields)
     less = spec.model_copy(update={"target": None, "amount": goal.amount - 1e-6})
-    fewer = METHODS[PruneSpec](less, work)
+    fewer = BY_SPEC[PruneSpec].load_method()(less, work)
     sizes = {
         "params": fewer.after.nonzero_parameters / fewer.before.parameters,
         "macs": fewer.after.macs / fewer.before.macs,
@@ -229,7 +230,7 @@ def test_a_result_that_misses_by_a_little_is_followed_by_a_smaller_one(dense, tm
 
 def test_round_to_keeps_multiples_of_channels(dense, tmp_path):
     spec, work = job(dense, tmp_path, None, amount=0.5, round_to=8)
-    report = METHODS[PruneSpec](spec, work)
+    report = BY_SPEC[PruneSpec].load_method()(spec, work)
     kept = {layer.name: layer.shape_after[0] for layer in report.layers}
     assert kept == {"fc1": 16, "fc2": 8, "fc3": 3}
     with pytest.raises(NothingToPrune, match="keeps a multiple of 64"):

@@ -12,21 +12,11 @@ from scipy import stats
 from sklearn.metrics import r2_score
 from torch import nn
 
-from pared.compression.measuring.measure import (
-    Assessment,
-    assess,
-    batch_of,
-    compare,
-    count_bytes,
-    count_macs,
-    count_parameters,
-    mcnemar,
-    measure_latency,
-    paired_difference,
-    score,
-    wilson,
-)
-from pared.compression.measuring.statistics import paired_t
+from pared.compression.measuring.latency import batch_of, measure_latency
+from pared.compression.measuring.quality import Assessment, assess, compare
+from pared.compression.measuring.scores import score
+from pared.compression.measuring.size import count_bytes, count_macs, count_parameters
+from pared.compression.measuring.statistics import mcnemar, paired_difference, paired_t, wilson
 
 
 class Fixed:

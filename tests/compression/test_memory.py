@@ -12,9 +12,10 @@ from torch import nn
 from pared.compression import prune
 from pared.compression.data import Data, load_dataset
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
-from pared.compression.measuring.measure import predict
+from pared.compression.measuring.running import predict
+from pared.compression.training.calibration import learn_labels, loss_gradients
 from pared.compression.training.gradients import add_gradients
-from pared.compression.training.loop import fit, learn_labels, loss_gradients
+from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile
 from pared.errors import ModelFailed, OutOfMemory
 from pared.specs import Train

@@ -18,12 +18,13 @@ from pared.compression import distill as distill_model
 from pared.compression import prune as prune_model
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
-from pared.compression.jobs import METHODS
-from pared.compression.training.loop import fit, learn_labels
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import InvalidData, NothingToPrune, ValidationError
+from pared.job_types import BY_SPEC, JOB_TYPES, listed_spec
 from pared.reports import DatasetInspection, ModelInspection, Report
-from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec, Train, compression_spec
+from pared.specs import DistillSpec, InspectSpec, Train
 from pared.weights.packed import read
 from pared.weights.unpack import unpack
 
@@ -113,9 +114,9 @@ class Kept(SilentObserver):
 
 def run(spec, models, directory, *, dataset=DIGITS, observer=None):
     directory.mkdir(exist_ok=True)
-    spec = compression_spec.validate_python(spec)
+    spec = listed_spec.validate_python(spec)
     work = Work(models, dataset, directory, observer or SilentObserver())
-    return METHODS[type(spec)](spec, work)
+    return BY_SPEC[type(spec)].load_method()(spec, work)
 
 
 def pruning(**fields):
@@ -496,19 +497,21 @@ def test_a_student_with_too_few_outputs_is_refused(dense, tmp_path):
 
 def test_softened_classes_make_no_sense_for_numbers():
     with pytest.raises(ValueError, match="regression does not have"):
-        compression_spec.validate_python(distilling(OTHER, task="regression", loss={"kind": "knowledge"}))
+        listed_spec.validate_python(distilling(OTHER, task="regression", loss={"kind": "knowledge"}))
     spec = distilling(OTHER, task="regression", loss={"kind": "output_mse"})
-    assert isinstance(compression_spec.validate_python(spec), DistillSpec)
+    assert isinstance(listed_spec.validate_python(spec), DistillSpec)
 
 
 def test_inspections(dense, tmp_path):
-    model = METHODS[InspectSpec](
+    model = BY_SPEC[InspectSpec].load_method()(
         InspectSpec(type="inspect", subject=MODEL), Work({"subject": dense}, None, tmp_path, sandbox="standard")
     )
     assert isinstance(model, ModelInspection)
     assert model.sandbox == "standard"
     assert {layer.name: layer.prunable_channels for layer in model.layers}["conv1"]
-    data = METHODS[InspectSpec](InspectSpec(type="inspect", subject="builtin:digits"), Work({}, DIGITS, tmp_path))
+    data = BY_SPEC[InspectSpec].load_method()(
+        InspectSpec(type="inspect", subject="builtin:digits"), Work({}, DIGITS, tmp_path)
+    )
     assert isinstance(data, DatasetInspection)
     assert sum(data.samples.values()) == 1797
 
@@ -566,14 +569,16 @@ def test_a_bad_field_points_at_itself():
 
 def test_the_pieces_of_the_package_are_modules_and_its_functions_functions():
     code = (
-        "from pared.compression.pruning.channels import step_amounts; from pared.compression.distillation.distill import output_mse;"
+        "from pared.compression.pruning.channels import step_amounts;"
+        "from pared.compression.distillation.losses import output_mse;"
         "from pared.compression import prune, distill; assert callable(prune) and callable(distill)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_methods_are_those_of_the_specs():
-    assert set(METHODS) == {InspectSpec, PlanSpec, PruneSpec, DistillSpec}
+@pytest.mark.parametrize("job_type", JOB_TYPES, ids=lambda each: each.name)
+def test_each_type_of_job_has_its_method(job_type):
+    assert job_type.load_method().__name__ == job_type.name
 
 
 # -- schedules and patterns ---------------------------------------------------------------------

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pared.compression.jobs import METHODS
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import NothingToPrune, ValidationError
+from pared.job_types import BY_SPEC
 from pared.reports import Plan, Report
 from pared.specs import PruneSpec
 from tests.compression.plans import assert_kept, plan_of
@@ -36,7 +36,7 @@ def planned_and_done(
     work = Work(files, DatasetFile(folder / "data.npz", "data.npz") if data else None, out)
     plan = plan_of(job, work)
     assert list(out.iterdir()) == []
-    report = METHODS[PruneSpec](job, work)
+    report = BY_SPEC[PruneSpec].load_method()(job, work)
     assert isinstance(report, Report)
     beside = {"report.json", "frontier.csv"}
     written = {path.name: path.stat().st_size for path in out.iterdir() if path.name not in beside}

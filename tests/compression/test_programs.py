@@ -17,12 +17,12 @@ from torch.export import Dim
 
 from pared.compression.export import programs as program_export
 from pared.compression.export.writers import export
-from pared.compression.jobs import METHODS
 from pared.compression.loading import LoadedModel, guess_example_inputs, inspect_model, load_model
 from pared.compression.pruning.channels import remove_channels
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import ExportFailed, UnsupportedModel
-from pared.specs import PruneSpec, compression_spec
+from pared.job_types import BY_SPEC, listed_spec
+from pared.specs import PruneSpec
 from tests.models import zoo
 
 MODEL = "mdl_" + "0" * 26
@@ -500,11 +500,11 @@ def test_a_programs_usual_result_is_a_program_compared_like_with_like(tmp_path):
     path.write_bytes(zoo.exported(Digits().eval(), torch.randn(2, 1, 8, 8), fixed=True))
     out = tmp_path / "out"
     out.mkdir()
-    spec = compression_spec.validate_python(
+    spec = listed_spec.validate_python(
         {"type": "prune", "model": MODEL, "dataset": "builtin:digits", "amount": 0.5, "retrain": {"epochs": 1}}
     )
     work = Work({"model": ModelFile(path, path.name, "")}, DatasetFile(None, "builtin:digits"), out)
-    report = METHODS[PruneSpec](spec, work)
+    report = BY_SPEC[PruneSpec].load_method()(spec, work)
     assert {file.name for file in out.iterdir()} == {"model.pt2", "report.json"}
     assert report.before.file_bytes == path.stat().st_size
     assert report.after.file_bytes == (out / "model.pt2").stat().st_size < report.before.file_bytes

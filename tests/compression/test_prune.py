@@ -8,8 +8,8 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.loading import LoadedModel
-from pared.compression.names import Amounts
-from pared.compression.pruning.channels import RemovableChannels, apply_removal, remove_channels, step_amounts
+from pared.compression.pruning.channels import RemovableChannels, apply_removal, remove_channels
+from pared.compression.pruning.schedules import Amounts, step_amounts
 from pared.compression.pruning.weights import Masks, n_m_masks, weight_masks
 from pared.errors import NothingToPrune
 from pared.specs import PruneSpec

@@ -11,7 +11,8 @@ from pared.compression.architectures import build
 from pared.compression.data import load_dataset
 from pared.compression.pruning.weights import weight_masks
 from pared.compression.quantization.shared_values import SharedValues, cluster, share_values
-from pared.compression.training.loop import fit, learn_labels
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile
 from pared.errors import ModelFailed, NothingToPrune
 from pared.specs import Train

@@ -12,11 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pared.compression.measuring.measure import forward, label_loss
+from pared.compression.measuring.running import forward
+from pared.compression.measuring.scores import label_loss
 from pared.compression.pruning.scores import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, weight_masks
-from pared.compression.training import loop as train
-from pared.compression.training.loop import Ramp, fit, learn_labels
+from pared.compression.training import progress
+from pared.compression.training.calibration import learn_labels
+from pared.compression.training.gradual import GradualSchedule
+from pared.compression.training.loop import fit
 from pared.compression.work import SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.specs import Train
@@ -332,7 +335,7 @@ def test_a_long_epoch_gives_signs_of_life(monkeypatch):
         def metric(self, name, value, *, step, phase):
             self.metrics.append((name, step, phase))
 
-    monkeypatch.setattr(train, "_SIGN_OF_LIFE_S", 0.0)  # every batch is then a long one
+    monkeypatch.setattr(progress, "_SIGN_OF_LIFE_S", 0.0)  # every batch is then a long one
     observer = Counting()
     run(net(), Train(epochs=2, batch_size=9), observer=observer, span=(0.2, 0.6))
     assert len(observer.fractions) > 20
@@ -382,7 +385,7 @@ def to_ninety_percent(share=0.6, regrow=0.0):
         amount = 0.9 * (1 - (1 - progress) ** 3)
         return weight_masks(module, amount=amount, regrow=regrow * (1 - progress))
 
-    return Ramp(masks, share)
+    return GradualSchedule(masks, share)
 
 
 RAMPED = Train(epochs=5, lr=0.1, batch_size=4, lr_schedule="cosine", warmup=0.05, nesterov=True, weight_decay=1e-4)
@@ -426,7 +429,7 @@ def test_a_ramp_is_told_the_slopes_of_the_training():
     module = net()
     for name, parameter in module.named_parameters():
         parameter.register_hook(lambda gradient, name=name: seen[-1].update({name: gradient.clone()}))
-    ramp = Ramp(masks, 0.6, by_slopes=True)
+    ramp = GradualSchedule(masks, 0.6, by_gradients=True)
     fit(module, Blobs(), RAMPED, loss, task="classification", seed=3, phase="retrain", ramp=ramp)
     steps, last = told[-1]
     assert len(told) > 10
@@ -443,7 +446,7 @@ def test_a_ramp_by_slopes_that_is_stopped_goes_on_with_the_same_bits():
         gradients = CalibrationStatistics(lambda: [slopes], dict)
         return weight_masks(module, amount=0.9 * progress, criterion="hessian", statistics=gradients)
 
-    ramp = Ramp(masks, 0.8, by_slopes=True)
+    ramp = GradualSchedule(masks, 0.8, by_gradients=True)
     whole, states = net(), []
     run(whole, RAMPED, ramp=ramp, keep=states.append)
     for state in states:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pared.compression.data import Data
 from pared.compression.data.loader import Loader
 from pared.compression.training import gradients
+from pared.compression.training.calibration import learn_labels
 from pared.compression.training.gradients import Gradients
-from pared.compression.training.loop import fit, learn_labels
+from pared.compression.training.loop import fit
 from pared.specs import Train
 from tests.gpu.card import needs_card
 

@@ -12,11 +12,11 @@ import httpx
 import pytest
 import uvicorn
 
-from pared.state.jobs import record
+from pared.state import lifecycle
 from pared.state.logs import configure_logging
 from pared.state.session import migrate
 from pared.state.settings import Settings
-from pared.state.tables import Artifact, Dataset, Job, Model, new_id
+from pared.state.tables import Artifact, Dataset, Model, new_id
 from service.app import create_app
 from service.deps import Parts
 from tests.e2e.processes import wait_for
@@ -45,9 +45,9 @@ class Api(httpx.Client):
 
     def claim(self, job_id: str) -> int:
         with self.parts.sessions.begin() as session:
-            fence: int = session.execute(Job.claim(job_id, "worker", 60.0, ["cpu"])).one()[0]
-            record(session, job_id)
-            return fence
+            job = lifecycle.claim(session, job_id, "worker", 60.0, ["cpu"])
+            assert job is not None
+            return job.fence
 
     def finish(self, job_id: str, files: dict[str, bytes] | None = None, report: Any = None) -> None:
         fence = self.claim(job_id)
@@ -65,15 +65,13 @@ class Api(httpx.Client):
                         size_bytes=stored.size_bytes,
                     )
                 )
-            session.execute(Job.succeed(job_id, fence, report or {"verdict": "smaller"}))
-            record(session, job_id)
+            assert lifecycle.succeed(session, job_id, fence, report or {"verdict": "smaller"})
 
     def fail(self, job_id: str) -> None:
         fence = self.claim(job_id)
         with self.parts.sessions.begin() as session:
             error = {"code": "diverged", "title": "Training diverged", "detail": "The loss was NaN at epoch 2."}
-            session.execute(Job.fail(job_id, fence, error))
-            record(session, job_id)
+            assert lifecycle.fail(session, job_id, fence, error)
 
     def inspected(self, upload_id: str, **columns: Any) -> None:
         with self.parts.sessions.begin() as session:

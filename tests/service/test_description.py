@@ -7,7 +7,7 @@ import re
 import jsonschema
 import pytest
 
-from pared.specs import compression_spec
+from pared.job_types import listed_spec
 from pared.state.tables import WorkerHeartbeat, db_now
 from tests.service.conftest import Api
 
@@ -57,7 +57,7 @@ def test_the_examples_are_valid(description: dict):
     for name, operation in operations(description):
         for content in operation.get("requestBody", {}).get("content", {}).values():
             for example in content.get("examples", {}).values():
-                compression_spec.validate_python(example["value"])
+                listed_spec.validate_python(example["value"])
                 _validate(description, content["schema"], example["value"], name)
         for status, answer in operation["responses"].items():
             for media_type, content in answer.get("content", {}).items():

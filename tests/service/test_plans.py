@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import select, update
 
 from pared.specs import PlanSpec
-from pared.state.jobs import MAX_PLANS, record
+from pared.state.events import add_event
+from pared.state.jobs import MAX_PLANS
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, Outbox, db_now
 from service.openapi import PLAN, PLAN_BODY
@@ -166,7 +167,7 @@ def test_old_plans_are_swept_away_and_those_that_are_made_are_not(tmp_path: Path
         api.claim(running)
         with api.parts.sessions.begin() as session:
             session.execute(update(Job).where(Job.id != fresh).values(created_at=db_now() - 4000))
-            record(session, waiting)
+            add_event(session, waiting, "log", {"text": "waits"})
         job_id = api.submit(model=model)["id"]
         Sweep(api.parts.sessions, api.parts.settings, store=api.parts.store, queue=api.parts.queue).collect()
         status = {one: api.get(f"/v1/plans/{one}").status_code for one in (waiting, made, running, fresh)}

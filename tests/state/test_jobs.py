@@ -10,11 +10,13 @@ from sqlalchemy import func, select, update
 
 from pared.errors import Conflict, DeviceUnavailable, IdempotencyMismatch, NotFound
 from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec
+from pared.state import lifecycle
 from pared.state.events import add_event, add_events, events_after
-from pared.state.jobs import Idempotency, add_job, cancel, find_job, record, references, submit, submit_plan
+from pared.state.jobs import Idempotency, cancel, find_job, submit, submit_plan
+from pared.state.queue import next_unlisted
+from pared.state.references import job_using, uploads_of
 from pared.state.session import Sessions
 from pared.state.tables import (
-    ENDED,
     Dataset,
     IdempotencyKey,
     Job,
@@ -26,6 +28,7 @@ from pared.state.tables import (
     new_id,
 )
 from pared.state.workers import LATELY_S, SEEN_S, waits_for
+from pared.statuses import ENDED
 from tests.state.specs import MODEL_ID, PRUNE
 
 
@@ -52,11 +55,11 @@ def events_of(sessions: Sessions, job_id: str) -> list[tuple[int, str, str | Non
 
 def claim(sessions: Sessions, job_id: str, lease_s: float = 45.0, devices=("cpu",)) -> tuple[int, int] | None:
     with sessions.begin() as session:
-        claimed = session.execute(Job.claim(job_id, "worker", lease_s, devices)).first()
-        return tuple(claimed) if claimed else None
+        claimed = lifecycle.claim(session, job_id, "worker", lease_s, devices)
+        return (claimed.fence, claimed.attempt) if claimed else None
 
 
-def test_submitting_writes_job_event_and_doorbell_together(sessions):
+def test_submitting_writes_job_event_and_message_together(sessions):
     job, new = submit(sessions, "local", PRUNE)
     assert new
     assert status_of(sessions, job.id) == "queued"
@@ -105,7 +108,25 @@ def test_references_are_the_uploads_alone():
     spec = DistillSpec.model_validate(
         {"type": "distill", "teacher": MODEL_ID, "student": {"name": "lenet5"}, "dataset": "builtin:digits"}
     )
-    assert references(spec) == [("/teacher", MODEL_ID)]
+    assert [(reference.pointer, reference.id) for reference in uploads_of(spec)] == [("/teacher", MODEL_ID)]
+
+
+def test_an_upload_is_in_use_while_a_job_of_its_owner_names_it_that_has_not_ended(sessions):
+    other = MODEL_ID[:-1] + "Z"
+
+    def user_of(upload_id, owner="local"):
+        with sessions() as session:
+            return job_using(session, owner, upload_id)
+
+    with sessions.begin() as session:
+        lifecycle.create(session, "local", InspectSpec(type="inspect", subject=MODEL_ID))
+        lifecycle.create(session, "local", PlanSpec(type="plan", job=PRUNE))
+    assert user_of(MODEL_ID) is None  # their owner could not cancel these
+    job, _ = submit(sessions, "local", PRUNE.model_copy(update={"include": [other]}))
+    assert (user_of(MODEL_ID), user_of(other), user_of(MODEL_ID, "somebody else")) == (job.id, None, None)
+    with sessions.begin() as session:
+        lifecycle.cancel(session, job.id)
+    assert user_of(MODEL_ID) is None
 
 
 def test_one_of_many_claimants_gets_the_job(sessions):
@@ -119,19 +140,21 @@ def test_a_former_owner_can_write_nothing(sessions):
     job, _ = submit(sessions, "local", PRUNE)
     claim(sessions, job.id)
     with sessions.begin() as session:
-        session.execute(Job.give_back(job.id, 1, charge="crash"))
+        lifecycle.release(session, job.id, 1, charge="crash")
     assert claim(sessions, job.id) == (2, 2)
     stale = [
-        Job.renew(job.id, 1, 45.0),
-        Job.advance(job.id, 1, stage="export").returning(Job.id),
-        Job.succeed(job.id, 1, {}).returning(Job.id),
-        Job.fail(job.id, 1, {}).returning(Job.id),
-        Job.give_back(job.id, 1, charge=None).returning(Job.id),
-        Job.end_canceled(job.id, 1).returning(Job.id),
+        lambda session: lifecycle.renew(session, job.id, 1, 45.0),
+        lambda session: lifecycle.advance(session, job.id, 1, {"stage": "export"}),
+        lambda session: lifecycle.succeed(session, job.id, 1, {}),
+        lambda session: lifecycle.fail(session, job.id, 1, {}),
+        lambda session: lifecycle.release(session, job.id, 1, charge=None),
+        lambda session: lifecycle.finish_cancel(session, job.id, 1),
     ]
-    for statement in stale:
+    events = events_of(sessions, job.id)
+    for act in stale:
         with sessions.begin() as session:
-            assert session.execute(statement).first() is None
+            assert not act(session)
+    assert events_of(sessions, job.id) == events
     assert status_of(sessions, job.id) == "running"
 
 
@@ -149,21 +172,20 @@ def test_a_running_job_is_canceling_until_its_worker_stopped_it(sessions):
     for _ in range(2):  # asking again changes nothing
         with sessions.begin() as session:
             assert cancel(session, "local", job.id).status == "canceling"
-    assert events_of(sessions, job.id)[1:] == [(2, "status", "canceling")]
+    assert events_of(sessions, job.id)[1:] == [(2, "status", "running"), (3, "status", "canceling")]
     with sessions.begin() as session:
         # Too late to succeed, and not to be queued again.
-        assert session.execute(Job.succeed(job.id, 1, {}).returning(Job.id)).first() is None
-        assert session.execute(Job.give_back(job.id, 1, charge=None).returning(Job.id)).first() is None
-        assert session.execute(Job.end_canceled(job.id, 1).returning(Job.id)).first()
-        record(session, job.id)
-    assert events_of(sessions, job.id)[-1] == (4, "done", "canceled")
+        assert not lifecycle.succeed(session, job.id, 1, {})
+        assert not lifecycle.release(session, job.id, 1, charge=None)
+        assert lifecycle.finish_cancel(session, job.id, 1)
+    assert events_of(sessions, job.id)[-1] == (5, "done", "canceled")
 
 
 def test_an_ended_job_cannot_be_canceled(sessions):
     job, _ = submit(sessions, "local", PRUNE)
     claim(sessions, job.id)
     with sessions.begin() as session:
-        session.execute(Job.succeed(job.id, 1, {"verdict": "fine"}))
+        lifecycle.succeed(session, job.id, 1, {"verdict": "fine"})
     canceled, _ = submit(sessions, "local", PRUNE)
     with sessions.begin() as session:
         cancel(session, "local", canceled.id)
@@ -180,12 +202,10 @@ def test_cancel_against_completion_ends_in_one_state(sessions):
 
         def finish(job_id=job.id):
             with sessions.begin() as session:
-                if session.execute(Job.succeed(job_id, 1, {}).returning(Job.id)).first():
-                    record(session, job_id)
+                if lifecycle.succeed(session, job_id, 1, {}):
                     return
             with sessions.begin() as session:
-                session.execute(Job.end_canceled(job_id, 1))
-                record(session, job_id)
+                lifecycle.finish_cancel(session, job_id, 1)
 
         def stop(job_id=job.id):
             try:
@@ -210,7 +230,7 @@ def test_an_orderly_stop_is_not_charged_and_all_else_is(sessions):
     for charge, expected in [(None, (0, 0)), ("crash", (1, 1)), ("attempt", (2, 1))]:
         fence, _ = claim(sessions, job.id)
         with sessions.begin() as session:
-            session.execute(Job.give_back(job.id, fence, charge=charge))
+            lifecycle.release(session, job.id, fence, charge=charge)
             row = session.get(Job, job.id)
             assert (row.attempt, row.crash_count) == expected
 
@@ -222,9 +242,9 @@ def test_the_time_that_a_job_is_held_is_counted_over_its_attempts(sessions):
         fence, _ = claim(sessions, job.id)
         with sessions.begin() as session:
             session.execute(update(Job).values(lease_expires_at=db_now() + 45.0 - 10.0))  # renewed ten seconds ago
-            session.execute(Job.renew(job.id, fence, 45.0))
-            session.execute(Job.renew(job.id, fence, 45.0))  # again at once: nothing to add
-            session.execute(Job.give_back(job.id, fence, charge="crash"))
+            lifecycle.renew(session, job.id, fence, 45.0)
+            lifecycle.renew(session, job.id, fence, 45.0)  # again at once: nothing to add
+            lifecycle.release(session, job.id, fence, charge="crash")
             held.append(session.get(Job, job.id).held_s)
     assert held == pytest.approx([0, 10, 20], abs=1)
 
@@ -234,12 +254,11 @@ def test_a_failed_inspection_rejects_its_upload(sessions):
         upload = table(id=new_id(prefix), owner="local", filename="f", sha256="0" * 64, size_bytes=1)
         with sessions.begin() as session:
             session.add(upload)
-            job = add_job(session, "local", InspectSpec(type="inspect", subject=upload.id))
+            job = lifecycle.create(session, "local", InspectSpec(type="inspect", subject=upload.id))
         claim(sessions, job.id)
         error = {"code": "unsupported-model", "title": "Not a model we open", "detail": "This is a picture."}
         with sessions.begin() as session:
-            session.execute(Job.fail(job.id, 1, error))
-            record(session, job.id)
+            lifecycle.fail(session, job.id, 1, error)
         with sessions() as session:
             row = session.get(table, upload.id)
             assert (row.status, row.reason) == ("rejected", error)
@@ -248,7 +267,7 @@ def test_a_failed_inspection_rejects_its_upload(sessions):
 def test_jobs_are_found_by_their_owner_alone_and_inspections_by_nobody(sessions):
     job, _ = submit(sessions, "local", PRUNE)
     with sessions.begin() as session:
-        inspection = add_job(session, "local", InspectSpec(type="inspect", subject=MODEL_ID))
+        inspection = lifecycle.create(session, "local", InspectSpec(type="inspect", subject=MODEL_ID))
     with sessions() as session:
         assert find_job(session, "local", job.id).id == job.id
         for owner, job_id in [("other", job.id), ("local", inspection.id), ("local", "job_x")]:
@@ -329,12 +348,12 @@ def test_a_plan_is_for_a_worker_that_has_its_device_and_times_nothing(sessions):
     def planned(**fields) -> str:
         return submit_plan(sessions, "local", PlanSpec(type="plan", job=PRUNE.model_copy(update=fields)))
 
-    def next_quick(*devices: str) -> str | None:
+    def next_one(*devices: str) -> str | None:
         with sessions() as session:
-            return session.scalar(Job.next_quick(devices))
+            return session.scalar(next_unlisted(devices))
 
     on_cuda, anywhere = planned(device="cuda"), planned(latency_device="cuda")
-    assert (next_quick(), next_quick("cpu"), next_quick("cpu", "cuda")) == (None, anywhere, on_cuda)
+    assert (next_one(), next_one("cpu"), next_one("cpu", "cuda")) == (None, anywhere, on_cuda)
 
 
 def test_cuda_is_refused_where_no_worker_has_it_and_says_what_the_workers_found(sessions):

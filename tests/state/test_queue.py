@@ -1,4 +1,4 @@
-"""The doorbell: rung after the commit, owed until the broker has it, rung again when nobody came."""
+"""Messages: sent after the commit, owed until the broker has them, sent again when nobody came."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from celery import Celery
 from sqlalchemy import func, select, update
 
 from pared.errors import Unavailable
-from pared.state.jobs import add_job
-from pared.state.queue import NO_QUEUE, QUEUES, enqueue, make_app, messages_waiting, queues_of, relay, ring_again
+from pared.state.lifecycle import create
+from pared.state.queue import NO_QUEUE, QUEUES, enqueue, make_app, messages_waiting, queues_of, relay, send_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.tables import Job, Outbox, db_now
@@ -53,7 +53,7 @@ def heard(queue: Celery, device: str = "auto") -> list[str]:
 def submit(sessions: Sessions, count: int, device: str = "auto") -> list[str]:
     spec = PRUNE.model_copy(update={"device": device})
     with sessions.begin() as session:
-        return [add_job(session, "local", spec).id for _ in range(count)]
+        return [create(session, "local", spec).id for _ in range(count)]
 
 
 def owed(sessions: Sessions) -> int:
@@ -114,7 +114,7 @@ def test_a_dead_broker_keeps_the_debt_and_costs_no_time(sessions, no_broker):
     submit(sessions, 5)
     began = time.monotonic()
     assert relay(sessions, queue=no_broker) == 0
-    assert ring_again(sessions, 0, queue=no_broker) == 0
+    assert send_again(sessions, 0, queue=no_broker) == 0
     with pytest.raises(Unavailable):
         enqueue("job_1", queue=no_broker)
     assert time.monotonic() - began < 5
@@ -123,12 +123,12 @@ def test_a_dead_broker_keeps_the_debt_and_costs_no_time(sessions, no_broker):
 
 def test_a_job_whose_message_was_lost_is_rung_again_and_one_that_waits_is_not(sessions, queue):
     ids = submit(sessions, 3)
-    assert ring_again(sessions, 0, queue=queue) == 0  # the outbox still owes them
+    assert send_again(sessions, 0, queue=queue) == 0  # the outbox still owes them
     relay(sessions, queue=queue)
-    assert ring_again(sessions, 0, queue=queue) == 0  # three wait, three messages are there
+    assert send_again(sessions, 0, queue=queue) == 0  # three wait, three messages are there
     heard(queue)  # lost
-    assert ring_again(sessions, 60, queue=queue) == 0  # rung a moment ago
-    assert ring_again(sessions, 0, queue=queue) == 3
+    assert send_again(sessions, 60, queue=queue) == 0  # rung a moment ago
+    assert send_again(sessions, 0, queue=queue) == 3
     assert heard(queue) == ids
 
 
@@ -138,7 +138,7 @@ def test_a_job_that_may_not_run_yet_is_not_rung(sessions, queue):
     heard(queue)
     with sessions.begin() as session:
         session.execute(update(Job).values(run_after=db_now() + 3600))
-    assert ring_again(sessions, 0, queue=queue) == 0
+    assert send_again(sessions, 0, queue=queue) == 0
 
 
 def test_relays_at_once_ring_at_least_once_for_each(sessions, queue):
@@ -164,7 +164,7 @@ def test_messages_that_nobody_hears_leave_no_job_of_another_device_unrung(sessio
     lost = submit(sessions, 2)
     relay(sessions, queue=queue)
     heard(queue)
-    assert ring_again(sessions, 0, limit=2, queue=queue) == 2
+    assert send_again(sessions, 0, limit=2, queue=queue) == 2
     assert heard(queue) == lost
     assert messages_waiting(["cuda"], queue=queue) == 3
 

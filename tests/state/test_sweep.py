@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from pared.specs import InspectSpec
-from pared.state.jobs import add_job, cancel
+from pared.state.jobs import cancel
+from pared.state.lifecycle import claim, create
 from pared.state.objects import DirectoryStore
 from pared.state.queue import make_app
 from pared.state.session import Sessions
@@ -31,8 +32,8 @@ def new_sweep(sessions: Sessions, settings: Settings, store: DirectoryStore) -> 
 def lost_job(sessions: Sessions, spec=PRUNE) -> str:
     """A job whose worker died: claimed, and its lease over."""
     with sessions.begin() as session:
-        job = add_job(session, "local", spec)
-        session.execute(Job.claim(job.id, "dead worker", -1.0, ["cpu"]))
+        job = create(session, "local", spec)
+        claim(session, job.id, "dead worker", -1.0, ["cpu"])
     return job.id
 
 
@@ -49,18 +50,18 @@ def last_event(sessions: Sessions, job_id: str) -> tuple[str, str | None]:
 
 def test_a_lost_job_is_queued_again_and_told(sessions, sweep):
     job_id = lost_job(sessions)
-    assert sweep.reap() == [job_id]
+    assert sweep.expire() == [job_id]
     job = read(sessions, job_id)
     assert (job.status, job.lease_owner, job.attempt) == ("queued", None, 1)
     assert last_event(sessions, job_id) == ("status", "queued")
-    assert sweep.reap() == []
+    assert sweep.expire() == []
 
 
 def test_a_living_lease_is_left_alone(sessions, sweep):
     with sessions.begin() as session:
-        job = add_job(session, "local", PRUNE)
-        session.execute(Job.claim(job.id, "worker", 45.0, ["cpu"]))
-    assert sweep.reap() == []
+        job = create(session, "local", PRUNE)
+        claim(session, job.id, "worker", 45.0, ["cpu"])
+    assert sweep.expire() == []
     assert read(sessions, job.id).status == "running"
 
 
@@ -68,7 +69,7 @@ def test_a_lost_job_that_was_to_be_canceled_is_canceled(sessions, sweep):
     job_id = lost_job(sessions)
     with sessions.begin() as session:
         cancel(session, "local", job_id)
-    sweep.reap()
+    sweep.expire()
     assert read(sessions, job_id).status == "canceled"
     assert last_event(sessions, job_id) == ("done", "canceled")
 
@@ -76,10 +77,10 @@ def test_a_lost_job_that_was_to_be_canceled_is_canceled(sessions, sweep):
 def test_a_job_lost_too_often_fails_with_a_reason(sessions, settings, store):
     sweep = new_sweep(sessions, settings.model_copy(update={"max_lost_attempts": 2}), store)
     job_id = lost_job(sessions)
-    sweep.reap()
+    sweep.expire()
     with sessions.begin() as session:
-        session.execute(Job.claim(job_id, "dead worker", -1.0, ["cpu"]))
-    sweep.reap()
+        claim(session, job_id, "dead worker", -1.0, ["cpu"])
+    sweep.expire()
     job = read(sessions, job_id)
     assert (job.status, job.error["code"]) == ("failed", "out-of-attempts")
     assert last_event(sessions, job_id) == ("done", "failed")
@@ -91,7 +92,7 @@ def test_an_inspection_lost_too_often_rejects_the_upload(sessions, settings, sto
     with sessions.begin() as session:
         session.add(Model(id=model_id, owner="local", filename="m", sha256="0" * 64, size_bytes=1))
     lost_job(sessions, InspectSpec(type="inspect", subject=model_id))
-    sweep.reap()
+    sweep.expire()
     with sessions() as session:
         assert session.get(Model, model_id).status == "rejected"
 
@@ -105,7 +106,7 @@ def test_an_upload_that_no_inspection_is_about_is_rejected(sessions, sweep):
                     id=model_id, owner="local", filename="m", sha256="0" * 64, size_bytes=1, created_at=db_now() - 600
                 )
             )
-        add_job(session, "local", InspectSpec(type="inspect", subject=inspected))
+        create(session, "local", InspectSpec(type="inspect", subject=inspected))
     sweep.collect()
     with sessions() as session:
         assert session.get(Model, inspected).status == "inspecting"
@@ -116,26 +117,26 @@ def test_sweeps_at_once_tell_each_change_once(sessions, settings, store):
     ids = [lost_job(sessions) for _ in range(10)]
     sweeps = [new_sweep(sessions, settings, store) for _ in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        reaped = [one for got in pool.map(lambda sweep: sweep.reap(), sweeps) for one in got]
-    assert sorted(reaped) == sorted(ids)
+        expired = [one for got in pool.map(lambda sweep: sweep.expire(), sweeps) for one in got]
+    assert sorted(expired) == sorted(ids)
     with sessions() as session:
         told = session.scalar(select(func.count()).where(JobEvent.kind == "status"))
-    assert told == 20  # queued when submitted, queued when reaped
+    assert told == 30  # queued when submitted, running, queued when the lease ran out
 
 
 def test_after_an_outage_living_workers_get_one_lease(sessions, sweep):
-    assert sweep.reap() == []
-    sweep._last_reap -= 3600  # as if the database had not answered for an hour
+    assert sweep.expire() == []
+    sweep._looked_at -= 3600  # as if the database had not answered for an hour
     job_id = lost_job(sessions)
-    assert sweep.reap() == []
+    assert sweep.expire() == []
     assert read(sessions, job_id).status == "running"
-    sweep._no_reap_before -= 60  # as if the lease were over
-    assert sweep.reap() == [job_id]
+    sweep._patient_until -= 60  # as if the lease were over
+    assert sweep.expire() == [job_id]
 
 
 def test_a_whole_round_rings_for_what_was_never_delivered(sessions, sweep):
     with sessions.begin() as session:
-        add_job(session, "local", PRUNE)
+        create(session, "local", PRUNE)
         session.execute(update(Outbox).values(created_at=db_now() - 60))
     sweep()
     with sessions() as session:
@@ -171,7 +172,7 @@ def test_only_old_objects_that_nothing_names_are_collected(sessions, sweep, stor
                     previous_checkpoint_key=previous,
                 )
             )
-        job = add_job(session, "local", PRUNE)
+        job = create(session, "local", PRUNE)
         session.add(
             Artifact(
                 id=new_id("art"),
@@ -190,7 +191,7 @@ def test_only_old_objects_that_nothing_names_are_collected(sessions, sweep, stor
 
 def test_old_keys_and_workers_are_forgotten(sessions, sweep):
     with sessions.begin() as session:
-        job = add_job(session, "local", PRUNE)
+        job = create(session, "local", PRUNE)
         session.flush()
         for key, age_s in (("old", 90_000), ("new", 80_000)):
             session.add(
@@ -208,12 +209,12 @@ def test_a_job_that_waits_for_a_worker_that_is_not_there_is_told_so_once(session
     with sessions.begin() as session:
         session.add(WorkerHeartbeat(name="a", sandbox="standard", device="", devices=["cpu"]))
         spec = PRUNE.model_copy(update={"device": "cuda"})
-        waits, young, served = (add_job(session, "local", each).id for each in (spec, spec, PRUNE))
+        waits, young, served = (create(session, "local", each).id for each in (spec, spec, PRUNE))
         session.execute(update(Job).where(Job.id != young).values(updated_at=db_now() - 3600))
     sweeps = [new_sweep(sessions, settings, store) for _ in range(4)]
     for _ in range(2):
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda sweep: sweep.tell_waiting(), sweeps))
+            list(pool.map(lambda sweep: sweep.explain_waiting(), sweeps))
     with sessions() as session:
         logs = session.execute(select(JobEvent.job_id, JobEvent.data).where(JobEvent.kind == "log")).all()
     assert [job_id for job_id, _ in logs] == [waits]

@@ -10,7 +10,9 @@ from sqlalchemy import update
 
 from pared.errors import StorageFull
 from pared.specs import InspectSpec
-from pared.state.jobs import add_job, cancel
+from pared.state import lifecycle
+from pared.state.jobs import cancel
+from pared.state.lifecycle import create
 from pared.state.tables import Job, Model, db_now
 from tests.e2e.processes import wait_for
 from tests.worker.conftest import RAW
@@ -153,7 +155,7 @@ def test_an_attempt_that_can_no_longer_be_written_down_ends(bench, monkeypatch):
     def broken(*_):
         raise RuntimeError
 
-    monkeypatch.setattr(recorder, "add_events", broken)
+    monkeypatch.setattr(lifecycle, "advance", broken)
     job = bench.run(bench.submit("hang"))
     assert job.status == "running"  # until its lease runs out, and the sweep queues it again
     assert child_pids(bench) == []
@@ -343,7 +345,7 @@ def test_a_failed_inspection_rejects_the_upload(bench):
     model_id = bench.upload()
     bench.write(update(Model).values(status="inspecting"))
     with bench.sessions.begin() as session:
-        job_id = add_job(session, "local", InspectSpec(type="inspect", subject=model_id)).id
+        job_id = create(session, "local", InspectSpec(type="inspect", subject=model_id)).id
     job = bench.run(job_id)  # the tiny child has no method for it: a KeyError
     assert job.status == "failed"
     with bench.sessions() as session:

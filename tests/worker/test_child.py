@@ -11,7 +11,6 @@ from torch import nn
 
 COUNTING = """
 import sys
-from pared.compression.jobs import METHODS
 from worker import child
 
 def counted(method):
@@ -27,7 +26,7 @@ def counted(method):
 
     return run
 
-child.main({spec: counted(method) for spec, method in METHODS.items()})
+child.main({spec: counted(method) for spec, method in child.METHODS.items()})
 """
 
 

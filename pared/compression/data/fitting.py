@@ -8,7 +8,7 @@ from torch import Tensor
 from pared.compression.data.first_layer import refusal
 from pared.compression.data.samples import Data, Inputs, Split
 from pared.compression.loading import LoadedModel, guess_example_inputs
-from pared.compression.measuring.measure import forward
+from pared.compression.measuring.running import forward
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pared.compression.data.reading import read_dataset
-from pared.compression.data.samples import Data, Scaling, Split, Task
+from pared.compression.data.samples import Data, Scaling, Split
 from pared.compression.data.stored import Array, Stored
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData
 from pared.reports import DatasetInspection
-from pared.specs import Preprocess
+from pared.specs import Preprocess, Task
 
 HELD_OUT = 0.15
 """Share of the samples that validation and test each get where the data set brings no split of its own."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pared.compression.data.loader import Loader, loader_for
+from pared.specs import Task
 
 Split = Literal["train", "val", "test"]
-Task = Literal["classification", "regression"]
 Inputs = tuple[Tensor, ...]
 
 

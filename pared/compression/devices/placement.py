@@ -1,19 +1,16 @@
 """Owns where a model runs: puts its tensors, and the devices that are written into it, on one device.
 
 Tracing writes the device that it ran on into a graph, and code that was scripted may name one: as a literal, as text,
-in an attribute or as the default of an argument. Such a model runs on no other device until it says so. The graph API
-used here is private to torch; `tests/compression/test_device_literals.py` pins what is relied on.
+in an attribute or as the default of an argument. Such a model runs on no other device until it says so.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import operator
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,48 +18,9 @@ from torch import Tensor, fx, nn
 from torch.jit._fuser import optimized_execution
 from torch.utils._pytree import tree_map_only
 
+from pared.compression.devices.script_code import COMPUTED, Place, constant_of, places_in
+from pared.compression.devices.values import _C, CPU, Graph, Moved, device_named, is_away, leaves
 from pared.weights.program import write_record
-
-Graph = Any  # _C.Graph
-Node = Any  # _C.Node
-Value = Any  # _C.Value
-
-CPU = torch.device("cpu")
-_C: Any = torch._C  # whose types lack most of what is used here
-
-FACTORIES = tuple(
-    f"aten::{name}"
-    for name in (
-        *("arange", "as_tensor", "bartlett_window", "blackman_window", "empty", "empty_permuted", "empty_strided"),
-        *("eye", "fft_fftfreq", "fft_rfftfreq", "full", "hamming_window", "hann_window", "kaiser_window", "linspace"),
-        *("logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor"),
-        *("tril_indices", "triu_indices", "zeros"),
-    )
-)
-"""Operators that make a dense tensor of numbers: on the CPU, where no device is named."""
-
-COPIES = tuple(
-    f"aten::{name}"
-    for name in (
-        *("_to_copy", "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
-        *("ones_like", "rand_like", "randint_like", "randn_like", "to", "zeros_like"),
-    )
-)
-"""Operators that make a dense tensor on the device of another, where none is named."""
-
-_COMPARISONS = {"aten::eq", "aten::ne"}
-_TO_NUMBERS = {
-    f"aten::{name}" for name in ("Bool", "Float", "FloatImplicit", "Int", "IntImplicit", "ScalarImplicit", "item")
-}
-_ON_NUMBERS = {
-    f"aten::{name}"
-    for name in (
-        *("add", "ceil", "clone", "detach", "div", "floor", "floor_divide", "mul", "neg", "pow", "remainder"),
-        *("round", "sub", "to", "trunc"),
-    )
-}
-_COMPUTED = "computed"
-"""Stands for a device whose name the code puts together as it runs."""
 
 
 def place(module: nn.Module, device: str | torch.device) -> None:
@@ -81,11 +39,11 @@ def place(module: nn.Module, device: str | torch.device) -> None:
     for script in scripts_in(module):
         if next(_written(script, target), None) is not None:
             _rewrite(script, target)
-    placed = _Moved(target)
+    placed = Moved(target)
     for layer in module.modules():
         if isinstance(layer, torch.jit.ScriptModule):
             for name, value in [*_tensors(layer), *_attributes(layer)]:
-                if _is_away(value, target):
+                if is_away(value, target):
                     layer._c.setattr(name, placed.of(value))
     if not isinstance(module, torch.jit.ScriptModule):
         _place_plain(module, placed)
@@ -93,7 +51,7 @@ def place(module: nn.Module, device: str | torch.device) -> None:
 
 def place_graph(graph: Graph, device: torch.device, module: torch.jit.ScriptModule) -> None:
     """The same for a graph that has not run yet, in which all calls of the module's methods are inlined."""
-    for written in list(_places(graph, device, module._c)):
+    for written in list(places_in(graph, device, module._c)):
         written.change()
 
 
@@ -105,7 +63,7 @@ def device_of(module: nn.Module) -> torch.device:
     for script in scripts_in(module):
         for graph in graphs_of(script):
             for node in graph.findAllNodes("prim::Constant", recurse=True):
-                for leaf in _leaves(_constant(node)):
+                for leaf in leaves(constant_of(node)):
                     if isinstance(leaf, Tensor):
                         return leaf.device
     return CPU
@@ -117,13 +75,10 @@ def foreign_devices(module: nn.Module) -> list[str]:
     for script in scripts_in(module):
         names |= {written.device for written in _written(script, CPU)}
         held = [value for layer in _layers(script) for _, value in _attributes(layer)]
-        names |= {str(leaf) for leaf in _leaves(held) if isinstance(leaf, torch.device)}
-        if _COMPUTED in names:
-            names |= {text for text in _texts(script) if _device_named(text) is not None}
-    return sorted(names - {"", "cpu", _COMPUTED})
-
-
-# -- modules, and what they hold ------------------------------------------------------------------
+        names |= {str(leaf) for leaf in leaves(held) if isinstance(leaf, torch.device)}
+        if COMPUTED in names:
+            names |= {text for text in _texts(script) if device_named(text) is not None}
+    return sorted(names - {"", "cpu", COMPUTED})
 
 
 def scripts_in(module: nn.Module) -> Iterator[torch.jit.ScriptModule]:
@@ -167,7 +122,7 @@ _PLAIN = (_C.TensorType, _C.BoolType, _C.IntType, _C.FloatType, _C.NoneType, _C.
 
 
 def _may_hold(kind: Any) -> bool:
-    if isinstance(kind, _C.ClassType):  # an object of the code's own: see `_places`
+    if isinstance(kind, _C.ClassType):  # an object of the code's own: see `places_in`
         return False
     if isinstance(kind, (_C.DeviceObjType, _C.TensorType)):
         return True
@@ -207,68 +162,7 @@ def graphs_of(script: torch.jit.ScriptModule) -> Iterator[Graph]:
             yield from (method.graph for method in _methods(script))
 
 
-# -- devices and tensors among values -------------------------------------------------------------
-
-
-def _leaves(value: Any) -> Iterator[torch.device | Tensor]:
-    """The devices and tensors in a value."""
-    if isinstance(value, (torch.device, Tensor)):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _leaves(part)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-
-
-def _is_away(value: Any, target: torch.device) -> bool:
-    return any((leaf if isinstance(leaf, torch.device) else leaf.device) != target for leaf in _leaves(value))
-
-
-class _Moved:
-    """Moves values to a target; a tensor that comes again, under another name or in a list, is moved once."""
-
-    def __init__(self, target: torch.device) -> None:
-        self.target = target
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor that has this id, so that it keeps it
-
-    def know(self, tensor: Tensor, moved: Tensor) -> None:
-        """Something else has moved this tensor."""
-        self._known[id(tensor)] = tensor, moved
-
-    def of(self, value: Any) -> Any:
-        """A value with its devices and tensors on the target."""
-        if isinstance(value, torch.device):
-            return self.target
-        if isinstance(value, Tensor):
-            if id(value) not in self._known:
-                self.know(value, self._tensor(value))
-            return self._known[id(value)][1]
-        if isinstance(value, (list, tuple)):
-            parts = [self.of(part) for part in value]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        if isinstance(value, dict):
-            return {key: self.of(part) for key, part in value.items()}
-        return value
-
-    def _tensor(self, tensor: Tensor) -> Tensor:
-        if tensor.device == self.target:
-            return tensor
-        moved = tensor.detach().to(self.target)
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(moved, requires_grad=tensor.requires_grad)
-        return moved.requires_grad_(tensor.requires_grad)
-
-
-def _device_named(*name: Any) -> torch.device | None:
-    """The device of a name, such as `cuda:0`; None, if there is none."""
-    try:
-        return torch.device(*name)
-    except (RuntimeError, TypeError):
-        return None
-
-
-def _place_plain(module: nn.Module, moved: _Moved) -> None:
+def _place_plain(module: nn.Module, moved: Moved) -> None:
     """Place a module that Python runs; the ScriptModules in it are placed already."""
     before = [(layer, name, tensor) for layer in module.modules() for name, tensor in _tensors(layer)]
     module.to(moved.target)
@@ -278,7 +172,7 @@ def _place_plain(module: nn.Module, moved: _Moved) -> None:
         if isinstance(layer, torch.jit.ScriptModule):
             continue
         for name, value in _attributes(layer):
-            if _is_away(value, moved.target):
+            if is_away(value, moved.target):
                 setattr(layer, name, moved.of(value))
         if isinstance(layer, fx.GraphModule):
             _place_fx_graph(layer, moved.target)
@@ -289,33 +183,19 @@ def _place_fx_graph(module: fx.GraphModule, target: torch.device) -> None:
     changed = False
     for node in module.graph.nodes:
         given = node.args, node.kwargs
-        if node.target not in (operator.eq, operator.ne) and _is_away(given, target):
+        if node.target not in (operator.eq, operator.ne) and is_away(given, target):
             node.args, node.kwargs = tree_map_only(torch.device, lambda _: target, given)
             changed = True
     if changed:
         module.recompile()
 
 
-# -- code of ScriptModules ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A place in the code where something else than the target is written, and how it is changed.
-
-    `device`: the one that is written, `_COMPUTED`, or the empty text.
-    """
-
-    device: str
-    change: Callable[[], None]
-
-
-def _written(script: torch.jit.ScriptModule, target: torch.device) -> Iterator[_Place]:
+def _written(script: torch.jit.ScriptModule, target: torch.device) -> Iterator[Place]:
     for value in _defaults(script):
         if isinstance(value, torch.device) and value != target:
-            yield _Place(str(value), lambda: None)  # changed in the text: see `_with_defaults`
+            yield Place(str(value), lambda: None)  # changed in the text: see `_with_defaults`
     for graph in graphs_of(script):
-        yield from _places(graph, target, script._c)
+        yield from places_in(graph, target, script._c)
 
 
 def _rewrite(script: torch.jit.ScriptModule, target: torch.device) -> None:
@@ -329,7 +209,7 @@ def _rewrite(script: torch.jit.ScriptModule, target: torch.device) -> None:
         saved = _with_defaults(saved, target)
     fresh = _C.import_ir_module_from_buffer(unit, saved, CPU, {}, False)
     for function in unit.get_functions():
-        for written in list(_places(function.graph, target, fresh)):
+        for written in list(places_in(function.graph, target, fresh)):
             written.change()
     _take_over(script, fresh)
 
@@ -353,12 +233,6 @@ def _take_over(layer: Any, fresh: Any) -> None:
     layer._forward_hooks.update(enumerate(fresh._get_forward_hooks()))
 
 
-def _module_kinds(held: Any) -> set[str]:
-    """The names of the classes of a C++ module and those inside of it."""
-    inside = [_module_kinds(child) for _, child in _C.ModuleDict(held).items()]
-    return {held._type().qualified_name()}.union(*inside)
-
-
 _DEFAULT = re.compile(rb'(\bDevice\]?=)torch\.device\("[^"]*"\)')
 
 
@@ -372,131 +246,3 @@ def _with_defaults(saved: bytes, target: torch.device) -> bytes:
                 content = _DEFAULT.sub(rf'\1torch.device("{target}")'.encode(), content)
             write_record(new, entry.filename, content, compressed=entry.compress_type != zipfile.ZIP_STORED)
     return written.getvalue()
-
-
-def _places(graph: Graph, target: torch.device, root: Any) -> Iterator[_Place]:
-    """Where a graph says something else than the target. A change may take away nodes, but none of another place.
-
-    Args:
-        root: the C++ module that the code is of. Devices in attributes of modules are set there; those in attributes of
-            other objects, which Python cannot set, are not read any more.
-    """
-    for node in graph.findAllNodes("prim::Constant", recurse=True):
-        value = _constant(node)
-        if _is_away(value, target) and not _only_compared(node.output()) and not _is_count(node.output(), value):
-            yield _Place(_named(value), functools.partial(_replace, graph, node, target, value))
-    for node in graph.findAllNodes("aten::device", recurse=True):
-        named = [_constant(given.node()) for given in node.inputs()]
-        device = None if None in named else _device_named(*named)
-        if device != target and not _only_compared(node.output()):
-            yield _Place(str(device or _COMPUTED), functools.partial(_replace, graph, node, target, target))
-    for node in graph.findAllNodes("prim::GetAttr", recurse=True):
-        if not isinstance(node.output().type(), _C.DeviceObjType) or _only_compared(node.output()):
-            continue
-        if next(node.inputs()).type().qualified_name() not in _module_kinds(root):
-            yield _Place("", functools.partial(_replace, graph, node, target, target))
-    for name in {"cuda", "cpu"} - {target.type}:
-        for node in graph.findAllNodes(f"aten::{name}", recurse=True):
-            yield _Place(name, functools.partial(_replace_move, graph, node, target))
-    for name in ("aten::pin_memory", "aten::_pin_memory"):
-        for node in graph.findAllNodes(name, recurse=True):
-            yield _Place("", functools.partial(_drop, node))
-    yield from _in_arguments(graph, target)
-
-
-def _in_arguments(graph: Graph, target: torch.device) -> Iterator[_Place]:
-    """Where an operator that makes a tensor may name no device, and so the CPU, or may ask for pinned memory."""
-    for kind in (*FACTORIES, *COPIES):
-        for node in graph.findAllNodes(kind, recurse=True):
-            inputs = list(node.inputs())
-            device, pinned = _positions(node.schema())
-            if pinned is not None and not _is_off(inputs[pinned]):
-                yield _Place("", functools.partial(_set_argument, graph, node, pinned, False))
-            if device is None or target == CPU or isinstance(inputs[device].type(), _C.DeviceObjType):
-                continue
-            if not _is_number(node.output()):
-                yield _Place("", functools.partial(_set_argument, graph, node, device, target))
-
-
-def _is_off(value: Value) -> bool:
-    """Whether a flag is surely not set."""
-    return value.node().kind() == "prim::Constant" and not _constant(value.node())
-
-
-@functools.cache
-def _positions(schema: str) -> tuple[int | None, int | None]:
-    """Which arguments are the device, of an operator that takes no tensor, and whether memory is pinned."""
-    arguments = _C.parse_schema(schema).arguments
-    names = [argument.name for argument in arguments]
-    takes_tensor = any("Tensor" in str(argument.type) for argument in arguments)
-    device = names.index("device") if "device" in names and not takes_tensor else None
-    return device, names.index("pin_memory") if "pin_memory" in names else None
-
-
-def _constant(node: Node) -> Any:
-    """The value of a constant; None, if it is none or another node."""
-    return node.output().toIValue() if node.kind() == "prim::Constant" and node.hasAttribute("value") else None
-
-
-def _named(value: Any) -> str:
-    """The device in a value, if there is one."""
-    return next((str(leaf) for leaf in _leaves(value) if isinstance(leaf, torch.device)), "")
-
-
-def _only_compared(value: Value) -> bool:
-    return all(use.user.kind() in _COMPARISONS for use in value.uses())
-
-
-def _is_count(value: Value, constant: Any) -> bool:
-    return isinstance(constant, Tensor) and not constant.dim() and _is_number(value)
-
-
-def _is_number(value: Value) -> bool:
-    """Whether a tensor is only computed with until it becomes a number, as tracing does with shapes.
-
-    On a card each such number would have to be waited for.
-    """
-    seen, waiting = set(), [value]
-    while waiting:
-        for use in waiting.pop().uses():
-            if use.user.kind() in _TO_NUMBERS:
-                continue
-            if use.user.kind() not in _ON_NUMBERS:
-                return False
-            output = use.user.output()
-            if output.debugName() not in seen:
-                seen.add(output.debugName())
-                waiting.append(output)
-    return True
-
-
-def _replace(graph: Graph, node: Node, target: torch.device, value: Any) -> None:
-    """Put a constant in the place of a node's output, except where that is only compared with."""
-    with graph.insert_point_guard(node):
-        constant = graph.insertConstant(_Moved(target).of(value))
-    for use in node.output().uses():
-        if use.user.kind() not in _COMPARISONS:
-            use.user.replaceInput(use.offset, constant)
-    if not node.output().uses():
-        node.destroy()
-
-
-def _replace_move(graph: Graph, node: Node, target: torch.device) -> None:
-    """Write `x.to(target)` for `x.cuda()` or `x.cpu()`."""
-    with graph.insert_point_guard(node):
-        given = [graph.insertConstant(value) for value in (target, None, False, False)]
-        move = graph.insertNode(graph.create("aten::to", [next(node.inputs()), *given], 1))
-    move.output().setType(node.output().type())
-    node.output().replaceAllUsesWith(move.output())
-    node.destroy()
-
-
-def _drop(node: Node) -> None:
-    """Let those who take a node's output take its first input."""
-    node.output().replaceAllUsesWith(next(node.inputs()))
-    node.destroy()
-
-
-def _set_argument(graph: Graph, node: Node, position: int, value: Any) -> None:
-    with graph.insert_point_guard(node):
-        node.replaceInput(position, graph.insertConstant(value))

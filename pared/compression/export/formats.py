@@ -12,7 +12,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.export.writers import OutputDiffers, export, of_the_machine, repeats
 from pared.compression.loading import LoadedModel
 from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, StorageFull

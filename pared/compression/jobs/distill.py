@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build
 from pared.compression.data import Data, check_fits
-from pared.compression.devices.placement import CPU, place
-from pared.compression.distillation.distill import lesson
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
+from pared.compression.distillation.objective import make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
@@ -21,15 +22,9 @@ from pared.compression.loading import (
     load_model,
 )
 from pared.compression.measuring.finite import hold_finite_on_example
-from pared.compression.measuring.measure import (
-    compare,
-    count_bytes,
-    count_parameters,
-)
-from pared.compression.pruning.channels import (
-    ChannelRemoval,
-    remove_channels,
-)
+from pared.compression.measuring.quality import compare
+from pared.compression.measuring.size import count_bytes, count_parameters
+from pared.compression.pruning.channels import ChannelRemoval, remove_channels
 from pared.compression.pruning.weights import Masks, zeros_held
 from pared.compression.report.parts import (
     layer_reports,
@@ -42,7 +37,9 @@ from pared.compression.report.parts import (
     unanswered_warning,
 )
 from pared.compression.report.verdict import distill_verdict, kept_as_before, missing_formats, not_written, warnings_of
-from pared.compression.training.loop import Fit, copied, fit, learn_labels, seed_of, trainable
+from pared.compression.training.calibration import copied, learn_labels
+from pared.compression.training.loop import Fit, fit, trainable
+from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.errors import ValidationError
 from pared.reports import (
@@ -189,7 +186,7 @@ def _teach(
         done = checkpoint["taught"]
         history = [EpochRecord.model_validate(record) for record in done["history"]]
         return Fit(history, done["best_epoch"], done["best_score"])
-    teaching = lesson(
+    teaching = make_objective(
         spec.loss,
         teacher.module,
         student.module,

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import storage_key
-from pared.compression.jobs.goals import SizeSearch, frontier
+from pared.compression.jobs.goal_search import SizeSearch, frontier
 from pared.compression.jobs.prune import prepared
-from pared.compression.jobs.pruning_steps import Given, Pruning
+from pared.compression.jobs.pruning_steps import PruneJob, Pruning
 from pared.compression.jobs.stages import Stages, settled
 from pared.compression.loading import LoadedModel
-from pared.compression.measuring.measure import count_macs, count_parameters
+from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.names import tied_names
-from pared.compression.pruning.channels import step_amounts
+from pared.compression.pruning.schedules import step_amounts
 from pared.compression.report.parts import layer_reports, rows_of, sizes, successor
 from pared.compression.report.verdict import missing_formats, not_written, plan_verdict
 from pared.compression.work import Work
@@ -39,18 +39,18 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
     """
     with settled(work):
         stages = Stages(work.observer)
-        given, skipped = prepared(spec.job, work, stages)
-        search = None if spec.job.target is None else SizeSearch(given)
-        formats = given.formats
+        job, skipped = prepared(spec.job, work, stages)
+        search = None if spec.job.target is None else SizeSearch(job)
+        formats = job.formats
         goal = None
         with tempfile.TemporaryDirectory() as folder:
             while True:
-                state = _pruned(_untrained(given), search)
+                state = _pruned(_untrained(job), search)
                 stages.enter("export")
                 written = formats.write(state.loaded, Path(folder))
                 files, first = sizes(written.paths), written.model(formats.asked[0])
-                after = _size(given, state.loaded, files[successor(given.original.format, written.paths).name])
-                if state.masks is not None and given.retrain is not None:
+                after = _size(job, state.loaded, files[successor(job.original.format, written.paths).name])
+                if state.masks is not None and job.retrain is not None:
                     # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
                     after.nonzero_parameters = after.parameters - state.masks.pruned()
                 if search is None:
@@ -58,25 +58,25 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
                 goal = search.foreseen(after, None if first is None else files[first.name])
                 if not search.goes_on(goal):
                     break
-        before = _size(given, given.original, work.models["model"].path.stat().st_size)
-        doubts = _doubts(given, state.loaded.module, files)
+        before = _size(job, job.original, work.models["model"].path.stat().st_size)
+        doubts = _doubts(job, state.loaded.module, files)
         verdict = plan_verdict(spec.job.granularity, before, after) + not_written(written.failed)
         return Plan(
             verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
-            amount=step_amounts(state.given.spec)[-1].default,
-            round_to=state.given.spec.round_to,
+            amount=step_amounts(state.job.spec)[-1].default,
+            round_to=state.job.spec.round_to,
             goal=goal,
-            exact=_layers_hold(given),
+            exact=_layers_hold(job),
             before=before,
             after=after,
             failed_outputs=written.failed,
             files={name: PlannedFile(size_bytes=size, exact=name not in doubts) for name, size in files.items()},
             layers=list(_layers(state)),
             frontier=[] if search is None else frontier(search),
-            notes=_notes(given, doubts),
+            notes=_notes(job, doubts),
             warnings=[
-                *given.original.warnings,
-                *([] if given.data is None else given.data.warnings),
+                *job.original.warnings,
+                *([] if job.data is None else job.data.warnings),
                 *skipped,
                 *state.warnings(),
                 *missing_formats(written.failed),
@@ -84,31 +84,31 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
         )
 
 
-def _untrained(given: Given) -> Given:
+def _untrained(job: PruneJob) -> PruneJob:
     """The same job where nothing trains: what would go while training runs goes at once."""
-    spec = given.spec.model_copy(update={"schedule": "one_shot"}) if given.spec.ramps else given.spec
-    return replace(given, spec=spec, retrain=None)
+    spec = job.spec.model_copy(update={"schedule": "one_shot"}) if job.spec.ramps else job.spec
+    return replace(job, spec=spec, retrain=None)
 
 
-def _pruned(given: Given, search: SizeSearch | None) -> Pruning:
+def _pruned(job: PruneJob, search: SizeSearch | None) -> Pruning:
     """The model without what the spec removes, or without what the search finds."""
-    given.stages.enter("compress")
+    job.stages.enter("compress")
     if search is not None:
         search.look()
-    state = Pruning(given) if search is None else search.start(given)
+    state = Pruning(job) if search is None else search.start(job)
     state.run(None, lambda _: None)
     return state
 
 
-def _size(given: Given, loaded: LoadedModel, file_bytes: int) -> Size:
+def _size(job: PruneJob, loaded: LoadedModel, file_bytes: int) -> Size:
     parameters, nonzero = count_parameters(loaded.module)
-    macs = count_macs(loaded.module, given.example)
+    macs = count_macs(loaded.module, job.example)
     return Size(parameters=parameters, nonzero_parameters=nonzero, macs=macs, file_bytes=file_bytes)
 
 
 def _layers(state: Pruning) -> Iterator[PlannedLayer]:
     """Each weight tensor of two or more dimensions, as the report of the job will list them."""
-    before = state.given.original.module
+    before = state.job.original.module
     names_of, kept = tied_names(before), {} if state.masks is None else state.masks.kept
     zeroed = {
         row: next((int((~kept[alias]).sum()) for alias in names_of[name] if alias in kept), 0)
@@ -128,36 +128,36 @@ def _layers(state: Pruning) -> Iterator[PlannedLayer]:
 # -- what retraining changes ----------------------------------------------------------------------
 
 
-def _chooses_again(given: Given) -> bool:
+def _chooses_again(job: PruneJob) -> bool:
     """Whether more goes after, or while, training has changed the weights that the choice is made by."""
-    return given.retrain is not None and (given.spec.schedule != "one_shot" or bool(given.spec.stages))
+    return job.retrain is not None and (job.spec.schedule != "one_shot" or bool(job.spec.stages))
 
 
-def _packs_again(given: Given) -> bool:
+def _packs_again(job: PruneJob) -> bool:
     """Whether the amount is that for the bytes of a packed file, which training changes."""
-    target, outputs = given.spec.target, given.spec.outputs or []
-    return given.retrain is not None and target is not None and bool(target.file_bytes) and outputs[:1] == ["packed"]
+    target, outputs = job.spec.target, job.spec.outputs or []
+    return job.retrain is not None and target is not None and bool(target.file_bytes) and outputs[:1] == ["packed"]
 
 
-def _layers_hold(given: Given) -> bool:
+def _layers_hold(job: PruneJob) -> bool:
     """Whether each layer loses just as much: all does that is chosen now, or is a fixed number of each layer.
 
     Blocks at the edges of a layer are smaller, so that a number of blocks is no fixed number of weights.
     """
-    if _packs_again(given):
+    if _packs_again(job):
         return False
-    return not _chooses_again(given) or (given.spec.scope == "layer" and given.spec.granularity != "block")
+    return not _chooses_again(job) or (job.spec.scope == "layer" and job.spec.granularity != "block")
 
 
-def _shapes_hold(given: Given) -> bool:
-    return given.spec.granularity not in PHYSICAL or _layers_hold(given)
+def _shapes_hold(job: PruneJob) -> bool:
+    return job.spec.granularity not in PHYSICAL or _layers_hold(job)
 
 
-def _doubts(given: Given, smaller: nn.Module, files: Mapping[str, int]) -> dict[str, str]:
+def _doubts(job: PruneJob, smaller: nn.Module, files: Mapping[str, int]) -> dict[str, str]:
     """File -> why it may have other bytes than these."""
-    if given.retrain is None:
+    if job.retrain is None:
         return {}
-    if not _shapes_hold(given):
+    if not _shapes_hold(job):
         return dict.fromkeys(files, "its layers may have other shapes")
     doubts = {"model.packed": "it codes the weights, which retraining changes"}
     if "model.onnx" in files and _has_twins(smaller):
@@ -175,24 +175,24 @@ def _digest(tensor: Tensor) -> bytes:
     return sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
-def _notes(given: Given, doubts: Mapping[str, str]) -> list[str]:
+def _notes(job: PruneJob, doubts: Mapping[str, str]) -> list[str]:
     """Which figures may come out otherwise, and why."""
     notes = []
-    if _packs_again(given):
+    if _packs_again(job):
         notes.append("The amount is about right: retraining changes how well the weights pack.")
-    elif not _shapes_hold(given):
+    elif not _shapes_hold(job):
         notes.append(
-            f"Later steps choose {given.spec.granularity.replace('_', ' ')}s of all layers together, by weights that "
+            f"Later steps choose {job.spec.granularity.replace('_', ' ')}s of all layers together, by weights that "
             "retraining changes: what each layer loses, and with it parameters, multiply-adds and bytes, may come out "
             "a little otherwise. In one step all of it is exact."
         )
-    elif not _layers_hold(given):
+    elif not _layers_hold(job):
         notes.append(
             "Weights are chosen while retraining changes them: how many of each layer go may come out a little "
             "otherwise."
         )
-    if given.spec.target is not None and (_packs_again(given) or not _shapes_hold(given)):
+    if job.spec.target is not None and (_packs_again(job) or not _shapes_hold(job)):
         notes.append("Where the result misses the goal by that, the job goes on with less left.")
-    if _shapes_hold(given):
+    if _shapes_hold(job):
         notes += [f"The bytes of {name} are about so many: {why}." for name, why in doubts.items()]
     return notes

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pared.compression.data import Data, check_fits
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
-from pared.compression.jobs.goals import frontier, judge, search_for, write_frontier
-from pared.compression.jobs.pruning_steps import Given, Pruning
+from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
+from pared.compression.jobs.pruning_steps import PruneJob, Pruning
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
 from pared.compression.loading import (
     LoadedModel,
@@ -20,14 +20,12 @@ from pared.compression.loading import (
     guess_example_inputs,
     load_model,
 )
-from pared.compression.measuring.measure import (
-    batch_of,
-    compare,
-    count_bytes,
-    own_failures,
-)
+from pared.compression.measuring.latency import batch_of
+from pared.compression.measuring.quality import compare
+from pared.compression.measuring.running import own_failures
+from pared.compression.measuring.size import count_bytes
 from pared.compression.names import unmatched_patterns, weight_layers
-from pared.compression.pruning.channels import step_amounts
+from pared.compression.pruning.schedules import step_amounts
 from pared.compression.report.parts import (
     layer_reports,
     measure_both,
@@ -46,6 +44,7 @@ from pared.reports import (
     Report,
 )
 from pared.specs import PruneSpec, Retrain
+from pared.wording import shortened
 
 
 def prune(spec: PruneSpec, work: Work) -> Report:
@@ -60,22 +59,22 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
     """`prune`, with the model itself."""
     with settled(work):
         stages = Stages(work.observer)
-        given, skipped = prepared(spec, work, stages)
-        original, example, data = given.original, given.example, given.data
+        job, skipped = prepared(spec, work, stages)
+        original, example, data = job.original, job.example, job.data
         upload_bytes = beside(lambda: count_bytes(work.models["model"].path))  # compressing it takes seconds
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, spec, work, stages)
-        given = replace(given, baseline=baseline)
+        job = replace(job, baseline=baseline)
 
-        search = None if spec.target is None else search_for(given)
+        search = None if spec.target is None else search_for(job)
         checkpoint = work.observer.resume()
         if checkpoint is not None:
-            given.formats.have_been_tried()
+            job.formats.have_been_tried()
         goal = None
         while True:
             if search is None:
-                state = Pruning(given)
+                state = Pruning(job)
                 state.run(checkpoint, work.observer.checkpoint)
             else:
                 state = search.run(checkpoint, work.observer.checkpoint)
@@ -85,11 +84,11 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             of_upload = upload_bytes()  # nothing else is to run while latency is measured
             measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
-            written = given.formats.write(smaller, work.directory)
+            written = job.formats.write(smaller, work.directory)
             before, after = measured.with_files(of_upload, written.paths, baseline, final)
             if search is None:
                 break
-            goal = judge(given, search, before, after, written.model(given.formats.asked[0]))
+            goal = judge(job, search, before, after, written.model(job.formats.asked[0]))
             if not search.goes_on(goal):
                 break
             checkpoint = None
@@ -120,7 +119,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *([] if data is None else data.warnings),
                 *split_warning(data),
                 *skipped,
-                *kept_as_before(_last_training(state.given.spec), state.best_epoch),
+                *kept_as_before(_last_training(state.job.spec), state.best_epoch),
                 *state.warnings(),
                 *softmax_warning(baseline),
                 *unanswered_warning(baseline),
@@ -130,13 +129,13 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *missing_formats(written.failed),
             ],
             sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, written.paths, given.retrain),
+            reproduce=reproduce(spec, work, written.paths, job.retrain),
         )
         publish(report, work)
         return report, smaller
 
 
-def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[str]]:
+def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[PruneJob, list[str]]:
     """What a job starts from, and why there is no retraining, where it was asked for and cannot be done."""
     stages.enter("validate")
     original = load_model(work.models["model"], plain(spec.architecture))
@@ -147,7 +146,7 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[Given, list[s
     retrain, skipped = _retraining(spec, original, data)
     outputs = spec.outputs or usual_outputs(original)
     formats = Formats(outputs, example, log=work.observer.log, tick=stages.beat)
-    return Given(spec, work, stages, original, example, data, retrain, formats), skipped
+    return PruneJob(spec, work, stages, original, example, data, retrain, formats), skipped
 
 
 def _batch_sizes(spec: PruneSpec) -> list[int]:
@@ -205,7 +204,7 @@ def _check_patterns(spec: PruneSpec, module: nn.Module) -> None:
         idle = unmatched_patterns(module, patterns)
         if idle and weight_layers(module):
             names = list(dict.fromkeys(weight_layers(module).values()))
-            text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {', '.join(names[:20])}."
+            text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {shortened(names, 20)}."
             raise ValidationError(text, errors=[{"pointer": f"/{field}", "detail": text}])
 
 

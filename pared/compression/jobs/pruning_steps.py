@@ -9,29 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling import BiasCorrection, find_bias_correction, input_norms, lost_inputs
+from pared.compression.coupling import BiasCorrection, compose_removed, find_bias_correction, input_norms, lost_inputs
 from pared.compression.data import Data
-from pared.compression.devices.placement import CPU, device_of, place
-from pared.compression.distillation.distill import Lesson, lesson
+from pared.compression.devices.placement import device_of, place
+from pared.compression.devices.values import CPU
+from pared.compression.distillation.objective import Objective, make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.jobs.stages import Stages, assessed
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.finite import hold_finite_on_example
-from pared.compression.measuring.measure import Assessment
-from pared.compression.names import Amounts, matching, tensors, tied_names, weight_layers
-from pared.compression.pruning.channels import RemovableChannels, apply_removal, compose_removed, cubic, step_amounts
+from pared.compression.measuring.quality import Assessment
+from pared.compression.names import matching, tensors, tied_names, weight_layers
+from pared.compression.pruning.channels import RemovableChannels, apply_removal
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
+from pared.compression.pruning.schedules import Amounts, cubic, step_amounts
 from pared.compression.pruning.scores import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
 from pared.compression.quantization.shared_values import SharedValues, share_values
 from pared.compression.report.parts import Removed
-from pared.compression.report.verdict import some
-from pared.compression.training.loop import Held, Ramp, copied, fit, learn_labels, loss_gradients, seed_of, some_batches
+from pared.compression.training.calibration import copied, learn_labels, loss_gradients, some_batches
+from pared.compression.training.constraints import WeightConstraint
+from pared.compression.training.gradual import GradualSchedule
+from pared.compression.training.loop import fit
+from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.criteria import CRITERIA
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
 from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
+from pared.wording import shortened
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -39,7 +45,7 @@ Keep = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Given:
+class PruneJob:
     """What a prune job starts from. `retrain` is None where there is nothing to retrain with, or on."""
 
     spec: PruneSpec
@@ -53,18 +59,18 @@ class Given:
     baseline: Assessment | None = None
     """The upload, scored, where there is data."""
 
-    def of(self, spec: PruneSpec) -> Given:
+    def of(self, spec: PruneSpec) -> PruneJob:
         """The same for a spec that a target has led to."""
         return replace(self, spec=spec)
 
 
-def choice(given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """What every way of choosing is told.
 
     Args:
         slopes: of the training that runs, where they are known, instead of gradients of some samples.
     """
-    spec, data, device = given.spec, given.data, given.work.device
+    spec, data, device = job.spec, job.data, job.work.device
     statistics = None
     if data is not None:
         seed = seed_of(spec.seed, "evidence", step)
@@ -100,27 +106,27 @@ def _on_cpu(module: nn.Module) -> nn.Module:
 
 
 def removable_channels(
-    given: Given, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, gone: int = 0
+    job: PruneJob, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, gone: int = 0
 ) -> RemovableChannels:
     """The channels or heads that can go, of a model that `gone` of the `upload_units` are gone from already."""
     return RemovableChannels(
         loaded,
-        given.example,
-        scope=given.spec.scope,
-        heads_alone=given.spec.granularity == "head",
+        job.example,
+        scope=job.spec.scope,
+        heads_alone=job.spec.granularity == "head",
         upload_units=upload_units,
         gone=gone,
-        **choice(given, loaded.module, step),
+        **choice(job, loaded.module, step),
     )
 
 
 def prunable_weights(
-    given: Given, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None
+    job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None
 ) -> PrunableWeights:
     """The single weights, or the blocks, that can go. `slopes`: as `choice` takes them."""
-    spec = given.spec
+    spec = job.spec
     block = spec.block if spec.granularity == "block" else (1, 1)
-    how = choice(given, module, step, slopes) | _of_folded(given.original)
+    how = choice(job, module, step, slopes) | _of_folded(job.original)
     return PrunableWeights(module, scope=spec.scope, block=block, **how)
 
 
@@ -132,11 +138,11 @@ def _of_folded(original: LoadedModel) -> dict[str, Any]:
 class Pruning:
     """Takes a copy of the original through all steps of the schedule; `loaded` is how far it has come."""
 
-    def __init__(self, given: Given, channels: RemovableChannels | None = None) -> None:
+    def __init__(self, job: PruneJob, channels: RemovableChannels | None = None) -> None:
         """Args: channels: those of the original, where they have been looked for already."""
-        self.given = given
+        self.job = job
         self._channels = channels
-        self.loaded = replace(given.original, module=copied(given.original.module))
+        self.loaded = replace(job.original, module=copied(job.original.module))
         self.masks: Masks | None = None
         self.removed: Removed = {}
         self.reasons: dict[str, str] = {}
@@ -148,7 +154,7 @@ class Pruning:
         self.best_epoch: int | None = None
         self._notes: list[str] = []
         self._corrections: list[BiasCorrection] = []
-        self._taught: Lesson | None = None
+        self._taught: Objective | None = None
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
         """Go through the steps, from where a checkpoint was made on.
@@ -158,7 +164,7 @@ class Pruning:
             ExportFailed: it would be trained, and can then be written in no format that the job asks for.
             NotFinite: what is left answers NaN or infinity where the upload does not.
         """
-        spec, work, stages = self.given.spec, self.given.work, self.given.stages
+        spec, work, stages = self.job.spec, self.job.work, self.job.stages
         if checkpoint is not None:
             self._restore(checkpoint)
         amounts = step_amounts(spec)
@@ -175,16 +181,16 @@ class Pruning:
                     continue
                 self._hold_finite()  # before a training that could only diverge
                 work.observer.log(self._progress_line(step, len(amounts)))
-                if self.given.data is not None and self.given.retrain is not None and len(amounts) == 1:
-                    upload = self.given.baseline
-                    found = assessed(self.loaded.module, self.given.data, spec, work, stages, upload=upload)
+                if self.job.data is not None and self.job.retrain is not None and len(amounts) == 1:
+                    upload = self.job.baseline
+                    found = assessed(self.loaded.module, self.job.data, spec, work, stages, upload=upload)
                     self.before_retraining = found.quality
-            if self.given.data is not None and self.given.retrain is not None:
-                self.given.formats.try_out(self.loaded)
+            if self.job.data is not None and self.job.retrain is not None:
+                self.job.formats.try_out(self.loaded)
                 stages.enter("retrain")
                 ramp = self._ramp(step, self._begin(step, amounts), amount) if spec.ramps else None
                 phase = "retrain" if len(amounts) == 1 else f"retrain {step + 1}"
-                self._fit(self.given.retrain, self.given.data, phase, (step, parts), self.masks, ramp, resumed, keep)
+                self._fit(self.job.retrain, self.job.data, phase, (step, parts), self.masks, ramp, resumed, keep)
                 if ramp is not None:
                     work.observer.log(self._progress_line(step, len(amounts)))
         place(self.loaded.module.eval(), CPU)
@@ -196,13 +202,13 @@ class Pruning:
         self._hold_finite()
 
     def _hold_finite(self) -> None:
-        hold_finite_on_example(self.given.original.module, self.loaded.module, self.given.example)
+        hold_finite_on_example(self.job.original.module, self.loaded.module, self.job.example)
 
     # -- removing -------------------------------------------------------------------------------
 
     def _remove(self, step: int, amount: Amounts, *, last: bool) -> bool:
         """One step of the schedule, up to `amount` in all. False: it rounds to nothing, and a later step follows."""
-        spec = self.given.spec
+        spec = self.job.spec
         module = self.loaded.module.eval()
         place(module, CPU)
         if spec.granularity not in PHYSICAL:
@@ -217,7 +223,7 @@ class Pruning:
                 self._remove_residual_blocks(module, step, amount)
                 return True
             channels = self._channels if step == 0 else None
-            channels = channels or removable_channels(self.given, self.loaded, step, self.units or None, self.gone)
+            channels = channels or removable_channels(self.job, self.loaded, step, self.units or None, self.gone)
             removal = channels.removal(amount, spec.round_to or 1)
         except NothingToPrune:
             if last and not self.gone:
@@ -226,7 +232,7 @@ class Pruning:
         self.output_dims = self.output_dims or removal.output_dims
         self.units = self.units or removal.units
         self.gone += removal.removed_units
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.given.original.module.state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.job.original.module.state_dict().items()}
         self.removed = compose_removed(self.removed, removal.removed, shapes)
         self.reasons = removal.reasons | self.reasons
         self._correction(lost_inputs(module, removal.removed, removal.output_dims)).apply(
@@ -237,15 +243,20 @@ class Pruning:
 
     def _correction(self, lost: Mapping[str, Tensor]) -> BiasCorrection:
         """What makes up for lost weights without data; with data, that is for retraining to do."""
-        if self.given.data is not None:
+        if self.job.data is not None:
             return BiasCorrection({}, set(), set())
-        self._corrections.append(find_bias_correction(self.loaded.module, self.given.example, lost))
+        self._corrections.append(find_bias_correction(self.loaded.module, self.job.example, lost))
         return self._corrections[-1]
 
     def _remove_residual_blocks(self, module: nn.Module, step: int, amount: Amounts) -> None:
-        given = self.given
+        job = self.job
         removal = remove_blocks(
-            given.original, module, given.example, amount=amount, removed=self.removed, **choice(given, module, step)
+            job.original,
+            module,
+            job.example,
+            amount=amount,
+            removed=self.removed,
+            **choice(job, module, step),
         )
         self.units = self.units or removal.units
         self.gone += removal.removed_units
@@ -262,24 +273,24 @@ class Pruning:
         slopes: Mapping[str, Tensor] | None = None,
     ) -> Masks:
         """Which weights of a module live when this much is gone."""
-        spec = self.given.spec
+        spec = self.job.spec
         if spec.granularity == "n:m":
             n, m = spec.n_m
-            how = choice(self.given, module, step, slopes) | _of_folded(self.given.original)
+            how = choice(self.job, module, step, slopes) | _of_folded(self.job.original)
             return n_m_masks(module, n=n, m=m, **how)
-        return prunable_weights(self.given, module, step, slopes).masks(amount, regrow)
+        return prunable_weights(self.job, module, step, slopes).masks(amount, regrow)
 
     def _begin(self, step: int, amounts: Sequence[Amounts]) -> float:
         """The share from which a step's ramp rises: an upload that was pruned before goes on from there."""
         if step:
             return amounts[step - 1].default
-        spec, original = self.given.spec, self.given.original
+        spec, original = self.job.spec, self.job.original
         patterns = {"include": spec.include, "exclude": spec.exclude}
         return zero_share(original.module, scope=spec.scope, **patterns, left_out=original.left_out)
 
-    def _ramp(self, step: int, begin: float, end: Amounts) -> Ramp:
+    def _ramp(self, step: int, begin: float, end: Amounts) -> GradualSchedule:
         """The masks of one stage, from the share that is gone when it begins to its own amounts."""
-        spec = self.given.spec
+        spec = self.job.spec
 
         def masks(module: nn.Module, progress: float, slopes: Mapping[str, Tensor] | None) -> Masks:
             amount = end.each(lambda share: cubic(min(begin, share), share, progress))
@@ -287,13 +298,13 @@ class Pruning:
 
         # Some samples' gradients, taken in each renewal, say less: of a trained model they are near zero but for a few.
         trains_all = all(parameter.requires_grad for parameter in self.loaded.module.parameters())
-        return Ramp(masks, spec.ramp, by_slopes=CRITERIA[spec.criterion].needs_gradients and trains_all)
+        return GradualSchedule(masks, spec.ramp, by_gradients=CRITERIA[spec.criterion].needs_gradients and trains_all)
 
     def _take_up(self, masks: Masks) -> None:
         module = self.loaded.module
         self.masks = masks
         layers, names_of = weight_layers(module), tied_names(module)
-        spec, left_out = self.given.spec, self.given.original.left_out
+        spec, left_out = self.job.spec, self.job.original.left_out
         chosen = masks.kept.keys() & matching(module, spec.include, spec.exclude).keys()
         covered = {layers[alias] for name in chosen for alias in names_of[name] if alias in layers}
         told = dict.fromkeys(layers.values(), "left out by include/exclude") | left_out
@@ -311,13 +322,13 @@ class Pruning:
         data: Data,
         phase: str,
         part: tuple[int, int],
-        held: Held | None,
-        ramp: Ramp | None,
+        constraint: WeightConstraint | None,
+        ramp: GradualSchedule | None,
         resumed: dict[str, Any] | None,
         keep: Keep,
     ) -> None:
         """Retrain after one step, or through a ramp. `part`: which of how many trainings it is."""
-        spec, work, step = self.given.spec, self.given.work, part[0]
+        spec, work, step = self.job.spec, self.job.work, part[0]
         earlier = list(self.history)
 
         def keep_all(state: dict[str, Any]) -> None:
@@ -338,8 +349,8 @@ class Pruning:
             )
 
         taught = self._taught = self._taught or self._lesson(retrain, data)
-        if held is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
-            held = Masks(zeros)
+        if constraint is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
+            constraint = Masks(zeros)
         found = fit(
             self.loaded.module,
             taught.data,
@@ -348,12 +359,12 @@ class Pruning:
             task=spec.task,
             seed=seed_of(spec.seed, "retrain", step),
             phase=phase,
-            masks=held,
+            masks=constraint,
             ramp=ramp,
             device=work.device,
             record=work.record_steps,
             observer=work.observer,
-            span=self.given.stages.span(*part),
+            span=self.job.stages.span(*part),
             keep=keep_all,
             resume=resumed,
         )
@@ -365,35 +376,35 @@ class Pruning:
 
     def _share_values(self, quantize: Quantize, step: int, resumed: dict[str, Any] | None, keep: Keep) -> None:
         """Let weights share values, and train these."""
-        spec, given, module = self.given.spec, self.given, self.loaded.module
+        spec, job, module = self.job.spec, self.job, self.loaded.module
         shared = SharedValues({}, {})  # a checkpoint brings its own
         if resumed is None:
-            given.stages.enter("compress")
+            job.stages.enter("compress")
             patterns = {"include": spec.include, "exclude": spec.exclude}
             shared = share_values(module, quantize.bits, **patterns, kept=self.masks, biases=True)
             shared.apply(module)
-            given.work.observer.log(f"weights share at most {1 << quantize.bits} values a tensor")
-        if given.data is not None and given.retrain is not None and quantize.epochs:
-            given.stages.enter("retrain")
-            rate = quantize.lr or given.retrain.lr / 10
-            training = given.retrain.model_copy(update={"epochs": quantize.epochs, "lr": rate})
-            self._fit(training, given.data, "shared values", (step, step + 1), shared, None, resumed, keep)
+            job.work.observer.log(f"weights share at most {1 << quantize.bits} values a tensor")
+        if job.data is not None and job.retrain is not None and quantize.epochs:
+            job.stages.enter("retrain")
+            rate = quantize.lr or job.retrain.lr / 10
+            training = job.retrain.model_copy(update={"epochs": quantize.epochs, "lr": rate})
+            self._fit(training, job.data, "shared values", (step, step + 1), shared, None, resumed, keep)
             place(self.loaded.module.eval(), CPU)
 
-    def _lesson(self, retrain: Retrain, data: Data) -> Lesson:
+    def _lesson(self, retrain: Retrain, data: Data) -> Objective:
         """What retraining learns from: the labels, or the answers of the model as it came."""
-        spec, teacher = self.given.spec, self.given.original.module
+        spec, teacher = self.job.spec, self.job.original.module
         if retrain.teach is None:
-            return Lesson(data, learn_labels(spec.task), None)
-        found = lesson(
+            return Objective(data, learn_labels(spec.task), None)
+        found = make_objective(
             retrain.teach,
             teacher,
             self.loaded.module,
             data,
-            self.given.example,
+            self.job.example,
             task=spec.task,
             seed=spec.seed,
-            device=self.given.work.device,
+            device=self.job.work.device,
         )
         place(teacher, CPU)
         return found
@@ -403,10 +414,10 @@ class Pruning:
         self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
         self.output_dims = checkpoint["output_dims"]
         self.units, self.gone = checkpoint["units"], checkpoint["gone"]
-        if self.given.spec.granularity == "residual_block":
-            self.loaded = apply_block_removal(self.given.original, self.given.example, self.removed)
+        if self.job.spec.granularity == "residual_block":
+            self.loaded = apply_block_removal(self.job.original, self.job.example, self.removed)
         else:
-            self.loaded = apply_removal(self.loaded, self.given.example, self.removed)
+            self.loaded = apply_removal(self.loaded, self.job.example, self.removed)
         if checkpoint["masks"] is not None:
             self._take_up(Masks.from_state(checkpoint["masks"]))
         if checkpoint["before_retraining"] is not None:
@@ -418,7 +429,7 @@ class Pruning:
     @property
     def _unit(self) -> str:
         """What is removed, in words."""
-        return self.given.spec.granularity.replace("_", " ")
+        return self.job.spec.granularity.replace("_", " ")
 
     def _progress_line(self, step: int, steps: int) -> str:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
@@ -428,7 +439,7 @@ class Pruning:
 
     def warnings(self) -> list[str]:
         """Where the outcome is not what the spec seems to ask for."""
-        spec, notes = self.given.spec, [*self._corrected(), *self._notes]
+        spec, notes = self.job.spec, [*self._corrected(), *self._notes]
         if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
@@ -446,8 +457,8 @@ class Pruning:
                     f"Little is left of {', '.join(thin)}. The scope `layer` takes the same share of each layer; "
                     "`exclude` keeps a layer whole."
                 )
-        elif self.masks is not None and self.given.retrain is not None:
-            weights = tensors(self.given.original.module)
+        elif self.masks is not None and self.job.retrain is not None:
+            weights = tensors(self.job.original.module)
             revived = sum(int(((weights[name] == 0) & kept).sum()) for name, kept in self.masks.kept.items())
             if revived:
                 notes.append(
@@ -464,13 +475,13 @@ class Pruning:
             return []
         note = (
             "Without data nothing was retrained, but biases and batch norms took up what the removed parts gave on "
-            f"average, as far as the upload's batch norms tell it, for {some(layers)}."
+            f"average, as far as the upload's batch norms tell it, for {shortened(layers, 5)}."
         )
-        return [f"{note} For {some(unknown)} that average is not known." if unknown else note]
+        return [f"{note} For {shortened(unknown, 5)} that average is not known." if unknown else note]
 
     def _thin(self) -> list[str]:
         """The layers that are left with less than a tenth of their channels."""
-        module = self.given.original.module
+        module = self.job.original.module
         weights, layers = tensors(module), weight_layers(module)
         told = {}
         for name, dim in self.output_dims.items():

@@ -11,15 +11,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.export.writers import export
-from pared.compression.jobs.pruning_steps import Given, prunable_weights, removable_channels
+from pared.compression.jobs.pruning_steps import PruneJob, prunable_weights, removable_channels
 from pared.compression.loading import LoadedModel
-from pared.compression.measuring.measure import count_macs, count_parameters, share_of_time
+from pared.compression.measuring.latency import share_of_time
+from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.pruning.channels import RemovableChannels
 from pared.compression.pruning.weights import Masks
 from pared.compression.quantization.shared_values import share_values
-from pared.compression.training.loop import copied
+from pared.compression.training.calibration import copied
 from pared.errors import ExportFailed, ModelFailed, ValidationError
 from pared.reports import Point, Size
 from pared.specs import PHYSICAL, PruneSpec, Target
@@ -49,17 +51,17 @@ class Sizes:
     The channels or weights that can go are found and scored once, for all amounts.
     """
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, job: PruneJob) -> None:
         """Find what can go.
 
         Raises:
             NothingToPrune: nothing can go.
             ValidationError: the target names what cannot be counted.
         """
-        self._given = given
-        self.target = target_of(given.spec)
-        self.ways = ways_to_prune(given)
-        self._upload = upload_sizes(given)
+        self._job = job
+        self.target = target_of(job.spec)
+        self.prunable = prunable_of(job)
+        self._upload = upload_sizes(job)
         self._known: dict[tuple[int, ...], Point] = {}
 
     @property
@@ -71,16 +73,16 @@ class Sizes:
         """The least pruning that leaves no more than these shares, and True; or else the nearest, and False."""
         while True:
             found, met = self._least(allowed)
-            if self.ways.hold(found):
+            if self.prunable.hold(found):
                 return found, met
             self._known.clear()  # some channels must stay: all that was counted without them is wrong
 
     def shares(self, candidate: Candidate) -> dict[str, float]:
         """What a candidate that was looked at leaves of what the target names."""
-        return self._shares(self._known[self.ways.key(self.ways.chosen(candidate))])
+        return self._shares(self._known[self.prunable.key(self.prunable.chosen(candidate))])
 
     def _least(self, allowed: Mapping[str, float]) -> tuple[Candidate, bool]:
-        round_to = self._given.spec.round_to
+        round_to = self._job.spec.round_to
 
         def excess(step: int) -> float:
             point = self._point(Candidate(step / _FINEST, round_to), allowed)
@@ -107,7 +109,7 @@ class Sizes:
                 low, above, sides = middle, math.sqrt(now), sides[-1:] + "+"
                 below = (1 + below) / 2 if sides == "++" else below
         found = Candidate(high / _FINEST, round_to)
-        if "latency" in allowed and round_to is None and self._given.spec.granularity == "channel":
+        if "latency" in allowed and round_to is None and self._job.spec.granularity == "channel":
             found = self._fastest_rounding(found, allowed)
         return found, True
 
@@ -131,18 +133,18 @@ class Sizes:
 
     def _point(self, candidate: Candidate, allowed: Mapping[str, float]) -> Point | None:
         """What a candidate leaves; None where nothing goes. Time is taken only where nothing else misses already."""
-        given, chosen = self._given, self.ways.chosen(candidate)
-        key = self.ways.key(chosen)
+        job, chosen = self._job, self.prunable.chosen(candidate)
+        key = self.prunable.key(chosen)
         if not key:
             return None
         if key not in self._known:
-            given.stages.beat()
-            loaded = self.ways.without(chosen, to_count=not {"file_bytes", "latency"} & allowed.keys())
-            point = self.ways.counted(loaded, candidate)
+            job.stages.beat()
+            loaded = self.prunable.without(chosen, to_count=not {"file_bytes", "latency"} & allowed.keys())
+            point = self.prunable.counted(loaded, candidate)
             if "file_bytes" in allowed:
-                point.file_bytes = _first_file_bytes(given, loaded, chosen if isinstance(chosen, Masks) else None)
+                point.file_bytes = _first_file_bytes(job, loaded, chosen if isinstance(chosen, Masks) else None)
             if "latency" in allowed and self._excess_of_known(point, allowed) <= 1:
-                point.latency = _latency(given, loaded)
+                point.latency = _latency(job, loaded)
             met = self._excess(point, self.target.sizes) <= 1
             point.met = None if met and self.target.max_accuracy_drop is not None else met
             self._known[key] = point
@@ -152,7 +154,7 @@ class Sizes:
         return known
 
     def _shares(self, point: Point) -> dict[str, float]:
-        return shares_left(self._given.spec, self._upload, point, point.file_bytes, point.latency)
+        return shares_left(self._job.spec, self._upload, point, point.file_bytes, point.latency)
 
     def _excess(self, point: Point, allowed: Mapping[str, float]) -> float:
         """The largest factor by which a size is above what is allowed; infinite where one was not looked at."""
@@ -168,12 +170,12 @@ def target_of(spec: PruneSpec) -> Target:
     return spec.target
 
 
-def upload_sizes(given: Given) -> dict[str, int]:
+def upload_sizes(job: PruneJob) -> dict[str, int]:
     """What the shares of a target are shares of."""
-    parameters, _ = count_parameters(given.original.module)
-    sizes = {"params": parameters, "file_bytes": given.work.models["model"].path.stat().st_size}
-    if target_of(given.spec).macs is not None:
-        macs = count_macs(given.original.module, given.example)
+    parameters, _ = count_parameters(job.original.module)
+    sizes = {"params": parameters, "file_bytes": job.work.models["model"].path.stat().st_size}
+    if target_of(job.spec).macs is not None:
+        macs = count_macs(job.original.module, job.example)
         if not macs:
             text = "Multiply-adds could not be counted: the model does not run on a single sample, or has none."
             raise ValidationError(text, errors=[{"pointer": "/target/macs", "detail": text}])
@@ -209,16 +211,16 @@ def shares_left(
 # -- what can go --------------------------------------------------------------------------------
 
 
-def ways_to_prune(given: Given) -> Ways:
+def prunable_of(job: PruneJob) -> Prunable:
     """All the ways to prune the original, found and scored once.
 
     Raises:
         NothingToPrune: there are none.
     """
-    return _Channels(given) if given.spec.granularity in PHYSICAL else _Weights(given)
+    return _Channels(job) if job.spec.granularity in PHYSICAL else _Weights(job)
 
 
-class Ways(Protocol):
+class Prunable(Protocol):
     """All the ways to prune one model, by amount."""
 
     @property
@@ -246,9 +248,9 @@ class Ways(Protocol):
 
 
 class _Channels:
-    def __init__(self, given: Given) -> None:
-        self._example = given.example
-        self.channels = removable_channels(given, given.original, 0)
+    def __init__(self, job: PruneJob) -> None:
+        self._example = job.example
+        self.channels = removable_channels(job, job.original, 0)
 
     def chosen(self, candidate: Candidate) -> list[list[int]]:
         return self.channels.chosen(candidate.amount, candidate.round_to or 1)
@@ -270,9 +272,9 @@ class _Channels:
 class _Weights:
     channels: None = None
 
-    def __init__(self, given: Given) -> None:
-        self._given = given
-        self._weights = prunable_weights(given, given.original.module, 0)
+    def __init__(self, job: PruneJob) -> None:
+        self._job = job
+        self._weights = prunable_weights(job, job.original.module, 0)
 
     def chosen(self, candidate: Candidate) -> Masks:
         return self._weights.masks(candidate.amount)
@@ -282,13 +284,13 @@ class _Weights:
         return pruned if any(pruned) else ()
 
     def without(self, chosen: Masks, *, to_count: bool) -> LoadedModel:
-        module = copied(self._given.original.module)
+        module = copied(self._job.original.module)
         chosen.apply(module)
-        return replace(self._given.original, module=module)
+        return replace(self._job.original, module=module)
 
     def counted(self, pruned: LoadedModel, candidate: Candidate) -> Point:
-        point = _counted(pruned, candidate, self._given.example)
-        if self._given.retrain is not None:
+        point = _counted(pruned, candidate, self._job.example)
+        if self._job.retrain is not None:
             # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
             point.nonzero_parameters = point.parameters - self.chosen(candidate).pruned()
         return point
@@ -312,16 +314,16 @@ def _counted(pruned: LoadedModel, candidate: Candidate, example: Sequence[Tensor
 # -- what a file and a pass cost ----------------------------------------------------------------
 
 
-def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) -> int:
-    spec = given.spec
-    first = given.formats.asked[0]
+def _first_file_bytes(job: PruneJob, loaded: LoadedModel, masks: Masks | None) -> int:
+    spec = job.spec
+    first = job.formats.asked[0]
     if spec.quantize is not None:
         loaded = replace(loaded, module=copied(loaded.module))
         patterns = {"include": spec.include, "exclude": spec.exclude}
         share_values(loaded.module, spec.quantize.bits, **patterns, kept=masks, biases=True).apply(loaded.module)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return export(loaded, given.example, [first], Path(folder))[0].stat().st_size
+            return export(loaded, job.example, [first], Path(folder))[0].stat().st_size
         except ExportFailed as failure:
             text = (
                 f"The goal `file_bytes` is for the file of the first format in `outputs`, and `{first}` cannot be "
@@ -330,20 +332,20 @@ def _first_file_bytes(given: Given, loaded: LoadedModel, masks: Masks | None) ->
             raise ExportFailed(text, errors=[{"pointer": "/outputs", "detail": text}]) from failure
 
 
-def _latency(given: Given, loaded: LoadedModel) -> float:
+def _latency(job: PruneJob, loaded: LoadedModel) -> float:
     """Time of a forward pass, as a share of the upload's."""
-    device = given.work.timed_on
-    first, second = models = [each.module.eval() for each in (given.original, loaded)]
+    device = job.work.timed_on
+    first, second = models = [each.module.eval() for each in (job.original, loaded)]
     for module in models:
         place(module, device)
     try:
         share = share_of_time(
             first,
             second,
-            given.example,
-            batch_size=target_of(given.spec).latency_batch_size,
+            job.example,
+            batch_size=target_of(job.spec).latency_batch_size,
             device=device,
-            tick=given.stages.beat,
+            tick=job.stages.beat,
         )
     except ModelFailed as failure:
         raise cannot_be_timed(failure.detail) from failure

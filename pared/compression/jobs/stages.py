@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from pared.compression.data import Data, load_dataset
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products
-from pared.compression.measuring.measure import Assessment, assess
-from pared.compression.work import Observer, Stage, Work
+from pared.compression.devices.values import CPU
+from pared.compression.measuring.quality import Assessment, assess
+from pared.compression.work import Observer, Work
 from pared.specs import DistillSpec, PruneSpec, Spec
+from pared.statuses import Stage
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
+from pared.compression.loading.file_format import recognise
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.parametrized import fold_state
-from pared.compression.loading.recognising import recognise
 from pared.compression.loading.state_dicts import read_state_dict
 from pared.compression.work import ModelFile
 from pared.errors import ParedError

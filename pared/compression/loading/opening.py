@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from pared.compression.architectures import build
+from pared.compression.loading.file_format import recognise
 from pared.compression.loading.loaded import LoadedModel, listed
 from pared.compression.loading.parametrized import fold_state
 from pared.compression.loading.programs import load_program
-from pared.compression.loading.recognising import recognise
 from pared.compression.loading.state_dicts import fitted, read_state_dict
 from pared.compression.loading.torchscript import load_torchscript
 from pared.compression.work import ModelFile

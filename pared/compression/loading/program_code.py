@@ -18,7 +18,8 @@ from typing import Any, List, Optional  # noqa: F401, UP035 - see math
 import torch
 from torch import Tensor, nn
 
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
 from pared.compression.loading.program_files import Argument, Graph, NamedArgument, Node, Program, sizes_of, torch_dtype
 from pared.errors import UnsupportedModel
 

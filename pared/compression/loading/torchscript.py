@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import torch
 
-from pared.compression.devices.placement import CPU, foreign_devices, place
+from pared.compression.devices.placement import foreign_devices, place
+from pared.compression.devices.values import CPU
 from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
 from pared.compression.work import ModelFile

@@ -1,4 +1,4 @@
-"""The physical removal of channels and neurons, and how much goes in each step; scores come from `scores`.
+"""Removes channels and neurons physically: which can go, which go first, and the smaller model.
 
 Magnitude pruning is Han et al. 2015 (arXiv:1506.02626) for weights and Li et al. 2017 (arXiv:1608.08710)
 for channels: score a unit by the sum of |w| of its incoming weights, sort, remove the lowest k %.
@@ -7,7 +7,7 @@ for channels: score a unit by the sum of |w| of its incoming weights, sort, remo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,51 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import build, resize
-from pared.compression.coupling import ChannelGroup, Coupling, Removed, compose_removed, find_groups, unsound
+from pared.compression.coupling import ChannelGroup, Coupling, Removed, find_groups, unsound
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.coupling.model import merge
 from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.loading import LoadedModel
-from pared.compression.names import Amounts, layer_of, matches, no_match, tensors, tied_names
+from pared.compression.names import layer_of, matches, no_match, tensors, tied_names
+from pared.compression.pruning.schedules import Amounts
 from pared.compression.pruning.scores import CalibrationStatistics, channel_scores
 from pared.errors import NothingToPrune
-from pared.specs import Criterion, PruneSpec, Scope
-
-__all__ = ["ChannelRemoval", "RemovableChannels", "apply_removal", "compose_removed", "remove_channels", "step_amounts"]
-
-
-def step_amounts(spec: PruneSpec) -> list[Amounts]:
-    """The shares removed in all after each step, the last of which are those that the spec asks for.
-
-    `iterative` removes the same share of what is left each time. `cubic` takes its steps for channels only; for single
-    weights each is a ramp that training climbs.
-    """
-    assert spec.amount is not None  # noqa: S101 - a target has become an amount before this
-    asked = Amounts(spec.amount, spec.amounts)
-    if spec.schedule == "iterative":
-        early = [asked.each(_geometric(step / spec.steps)) for step in range(1, spec.steps)]
-        return [*early, asked]
-    reached = [*map(Amounts, spec.stages), asked]
-    if spec.schedule == "one_shot" or spec.ramps:
-        return reached
-    steps: list[Amounts] = []
-    for begin, end in zip([0.0, *spec.stages], reached, strict=True):
-        steps += [end.each(_cubic(begin, step / spec.steps)) for step in range(1, spec.steps)]
-        steps.append(end)
-    return steps
-
-
-def _geometric(progress: float) -> Callable[[float], float]:
-    return lambda share: 1 - (1 - share) ** progress
-
-
-def _cubic(begin: float, progress: float) -> Callable[[float], float]:
-    return lambda end: cubic(begin, end, progress)
-
-
-def cubic(begin: float, end: float, progress: float) -> float:
-    """s = s_e + (s_b − s_e)(1 − t)³, of a progress t from 0 to 1. Zhu and Gupta 2017, arXiv:1710.01878."""
-    return end + (begin - end) * (1 - progress) ** 3
+from pared.specs import Criterion, Scope
+from pared.wording import shortened
 
 
 @dataclass(frozen=True)
@@ -271,7 +237,7 @@ def _with_heads_alone(coupling: Coupling) -> Coupling:
     """Raises NothingToPrune where no attention can lose heads."""
     heads = [group for group in coupling.groups if group.kind == "head"]
     if not heads:
-        told = "; ".join(f"{layer}: {reason}" for layer, reason in list(coupling.reasons.items())[:10])
+        told = shortened([f"{layer}: {reason}" for layer, reason in coupling.reasons.items()], between="; ")
         raise NothingToPrune(
             f"No attention of this model can lose heads ({told or 'its layers have channels alone'}). "
             "Granularity `channel` removes what channels there are."
@@ -342,5 +308,5 @@ def _none_removable(
 
 
 def _refused(reasons: Mapping[str, str]) -> str:
-    told = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:10])
+    told = shortened([f"{layer}: {reason}" for layer, reason in reasons.items()], between="; ")
     return f"No channel of this model can be removed ({told}). Granularity `weight` works on any model."

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pared.compression.names import Amounts, layer_of, matching, no_match, tied_names, weight_layers
+from pared.compression.names import layer_of, matching, no_match, tied_names, weight_layers
+from pared.compression.pruning.schedules import Amounts
 from pared.compression.pruning.scores import CalibrationStatistics, weight_scores
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
+from pared.wording import shortened
 
 
 class Masks:
@@ -175,7 +177,7 @@ def n_m_masks(
     odd = [f"{layer_of(name)} ({weight.shape[1]})" for name, weight in eligible.items() if weight.shape[1] % m]
     if odd:
         raise NothingToPrune(
-            f"{n} of {m} need a layer whose inputs are a multiple of {m}. These are not: {', '.join(odd[:20])}. "
+            f"{n} of {m} need a layer whose inputs are a multiple of {m}. These are not: {shortened(odd, 20)}. "
             "Exclude them."
         )
     scores = weight_scores(_values(eligible), criterion, statistics=statistics, generator=generator)

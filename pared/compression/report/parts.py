@@ -18,17 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
-from pared.compression.devices.placement import CPU, place
+from pared.compression.devices.placement import place
 from pared.compression.devices.precision import training_precision
+from pared.compression.devices.values import CPU
 from pared.compression.loading import PASSED_OVER, LoadedModel
-from pared.compression.measuring.measure import (
-    Assessment,
-    answered,
-    count_bytes,
-    count_macs,
-    count_parameters,
-    measure_latency,
-)
+from pared.compression.measuring.latency import measure_latency
+from pared.compression.measuring.quality import Assessment
+from pared.compression.measuring.scores import answered
+from pared.compression.measuring.size import count_bytes, count_macs, count_parameters
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.gpus import driver_version

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
 from pared.compression.devices.placement import graphs_of, scripts_in
-from pared.compression.measuring.measure import Inputs, own_failures
+from pared.compression.measuring.running import Inputs, own_failures
 
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""

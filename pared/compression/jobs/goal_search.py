@@ -6,18 +6,19 @@ import csv
 from pathlib import Path
 from typing import Any, Protocol
 
-from pared.compression.devices.placement import CPU, place
-from pared.compression.jobs.pruning_steps import Given, Keep, Pruning
+from pared.compression.devices.placement import place
+from pared.compression.devices.values import CPU
+from pared.compression.jobs.pruning_steps import Keep, PruneJob, Pruning
 from pared.compression.jobs.size_search import (
     Candidate,
     Sizes,
     cannot_be_timed,
+    prunable_of,
     shares_left,
     target_of,
     upload_sizes,
-    ways_to_prune,
 )
-from pared.compression.measuring.measure import Assessment, validation_score
+from pared.compression.measuring.quality import Assessment, validation_score
 from pared.compression.report.verdict import goal_sentence
 from pared.errors import NotFinite
 from pared.reports import Goal, Measurement, Point, Quality, Size
@@ -52,17 +53,17 @@ class Search(Protocol):
         """Whether a result that misses is to be followed by another `run`, which leaves less."""
 
 
-def search_for(given: Given) -> Search:
+def search_for(job: PruneJob) -> Search:
     """The search that a spec's target asks for.
 
     Raises:
         NothingToPrune: nothing can go.
     """
-    given.stages.enter("compress")
-    if target_of(given.spec).sizes:
-        return SizeSearch(given)
-    assert given.baseline is not None  # noqa: S101 - the spec asks for data
-    return QualitySearch(given, given.baseline)
+    job.stages.enter("compress")
+    if target_of(job.spec).sizes:
+        return SizeSearch(job)
+    assert job.baseline is not None  # noqa: S101 - the spec asks for data
+    return QualitySearch(job, job.baseline)
 
 
 class SizeSearch:
@@ -72,12 +73,12 @@ class SizeSearch:
     the result misses what its candidate met, the search is for less, and each time for less by twice as much.
     """
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, job: PruneJob) -> None:
         self.points: dict[Candidate, Point] = {}
         self.found = Candidate(0.0, None)
-        self._given = given
+        self._job = job
         self._sizes: Sizes | None = None  # what a finished search is not asked for again
-        self._allowed = target_of(given.spec).sizes
+        self._allowed = target_of(job.spec).sizes
         if "latency" in self._allowed:
             self._allowed["latency"] *= 1 - _NOISE
         self._met = True
@@ -85,33 +86,33 @@ class SizeSearch:
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
         """As `Search.run` says."""
-        given, pruning = self._given, None
+        job, pruning = self._job, None
         if checkpoint is not None:
             self._restore(checkpoint)
             pruning = checkpoint["pruning"]
         else:
             self.look()
-        state = self.start(given)
+        state = self.start(job)
         state.run(pruning, lambda pruning: keep(self._state() | {"pruning": pruning}))
         return state
 
     def look(self) -> None:
         """Find the amount."""
-        self._sizes = self._sizes or Sizes(self._given)
+        self._sizes = self._sizes or Sizes(self._job)
         self.found, self._met = self._sizes.least(self._allowed)
         if self._met:
             self._allowed = self._sizes.shares(self.found)
         self._tries += 1
         tried = {Candidate(point.amount, point.round_to): point for point in self._sizes.points}
         self.points = tried | self.points  # what has been measured stays
-        self._given.work.observer.log(
+        self._job.work.observer.log(
             f"{len(tried)} amounts looked at: {self.found.amount:g} "
             f"{'is the least that meets the goal' if self._met else 'comes nearest to the goal'}"
         )
 
-    def start(self, given: Given) -> Pruning:
+    def start(self, job: PruneJob) -> Pruning:
         """The pruning by the amount that was found."""
-        return Pruning(given.of(self.found.of(given.spec)), None if self._sizes is None else self._sizes.ways.channels)
+        return Pruning(job.of(self.found.of(job.spec)), None if self._sizes is None else self._sizes.prunable.channels)
 
     def foreseen(self, after: Size, first_file_bytes: int | None) -> Goal:
         """What the target comes to where neither training nor time has a say in it.
@@ -120,21 +121,21 @@ class SizeSearch:
             after: the model pruned by the amount that was found.
             first_file_bytes: of it in the first format that the job asks for, if that can be written.
         """
-        spec = self._given.spec
-        reached = shares_left(spec, upload_sizes(self._given), after, first_file_bytes, None)
+        spec = self._job.spec
+        reached = shares_left(spec, upload_sizes(self._job), after, first_file_bytes, None)
         return _judged(self, target_of(spec), reached, None, None)
 
     def goes_on(self, result: Goal) -> bool:
         """As `Search.goes_on` says."""
-        missed = target_of(self._given.spec).missed(result.reached)
+        missed = target_of(self._job.spec).missed(result.reached)
         missed = [name for name in missed if name in self._allowed and name in result.reached]
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
             spared = (_NOISE if name == "latency" else _LITTLE) * 2 ** (self._tries - 1)
             self._allowed[name] *= (1 - spared) * result.target[name] / result.reached[name]
-        self._given.work.observer.log("the result misses the goal by a little: once more, with less left")
-        self._given.stages.again()
+        self._job.work.observer.log("the result misses the goal by a little: once more, with less left")
+        self._job.stages.again()
         return True
 
     def _state(self) -> dict[str, Any]:
@@ -159,21 +160,21 @@ class QualitySearch:
     A candidate that answers NaN or infinity where the upload does not holds nothing, and is never the result.
     """
 
-    def __init__(self, given: Given, baseline: Assessment) -> None:
+    def __init__(self, job: PruneJob, baseline: Assessment) -> None:
         """Args: baseline: the upload, scored."""
         self.points: dict[Candidate, Point] = {}
         self.found = Candidate(0.0, None)
-        self._given = given
-        self._ways = ways_to_prune(given)
+        self._job = job
+        self._ways = prunable_of(job)
         self._baseline = baseline
-        self._least_score = baseline.quality.validation - (target_of(given.spec).max_accuracy_drop or 0.0)
+        self._least_score = baseline.quality.validation - (target_of(job.spec).max_accuracy_drop or 0.0)
         self._not_finite: NotFinite | None = None  # why the last such candidate was none
         self._best: Pruning | None = None
         self._best_checkpoint: dict[str, Any] | None = None
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
         """As `Search.run` says. A resumed search goes on in the candidate and epoch of its newest checkpoint."""
-        given, pruning = self._given, None
+        job, pruning = self._job, None
         if checkpoint is not None:
             self._restore(checkpoint)
             pruning = checkpoint["pruning"]
@@ -181,7 +182,7 @@ class QualitySearch:
         low, high = 0, 1 << _HALVINGS
         for _ in range(_HALVINGS):
             middle = (low + high) // 2
-            candidate = Candidate(middle / (1 << _HALVINGS), given.spec.round_to)
+            candidate = Candidate(middle / (1 << _HALVINGS), job.spec.round_to)
             key = self._ways.key(self._ways.chosen(candidate))
             if key and key not in known:
                 known[key] = self._try(candidate, pruning, keep)
@@ -191,7 +192,7 @@ class QualitySearch:
         if self._best is None and self._not_finite is not None:
             raise self._not_finite
         if self._best is None:
-            self._ways.hold(Candidate(1 - 1e-6, given.spec.round_to))  # says why nothing goes
+            self._ways.hold(Candidate(1 - 1e-6, job.spec.round_to))  # says why nothing goes
         assert self._best is not None  # noqa: S101 - something goes, and has been tried
         return self._best
 
@@ -200,7 +201,7 @@ class QualitySearch:
         return False
 
     def _try(self, candidate: Candidate, checkpoint: dict[str, Any] | None, keep: Keep) -> Point:
-        given = self._given
+        job = self._job
         newest = checkpoint
 
         def keep_all(pruning: dict[str, Any]) -> None:
@@ -208,8 +209,8 @@ class QualitySearch:
             newest = pruning
             keep(self._state() | {"pruning": pruning})
 
-        given.stages.narrow(len(self.points), _HALVINGS)
-        state = Pruning(given.of(candidate.of(given.spec)))
+        job.stages.narrow(len(self.points), _HALVINGS)
+        state = Pruning(job.of(candidate.of(job.spec)))
         try:
             state.run(checkpoint, keep_all)
             validation = self._validated(state)
@@ -225,19 +226,19 @@ class QualitySearch:
             if self._best is None or _better(point, self.points[self.found]):
                 self._best, self._best_checkpoint, self.found = state, newest, candidate
         self.points[candidate] = point
-        given.work.observer.log(f"an amount of {candidate.amount:g}: {told}")
+        job.work.observer.log(f"an amount of {candidate.amount:g}: {told}")
         keep(self._state() | {"pruning": None})
         return point
 
     def _validated(self, pruned: Pruning) -> float:
         """Raises NotFinite."""
-        given, module = self._given, pruned.loaded.module
-        assert given.data is not None  # noqa: S101 - the spec asks for data
-        device = given.work.device
+        job, module = self._job, pruned.loaded.module
+        assert job.data is not None  # noqa: S101 - the spec asks for data
+        device = job.work.device
         try:
             place(module, device)
-            tick = given.stages.beat
-            return validation_score(module, given.data, self._baseline, device=device, tick=tick)
+            tick = job.stages.beat
+            return validation_score(module, job.data, self._baseline, device=device, tick=tick)
         finally:
             place(module, CPU)
 
@@ -254,8 +255,8 @@ class QualitySearch:
         if checkpoint["amount"]:  # a candidate, of those tried, that may be the result
             self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
             self._best_checkpoint = checkpoint["best"]
-            self._given.stages.narrow(len(self.points) - 1, _HALVINGS)
-            self._best = Pruning(self._given.of(self.found.of(self._given.spec)))
+            self._job.stages.narrow(len(self.points) - 1, _HALVINGS)
+            self._best = Pruning(self._job.of(self.found.of(self._job.spec)))
             self._best.run(self._best_checkpoint, lambda _: None)
 
 
@@ -274,18 +275,18 @@ def _by_candidate(points: list[dict[str, Any]]) -> dict[Candidate, Point]:
 # -- the word on the result ---------------------------------------------------------------------
 
 
-def judge(given: Given, search: Search, before: Measurement, after: Measurement, first_file: Path | None) -> Goal:
+def judge(job: PruneJob, search: Search, before: Measurement, after: Measurement, first_file: Path | None) -> Goal:
     """Whether a result meets the target, by the report's own measurements, which also take the place of its point.
 
     Args:
         first_file: the result in the first format that the job asks for, if that was written. No other file takes
             its place in a goal of bytes, which is then missed.
     """
-    target, found = target_of(given.spec), search.found
+    target, found = target_of(job.spec), search.found
     latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
     file_bytes = None if first_file is None else first_file.stat().st_size
-    reached = shares_left(given.spec, upload, after, file_bytes, latency)
+    reached = shares_left(job.spec, upload, after, file_bytes, latency)
     if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
         reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
     goal = _judged(search, target, reached, before.quality, after.quality)

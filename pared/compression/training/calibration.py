@@ -1,0 +1,69 @@
+"""What some training samples say of the weights: batches of them, and the gradients of the loss on their labels."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from pared.compression.coupling.interpreter import reloaded
+from pared.compression.devices.memory import BatchSize
+from pared.compression.devices.placement import place
+from pared.compression.measuring.running import Inputs, Samples, forward, unoptimized
+from pared.compression.measuring.scores import label_loss
+from pared.compression.names import tensors
+from pared.compression.training.gradients import Loss, add_gradients, cudnn_disabled, cudnn_refuses
+from pared.specs import Task
+
+_SOME = 64  # samples of a batch that a criterion looks at
+
+
+def learn_labels(task: Task) -> Loss:
+    """The loss on labels alone: cross-entropy, or the squared error."""
+
+    def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        return label_loss(forward(module, inputs, task), targets, task)
+
+    return loss
+
+
+def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
+    """What a criterion that needs data looks at: 1024 training samples, drawn by seed."""
+    return itertools.islice(data.batches("train", _SOME, torch.Generator().manual_seed(seed)), 16)
+
+
+def loss_gradients(
+    module: nn.Module, data: Samples, task: Task, *, seed: int, device: str
+) -> Iterator[dict[str, Tensor]]:
+    """The gradients of the loss on labels, for each of some batches of the training split: all names -> tensor, on CPU.
+
+    In eval mode, so that batch norms and dropout are as they are in use; also for weights that are not to be trained.
+    """
+    module = copied(module).eval()
+    place(module, device)
+    without_cudnn = cudnn_refuses(module)
+    parameters = {name: tensor for name, tensor in tensors(module).items() if tensor.is_floating_point()}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    size = BatchSize(_SOME)
+    for inputs, target in some_batches(data.on(device), seed):
+
+        def run(most: int, inputs: Inputs = inputs, target: Tensor = target) -> None:
+            module.zero_grad(set_to_none=True)
+            add_gradients(module, inputs, target, learn_labels(task), most, nullcontext())
+
+        with unoptimized(), cudnn_disabled(without_cudnn):
+            size.run(run, len(target), "score weights")
+        yield {
+            name: torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.cpu()
+            for name, parameter in parameters.items()
+        }
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """An independent copy of a module, TorchScript or not."""
+    return reloaded(module) if isinstance(module, torch.jit.ScriptModule) else copy.deepcopy(module)

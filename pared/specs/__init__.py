@@ -1,0 +1,71 @@
+"""Job specs: the one contract that the API, the worker, the client and the compression library share.
+
+Which types of jobs there are, and what belongs to each, is said in `pared.job_types`.
+"""
+
+from __future__ import annotations
+
+from pared.specs.architectures import Architecture, LayeredArchitecture, NamedArchitecture
+from pared.specs.base import Device, JobSpec, Spec
+from pared.specs.common import CompressionSpec, Output, Outputs, Preprocess, Task, TensorSpec
+from pared.specs.distillation import DistillSpec, FromTeacher, Student
+from pared.specs.inspection import InspectSpec
+from pared.specs.planning import PlanSpec
+from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
+from pared.specs.targets import Target
+from pared.specs.training import (
+    DistillLoss,
+    Knowledge,
+    LrSchedule,
+    Optimizer,
+    OutputMse,
+    Precision,
+    Retrain,
+    TeachTrain,
+    Train,
+)
+from pared.specs.uploads import BUILTIN_DATASETS, DatasetReference, Json, ModelId, Reference, Text, UploadKind
+
+__all__ = [
+    "BUILTIN_DATASETS",
+    "PHYSICAL",
+    "Architecture",
+    "CompressionSpec",
+    "Criterion",
+    "DatasetReference",
+    "Device",
+    "DistillLoss",
+    "DistillSpec",
+    "FromTeacher",
+    "Granularity",
+    "InspectSpec",
+    "JobSpec",
+    "Json",
+    "Knowledge",
+    "LayeredArchitecture",
+    "LrSchedule",
+    "ModelId",
+    "NamedArchitecture",
+    "Optimizer",
+    "Output",
+    "OutputMse",
+    "Outputs",
+    "PlanSpec",
+    "Precision",
+    "Preprocess",
+    "PruneSpec",
+    "Quantize",
+    "Reference",
+    "Retrain",
+    "Schedule",
+    "Scope",
+    "Spec",
+    "Student",
+    "Target",
+    "Task",
+    "TeachTrain",
+    "TensorSpec",
+    "Text",
+    "Train",
+    "UploadKind",
+]

@@ -1,0 +1,85 @@
+"""The fields that every compression job has: task, inputs, output formats, time limit and device."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from pared.specs.base import Device, JobSpec, Spec
+
+Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed"]
+Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
+Task = Literal["classification", "regression"]
+
+
+class TensorSpec(Spec):
+    """Shape (batch first) and type of one model input, for jobs that bring no data."""
+
+    shape: list[Annotated[int, Field(ge=1, le=1 << 20)]] = Field(min_length=1, max_length=8)
+    dtype: Literal["float32", "int64"] = "float32"
+
+    @model_validator(mode="after")
+    def _bounded(self) -> TensorSpec:
+        if math.prod(self.shape) > 1 << 28:
+            raise ValueError("must have at most 2^28 elements in all")
+        return self
+
+
+class Preprocess(Spec):
+    """How stored arrays become model inputs: `(x * scale - mean) / std`, mean and std a channel (dim 1)."""
+
+    scale: float = Field(1.0, gt=0)
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+
+
+class CompressionSpec(JobSpec):
+    """What every compression job has."""
+
+    seed: int = Field(0, ge=0, lt=1 << 32)
+    task: Task = "classification"
+    preprocess: Preprocess | None = None
+    outputs: Outputs | None = Field(
+        None,
+        description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
+        "`torchscript`. `packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
+        "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
+        "the report; the job fails, before it trains, only where none can be written.",
+    )
+    time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
+    device: Device = Field(
+        "auto",
+        description="What the job computes on. `cuda`: an NVIDIA GPU; only a worker that has one takes the job. `cpu`: "
+        "the processor, on whichever worker. `auto`: the worker that is free first takes it, and uses its GPU if it "
+        "has one.",
+    )
+    latency_device: Literal["cpu", "cuda"] | None = Field(
+        None,
+        description="Where latency is measured, for the report and for a goal of latency: where the model will run. "
+        "Without one, where the job computes. `cuda` asks for a worker with a GPU, as `device` does.",
+    )
+
+    @property
+    def needs_device(self) -> Device:
+        """What a worker must have to take the job."""
+        return "cuda" if self.latency_device == "cuda" else self.device
+
+    @property
+    def device_field(self) -> str:
+        """The field that asks for this device."""
+        return "device" if self.device == "cuda" else "latency_device"
+
+    @model_validator(mode="after")
+    def _outputs_once(self) -> CompressionSpec:
+        if self.outputs is not None and len(set(self.outputs)) != len(self.outputs):
+            raise ValueError("outputs names a format twice")
+        return self
+
+    @model_validator(mode="after")
+    def _latency_device_is_there(self) -> CompressionSpec:
+        if self.device == "cpu" and self.latency_device == "cuda":
+            why = "cuda is not there for a job whose `device` is cpu: make `device` cuda or auto, or leave this out"
+            self._refuse({"latency_device": why})
+        return self

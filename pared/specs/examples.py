@@ -1,0 +1,51 @@
+"""Specs as the API's description shows them, by type of job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pared.specs.uploads import EXAMPLE_MODEL_ID
+
+PRUNE: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "granularity": "channel",
+    "target": {"params": 0.25, "max_accuracy_drop": 0.02},
+    "retrain": {"epochs": 3},
+    "outputs": ["torchscript"],
+}
+PRUNE_BY_AMOUNT: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "amount": 0.5,
+}
+PRUNE_ON_A_GPU: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "device": "cuda",
+    "target": {"latency": 0.5},
+    "latency_device": "cpu",
+}
+DISTILL: dict[str, Any] = {
+    "type": "distill",
+    "teacher": EXAMPLE_MODEL_ID,
+    "student": {"from_teacher": {"width": 0.5}},
+    "dataset": "builtin:digits",
+    "loss": {"kind": "knowledge", "alpha": 0.5, "temperature": 4},
+    "train": {"epochs": 5},
+}
+
+PRUNING: dict[str, dict[str, Any]] = {
+    "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
+    "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
+    "gpu": {
+        "summary": "Train on a GPU, for a model that is to run on a processor in half the time",
+        "value": PRUNE_ON_A_GPU,
+    },
+}
+DISTILLATION: dict[str, dict[str, Any]] = {
+    "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
+}

@@ -1,0 +1,71 @@
+"""How a spec says what the result must come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pydantic import Field, model_validator
+
+from pared.specs.base import Spec
+
+
+class Target(Spec):
+    """What the result must come to, instead of an amount: one goal, or several that hold together.
+
+    Sizes are shares left of the upload's. The least pruning that meets them all is looked for.
+    """
+
+    params: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Parameters left, of the upload's. For single weights and blocks only those count that are not "
+        "zero.",
+    )
+    macs: float | None = Field(None, gt=0, lt=1, description="Multiply-adds of one sample left. Channels only.")
+    file_bytes: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Bytes of the file of the first format in `outputs`, of the uploaded file's. For single weights "
+        "and blocks this must be `packed`.",
+    )
+    latency: float | None = Field(
+        None, gt=0, lt=1, description="Time of a forward pass left, measured in turns with the upload. Channels only."
+    )
+    latency_batch_size: int = Field(1, ge=1, le=4096, description="Samples in the batch whose time is measured.")
+    max_accuracy_drop: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="How much accuracy (0.01: one point) or R² may be lost. Alone: the smallest model that holds it on "
+        "the validation split. The test split has the last word.",
+    )
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The shares that may be left, of what is named."""
+        named = {name: getattr(self, name) for name in ("params", "macs", "file_bytes", "latency")}
+        return {name: share for name, share in named.items() if share is not None}
+
+    @property
+    def goals(self) -> dict[str, float]:
+        """All that is asked for."""
+        return self.sizes | ({} if self.max_accuracy_drop is None else {"max_accuracy_drop": self.max_accuracy_drop})
+
+    def missed(self, reached: Mapping[str, float]) -> list[str]:
+        """Which goals are not met by what was reached of each; a last bit of arithmetic misses none.
+
+        What was not reached at all, such as the bytes of a file that could not be written, is missed.
+        """
+        return [name for name, most in self.goals.items() if reached.get(name, math.inf) > most + 1e-12]
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Target:
+        if not self.goals:
+            raise ValueError("names no goal: give params, macs, file_bytes, latency or max_accuracy_drop")
+        if self.latency is None:
+            why = "is the batch whose latency is measured: leave it out, or give `latency`"
+            self._must_be_left_out({"latency_batch_size": why})
+        return self

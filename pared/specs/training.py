@@ -1,0 +1,101 @@
+"""How a spec says that a model is trained, and what it learns from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pared.specs.base import Spec
+from pared.specs.uploads import Text
+
+Optimizer = Literal["sgd", "adam"]
+LrSchedule = Literal["constant", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Train(Spec):
+    """One training run. The epoch with the best validation score is kept, not the last."""
+
+    epochs: int = Field(5, ge=0, le=1000)
+    optimizer: Optimizer = "sgd"
+    lr: float = Field(0.01, gt=0, le=10, description="Without one: 0.01 for sgd, 0.001 for adam.")
+    lr_schedule: LrSchedule = Field(
+        "constant", description="`cosine`: the learning rate falls from `lr` to 0 along half a cosine."
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps over which the rate first rises to `lr`.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only.")
+    nesterov: bool = Field(False, description="SGD only: Nesterov's momentum.")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    batch_size: int = Field(64, ge=1, le=65536)
+    precision: Precision = Field(
+        "auto",
+        description="`bfloat16`: convolutions and matrix products of the training compute in it, which is faster on "
+        "processors that have it; weights, updates, losses and all measurements stay as they are. `auto`: bfloat16 on "
+        "GPUs that have it, else float32. On a GPU, float32 products of a training are TF32 where it has that.",
+    )
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="Stop after so many epochs without a better validation score."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_lr(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("lr") is not None:
+            return values
+        adam = values.get("optimizer", cls.model_fields["optimizer"].default) == "adam"
+        return {**values, "lr": 0.001 if adam else 0.01}
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Train:
+        if self.nesterov and (self.optimizer == "adam" or not self.momentum):
+            self._refuse({"nesterov": "is a kind of SGD's momentum: leave it out, or give both"})
+        return self
+
+
+class TeachTrain(Train):
+    """A training run of a student: Adam by default, for a distance of logits is too steep for SGD's usual rate."""
+
+    optimizer: Optimizer = "adam"
+
+
+class OutputMse(Spec):
+    """Output distillation: L = (1/N) Σ ‖f(x_i; θ_t) − f'(x_i; θ_s)‖²."""
+
+    kind: Literal["output_mse"]
+
+
+class Knowledge(Spec):
+    """Knowledge distillation: L = α · output distance + (1−α) · T² · KL(teacher ‖ student)."""
+
+    kind: Literal["knowledge"]
+    alpha: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0, le=100)
+    features: list[tuple[Text, Text]] | None = Field(
+        None,
+        max_length=16,
+        description="Pairs [teacher layer, student layer]. With pairs, the KL term runs over the softened outputs of "
+        "these layers (projected where widths differ); without, over the logits.",
+    )
+    labels: float = Field(0.0, ge=0, lt=1, description="Share of the loss on the hard labels.")
+
+
+DistillLoss = Annotated[OutputMse | Knowledge, Field(discriminator="kind")]
+
+
+class Retrain(Train):
+    """Training after, or while, weights go."""
+
+    teach: DistillLoss | None = Field(
+        None,
+        description="Learn from the answers of the model as it came, computed once, beside the labels or instead. "
+        "`true` stands for half softened classes and half labels, or for `output_mse` in a regression; `false` for "
+        "labels alone. Without one, SGD learns classes as with `true`; Adam, and any regression, from labels alone.",
+        examples=[True, {"kind": "knowledge", "alpha": 0.0, "temperature": 4, "labels": 0.1}],
+    )
+
+    @model_validator(mode="after")
+    def _teaches_outputs(self) -> Retrain:
+        if isinstance(self.teach, Knowledge) and self.teach.features is not None:
+            self._refuse({"teach": "compares outputs: leave `features` out"})
+        return self

@@ -1,0 +1,85 @@
+"""Owns which uploads a job names: they are there when it is posted, and stay while it needs them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Text, select
+from sqlalchemy import cast as as_type
+from sqlalchemy.orm import Session
+
+from pared.errors import Conflict, NotFound, ParedError
+from pared.job_types import BY_NAME, UNLISTED, type_of
+from pared.specs import JobSpec, Reference
+from pared.specs.uploads import kind_of
+from pared.state.tables import Dataset, Job, Model
+from pared.statuses import ENDED
+
+UNINSPECTED = ParedError("The inspection ended without a result. Upload the file again.").as_job_error()
+"""Why an upload is rejected whose inspection gave no reason."""
+
+
+def table_of(upload_id: str) -> type[Model | Dataset]:
+    """Where an upload's row is."""
+    return Model if kind_of(upload_id) == "model" else Dataset
+
+
+def uploads_of(spec: JobSpec) -> list[Reference]:
+    """The uploads that a spec names, without built-in data sets."""
+    named = type_of(spec).references(spec.model_dump(mode="json"))
+    return [reference for reference in named if reference.is_upload]
+
+
+def check_references(session: Session, owner: str, spec: JobSpec) -> None:
+    """Every model and data set that a spec names is there, the owner's, and not rejected.
+
+    Raises:
+        NotFound: with a pointer to each that is not there.
+        Conflict: with a pointer to each that was rejected.
+    """
+    missing: list[dict[str, str]] = []
+    rejected: list[dict[str, str]] = []
+    for reference in uploads_of(spec):
+        table = table_of(reference.id)
+        # Locked until the job is there, so that a delete at the same moment sees the job.
+        upload = cast(
+            "Model | Dataset | None",
+            session.scalar(
+                select(table)
+                .where(table.id == reference.id, table.owner == owner, table.deleted_at.is_(None))
+                .with_for_update(read=True)
+            ),
+        )
+        kind = "model" if reference.kind == "model" else "data set"
+        if upload is None:
+            detail = f"there is no {kind} {reference.id}; upload it first"
+            missing.append({"pointer": reference.pointer, "detail": detail})
+        elif upload.status == "rejected":
+            detail = f"{kind} {reference.id} was rejected: {(upload.reason or UNINSPECTED)['detail']}"
+            rejected.append({"pointer": reference.pointer, "detail": detail})
+    if missing:
+        raise NotFound("The job names something that is not here.", errors=missing)
+    if rejected:
+        raise Conflict("The job names an upload that cannot be used.", errors=rejected)
+
+
+def job_using(session: Session, owner: str, upload_id: str) -> str | None:
+    """The id of an unfinished job of the owner that names an upload.
+
+    Jobs that the API made for itself keep no upload: the owner could not cancel them.
+    """
+    rows = session.execute(
+        select(Job.id, Job.type, Job.spec)
+        .where(Job.owner == owner, Job.type.not_in(UNLISTED), Job.status.not_in(ENDED), mentions(upload_id))
+        .order_by(Job.id)
+    )
+    for job_id, name, spec in rows:
+        job_type = BY_NAME.get(name)  # one that only a newer release knows may use it
+        if job_type is None or any(reference.id == upload_id for reference in job_type.references(spec)):
+            return str(job_id)
+    return None
+
+
+def mentions(upload_id: Any) -> ColumnElement[bool]:
+    """WHERE clause: the id stands somewhere in the job's spec."""
+    return as_type(Job.spec, Text).contains(upload_id)
