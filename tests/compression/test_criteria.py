@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pared.compression.coupling import ChannelGroup, input_norms
-from pared.compression.pruning.scores import CalibrationStatistics, channel_scores, weight_scores
+from pared.compression.pruning.importance import CalibrationStatistics, channel_scores, weight_scores
 from pared.criteria.lamp import share_of_larger
 from pared.errors import NothingToPrune
 from tests.compression.test_methods import file_of, pruning, run

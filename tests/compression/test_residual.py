@@ -14,10 +14,10 @@ from pared.compression.export.programs import export_program
 from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.loading import LoadedModel
 from pared.compression.loading.opening import load_model
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
 from pared.compression.pruning.residual_blocks.blocks import find_blocks, without_blocks
-from pared.compression.pruning.residual_blocks.scores import block_scores
-from pared.compression.pruning.scores import CalibrationStatistics
+from pared.compression.pruning.residual_blocks.importance import block_scores
 from pared.compression.work import ModelFile
 from pared.errors import NothingToPrune
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pared.compression.measuring.running import forward
 from pared.compression.measuring.scores import label_loss
-from pared.compression.pruning.scores import CalibrationStatistics
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, weight_masks
 from pared.compression.training import progress
 from pared.compression.training.calibration import learn_labels

@@ -21,9 +21,9 @@ from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import Assessment
 from pared.compression.names import matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
 from pared.compression.pruning.schedules import Amounts, cubic, step_amounts
-from pared.compression.pruning.scores import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
 from pared.compression.quantization.shared_values import SharedValues, share_values
 from pared.compression.report.parts import Removed

@@ -23,8 +23,8 @@ from pared.compression.coupling.model import merge
 from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.loading import LoadedModel
 from pared.compression.names import layer_of, matches, no_match, tensors, tied_names
+from pared.compression.pruning.importance import CalibrationStatistics, channel_scores
 from pared.compression.pruning.schedules import Amounts
-from pared.compression.pruning.scores import CalibrationStatistics, channel_scores
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
 from pared.wording import shortened

@@ -1,4 +1,4 @@
-"""Masks: which single weights live. Chosen one by one, n of m neighbours, or in blocks; scores come from `scores`."""
+"""Masks: which single weights live. Chosen by `importance` one by one, n of m neighbours, or in blocks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.names import layer_of, matching, no_match, tied_names, weight_layers
+from pared.compression.pruning.importance import CalibrationStatistics, weight_scores
 from pared.compression.pruning.schedules import Amounts
-from pared.compression.pruning.scores import CalibrationStatistics, weight_scores
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
 from pared.wording import shortened

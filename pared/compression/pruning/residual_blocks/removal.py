@@ -13,10 +13,10 @@ from pared.compression.coupling import Removed
 from pared.compression.coupling.verify import Mismatch, compare, failing
 from pared.compression.loading import LoadedModel
 from pared.compression.names import matches, tensors, weight_layers
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks, find_blocks, without_blocks
-from pared.compression.pruning.residual_blocks.scores import block_scores
+from pared.compression.pruning.residual_blocks.importance import block_scores
 from pared.compression.pruning.schedules import Amounts
-from pared.compression.pruning.scores import CalibrationStatistics
 from pared.compression.torch_errors import telling_line
 from pared.errors import ModelFailed, NothingToPrune
 from pared.specs import Criterion

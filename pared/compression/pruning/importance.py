@@ -1,4 +1,4 @@
-"""Scores of importance: runs a criterion over channels and single weights, with what it needs of the training samples.
+"""Importance of channels and single weights: runs a criterion over them, with what it needs of training samples.
 
 What a criterion computes is in `pared.criteria`. Scores are on the CPU; the lowest go first.
 """

@@ -1,4 +1,4 @@
-"""Scores of importance of residual blocks: runs a criterion over them, as `pruning.scores` does over channels."""
+"""Importance of residual blocks: runs a criterion over them, as `pruning.importance` does over channels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from pared.compression.pruning.importance import CalibrationStatistics, TensorOf, Weights, tensors_of_batches
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks
-from pared.compression.pruning.scores import CalibrationStatistics, TensorOf, Weights, tensors_of_batches
 from pared.criteria import CRITERIA, WeightTensor
 
 
