@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria same-bytes coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria same-bytes coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -24,6 +24,9 @@ demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared
 up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; another port: make up PORT=8001
 	$(BIN)/pared up $(if $(PORT),--port $(PORT))
 
+unit: $(DEV)  ## The tests that need no server and train nothing, in a minute; some of them: make unit ARGS="-k lease"
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -p no:cacheprovider $(ARGS)
+
 # Tests mostly wait for real processes, so three run side by side, a file at a time.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
 	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=10
@@ -34,7 +37,7 @@ test-torch:  ## Compression, weight files and sandbox with another torch, in its
 	grep -vE '^(torch|setuptools)==' constraints.txt > $(OTHER)/constraints.txt
 	$(OTHER)/bin/python $(INSTALL) -c $(OTHER)/constraints.txt \
 		'torch==$(TORCH)' -e '.[service,worker,onnx,dev]'
-	$(OTHER)/bin/python -m pytest -n 3 --dist loadfile tests/compression tests/weights tests/worker/test_sandbox.py tests/worker/test_child.py
+	$(OTHER)/bin/python -m pytest -n 3 --dist loadfile tests/unit tests/integration/compression tests/integration/worker/test_sandbox.py tests/integration/worker/test_child.py
 
 test-gpu: $(DEV)  ## Real jobs on a card, a JSON line a finding (PARED_TEST_DEVICE=cpu tries the tests without one)
 	$(BIN)/python -m pytest tests/gpu -m gpu -q
@@ -94,10 +97,10 @@ same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as
 	$(BIN)/python benchmarks/same_bytes.py "$(BASE)"
 
 coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table
-	$(BIN)/python -m pytest tests/compression/test_coverage.py -m campaign -rP -p no:logging
+	$(BIN)/python -m pytest tests/integration/compression/test_coverage.py -m campaign -rP -p no:logging
 
 fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they must, counted
-	$(BIN)/python -m pytest tests/compression/test_random_graphs.py -m campaign -rP
+	$(BIN)/python -m pytest tests/integration/compression/test_random_graphs.py -m campaign -rP
 
 faults: $(DEV)  ## The long fault campaigns, counted
 	$(BIN)/python -m pytest -n 3 tests/faults -m campaign -rP

@@ -1,4 +1,4 @@
-"""Fixtures for every room: real processes, started once a run, and gone when it ends however it ends."""
+"""Fixtures for every layer: real processes, started once a run, and gone when it ends however it ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 # cost more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.e2e.processes import Processes
-from tests.e2e.servers import Servers
-from tests.e2e.stack import Stack, new_stack
+from tests.support.processes import Processes
+from tests.support.servers import Servers
+from tests.support.stack import Stack, new_stack
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.clean_process import CleanProcess
+from tests.support.clean_process import CleanProcess
 
 
 @pytest.fixture(scope="module")

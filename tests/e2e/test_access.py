@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.processes import Processes
-from tests.e2e.stack import Stack, new_stack
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.processes import Processes
+from tests.support.stack import Stack, new_stack
 
 
 @pytest.fixture(scope="module")

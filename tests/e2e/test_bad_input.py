@@ -22,9 +22,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.e2e.processes import Processes
-from tests.e2e.stack import Stack, new_stack
-from tests.models import hostile, zoo
+from tests.support.models import hostile, zoo
+from tests.support.processes import Processes
+from tests.support.stack import Stack, new_stack
 
 ABSENT_MODEL = "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"
 ABSENT_DATASET = "dst_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from tests.compression.test_device_literals import code_of, loaded, made_on, samples, traced
-from tests.e2e.stack import Stack
-from tests.models import zoo
+from tests.integration.compression.test_device_literals import code_of, loaded, made_on, samples, traced
+from tests.support.models import zoo
+from tests.support.stack import Stack
 
 
 def test_a_trace_made_on_cuda_is_inspected_pruned_and_loads_anywhere(embedded: Stack) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import pared
-from tests.e2e.processes import Processes, wait_for
-from tests.e2e.stack import Stack, new_stack
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.processes import Processes, wait_for
+from tests.support.stack import Stack, new_stack
 
 
 class NoOnnx(nn.Module):

@@ -7,8 +7,8 @@ import io
 
 import torch
 
-from tests.e2e.stack import Stack
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.stack import Stack
 
 
 def test_a_goal_is_met_and_one_out_of_reach_is_called_infeasible(embedded: Stack) -> None:

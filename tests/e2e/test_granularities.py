@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.clean_process import CleanProcess
-from tests.e2e.stack import Stack
-from tests.models import zoo
+from tests.support.clean_process import CleanProcess
+from tests.support.models import zoo
+from tests.support.stack import Stack
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "n:m": ("mlp", {"n_m": [2, 4]}),

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tests.e2e.processes import environment
-from tests.e2e.stack import Stack
+from tests.support.processes import environment
+from tests.support.stack import Stack
 
 HEAVY = ("torch", "numpy", "sklearn", "onnx")
 

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.processes import wait_for
-from tests.e2e.stack import Stack
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.processes import wait_for
+from tests.support.stack import Stack
 
 MISSING = {"job": "job_01K9Q5V7M3W8Z2X4Y6A0B1C2D3", "model": "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"}
 

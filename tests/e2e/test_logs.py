@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.e2e.processes import Processes
-from tests.e2e.stack import new_stack
+from tests.support.processes import Processes
+from tests.support.stack import new_stack
 
 
 def test_at_a_high_level_no_process_writes_a_line_while_all_goes_well(processes: Processes, scratch: Path) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tests.e2e.clean_process import CleanProcess
-from tests.e2e.stack import Stack
-from tests.models import zoo
-from tests.models.reference import zeroed_outputs
+from tests.support.clean_process import CleanProcess
+from tests.support.models import zoo
+from tests.support.models.reference import zeroed_outputs
+from tests.support.stack import Stack
 
 PROGRAMS: list[tuple[str, zoo.Form]] = [(name, "program") for name in ("resnet", "text_transformer", "signal_cnn")]
 CELLS = [(family, form) for family in zoo.FAMILIES for form in zoo.FORMS] + PROGRAMS

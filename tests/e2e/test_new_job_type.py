@@ -9,8 +9,8 @@ import numpy as np
 import safetensors.numpy
 
 import pared
-from tests.e2e.processes import Processes
-from tests.e2e.stack import Stack
+from tests.support.processes import Processes
+from tests.support.stack import Stack
 
 SPEC = '''\
 """The spec and the report of a job that counts the bytes of several models."""

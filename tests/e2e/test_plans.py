@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import pared
-from tests.e2e.processes import Processes, wait_for
-from tests.e2e.stack import Stack, new_stack
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.processes import Processes, wait_for
+from tests.support.stack import Stack, new_stack
 
 SPECS: dict[str, tuple[str, zoo.Form, dict[str, Any]]] = {
     "channels": ("plain_cnn", "scripted", {"amount": 0.5, "outputs": ["torchscript", "onnx"]}),

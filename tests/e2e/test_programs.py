@@ -7,8 +7,8 @@ import io
 import pytest
 import torch
 
-from tests.e2e.stack import Stack
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.stack import Stack
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pared import spec_fields
-from tests.e2e.stack import Stack
+from tests.support.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

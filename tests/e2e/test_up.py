@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from pared.gpus import VISIBLE
-from tests.e2e.processes import Processes, environment, wait_for
-from tests.e2e.servers import free_port
+from tests.support.processes import Processes, environment, wait_for
+from tests.support.servers import free_port
 
 # Its supervisor alone is shown two cards; the workers find none there, and say so.
 UP = """

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import Processes
-from tests.e2e.stack import new_stack
+from tests.support.processes import Processes
+from tests.support.stack import new_stack
 
 SIZE = 2 << 30
 MIB = 1 << 20

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.processes import Processes, environment, wait_for
-from tests.e2e.servers import free_port
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.processes import Processes, environment, wait_for
+from tests.support.servers import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -19,10 +19,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.processes import Process, Processes, wait_for
-from tests.e2e.servers import Servers
-from tests.e2e.stack import ENDED, Stack, new_stack
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.processes import Process, Processes, wait_for
+from tests.support.servers import Servers
+from tests.support.stack import ENDED, Stack, new_stack
 from worker.forkserver import CHILD_NAME
 
 

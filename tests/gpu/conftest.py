@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.clean_process import CleanProcess
-from tests.e2e.processes import Processes
 from tests.gpu.card import DEVICE, Card, card, say
 from tests.gpu.jobs import BASICS, DEVICES, FAMILIES, Posted
 from tests.gpu.up import WORKERS, Up
+from tests.support.clean_process import CleanProcess
+from tests.support.processes import Processes
 
 DETAILS = pytest.StashKey[dict[str, Any]]()
 RESULTS = pytest.StashKey[dict[str, list[str]]]()

@@ -11,7 +11,7 @@ from torch import nn
 from tests.gpu import networks
 from tests.gpu.card import DEVICE
 from tests.gpu.up import Up
-from tests.models import zoo
+from tests.support.models import zoo
 
 Spec = dict[str, Any]
 RETRAIN = {"epochs": 2, "lr": 0.01}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from tests.models import zoo
+from tests.support.models import zoo
 
 
 class Recurrent(nn.Module):

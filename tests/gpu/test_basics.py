@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import pared
-from tests.e2e.clean_process import CleanProcess
 from tests.gpu.card import DEVICE, Card
 from tests.gpu.jobs import Posted
 from tests.gpu.up import Up
-from tests.models import zoo
+from tests.support.clean_process import CleanProcess
+from tests.support.models import zoo
 
 pytestmark = pytest.mark.gpu
 

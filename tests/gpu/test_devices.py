@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.e2e.clean_process import CleanProcess
 from tests.gpu import networks
 from tests.gpu.card import Card, needs_card
 from tests.gpu.jobs import Posted, prune_upload
 from tests.gpu.test_basics import computed_on, told
 from tests.gpu.up import Up
-from tests.models import zoo
+from tests.support.clean_process import CleanProcess
+from tests.support.models import zoo
 
 pytestmark = pytest.mark.gpu
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.clean_process import CleanProcess
 from tests.gpu.card import Card
 from tests.gpu.jobs import CELLS, Posted
 from tests.gpu.test_basics import computed_on, told
-from tests.models import zoo
+from tests.support.clean_process import CleanProcess
+from tests.support.models import zoo
 
 pytestmark = pytest.mark.gpu
 

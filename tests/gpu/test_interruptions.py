@@ -8,12 +8,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.processes import wait_for
 from tests.gpu.card import DEVICE, Card, card
 from tests.gpu.jobs import prune_upload
 from tests.gpu.test_basics import computed_on, told
 from tests.gpu.up import Up
-from tests.models import zoo
+from tests.support.models import zoo
+from tests.support.processes import wait_for
 from worker.forkserver import CHILD_NAME
 
 pytestmark = pytest.mark.gpu

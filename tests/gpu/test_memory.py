@@ -13,7 +13,7 @@ from tests.gpu.jobs import prune_upload
 from tests.gpu.test_basics import computed_on, told
 from tests.gpu.test_interruptions import free_again
 from tests.gpu.up import Up
-from tests.models import zoo
+from tests.support.models import zoo
 
 pytestmark = pytest.mark.gpu
 

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.processes import Process, Processes
-from tests.e2e.stack import Stack
 from tests.gpu.card import DEVICE
+from tests.support.processes import Process, Processes
+from tests.support.stack import Stack
 
 # Not the script `pared`: a checkout that is on Python's path has none.
 PARED = [sys.executable, "-P", "-m", "pared"]

@@ -4,7 +4,7 @@ TorchScript's own executor gives no way to see the values between two operators.
 travel as `Tracked`, every `aten` operator is called through its own registered schema, and a visitor is
 shown each call. Control flow is followed for real, with the example's values.
 
-The graph API used here is private to torch; `tests/compression/test_coupling.py` pins what is relied on.
+The graph API used here is private to torch; `tests/unit/compression/test_coupling.py` pins what is relied on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Finds where the code of a ScriptModule names a device, and changes it. The graph API used here is private to torch.
 
-`tests/compression/test_device_literals.py` pins what is relied on.
+`tests.integration.compression.test_device_literals.py` pins what is relied on.
 """
 
 from __future__ import annotations

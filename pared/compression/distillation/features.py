@@ -105,7 +105,7 @@ def _capturing(module: torch.jit.ScriptModule, layers: Sequence[str], role: str)
 
     A ScriptModule takes no hooks. So, in a copy, every call of a submodule is marked before calls are inlined, and
     the marked values become outputs. Weights and the training flag are read from the module at each call. The graph
-    API is private to torch; `tests/compression/test_distill.py` pins what is relied on.
+    API is private to torch; `tests/integration/compression/test_distill.py` pins what is relied on.
     """
     copy: Any = reloaded(module)
     marked: set[str] = set()

@@ -1,7 +1,8 @@
 """Rebuilds a ScriptModule with no more modules and tensors than its forward graph reads.
 
 TorchScript's classes never lose an attribute, and modules share them. So new modules of the same names are compiled,
-and the graph moves over to them. The calls used are private to torch; `tests/compression/test_residual.py` pins them.
+and the graph moves over to them. The calls used are private to torch;
+`tests/integration/compression/test_residual.py` pins them.
 """
 
 from __future__ import annotations
