@@ -254,6 +254,60 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+FILES = {str(path.relative_to(ROOT)) for path in ROOT.glob("*") if path.is_file()} | {
+    str(path.relative_to(ROOT))
+    for folder in ("pared", "service", "worker", "migrations", "tests", "benchmarks", "docs", ".github")
+    for path in (ROOT / folder).rglob("*")
+    if "__pycache__" not in path.parts
+}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_source_files_that_a_page_names_exist(page: Path) -> None:
+    """Whole paths, or as much of their end as tells which file is meant. `mlp.py` of a reader is not one of ours."""
+    named = re.findall(r"`([\w./-]+\.(?:py|sh|md))`", page.read_text())
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in FILES)] == []
+
+
+@pytest.mark.parametrize("name", ["architecture", "glossary"])
+def test_every_path_on_the_pages_about_the_code_exists(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    named = set(re.findall(r"(?<![\w./-])(?:pared|service|worker|migrations)/[\w./-]*\w/?", text))
+    assert len(named) > 20
+    assert {path for path in named if path.rstrip("/") not in FILES} == set()
+
+
+def test_the_page_on_architecture_names_every_package() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    packages = {
+        str(path.parent.relative_to(ROOT))
+        for top in ("pared", "service", "worker")
+        for path in (ROOT / top).rglob("__init__.py")
+    } - {"pared", "pared/examples", "pared/compression"}
+    assert {package for package in packages if f"{package}/" not in text} == set()
+
+
+def decisions() -> list[Path]:
+    return sorted(page for page in (ROOT / "docs/decisions").glob("0*.md") if page.name != "0000-template.md")
+
+
+@pytest.mark.parametrize("page", decisions(), ids=lambda page: page.stem)
+def test_pages_on_decisions_have_the_form_of_the_template_and_a_date(page: Path) -> None:
+    def parts(text: str) -> list[str]:
+        return [part for part in re.findall(r"^\*\*(.+?)\.\*\*", text, re.MULTILINE) if part in expected]
+
+    expected = ["To decide", "Chosen", "Why", "Cost"]
+    text = page.read_text()
+    assert re.match(rf"# {page.name[:4]}: [^\n]+\n\nDate: \d{{4}}-\d\d-\d\d\n", text)
+    assert parts(text) == parts((page.parent / "0000-template.md").read_text()) == expected
+    assert f"]({page.name})" in (page.parent / "README.md").read_text()
+
+
+def test_numbers_of_decisions_are_used_once() -> None:
+    numbers = [page.name[:4] for page in decisions()]
+    assert len(numbers) == len(set(numbers))
+
+
 def test_settings_that_pages_name_exist() -> None:
     ours = {f"PARED_{name.upper()}" for name in Settings.model_fields}
     # Of the client, the compose file, the tests and the benchmarks.
