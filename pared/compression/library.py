@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import pydantic
@@ -24,9 +24,11 @@ from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.writers import as_torchscript
 from pared.compression.loading import Folded, example_from_specs, fold_module, folding_difference
-from pared.compression.work import DatasetFile, ModelFile, Work
+from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ValidationError
+from pared.job_types import type_of
 from pared.reports import Report
+from pared.spec_fields import DistillFields, PruneFields
 
 Arrays = tuple[Any, Any]
 
@@ -50,7 +52,7 @@ def prune(
     *,
     architecture: Any | None = None,
     directory: str | Path | None = None,
-    **fields: Any,
+    **fields: Unpack[PruneFields],
 ) -> Result:
     """Remove weights or channels of a trained model, and retrain it where there is data.
 
@@ -60,8 +62,8 @@ def prune(
         architecture: of a state dict file.
         directory: where the result files are left; without one they are gone, and the model remains. Formats that could
             not be written are under `report.failed_outputs`.
-        fields: of `pared.specs.PruneSpec`, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`.
-            Without a `device` it computes on the GPU, if torch finds one.
+        fields: the other fields of the spec, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`, all
+            described in `pared.spec_fields`. Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
         DeviceUnavailable: `device` is cuda, and there is none.
@@ -85,7 +87,7 @@ def distill(
     teacher_architecture: Any | None = None,
     student_architecture: Any | None = None,
     directory: str | Path | None = None,
-    **fields: Any,
+    **fields: Unpack[DistillFields],
 ) -> Result:
     """Train a student to answer as its teacher does.
 
@@ -95,8 +97,8 @@ def distill(
         data: as in `prune`.
         teacher_architecture, student_architecture: of state dict files.
         directory: where the result files are left, as in `prune`.
-        fields: of `pared.specs.DistillSpec`, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`.
-            Without a `device` it computes on the GPU, if torch finds one.
+        fields: the other fields of the spec, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`, all described
+            in `pared.spec_fields`. Without a `device` it computes on the GPU, if torch finds one.
 
     Raises:
         DeviceUnavailable: `device` is cuda, and there is none.
@@ -116,6 +118,31 @@ def distill(
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
         report, distilled = jobs.distilled(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(distilled.module, report)
+
+
+def run_spec(
+    spec: specs.JobSpec, files: Mapping[str, str], directory: str | Path, observer: Observer
+) -> pydantic.BaseModel:
+    """Run a job in this process, on local files, by the code that a worker runs in its sandbox.
+
+    Args:
+        spec: the job; the ids in it only say which models and data it has.
+        files: the path of each model and of the data, by the field of the spec that names it.
+        directory: where the job's files go, the report among them; made if it is not there.
+        observer: is told of stages, progress, metrics and log lines, and keeps checkpoints.
+
+    Returns:
+        The report that this type of job has.
+
+    Raises:
+        DeviceUnavailable: the spec asks for cuda, and there is none.
+        ParedError: what a job would fail with.
+    """
+    with _workplace(directory) as place:
+        dataset = place.dataset(files.get("dataset"))
+        models = {name: _file(path) for name, path in files.items() if name != "dataset"}
+        work = place.work(models, dataset, _device_for(spec), getattr(spec, "latency_device", None))
+        return type_of(spec).load_method()(spec, replace(work, observer=observer))
 
 
 @contextmanager
@@ -144,8 +171,7 @@ class _Workplace:
     ) -> ModelFile:
         """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
         if not isinstance(model, nn.Module):
-            path = Path(model)
-            return ModelFile(path, path.name, _digest(path), architecture)
+            return _file(model, architecture)
         path = self.inputs / f"{role}.pt"
         if isinstance(model, torch.jit.ScriptModule):
             torch.jit.save(model, path)
@@ -191,16 +217,21 @@ class _Workplace:
         return Work(files, dataset, self.outputs, device=device, latency_device=latency_device, threads=threads)
 
 
-def _device_for(spec: specs.PruneSpec | specs.DistillSpec) -> str:
+def _file(model: str | Path, architecture: Any | None = None) -> ModelFile:
+    path = Path(model)
+    return ModelFile(path, path.name, _digest(path), architecture)
+
+
+def _device_for(spec: specs.JobSpec) -> str:
     """What to compute on.
 
     Raises:
         DeviceUnavailable: CUDA is asked for, and torch has none.
     """
     if torch.cuda.is_available():
-        return "cpu" if spec.device == "cpu" else "cuda"
+        return "cuda" if type_of(spec).uses_gpu and getattr(spec, "device", "auto") != "cpu" else "cpu"
     if spec.needs_device == "cuda":
-        field = "device" if spec.device == "cuda" else "latency_device"
+        field = spec.device_field
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no GPU that it can use"
         raise DeviceUnavailable(
             f"The {field} cuda is asked for, and {why}. Leave {field} out to compute on the processor, or run it where "

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import StorageKey, storage_key
+from pared.wording import shortened
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -61,5 +62,5 @@ def no_match(what: str, names: list[str], include: Sequence[str], exclude: Seque
         return f"The model has no {what} that could be pruned. A frozen TorchScript file has none: upload it unfrozen."
     return (
         f"No layer with {what} matches include {list(include)} and exclude {list(exclude)}. "
-        f"The layers are: {', '.join(names[:20])}."
+        f"The layers are: {shortened(names, 20)}."
     )

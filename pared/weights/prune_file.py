@@ -23,6 +23,7 @@ from pared.specs import Scope
 from pared.weights.magnitudes import UNSIGNED, Cut, Keys, common_type, find_cut, hold_nan, keys, magnitude
 from pared.weights.parametrized import computed_from
 from pared.weights.safetensors import BadSafetensors, Header, TensorEntry, read_header, shown
+from pared.wording import shortened
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do; the latter may grow."""
@@ -276,7 +277,7 @@ def _matches(layer: str, include: Sequence[str], exclude: Sequence[str]) -> bool
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:20])) + (", …" if len(names) > 20 else "")
+    return shortened(list(map(shown, names)), 20)
 
 
 # -- ranking and rewriting ----------------------------------------------------------------------

@@ -13,10 +13,9 @@ import httpx
 import pytest
 
 import pared
-from pared import calls
-from pared.calls import DigestMismatch, ServerUnreachable
-from pared.client import UploadRejected
-from pared.demo import _own_environment
+from pared.cli.demo import _own_environment
+from pared.client import UploadRejected, operations
+from pared.client.operations import DigestMismatch, ServerUnreachable
 from tests.client.scripted import Answer, Asked, Scripted
 
 JOB = {"id": "job_1", "type": "prune", "status": "queued", "spec": {}, "progress": None}
@@ -149,20 +148,20 @@ def test_an_address_without_a_scheme_is_told_before_anything_is_sent(monkeypatch
 
 def test_the_time_that_a_file_takes_to_send_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 1 << 30, 3600))  # every look at the clock is an hour after the last
-    monkeypatch.setattr(calls, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    upload = calls.call(calls.Request("POST", "/v1/models", content=lambda: iter([b"x"])), patience_s=20.0)
+    monkeypatch.setattr(operations, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    upload = operations.call(operations.Request("POST", "/v1/models", content=lambda: iter([b"x"])), patience_s=20.0)
     pauses: list[float] = []
 
     def send_and_lose() -> None:
         while next(upload):
             pause = upload.throw(httpx.WriteError("lost"))
-            assert isinstance(pause, calls.Sleep)
+            assert isinstance(pause, operations.Sleep)
             pauses.append(pause.seconds)
 
     with pytest.raises(ServerUnreachable):
         send_and_lose()
     assert 10 < sum(pauses) <= 20
-    look = calls.call(calls.Request("GET", "/v1/models"))
+    look = operations.call(operations.Request("GET", "/v1/models"))
     next(look)
     with pytest.raises(ServerUnreachable):
         look.throw(httpx.ReadTimeout("late"))

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from pared.compression.export import programs as program_export
 from pared.compression.export.writers import export
-from pared.compression.export.writers import programs as program_export
 from pared.compression.loading import LoadedModel, guess_example_inputs, inspect_model, load_model
 from pared.compression.pruning.channels import remove_channels
 from pared.compression.work import DatasetFile, ModelFile, Work

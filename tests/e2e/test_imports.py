@@ -19,7 +19,7 @@ HEAVY = ("torch", "numpy", "sklearn", "onnx")
         "import pared, pared.client, pared.cli",
         "import pared.specs, pared.reports, pared.errors, pared.job_types",
         "import service.app; from pared.state.settings import Settings; service.app.create_app(Settings())",
-        "import pared.state.sweep, pared.state.keys, pared.up, pared.demo",
+        "import pared.state.sweep, pared.state.keys, pared.up, pared.cli.demo",
         (
             "import migrations; from pared.state.session import migrate; from pared.state.settings import Settings; "
             "migrate(Settings())"

@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README, run as it stands, in order, in one folder."""
+"""Every command and Python block of the README, and the session on the page about Python, run as they stand."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from pared import spec_fields
 from tests.e2e.stack import Stack
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PYTHON_API = ROOT / "docs/python-api.md"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SET_UP = re.compile(r"make |git clone|cd pared|pip install|docker|pared up")
 
 
-def blocks() -> list[tuple[str, str]]:
+def blocks(page: Path = README) -> list[tuple[str, str]]:
     """(language, text) of each block that a reader would run."""
-    return [(match[1], match[2]) for match in BLOCK.finditer(README.read_text())]
+    return [(match[1], match[2]) for match in BLOCK.finditer(page.read_text())]
 
 
 def test_there_is_something_to_run() -> None:
@@ -46,3 +49,21 @@ def test_the_readme_runs_as_it_stands(embedded: Stack, tmp_path: Path) -> None:
 def local(text: str, stack: Stack) -> str:
     """The block, with the address that the README names replaced by this stack's."""
     return text.replace("http://127.0.0.1:8000", stack.url).replace("http://localhost:8000", stack.url)
+
+
+def test_the_page_on_python_runs_as_one_session(embedded: Stack, tmp_path: Path) -> None:
+    languages, texts = zip(*blocks(PYTHON_API), strict=True)
+    assert set(languages) == {"python"}
+    (tmp_path / "session.py").write_text("\n\n".join(texts))
+    command = [sys.executable, "session.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=embedded.env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert {"pruned", "small.pt", "sparse.pt"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_page_on_python_names_every_keyword() -> None:
+    kinds = [spec_fields.PruneJobFields, spec_fields.DistillJobFields, spec_fields.RetrainFields]
+    kinds += [spec_fields.TargetFields, spec_fields.QuantizeFields, spec_fields.KnowledgeFields]
+    kinds += [spec_fields.PreprocessFields, spec_fields.TensorFields]
+    text = PYTHON_API.read_text()
+    assert [name for kind in kinds for name in kind.__annotations__ if f"`{name}`" not in text] == []

@@ -22,6 +22,7 @@ from typing import Any
 from torch import fx, nn
 
 from pared.compression.architectures.modules import PositionalEmbedding, SelfAttention, encoder_layer
+from pared.compression.torch_errors import telling_line
 from pared.errors import InvalidArchitecture
 
 MAX_DEPTH = 32
@@ -174,7 +175,9 @@ def make_module(layer: Layer) -> nn.Module:
     try:
         return MODULES[layer.kind](**kwargs)
     except Exception as error:
-        raise InvalidArchitecture(f"{layer.where} ({layer.kind}) does not build: {_first_line(error)}") from error
+        raise InvalidArchitecture(
+            f"{layer.where} ({layer.kind}) does not build: {telling_line(error, most=300)}"
+        ) from error
 
 
 class _Reader:
@@ -333,8 +336,3 @@ def _join(prefix: str, name: str) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

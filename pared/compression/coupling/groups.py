@@ -17,7 +17,6 @@ from pared.compression.coupling.interpreter import (
     Interpreter,
     StorageKey,
     UnsupportedGraph,
-    first_line,
     reloaded,
     storage_key,
 )
@@ -26,6 +25,7 @@ from pared.compression.coupling.model import Axis, ChannelGroup, CountedPatch, C
 from pared.compression.coupling.rules import LabelTracker, apply_rule
 from pared.compression.coupling.shrink import remove
 from pared.compression.coupling.verify import unsound
+from pared.compression.torch_errors import telling_line
 from pared.errors import ModelFailed
 
 
@@ -168,7 +168,7 @@ def _try_out(module: nn.Module, example: Sequence[Tensor]) -> None:
 
 
 def _failed(error: Exception) -> ModelFailed:
-    return ModelFailed(f"The model failed on an example of its inputs: {first_line(error)}")
+    return ModelFailed(f"The model failed on an example of its inputs: {telling_line(error)}")
 
 
 def _grouped(

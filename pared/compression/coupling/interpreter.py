@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from pared.compression.coupling.labels import Tracked
+from pared.compression.torch_errors import telling_line
 
 Node = Any  # torch._C.Node
 Wrap = Callable[[str, torch.Tensor], Tracked]
@@ -165,7 +166,7 @@ class Interpreter:
             except UnsupportedGraph:
                 raise
             except Exception as error:  # a defect of this interpreter or of a rule: only the analysis is lost
-                raise UnsupportedGraph(f"{step.kind} ({type(error).__name__}: {first_line(error)})") from error
+                raise UnsupportedGraph(f"{step.kind} ({type(error).__name__}: {telling_line(error)})") from error
             env.update(zip(step.outputs, outputs, strict=True))
         return [env[name] for name in block.outputs]
 
@@ -324,12 +325,6 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 def storage_key(tensor: torch.Tensor) -> StorageKey:
     """The same for all names of one tensor."""
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
-
-
-def first_line(error: Exception) -> str:
-    """What an error of torch says in short: its last line, which is the message under a TorchScript traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
 
 
 def is_static(value: Any, known: Container[str] = ()) -> bool:

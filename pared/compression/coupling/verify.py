@@ -15,13 +15,13 @@ from pared.compression.coupling.interpreter import (
     Interpreter,
     StorageKey,
     UnsupportedGraph,
-    first_line,
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked, Units, along
 from pared.compression.coupling.model import Removed, merge
 from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, LabelTracker, apply_rule, reduced_dims
 from pared.compression.coupling.shrink import kept_part, tensors_of
+from pared.compression.torch_errors import telling_line
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference output (and to 1)."""
@@ -83,7 +83,7 @@ def _built(shrunk: Callable[[Removed], nn.Module], removed: Removed) -> nn.Modul
     try:
         return shrunk(removed)
     except Exception as error:
-        raise Mismatch(f"the shrunk model cannot be built: {first_line(error)}") from error
+        raise Mismatch(f"the shrunk model cannot be built: {telling_line(error)}") from error
 
 
 def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, shrunk: nn.Module) -> None:
@@ -100,7 +100,7 @@ def compare(expected: Sequence[Tensor], example: Sequence[Tensor], shrunk: nn.Mo
     try:
         actual = answers(shrunk, example)
     except Exception as error:
-        raise Mismatch(f"the shrunk model does not run: {first_line(error)}") from error
+        raise Mismatch(f"the shrunk model does not run: {telling_line(error)}") from error
     for want, got in zip(expected, actual, strict=True):
         if want.shape != got.shape:
             raise Mismatch(f"the output's shape would change from {tuple(want.shape)} to {tuple(got.shape)}")

@@ -22,6 +22,7 @@ from pared.compression.loading.archives import BadArchive, zip_directory
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, UnsupportedDataset
 from pared.weights.safetensors import read_header
+from pared.wording import shortened
 
 
 def read_dataset(file: DatasetFile) -> Stored:
@@ -63,7 +64,7 @@ def by_split(arrays: Mapping[str, Array], kind: str) -> Stored:
             raise InvalidData(f"Two arrays could be {name!r}: name the training samples either x or x_train, not both.")
         held[key] = array
     if "train" not in inputs or inputs.keys() != targets.keys():
-        shapes = ", ".join(f"{name[:60]} {array.shape}" for name, array in list(arrays.items())[:10]) or "nothing"
+        shapes = shortened([f"{name[:60]} {array.shape}" for name, array in arrays.items()]) or "nothing"
         raise InvalidData(
             "Every split needs inputs and targets: name the arrays x (or x0, x1, … for several inputs) and y; own "
             f"splits as x_train, y_train, x_val, y_val, x_test, y_test. The file holds {shapes}."
@@ -76,7 +77,7 @@ def by_split(arrays: Mapping[str, Array], kind: str) -> Stored:
         format=kind,
         inputs={split: [numbered[i] for i in sorted(numbered)] for split, numbered in inputs.items()},
         targets=targets,
-        notes=[f"Arrays that are neither x nor y were left out: {', '.join(ignored[:10])}."] if ignored else [],
+        notes=[f"Arrays that are neither x nor y were left out: {shortened(ignored)}."] if ignored else [],
     )
 
 

@@ -13,6 +13,7 @@ from pared.compression.devices.placement import device_of, place_graph
 from pared.compression.measuring.running import Inputs, checked_output, forward, own_failures
 from pared.errors import ValidationError
 from pared.specs import Task
+from pared.wording import shortened
 
 _LAYER_OPERATORS = (
     "aten::linear",
@@ -94,7 +95,7 @@ class Probe:
 
 
 def _unknown_layer(layer: str, known: Sequence[str], role: str) -> ValidationError:
-    shown = ", ".join(known[:40]) + (f" and {len(known) - 40} more" if len(known) > 40 else "")
+    shown = shortened(known, 40)
     text = f"The {role} has no layer {layer!r} whose output can be read. Its layers are: {shown or 'none'}."
     return ValidationError(text, errors=[{"pointer": "/loss/features", "detail": text}])
 

@@ -26,6 +26,7 @@ from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.programs import export_program, load_program, quiet
 from pared.compression.loading import LoadedModel
+from pared.compression.torch_errors import telling_line
 from pared.errors import ExportFailed, ModelFailed
 from pared.specs import Output
 from pared.weights import packed, program
@@ -87,7 +88,7 @@ def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.Sc
         try:
             traced: torch.jit.ScriptModule = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception as error:
-            raise ExportFailed(f"The model can be neither scripted nor traced: {_last_line(error)}") from error
+            raise ExportFailed(f"The model can be neither scripted nor traced: {_reason(error)}") from error
         return traced
 
 
@@ -158,7 +159,7 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
     except Exception as error:
         if of_the_machine(error):
             raise
-        raise ExportFailed(f"ONNX cannot hold this model: {_last_line(error)}.") from error
+        raise ExportFailed(f"ONNX cannot hold this model: {_reason(error)}.") from error
 
     def run(*inputs: Tensor) -> list[Tensor]:
         arrays = dict(zip(names, (x.numpy() for x in inputs), strict=True))
@@ -194,7 +195,7 @@ def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor
     except Exception as error:
         if of_the_machine(error):
             raise
-        raise ExportFailed(f"torch.export cannot hold this model: {_last_line(error)}.") from error
+        raise ExportFailed(f"torch.export cannot hold this model: {_reason(error)}.") from error
     any_batch = loaded.free_dims is None or all(0 in dims for dims in loaded.free_dims)
     program = load_program(path)
 
@@ -202,7 +203,7 @@ def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor
         try:
             return program(*inputs)
         except AssertionError as error:
-            raise AssertionError(f"torch.export fixed a size of its inputs ({_last_line(error)})") from error
+            raise AssertionError(f"torch.export fixed a size of its inputs ({_reason(error)})") from error
 
     _check("model.pt2", module, example, run, single=any_batch)
     return [path]
@@ -268,11 +269,11 @@ def _check(
             except Exception as error:
                 if inputs is not example:
                     continue
-                raise ModelFailed(f"The model failed on an example of its inputs: {_last_line(error)}.") from error
+                raise ModelFailed(f"The model failed on an example of its inputs: {_reason(error)}.") from error
             try:
                 actual = flat_tensors(written(*inputs))
             except Exception as error:
-                raise ExportFailed(f"{name} was written but does not run: {_last_line(error)}") from error
+                raise ExportFailed(f"{name} was written but does not run: {_reason(error)}") from error
         if [a.shape for a in actual] != [e.shape for e in expected]:
             shapes = ([list(tensor.shape) for tensor in tensors] for tensors in (actual, expected))
             raise ExportFailed("{} gives the shapes {}, the model {}.".format(name, *shapes))
@@ -300,7 +301,5 @@ def of_the_machine(error: BaseException) -> bool:
     return isinstance(error, OSError) or ran_out_of_memory(error)
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = next((line for line in lines if "nsupported" in line or "operator" in line), None)
-    return (named or (lines[-1] if lines else type(error).__name__))[:400].rstrip(".")
+def _reason(error: Exception) -> str:
+    return telling_line(error, words=("nsupported", "operator"), most=400).rstrip(".")

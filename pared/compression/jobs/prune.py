@@ -44,6 +44,7 @@ from pared.reports import (
     Report,
 )
 from pared.specs import PruneSpec, Retrain
+from pared.wording import shortened
 
 
 def prune(spec: PruneSpec, work: Work) -> Report:
@@ -203,7 +204,7 @@ def _check_patterns(spec: PruneSpec, module: nn.Module) -> None:
         idle = unmatched_patterns(module, patterns)
         if idle and weight_layers(module):
             names = list(dict.fromkeys(weight_layers(module).values()))
-            text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {', '.join(names[:20])}."
+            text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {shortened(names, 20)}."
             raise ValidationError(text, errors=[{"pointer": f"/{field}", "detail": text}])
 
 

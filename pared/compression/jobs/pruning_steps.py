@@ -27,7 +27,6 @@ from pared.compression.pruning.schedules import Amounts, cubic, step_amounts
 from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
 from pared.compression.quantization.shared_values import SharedValues, share_values
 from pared.compression.report.parts import Removed
-from pared.compression.report.verdict import some
 from pared.compression.training.calibration import copied, learn_labels, loss_gradients, some_batches
 from pared.compression.training.constraints import WeightConstraint
 from pared.compression.training.gradual import GradualSchedule
@@ -37,6 +36,7 @@ from pared.compression.work import Work
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
 from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
+from pared.wording import shortened
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -474,9 +474,9 @@ class Pruning:
             return []
         note = (
             "Without data nothing was retrained, but biases and batch norms took up what the removed parts gave on "
-            f"average, as far as the upload's batch norms tell it, for {some(layers)}."
+            f"average, as far as the upload's batch norms tell it, for {shortened(layers, 5)}."
         )
-        return [f"{note} For {some(unknown)} that average is not known." if unknown else note]
+        return [f"{note} For {shortened(unknown, 5)} that average is not known." if unknown else note]
 
     def _thin(self) -> list[str]:
         """The layers that are left with less than a tenth of their channels."""

@@ -21,7 +21,6 @@ from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.interpreter import (
     Interpreter,
-    first_line,
     inlined,
     inlined_graph,
     nodes_of,
@@ -36,6 +35,7 @@ from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.loading.examples import guess_example_inputs
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.parametrized import folded_note, plain_name
+from pared.compression.torch_errors import telling_line
 from pared.errors import UnsupportedModel
 
 
@@ -101,7 +101,7 @@ def folding_difference(upload: nn.Module, result: nn.Module, example: Sequence[T
             try:
                 answers.append(flat_tensors(runs(*example)))
             except Exception as error:  # noqa: BLE001 - a model fails in any way it likes
-                return f"with plain weights it does not run ({first_line(error)})"
+                return f"with plain weights it does not run ({telling_line(error)})"
     differences = [relative_difference(after, before) for before, after in zip(*answers, strict=True)]
     worst = next((each for each in differences if not each <= TOLERANCE), None)  # NaN is within no limit
     return None if worst is None else f"with plain weights its answers would differ by {worst:.2g}"
@@ -228,7 +228,7 @@ def _fold(script: torch.jit.ScriptModule) -> _Folding:
             except _StillRead as read:
                 failed, why = read.weights, "the model reads it elsewhere, too"
             except RuntimeError as error:
-                failed, why = weights, f"its code does not compile without them ({first_line(error)})"
+                failed, why = weights, f"its code does not compile without them ({telling_line(error)})"
         for weight in failed:
             given_up |= weight.parameters.keys()
             _leave(left, weight.parameters, why)

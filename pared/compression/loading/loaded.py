@@ -10,7 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pared.compression.torch_errors import telling_line
 from pared.errors import UnsupportedModel
+from pared.wording import shortened
 
 MAX_ELEMENTS = 2_000_000_000
 
@@ -80,7 +82,7 @@ def device_notes(devices: Sequence[str]) -> list[str]:
     """What an inspection says of the devices other than the CPU that are written into a file, if there are any."""
     if not devices:
         return []
-    named = ", ".join(first_ten(devices))
+    named = shortened(devices)
     note = (
         f"The device that was written into this file ({named}) now follows where the model runs, and is the CPU in "
         "every result."
@@ -90,12 +92,7 @@ def device_notes(devices: Sequence[str]) -> list[str]:
 
 def listed(tensors: Mapping[str, Tensor]) -> str:
     """The first ten tensors with their shapes."""
-    return ", ".join(first_ten([f"{name[:100]} {shape_text(tensor)}" for name, tensor in tensors.items()]))
-
-
-def first_ten(items: Sequence[str]) -> list[str]:
-    """The first ten, and how many more there are."""
-    return list(items) if len(items) <= 10 else [*items[:10], f"… and {len(items) - 10} more"]
+    return shortened([f"{name[:100]} {shape_text(tensor)}" for name, tensor in tensors.items()])
 
 
 def shape_text(tensor: Tensor) -> str:
@@ -104,8 +101,7 @@ def shape_text(tensor: Tensor) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's message."""
+    """What another library's error says in short, without a full stop."""
     if isinstance(error, pickle.UnpicklingError):
         return "its pickle is not one of plain tensors"
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return telling_line(error, most=300).rstrip(".")

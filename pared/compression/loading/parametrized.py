@@ -16,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from pared.errors import UnsupportedModel
 from pared.weights.parametrized import computed_from
+from pared.wording import shortened
 
 OFF_ADVICE = (
     "Take it off before saving the model: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), or "
@@ -55,11 +56,11 @@ def folded_note(sources: Mapping[str, Sequence[str]], before: int, after: int) -
         sources: name of each plain weight -> the tensors that it was computed from.
         before, after: parameters of the model as it came, and with plain weights.
     """
-    told = [f"{name} (from {', '.join(tensors)})" for name, tensors in list(sources.items())[:10]]
-    more = f" and {len(sources) - 10} more" if len(sources) > 10 else ""
+    names = [f"{name} (from {', '.join(tensors)})" for name, tensors in sources.items()]
     return (
         f"The model computes weights from others, as weight norm, spectral norm and masks do. They were folded into "
-        f"plain weights: {'; '.join(told)}{more}. Scores, zeros and training are those of the plain weights, and what "
+        f"plain weights: {shortened(names, between='; ')}. "
+        "Scores, zeros and training are those of the plain weights, and what "
         f"the computation held to (a norm, a bound) no longer binds them in training. Here the model counts "
         f"{after:,} parameters, where the upload has {before:,}."
     )

@@ -20,13 +20,13 @@ from pared.compression.loading.loaded import (
     SAVE_ADVICE,
     check_tensors,
     first_line,
-    first_ten,
     listed,
     other_types,
     shape_text,
 )
 from pared.errors import OutOfMemory, ShapeMismatch, UnsupportedModel
 from pared.weights.safetensors import BadSafetensors, read_header
+from pared.wording import shortened
 
 State = dict[str, Tensor]
 
@@ -157,7 +157,7 @@ def _only_tensors(loaded: Any, notes: list[str]) -> State:
         found = [key for key, tensors in nested.items() if tensors]
         usual = [key for key in ("state_dict", "model_state_dict", "model", "net") if key in found]
         if len(found) != 1 and not usual:
-            keys = ", ".join(str(key)[:60] for key in list(loaded)[:10]) or "nothing"
+            keys = shortened([str(key)[:60] for key in loaded]) or "nothing"
             raise UnsupportedModel(
                 f"No state dict was found in this file (it holds {keys}). Save the weights alone with "
                 "torch.save(model.state_dict(), …)."
@@ -167,7 +167,7 @@ def _only_tensors(loaded: Any, notes: list[str]) -> State:
         loaded, direct = loaded[chosen], nested[chosen]
     others = [str(key)[:60] for key in loaded if key not in direct]
     if others:
-        notes.append(f"Entries that are no tensors were left out: {', '.join(others[:10])}.")
+        notes.append(f"Entries that are no tensors were left out: {shortened(others)}.")
     return direct
 
 
@@ -204,13 +204,13 @@ def fitted(state: State, module: LayeredModule, notes: list[str]) -> State:
         shapes = [
             f"{n} is {shape_text(state[n])} in the file, {shape_text(expected[n])} in the architecture" for n in wrong
         ]
-        parts.append(f"Other shapes: {'; '.join(first_ten(shapes))}.")
+        parts.append(f"Other shapes: {shortened(shapes, between='; ')}.")
     in_order = [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in expected.values()]
     if in_order and missing:
         pairs = [f"{theirs} for {ours}" for ours, theirs in zip(expected, state, strict=True) if ours != theirs]
         parts.append(
             "All shapes agree in order, so only the names differ: give each layer the file's name as its third entry "
-            f'(["Linear", {{…}}, "fc1"]): {", ".join(first_ten(pairs))}.'
+            f'(["Linear", {{…}}, "fc1"]): {shortened(pairs)}.'
         )
     raise ShapeMismatch(" ".join(parts))
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import Call, Interpreter, first_line, reloaded
+from pared.compression.coupling.interpreter import Call, Interpreter, reloaded
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
+from pared.compression.torch_errors import telling_line
 from pared.errors import ModelFailed, NotFinite
 
 Inputs = Sequence[Tensor]
@@ -41,7 +42,7 @@ def hold_finite_on_example(upload: nn.Module, result: nn.Module, example: Inputs
     try:
         lost = _lost(_answers(upload, inputs), _answers(result, inputs))
     except Exception as error:
-        raise ModelFailed(f"The model failed on an example of its inputs: {first_line(error)}") from error
+        raise ModelFailed(f"The model failed on an example of its inputs: {telling_line(error)}") from error
     if not lost:
         inputs = tuple(tensor[:1] for tensor in example)
         with suppress(Exception):  # a model may refuse a batch of one in any way it likes

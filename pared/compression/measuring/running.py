@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pared.compression.data.samples import Split
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
+from pared.compression.torch_errors import telling_line
 from pared.errors import ModelFailed, ParedError
 from pared.specs import Task
 
@@ -73,7 +74,7 @@ def own_failures() -> Iterator[None]:
     except Exception as error:
         if ran_out_of_memory(error):
             raise
-        raise ModelFailed(f"The model's own code raised: {_message(error)}") from error
+        raise ModelFailed(f"The model's own code raised: {telling_line(error)}") from error
 
 
 def unoptimized() -> AbstractContextManager[None]:
@@ -84,14 +85,6 @@ def unoptimized() -> AbstractContextManager[None]:
     """
     manager: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     return manager
-
-
-def _message(error: Exception) -> str:
-    """The line that says what went wrong. TorchScript puts its traceback first, and the message last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1 if isinstance(error, torch.jit.Error) or "TorchScript" in lines[0] else 0][:500]
 
 
 def predict(

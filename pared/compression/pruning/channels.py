@@ -27,6 +27,7 @@ from pared.compression.pruning.criteria import Evidence, channel_scores
 from pared.compression.pruning.schedules import Amounts
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
+from pared.wording import shortened
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def _with_heads_alone(coupling: Coupling) -> Coupling:
     """Raises NothingToPrune where no attention can lose heads."""
     heads = [group for group in coupling.groups if group.kind == "head"]
     if not heads:
-        told = "; ".join(f"{layer}: {reason}" for layer, reason in list(coupling.reasons.items())[:10])
+        told = shortened([f"{layer}: {reason}" for layer, reason in coupling.reasons.items()], between="; ")
         raise NothingToPrune(
             f"No attention of this model can lose heads ({told or 'its layers have channels alone'}). "
             "Granularity `channel` removes what channels there are."
@@ -307,5 +308,5 @@ def _none_removable(
 
 
 def _refused(reasons: Mapping[str, str]) -> str:
-    told = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:10])
+    told = shortened([f"{layer}: {reason}" for layer, reason in reasons.items()], between="; ")
     return f"No channel of this model can be removed ({told}). Granularity `weight` works on any model."

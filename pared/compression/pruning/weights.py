@@ -14,6 +14,7 @@ from pared.compression.pruning.criteria import Evidence, weight_scores
 from pared.compression.pruning.schedules import Amounts
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
+from pared.wording import shortened
 
 
 class Masks:
@@ -176,7 +177,7 @@ def n_m_masks(
     odd = [f"{layer_of(name)} ({weight.shape[1]})" for name, weight in eligible.items() if weight.shape[1] % m]
     if odd:
         raise NothingToPrune(
-            f"{n} of {m} need a layer whose inputs are a multiple of {m}. These are not: {', '.join(odd[:20])}. "
+            f"{n} of {m} need a layer whose inputs are a multiple of {m}. These are not: {shortened(odd, 20)}. "
             "Exclude them."
         )
     scores = weight_scores(_values(eligible), criterion, evidence=evidence, generator=generator)

@@ -9,6 +9,7 @@ from typing import Literal
 from pared.compression.loading.inspection import LITTLE
 from pared.reports import Comparison, FailedOutput, Latency, LayerReport, Measurement, Quality, Size
 from pared.specs import PHYSICAL, Granularity, Target
+from pared.wording import shortened
 
 SIGNIFICANT_P = 0.05
 
@@ -138,7 +139,8 @@ def warnings_of(
     ]
     if odd:
         notes.append(
-            f"Channels are no longer a multiple of 8 in {some(odd)}; some devices run such layers below their speed."
+            f"Channels are no longer a multiple of 8 in {shortened(odd, 5)}; some devices run such layers below "
+            "their speed."
         )
     return notes
 
@@ -277,8 +279,3 @@ def _bytes(count: int) -> str:
     if count < 10_000:
         return f"{count} bytes"
     return f"{count / 1000:.0f} kB" if count < 10_000_000 else f"{count / 1e6:.1f} MB"
-
-
-def some(names: list[str]) -> str:
-    """The first few of many layers."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more layers" if len(names) > 5 else "")

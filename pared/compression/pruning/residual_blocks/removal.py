@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from pared.compression.architectures import build, without_residuals
 from pared.compression.coupling import Removed
-from pared.compression.coupling.interpreter import first_line
 from pared.compression.coupling.verify import Mismatch, compare, failing
 from pared.compression.loading import LoadedModel
 from pared.compression.names import matches, tensors, weight_layers
 from pared.compression.pruning.criteria import Evidence, Weights
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks, find_blocks, without_blocks
 from pared.compression.pruning.schedules import Amounts
+from pared.compression.torch_errors import telling_line
 from pared.errors import ModelFailed, NothingToPrune
 from pared.specs import Criterion
+from pared.wording import shortened
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def remove_blocks(
         try:
             smaller = _without(original, residual, attempted, original.module)
         except Exception as error:
-            raise Mismatch(f"the model without it cannot be built: {first_line(error)}") from error
+            raise Mismatch(f"the model without it cannot be built: {telling_line(error)}") from error
         if not any(True for _ in smaller.module.parameters()):
             raise Mismatch("without it no weight would be left")
         compare(expected, example, smaller.module, "what they add")
@@ -216,12 +217,12 @@ def _none_removable(
         return _refused(reasons)
     return (
         f"All layers of a residual block must match include {list(include)} and exclude {list(exclude)}; those of none "
-        f"do. The blocks are: {'; '.join(block.name for block in residual.blocks[:20])}."
+        f"do. The blocks are: {shortened([block.name for block in residual.blocks], 20, between='; ')}."
     )
 
 
 def _refused(reasons: Mapping[str, str]) -> str:
-    listed = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:10]) or "it has no weights"
+    listed = shortened([f"{layer}: {reason}" for layer, reason in reasons.items()], between="; ") or "it has no weights"
     return (
         "No residual block, out = x + f(x) with both of the same shape, can be removed from this model "
         f"({listed}). Granularity `channel` makes other models smaller."

@@ -1,20 +1,20 @@
-"""The options of the command line that say how a model is pruned and trained, and the fields of a spec they make."""
+"""Options that several commands share, and those of pruning and training with the fields of a spec that they make."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from pared.cli.parsers import goal, input_shape, layer_amount, pair, share, shares, upload, without_none
 from pared.specs import (
     Criterion,
+    Device,
     LrSchedule,
     Optimizer,
     Precision,
@@ -22,88 +22,57 @@ from pared.specs import (
     Retrain,
     Schedule,
     Scope,
+    Task,
     TeachTrain,
     Train,
 )
 
-GOALS = ("params", "macs", "file_bytes", "latency")
+# -- options of several commands ------------------------------------------------------------------
 
-# -- what is typed --------------------------------------------------------------------------------
-
-
-def readable(given: str) -> Path:
-    """A file that is there."""
-    path = Path(given)
-    if not (path.is_file() and os.access(path, os.R_OK)):
-        raise typer.BadParameter(f"there is no file {given} that can be read")
-    return path
-
-
-def upload(given: str) -> str:
-    """A file or an id; a missing file is told before another one is uploaded."""
-    return given if given.startswith(("mdl_", "dst_", "builtin:")) else str(readable(given))
-
-
-def share(given: str) -> float:
-    """50% or 0.5."""
-    try:
-        number = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
-    except ValueError:
-        raise typer.BadParameter(f"{given} is not a share; write 50% or 0.5") from None
-    if not 0 < number < 1:
-        raise typer.BadParameter(f"{given} is {100 * number:g} %, not between 0 and 100 %; write 50% or 0.5")
-    return number
-
-
-def architecture_of(given: str | None) -> Any:
-    """A name, or the JSON in a file."""
-    return json.loads(readable(given).read_text()) if given and given.endswith(".json") else given
-
-
-def given_only(**options: Any) -> dict[str, Any]:
-    """The options that were given, which are those that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _shares(given: str) -> list[float]:
-    return [share(each) for each in given.split(",")]
-
-
-def _pair(between: str, example: str) -> Callable[[str], tuple[int, int]]:
-    def parse(given: str) -> tuple[int, int]:
-        first, _, second = given.partition(between)
-        try:
-            return int(first), int(second)
-        except ValueError:
-            raise typer.BadParameter(f"{given} is not a pair of numbers; write {example}") from None
-
-    return parse
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        parser=upload,
+        metavar="FILE",
+        help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits.",
+    ),
+]
+TaskOption = Annotated[Task, typer.Option(help="Whether the model predicts classes or numbers.")]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(
+        help="What to compute on: cuda waits for a worker with a GPU, auto takes the worker that is free first."
+    ),
+]
+LatencyDevice = Annotated[
+    Literal["cpu", "cuda"] | None,
+    typer.Option(help="Where latency is measured: where the model will run.", show_default="where the job computes"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Output = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx or .packed.",
+        show_default="it stays on the server",
+    ),
+]
+OutputOrFolder = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="A folder for all files of the job, or a file for the model in the format of its ending.",
+        show_default="it stays on the server",
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of a job, as `pared jobs ls` prints it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
-def _goal(given: str) -> tuple[str, float]:
-    name, _, left = given.partition("=")
-    if name not in GOALS:
-        raise typer.BadParameter(f"{given} is no goal; write one of {', '.join(f'{goal}=25%' for goal in GOALS)}")
-    return name, share(left)
-
-
-def _layer_amount(given: str) -> tuple[str, float]:
-    pattern, _, amount = given.rpartition("=")
-    if not pattern:
-        raise typer.BadParameter(f"{given} names no layers; write 'conv*=30%'")
-    return pattern, 0.0 if amount in ("0", "0%") else share(amount)
-
-
-def _input(text: str) -> dict[str, Any]:
-    shape, _, dtype = text.partition(":")
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text} is not a shape; write 1,3,32,32 (batch first), or 1,16:int64") from None
-    return {"shape": sizes, **({"dtype": dtype} if dtype else {})}
-
-
-# -- options that several commands have -----------------------------------------------------------
+# -- groups of options ----------------------------------------------------------------------------
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -148,27 +117,28 @@ def _default(spec: type[PruneSpec | Train], field: str) -> str:
     return str(spec.model_fields[field].default)
 
 
-_SCHEDULE, _TRAINING = "When it goes", "Training"
+_SCHEDULE, _TRAINING = "Schedule", "Training"
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """What goes, and when."""
+class PruningOptions:
+    """What is removed, and when."""
 
     target: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_goal,
+            parser=goal,
             metavar="GOAL=SHARE",
-            help="What may be left of params, macs, file_bytes or latency, such as params=25%; the fewest channels go "
-            "that come to it. Once for each.",
+            help="What may be left of params, macs, file_bytes or latency, such as params=25%: as few channels as "
+            "possible are removed to reach it. Once for each.",
             show_default="none",
         ),
     ] = None
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
-            help="Accuracy (0.01: one point) or R² that may be lost; without --target as many channels go as hold it.",
+            help="Accuracy (0.01: one point) or R² that may be lost; without --target, as many channels are removed "
+            "as that allows.",
             show_default="none",
         ),
     ] = None
@@ -187,7 +157,7 @@ class Pruning:
         Any,
         typer.Option(
             "--n-m",
-            parser=_pair(":", "2:4"),
+            parser=pair(":", "2:4"),
             metavar="N:M",
             help="Keep so many of so many neighbouring weights, such as 2:4.",
         ),
@@ -199,7 +169,7 @@ class Pruning:
     block_size: Annotated[
         Any,
         typer.Option(
-            parser=_pair("x", "4x4"), metavar="ROWSxCOLUMNS", help="--blocks: how large one is.", show_default="4x4"
+            parser=pair("x", "4x4"), metavar="ROWSxCOLUMNS", help="--blocks: how large one is.", show_default="4x4"
         ),
     ] = None
     residual_blocks: Annotated[
@@ -209,7 +179,7 @@ class Pruning:
     layer_amount: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_layer_amount,
+            parser=layer_amount,
             metavar="PATTERN=SHARE",
             help="Another share for layers whose name matches, such as 'conv*=30%'; the first match counts.",
             show_default="none",
@@ -226,7 +196,11 @@ class Pruning:
         list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
     ] = None
     criterion: Annotated[
-        Criterion, typer.Option(help="What goes first. activation, taylor and hessian need --data.")
+        Criterion,
+        typer.Option(
+            help="How importance is scored; the least important is removed first. activation, taylor and hessian need "
+            "--data."
+        ),
     ] = "magnitude"
     scope: Annotated[
         Scope | None,
@@ -246,8 +220,8 @@ class Pruning:
     schedule: Annotated[
         Schedule | None,
         typer.Option(
-            help="All at once; in steps, by the same share of what is left each time; or fast at first and then ever "
-            "slower.",
+            help="Remove all at once; in steps, the same share of what is left each time; or fast at first and then "
+            "ever slower.",
             show_default=_default(PruneSpec, "schedule"),
             rich_help_panel=_SCHEDULE,
         ),
@@ -263,7 +237,7 @@ class Pruning:
     stages: Annotated[
         Any,
         typer.Option(
-            parser=_shares,
+            parser=shares,
             metavar="SHARE,…",
             help="Shares to reach on the way, each with a retraining of its own, such as 90%,98%.",
             show_default="none",
@@ -275,7 +249,7 @@ class Pruning:
         typer.Option(
             parser=share,
             metavar="SHARE",
-            help="cubic: the share of the training over which weights go.",
+            help="cubic: the share of the training over which weights are removed.",
             show_default=_default(PruneSpec, "ramp"),
             rich_help_panel=_SCHEDULE,
         ),
@@ -285,7 +259,7 @@ class Pruning:
         typer.Option(
             parser=share,
             metavar="SHARE",
-            help="cubic: the share of the living weights that may change places with removed ones each time.",
+            help="cubic: the share of the remaining weights that may change places with removed ones each time.",
             show_default="none",
             rich_help_panel=_SCHEDULE,
         ),
@@ -293,7 +267,7 @@ class Pruning:
     input_shape: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_input,
+            parser=input_shape,
             metavar="SHAPE",
             help="Without --data: the shape of an input, such as 1,3,32,32 or 1,16:int64; once for each.",
         ),
@@ -301,24 +275,24 @@ class Pruning:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""
-        goals = dict(self.target or []) | given_only(max_accuracy_drop=self.max_accuracy_drop)
-        ways = given_only(
+        goals = dict(self.target or []) | without_none(max_accuracy_drop=self.max_accuracy_drop)
+        amounts = without_none(
             channel=self.channels,
             head=self.heads,
             residual_block=self.residual_blocks,
             weight=self.weights,
             block=self.blocks,
         )
-        if len(ways) + (self.n_m is not None) + bool(goals) != 1:
+        if len(amounts) + (self.n_m is not None) + bool(goals) != 1:
             raise typer.BadParameter(
                 "give a goal, such as --target params=25%, or one of --channels, --heads, --residual-blocks, "
                 "--weights, --blocks and --n-m, such as --channels 50%"
             )
-        granularity, amount = next(iter(ways.items()), ("channel" if goals else "n:m", None))
+        granularity, amount = next(iter(amounts.items()), ("channel" if goals else "n:m", None))
         return {
             "granularity": granularity,
             "criterion": self.criterion,
-            **given_only(
+            **without_none(
                 target=goals or None,
                 amount=amount,
                 round_to=self.round_to,
@@ -340,7 +314,7 @@ class Pruning:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingOptions:
     """How a model is trained."""
 
     epochs: Annotated[
@@ -415,11 +389,11 @@ class Training:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a training run; a field that was not given is left out."""
-        return given_only(**vars(self))
+        return without_none(**vars(self))
 
 
 @dataclass(frozen=True)
-class Retraining(Training):
+class RetrainingOptions(TrainingOptions):
     """How a pruned model is retrained."""
 
     optimizer: Annotated[
@@ -429,15 +403,15 @@ class Retraining(Training):
     teach: Annotated[
         bool | None,
         typer.Option(
-            help="Learn from the answers of the model as it came, beside the labels.",
-            show_default="teach, where SGD learns classes",
+            help="Learn from the outputs of the original model, beside the labels.",
+            show_default="teach, where SGD trains a classifier",
             rich_help_panel=_TRAINING,
         ),
     ] = None
 
 
 @dataclass(frozen=True)
-class Teaching(Training):
+class StudentTrainingOptions(TrainingOptions):
     """How a student is trained."""
 
     optimizer: Annotated[

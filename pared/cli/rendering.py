@@ -1,8 +1,10 @@
-"""How uploads and jobs are drawn in a terminal: stages, the job's log and a bar."""
+"""Printing: the two consoles, JSON, tables, and jobs and uploads as they go on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,42 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.table import Table
 
-from pared.client import Event, Job, Upload, Uploads
+from pared.client import Event, Job
+
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """Print an error, as text, to standard error."""
+    err.print(f"pared: {text}", markup=False, soft_wrap=True, style="red")
+
+
+def print_json(value: Any) -> None:
+    """Print a value to standard output, as JSON and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """Print a value to standard output as one line of JSON, at once."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def list_files(files: Iterable[Path]) -> None:
+    """Print files that were written, with their sizes."""
+    for file in files:
+        out.print(f"[bold]{escape(str(file))}[/] ({file.stat().st_size:,} bytes)")
+
+
+def plain_table(*columns: str) -> Table:
+    """An empty table without lines, whose columns keep their width."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    return table
 
 
 def follow(job: Job, console: Console) -> Job:
@@ -27,28 +63,27 @@ def follow(job: Job, console: Console) -> Job:
         TextColumn("{task.fields[more]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        drawn = _Drawn(console, bar, bar.add_task("queued", total=1.0, more=""))
+        display = _JobDisplay(console, bar, bar.add_task("queued", total=1.0, more=""))
         for event in job.events():
-            drawn.take(event)
+            display.show(event)
     return job.refresh()
 
 
-def stored(uploads: Uploads, given: str, console: Console, architecture: Any = None) -> Upload:
-    """Upload a file (or look an id up) and wait until the service has looked into it.
-
-    Raises:
-        UploadRejected: the service cannot use the file.
-    """
-    if given.startswith(("mdl_", "dst_")):
-        return uploads.get(given).wait()
-    path = Path(given)
-    with counted_bytes(f"uploading {path.name}", console) as progress:
-        upload = uploads.upload(path, architecture, progress)
-    console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
-    upload.wait()
-    for warning in (upload.inspection or {}).get("warnings", []):
-        console.print(f"  Note: {warning}", markup=False)
-    return upload
+def event_text(event: Event) -> str | None:
+    """What an event of a job says, in a line; None for progress, which only matters while it is new."""
+    data = event.data
+    match event.event:
+        case "status":
+            return ", ".join(str(data[name]) for name in ("status", "stage") if data.get(name))
+        case "log":
+            return str(data.get("text", ""))
+        case "metric":
+            value = "not finite" if data.get("value") is None else f"{data['value']:.6g}"
+            return f"{data.get('phase')}, step {data.get('step')}: {data.get('name')} {value}"
+        case "done":
+            error = data.get("error") or {}
+            return f"{data.get('status')}" + (f" ({error.get('code')}): {error.get('detail')}" if error else "")
+    return None
 
 
 @contextmanager
@@ -60,14 +95,14 @@ def counted_bytes(what: str, console: Console) -> Iterator[Callable[[int, int], 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-class _Drawn:
+class _JobDisplay:
     """One job on the screen."""
 
     def __init__(self, console: Console, bar: Progress, task: TaskID) -> None:
         self._console, self._bar, self._task = console, bar, task
         self._stage = ""
 
-    def take(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Draw one event. Metrics are not drawn: the job's own log says them in words, an epoch a line."""
         data = event.data
         match event.event:

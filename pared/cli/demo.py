@@ -16,13 +16,15 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
+from pared.cli.rendering import follow
+from pared.cli.uploads import stored
 from pared.client import Client, Job, JobFailed, Report
-from pared.terminal import follow, stored
+from pared.spec_fields import DistillFields, PruneFields
 
 START_LIMIT_S = 90.0
 
 # Chosen on the validation split, over three seeds; the test split is only reported on.
-PRUNE = {"granularity": "channel", "amount": 0.5, "retrain": {"epochs": 8, "lr": 0.02}}
+PRUNE: PruneFields = {"granularity": "channel", "amount": 0.5, "retrain": {"epochs": 8, "lr": 0.02}}
 # A quarter of the parameters of `pared.examples.train_digits`, from random weights.
 STUDENT = {
     "layers": [
@@ -37,7 +39,7 @@ STUDENT = {
         ["Linear", {"in_features": 32, "out_features": 10}],
     ]
 }
-DISTILL = {
+DISTILL: DistillFields = {
     "loss": {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0},
     "train": {"epochs": 20, "lr": 0.02},
     "compare_with_labels_only": True,
@@ -68,7 +70,7 @@ def run(url: str | None, directory: Path, console: Console) -> int:
 
 
 def _show(client: Client, directory: Path, console: Console) -> None:
-    script = Path(__file__).with_name("examples") / "train_digits.py"
+    script = Path(__file__).parents[1] / "examples" / "train_digits.py"
     _headline(console, "1. A model, trained by plain PyTorch", f"python {script} {directory}")
     # Threads that spin while they wait are slow where the server's processes want the cores too.
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -1,4 +1,4 @@
-"""What the client says to the service: each operation is written once, as a generator of the I/O that it needs.
+"""Operations of the API, with retries and resumption, each a generator of the I/O that it needs.
 
 An operation yields a `Send`, `Open`, `Chunk`, `Sleep` or `Emit` and is sent the outcome, or thrown the transport error.
 The blocking and the async client only differ in how they carry these five out.
@@ -184,17 +184,17 @@ def events(job_path: str, after: int) -> Operation[None]:
     failures = 0
     while True:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
-        lines = _Lines()
+        parser = _EventParser()
         try:
             yield from call(Request("GET", f"{job_path}/events", headers=headers), stream=True)
             while chunk := (yield Chunk()):
-                for event in lines.feed(chunk):
+                for event in parser.feed(chunk):
                     failures, after = 0, event["id"]
                     yield Emit(event)
                     if event["event"] == "done":
                         return
             job = yield from get_json(job_path)
-            if job["status"] in ENDED and not lines.fed:
+            if job["status"] in ENDED and not parser.fed:
                 return  # `done` came before `after`
         except httpx.TransportError:
             pass
@@ -272,8 +272,8 @@ def _digest_so_far(part: Path) -> tuple[Any, int]:
     return sha256, done
 
 
-class _Lines:
-    """Bytes of an event stream, as they come, to events."""
+class _EventParser:
+    """Makes events of the bytes of an event stream, as they come."""
 
     def __init__(self) -> None:
         self.fed = False

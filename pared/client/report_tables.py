@@ -1,4 +1,4 @@
-"""How a report and a plan read in a terminal: the before/after table and what belongs beneath it."""
+"""Reports and plans that print as tables: before and after, and notes beneath."""
 
 from __future__ import annotations
 

@@ -1,0 +1,40 @@
+"""The `pared` command: every command by its name."""
+
+from __future__ import annotations
+
+import typer
+
+from pared.cli import compress, exits, files, jobs, keys, run, server
+from pared.cli.options import grouped
+from pared.cli.uploads import upload_commands
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make trained PyTorch models smaller.",
+)
+
+app.command("prune")(grouped(compress.prune))
+app.command("plan", help="Say what `pared prune` would do with these options, in seconds; -o only says the formats.")(
+    grouped(compress.prune)
+)
+app.command("distill")(grouped(compress.distill))
+app.command("run")(run.run)
+app.add_typer(jobs.app, name="jobs")
+app.command("report")(jobs.report)
+app.add_typer(upload_commands("models", "model"), name="models")
+app.add_typer(upload_commands("datasets", "data set"), name="datasets")
+app.command("unpack")(files.unpack)
+app.command("prune-file")(files.prune_file)
+app.command("up")(server.up)
+app.command("api")(server.api)
+app.command("worker")(server.worker)
+app.command("migrate")(server.migrate)
+app.add_typer(keys.app, name="keys")
+app.command("demo")(server.demo)
+
+
+def main() -> None:
+    """Run a command; what goes wrong becomes one message and an exit code."""
+    exits.run_command(app)

@@ -1,0 +1,186 @@
+"""Commands that make models smaller: `prune`, `distill`, and `plan`, which says what `prune` would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pared.cli.downloads import check_writable, formats_of
+from pared.cli.jobs import submit_and_follow
+from pared.cli.options import (
+    AsJson,
+    Data,
+    DeviceOption,
+    LatencyDevice,
+    Output,
+    PruningOptions,
+    RetrainingOptions,
+    Seed,
+    StudentTrainingOptions,
+    TaskOption,
+)
+from pared.cli.parsers import architecture_of, share, upload, without_none
+from pared.cli.rendering import err, out, print_json
+from pared.cli.uploads import stored
+from pared.client import Client, Plan
+from pared.specs import Device, Knowledge, Task
+
+Loss = Literal["knowledge", "output_mse"]
+KNOWLEDGE = Knowledge(kind="knowledge")
+
+
+def prune(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            parser=upload,
+            metavar="MODEL",
+            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+        ),
+    ],
+    pruning: PruningOptions,
+    training: RetrainingOptions,
+    data: Data = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
+    ] = None,
+    task: TaskOption = "classification",
+    device: DeviceOption = "auto",
+    latency_device: LatencyDevice = None,
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove channels or weights from a model, retrain it, and download the result."""
+    fields = {**pruning.spec(), **_common_fields(task, seed, output, device, latency_device)}
+    retrain = training.spec()
+    if data is None and retrain:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
+        raise typer.BadParameter(f"retraining needs --data: give it too, or leave out {given}")
+    if data is not None and pruning.input_shape:
+        raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
+    if pruning.quantize is not None and "packed" not in (fields["outputs"] or []):
+        raise typer.BadParameter("--quantize makes packed files smaller, and no other: give -o with the ending .packed")
+    if data is not None:
+        fields["retrain"] = retrain
+    made = architecture_of(architecture)
+    with Client() as client:
+        spec = {
+            "type": "prune",
+            "model": stored(client.models, model, err, made).id,
+            "architecture": made,  # an upload that is given by its id may have none
+            "dataset": _dataset_id(client, data),
+            **fields,
+        }
+        if context.info_name == "plan":
+            _print_plan(client.jobs.plan(spec), as_json=as_json)
+        else:
+            submit_and_follow(client, spec, output, as_json=as_json)
+
+
+def distill(
+    teacher: Annotated[
+        str,
+        typer.Option(
+            parser=upload,
+            metavar="FILE",
+            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+        ),
+    ],
+    data: Data,
+    training: StudentTrainingOptions,
+    student: Annotated[
+        str | None, typer.Option(parser=upload, metavar="FILE", help="The student as a file or an id.")
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            parser=share,
+            metavar="SHARE",
+            help="Make the student from the teacher by this share of its channels, such as 50%.",
+        ),
+    ] = None,
+    teacher_architecture: Annotated[
+        str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
+    ] = None,
+    student_architecture: Annotated[
+        str | None, typer.Option(help="A name, or a .json file: the student itself, or that of its state dict.")
+    ] = None,
+    loss: Annotated[
+        Loss | None,
+        typer.Option(
+            help="Softened outputs, or the outputs' squared distance.",
+            show_default="knowledge; output_mse for a regression",
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="knowledge: the weight of the output distance.", show_default=str(KNOWLEDGE.alpha)),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="knowledge: softens the outputs.", show_default=str(KNOWLEDGE.temperature))
+    ] = None,
+    labels: Annotated[
+        float | None,
+        typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.labels)),
+    ] = None,
+    compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
+    task: TaskOption = "classification",
+    device: DeviceOption = "auto",
+    latency_device: LatencyDevice = None,
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a smaller student to answer as the teacher does, and download it."""
+    made, teachers = architecture_of(student_architecture), architecture_of(teacher_architecture)
+    if [student, width].count(None) == 0 or (student is None and width is None and made is None):
+        raise typer.BadParameter("give one of --student, --width and --student-architecture")
+    if width is not None and made is not None:
+        raise typer.BadParameter("a student of the teacher's --width has the teacher's architecture; name no other one")
+    weighing = without_none(alpha=alpha, temperature=temperature, labels=labels)
+    if weighing and loss == "output_mse":
+        raise typer.BadParameter("--alpha, --temperature and --labels are for --loss knowledge; leave them out")
+    with Client() as client:
+        spec: dict[str, Any] = {
+            "type": "distill",
+            "teacher": stored(client.models, teacher, err, teachers).id,
+            "teacher_architecture": teachers,
+            "dataset": _dataset_id(client, data),
+            "train": training.spec(),
+            "compare_with_labels_only": compare,
+            **_common_fields(task, seed, output, device, latency_device),
+        }
+        if loss or weighing:
+            spec["loss"] = {"kind": loss or "knowledge", **weighing}
+        if student is not None:
+            spec |= {"student": stored(client.models, student, err, made).id, "student_architecture": made}
+        elif width is not None:
+            spec["student"] = {"from_teacher": {"width": width}}
+        else:
+            spec["student"] = {"name": made} if isinstance(made, str) else made
+        submit_and_follow(client, spec, output, as_json=as_json)
+
+
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.model_dump(mode="json"))
+    else:
+        out.print(plan)
+
+
+def _common_fields(
+    task: Task, seed: int, output: list[Path] | None, device: Device, latency_device: str | None
+) -> dict[str, Any]:
+    outputs = formats_of(output or []) or None
+    check_writable(output or [])
+    return {"task": task, "seed": seed, "outputs": outputs, "device": device, "latency_device": latency_device}
+
+
+def _dataset_id(client: Client, data: str | None) -> str | None:
+    if data is None or data.startswith("builtin:"):
+        return data
+    return stored(client.datasets, data, err).id

@@ -1,0 +1,169 @@
+"""Commands on jobs: listed, followed, canceled, read and downloaded."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.text import Text
+
+from pared.cli.downloads import check_writable, download, exit_if_incomplete, hand_over
+from pared.cli.exits import DETACHED, FAILED
+from pared.cli.options import AsJson, JobId, OutputOrFolder
+from pared.cli.rendering import err, event_text, follow, list_files, out, plain_table, print_json, print_json_line, say
+from pared.client import Client, Job, JobFailed
+from pared.job_types import ListedName
+from pared.statuses import JobStatus
+
+app = typer.Typer(no_args_is_help=True, help="List, follow, cancel and download jobs.")
+
+
+@app.command("ls")
+def list_jobs(
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.", show_default="any")] = None,
+    type: Annotated[  # noqa: A002 - the option's name
+        ListedName | None, typer.Option(help="Only jobs of this type.", show_default="any")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with Client() as client:
+        rows = list(islice(client.jobs.list(status, type), limit))
+    if as_json:
+        print_json([job.model_dump(mode="json") for job in rows])
+        return
+    table = plain_table("job", "type", "status", "created")
+    table.add_column()  # gives way where the terminal is narrow
+    for job in rows:
+        created = f"{job.created_at:%Y-%m-%d %H:%M:%S}" if job.created_at else ""
+        verdict = (job.result or {}).get("verdict") or (job.error or {}).get("detail") or ""
+        table.add_row(job.id, job.type, job.status, created, Text(str(verdict), no_wrap=True, overflow="ellipsis"))
+    out.print(table)
+
+
+@app.command("show")
+def show_job(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show a job as it is now."""
+    with Client() as client:
+        job = client.jobs.get(job_id)
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    else:
+        out.print(str(job), markup=False)
+        if job.result:
+            out.print(str(job.result.get("verdict")), markup=False)
+
+
+@app.command("watch")
+def watch_job(job_id: JobId, output: OutputOrFolder = None, as_json: AsJson = False) -> None:
+    """Follow a job until it has ended, and download its result."""
+    with Client() as client:
+        job = client.jobs.get(job_id)
+        follow_to_the_end(job, client, output, as_json=as_json)
+        hand_over(job, client, output, as_json=as_json)
+
+
+@app.command("cancel")
+def cancel_job(job_id: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job."""
+    with Client() as client:
+        job = client.jobs.cancel(job_id)
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    else:
+        out.print(str(job), markup=False)
+
+
+@app.command("logs")
+def show_logs(
+    job_id: JobId,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each event, a line each.")] = False,
+) -> None:
+    """Print a job's events from the first: stages, log lines and metrics. Follows a job that has not ended."""
+    try:
+        with Client() as client:
+            for event in client.jobs.get(job_id).events():
+                if as_json:
+                    print_json_line(event.model_dump(mode="json"))
+                elif (text := event_text(event)) is not None:
+                    out.print(f"{event.id:>5}  {event.event:<6}  {text}", markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        err.print("The job goes on.")
+        raise typer.Exit(DETACHED) from None
+
+
+@app.command("download")
+def download_job(
+    job_id: JobId,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder for all files of the job, or a file for the model in the format of its ending.",
+            show_default="a folder that is called as the job",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download the files that a job made; its report is one of them."""
+    paths = output or [Path(job_id)]
+    check_writable(paths)
+    with Client() as client:
+        job = client.jobs.get(job_id)
+        if job.status != "succeeded":
+            advice = "" if job.ended else f"; `pared jobs watch {job.id} -o …` waits for its files"
+            say(f"{job_id} has made no files: it is {job.status}{advice}")
+            raise typer.Exit(FAILED)
+        files = download(job, paths)
+    if as_json:
+        print_json({"files": [str(file) for file in files]})
+    else:
+        list_files(files)
+    exit_if_incomplete(job, paths)
+
+
+def report(job_id: JobId, as_json: AsJson = False) -> None:
+    """Print the before/after report of a job."""
+    with Client() as client:
+        found = client.jobs.get(job_id).report()
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        out.print(found)
+
+
+def submit_and_follow(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:
+    """Post a job, draw it until it has ended, download its result and print its report."""
+    job = client.jobs.submit(spec)
+    err.print(f"submitted [bold]{job.id}[/]")
+    follow_to_the_end(job, client, output, as_json=as_json)
+    hand_over(job, client, output, as_json=as_json)
+
+
+def follow_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
+    """Draw the job until it ended; exits with 1 if not well, and with 130 when the person detaches."""
+    try:
+        if as_json:
+            job.wait()
+        else:
+            follow(job, err)
+    except KeyboardInterrupt:
+        wanted = "".join(f" -o {shlex.quote(str(path))}" for path in output or [])
+        err.print(
+            f"\nDetached; the job goes on.\n  come back:  pared jobs watch {job.id}{escape(wanted)}", soft_wrap=True
+        )
+        err.print(f"  cancel it:  pared jobs cancel {job.id}")
+        raise typer.Exit(DETACHED) from None
+    except JobFailed:
+        pass  # told below, in the form that was asked for
+    if job.status != "succeeded":
+        if as_json:
+            print_json({"job": job.model_dump(mode="json")})
+        say(f"{job}\n{client.url}{job.links.get('self', '')}")
+        raise typer.Exit(FAILED)

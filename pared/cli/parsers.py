@@ -1,0 +1,91 @@
+"""How what is typed after an option becomes a value, or an error that says what to write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+GOALS = ("params", "macs", "file_bytes", "latency")
+
+
+def readable(text: str) -> Path:
+    """A file that is there."""
+    path = Path(text)
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise typer.BadParameter(f"there is no file {text} that can be read")
+    return path
+
+
+def upload(text: str) -> str:
+    """A file or an id; a missing file is told before another one is uploaded."""
+    return text if text.startswith(("mdl_", "dst_", "builtin:")) else str(readable(text))
+
+
+def share(text: str) -> float:
+    """50% or 0.5."""
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not a share; write 50% or 0.5") from None
+    if not 0 < number < 1:
+        raise typer.BadParameter(f"{text} is {100 * number:g} %, not between 0 and 100 %; write 50% or 0.5")
+    return number
+
+
+def architecture_of(text: str | None) -> Any:
+    """A name, or the JSON in a file."""
+    return json.loads(readable(text).read_text()) if text and text.endswith(".json") else text
+
+
+def without_none(**options: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def shares(text: str) -> list[float]:
+    """Several of them, as in 90%,98%."""
+    return [share(each) for each in text.split(",")]
+
+
+def pair(between: str, example: str) -> Callable[[str], tuple[int, int]]:
+    """A parser of two whole numbers with `between` between them."""
+
+    def parse(text: str) -> tuple[int, int]:
+        first, _, second = text.partition(between)
+        try:
+            return int(first), int(second)
+        except ValueError:
+            raise typer.BadParameter(f"{text} is not a pair of numbers; write {example}") from None
+
+    return parse
+
+
+def goal(text: str) -> tuple[str, float]:
+    """A size and the share of it that may be left, as in params=25%."""
+    name, _, left = text.partition("=")
+    if name not in GOALS:
+        raise typer.BadParameter(f"{text} is no goal; write one of {', '.join(f'{each}=25%' for each in GOALS)}")
+    return name, share(left)
+
+
+def layer_amount(text: str) -> tuple[str, float]:
+    """A pattern of layer names and their amount, as in 'conv*=30%'."""
+    pattern, _, amount = text.rpartition("=")
+    if not pattern:
+        raise typer.BadParameter(f"{text} names no layers; write 'conv*=30%'")
+    return pattern, 0.0 if amount in ("0", "0%") else share(amount)
+
+
+def input_shape(text: str) -> dict[str, Any]:
+    """The shape of an input and perhaps its type, as in 1,16:int64."""
+    shape, _, dtype = text.partition(":")
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not a shape; write 1,3,32,32 (batch first), or 1,16:int64") from None
+    return {"shape": sizes, **({"dtype": dtype} if dtype else {})}

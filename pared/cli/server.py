@@ -1,0 +1,131 @@
+"""Commands that start a server or its processes, or look after them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pared.cli.exits import DONE, FAILED, needs_extras
+from pared.cli.rendering import out, say
+from pared.gpus import Gpu, visible
+from pared.processes import Keeper, worker_processes
+
+
+def up(
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to listen on; beyond loopback, API keys are needed.", show_default="PARED_HOST or 127.0.0.1"
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port to listen on.", show_default="PARED_PORT or 8000")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Directory for everything that is kept.", show_default="PARED_DATA_DIR or pared-data"),
+    ] = None,
+) -> None:
+    """Run pared on this machine: API and worker, with nothing else to install."""
+    given: dict[str, Any] = {"host": host, "port": port, "data_dir": data}
+    with needs_extras("service", "worker"):
+        from pared.state.settings import Settings
+        from pared.up import run
+    sys.exit(run(Settings(**{name: value for name, value in given.items() if value is not None})))
+
+
+def api() -> None:
+    """Run the API process alone, configured by PARED_… variables."""
+    with needs_extras("service"):
+        import uvicorn
+
+        from pared.state.settings import settings
+    uvicorn.run(
+        "service.app:app_from_env",
+        factory=True,
+        host=settings().host,
+        port=settings().port,
+        access_log=False,  # the app writes its own, without secrets
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def worker(
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|N,N…",
+            help="One worker process for each of these GPUs, counted from 0 among those that are visible.",
+            show_default="one process, on the first GPU that works",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Only say what the workers of this machine compute on; exit code 0 if one can run jobs."
+        ),
+    ] = False,
+) -> None:
+    """Run one worker process alone, or one for each GPU, configured by PARED_… variables."""
+    with needs_extras("worker"):
+        from worker.tasks import app as celery
+    if check:
+        sys.exit(_check_workers_here())
+    if gpus is not None and (chosen := _chosen_gpus(gpus)):
+        Keeper(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
+        return
+    # What `celery -A worker.tasks worker` does, save that a folder named `worker` in this directory stays out of it.
+    # One job at a time: the task only supervises, and a GPU is not shared.
+    celery.worker_main(["worker", "--concurrency=1", "--loglevel=INFO"])
+
+
+def _chosen_gpus(given: str) -> list[Gpu]:
+    from pared.state.settings import settings
+    from pared.workers_here import chosen_gpus
+
+    if settings().device == "cpu":
+        raise typer.BadParameter("PARED_DEVICE is cpu: unset it, or leave --gpus out", param_hint="--gpus")
+    try:
+        return chosen_gpus(given, visible())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--gpus") from None
+
+
+def _check_workers_here() -> int:
+    """Say what the workers of this machine compute on. Returns 0 if one of them can run jobs."""
+    from pared.state.session import make_engine, make_sessions
+    from pared.state.settings import settings
+    from pared.workers_here import workers_here
+
+    rows = workers_here(make_sessions(make_engine(settings().effective_database_url)))
+    for row in rows:
+        devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"
+        out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", markup=False, soft_wrap=True)
+        if row.device_problem:
+            say(row.device_problem)
+    if not rows:
+        say("no worker of this machine has been seen lately; start one with `pared worker`")
+    return DONE if any(row.devices for row in rows) else FAILED
+
+
+def migrate() -> None:
+    """Bring the database's tables to this version; safe to run again, and by several at once."""
+    with needs_extras("service"):
+        from pared.state.session import migrate as bring_up_to_date
+        from pared.state.settings import settings
+    bring_up_to_date(settings())
+
+
+def demo(
+    url: Annotated[str | None, typer.Option(help="Use this running server rather than one of the demo's own.")] = None,
+    data: Annotated[Path, typer.Option(help="Directory for all that the demo makes.")] = Path("demo-data"),
+) -> None:
+    """Train a small CNN, prune and distill it through the API, and show before and after."""
+    with needs_extras("service", "worker"):
+        from pared.cli.demo import run
+    sys.exit(run(url, data, out))

@@ -1,0 +1,123 @@
+"""Commands on uploaded models and data sets, and the upload of a file by the commands that need one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from pared.cli.options import AsJson
+from pared.cli.rendering import counted_bytes, out, plain_table, print_json
+from pared.client import Client, Upload, Uploads
+
+
+def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typer:
+    """The commands `ls`, `show` and `rm` for one kind of upload.
+
+    Args:
+        kind: as the API calls them.
+        noun: one of them, in words.
+    """
+    app = typer.Typer(no_args_is_help=True, help=f"List, show and delete uploaded {noun}s.")
+
+    @app.command("ls", help=f"List {noun}s, newest first.")
+    def list_uploads(
+        limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20, as_json: AsJson = False
+    ) -> None:
+        with Client() as client:
+            uploads = list(islice(_of(client, kind).list(), limit))
+        if as_json:
+            print_json([upload.model_dump(mode="json") for upload in uploads])
+            return
+        table = plain_table("id", "status", "format", "bytes", "created", "file")
+        table.columns[-1].no_wrap = False
+        for upload in uploads:
+            created = f"{upload.created_at:%Y-%m-%d %H:%M:%S}" if upload.created_at else ""
+            size = "" if upload.size_bytes is None else f"{upload.size_bytes:,}"
+            name = Text(upload.filename, no_wrap=True, overflow="ellipsis")
+            table.add_row(upload.id, upload.status, upload.format or "", size, created, name)
+        out.print(table)
+
+    @app.command("show", help=f"Show what is in a {noun}, or why it cannot be used.")
+    def show_upload(upload_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+        with Client() as client:
+            upload = _of(client, kind).get(upload_id)
+        if as_json:
+            print_json(upload.model_dump(mode="json"))
+            return
+        out.print(str(upload), markup=False)
+        if upload.reason:
+            out.print(str(upload.reason.get("detail", "")), markup=False, soft_wrap=True)
+        if upload.inspection:
+            _show_inspection(upload.inspection)
+
+    @app.command("rm", help=f"Delete {noun}s. Jobs that used them keep their reports and files.")
+    def remove_uploads(
+        upload_ids: Annotated[list[str], typer.Argument(metavar="ID…")], as_json: AsJson = False
+    ) -> None:
+        with Client() as client:
+            for upload_id in upload_ids:
+                _of(client, kind).delete(upload_id)
+                if not as_json:
+                    out.print(f"deleted {upload_id}", markup=False)
+        if as_json:
+            print_json({"deleted": upload_ids})
+
+    return app
+
+
+def stored(uploads: Uploads, file_or_id: str, console: Console, architecture: Any = None) -> Upload:
+    """Upload a file (or look an id up) and wait until the service has looked into it.
+
+    Raises:
+        UploadRejected: the service cannot use the file.
+    """
+    if file_or_id.startswith(("mdl_", "dst_")):
+        return uploads.get(file_or_id).wait()
+    path = Path(file_or_id)
+    with counted_bytes(f"uploading {path.name}", console) as progress:
+        upload = uploads.upload(path, architecture, progress)
+    console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
+    upload.wait()
+    for warning in (upload.inspection or {}).get("warnings", []):
+        console.print(f"  Note: {warning}", markup=False)
+    return upload
+
+
+def _of(client: Client, kind: Literal["models", "datasets"]) -> Uploads:
+    return client.models if kind == "models" else client.datasets
+
+
+def _show_inspection(inspection: Mapping[str, Any]) -> None:
+    for line in _figures(inspection):
+        out.print(line, markup=False)
+    if layers := inspection.get("layers"):
+        table = plain_table("layer", "operator", "parameters", "channels")
+        table.columns[2].justify = "right"
+        table.add_column("can lose channels")
+        for layer in layers:
+            channels = "" if layer.get("channels") is None else f"{layer['channels']:,}"
+            can = "yes" if layer.get("prunable_channels") else f"no: {layer.get('reason') or 'it has none'}"
+            row = (layer["name"], layer["kind"], f"{layer['parameters']:,}", channels, can)
+            table.add_row(*map(Text, row))
+        out.print(table)
+    for warning in inspection.get("warnings", []):
+        out.print(f"Note: {warning}", markup=False)
+
+
+def _figures(inspection: Mapping[str, Any]) -> Iterator[str]:
+    """What is known of a model or of a data set, a line each."""
+    if inspection.get("parameters") is not None:
+        yield f"parameters: {inspection['parameters']:,} ({inspection.get('trainable_parameters', 0):,} trainable)"
+    for tensor in inspection.get("inputs") or []:
+        yield f"input: {tensor.get('shape')} {tensor.get('dtype')}"
+    if samples := inspection.get("samples"):
+        yield "samples: " + ", ".join(f"{count:,} {split}" for split, count in samples.items())
+    if target := inspection.get("target"):
+        yield "target: " + ", ".join(f"{name} {value}" for name, value in target.items() if value is not None)

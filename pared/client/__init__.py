@@ -1,0 +1,30 @@
+"""The Python client: `Client` for scripts and notebooks, `AsyncClient` for event loops."""
+
+from __future__ import annotations
+
+from pared.client.async_ import AsyncClient, AsyncJob, AsyncUpload
+from pared.client.blocking import Client, Job, Upload, Uploads
+from pared.client.operations import APIError, DigestMismatch, ServerUnreachable
+from pared.client.records import Artifact, Event, JobFailed, UploadRejected
+from pared.client.report_tables import Plan, Report
+from pared.reports import FailedOutput
+
+__all__ = [
+    "APIError",
+    "Artifact",
+    "AsyncClient",
+    "AsyncJob",
+    "AsyncUpload",
+    "Client",
+    "DigestMismatch",
+    "Event",
+    "FailedOutput",
+    "Job",
+    "JobFailed",
+    "Plan",
+    "Report",
+    "ServerUnreachable",
+    "Upload",
+    "UploadRejected",
+    "Uploads",
+]

@@ -1,0 +1,168 @@
+"""What the blocking and the async client share: the service's address, and operations on uploads and jobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+
+import httpx
+
+from pared.client import operations
+from pared.client.operations import Operation, Progress, ServerUnreachable
+from pared.client.records import JobRecord, UploadRecord
+from pared.client.report_tables import Plan
+
+T = TypeVar("T")
+U = TypeVar("U", bound=UploadRecord)
+J = TypeVar("J", bound=JobRecord)
+DEFAULT_URL = "http://127.0.0.1:8000"
+UPLOAD_IDS = ("mdl_", "dst_", "builtin:")
+"""What the id of an upload begins with."""
+
+
+class ClientBase:
+    """Where the service is, and whether it ever answered."""
+
+    def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            url: where the service is; else `PARED_URL`, else port 8000 of this machine.
+            api_key: else `PARED_API_KEY`; not needed on the service's own machine, and `""` sends none.
+
+        Raises:
+            httpx.InvalidURL: the address is none of a server.
+        """
+        self.url = (url or os.environ.get("PARED_URL") or DEFAULT_URL).rstrip("/")
+        address = httpx.URL(self.url)
+        if address.scheme not in ("http", "https") or not address.host:
+            raise httpx.InvalidURL(f"{self.url} is not a server's address: write http://…, such as {DEFAULT_URL}")
+        key = os.environ.get("PARED_API_KEY") if api_key is None else api_key
+        self._answered = False
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            # A proxy from the environment cannot reach this machine's own loopback.
+            "trust_env": not _is_loopback(address.host),
+        }
+
+    def _request(self, request: operations.Request) -> dict[str, Any]:
+        """Arguments of httpx's `build_request`, without the body."""
+        return {
+            "method": request.method,
+            "url": request.path,
+            "params": request.params,
+            "headers": request.headers,
+            "json": request.json,
+            "timeout": httpx.Timeout(60.0, connect=5.0, read=request.read_timeout_s),
+        }
+
+    def _failure(self, error: httpx.TransportError) -> Exception:
+        """What the operation is thrown: a server that never answered is not there, so it is not tried again."""
+        if isinstance(error, httpx.ConnectError) and not self._answered:
+            return ServerUnreachable(f"no pared server at {self.url}; start one with `pared up`, or set PARED_URL")
+        return error
+
+
+class UploadsBase(Generic[U]):
+    """Operations on the models, or on the data sets."""
+
+    record: ClassVar[type[UploadRecord]]
+
+    def __init__(self, client: Any, kind: Literal["models", "datasets"]) -> None:
+        self._client, self._kind = client, kind
+
+    def _upload(self, path: Path, architecture: Any, progress: Progress | None) -> Operation[U]:
+        params = {} if architecture is None else {"architecture": operations.as_parameter(architecture)}
+        return self._bound((yield from operations.upload(f"/v1/{self._kind}", path, params, progress)))
+
+    def _get(self, upload_id: str) -> Operation[U]:
+        return self._bound((yield from operations.get_json(f"/v1/{self._kind}/{upload_id}")))
+
+    def _delete(self, upload_id: str) -> Operation[None]:
+        yield from operations.call(operations.Request("DELETE", f"/v1/{self._kind}/{upload_id}"))
+
+    def _id(self, upload: UploadRecord | str | Path) -> Operation[str]:
+        """The id of an upload; a file is uploaded first."""
+        if isinstance(upload, UploadRecord):
+            return upload.id
+        if isinstance(upload, str) and upload.startswith(UPLOAD_IDS):
+            return upload
+        path = Path(upload)
+        if not path.is_file():
+            raise FileNotFoundError(f"{upload} is neither a file nor the id of an upload")
+        stored = yield from self._upload(path, None, None)
+        return stored.id
+
+    def _bound(self, row: Mapping[str, Any]) -> U:
+        record = self.record.model_validate(row)
+        record._client = self._client
+        return cast("U", record)
+
+
+class JobsBase(Generic[J]):
+    """Operations on the jobs."""
+
+    record: ClassVar[type[JobRecord]]
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def _submit(self, spec: Mapping[str, Any]) -> Operation[J]:
+        return self._bound((yield from operations.submit(spec)))
+
+    def _plan(self, spec: Mapping[str, Any]) -> Operation[Plan]:
+        return Plan.model_validate((yield from operations.plan(spec)))
+
+    def _prune_spec(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[dict[str, Any]]:
+        spec = {
+            "type": "prune",
+            "model": (yield from self._client.models._id(model)),
+            "dataset": None if dataset is None else (yield from self._client.datasets._id(dataset)),
+        }
+        return {**spec, **fields}
+
+    def _prune(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
+        return (yield from self._submit((yield from self._prune_spec(model, dataset, fields))))
+
+    def _plan_prune(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[Plan]:
+        return (yield from self._plan((yield from self._prune_spec(model, dataset, fields))))
+
+    def _distill(self, teacher: Any, student: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
+        spec = {
+            "type": "distill",
+            "teacher": (yield from self._client.models._id(teacher)),
+            "student": student if isinstance(student, Mapping) else (yield from self._client.models._id(student)),
+            "dataset": (yield from self._client.datasets._id(dataset)),
+        }
+        return (yield from self._submit({**spec, **fields}))
+
+    def _get(self, job_id: str) -> Operation[J]:
+        return self._bound((yield from operations.get_json(f"/v1/jobs/{job_id}")))
+
+    def _list(self, status: str | None, type_: str | None) -> Operation[None]:
+        wanted = {"status": status, "type": type_}
+        return operations.pages("/v1/jobs", {name: value for name, value in wanted.items() if value})
+
+    def _cancel(self, job_id: str) -> Operation[J]:
+        return self._bound((yield from operations.cancel(job_id)))
+
+    def _bound(self, row: Mapping[str, Any]) -> J:
+        record = self.record.model_validate(row)
+        record._client = self._client
+        return cast("J", record)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def keep_result(operation: Operation[T], result: list[T]) -> Operation[None]:
+    """The operation, with its result put into a list."""
+    result.append((yield from operation))

@@ -1,0 +1,267 @@
+"""The blocking client, for scripts and notebooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar, Unpack, cast
+
+import httpx
+
+from pared.client import operations
+from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
+from pared.client.operations import Operation, Progress
+from pared.client.records import Artifact, Event, JobRecord, UploadRecord
+from pared.client.report_tables import Plan, Report
+from pared.spec_fields import DistillJobFields, PruneJobFields
+
+T = TypeVar("T")
+
+
+class Upload(UploadRecord):
+    """A stored model or data set. Hand it to `Client.prune` or `Client.distill`."""
+
+    def wait(self, timeout: float | None = None) -> Upload:
+        """Wait until the service has looked into the file.
+
+        Raises:
+            UploadRejected: it cannot be used; the text says why.
+            TimeoutError: it was not inspected within `timeout` seconds.
+        """
+        return self._run(self._wait(timeout))
+
+    def _run(self, operation: Operation[T]) -> T:
+        return cast("Client", self._client).run(operation)
+
+
+class Job(JobRecord):
+    """A job of the service."""
+
+    def refresh(self) -> Job:
+        """Look again."""
+        return self._run(self._refresh())
+
+    def wait(self, on_update: Callable[[Job], object] | None = None, timeout: float | None = None) -> Job:
+        """Wait until the job ended well; `failed_outputs` then tells which formats it could not write.
+
+        Args:
+            on_update: called with the job whenever it changed; `print` does.
+            timeout: seconds; None waits for as long as it takes.
+
+        Raises:
+            JobFailed: it failed or was canceled.
+            TimeoutError: it has not ended yet. It goes on: wait again, or cancel it.
+        """
+        return self._run(self._wait(on_update, timeout))
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Follow the job live, from its first event (or the one behind number `after`) until it is done."""
+        for event in cast("Client", self._client).iterate(operations.events(self._path, after)):
+            yield Event.model_validate(event)
+
+    def cancel(self) -> Job:
+        """Cancel the job; it ends `canceled`."""
+        return self._run(self._cancel())
+
+    def report(self) -> Report:
+        """What was gained and lost; print it for a table."""
+        return self._run(self._report())
+
+    def artifacts(self) -> list[Artifact]:
+        """The files that the job made."""
+        return self._run(self._artifacts())
+
+    def download(self, path: str | Path, name: str | None = None, progress: Progress | None = None) -> Path:
+        """Download a result, continue where an earlier try broke off, and check its SHA-256.
+
+        Args:
+            path: a file to write, or a directory.
+            name: which artifact; by default the one that `path` is called as (`architecture.json`), else the model, in
+                the format that the ending of `path` names.
+            progress: called with the bytes done and in all.
+        """
+        return self._run(self._download(path, name, progress))
+
+    def _run(self, operation: Operation[T]) -> T:
+        return cast("Client", self._client).run(operation)
+
+
+class Uploads(UploadsBase[Upload]):
+    """`client.models` and `client.datasets`."""
+
+    record = Upload
+
+    def upload(self, path: str | Path, architecture: Any = None, progress: Progress | None = None) -> Upload:
+        """Send a file.
+
+        Args:
+            path: a TorchScript file (`.pt`), a torch.export program (`.pt2`) or a state dict (`.pt`, `.safetensors`);
+                or a data set.
+            architecture: for a state dict: a name, or `{"layers": [...]}`.
+            progress: called with the bytes sent and in all.
+        """
+        return self._run(self._upload(Path(path), architecture, progress))
+
+    def get(self, upload_id: str) -> Upload:
+        """One of them, by id."""
+        return self._run(self._get(upload_id))
+
+    def delete(self, upload_id: str) -> None:
+        """Delete one."""
+        self._run(self._delete(upload_id))
+
+    def list(self) -> Iterator[Upload]:
+        """All of them, newest first."""
+        for row in cast("Client", self._client).iterate(operations.pages(f"/v1/{self._kind}", {})):
+            yield self._bound(row)
+
+    def _run(self, operation: Operation[T]) -> T:
+        return cast("Client", self._client).run(operation)
+
+
+class Jobs(JobsBase[Job]):
+    """`client.jobs`."""
+
+    record = Job
+
+    def submit(self, spec: Mapping[str, Any]) -> Job:
+        """Post a whole job spec, as in the API's documentation."""
+        return self._run(self._submit(spec))
+
+    def plan(self, spec: Mapping[str, Any]) -> Plan:
+        """Ask what a prune job with this spec would do."""
+        return self._run(self._plan(spec))
+
+    def get(self, job_id: str) -> Job:
+        """One job, by id."""
+        return self._run(self._get(job_id))
+
+    def list(self, status: str | None = None, type: str | None = None) -> Iterator[Job]:  # noqa: A002 - the API's word
+        """Jobs, newest first, fetched page by page as you iterate."""
+        for row in cast("Client", self._client).iterate(self._list(status, type)):
+            yield self._bound(row)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job."""
+        return self._run(self._cancel(job_id))
+
+    def _run(self, operation: Operation[T]) -> T:
+        return cast("Client", self._client).run(operation)
+
+
+class Client(ClientBase):
+    """A blocking client; may be shared between threads.
+
+    >>> client = pared.Client()
+    >>> job = client.prune("lenet.pt", "builtin:digits", target={"params": 0.25})
+    >>> job.wait(on_update=print).download("small.pt")
+    """
+
+    def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
+        super().__init__(url, api_key)
+        self._http = httpx.Client(**self._options)
+        self.models = Uploads(self, "models")
+        self.datasets = Uploads(self, "datasets")
+        self.jobs = Jobs(self)
+
+    def prune(
+        self, model: Upload | str | Path, dataset: Upload | str | Path | None = None, **fields: Unpack[PruneJobFields]
+    ) -> Job:
+        """Submit a prune job.
+
+        Args:
+            model: an upload, its id, or a file, which is uploaded.
+            dataset: the same, or `builtin:digits`; None prunes without retraining and measures no accuracy.
+            fields: the other fields of the spec, such as `granularity`, `target` and `retrain`, all described in
+                `pared.spec_fields`.
+        """
+        return self.run(self.jobs._prune(model, dataset, fields))
+
+    def plan(
+        self, model: Upload | str | Path, dataset: Upload | str | Path | None = None, **fields: Unpack[PruneJobFields]
+    ) -> Plan:
+        """Say what a prune job would do, without doing it; print it for a table.
+
+        Args:
+            model, dataset, fields: as `prune` takes them.
+
+        Raises:
+            APIError: the job would be refused, or would fail before it trains; the detail says why.
+        """
+        return self.run(self.jobs._plan_prune(model, dataset, fields))
+
+    def distill(
+        self,
+        teacher: Upload | str | Path,
+        student: Upload | str | Path | Mapping[str, Any],
+        dataset: Upload | str | Path,
+        **fields: Unpack[DistillJobFields],
+    ) -> Job:
+        """Submit a distill job.
+
+        Args:
+            teacher: an upload, its id, or a file, which is uploaded.
+            student: the same, or an architecture, or `{"from_teacher": {"width": 0.5}}`.
+            dataset: an upload, its id, a file, or `builtin:digits`.
+            fields: the other fields of the spec, such as `loss` and `train`; all of them are described in
+                `pared.spec_fields`.
+        """
+        return self.run(self.jobs._distill(teacher, student, dataset, fields))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry an operation out, and return its result."""
+        result: list[T] = []
+        for _ in self.iterate(keep_result(operation, result)):
+            raise RuntimeError("an operation that emits items is iterated, not run")
+        return result[0]
+
+    def iterate(self, operation: Operation[None]) -> Iterator[Any]:
+        """Carry an operation out, item by item."""
+        outcome: Any = None
+        failure: Exception | None = None
+        opened: httpx.Response | None = None
+        chunks: Iterator[bytes] = iter(())
+        try:
+            while True:
+                try:
+                    effect = operation.throw(failure) if failure else operation.send(outcome)
+                except StopIteration:
+                    return
+                outcome = failure = None
+                try:
+                    match effect:
+                        case operations.Send(request):
+                            outcome = self._http.send(self._built(request))
+                            self._answered = True
+                        case operations.Open(request):
+                            if opened:
+                                opened.close()
+                            outcome = opened = self._http.send(self._built(request), stream=True)
+                            chunks = opened.iter_bytes()
+                            self._answered = True
+                        case operations.Chunk():
+                            outcome = next(chunks, b"")
+                        case operations.Sleep(seconds):
+                            time.sleep(seconds)
+                        case operations.Emit(item):
+                            yield item
+                except httpx.TransportError as error:
+                    failure = self._failure(error)
+        finally:
+            if opened:
+                opened.close()
+
+    def _built(self, request: operations.Request) -> httpx.Request:
+        content = request.content() if request.content else None
+        return self._http.build_request(content=content, **self._request(request))

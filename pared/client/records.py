@@ -1,0 +1,212 @@
+"""Records of the API: a job, an upload, an event, an artifact, and the operations that each allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from pared.client import operations
+from pared.client.operations import Operation, Progress
+from pared.client.report_tables import Report
+from pared.reports import FailedOutput
+from pared.statuses import ENDED, JobStatus, UploadStatus
+
+
+class JobFailed(Exception):
+    """The job ended without a result; `code` and `detail` are the job's own error, `job` all the rest."""
+
+    def __init__(self, job: JobRecord) -> None:
+        """Args: job: the ended job."""
+        self.job = job
+        error = job.error or {}
+        self.code = str(error.get("code", job.status))
+        self.detail = str(error.get("detail", ""))
+        super().__init__(f"{job.id} {job.status}" + (f" ({self.code}): {self.detail}" if error else ""))
+
+
+class UploadRejected(Exception):
+    """The service opened the file and cannot use it; `code` and `detail` say why and what to do."""
+
+    def __init__(self, upload: UploadRecord) -> None:
+        """Args: upload: the rejected model or data set."""
+        self.upload = upload
+        reason = upload.reason or {}
+        self.code = str(reason.get("code", "rejected"))
+        self.detail = str(reason.get("detail", ""))
+        super().__init__(f"{upload.filename}: {self.detail or self.code}")
+
+
+class Event(BaseModel):
+    """One event of a job's stream: `status`, `progress`, `metric`, `log` or `done`."""
+
+    id: int
+    event: str
+    data: dict[str, Any]
+
+
+class Artifact(BaseModel):
+    """A file that a job made."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+class _Record(BaseModel):
+    # A newer service may say more than this client knows.
+    model_config = ConfigDict(extra="allow")
+
+    _client: Any = PrivateAttr()
+
+    def _update(self, row: Mapping[str, Any]) -> Self:
+        fresh = type(self).model_validate(row)
+        for name in fresh.model_fields_set:
+            setattr(self, name, getattr(fresh, name))
+        return self
+
+
+class UploadRecord(_Record):
+    """A stored model or data set, as of the last look."""
+
+    id: str
+    filename: str
+    sha256: str | None = None
+    size_bytes: int | None = None
+    status: UploadStatus
+    format: str | None = None
+    reason: dict[str, Any] | None = None
+    inspection: dict[str, Any] | None = None
+    created_at: datetime | None = None
+
+    def __str__(self) -> str:
+        """One line."""
+        size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "  # what is built in has none
+        return f"{self.id} {self.filename} ({size}{self.status})"
+
+    @property
+    def _path(self) -> str:
+        return f"/v1/{'models' if self.id.startswith('mdl_') else 'datasets'}/{self.id}"
+
+    def _wait(self, timeout: float | None) -> Operation[Self]:
+        row = yield from operations.poll(
+            self._path,
+            ended=lambda row: row["status"] != "inspecting",
+            timeout_s=timeout,
+            still=f"{self.id} is still being inspected",
+        )
+        if self._update(row).status == "rejected":
+            raise UploadRejected(self)
+        return self
+
+
+class JobRecord(_Record):
+    """A job, as of the last look."""
+
+    id: str
+    type: str
+    status: JobStatus
+    stage: str | None = None
+    progress: dict[str, Any] | None = None
+    queue_position: int | None = None
+    waits_for: str | None = None
+    attempt: int = 0
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    spec: dict[str, Any] = {}
+    error: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    links: dict[str, str | None] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status in ENDED
+
+    @property
+    def failed_outputs(self) -> list[FailedOutput]:
+        """Formats that were asked for and that a succeeded job could not write, and why; it wrote the others."""
+        return [FailedOutput.model_validate(failed) for failed in (self.result or {}).get("failed_outputs", [])]
+
+    def __str__(self) -> str:
+        """One line that says how far the job is."""
+        text = f"{self.id} {self.type} {self.status}"
+        if self.failed_outputs:
+            text += f" without {', '.join(failed.format for failed in self.failed_outputs)}"
+        progress = self.progress or {}
+        if self.status == "queued" and self.queue_position is not None:
+            text += f", number {self.queue_position} in the queue"
+        if self.status == "queued" and self.waits_for:
+            text += f" ({self.waits_for})"
+        if self.status == "running" and self.stage:
+            text += f", {self.stage}"
+        if self.status == "running" and progress.get("fraction") is not None:
+            text += f" {progress['fraction']:.0%}"
+        if self.status == "running" and progress.get("epoch") is not None:
+            text += f", epoch {progress['epoch']} of {progress.get('epochs')}"
+        if self.status == "running" and progress.get("eta_s") is not None:
+            text += f", about {progress['eta_s']:.0f} s left"
+        if self.error:
+            text += f" ({self.error.get('code')}): {self.error.get('detail')}"
+        return text
+
+    @property
+    def _path(self) -> str:
+        return f"/v1/jobs/{self.id}"
+
+    def _refresh(self) -> Operation[Self]:
+        return self._update((yield from operations.get_json(self._path)))
+
+    def _wait(self, on_update: Callable[[Self], object] | None, timeout: float | None) -> Operation[Self]:
+        def look(row: dict[str, Any]) -> None:
+            self._update(row)
+            if on_update:
+                on_update(self)
+
+        row = yield from operations.poll(
+            self._path,
+            ended=lambda row: row["status"] in ENDED,
+            on_update=look if on_update else None,
+            timeout_s=timeout,
+            still=f"{self.id} has not ended yet; it goes on, and you may wait again",
+        )
+        if self._update(row).status != "succeeded":
+            raise JobFailed(self)
+        return self
+
+    def _cancel(self) -> Operation[Self]:
+        return self._update((yield from operations.cancel(self.id)))
+
+    def _report(self) -> Operation[Report]:
+        return Report.model_validate((yield from operations.get_json(f"{self._path}/report", retry_not_ready=False)))
+
+    def _artifacts(self) -> Operation[list[Artifact]]:
+        rows = yield from operations.get_json(f"{self._path}/artifacts")
+        return [Artifact.model_validate(row) for row in rows["data"]]
+
+    def _download(self, path: str | Path, name: str | None, progress: Progress | None) -> Operation[Path]:
+        destination = Path(path)
+        artifact = _chosen((yield from self._artifacts()), destination, name, self)
+        if destination.is_dir():
+            destination = destination / artifact.name
+        address = f"{self._path}/artifacts/{artifact.name}"
+        return (yield from operations.download(address, artifact.sha256, artifact.size_bytes, destination, progress))
+
+
+def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job: JobRecord) -> Artifact:
+    """The artifact named, else the one called as the destination, else the model in the format of its ending."""
+    named = {artifact.name: artifact for artifact in artifacts}
+    if name is None:
+        formats = ("model.pt", "model.safetensors", "model.pt2", "model.onnx", "model.packed")
+        models = [known for known in formats if known in named]
+        if not destination.is_dir():  # never one format under the ending of another
+            models = [known for known in models if Path(known).suffix == destination.suffix]
+        name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")
+    if name not in named:
+        why = "".join(f". {failed.format} could not be written: {failed.detail}" for failed in job.failed_outputs)
+        raise FileNotFoundError(f"{job.id} has no artifact {name!r}, only: {', '.join(named) or 'none'}{why}")
+    return named[name]

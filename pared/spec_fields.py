@@ -1,0 +1,232 @@
+"""The fields of job specs as typed keywords and dicts, for the client, the library and editors.
+
+They are what `pared.specs` accepts: a test holds names, types and required fields equal. Every other field may be left
+out; defaults and limits are those of the spec.
+"""
+
+# Annotations are evaluated here: `__required_keys__` does not see a `Required` that is a string.
+from typing import Any, Literal, Required, TypedDict
+
+from pared.specs import Criterion, Device, Granularity, LrSchedule, Optimizer, Output, Precision, Schedule, Scope, Task
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+class NamedArchitectureFields(TypedDict, total=False):
+    """An architecture that pared knows by name."""
+
+    name: Required[str]
+    """Such as `lenet5`."""
+    kwargs: dict[str, Any]
+    """Arguments of the architecture."""
+
+
+class LayeredArchitectureFields(TypedDict, total=False):
+    """An architecture as its layers in order."""
+
+    layers: Required[list[Any]]
+    """Each `["Conv2d", {kwargs}]`, or `["Conv2d", {kwargs}, "conv1"]` with the name that its weights have."""
+
+
+ArchitectureFields = str | NamedArchitectureFields | LayeredArchitectureFields
+"""An architecture's name, or one of the two dicts."""
+
+
+class TensorFields(TypedDict, total=False):
+    """One input of a model, for jobs without data."""
+
+    shape: Required[list[int]]
+    """Sizes, the batch first."""
+    dtype: Literal["float32", "int64"]
+    """Type of the elements; float32 by default."""
+
+
+class PreprocessFields(TypedDict, total=False):
+    """How stored arrays become inputs of the model: `(x * scale - mean) / std`."""
+
+    scale: float
+    """Factor of every element; 1 by default."""
+    mean: list[float] | None
+    """One for each channel (dimension 1)."""
+    std: list[float] | None
+    """One for each channel (dimension 1), above 0."""
+
+
+class OutputMseFields(TypedDict, total=False):
+    """The squared distance of the student's outputs from the teacher's."""
+
+    kind: Required[Literal["output_mse"]]
+    """Names this loss."""
+
+
+class KnowledgeFields(TypedDict, total=False):
+    """Knowledge distillation: α · output distance + (1 − α) · T² · KL(teacher ‖ student)."""
+
+    kind: Required[Literal["knowledge"]]
+    """Names this loss."""
+    alpha: float
+    """Weight α of the output distance, 0 to 1."""
+    temperature: float
+    """Temperature T that softens the outputs, above 0."""
+    features: list[tuple[str, str]] | None
+    """Pairs of a teacher's and a student's layer: the KL term compares their softened outputs, not the logits."""
+    labels: float
+    """Share of the loss on the labels, 0 to below 1."""
+
+
+class TrainFields(TypedDict, total=False):
+    """One training run; the epoch with the best validation score is kept."""
+
+    epochs: int
+    """Epochs of training."""
+    optimizer: Optimizer
+    """`sgd` or `adam`."""
+    lr: float
+    """Learning rate; by default 0.01 for sgd, 0.001 for adam."""
+    lr_schedule: LrSchedule
+    """`constant`, or `cosine`: it falls to 0 along half a cosine."""
+    warmup: float
+    """Share of all steps over which the learning rate first rises."""
+    momentum: float
+    """Of SGD."""
+    nesterov: bool
+    """Nesterov's momentum, of SGD."""
+    weight_decay: float
+    """L2 penalty on the weights."""
+    batch_size: int
+    """Samples in a training step."""
+    precision: Precision
+    """What convolutions and matrix products of the training compute in: `auto`, `float32` or `bfloat16`."""
+    patience: int | None
+    """Stop after so many epochs without a better validation score."""
+
+
+class TeachTrainFields(TrainFields, total=False):
+    """The training of a student; its optimizer is adam by default."""
+
+
+class RetrainFields(TrainFields, total=False):
+    """The training after, or while, weights are removed."""
+
+    teach: bool | OutputMseFields | KnowledgeFields | None
+    """Learn from the outputs of the model as it was, beside the labels or instead: a loss, or whether to."""
+
+
+class TargetFields(TypedDict, total=False):
+    """What the result must reach, each size as the share left of the upload's; at least one."""
+
+    params: float | None
+    """Parameters left; for single weights and blocks, parameters that are not zero."""
+    macs: float | None
+    """Multiply-adds of one sample left."""
+    file_bytes: float | None
+    """Bytes left of the file in the first format of `outputs`."""
+    latency: float | None
+    """Time of a forward pass left."""
+    latency_batch_size: int
+    """Samples in the batch whose time is measured; 1 by default."""
+    max_accuracy_drop: float | None
+    """Accuracy (0.01: one point) or R² that may be lost."""
+
+
+class QuantizeFields(TypedDict, total=False):
+    """Few values shared by many weights, for packed files."""
+
+    bits: Required[int]
+    """Each tensor has at most 2^bits values beside zero."""
+    epochs: int
+    """Epochs of training the shared values."""
+    lr: float | None
+    """Learning rate of that training; by default a tenth of that of `retrain`."""
+
+
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+class CommonFields(TypedDict, total=False):
+    """What every compression job has."""
+
+    seed: int
+    """Seed of every random choice."""
+    task: Task
+    """`classification` or `regression`."""
+    preprocess: PreprocessFields | None
+    """How stored arrays become inputs of the model."""
+    outputs: list[Output] | None
+    """Formats of the result."""
+    time_limit_s: int | None
+    """Ends the job as failed after so many seconds."""
+    device: Device
+    """What the job computes on: `auto`, `cpu` or `cuda`."""
+    latency_device: Literal["cpu", "cuda"] | None
+    """Where latency is measured; by default where the job computes."""
+
+
+class PruneFields(CommonFields, total=False):
+    """The options of `prune`."""
+
+    example_inputs: list[TensorFields] | None
+    """The model's inputs, where there is no data set to take them from."""
+    granularity: Granularity
+    """What is removed: `channel`, `head`, `residual_block`, or zeroed: `weight`, `n:m`, `block`."""
+    n_m: tuple[int, int]
+    """`n:m`: how many weights are kept of how many neighbours, such as (2, 4)."""
+    block: tuple[int, int]
+    """`block`: rows and columns that are zeroed together, such as (4, 4)."""
+    criterion: Criterion
+    """How importance is scored; the least important is removed first."""
+    scope: Scope
+    """Rank all units together (`global`), or layer by layer (`layer`)."""
+    target: TargetFields | None
+    """What the result must reach, in place of an `amount`."""
+    amount: float | None
+    """Share to remove, between 0 and 1."""
+    round_to: int | None
+    """`channel`: layers keep a multiple of so many channels."""
+    amounts: dict[str, float]
+    """Another amount for layers whose name matches a pattern, such as {"conv*": 0.3}."""
+    schedule: Schedule
+    """`one_shot`, `iterative` or `cubic`."""
+    steps: int
+    """How often an iterative job prunes and retrains."""
+    stages: list[float]
+    """Amounts to reach on the way, each with a retraining of its own."""
+    ramp: float
+    """`cubic`, while training runs: the share of its steps over which weights are removed."""
+    regrow: float
+    """`cubic`, while training runs: the share of the weights that may change places with removed ones."""
+    include: list[str]
+    """Layer name patterns."""
+    exclude: list[str]
+    """Layer name patterns, stronger than `include`."""
+    quantize: QuantizeFields | None
+    """After pruning, let weights share values."""
+    retrain: RetrainFields | None
+    """How the pruned model is retrained; None does not."""
+
+
+class PruneJobFields(PruneFields, total=False):
+    """The options of `Client.prune` and `Client.plan`."""
+
+    architecture: ArchitectureFields | None
+    """For a state dict that was uploaded without one."""
+
+
+class DistillFields(CommonFields, total=False):
+    """The options of `distill`."""
+
+    loss: OutputMseFields | KnowledgeFields
+    """How the student's outputs are compared with the teacher's."""
+    train: TeachTrainFields
+    """How the student is trained."""
+    compare_with_labels_only: bool
+    """Also train the same student on labels alone, and report it."""
+
+
+class DistillJobFields(DistillFields, total=False):
+    """The options of `Client.distill`."""
+
+    teacher_architecture: ArchitectureFields | None
+    """For a teacher's state dict that was uploaded without one."""
+    student_architecture: ArchitectureFields | None
+    """For a student's state dict that was uploaded without one."""

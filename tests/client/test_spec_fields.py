@@ -1,0 +1,135 @@
+"""The typed keywords of the client and the library: what `pared.specs` accepts, and what mypy makes of calls."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import pytest
+from mypy import api
+from pydantic import BaseModel
+
+import pared.compression
+from pared import AsyncClient, Client, spec_fields, specs
+
+FIELDS: dict[type[BaseModel], Any] = {
+    specs.PruneSpec: spec_fields.PruneJobFields,
+    specs.DistillSpec: spec_fields.DistillJobFields,
+    specs.NamedArchitecture: spec_fields.NamedArchitectureFields,
+    specs.LayeredArchitecture: spec_fields.LayeredArchitectureFields,
+    specs.TensorSpec: spec_fields.TensorFields,
+    specs.Preprocess: spec_fields.PreprocessFields,
+    specs.OutputMse: spec_fields.OutputMseFields,
+    specs.Knowledge: spec_fields.KnowledgeFields,
+    specs.Train: spec_fields.TrainFields,
+    specs.TeachTrain: spec_fields.TeachTrainFields,
+    specs.Retrain: spec_fields.RetrainFields,
+    specs.Target: spec_fields.TargetFields,
+    specs.Quantize: spec_fields.QuantizeFields,
+}
+POSITIONAL = {specs.PruneSpec: {"type", "model", "dataset"}}
+POSITIONAL[specs.DistillSpec] = {"type", "teacher", "student", "dataset"}
+ALSO = {(specs.Retrain, "teach"): bool}
+"""What a spec makes another value of before it looks at the types."""
+
+
+def accepted(annotation: Any) -> Any:
+    """A spec's annotation without limits, with typed dicts for the specs in it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return accepted(arguments[0])
+    if origin in (Union, types.UnionType):
+        return Union[tuple(accepted(each) for each in arguments)]  # noqa: UP007 - made at run time
+    if origin in (list, dict, tuple):
+        return origin[tuple(accepted(each) for each in arguments)]
+    return FIELDS.get(annotation, annotation)
+
+
+@pytest.mark.parametrize("spec", FIELDS, ids=lambda spec: spec.__name__)
+def test_keywords_are_the_fields_of_the_spec(spec: type[BaseModel]) -> None:
+    annotations = typing.get_type_hints(spec, include_extras=True)
+    fields = {name: field for name, field in spec.model_fields.items() if name not in POSITIONAL.get(spec, ())}
+    expected = {name: accepted(annotations[name]) for name in fields}
+    for (kind, name), more in ALSO.items():
+        if kind is spec:
+            expected[name] |= more
+    assert typing.get_type_hints(FIELDS[spec]) == expected
+    assert FIELDS[spec].__required_keys__ == {name for name, field in fields.items() if field.is_required()}
+
+
+def test_every_keyword_is_documented() -> None:
+    tree = ast.parse(inspect.getsource(spec_fields))
+    for kind in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+        for statement, following in zip(kind.body, [*kind.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign):
+                documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                assert documented, f"{kind.name}.{ast.unparse(statement.target)}"
+
+
+def test_every_method_takes_typed_keywords() -> None:
+    of_prune = [client.prune for client in (Client, AsyncClient)] + [client.plan for client in (Client, AsyncClient)]
+    methods = dict.fromkeys(of_prune, "PruneJobFields")
+    methods |= dict.fromkeys([Client.distill, AsyncClient.distill], "DistillJobFields")
+    methods |= {pared.compression.prune: "PruneFields", pared.compression.distill: "DistillFields"}
+    for method, fields in methods.items():
+        assert method.__annotations__["fields"] == f"Unpack[{fields}]", method
+
+
+GOOD = """
+import pared
+from pared.compression import distill, prune
+from pared.spec_fields import RetrainFields
+
+retrain: RetrainFields = {"epochs": 3, "lr": 0.02, "teach": {"kind": "knowledge", "temperature": 4}}
+client = pared.Client()
+client.prune("m.pt", "d.npz", amount=0.5, granularity="channel", retrain=retrain, seed=1).wait()
+client.prune("m.pt", "d.npz", target={"params": 0.25, "max_accuracy_drop": 0.02}, retrain=None, n_m=(2, 4))
+client.plan("m.pt", architecture={"layers": [["Linear", {"in_features": 2, "out_features": 1}]]}, amount=0.5)
+client.distill("t.pt", {"from_teacher": {"width": 0.5}}, "d.npz", loss={"kind": "output_mse"}, train={"epochs": 1})
+prune("m.pt", granularity="weight", amount=0.9, directory="out")
+distill("t.pt", "s.pt", "d.npz", student_architecture="mlp", compare_with_labels_only=True)
+
+
+async def prune_and_wait() -> None:
+    async with pared.AsyncClient() as client:
+        job = await client.prune("m.pt", "d.npz", amounts={"conv*": 0.3}, schedule="iterative", steps=2)
+        await job.wait()
+"""
+BAD = {
+    'client.prune("m.pt", amonut=0.5)': "amonut",
+    'client.prune("m.pt", amount="half")': '"amount"',
+    'client.prune("m.pt", granularity="channels")': '"granularity"',
+    'client.prune("m.pt", "d.npz", retrain={"epoch": 3})': '"retrain"',
+    'client.plan("m.pt", target={"flops": 0.5})': '"target"',
+    'client.distill("t.pt", "s.pt", "d.npz", trian={"epochs": 1})': "trian",
+    'client.distill("t.pt", "s.pt", "d.npz", loss={"kind": "mse"})': '"loss"',
+    'prune("m.pt", amount=0.5, archtecture="mlp")': "archtecture",
+    'distill("t.pt", "s.pt", "d.npz", temperature=4)': "temperature",
+}
+# What does not matter for the signatures is not looked into, which takes a quarter of the time.
+CONFIG = """
+[mypy]
+strict = true
+mypy_path = {root}
+follow_imports = silent
+[mypy-torch.*,numpy.*,scipy.*,sklearn.*,onnx.*]
+follow_imports = skip
+"""
+
+
+def test_mypy_accepts_good_calls_and_finds_what_is_misspelt(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD)
+    head = "import pared\nfrom pared.compression import distill, prune\n\nclient = pared.Client()\n"
+    (tmp_path / "bad.py").write_text(head + "\n".join(BAD) + "\n")
+    (tmp_path / "mypy.ini").write_text(CONFIG.format(root=Path(pared.__file__).parents[1]))
+    options = ["--config-file", str(tmp_path / "mypy.ini"), "--cache-dir", str(tmp_path / "cache")]
+    found, problems, _ = api.run([*options, str(tmp_path / "good.py"), str(tmp_path / "bad.py")])
+    assert not problems
+    assert "good.py" not in found, found
+    lines = found.splitlines()
+    for number, (call, says) in enumerate(BAD.items(), start=head.count("\n") + 1):
+        assert any(f"bad.py:{number}: error" in line and says in line for line in lines), (call, found)
