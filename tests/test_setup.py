@@ -209,12 +209,25 @@ def test_every_install_of_make_looks_into_the_index_that_it_was_given() -> None:
 def test_continuous_integration_runs_targets_of_make_with_exact_actions() -> None:
     (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
     matrix = job["strategy"]["matrix"]
-    assert {"lint", "test"} <= set(matrix["target"]) <= targets()
+    assert {"lint", "unit", "test"} <= set(matrix["target"]) <= targets()
     assert {"3.11", "3.13"} <= set(matrix["python"])
-    assert job["steps"][-1]["run"].startswith("make ${{ matrix.target }} ")
+    commands = [step.get("run", "") for step in job["steps"]]
+    assert any(command.startswith("make ${{ matrix.target }} ") for command in commands)
+    assert commands[-1] == "tests/first_change.sh"
     actions = [step["uses"] for step in job["steps"] if "uses" in step]
     assert actions
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in actions)
+
+
+def test_the_first_change_of_the_contributing_page_is_of_a_text_that_tests_hold() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## A first change")[1].split("\n## ")[0]
+    block = re.search(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert block
+    old, new = re.findall(r"s/([^/]+)/([^/]+)/", block[1])[0]
+    for folder in ("pared", "tests"):
+        sources = [path.read_text() for path in (ROOT / folder).rglob("*.py")]
+        assert any(old in source for source in sources), folder
+        assert not any(new in source for source in sources), folder
 
 
 def test_hooks_are_targets_of_make_and_fetch_nothing() -> None:
