@@ -6,6 +6,7 @@ writes `{code, title, detail}` of an error met inside a job to the job row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -262,6 +263,23 @@ class PackedTooLarge(UnreadablePacked):
     """The file says that it unpacks to more than the reader takes."""
 
     code, title, status = "packed-too-large", "The packed file unpacks to too much", 422
+
+
+def telling_line(error: BaseException, *, words: Sequence[str] = (), limit: int = 500) -> str:
+    """The line of another library's error that says what is wrong.
+
+    The first one; the last one where TorchScript puts its own traceback before the message; the error's class where
+    there is no message.
+
+    Args:
+        words: a line that holds one of these is taken before any other.
+        limit: most characters.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    named = next((line for line in lines if any(word in line for word in words)), None)
+    return (named or lines[-1 if "TorchScript" in lines[0] else 0])[:limit]
 
 
 BY_CODE: dict[str, type[ParedError]] = {

@@ -1,4 +1,4 @@
-"""Owns which NVIDIA GPUs a process may see, by what the driver's files say; whether one works is found by trying it."""
+"""Owns which NVIDIA GPUs a process may see, by the driver's files; whether one works is found by trying it."""
 
 from __future__ import annotations
 
@@ -36,25 +36,32 @@ def visible(
     cards = installed(driver, device_files)
     if VISIBLE not in environment:
         return cards
-    found: list[Gpu] = []
+    chosen: list[Gpu] = []
     for token in map(str.strip, environment[VISIBLE].split(",")):
         gpu = _named(token, cards)
-        if gpu is None or gpu in found:
+        if gpu is None or gpu in chosen:
             break  # CUDA too passes over all that comes after a name that it does not know
-        found.append(gpu)
-    return found
+        chosen.append(gpu)
+    return chosen
 
 
 def installed(driver: Path = DRIVER, device_files: Path = DEVICE_FILES) -> list[Gpu]:
     """The cards of this machine (or of this container), by their place on the bus."""
     names = (path.name.removeprefix("nvidia") for path in device_files.glob("nvidia*"))
     numbers = sorted(int(name) for name in names if name.isdecimal())
-    told = [_information(path) for path in sorted(driver.glob("gpus/*/information"))]
-    if told:
-        cards = [_gpu(index, information) for index, information in enumerate(told)]
+    listed = [_information(path) for path in sorted(driver.glob("gpus/*/information"))]
+    if listed:
+        cards = [_gpu(index, information) for index, information in enumerate(listed)]
         # A container may see the list of the whole machine, and the files of its own cards alone.
         return [card for card in cards if not numbers or card.number is None or card.number in numbers]
     return [Gpu(str(index), f"GPU {index}", number=number) for index, number in enumerate(numbers)]
+
+
+def device_files(card: int | None = None, folder: Path = DEVICE_FILES) -> list[Path]:
+    """The device files of this machine's GPUs, or of this one alone with those that all of them share."""
+    found = sorted(folder.glob("nvidia*"))
+    others = {path for path in found if path.name.removeprefix("nvidia").isdecimal() and path.name != f"nvidia{card}"}
+    return found if card is None else [path for path in found if path not in others]
 
 
 def driver_version(driver: Path = DRIVER) -> str | None:
@@ -97,5 +104,5 @@ def _named(token: str, cards: list[Gpu]) -> Gpu | None:
         return None if known is None else Gpu(token, known)
     if token.startswith("MIG-"):
         return Gpu(token, "a MIG device")
-    found = [card for card in cards if card.uuid is not None and token and card.uuid.startswith(token)]
-    return Gpu(token, found[0].name, found[0].uuid, found[0].number) if len(found) == 1 else None
+    matches = [card for card in cards if card.uuid is not None and token and card.uuid.startswith(token)]
+    return Gpu(token, matches[0].name, matches[0].uuid, matches[0].number) if len(matches) == 1 else None

@@ -15,10 +15,10 @@ from typing import Any
 from sqlalchemy import select
 
 from pared import gpus
-from pared.processes import Keeper, Process, say, worker_processes
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import ApiKey
+from pared.supervisor import Process, Supervisor, say, worker_processes
 
 READY_S = 90.0
 
@@ -44,10 +44,10 @@ def run(settings: Settings) -> int:
             )
         if taken := _port_taken(settings):
             return _refuse(f"Port {settings.port} on {settings.host} cannot be used: {taken}. Give --port another one.")
-        return _Supervisor(settings, directory).run()
+        return _Up(settings, directory).run()
 
 
-class _Supervisor:
+class _Up:
     def __init__(self, settings: Settings, directory: Path) -> None:
         self._settings = settings
         self._directory = directory
@@ -63,45 +63,45 @@ class _Supervisor:
         self._workers = worker_processes(
             cards if len(cards) > 1 else [], environment, len(os.sched_getaffinity(0)), logs
         )
-        self._keeper = Keeper([api, *self._workers])
-        self._told = False
+        self._supervisor = Supervisor([api, *self._workers])
+        self._announced = False
 
     def run(self) -> int:
         say(f"pared is starting; its data is in {self._directory}")
         began = time.monotonic()
-        self._keeper.run(lambda: self._tell_when_ready(began))
+        self._supervisor.run(lambda: self._announce_when_ready(began))
         say("pared has stopped; nothing is lost, queued jobs go on at the next start")
         return 0
 
-    def _tell_when_ready(self, began: float) -> None:
-        """Once: what serves, or why nothing does."""
-        if self._told:
+    def _announce_when_ready(self, began: float) -> None:
+        """Print, once, what serves, or why nothing does."""
+        if self._announced:
             return
-        found = _readiness(self._settings) or {}
-        workers = found.get("checks", {}).get("worker", {}).get("workers", [])
+        readiness = _readiness(self._settings) or {}
+        workers = readiness.get("checks", {}).get("worker", {}).get("workers", [])
         waited = time.monotonic() - began > READY_S
         if len(workers) < len(self._workers) and not (waited and workers):
             if waited:
-                self._tell(f"pared is not ready after {READY_S:.0f} s; see {self._directory / 'logs'}")
+                self._announce(f"pared is not ready after {READY_S:.0f} s; see {self._directory / 'logs'}")
             return
         problems = [worker["device_problem"] for worker in workers if worker["device_problem"]]
-        if found.get("status") != "ready":
+        if readiness.get("status") != "ready":
             if waited or not any(worker["devices"] for worker in workers):
-                self._tell(f"pared is not ready: {found.get('detail')}")
+                self._announce(f"pared is not ready: {readiness.get('detail')}")
             return
         address = f"http://{_bracketed(self._settings.host)}:{self._settings.port}"
-        self._tell(
+        self._announce(
             f"pared is ready at {address}\n"
             f"  documentation  {address}/docs\n"
             f"  data           {self._directory}\n"
             f"  serving        {'; '.join(worker['device'] for worker in workers)}\n"
             + "".join(f"                 {problem}\n" for problem in problems)
-            + f"  sandbox        {found['sandbox']}\n"
+            + f"  sandbox        {readiness['sandbox']}\n"
             "  Ctrl-C stops it; jobs go on at the next start."
         )
 
-    def _tell(self, text: str) -> None:
-        self._told = True
+    def _announce(self, text: str) -> None:
+        self._announced = True
         say(text)
 
 
@@ -110,12 +110,12 @@ def _readiness(settings: Settings) -> dict[str, Any] | None:
     connection = http.client.HTTPConnection(host, settings.port, timeout=2)
     try:
         connection.request("GET", "/readyz")
-        found = json.loads(connection.getresponse().read())
+        document = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
         connection.close()
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None
 
 
 def _has_keys(settings: Settings) -> bool:

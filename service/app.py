@@ -1,4 +1,4 @@
-"""Owns the API process: it puts parts, routes and error handling together."""
+"""Owns the API process: it puts the parts, the routes and the error handling together."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pared
 from pared.state.logs import configure_logging
 from pared.state.settings import Settings, settings
 from service import problems
-from service.deps import wire
-from service.middleware import Surroundings
+from service.dependencies import build_parts
+from service.middleware import RequestMiddleware
 from service.openapi import describe
 from service.routes import docs, health, jobs, plans, results, uploads
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app for these settings. The tables must be there (`pared.state.session.migrate`)."""
-    parts = wire(settings)
+    parts = build_parts(settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        parts.bell.start()
+        parts.dispatcher.start()
         yield
-        parts.bell.stop()
+        parts.dispatcher.stop()
         parts.sessions.engine.dispose()
 
     app = FastAPI(
@@ -39,18 +39,18 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    for room in (uploads, jobs, plans, results):
-        app.include_router(room.router, dependencies=[Depends(problems.only_known_parameters)])
-    for room in (health, docs):  # probes and links may carry parameters of their own
-        app.include_router(room.router)
+    for module in (uploads, jobs, plans, results):
+        app.include_router(module.router, dependencies=[Depends(problems.only_known_parameters)])
+    for module in (health, docs):  # probes and links may carry parameters of their own
+        app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     problems.install(app)
     describe(app)
-    app.add_middleware(Surroundings, settings=settings)
+    app.add_middleware(RequestMiddleware, settings=settings)
     return app
 
 
 def app_from_env() -> FastAPI:
     """For `uvicorn --factory service.app:app_from_env`: settings from the environment, the log as JSON lines."""
-    configure_logging()
+    configure_logging(settings().log_level)
     return create_app(settings())

@@ -1,4 +1,4 @@
-"""Owns what surrounds every request: its id, its line in the log, and the last resort when code fails."""
+"""Owns what every request passes through: its id, its line in the log, and the answer where code fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOCAL_NAMES = {"localhost", "127.0.0.1", "::1", "[::1]"}
 log = structlog.get_logger()
 
 
-class Surroundings:
+class RequestMiddleware:
     """The outermost ASGI middleware."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -36,10 +36,10 @@ class Surroundings:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        wanted = headers.get("x-request-id", "")
-        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(8)
+        header = headers.get("x-request-id", "")
+        request_id = header if _REQUEST_ID.fullmatch(header) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        began, status, sent = time.perf_counter(), 0, 0
+        started_at, status, sent = time.perf_counter(), 0, 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, sent
@@ -71,14 +71,14 @@ class Surroundings:
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                ms=round((time.perf_counter() - began) * 1000, 1),
+                ms=round((time.perf_counter() - started_at) * 1000, 1),
                 bytes=sent,
                 request_id=request_id,
             )
 
 
 def _refusal(method: str, headers: Headers, settings: Settings) -> ParedError | None:
-    """What a web page elsewhere could do through the browser of someone whose server asks for no key."""
+    """The refusal of a request that a page of another site made through the browser of somebody who needs no key."""
     if settings.keys_required:
         return None
     if method not in {"GET", "HEAD", "OPTIONS"} and headers.get("sec-fetch-site") == "cross-site":

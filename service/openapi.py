@@ -180,9 +180,9 @@ def answers(
     good: dict[str, Any] = {"description": description or HTTPStatus(status).phrase}
     if example is not None:
         good["content"] = {media_type: {"example": _replaced(example, None, _NULL)}}
-    told: dict[int | str, dict[str, Any]] = {status: good}
-    told.update({code: _problem(code) for code in sorted({*problems, 401, 403, 422, 500, 503})})
-    return told
+    responses: dict[int | str, dict[str, Any]] = {status: good}
+    responses.update({code: _problem(code) for code in sorted({*problems, 401, 403, 422, 500, 503})})
+    return responses
 
 
 def _replaced(value: Any, old: Any, new: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Owns how anything that goes wrong is told: RFC 9457 problem documents, with a pointer to each bad field."""
+"""Owns how errors are answered: RFC 9457 problem documents, with a pointer to each bad field."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def document(members: Mapping[str, Any], headers: Mapping[str, str] | None = Non
 
 
 def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str, type[pydantic.BaseModel]]) -> Any:
-    """A ValidationError from pydantic's findings about a tagged union of specs.
+    """A ValidationError from pydantic's errors about a tagged union of specs.
 
     Args:
         errors: `pydantic.ValidationError.errors()`.
@@ -60,31 +60,31 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     """
     tag = body.get("type") if isinstance(body, dict) else None
     model = models.get(tag) if isinstance(tag, str) else None
-    told = []
+    field_errors = []
     for error in errors:
         pointer = _pointer(error["loc"], body, may_lack_it=error["type"] in ("missing", "advice"))
         if error["type"].startswith("union_tag_"):
             pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
-        told.append({"pointer": pointer, "detail": _advice(error, model)})
-    return ValidationError(_summary(told), errors=told)
+        field_errors.append({"pointer": pointer, "detail": _advice(error, model)})
+    return ValidationError(_summary(field_errors), errors=field_errors)
 
 
 async def only_known_parameters(request: Request) -> None:
     """A dependency that refuses query parameters which the route does not have: a misspelt one would do nothing."""
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     there = f"there are {', '.join(known)}" if known else "there are none here"
-    told = [
+    field_errors = [
         {"pointer": f"/query/{name}", "detail": f"is not a known parameter; {there}"}
         for name in dict.fromkeys(request.query_params)
         if name not in known
     ]
-    if told:
-        raise ValidationError(_summary(told), errors=told)
+    if field_errors:
+        raise ValidationError(_summary(field_errors), errors=field_errors)
 
 
-def _summary(told: list[dict[str, str]]) -> str:
-    first = told[0]
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+def _summary(field_errors: list[dict[str, str]]) -> str:
+    first = field_errors[0]
+    more = f" (and {len(field_errors) - 1} more)" if len(field_errors) > 1 else ""
     return f"{first['pointer'] or 'The body'} {first['detail']}{more}"
 
 
@@ -188,10 +188,10 @@ async def _database(request: Request, error: Exception) -> JSONResponse:
 
 async def _parameters(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what the handler is registered for
-    told = [
+    field_errors = [
         {"pointer": "".join(f"/{part}" for part in one["loc"]), "detail": _advice(one, None)} for one in error.errors()
     ]
-    return problem(request.state.request_id, ValidationError(_summary(told), errors=told))
+    return problem(request.state.request_id, ValidationError(_summary(field_errors), errors=field_errors))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pared.gpus import VISIBLE, Gpu, driver_version, installed, visible
-from pared.processes import worker_processes
-from pared.workers_here import chosen_gpus
+from pared.local_workers import chosen_gpus
+from pared.supervisor import worker_processes
 from tests.e2e.processes import Processes, environment, wait_for
 
 NOWHERE = Path("/nowhere")
@@ -142,9 +142,9 @@ def test_without_cards_there_is_one_worker_and_nothing_is_hidden_from_it() -> No
 SUPERVISOR = """
 import json, os, sys
 from pathlib import Path
-from pared import processes
+from pared import supervisor
 from pared.gpus import visible
-from pared.workers_here import chosen_gpus
+from pared.local_workers import chosen_gpus
 
 child = '''
 import json, os, pathlib, signal, sys, time
@@ -158,11 +158,11 @@ os.rename(f"{os.getpid()}.part", f"{os.getpid()}.json")
 time.sleep(60)
 '''
 gpus = chosen_gpus("0,2", visible(os.environ, Path(sys.argv[1]), Path("/nowhere")))
-made = processes.worker_processes(gpus, os.environ, 16)
+made = supervisor.worker_processes(gpus, os.environ, 16)
 for process in made:
     process.command = [sys.executable, "-c", child]
     process.delay_s = 0.05
-processes.Keeper(made).run()
+supervisor.Supervisor(made).run()
 """
 
 

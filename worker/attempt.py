@@ -1,4 +1,4 @@
-"""Owns one attempt at one job: claim it, watch the child that does it, and write down how it ended."""
+"""Owns one attempt at one job: claim it, run it in a child, and record how it ended."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ from pared.state.session import Sessions
 from pared.state.tables import Artifact, Dataset, Job, Model, new_id
 from pared.statuses import ENDED
 from worker import protocol
-from worker.forkserver import Child
-from worker.lease import Lease, LeaseLost
-from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
-from worker.scratch import scratch
-from worker.watch import (
+from worker.attempt_types import (
     Canceled,
     Claim,
     Crashed,
@@ -37,15 +33,21 @@ from worker.watch import (
     HandedBack,
     Hindered,
     Succeeded,
-    Watch,
     Worker,
-    called_off,
+    early_ending,
 )
+from worker.forkserver import Child
+from worker.lease import Lease, LeaseLost
+from worker.monitor import ChildMonitor
+from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
+from worker.scratch import scratch
 
 _MAX_ARTIFACTS = 100
-_STORE_PATIENCE_S = 600.0
-_RETRY_S = 5.0
-_COME_BACK_S = 15.0
+STORE_TIMEOUT_S = 600.0
+"""How long a result that is made waits for room in the store."""
+STORE_RETRY_S = 5.0
+RETRY_BACKOFF_S = 15.0
+"""After an attempt that this machine hindered, times the number of them."""
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 log = structlog.get_logger()
@@ -60,8 +62,20 @@ def run(worker: Worker, job_id: str) -> Ending | None:
     Raises:
         sqlalchemy.exc.DBAPIError: the database is away; nothing was claimed, and the sweep will ring again.
     """
-    if worker.drain.requested:
+    if worker.shutdown.requested:
         return None
+    with structlog.contextvars.bound_contextvars(**_log_context(worker, job_id)):
+        return _run(worker, job_id)
+
+
+def _log_context(worker: Worker, job_id: str) -> dict[str, str]:
+    """What every log line about the job carries: its id, and that of the HTTP request which made it."""
+    with worker.sessions() as session:
+        request_id = session.scalar(select(Job.request_id).where(Job.id == job_id))
+    return {"job": job_id} if request_id is None else {"job": job_id, "request_id": request_id}
+
+
+def _run(worker: Worker, job_id: str) -> Ending | None:
     claim = _claim(worker, job_id)
     if claim is None:
         log.info("nothing_to_claim", job=job_id)
@@ -100,7 +114,7 @@ def _claim(worker: Worker, job_id: str) -> Claim | None:
         if job is None:
             return None
         job_type = BY_NAME[job.type]
-        kept = (
+        checkpoints = (
             (job.checkpoint_key, job.checkpoint_sha256),
             (job.previous_checkpoint_key, job.previous_checkpoint_sha256),
         )
@@ -113,7 +127,7 @@ def _claim(worker: Worker, job_id: str) -> Claim | None:
             type=job_type,
             spec=job.spec,
             device=job.device if job_type.uses_gpu else "cpu",
-            checkpoints=[(key, sha256) for key, sha256 in kept if key and sha256],
+            checkpoints=[(key, sha256) for key, sha256 in checkpoints if key and sha256],
             checkpoint_step=job.checkpoint_step or 0,
             held_s=job.held_s,
             claimed_at=claimed_at,
@@ -131,7 +145,7 @@ def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease) -> Ending:
         return _conclude(worker, claim, lease, Path(), Hindered(problem))
 
 
-# -- doing it -----------------------------------------------------------------------------------
+# -- running it -----------------------------------------------------------------------------------
 
 
 def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending:
@@ -170,11 +184,11 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
     child: Child | None = None
     ending: Ending | None = None
     try:
-        child = worker.children.child(folder, request, lambda: called_off(worker, lease) is not None)
+        child = worker.children.child(folder, request, lambda: early_ending(worker, lease) is not None)
         if child is not None:
-            ending = Watch(worker, claim, lease, child, recorder, folder).until_it_ends()
+            ending = ChildMonitor(worker, claim, lease, child, recorder, folder).run()
         else:
-            ending = called_off(worker, lease) or HandedBack()
+            ending = early_ending(worker, lease) or HandedBack()
     finally:
         if child is not None:
             child.kill()
@@ -185,7 +199,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
 
 
 def _notes(worker: Worker, claim: Claim) -> list[str]:
-    """What is to be told of where the job computes, for one that would have had the GPU."""
+    """Warnings for the report of a job that would have had the GPU, and computes on the processor."""
     serving = worker.serving
     if claim.device != "auto" or "cuda" in serving.devices or serving.problem is None:
         return []
@@ -252,7 +266,7 @@ def _fetch_checkpoint(
     return None, []
 
 
-# -- writing down how it ended ------------------------------------------------------------------
+# -- recording how it ended ------------------------------------------------------------------
 
 
 def _conclude(worker: Worker, claim: Claim, lease: Lease, folder: Path, ending: Ending) -> Ending:
@@ -311,7 +325,7 @@ def _transition(session: Session, claim: Claim, ending: Ending, artifacts: list[
                 session, job_id, fence, charge="crash", delay_s=delay_s, reason=_tried_again(error)
             )
         case Hindered(error):
-            delay_s = _COME_BACK_S * (claim.attempt - claim.crash_count)
+            delay_s = RETRY_BACKOFF_S * (claim.attempt - claim.crash_count)
             return lifecycle.release(
                 session, job_id, fence, charge="attempt", delay_s=delay_s, reason=_tried_again(error)
             )
@@ -354,7 +368,7 @@ def _result_names(out: Path) -> list[str]:
 
 def _store_result(worker: Worker, claim: Claim, lease: Lease, path: Path) -> Artifact:
     key = f"jobs/{claim.job_id}/{claim.fence}/{path.name}"
-    give_up_at = time.monotonic() + _STORE_PATIENCE_S
+    give_up_at = time.monotonic() + STORE_TIMEOUT_S
     while True:
         try:
             stored = store_file(worker.store, path, key)
@@ -365,12 +379,12 @@ def _store_result(worker: Worker, claim: Claim, lease: Lease, path: Path) -> Art
                 raise LeaseLost from error
             if lease.cancel_requested:
                 raise _StillNoRoom(Canceled()) from error
-            if worker.drain.requested:
+            if worker.shutdown.requested:
                 raise _StillNoRoom(HandedBack()) from error
             if time.monotonic() > give_up_at:
                 named = error if isinstance(error, StorageFull) else Unavailable("The results could not be stored.")
                 raise _StillNoRoom(Failed(named)) from error
-            worker.drain.wait(_RETRY_S)
+            worker.shutdown.wait(STORE_RETRY_S)
         else:
             return Artifact(
                 id=new_id("art"),

@@ -1,4 +1,4 @@
-"""Owns the inside of the sandbox: the process that alone opens uploads and runs one compression method on them."""
+"""Owns the process inside the sandbox, which alone opens uploads and runs one compression method on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch._dynamo
 
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.work import DatasetFile, ModelFile, Work
-from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak
+from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak, telling_line
 from pared.job_types import JOB_TYPES, Method, job_spec
 from pared.specs import JobSpec
 from pared.statuses import Stage
@@ -31,7 +31,7 @@ METHODS: Mapping[type[JobSpec], Method] = {each.spec: each.load_method() for eac
 """All are imported here, before children are forked, and not by each of them."""
 
 _PROGRESS_EVERY_S = 0.1
-_BETWEEN_CHECKPOINTS = 20  # times what keeping one took
+_CHECKPOINT_INTERVAL = 20  # times what writing one took
 
 
 def main(methods: Mapping[type[JobSpec], Method] = METHODS) -> None:
@@ -54,7 +54,7 @@ def main(methods: Mapping[type[JobSpec], Method] = METHODS) -> None:
 
 def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send: _Pipe) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
-    take(request["device"])
+    prepare_device(request["device"])
     spec = job_spec.validate_python(request["spec"])
     models = {role: ModelFile(**(file | {"path": Path(file["path"])})) for role, file in request["models"].items()}
     if not request["programs_allowed"]:
@@ -67,7 +67,7 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
         models=models,
         dataset=dataset,
         directory=Path("out"),
-        observer=PipeObserver(send, Path("checkpoints"), request["resume"]),
+        observer=PipeReporter(send, Path("checkpoints"), request["resume"]),
         device=request["device"],
         latency_device=getattr(spec, "latency_device", None),
         notes=tuple(request["notes"]),
@@ -81,8 +81,8 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
     return encoded
 
 
-def take(device: str) -> None:
-    """Make the device ready.
+def prepare_device(device: str) -> None:
+    """Initialise the device.
 
     Raises:
         DeviceUnavailable: the GPU, which computed when the worker tried it, does not now.
@@ -92,7 +92,7 @@ def take(device: str) -> None:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
-        raise DeviceUnavailable(f"The worker's GPU cannot be used any more: {_gist(error)}.") from error
+        raise DeviceUnavailable(f"The worker's GPU cannot be used any more: {telling_line(error)}.") from error
 
 
 _PROGRAMS = {b"constants.pkl": "TorchScript", b"archive_format": "torch.export"}
@@ -123,28 +123,24 @@ def _failure(error: Exception) -> protocol.Failure:
         code, detail = error.code, error.detail
     elif ran_out_of_memory(error):
         code = OutOfMemory.code
-        detail = f"The job needed more memory than it may use: {_gist(error)}. Use a smaller batch size or model."
+        detail = (
+            f"The job needed more memory than it may use: {telling_line(error)}. Use a smaller batch size or model."
+        )
     else:
         code = ParedError.code
-        detail = f"{type(error).__name__}: {_gist(error)}"
+        detail = f"{type(error).__name__}: {telling_line(error)}"
     return protocol.Failure(type="error", code=code, detail=detail[: 2 * protocol.MAX_TEXT])
 
 
-def _gist(error: Exception) -> str:
-    """The line of an error that says what is wrong: the first, or the last where TorchScript puts its own before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if "TorchScript interpreter" in lines[0] else 0][:300]
-
-
-class PipeObserver:
-    """An `Observer` whose words go to the parent, and whose checkpoints the parent stores."""
+class PipeReporter:
+    """The progress reporter of a job: an `Observer` that sends messages to the parent, which stores its checkpoints."""
 
     def __init__(self, send: _Pipe, folder: Path, resume: dict[str, Any] | None) -> None:
         """Args: resume: `{path, step}` of the checkpoint to go on from."""
         self._send, self._folder, self._resume = send, folder, resume
         self._step = resume["step"] if resume else 0
         self._last_progress = 0.0
-        self._worth_keeping_at = 0.0
+        self._next_checkpoint_at = 0.0
 
     def stage(self, name: Stage) -> None:
         self._send(protocol.Stage(type="stage", name=name))
@@ -157,8 +153,8 @@ class PipeObserver:
             self._send(protocol.Progress(type="progress", fraction=bounded, epoch=epoch, epochs=epochs))
 
     def metric(self, name: str, value: float, *, step: int, phase: str) -> None:
-        known = float(value) if math.isfinite(value) else None
-        self._send(protocol.Metric(type="metric", name=name, value=known, step=step, phase=phase))
+        finite = float(value) if math.isfinite(value) else None
+        self._send(protocol.Metric(type="metric", name=name, value=finite, step=step, phase=phase))
 
     def log(self, text: str) -> None:
         self._send(protocol.Log(type="log", text=text[: protocol.MAX_TEXT]))
@@ -170,7 +166,7 @@ class PipeObserver:
         """
         began = time.monotonic()
         self._step += 1  # also counts those that are passed over
-        if began < self._worth_keeping_at:
+        if began < self._next_checkpoint_at:
             return
         path = self._folder / str(self._step)
         temporary = path.with_suffix(".part")
@@ -179,7 +175,7 @@ class PipeObserver:
         temporary.replace(path)  # made durable by the parent's store
         self._send(protocol.Checkpoint(type="checkpoint", step=self._step))
         ended = time.monotonic()
-        self._worth_keeping_at = ended + _BETWEEN_CHECKPOINTS * (ended - began)
+        self._next_checkpoint_at = ended + _CHECKPOINT_INTERVAL * (ended - began)
 
     def resume(self) -> dict[str, Any] | None:
         if self._resume is None:

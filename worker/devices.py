@@ -1,4 +1,4 @@
-"""Owns finding out what a worker computes on: a GPU is what computed in a sandboxed child, not what a file lists."""
+"""Owns finding what a worker computes on: only a GPU that has computed in a sandboxed child counts."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Serving:
     problem: str | None = None
     """Why there is no GPU, or why not another one; None: nothing is amiss."""
 
-    def device_for(self, asked: str) -> Device:
+    def device_for(self, requested: str) -> Device:
         """What a job computes on that asks for this device, or for `auto`."""
-        return "cuda" if asked == "cuda" or (asked == "auto" and "cuda" in self.devices) else "cpu"
+        return "cuda" if requested == "cuda" or (requested == "auto" and "cuda" in self.devices) else "cpu"
 
     def in_words(self, threads: int) -> str:
         """For people: processors and card."""
@@ -68,8 +68,8 @@ class Serving:
 CPU_ALONE = Serving()
 
 
-def find(
-    wanted: Literal["auto", "cpu", "cuda"],
+def find_devices(
+    setting: Literal["auto", "cpu", "cuda"],
     visible: Sequence[Gpu],
     folder: Path,
     confinement: Confinement,
@@ -80,23 +80,23 @@ def find(
     """Try the GPUs until one computes.
 
     Args:
-        wanted: `cpu` tries none; without one that computes, `auto` serves jobs on the processor, and `cuda` none.
+        setting: `cpu` tries none; without one that computes, `auto` serves jobs on the processor, and `cuda` none.
         visible: the GPUs that this process may see.
         folder: where scratch folders are made.
         confinement: what the worker's children are held to, and so the trial too.
         trial: the program that tries one.
         limit_s: for each trial.
     """
-    if wanted == "cpu":
+    if setting == "cpu":
         return CPU_ALONE
     problems: list[str] = []
     for gpu in visible:
-        found = _tried(gpu, None if len(visible) == 1 else gpu.token, folder, confinement, trial, limit_s)
-        if isinstance(found, Card):
-            return Serving(("cpu", "cuda"), found, " ".join(problems) or None)
-        problems.append(f"{gpu.name} cannot be used: {found}.")
-        log.warning("gpu_unusable", gpu=gpu.name, token=gpu.token, reason=found)
-    if wanted == "auto":
+        result = _try(gpu, None if len(visible) == 1 else gpu.token, folder, confinement, trial, limit_s)
+        if isinstance(result, Card):
+            return Serving(("cpu", "cuda"), result, " ".join(problems) or None)
+        problems.append(f"{gpu.name} cannot be used: {result}.")
+        log.warning("gpu_unusable", gpu=gpu.name, token=gpu.token, reason=result)
+    if setting == "auto":
         return Serving(problem=" ".join(problems) or None)
     return Serving((), None, " ".join([*problems, _ADVICE if problems else _NONE]))
 
@@ -109,59 +109,61 @@ _NONE = (
 )
 
 
-def _tried(
+def _try(
     gpu: Gpu, token: str | None, folder: Path, confinement: Confinement, trial: Sequence[str], limit_s: float
 ) -> Card | str:
     """The card, or why it cannot be used."""
     server = ForkServer(trial, confinement, threads=1, gpu=token)
     try:
-        told = _told(server, folder, None, limit_s)
-        if "problem" in told:
-            return str(told["problem"]).rstrip(".")
+        answer = _run_trial(server, folder, None, limit_s)
+        if "problem" in answer:
+            return str(answer["problem"]).rstrip(".")
         cards = gpus.installed()
-        number = next((card.number for card in cards if card.uuid is not None and card.uuid == told.get("uuid")), None)
+        number = next(
+            (card.number for card in cards if card.uuid is not None and card.uuid == answer.get("uuid")), None
+        )
         # Of several cards a child is to open no other one's file; where the driver needs those too, it may.
-        alone = number is not None and len(cards) > 1 and "problem" not in _told(server, folder, number, limit_s)
+        alone = number is not None and len(cards) > 1 and "problem" not in _run_trial(server, folder, number, limit_s)
     except OSError as error:
         return f"the trial could not be made ({error})"
     finally:
         server.close()
-    log.info("gpu_tried", token=gpu.token, own_file_alone=alone, **told)
-    return Card(str(told["name"]), token, number if alone else None)
+    log.info("gpu_tried", token=gpu.token, own_file_alone=alone, **answer)
+    return Card(str(answer["name"]), token, number if alone else None)
 
 
-def _told(server: ForkServer, folder: Path, number: int | None, limit_s: float) -> dict[str, object]:
-    """What one trial came to: of the card, or its `problem`."""
+def _run_trial(server: ForkServer, folder: Path, number: int | None, limit_s: float) -> dict[str, object]:
+    """What one trial found: `name`, `uuid` and more of the card, or a `problem`."""
     until = time.monotonic() + limit_s
-    with scratch(folder, server.confinement.uid) as place:
+    with scratch(folder, server.confinement.uid) as scratch_folder:
         request = {"memory_bytes": _MEMORY_BYTES, "gpu": True, "card": number}
-        child = server.child(place, request, lambda: time.monotonic() > until)
+        child = server.child(scratch_folder, request, lambda: time.monotonic() > until)
         if child is None:
             return {"problem": f"the trial did not begin within {limit_s:g} seconds"}
         try:
-            return _answer(child, until) or {"problem": f"the trial gave no answer within {limit_s:g} seconds"}
+            return _read_answer(child, until) or {"problem": f"the trial gave no answer within {limit_s:g} seconds"}
         finally:
             child.kill()
 
 
-def _answer(child: Child, until: float) -> dict[str, object] | None:
-    """What the child says in its one line, or how it ended without one; None: neither in time."""
+def _read_answer(child: Child, until: float) -> dict[str, object] | None:
+    """The child's one line, or how it ended without one; None: neither in time."""
     line = b""
     while not line.endswith(b"\n") and len(line) < _MOST_BYTES:
         if not select.select([child.messages], [], [], max(0.0, until - time.monotonic()))[0]:
             return None
         part = os.read(child.messages, _MOST_BYTES)
         if not part:
-            return {"problem": f"the trial {child.how_it_ended(_EXIT_S) or 'closed its pipe'}.{_last_words(child)}"}
+            return {"problem": f"the trial {child.how_it_ended(_EXIT_S) or 'closed its pipe'}.{_last_output(child)}"}
         line += part
     with suppress(ValueError):
-        told = json.loads(line)
-        if isinstance(told, dict) and {"name", "problem"} & told.keys():
-            return told
+        answer = json.loads(line)
+        if isinstance(answer, dict) and {"name", "problem"} & answer.keys():
+            return answer
     return {"problem": "the trial answered what no trial of ours does"}
 
 
-def _last_words(child: Child) -> str:
+def _last_output(child: Child) -> str:
     try:
         output = os.read(child.output, _MOST_BYTES).decode(errors="replace").strip()
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Owns how children come to be: forked, already confined, from a process that has loaded what they all need.
+"""Owns starting children: they are forked, and then confined, from a process that has loaded what they all need.
 
 Importing torch costs seconds of processor time, so it is done once for a worker and not once for a job. The
 fork server has the children's user and environment, knows no secret, opens no upload and ends with its
@@ -27,13 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pared import gpus
 from pared.gpus import VISIBLE
-from worker import sandbox
+from worker import child_processes, sandbox
 from worker.sandbox import Confinement
 
 CHILD_NAME = "pared-job"
-_TICK_S = 0.1
-_PATIENCE_S = 600.0
+_POLL_S = 0.1
+_FORK_TIMEOUT_S = 600.0
 _ANSWER = 3  # among the descriptors of an order
 _MESSAGES_FD = 3
 
@@ -49,9 +50,9 @@ class Child:
     messages: int
     output: int
 
-    def how_it_ended(self, patience_s: float) -> str | None:
-        """In words; None: it lives. Does not wait for it: until it is waited for, its process id stays its own."""
-        until = time.monotonic() + patience_s
+    def how_it_ended(self, timeout_s: float) -> str | None:
+        """How the child ended, in words; None: it lives. The child is not reaped, so its process id stays its own."""
+        until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if info:
@@ -59,12 +60,12 @@ class Child:
                     return f"ended with exit status {info.si_status}"
                 hint = " (often: the machine has no memory left)" if info.si_status == signal.SIGKILL else ""
                 return f"was ended by {_signal_name(info.si_status)}{hint}"
-            time.sleep(_TICK_S / 2)
+            time.sleep(_POLL_S / 2)
         return None
 
     def kill(self) -> None:
         """SIGKILL to everything in its session, wait for it, and close the pipes."""
-        sandbox.kill_session(self.pid, signal.SIGKILL)
+        child_processes.kill_session(self.pid, signal.SIGKILL)
         with suppress(ChildProcessError):  # none is left
             while True:
                 os.waitpid(-self.pid, 0)
@@ -131,17 +132,16 @@ class ForkServer:
         Raises:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
         """
-        gpu = {"gpu": bool(sandbox.gpu_devices())}
-        own = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
-        whole = gpu | request | own
-        line = json.dumps(whole).encode() + b"\n"
+        default = {"gpu": bool(gpus.device_files())}
+        fixed = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        line = json.dumps(default | request | fixed).encode() + b"\n"
         with self._lock:
-            served_before = self._process is not None
+            had_started = self._process is not None
             try:
                 return self._ask(folder, line, stop)
             except _ServerEnded:
                 # Since the last child, such as for want of memory; one that ends while it loads would do so again.
-                if not served_before:
+                if not had_started:
                     raise
                 return None if stop() else self._ask(folder, line, stop)
 
@@ -151,47 +151,47 @@ class ForkServer:
             self._end()
 
     def _ask(self, folder: Path, request: bytes, stop: Callable[[], bool]) -> Child | None:
-        with ExitStack() as kept, ExitStack() as ours, ExitStack() as its, sandbox.adopting_orphans():
-            stdin, request_end = _pipe(its, ours)
-            messages, child_messages = _pipe(kept, its)
-            output, child_output = _pipe(kept, its)
-            answer, child_answer = _pipe(ours, its)
-            place = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            its.callback(os.close, place)
-            fds = [stdin, child_output, child_messages, child_answer, place]
+        with ExitStack() as for_child, ExitStack() as ours, ExitStack() as theirs, sandbox.adopting_orphans():
+            stdin, request_end = _pipe(theirs, ours)
+            messages, child_messages = _pipe(for_child, theirs)
+            output, child_output = _pipe(for_child, theirs)
+            answer, child_answer = _pipe(ours, theirs)
+            scratch_folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            theirs.callback(os.close, scratch_folder)
+            fds = [stdin, child_output, child_messages, child_answer, scratch_folder]
             with suppress(BrokenPipeError, ConnectionResetError):  # told by the answer that does not come
                 socket.send_fds(self._start(), [b"fork"], fds)
-            its.close()
-            said = self._hear(answer, stop)
-            if said is None:
+            theirs.close()
+            reply = self._read_answer(answer, stop)
+            if reply is None:
                 return None
-            child = Child(self._pid_in(said), messages, output)
+            child = Child(self._pid_in(reply), messages, output)
             os.set_blocking(messages, False)
             os.set_blocking(output, False)
             # A child that is dead already is found by its closed pipes.
             with suppress(BrokenPipeError), os.fdopen(request_end, "wb", closefd=False) as file:
                 file.write(request)
-            kept.pop_all()
+            for_child.pop_all()
             return child
 
-    def _hear(self, answer: int, stop: Callable[[], bool]) -> bytes | None:
-        """All that is said until nobody is left who could say more; None: no longer wanted."""
-        said = b""
-        until = time.monotonic() + _PATIENCE_S
+    def _read_answer(self, answer: int, stop: Callable[[], bool]) -> bytes | None:
+        """The answer, whole once nobody holds its other end; None: `stop` came first."""
+        reply = b""
+        until = time.monotonic() + _FORK_TIMEOUT_S
         while True:
-            if select.select([answer], [], [], _TICK_S)[0]:
+            if select.select([answer], [], [], _POLL_S)[0]:
                 part = os.read(answer, 1 << 10)
                 if not part:
-                    return said
-                said += part
+                    return reply
+                reply += part
             elif stop():
                 return None
             elif time.monotonic() > until:
                 self._end()
-                raise OSError(errno.ETIMEDOUT, f"no child was forked within {_PATIENCE_S:g} seconds")
+                raise OSError(errno.ETIMEDOUT, f"no child was forked within {_FORK_TIMEOUT_S:g} seconds")
 
-    def _pid_in(self, said: bytes) -> int:
-        match said.split():
+    def _pid_in(self, reply: bytes) -> int:
+        match reply.split():
             case [*_, pid, b"ready"]:
                 return int(pid)
             case [b"error", number]:
@@ -205,7 +205,7 @@ class ForkServer:
         raise OSError(errno.ECHILD, "the child was ended before it was forked")
 
     def _how_it_ended(self) -> str | None:
-        """In words, and let go of it; None: it lives."""
+        """How the fork server ended, in words, and forget it; None: it lives."""
         assert self._process is not None  # noqa: S101 - it has been asked
         with suppress(subprocess.TimeoutExpired):
             status = self._process.wait(1)
@@ -255,15 +255,15 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
 
 def _environment(threads: int, gpu: str | None) -> dict[str, str]:
     names = (VISIBLE, "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
+    passed = {name: os.environ[name] for name in names if name in os.environ}
     if gpu is not None:
-        kept[VISIBLE] = gpu
+        passed[VISIBLE] = gpu
     if site.ENABLE_USER_SITE and site.USER_BASE:
-        kept["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
+        passed["PYTHONUSERBASE"] = site.USER_BASE  # found through HOME otherwise
     if os.environ.get("PYTHONPATH"):  # where pared is, in a checkout that nobody installed
-        kept["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
-    kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    return kept | {
+        passed["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
+    passed |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return passed | {
         # Threads that spin for long while they wait cost many times the time where others are at work on the cores;
         # those that do not spin at all make small models up to five times slower than their users will see them.
         "GOMP_SPINCOUNT": "2000",
@@ -338,7 +338,7 @@ def _serve() -> None:
         try:
             between = os.fork()
         except OSError as error:
-            _tell(fds[_ANSWER], f"error {error.errno}")
+            _answer(fds[_ANSWER], f"error {error.errno}")
         else:
             if not between:
                 control.detach()  # closed with all that is not the child's, and not once more later
@@ -356,10 +356,10 @@ def _fork_again(stdin: int, output: int, messages: int, answer: int, folder: int
         os.fchdir(folder)  # by its descriptor: the way there may be closed to this user
         pid = os.fork()
     except OSError as error:
-        _tell(answer, f"error {error.errno}")
+        _answer(answer, f"error {error.errno}")
         os._exit(1)
     if pid:
-        _tell(answer, f"{pid} ")
+        _answer(answer, f"{pid} ")
         os._exit(0)
     os.setsid()
     while os.getppid() == between:
@@ -367,7 +367,7 @@ def _fork_again(stdin: int, output: int, messages: int, answer: int, folder: int
     sandbox.name_process(CHILD_NAME)
     os.environ["HOME"] = os.environ["TMPDIR"] = os.path.join(os.getcwd(), "tmp")
     tempfile.tempdir = None  # asked for anew
-    _tell(answer, f"{os.getpid()} ready")
+    _answer(answer, f"{os.getpid()} ready")
     # Out of the way of the numbers that they are to have.
     stdin, output, messages = (fcntl.fcntl(fd, fcntl.F_DUPFD, 16) for fd in (stdin, output, messages))
     for fd, number in ((stdin, 0), (output, 1), (output, 2), (messages, _MESSAGES_FD)):
@@ -378,9 +378,9 @@ def _fork_again(stdin: int, output: int, messages: int, answer: int, folder: int
                 os.close(int(name))
 
 
-def _tell(answer: int, words: str) -> None:
+def _answer(answer: int, text: str) -> None:
     with suppress(OSError):  # the worker has ended, or waits no longer
-        os.write(answer, words.encode())
+        os.write(answer, text.encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Owns trying a GPU: a confined child computes on it what jobs compute, in small, and says how it went."""
+"""Owns trying a GPU: a confined child computes on it what jobs compute, in small, and reports how it went."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pared.errors import telling_line
 from worker import forkserver
 
 _DEVICE = "cuda"
@@ -19,23 +20,23 @@ def main() -> None:
     """Serve the worker; each child tries the one card that it sees."""
     request = forkserver.enter()
     try:
-        told = _tried()
+        result = _try_card()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is why the card cannot be used
-        told = {"problem": _gist(error)}
-    os.write(request["messages"], json.dumps(told).encode() + b"\n")
+        result = {"problem": telling_line(error)}  # without the advice for people who debug CUDA kernels
+    os.write(request["messages"], json.dumps(result).encode() + b"\n")
     os._exit(0)  # not through the teardown of CUDA, which may hang where the card does
 
 
-def _tried() -> dict[str, Any]:
+def _try_card() -> dict[str, Any]:
     """The card, once all of this went through. Raises what CUDA raises."""
     torch.cuda.init()  # type: ignore[no-untyped-call]  # unlike is_available, it says why not
     card = torch.cuda.get_device_properties(0)
-    _trains()
-    _is_moved_and_kept()
+    _train()
+    _copy_and_save()
     return {"name": card.name, "uuid": _uuid(card), "memory_bytes": card.total_memory, "torch": torch.__version__}
 
 
-def _trains() -> None:
+def _train() -> None:
     """Convolution, matrix product and their gradients, in float32 and in bfloat16 where the card has it."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16 * 16, 10))
     model = model.to(_DEVICE)
@@ -53,7 +54,7 @@ def _trains() -> None:
         raise RuntimeError("it multiplies matrices wrongly")
 
 
-def _is_moved_and_kept() -> None:
+def _copy_and_save() -> None:
     """A tensor comes back from the card as it went there, also by way of a file."""
     before = torch.arange(1 << 16, dtype=torch.float32)
     file = io.BytesIO()
@@ -66,9 +67,3 @@ def _is_moved_and_kept() -> None:
 def _uuid(card: Any) -> str | None:
     uuid = str(getattr(card, "uuid", ""))
     return f"GPU-{uuid.removeprefix('GPU-')}" if uuid else None  # torch gives the bare digits
-
-
-def _gist(error: Exception) -> str:
-    """What is wrong, without the advice for people who debug CUDA kernels."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:500]

@@ -1,4 +1,4 @@
-"""Owns holding a job: the heartbeat that keeps the claim alive, and knowing for certain when it is gone."""
+"""Owns the lease on a job: its renewal by a heartbeat, and knowing for certain when it is lost."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pared.state import lifecycle
+from pared.state.logs import thread_with_context
 from pared.state.session import Sessions, database_problem
 
 CANCEL_POLL_S = 0.5
-_RETRY_S = 1.0
+RETRY_BACKOFF_S = 1.0
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class Lease:
         self._lost = False
         self._cancel = False
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = thread_with_context(self._beat, "lease")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -77,7 +78,7 @@ class Lease:
                 return transaction()
             except (DBAPIError, PoolTimeout) as error:
                 log.warning("database_away", job=self.job_id, reason=database_problem(error).detail)
-                time.sleep(min(_RETRY_S, self._lease_s / 10))
+                time.sleep(min(RETRY_BACKOFF_S, self._lease_s / 10))
         raise LeaseLost
 
     def _beat(self) -> None:
@@ -88,7 +89,7 @@ class Lease:
                     self._renew()
                     renew_at = time.monotonic() + self._heartbeat_s
                 else:
-                    self._look()
+                    self._check_cancel()
             except (DBAPIError, PoolTimeout) as error:
                 log.warning("heartbeat_failed", job=self.job_id, reason=str(error))
                 renew_at = time.monotonic()  # at once when it is back
@@ -104,7 +105,7 @@ class Lease:
             self._expires_at = before + self._lease_s
             self._cancel = canceling
 
-    def _look(self) -> None:
+    def _check_cancel(self) -> None:
         with self._sessions() as session:
             canceling = lifecycle.cancel_requested(session, self.job_id, self.fence)
         if canceling is None:

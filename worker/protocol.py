@@ -1,4 +1,4 @@
-"""Owns the language between a child and its parent: one JSON object a line, and nothing in it is trusted.
+"""Owns the messages from a child to its parent: one JSON object a line, and nothing in it is trusted.
 
 The child runs whatever the upload holds, so the parent takes each line as if its author were hostile:
 bounded in length and number, checked field by field, cleaned of what a database cannot hold.
@@ -22,7 +22,7 @@ MAX_TEXT = 2000
 
 
 class Malformed(Exception):
-    """The child said something that no child of ours says."""
+    """The child sent something that no child of ours sends."""
 
 
 class _Message(BaseModel):
@@ -47,7 +47,7 @@ class Stage(_Message):
 
 
 class Progress(_Message):
-    """The whole job is this far."""
+    """The progress of the whole job."""
 
     type: Literal["progress"]
     fraction: float = Field(ge=0, le=1)
@@ -66,7 +66,7 @@ class Metric(_Message):
 
 
 class Log(_Message):
-    """One line for the person who follows."""
+    """A line for whoever follows the job."""
 
     type: Literal["log"]
     text: str = Field(max_length=MAX_TEXT)

@@ -1,6 +1,6 @@
-"""Owns writing down what a running child says: progress, events and checkpoints, fenced, a few times a second.
+"""Owns storing what a running child reports: progress, events and checkpoints, fenced, a few times a second.
 
-A thread of its own, so that neither a slow database nor a large checkpoint delays the watch over the child.
+A thread of its own, so that neither a slow database nor a large checkpoint delays the monitor of the child.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import structlog
 from pared.errors import StorageFull
 from pared.state import lifecycle
 from pared.state.events import EventKind
+from pared.state.logs import thread_with_context
 from pared.state.objects import CHUNK_BYTES, ObjectStore, Stored
 from pared.state.session import Sessions
 from worker.lease import Lease, LeaseLost
@@ -51,8 +52,8 @@ class Recorder:
         self._left = {"log": MAX_LOGS, "metric": MAX_METRICS, "status": MAX_STAGES, "progress": MAX_PROGRESS}
         self._checkpoint: int | None = None
         self._eta = _Eta()
-        self._told: tuple[float, int | None] = (-1.0, None)
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._last_event: tuple[float, int | None] = (-1.0, None)
+        self._thread = thread_with_context(self._run, "recorder")
         self._thread.start()
 
     def stage(self, name: str) -> None:
@@ -62,12 +63,12 @@ class Recorder:
             self._event("status", {"status": "running", "stage": name})
 
     def progress(self, fraction: float, epoch: int | None, epochs: int | None) -> None:
-        """The job is this far. The row always shows the newest; an event is made of each visible step."""
+        """The progress of the job. The row always shows the newest; each visible step becomes an event."""
         progress = {"fraction": fraction, "epoch": epoch, "epochs": epochs, "eta_s": self._eta(fraction)}
         with self._lock:
             self._values["progress"] = progress
-            if abs(fraction - self._told[0]) >= _PROGRESS_EVENT_STEP or epoch != self._told[1]:
-                self._told = (fraction, epoch)
+            if abs(fraction - self._last_event[0]) >= _PROGRESS_EVENT_STEP or epoch != self._last_event[1]:
+                self._last_event = (fraction, epoch)
                 self._event("progress", progress)
 
     def metric(self, name: str, value: float | None, step: int, phase: str) -> None:
@@ -76,7 +77,7 @@ class Recorder:
             self._event("metric", {"name": name, "value": value, "step": step, "phase": phase})
 
     def log(self, text: str) -> None:
-        """One line for the person who follows."""
+        """A line for whoever follows the job."""
         with self._lock:
             self._event("log", {"text": text})
 
@@ -101,7 +102,7 @@ class Recorder:
         self._thread.join()
 
     def _event(self, kind: EventKind, data: dict[str, Any]) -> None:
-        """One more of its kind, or the word that there are too many; the caller holds the lock."""
+        """Append an event, or, once there are too many of its kind, a line that says so; the caller holds the lock."""
         self._left[kind] -= 1
         if self._left[kind] > 0:
             self._events.append((kind, data))
@@ -148,18 +149,18 @@ class Recorder:
             return
         finally:
             _drop(path)
-        kept = [(stored.key, stored.sha256), *self.checkpoints]
+        checkpoints = [(stored.key, stored.sha256), *self.checkpoints]
         values: dict[str, Any] = {
             "checkpoint_key": stored.key,
             "checkpoint_sha256": stored.sha256,
             "checkpoint_step": step,
-            "previous_checkpoint_key": kept[1][0] if len(kept) > 1 else None,
-            "previous_checkpoint_sha256": kept[1][1] if len(kept) > 1 else None,
+            "previous_checkpoint_key": checkpoints[1][0] if len(checkpoints) > 1 else None,
+            "previous_checkpoint_sha256": checkpoints[1][1] if len(checkpoints) > 1 else None,
         }
         self._lease.write(lambda: self._advance(values, []))
         # Only now does no row name the older ones.
-        self.checkpoints = kept[:2]
-        for old, _ in kept[2:]:
+        self.checkpoints = checkpoints[:2]
+        for old, _ in checkpoints[2:]:
             discard(self._store, old)
 
 
@@ -179,10 +180,10 @@ def store_file(store: ObjectStore, path: Path, key: str) -> Stored:
     except OSError as error:
         raise UntrustworthyFile(f"{path.name} cannot be opened: {error.strerror}") from error
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise UntrustworthyFile(f"{path.name} is not a plain file")
-        return store.put(_chunks(fd, found.st_size), key=key)
+        return store.put(_chunks(fd, status.st_size), key=key)
     finally:
         os.close(fd)
 
@@ -218,7 +219,7 @@ class _Eta:
         now = time.monotonic()
         if self._start is None:
             self._start = (now, fraction)
-        began, first = self._start
-        if fraction <= first or now - began < 1.0:
+        started_at, first = self._start
+        if fraction <= first or now - started_at < 1.0:
             return None
-        return round((now - began) / (fraction - first) * (1 - fraction), 1)
+        return round((now - started_at) / (fraction - first) * (1 - fraction), 1)

@@ -1,10 +1,10 @@
-"""Owns the Celery process: its one task, its sign of life, its part in the sweep, and its orderly stop.
+"""Owns the Celery process: its one task, its heartbeat, its part in the sweep, and its orderly shutdown.
 
     celery -A worker.tasks worker -c 1
 
-Before it takes a job it finds out what it can hold a child to, and whether its GPU computes; it listens to the
-queues of the devices that it has. Celery's main process only takes messages. All else happens in the process it
-forks: the task, a thread that keeps the worker's row, and one that sweeps. The main process never opens the
+Before it takes a job it probes how strong its sandbox is, and whether its GPU computes; it listens to the queues of
+the devices that it has. Celery's main process only takes messages. All else happens in the process that it forks: the
+task, a thread that writes the worker's row, one that sweeps, and one for quick jobs. The main process never opens the
 database, because SQLite must not be carried across a fork.
 """
 
@@ -37,26 +37,25 @@ from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
 from pared.state.tables import WorkerHeartbeat, db_now
-from worker import attempt, canaries, sandbox
-from worker.devices import CPU_ALONE, Serving
-from worker.devices import find as find_devices
-from worker.drain import Drain
+from worker import attempt, sandbox, sandbox_probe
+from worker.attempt_types import Ending, Hindered, Worker
+from worker.devices import CPU_ALONE, Serving, find_devices
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
-from worker.watch import Ending, Hindered, Worker
+from worker.shutdown import Shutdown
 
 log = structlog.get_logger()
 
 CHILD = (sys.executable, "-P", "-m", "worker.forkserver", "worker.child")
 """The program of the jobs."""
-ALIVE_S = 10.0
-"""How often a worker says that it lives."""
+HEARTBEAT_S = 10.0
+"""How often a worker writes its row."""
 QUICK_S = 0.5
 """How often it looks for quick jobs."""
-GOODBYE_S = 10.0
-"""How long it waits, when stopped, for the one under way to be handed back."""
+SHUTDOWN_TIMEOUT_S = 10.0
+"""How long it waits, when stopped, for the quick job under way to be handed back."""
 
-_drain = Drain()
+_shutdown = Shutdown()
 _forked = mmap.mmap(-1, 1)  # one byte, shared with every process that is forked from here
 _main_pid = os.getpid()
 _confinement = Confinement("none")
@@ -67,28 +66,28 @@ _working = threading.Lock()  # held while a job runs that is not quick
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Run one job to an end of the attempt. The id is all that a message carries."""
+    """Run one attempt at a job. The id is all that a message carries."""
     try:
         with _working:
             ending = attempt.run(_worker(), job_id)
     except (DBAPIError, PoolTimeout) as error:
         log.warning("database_away", job=job_id, reason=str(error))  # the job is rung again when it is back
         return
-    _look_at(ending)
+    _restart_without_device(ending)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
-def find_out_what_is_here(**_: Any) -> None:
-    """Before anything is forked: what this machine can hold a child to, what it computes on, and so what to hear of."""
+def probe_machine(**_: Any) -> None:
+    """Before anything is forked: probe the sandbox and the devices, and so choose the queues to listen to."""
     global _confinement, _serving, _main_pid  # noqa: PLW0603 - inherited by the forked process
     _main_pid = os.getpid()
-    configure_logging()
-    signal.signal(signal.SIGUSR2, _start_afresh)
+    configure_logging(settings().log_level)
+    signal.signal(signal.SIGUSR2, _restart)
     sandbox.hide_from_others()
     scratch = settings().data_dir.resolve() / "scratch"
     cards = [] if settings().device == "cpu" else gpus.visible()
     try:
-        probe = canaries.probe(scratch, gpu=bool(cards))
+        probe = sandbox_probe.probe(scratch, gpu=bool(cards))
     except Exception:
         # Celery would swallow it. What could not be shown to hold is not assumed to.
         log.exception("sandbox_not_probed")
@@ -102,8 +101,8 @@ def find_out_what_is_here(**_: Any) -> None:
     except Exception as error:
         log.exception("devices_not_found")
         _serving = Serving(() if settings().device == "cuda" else ("cpu",), problem=f"No GPU could be tried: {error}")
-    tell = log.info if _serving.problem is None else log.warning
-    tell(
+    write = log.info if _serving.problem is None else log.warning
+    write(
         "serving",
         devices=_serving.devices,
         on=_serving.in_words(_threads_of_a_job()),
@@ -115,29 +114,29 @@ def find_out_what_is_here(**_: Any) -> None:
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def start_working(**_: Any) -> None:
-    """In the forked process: die with the main one, and show signs of life."""
+    """In the forked process: end with the main one, and start its threads."""
     sandbox.end_with_parent()
     if os.getppid() != _main_pid:
         os._exit(1)
-    if _forked[0] and not _drain.requested:
+    if _forked[0] and not _shutdown.requested:
         # The process before this one was killed, perhaps while it held the lock of the pipe that tasks come
         # through; then nobody can ever take it again, and the worker would look alive and do nothing.
         os.kill(_main_pid, signal.SIGUSR2)
         os._exit(1)
     _forked[0] = 1
     # A service manager may signal all processes of the group: this one too hands its job back first.
-    signal.signal(signal.SIGTERM, lambda *_: _drain.request())
+    signal.signal(signal.SIGTERM, lambda *_: _shutdown.request())
     if _serving.devices:
         with suppress(OSError):  # the first job says why
             _worker().children.start()
-    _stay_alive()
+    _start_threads()
 
 
 @signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
-def say_goodbye(**_: Any) -> None:
-    """A stopped worker is not one that was lost: its quick job goes back too, and its row goes."""
+def leave(**_: Any) -> None:
+    """A stopped worker is not a lost one: hand its quick job back too, and delete its row."""
     if "quick" in _threads and _threads["quick"] is not threading.current_thread():
-        _threads["quick"].join(GOODBYE_S)
+        _threads["quick"].join(SHUTDOWN_TIMEOUT_S)
     try:
         with _worker().sessions.begin() as session:
             session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.name == _worker().name))
@@ -146,25 +145,25 @@ def say_goodbye(**_: Any) -> None:
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def drain(**_: Any) -> None:
+def begin_shutdown(**_: Any) -> None:
     """SIGTERM to the main process: the running job goes back to the queue, uncharged."""
-    _drain.request()
+    _shutdown.request()
 
 
-def _start_afresh(*_: object) -> None:
-    """In the main process: become a new worker, under the same process id and the same parent."""
+def _restart(*_: object) -> None:
+    """In the main process: become a new worker, with the same process id and the same parent."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # stays so across exec, until the new worker listens
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
 
 
-def _look_at(ending: Ending | None) -> None:
-    """If a device that was promised is gone: hand back what runs beside, and become a worker that tries it anew."""
+def _restart_without_device(ending: Ending | None) -> None:
+    """After an attempt whose device is gone: hand back what else runs, and become a worker that probes it anew."""
     if not (isinstance(ending, Hindered) and isinstance(ending.error, DeviceUnavailable)):
         return
     log.warning("device_lost", reason=ending.error.detail)
-    _drain.request()
+    _shutdown.request()
     with _working:
-        say_goodbye()
+        leave()
         os.kill(_main_pid, signal.SIGUSR2)
         os._exit(1)
 
@@ -187,14 +186,18 @@ def _worker() -> Worker:
             gpu="" if _serving.card is None else _serving.card.token,
         ),
         name=f"{socket.gethostname()}:{os.getpid()}",
-        drain=_drain,
+        shutdown=_shutdown,
         serving=_serving,
     )
 
 
-def _stay_alive() -> None:
-    """Write the worker's row, sweep, and do what is quick; each in its thread, so that none waits for another."""
-    rounds = (("alive", _say_alive, ALIVE_S), ("sweep", _sweep, settings().sweep_s), ("quick", _do_quick, QUICK_S))
+def _start_threads() -> None:
+    """Write the worker's row, sweep, and run quick jobs; each in its thread, so that none waits for another."""
+    rounds = (
+        ("alive", _write_heartbeat, HEARTBEAT_S),
+        ("sweep", _sweep, settings().sweep_s),
+        ("quick", _run_quick_jobs, QUICK_S),
+    )
     for name, act, pause_s in rounds:
         thread = threading.Thread(target=_repeat, args=(name, act, pause_s), name=name, daemon=True)
         _threads[name] = thread
@@ -202,7 +205,7 @@ def _stay_alive() -> None:
 
 
 def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
-    """Do something until the worker stops. No error ends it: the next round may do better."""
+    """Call `act` until the worker stops. No error ends it: the next round may do better."""
     while True:
         try:
             act()
@@ -210,11 +213,11 @@ def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
             log.warning("round_failed", thread=name, reason=str(error))
         except Exception:
             log.exception("round_failed", thread=name)
-        if _drain.wait(pause_s):
+        if _shutdown.wait(pause_s):
             return
 
 
-def _say_alive() -> None:
+def _write_heartbeat() -> None:
     worker = _worker()
     row = {
         "sandbox": worker.confinement.level,
@@ -229,25 +232,25 @@ def _say_alive() -> None:
             session.add(WorkerHeartbeat(name=worker.name, **row))
 
 
-def _do_quick() -> None:
-    """Inspections and plans: somebody waits for them, and they take seconds, so they run beside a job that takes hours.
+def _run_quick_jobs() -> None:
+    """Run inspections and plans beside a job that takes hours: somebody waits for them, and they take seconds.
 
-    Where the worker is idle their message may come first; whoever claims the job does it.
+    Where the worker is idle their message may come first; whoever claims the job runs it.
     """
     worker = _worker()
-    while not worker.drain.requested:
+    while not worker.shutdown.requested:
         with worker.sessions() as session:
             job_id = session.scalar(next_unlisted(worker.serving.devices))
         if job_id is None:
             return
-        _look_at(attempt.run(worker, job_id))
+        _restart_without_device(attempt.run(worker, job_id))
 
 
 def _sweep() -> None:
-    _sweeper()()
+    _process_sweep()()
 
 
 @lru_cache(maxsize=1)
-def _sweeper() -> Sweep:
+def _process_sweep() -> Sweep:
     worker = _worker()
     return Sweep(worker.sessions, worker.settings, store=worker.store)

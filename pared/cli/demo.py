@@ -1,4 +1,4 @@
-"""The demo: a model trained in the open, then made smaller in two ways, all through the API as any client would."""
+"""Owns `pared demo`: a model is trained, then made smaller in two ways, all through the API as any client would."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(url: str | None, directory: Path, console: Console) -> int:
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     key = "" if url is None else None  # one that was exported is for another server than the demo's own
-    with _server(directory, console) if url is None else _given(url) as at, Client(at, key) as client:
+    with _own_server(directory, console) if url is None else _running_server(url) as at, Client(at, key) as client:
         try:
             _show(client, directory, console)
         except JobFailed as error:
@@ -129,7 +129,7 @@ def _finish(job: Job, directory: Path, name: str, console: Console) -> Report:
 
 
 def _conclusions(pruned: Report, distilled: Report) -> Iterator[str]:
-    """What the reports say, also where that is not what one hoped for."""
+    """What the reports say, also where it is not what one hoped for."""
     share = pruned.after.file_bytes / pruned.before.file_bytes
     lost = -100 * pruned.comparison.quality_difference.value if pruned.comparison else 0.0
     yield (
@@ -138,37 +138,37 @@ def _conclusions(pruned: Report, distilled: Report) -> Iterator[str]:
     )
     if distilled.after.quality is None or distilled.labels_only is None:
         return
-    taught, alone = distilled.after.quality.test.value, distilled.labels_only.test.value
+    with_teacher, alone = distilled.after.quality.test.value, distilled.labels_only.test.value
     yield (
         f"Distillation: the student has {distilled.after.parameters / distilled.before.parameters:.0%} of the "
-        f"parameters and {taught:.2%} test accuracy; on labels alone the same student has {alone:.2%}."
+        f"parameters and {with_teacher:.2%} test accuracy; on labels alone the same student has {alone:.2%}."
     )
-    if taught > alone:
+    if with_teacher > alone:
         yield (
-            f"With the teacher it does better by {100 * (taught - alone):.2f} points on "
+            f"With the teacher it does better by {100 * (with_teacher - alone):.2f} points on "
             f"{distilled.after.quality.samples} images; the report says whether that may be chance."
         )
-    elif taught == alone:
+    elif with_teacher == alone:
         yield "The teacher made no difference here: the same student on labels alone does as well."
     else:
-        yield f"The teacher did not help here: labels alone did better by {100 * (alone - taught):.2f} points."
+        yield f"The teacher did not help here: labels alone did better by {100 * (alone - with_teacher):.2f} points."
 
 
 @contextmanager
-def _given(url: str) -> Iterator[str]:
+def _running_server(url: str) -> Iterator[str]:
     yield url
 
 
 @contextmanager
-def _server(directory: Path, console: Console) -> Iterator[str]:
+def _own_server(directory: Path, console: Console) -> Iterator[str]:
     """`pared up` on a free port, stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = directory / "pared-up.log"
     command = [sys.executable, "-P", "-m", "pared", "up", "--port", str(port), "--data", str(directory / "server")]
-    told = f"[bold]Starting pared[/] at http://127.0.0.1:{port} (its output: {escape(str(log))})"
-    console.print(told, soft_wrap=True)
+    line = f"[bold]Starting pared[/] at http://127.0.0.1:{port} (its output: {escape(str(log))})"
+    console.print(line, soft_wrap=True)
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_own_environment())
         try:
@@ -181,9 +181,9 @@ def _server(directory: Path, console: Console) -> Iterator[str]:
 
 def _own_environment() -> dict[str, str]:
     """The environment without settings that were exported for another server; but what this machine can hold stays."""
-    kept = {"PARED_ALLOW_WEAK_SANDBOX", "PARED_THREADS"}
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("PARED_") or name in kept}
-    return mine | {"NO_COLOR": "1"}
+    allowed = {"PARED_ALLOW_WEAK_SANDBOX", "PARED_THREADS"}
+    passed = {name: value for name, value in os.environ.items() if not name.startswith("PARED_") or name in allowed}
+    return passed | {"NO_COLOR": "1"}
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

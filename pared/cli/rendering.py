@@ -88,7 +88,7 @@ def event_text(event: Event) -> str | None:
 
 @contextmanager
 def counted_bytes(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that is counted in bytes; call what it gives with those done and those to do."""
+    """A bar for work that is counted in bytes; call what it yields with the bytes done and the bytes in all."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)

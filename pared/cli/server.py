@@ -12,7 +12,7 @@ import typer
 from pared.cli.exits import DONE, FAILED, needs_extras
 from pared.cli.rendering import out, say
 from pared.gpus import Gpu, visible
-from pared.processes import Keeper, worker_processes
+from pared.supervisor import Supervisor, worker_processes
 
 
 def up(
@@ -43,12 +43,14 @@ def api() -> None:
     with needs_extras("service"):
         import uvicorn
 
+        from pared.state.logs import level_of_servers
         from pared.state.settings import settings
     uvicorn.run(
         "service.app:app_from_env",
         factory=True,
         host=settings().host,
         port=settings().port,
+        log_level=level_of_servers(settings().log_level),
         access_log=False,  # the app writes its own, without secrets
         server_header=False,
         timeout_graceful_shutdown=5,
@@ -73,20 +75,22 @@ def worker(
 ) -> None:
     """Run one worker process alone, or one for each GPU, configured by PARED_… variables."""
     with needs_extras("worker"):
+        from pared.state.logs import level_of_servers
+        from pared.state.settings import settings
         from worker.tasks import app as celery
     if check:
-        sys.exit(_check_workers_here())
+        sys.exit(_check_local_workers())
     if gpus is not None and (chosen := _chosen_gpus(gpus)):
-        Keeper(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
+        Supervisor(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
         return
     # What `celery -A worker.tasks worker` does, save that a folder named `worker` in this directory stays out of it.
     # One job at a time: the task only supervises, and a GPU is not shared.
-    celery.worker_main(["worker", "--concurrency=1", "--loglevel=INFO"])
+    celery.worker_main(["worker", "--concurrency=1", f"--loglevel={level_of_servers(settings().log_level)}"])
 
 
 def _chosen_gpus(given: str) -> list[Gpu]:
+    from pared.local_workers import chosen_gpus
     from pared.state.settings import settings
-    from pared.workers_here import chosen_gpus
 
     if settings().device == "cpu":
         raise typer.BadParameter("PARED_DEVICE is cpu: unset it, or leave --gpus out", param_hint="--gpus")
@@ -96,13 +100,13 @@ def _chosen_gpus(given: str) -> list[Gpu]:
         raise typer.BadParameter(str(error), param_hint="--gpus") from None
 
 
-def _check_workers_here() -> int:
+def _check_local_workers() -> int:
     """Say what the workers of this machine compute on. Returns 0 if one of them can run jobs."""
+    from pared.local_workers import local_workers
     from pared.state.session import make_engine, make_sessions
     from pared.state.settings import settings
-    from pared.workers_here import workers_here
 
-    rows = workers_here(make_sessions(make_engine(settings().effective_database_url)))
+    rows = local_workers(make_sessions(make_engine(settings().effective_database_url)))
     for row in rows:
         devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"
         out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", markup=False, soft_wrap=True)

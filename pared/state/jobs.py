@@ -31,8 +31,18 @@ class Idempotency:
     body_sha256: str
 
 
-def submit(sessions: Sessions, owner: str, spec: JobSpec, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
+def submit(
+    sessions: Sessions,
+    owner: str,
+    spec: JobSpec,
+    idempotency: Idempotency | None = None,
+    *,
+    request_id: str | None = None,
+) -> tuple[Job, bool]:
     """Write a queued job, its first event and the message owed to the broker, in one transaction.
+
+    Args:
+        request_id: the HTTP request that the job comes from; the worker's log lines about the job carry it.
 
     Returns:
         The job, and whether it is new (False: the key had already made it).
@@ -50,7 +60,7 @@ def submit(sessions: Sessions, owner: str, spec: JobSpec, idempotency: Idempoten
                 return earlier, False
             check_references(session, owner, spec)
             check_device(session, spec.needs_device, f"/{spec.device_field}")
-            job = lifecycle.create(session, owner, spec)
+            job = lifecycle.create(session, owner, spec, request_id=request_id)
             if idempotency:
                 session.flush()
                 session.add(
@@ -66,7 +76,7 @@ def submit(sessions: Sessions, owner: str, spec: JobSpec, idempotency: Idempoten
         return earlier, False
 
 
-def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
+def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec, *, request_id: str | None = None) -> str:
     """Write a queued plan, as `submit` does. Returns its id.
 
     Raises:
@@ -81,7 +91,7 @@ def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec) -> str:
         )
         if (waiting or 0) >= MAX_PLANS:
             raise TooManyRequests(f"{waiting} of your plans are not made yet, and no more may wait.")
-        return lifecycle.create(session, owner, spec).id
+        return lifecycle.create(session, owner, spec, request_id=request_id).id
 
 
 def cancel(session: Session, owner: str, job_id: str) -> Job:

@@ -68,14 +68,19 @@ def _forget(session: Session) -> None:
 # -- transitions ----------------------------------------------------------------------------------
 
 
-def create(session: Session, owner: str, spec: JobSpec) -> Job:
-    """A queued job, with the message that the broker is owed."""
+def create(session: Session, owner: str, spec: JobSpec, *, request_id: str | None = None) -> Job:
+    """A queued job, with the message that the broker is owed.
+
+    Args:
+        request_id: the HTTP request that the job comes from; the worker's log lines about the job carry it.
+    """
     job = Job(
         id=new_id("job"),
         owner=owner,
         type=type_of(spec).name,
         device=spec.needs_device,
         spec=spec.model_dump(mode="json"),
+        request_id=request_id,
     )
     session.add(job)
     session.flush()

@@ -1,14 +1,23 @@
-"""Owns how processes log: one JSON object a line on standard output, without the values of local variables."""
+"""Owns how processes log: JSON lines on standard output, from a level on, with what is bound to the work under way."""
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
 
 import structlog
 
 
-def configure_logging() -> None:
-    """For a process to call once at its start; structlog's own default is a coloured console."""
+def configure_logging(level: str = "info") -> None:
+    """For a process to call once at its start; structlog's own default is a coloured console.
+
+    No line holds the values of local variables.
+
+    Args:
+        level: `PARED_LOG_LEVEL`; lines below it are not written.
+    """
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -17,6 +26,16 @@ def configure_logging() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         cache_logger_on_first_use=True,
     )
+
+
+def level_of_servers(level: str) -> str:
+    """The level for the plain lines of uvicorn and Celery: as ours, but what they write for debugging stays out."""
+    return "info" if level == "debug" else level
+
+
+def thread_with_context(target: Callable[[], object], name: str) -> threading.Thread:
+    """A daemon thread, not started yet, whose log lines carry what is bound here, such as a job and its request id."""
+    return threading.Thread(target=copy_context().run, args=(target,), name=name, daemon=True)

@@ -48,6 +48,8 @@ def make_app(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
+        # Celery would put its own prefix before each JSON line, and drop it where its level is above a warning.
+        worker_redirect_stdouts=False,
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=5,

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     """What a worker computes on. `auto`: an NVIDIA GPU if one works, else the processor; `cuda`: a GPU, or it takes no
     jobs; `cpu`: the processor alone."""
 
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that processes log. `debug` also writes what each job's process reports and prints."""
+
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the API."""

@@ -138,6 +138,7 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     report: Mapped[dict[str, Any] | None] = mapped_column(Json)
     sandbox: Mapped[str | None] = mapped_column(String(16))
+    request_id: Mapped[str | None] = mapped_column(String(64))  # of the HTTP request that made it, for the logs
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
     started_at: Mapped[float | None] = mapped_column(Double)
     finished_at: Mapped[float | None] = mapped_column(Double)

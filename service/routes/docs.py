@@ -1,4 +1,4 @@
-"""The documentation page, served whole from this server's own files."""
+"""The documentation page, from this server's own files alone."""
 
 from __future__ import annotations
 

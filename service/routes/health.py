@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether the whole service can take and do work."""
+"""Health: whether this process lives, and whether the whole service can take and do work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pared.errors import Unavailable
 from pared.state.queue import messages_waiting
 from pared.state.tables import db_now
 from pared.state.workers import living
-from service.deps import Parts, PartsOf
+from service.dependencies import Parts, PartsOf
 from service.openapi import answers
 from service.problems import RETRY_AFTER_S, document
 

@@ -1,4 +1,4 @@
-"""Jobs: posted, followed, cancelled."""
+"""Jobs: submitted, listed, looked at, canceled and followed."""
 
 from __future__ import annotations
 
@@ -7,34 +7,27 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel
-from pydantic import ValidationError as Invalid
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
 
-from pared.errors import TooLarge, ValidationError
-from pared.job_types import LISTED, ListedName, listed_spec
-from pared.specs import JobSpec
+from pared.job_types import LISTED, ListedName
 from pared.state.events import events_after
-from pared.state.jobs import Idempotency, cancel, find_job, jobs_of, submit
-from pared.state.tables import Artifact, Job, JobEvent
-from pared.state.workers import waits_for
+from pared.state.jobs import Idempotency, cancel, jobs_of, submit
+from pared.state.tables import Job, JobEvent
 from pared.statuses import ENDED, JobStatus
-from service import strangers_json
-from service.conditional import client_has, json_with_tag, wait_headers, wanted_wait_s, weak_tag
-from service.deps import OwnedJob, Owner, Parts, PartsOf, check_id
+from service.dependencies import OwnedJob, Owner, Parts, PartsOf, RequestId, check_id
+from service.etags import client_has, json_with_tag, weak_tag
+from service.job_specs import PostedSpec
+from service.job_views import read_job, view_of
+from service.long_polling import POLL_S, requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
-from service.paging import After, Limit, as_page, fetch_page
-from service.problems import invalid
-from service.views import JobView, Page, Result, view_artifact, view_job
-from service.waiting import POLL_S, wait_until
+from service.pagination import After, Limit, as_page, fetch_page
+from service.schemas import JobView, Page
 
 router = APIRouter(tags=["jobs"])
 
-SPECS: dict[str, type[BaseModel]] = {each.name: each.spec for each in LISTED}
 EXAMPLE_EVENTS = """\
 id: 1
 event: status
@@ -51,16 +44,6 @@ data: {"status": "succeeded", "error": null}
 """
 
 
-async def spec_of(request: Request, parts: PartsOf) -> JobSpec:
-    """The spec in the body. Raises ValidationError with a pointer to each bad field, or TooLarge."""
-    body = await _json_body(request, parts.settings.max_json_bytes)
-    try:
-        return listed_spec.validate_python(body)
-    except Invalid as error:
-        raise invalid(error.errors(include_url=False, include_input=False), body, SPECS) from None
-
-
-Spec = Annotated[JobSpec, Depends(spec_of)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -87,17 +70,22 @@ IdempotencyKey = Annotated[
     responses=answers(202, JOB, 404, 409, 413),
 )
 def create_job(
-    response: Response, parts: PartsOf, owner: Owner, spec: Spec, idempotency_key: IdempotencyKey = None
+    response: Response,
+    parts: PartsOf,
+    owner: Owner,
+    request_id: RequestId,
+    spec: PostedSpec,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Submit, ring, answer."""
+    """Submit, dispatch, answer."""
     idempotency = None
     if idempotency_key:
         digest = hashlib.sha256(spec.model_dump_json(exclude_unset=True).encode()).hexdigest()
         idempotency = Idempotency(idempotency_key, digest)
-    job, new = submit(parts.sessions, owner, spec, idempotency)
+    job, new = submit(parts.sessions, owner, spec, idempotency, request_id=request_id)
     if new:
-        parts.bell.ring()
-    view = _look(parts, owner, job.id)
+        parts.dispatcher.dispatch()
+    view = read_job(parts.sessions, owner, job.id)
     response.headers["Location"] = view.links.self
     response.headers["Retry-After"] = "1"
     return view
@@ -118,14 +106,14 @@ def list_jobs(
     after: After = None,
     limit: Limit = 20,
 ) -> dict[str, Any]:
-    """A page of the owner's jobs; inspections are not listed."""
+    """A page of the jobs that the owner posted."""
     query = jobs_of(owner)
     if status:
         query = query.where(Job.status == status)
     if job_type:
         query = query.where(Job.type == job_type)
     with parts.sessions() as session:
-        return as_page([_view(session, job) for job in fetch_page(session, query, Job.id, after, limit)], limit)
+        return as_page([view_of(session, job) for job in fetch_page(session, query, Job.id, after, limit)], limit)
 
 
 @router.get(
@@ -140,14 +128,14 @@ def list_jobs(
 async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -> Response:
     """The job, at once or once ended."""
     check_id(job_id, "job")
-    wait_s = wanted_wait_s(request)
+    wait_s = requested_wait_s(request)
     conditional = "if-none-match" in request.headers
 
-    def is_news(view: JobView) -> bool:
+    def may_answer(view: JobView) -> bool:
         changed = conditional and not client_has(request, weak_tag(view.model_dump_json().encode()))
         return changed or view.status in ENDED
 
-    view = await wait_until(request, lambda: _look(parts, owner, job_id), is_news, wait_s)
+    view = await wait_until(request, lambda: read_job(parts.sessions, owner, job_id), may_answer, wait_s)
     headers = wait_headers(wait_s)
     if view.status not in ENDED:
         headers["Retry-After"] = "1"
@@ -164,10 +152,10 @@ async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -
     responses=answers(202, JOB | {"status": "canceling"}, 404, 409),
 )
 def cancel_job(response: Response, parts: PartsOf, owner: Owner, job: OwnedJob) -> JobView:
-    """Cancel, answer."""
+    """Cancel and answer."""
     with parts.sessions.begin() as session:
         cancel(session, owner, job.id)
-    view = _look(parts, owner, job.id)
+    view = read_job(parts.sessions, owner, job.id)
     response.headers["Location"] = view.links.self
     if view.status not in ENDED:
         response.headers["Retry-After"] = "1"
@@ -193,62 +181,22 @@ async def job_events(
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Replay what was missed, then follow until the job has ended."""
-    seen = last_event_id if last_event_id is not None else last_event_id_query or 0
+    last_seq = last_event_id if last_event_id is not None else last_event_id_query or 0
     while True:
-        events, over = await run_in_threadpool(_news, parts, job.id, seen)
+        events, complete = await run_in_threadpool(_next_events, parts, job.id, last_seq)
         for event in events:
             yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.seq))
-            seen = event.seq
-        if over:
+            last_seq = event.seq
+        if complete:
             return
         await asyncio.sleep(POLL_S)
 
 
-def _news(parts: Parts, job_id: str, seen: int) -> tuple[list[JobEvent], bool]:
-    """The next events, and whether they are the last."""
+def _next_events(parts: Parts, job_id: str, last_seq: int) -> tuple[list[JobEvent], bool]:
+    """The events after this one, and whether they are the last."""
     with parts.sessions() as session:
         # Status first: a job seen as ended has its last event already, for both are one transaction.
         status = session.scalar(select(Job.status).where(Job.id == job_id))
-        events = list(events_after(session, job_id, seen))
+        events = list(events_after(session, job_id, last_seq))
     done = bool(events) and events[-1].kind == "done"
     return events, done or (not events and (status is None or status in ENDED))
-
-
-async def _json_body(request: Request, max_bytes: int) -> Any:
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        raise ValidationError(f"Send the spec as application/json, not as {content_type}.")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise TooLarge(f"A job spec has at most {max_bytes:,} bytes.")
-    try:
-        value = strangers_json.parse(body)
-    except ValueError as error:
-        told = [{"pointer": "", "detail": str(error)}]
-        raise ValidationError(f"The body is not JSON that we read: {error}.", errors=told) from None
-    if not isinstance(value, dict):
-        told = [{"pointer": "", "detail": "must be an object"}]
-        raise ValidationError('A spec is a JSON object, such as {"type": "prune", …}.', errors=told)
-    return value
-
-
-def _look(parts: Parts, owner: str, job_id: str) -> JobView:
-    with parts.sessions() as session:
-        return _view(session, find_job(session, owner, job_id))
-
-
-def _view(session: Session, job: Job) -> JobView:
-    position = result = waits = None
-    if job.status == "succeeded":
-        # Parts of the report, which is not read whole for this.
-        parts = (Job.report["verdict"].as_string(), Job.report["failed_outputs"].as_json())
-        verdict, failed = session.execute(select(*parts).where(Job.id == job.id)).one()
-        artifacts = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name))
-        result = Result(verdict=verdict, artifacts=list(map(view_artifact, artifacts)), failed_outputs=failed or [])
-    if job.status == "queued":
-        rivals = Job.device.in_({job.device, "auto"})
-        position = session.scalar(select(func.count()).where(Job.status == "queued", rivals, Job.id <= job.id))
-        waits = waits_for(session, job.device)
-    return view_job(job, result, position, waits)

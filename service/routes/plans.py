@@ -1,4 +1,4 @@
-"""Plans: what a prune job would do, found out in the sandbox and answered within seconds."""
+"""Plans: what a prune job would do, computed in the sandbox and answered within seconds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pydantic import ValidationError as Invalid
 
 from pared.errors import BY_CODE, ParedError, ValidationError
 from pared.reports import Plan
-from pared.specs import PlanSpec, PruneSpec
+from pared.specs import JobSpec, PlanSpec, PruneSpec
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
 from pared.state.tables import Job
 from pared.state.workers import waits_for
 from pared.statuses import ENDED
-from service.conditional import wait_headers, wanted_wait_s
-from service.deps import Owner, Parts, PartsOf, check_id
+from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
+from service.job_specs import PostedSpec
+from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
-from service.routes.jobs import Spec
-from service.views import PlanPending, view_plan_pending
-from service.waiting import wait_until
+from service.schemas import PlanPending, plan_pending_view
 
 router = APIRouter(tags=["jobs"])
 
@@ -41,11 +40,15 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
     openapi_extra=PLAN_BODY,
     responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
 )
-async def plan_job(request: Request, parts: PartsOf, owner: Owner, spec: Spec) -> Response:
-    """Ask a worker, wait, answer."""
-    plan_id = await run_in_threadpool(submit_plan, parts.sessions, owner, _plan_of(spec))
-    parts.bell.ring()
-    return await _answer(request, parts, owner, plan_id, wanted_wait_s(request, otherwise_s=ANSWER_WITHIN_S))
+async def plan_job(request: Request, parts: PartsOf, owner: Owner, request_id: RequestId, spec: PostedSpec) -> Response:
+    """Submit the plan, wait for a worker, answer."""
+
+    def submit() -> str:
+        return submit_plan(parts.sessions, owner, _plan_of(spec), request_id=request_id)
+
+    plan_id = await run_in_threadpool(submit)
+    parts.dispatcher.dispatch()
+    return await _answer(request, parts, owner, plan_id, requested_wait_s(request, otherwise_s=ANSWER_WITHIN_S))
 
 
 @router.get(
@@ -58,25 +61,25 @@ async def plan_job(request: Request, parts: PartsOf, owner: Owner, spec: Spec) -
 async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str) -> Response:
     """The plan, at once or once made."""
     check_id(plan_id, "job")
-    return await _answer(request, parts, owner, plan_id, wanted_wait_s(request))
+    return await _answer(request, parts, owner, plan_id, requested_wait_s(request))
 
 
-def _plan_of(spec: Spec) -> PlanSpec:
-    """Raises ValidationError where there is nothing to say before the work is done."""
+def _plan_of(spec: JobSpec) -> PlanSpec:
+    """The spec of the plan. Raises ValidationError for a job of which nothing is known before it is done."""
     if not isinstance(spec, PruneSpec):
-        raise _not_planned("/type", "must be prune: a student is what it is told to be. Post the job itself")
+        raise _cannot_plan("/type", "must be prune: a student is what it is told to be. Post the job itself")
     try:
         return PlanSpec(type="plan", job=spec)
     except Invalid as error:
-        raise _not_planned("/target", str(error.errors()[0]["ctx"]["error"])) from None
+        raise _cannot_plan("/target", str(error.errors()[0]["ctx"]["error"])) from None
 
 
-def _not_planned(pointer: str, why: str) -> ValidationError:
+def _cannot_plan(pointer: str, why: str) -> ValidationError:
     return ValidationError(f"{pointer} {why}.", errors=[{"pointer": pointer, "detail": why}])
 
 
 async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait_s: float) -> Response:
-    def look() -> Job:
+    def read() -> Job:
         with parts.sessions() as session:
             return find_plan(session, owner, plan_id)
 
@@ -84,12 +87,12 @@ async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait
         with parts.sessions() as session:
             return waits_for(session, job.device) if job.status == "queued" else None
 
-    job = await wait_until(request, look, lambda seen: seen.status in ENDED, wait_s)
-    headers = wait_headers(wanted_wait_s(request))
+    job = await wait_until(request, read, lambda plan: plan.status in ENDED, wait_s)
+    headers = wait_headers(requested_wait_s(request))
     if job.status == "succeeded":
         return Response(to_json(job.report), media_type="application/json", headers=headers)
     if job.error is not None:
         raise BY_CODE.get(job.error["code"], ParedError)(job.error["detail"])
-    pending = view_plan_pending(job, await run_in_threadpool(why_it_waits, job))
+    pending = plan_pending_view(job, await run_in_threadpool(why_it_waits, job))
     headers |= {"Location": pending.links.self, "Retry-After": "1"}
     return Response(pending.model_dump_json(), status_code=202, media_type="application/json", headers=headers)

@@ -1,28 +1,25 @@
-"""What a job came to: its report, its curves, its files."""
+"""Results of jobs: the report, the curves, the files."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
-from pared.errors import Conflict, NotFound, NotReady, ParedError, PreconditionFailed, RangeNotSatisfiable
+from pared.errors import Conflict, NotFound, NotReady, ParedError
 from pared.job_types import ListedReport
 from pared.state.session import to_json
 from pared.state.tables import Artifact, Job, JobEvent
 from pared.statuses import ENDED
-from service.conditional import client_has, demands_other, wanted_range, weak_tag
-from service.deps import OwnedJob, PartsOf
+from service.dependencies import OwnedJob, PartsOf
+from service.downloads import attachment, file_response
+from service.etags import client_has, weak_tag
 from service.openapi import ARTIFACT, UNCHANGED, answers
-from service.problems import problem
-from service.views import ArtifactView, view_artifact
+from service.schemas import ArtifactView, artifact_view
 
 router = APIRouter(tags=["results"])
 
@@ -82,9 +79,9 @@ def get_metrics(parts: PartsOf, job: OwnedJob) -> Response:
         )
         for event in events:
             cells = [event.data.get(name) for name in ("phase", "step", "name", "value")]
-            writer.writerow([f"{event.created_at:.3f}", *map(_harmless, cells)])
+            writer.writerow([f"{event.created_at:.3f}", *map(_escaped, cells)])
     name = f"{job.id}-metrics.csv"
-    headers = {"Content-Disposition": _attachment(name)}
+    headers = {"Content-Disposition": attachment(name)}
     return Response(table.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
@@ -99,7 +96,7 @@ def list_artifacts(parts: PartsOf, job: OwnedJob) -> dict[str, list[ArtifactView
     """The files, by name."""
     with parts.sessions() as session:
         rows = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name))
-        return {"data": [view_artifact(row) for row in rows]}
+        return {"data": [artifact_view(row) for row in rows]}
 
 
 @router.head("/v1/jobs/{job_id}/artifacts/{name}", include_in_schema=False)
@@ -124,29 +121,7 @@ def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str
     if row is None:
         _must_have_succeeded(job)
         raise NotFound(f"The job has no file {name}; it has {', '.join(row.name for row in rows) or 'none'}.")
-    tag = f'"{row.sha256}"'
-    headers = {
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(row.sha256)).decode()}:",
-        "Content-Disposition": _attachment(row.name),
-    }
-    if demands_other(request, tag):
-        raise PreconditionFailed("The file is not the one that If-Match names. Download it from the start.")
-    if client_has(request, tag):
-        return Response(status_code=304, headers=headers)
-    try:
-        part = wanted_range(request, tag, row.size_bytes)
-    except RangeNotSatisfiable as error:
-        return problem(request.state.request_id, error, {"Content-Range": f"bytes */{row.size_bytes}"})
-    parts.verified.check(row.object_key, row.sha256)
-    start, end = (part.start, part.end) if part else (0, row.size_bytes)
-    headers["Content-Length"] = str(end - start)
-    if part:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{row.size_bytes}"
-    body: Iterator[bytes] = iter(()) if request.method == "HEAD" else parts.store.read(row.object_key, start, end)
-    return StreamingResponse(body, 206 if part else 200, headers, media_type=row.media_type)
+    return file_response(request, parts, row)
 
 
 def _must_have_succeeded(job: Job) -> None:
@@ -159,12 +134,6 @@ def _must_have_succeeded(job: Job) -> None:
         raise Conflict(f"The job failed ({error['code']}): {error['detail']}")
 
 
-def _harmless(cell: Any) -> Any:
+def _escaped(cell: Any) -> Any:
     """A spreadsheet takes text that begins so for a formula; the names come from the model's side."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
-
-
-def _attachment(name: str) -> str:
-    """RFC 6266: a plain name for old clients, the true one in UTF-8."""
-    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

@@ -1,37 +1,37 @@
-"""Models and data sets: stored as they came, looked into only by the sandbox."""
+"""Models and data sets: uploaded, listed, looked at and deleted."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, cast
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Invalid
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from pared.errors import Conflict, NotFound, ValidationError
-from pared.specs import BUILTIN_DATASETS, Architecture, InspectSpec
-from pared.state import lifecycle
-from pared.state.references import job_using
-from pared.state.tables import Dataset, Model, db_now, new_id
-from service import strangers_json
-from service.conditional import json_with_tag, wait_headers, wanted_wait_s
-from service.deps import Owner, Parts, PartsOf, check_id
+from pared.errors import ValidationError
+from pared.specs import BUILTIN_DATASETS, Architecture
+from pared.state.tables import Dataset, Model
+from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, owned_uploads
+from service import untrusted_json
+from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
+from service.etags import json_with_tag
+from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import DATASET, MODEL, UNCHANGED, UPLOAD_BODY, answers, page
-from service.paging import After, Limit, as_page, fetch_page
-from service.receive import Received, receive
-from service.views import Links, ModelView, Page, UploadView, view_dataset, view_model
-from service.waiting import wait_until
+from service.pagination import After, Limit, as_page, fetch_page
+from service.schemas import ModelView, Page, UploadView, builtin_dataset_view, dataset_view, model_view
+from service.upload_stream import Received, receive
 
 router = APIRouter()
 
 _architecture: TypeAdapter[Any] = TypeAdapter(Architecture)
 
-Filename = Annotated[str | None, Query(max_length=1024, description="What the file is called; shown, never used.")]
-Architectural = Annotated[
+Filename = Annotated[
+    str | None, Query(max_length=1024, description="The file's name, to be shown; never used as a path.")
+]
+ArchitectureText = Annotated[
     str | None,
     Query(description="For a state dict: an architecture's name, or its JSON. It can also be set on the job."),
 ]
@@ -56,16 +56,22 @@ async def upload_model(
     response: Response,
     parts: PartsOf,
     owner: Owner,
+    request_id: RequestId,
     filename: Filename = None,
-    architecture: Architectural = None,
+    architecture: ArchitectureText = None,
 ) -> ModelView:
-    """Store, write the row with its inspection job, answer."""
-    declared = _parse_architecture(architecture)
+    """Store the file, keep the model, answer."""
+    parsed = _parse_architecture(architecture)
     received = await receive(request, parts.store, parts.settings.max_upload_bytes)
-    declared = declared or _parse_architecture(received.fields.get("architecture"))
-    row, new = await run_in_threadpool(_keep_model, parts, owner, received, _display_name(filename, received), declared)
-    view = view_model(row)
-    _created(parts, response, view.links.self, new=new)
+    parsed = parsed or _parse_architecture(received.fields.get("architecture"))
+
+    def add() -> tuple[Model, bool]:
+        name = _filename(filename, received)
+        return add_model(parts.sessions, owner, received.stored, name, parsed, request_id=request_id)
+
+    model, new = await run_in_threadpool(add)
+    view = model_view(model)
+    _say_where(response, parts, view, new=new)
     return view
 
 
@@ -83,13 +89,18 @@ async def upload_model(
 )
 @router.put("/v1/datasets", status_code=201, response_model=UploadView, include_in_schema=False)
 async def upload_dataset(
-    request: Request, response: Response, parts: PartsOf, owner: Owner, filename: Filename = None
+    request: Request, response: Response, parts: PartsOf, owner: Owner, request_id: RequestId, filename: Filename = None
 ) -> UploadView:
-    """Store, write the row with its inspection job, answer."""
+    """Store the file, keep the data set, answer."""
     received = await receive(request, parts.store, parts.settings.max_upload_bytes)
-    row, new = await run_in_threadpool(_keep_dataset, parts, owner, received, _display_name(filename, received))
-    view = view_dataset(row)
-    _created(parts, response, view.links.self, new=new)
+
+    def add() -> tuple[Dataset, bool]:
+        name = _filename(filename, received)
+        return add_dataset(parts.sessions, owner, received.stored, name, request_id=request_id)
+
+    dataset, new = await run_in_threadpool(add)
+    view = dataset_view(dataset)
+    _say_where(response, parts, view, new=new)
     return view
 
 
@@ -104,8 +115,8 @@ async def upload_dataset(
 def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
     """A page of the owner's models."""
     with parts.sessions() as session:
-        query = select(Model).where(Model.owner == owner, Model.deleted_at.is_(None))
-        return as_page([view_model(row) for row in fetch_page(session, query, Model.id, after, limit)], limit)
+        rows = fetch_page(session, owned_uploads(owner, Model), Model.id, after, limit)
+        return as_page([model_view(row) for row in rows], limit)
 
 
 @router.get(
@@ -119,8 +130,8 @@ def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit 
 def list_datasets(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
     """A page of the owner's data sets."""
     with parts.sessions() as session:
-        query = select(Dataset).where(Dataset.owner == owner, Dataset.deleted_at.is_(None))
-        return as_page([view_dataset(row) for row in fetch_page(session, query, Dataset.id, after, limit)], limit)
+        rows = fetch_page(session, owned_uploads(owner, Dataset), Dataset.id, after, limit)
+        return as_page([dataset_view(row) for row in rows], limit)
 
 
 @router.get(
@@ -135,11 +146,11 @@ async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: st
     """The model, at once or once inspected."""
     check_id(model_id, "mdl")
 
-    def look() -> ModelView:
+    def read() -> ModelView:
         with parts.sessions() as session:
-            return view_model(cast("Model", _find(session, Model, owner, model_id)))
+            return model_view(find_upload(session, owner, Model, model_id))
 
-    return await _when_inspected(request, look)
+    return await _once_inspected(request, read)
 
 
 @router.get(
@@ -153,14 +164,14 @@ async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: st
 async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id: str) -> Response:
     """The data set, at once or once inspected."""
     if dataset_id in BUILTIN_DATASETS:
-        return json_with_tag(request, _builtin(dataset_id), {})
+        return json_with_tag(request, builtin_dataset_view(dataset_id), {})
     check_id(dataset_id, "dst")
 
-    def look() -> UploadView:
+    def read() -> UploadView:
         with parts.sessions() as session:
-            return view_dataset(cast("Dataset", _find(session, Dataset, owner, dataset_id)))
+            return dataset_view(find_upload(session, owner, Dataset, dataset_id))
 
-    return await _when_inspected(request, look)
+    return await _once_inspected(request, read)
 
 
 @router.delete(
@@ -174,7 +185,7 @@ async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id
 def delete_model(parts: PartsOf, owner: Owner, model_id: str) -> None:
     """Delete the owner's model."""
     check_id(model_id, "mdl")
-    _delete(parts, Model, owner, model_id)
+    delete_upload(parts.sessions, owner, Model, model_id)
 
 
 @router.delete(
@@ -187,10 +198,9 @@ def delete_model(parts: PartsOf, owner: Owner, model_id: str) -> None:
 )
 def delete_dataset(parts: PartsOf, owner: Owner, dataset_id: str) -> None:
     """Delete the owner's data set."""
-    if dataset_id in BUILTIN_DATASETS:
-        raise Conflict(f"{dataset_id} is part of pared and cannot be deleted.")
-    check_id(dataset_id, "dst")
-    _delete(parts, Dataset, owner, dataset_id)
+    if dataset_id not in BUILTIN_DATASETS:
+        check_id(dataset_id, "dst")
+    delete_upload(parts.sessions, owner, Dataset, dataset_id)
 
 
 def _parse_architecture(text: str | None) -> Any | None:
@@ -199,7 +209,7 @@ def _parse_architecture(text: str | None) -> Any | None:
     value: Any = text
     if text.lstrip().startswith("{"):
         try:
-            value = strangers_json.parse(text)
+            value = untrusted_json.parse(text)
         except ValueError as error:
             raise ValidationError(
                 "The architecture is not valid JSON.", errors=[{"pointer": "/query/architecture", "detail": str(error)}]
@@ -217,116 +227,24 @@ def _parse_architecture(text: str | None) -> Any | None:
     return value
 
 
-def _display_name(filename: str | None, received: Received) -> str:
-    name = filename or received.fields.get("filename") or "upload"
-    name = re.split(r"[/\\]", name.encode("utf-8", "replace").decode())[-1]
-    return re.sub(r"[\x00-\x1f\x7f]", "", name).strip()[:255] or "upload"
+def _filename(parameter: str | None, received: Received) -> str:
+    """The name to show for an upload: that of the query, of the form, or none at all."""
+    return display_name(parameter or received.fields.get("filename") or "")
 
 
-def _keep_model(
-    parts: Parts, owner: str, received: Received, filename: str, architecture: Any | None
-) -> tuple[Model, bool]:
-    with parts.sessions.begin() as session:
-        for known in _same_file(session, Model, owner, received, filename):
-            if cast("Model", known).architecture == architecture:
-                return cast("Model", known), False
-        row = Model(**_columns("mdl", owner, received, filename), architecture=architecture)
-        session.add(row)
-        lifecycle.create(session, owner, InspectSpec(type="inspect", subject=row.id, architecture=architecture))
-        session.refresh(row)
-        return row, True
-
-
-def _keep_dataset(parts: Parts, owner: str, received: Received, filename: str) -> tuple[Dataset, bool]:
-    with parts.sessions.begin() as session:
-        for known in _same_file(session, Dataset, owner, received, filename):
-            return cast("Dataset", known), False
-        row = Dataset(**_columns("dst", owner, received, filename))
-        session.add(row)
-        lifecycle.create(session, owner, InspectSpec(type="inspect", subject=row.id))
-        session.refresh(row)
-        return row, True
-
-
-def _same_file(
-    session: Session, table: type[Model | Dataset], owner: str, received: Received, filename: str
-) -> list[Model | Dataset]:
-    # A rejected one is no answer: whoever sends it again wants it tried again.
-    rows = session.scalars(
-        select(table).where(
-            table.owner == owner,
-            table.sha256 == received.stored.sha256,
-            table.filename == filename,
-            table.status != "rejected",
-            table.deleted_at.is_(None),
-        )
-    )
-    return list(cast("Any", rows))
-
-
-def _columns(prefix: Any, owner: str, received: Received, filename: str) -> dict[str, Any]:
-    stored = received.stored
-    return {
-        "id": new_id(prefix),
-        "owner": owner,
-        "filename": filename,
-        "sha256": stored.sha256,
-        "size_bytes": stored.size_bytes,
-    }
-
-
-def _created(parts: Parts, response: Response, location: str, *, new: bool) -> None:
-    response.headers["Location"] = location
+def _say_where(response: Response, parts: Parts, view: UploadView, *, new: bool) -> None:
+    """Set the headers and status of an upload's answer, and have a new one inspected at once."""
+    response.headers["Location"] = view.links.self
     if new:
-        parts.bell.ring()
+        parts.dispatcher.dispatch()
     else:
         response.status_code = 200
 
 
-def _find(session: Session, table: type[Model | Dataset], owner: str, upload_id: str) -> Model | Dataset:
-    row = session.scalar(select(table).where(table.id == upload_id, table.owner == owner, table.deleted_at.is_(None)))
-    if row is None:
-        raise NotFound(f"There is no {'model' if table is Model else 'data set'} {upload_id}.")
-    return cast("Model | Dataset", row)
-
-
-async def _when_inspected(request: Request, look: Any) -> Response:
-    wait_s = wanted_wait_s(request)
-    view = await wait_until(request, look, lambda seen: seen.status != "inspecting", wait_s)
+async def _once_inspected(request: Request, read: Callable[[], UploadView]) -> Response:
+    wait_s = requested_wait_s(request)
+    view = await wait_until(request, read, lambda upload: upload.status != "inspecting", wait_s)
     headers = wait_headers(wait_s)
     if view.status == "inspecting":
         headers["Retry-After"] = "1"
     return json_with_tag(request, view, headers)
-
-
-def _delete(parts: Parts, table: type[Model | Dataset], owner: str, upload_id: str) -> None:
-    with parts.sessions.begin() as session:
-        # Locked against `check_references`: a job that is being submitted now is seen here, or sees the row gone.
-        session.execute(select(table.id).where(table.id == upload_id).with_for_update())
-        row = _find(session, table, owner, upload_id)
-        user = job_using(session, owner, upload_id)
-        if user:
-            raise Conflict(f"Job {user} still uses it. Cancel the job or wait until it has ended.")
-        row.deleted_at = session.scalar(select(db_now()))
-
-
-def _builtin(dataset_id: str) -> UploadView:
-    return UploadView(
-        id=dataset_id,
-        filename=dataset_id,
-        sha256=None,
-        size_bytes=None,
-        format="builtin",
-        status="ready",
-        reason=None,
-        inspection={
-            "format": "builtin",
-            "inputs": [{"shape": [1, 8, 8], "dtype": "float32"}],
-            "samples": {"all": 1797},
-            "splits": "by_seed",
-            "target": {"dtype": "int64", "classes": 10},
-            "warnings": [],
-        },
-        created_at=None,
-        links=Links(self=f"/v1/datasets/{dataset_id}"),
-    )

@@ -569,7 +569,7 @@ def test_a_bad_field_points_at_itself():
 
 def test_the_pieces_of_the_package_are_modules_and_its_functions_functions():
     code = (
-        "from pared.compression.pruning.channels import step_amounts;"
+        "from pared.compression.pruning.schedules import step_amounts;"
         "from pared.compression.distillation.losses import output_mse;"
         "from pared.compression import prune, distill; assert callable(prune) and callable(distill)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -99,6 +100,12 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"{self.name} did not stop within {limit_s} s of SIGTERM\n{self.tail()}") from None
+
+    def records(self, **fields: Any) -> list[dict[str, Any]]:
+        """The JSON lines that it logged so far with these fields."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        records = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [record for record in records if record.items() >= fields.items()]
 
     def tail(self, lines: int = 40) -> str:
         """The end of what it wrote."""

@@ -537,6 +537,18 @@ def test_a_model_that_prints_without_end_is_only_cut_short(wary: Stack, good: Go
     assert sum(event["event"] == "log" for event in wary.events(job)) < 2000
 
 
+def test_the_traceback_of_a_rejected_upload_is_in_the_log_under_the_id_of_its_request(wary: Stack) -> None:
+    headers = {"X-Request-Id": "no-model-at-all"}
+    model = wary.http.post("/v1/models?filename=no.pt", content=b"no model at all", headers=headers).json()["id"]
+    reason = wary.inspected(model)["reason"]
+    [failed] = [
+        r for worker in wary.workers for r in worker.records(event="method_failed", request_id="no-model-at-all")
+    ]
+    assert (failed["code"], failed["detail"]) == (reason["code"], reason["detail"])
+    assert failed["output"].startswith("Traceback")
+    assert f"UnsupportedModel: {reason['detail']}" in failed["output"]
+
+
 def test_afterwards_the_service_is_ready_and_the_next_good_job_succeeds(wary: Stack, good: Good) -> None:
     assert wary.http.get("/readyz").status_code == 200
     assert all(worker.alive for worker in wary.workers)

@@ -10,7 +10,7 @@ import uvicorn
 from sqlalchemy import func, select
 
 import pared.state.sweep
-import service.bell
+import service.dispatcher
 from pared.state.session import Sessions
 from pared.state.settings import settings
 from pared.state.tables import Outbox
@@ -26,6 +26,6 @@ def die_instead_of_publishing(sessions: Sessions, **_: Any) -> int:
 
 
 if __name__ == "__main__":
-    service.bell.relay = die_instead_of_publishing
+    service.dispatcher.relay = die_instead_of_publishing
     pared.state.sweep.relay = die_instead_of_publishing
     uvicorn.run(create_app(settings()), host="127.0.0.1", port=settings().port, log_level="warning")

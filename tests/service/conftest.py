@@ -18,7 +18,7 @@ from pared.state.session import migrate
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Dataset, Model, new_id
 from service.app import create_app
-from service.deps import Parts
+from service.dependencies import Parts
 from tests.e2e.processes import wait_for
 from tests.e2e.servers import free_port
 

@@ -272,4 +272,4 @@ def test_the_app_never_imports_torch():
 
 def test_the_app_starts_nothing_until_it_is_served(tmp_path: Path):
     app = create_app(Settings(data_dir=tmp_path))
-    assert not app.state.parts.bell.is_alive()
+    assert not app.state.parts.dispatcher.is_alive()

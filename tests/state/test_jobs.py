@@ -67,6 +67,15 @@ def test_submitting_writes_job_event_and_message_together(sessions):
     assert rows(sessions, Outbox) == 1
 
 
+def test_a_job_remembers_the_request_that_made_it(sessions):
+    job, _ = submit(sessions, "local", PRUNE, Idempotency("k", "digest"), request_id="first")
+    again, new = submit(sessions, "local", PRUNE, Idempotency("k", "digest"), request_id="second")
+    assert (again.id, again.request_id, new) == (job.id, "first", False)
+    plan_id = submit_plan(sessions, "local", PlanSpec(type="plan", job=PRUNE), request_id="third")
+    with sessions() as session:
+        assert session.get(Job, plan_id).request_id == "third"
+
+
 def test_one_key_makes_one_job_however_often_it_is_sent_at_once(sessions):
     key = Idempotency("k", "digest")
     with ThreadPoolExecutor(16) as pool:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import select, text, update
@@ -17,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from pared.errors import Unavailable
 from pared.state.objects import open_store
 from pared.state.queue import enqueue, make_app, messages_waiting
-from pared.state.session import database_problem, make_engine, make_sessions, migrate, to_json
+from pared.state.session import alembic_config, database_problem, make_engine, make_sessions, migrate, to_json
 from pared.state.settings import Settings
 from pared.state.tables import Base, Job, Outbox, db_now, new_id
 
@@ -25,6 +26,21 @@ from pared.state.tables import Base, Job, Outbox, db_now, new_id
 def test_migrations_make_exactly_the_tables_of_the_code(sessions):
     with sessions.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_a_job_from_before_request_ids_is_kept_by_the_upgrade(sessions):
+    with sessions.begin() as session:
+        command.downgrade(alembic_config(session.connection()), "0003")
+        session.execute(
+            text(
+                "insert into jobs (id, owner, type, status, spec, created_at, updated_at, attempt, crash_count, fence, "
+                "held_s, run_after) values ('job_1', 'local', 'prune', 'queued', '{}', 1, 1, 0, 0, 0, 0, 0)"
+            )
+        )
+    with sessions.begin() as session:
+        command.upgrade(alembic_config(session.connection()), "head")
+    with sessions() as session:
+        assert session.get(Job, "job_1").request_id is None
 
 
 def test_six_processes_may_migrate_at_once(tmp_path: Path):

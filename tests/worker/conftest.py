@@ -19,11 +19,11 @@ from pared.state.objects import open_store
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, JobEvent, Model, Outbox, new_id
-from worker import attempt, canaries
-from worker.drain import Drain
+from worker import attempt, sandbox_probe
+from worker.attempt_types import Worker
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
-from worker.watch import Worker
+from worker.shutdown import Shutdown
 
 HERE = Path(__file__).parent
 TINY = (sys.executable, "-P", str(HERE / "tiny_child.py"))
@@ -39,7 +39,7 @@ def children(command: tuple[str, ...], confinement: Confinement) -> ForkServer:
 @pytest.fixture(scope="session")
 def confinement(tmp_path_factory) -> Confinement:
     """What this machine holds."""
-    return canaries.probe(tmp_path_factory.mktemp("probe")).confinement
+    return sandbox_probe.probe(tmp_path_factory.mktemp("probe")).confinement
 
 
 class Bench:
@@ -63,7 +63,7 @@ class Bench:
             sessions=self.sessions,
             store=self.store,
             name="bench",
-            drain=Drain(),
+            shutdown=Shutdown(),
             children=children(TINY, confinement),
         )
 

@@ -17,10 +17,10 @@ from pared.state.tables import Job, Model, db_now
 from tests.e2e.processes import wait_for
 from tests.worker.conftest import RAW
 from tests.worker.raw_child import LINES
-from worker import recorder, sandbox
-from worker.drain import Drain
+from worker import child_processes, recorder
 from worker.sandbox import Confinement
 from worker.scratch import scratch, written_bytes
+from worker.shutdown import Shutdown
 
 
 def child_pids(bench) -> list[int]:
@@ -117,12 +117,12 @@ def test_the_time_limit_spans_all_attempts(bench):
     job_id = bench.submit("hang", time_limit_s=3600)
     thread = bench.start(job_id)
     wait_for(lambda: bench.job(job_id).held_s > 0.5, 20, "a heartbeat counted the time")
-    bench.worker.drain.request()
+    bench.worker.shutdown.request()
     thread.join(10)
     job = bench.job(job_id)
     assert (job.status, 0.5 < job.held_s < 30) == ("queued", True)
     bench.write(update(Job).values(held_s=Job.held_s + 3600 - 0.5))
-    job = bench.run(job_id, drain=Drain())
+    job = bench.run(job_id, shutdown=Shutdown())
     assert (job.status, job.error["code"]) == ("failed", "time-limit")
 
 
@@ -250,7 +250,7 @@ def test_a_stop_hands_the_job_back_uncharged(bench):
     job_id = bench.submit("slow", "1000", "0.05")
     thread = bench.start(job_id)
     wait_for(lambda: bench.job(job_id).checkpoint_step, 20, "a checkpoint")
-    bench.worker.drain.request()
+    bench.worker.shutdown.request()
     thread.join(10)
     job = bench.job(job_id)
     assert (job.status, job.attempt, job.crash_count, job.lease_owner) == ("queued", 0, 0, None)
@@ -292,12 +292,12 @@ def test_a_later_attempt_goes_on_from_the_newest_whole_checkpoint(bench):
     job_id = bench.submit("slow", "8", "0.3")
     thread = bench.start(job_id)
     wait_for(lambda: (bench.job(job_id).checkpoint_step or 0) >= 3, 20, "three checkpoints")
-    bench.worker.drain.request()
+    bench.worker.shutdown.request()
     thread.join(10)
     kept = bench.job(job_id)
     # The newest is damaged on disk; the one before it is used.
     bench.store.path(kept.checkpoint_key).write_bytes(b"flipped")
-    job = bench.run(job_id, drain=Drain())
+    job = bench.run(job_id, shutdown=Shutdown())
     assert job.status == "succeeded"
     starts = [event.data["text"] for event in bench.events(job_id, "log") if "starting at" in event.data["text"]]
     # Steps that come while one is being stored are passed over, so it need not be the step before.
@@ -400,7 +400,7 @@ def test_session_members_are_found_and_killed():
     import subprocess
 
     process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
-    wait_for(lambda: len(sandbox.session_members(process.pid)) >= 2, 5, "both run")
-    sandbox.kill_session(process.pid, signal.SIGKILL)
+    wait_for(lambda: len(child_processes.session_members(process.pid)) >= 2, 5, "both run")
+    child_processes.kill_session(process.pid, signal.SIGKILL)
     process.wait(5)
-    wait_for(lambda: sandbox.session_members(process.pid) == [], 5, "none is left")
+    wait_for(lambda: child_processes.session_members(process.pid) == [], 5, "none is left")

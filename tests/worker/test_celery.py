@@ -13,6 +13,7 @@ from pared.state import queue
 from pared.state.jobs import cancel
 from pared.state.tables import Artifact, Job, WorkerHeartbeat
 from tests.e2e.processes import environment, wait_for
+from tests.service.conftest import serving as serving_http
 from tests.worker.conftest import Bench
 
 ROOT = Path(__file__).parents[2]
@@ -257,6 +258,45 @@ def test_the_worker_never_loads_torch(service):
     for process in worker.tree()[:2]:  # not the server that its children are forked from
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
     assert {row.sandbox for row in service.rows()} == {service.bench.worker.confinement.level}
+
+
+# -- the log ---------------------------------------------------------------------------------------
+
+
+def test_what_a_request_made_is_found_in_the_workers_log_by_its_id_with_every_traceback(service):
+    """Over HTTP: a job that fails by a named error, one that fails by another, one whose process dies, and a plan."""
+    spec = {"type": "prune", "model": service.bench.upload(), "amount": 0.5}
+    with serving_http(service.bench.settings.data_dir) as api:
+
+        def post(path: str, behaviour: str) -> str:
+            headers = {"X-Request-Id": f"request-{path[-4:]}-{behaviour}"}
+            answer = api.post(path, json=spec | {"include": [behaviour]}, headers=headers | {"Prefer": "wait=1"})
+            assert answer.status_code == 202, answer.text
+            return answer.json()["id"]
+
+        jobs = {name: post("/v1/jobs", name) for name in ("raise_named", "raise_other", "leave", "succeed")}
+        plan = post("/v1/jobs:plan", "raise_named")
+        worker = service.start_worker(PARED_LOG_LEVEL="debug", PARED_MAX_ATTEMPTS="1")
+        for job_id in [*jobs.values(), plan]:
+            service.ended(job_id)
+    made = {f"request-jobs-{name}": job_id for name, job_id in jobs.items()} | {"request-plan-raise_named": plan}
+    for request_id, job_id in made.items():
+        records = worker.records(job=job_id)
+        assert {record["request_id"] for record in records} == {request_id}
+        assert records == worker.records(request_id=request_id)
+        assert {"claimed", "ended"} <= {record["event"] for record in records}
+    for event, behaviour, error in (
+        ("method_failed", "raise_named", "NothingToPrune: fc is the classifier"),
+        ("method_raised", "raise_other", "KeyError: 'what'"),
+    ):
+        [record] = worker.records(event=event, job=jobs[behaviour])
+        assert f"in {behaviour}\n" in record["output"]
+        assert error in record["output"].splitlines()[-1]
+    assert len(worker.records(event="method_failed", job=plan)) == 1
+    [crash] = worker.records(event="child_crashed", job=jobs["leave"])
+    assert crash["how"] == "ended with exit status 3"
+    assert worker.records(event="stage", job=jobs["succeed"], level="debug", name="compress")
+    assert worker.records(event="job_log", job=jobs["succeed"])[-1]["text"].startswith("a line with a NUL")
 
 
 # -- devices --------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ import time
 
 import pytest
 
-from pared.gpus import Gpu
+from pared.gpus import Gpu, device_files
 from worker import devices
 from worker.devices import CPU_ALONE, Serving
-from worker.sandbox import gpu_devices
 
 H100 = Gpu("GPU-0a", "NVIDIA H100")
 TRIALS = {
@@ -38,7 +37,7 @@ def find(tmp_path, confinement):
         )
         command = (sys.executable, "-P", str(program))
         folder = tmp_path / "scratch"
-        return devices.find(wanted, visible, folder, confinement, trial=command, limit_s=limit_s)
+        return devices.find_devices(wanted, visible, folder, confinement, trial=command, limit_s=limit_s)
 
     return found
 
@@ -99,14 +98,14 @@ def test_without_a_card_auto_is_the_processor_and_cuda_takes_no_jobs(find):
 
 def test_a_trial_that_cannot_load_is_a_reason_too(tmp_path, confinement):
     command = (sys.executable, "-c", "raise SystemExit(3)")
-    serving = devices.find("auto", [H100], tmp_path, confinement, trial=command)
+    serving = devices.find_devices("auto", [H100], tmp_path, confinement, trial=command)
     assert serving.devices == ("cpu",)
     assert "ended with exit status 3" in serving.problem
 
 
-@pytest.mark.skipif(bool(gpu_devices()), reason="there may be a GPU that works")
+@pytest.mark.skipif(bool(device_files()), reason="there may be a GPU that works")
 def test_the_trial_itself_says_what_cuda_says(tmp_path, confinement):
-    serving = devices.find("auto", [H100], tmp_path, confinement)
+    serving = devices.find_devices("auto", [H100], tmp_path, confinement)
     assert serving.devices == ("cpu",)
     assert "CUDA" in serving.problem
     assert "Last words" not in serving.problem
@@ -116,5 +115,5 @@ def test_a_child_may_be_given_one_card_of_several(tmp_path):
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
         (tmp_path / name).touch()
     shared = {"nvidiactl", "nvidia-uvm", "nvidia-caps"}
-    assert {path.name for path in gpu_devices(1, tmp_path)} == {"nvidia1"} | shared
-    assert {path.name for path in gpu_devices(None, tmp_path)} == {"nvidia0", "nvidia1", "nvidia10"} | shared
+    assert {path.name for path in device_files(1, tmp_path)} == {"nvidia1"} | shared
+    assert {path.name for path in device_files(None, tmp_path)} == {"nvidia0", "nvidia1", "nvidia10"} | shared

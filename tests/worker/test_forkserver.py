@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pared import gpus
 from tests.e2e.processes import wait_for
 from worker import sandbox
 from worker.forkserver import CHILD_NAME, Child, ForkServer
@@ -79,11 +80,11 @@ def test_children_share_what_was_loaded_and_nothing_else(fork, tmp_path, monkeyp
 
 def test_a_child_is_given_the_gpus_by_who_asks_for_it(fork, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    monkeypatch.setattr(sandbox, "gpu_devices", lambda: [Path("/dev/nvidia0")])
+    monkeypatch.setattr(gpus, "device_files", lambda: [Path("/dev/nvidia0")])
     assert [fork(**asked)[1]["gpu"] for asked in ({}, {"gpu": True}, {"gpu": False})] == [True, True, False]
     assert fork()[1]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
     assert fork(gpu=False)[1]["environment"]["CUDA_VISIBLE_DEVICES"] == ""
-    monkeypatch.setattr(sandbox, "gpu_devices", list)
+    monkeypatch.setattr(gpus, "device_files", list)
     assert fork()[1]["gpu"] is False
 
 

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from worker import canaries, sandbox
+from pared import gpus
+from worker import landlock, sandbox, sandbox_probe
 from worker.sandbox import Confinement
 
 STANDARD = Confinement("standard")
 needs_landlock = pytest.mark.skipif(
-    sandbox.landlock_abi() < 6, reason="this kernel's Landlock is too old for `standard`"
+    landlock.abi_version() < 6, reason="this kernel's Landlock is too old for `standard`"
 )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("canaries")
+    return tmp_path_factory.mktemp("probe")
 
 
 @pytest.fixture(params=[False, True], ids=["without a GPU", "with a GPU"])
@@ -31,37 +32,37 @@ def gpu(request) -> bool:
 
 
 @needs_landlock
-def test_no_canary_escapes_the_standard_level(folder, gpu):
-    outcome = canaries.release(folder, STANDARD, gpu=gpu)
+def test_the_standard_level_refuses_every_attempt(folder, gpu):
+    outcome = sandbox_probe.probe_level(folder, STANDARD, gpu=gpu)
     assert len(outcome) >= 55
     assert [name for name, held in outcome.items() if not held] == []
-    assert (set(canaries._FOR_CUDA) <= set(outcome)) == gpu
+    assert (set(sandbox_probe._FOR_CUDA) <= set(outcome)) == gpu
 
 
-def test_canaries_are_alive_they_escape_without_a_sandbox(folder, gpu):
-    outcome = canaries.release(folder, Confinement("none"), gpu=gpu)
+def test_most_attempts_get_through_without_a_sandbox(folder, gpu):
+    outcome = sandbox_probe.probe_level(folder, Confinement("none"), gpu=gpu)
     escaped = {name for name, held in outcome.items() if not held}
     assert len(escaped) >= 35
     assert escaped.isdisjoint({"find a secret in the environment", "use an inherited descriptor"})
 
 
 def test_the_weak_level_holds_everything_but_files(folder, gpu):
-    outcome = canaries.release(folder, Confinement("weak"), gpu=gpu)
+    outcome = sandbox_probe.probe_level(folder, Confinement("weak"), gpu=gpu)
     assert len(outcome) >= 55
-    assert {name for name, held in outcome.items() if not held} <= canaries._FILES
+    assert {name for name, held in outcome.items() if not held} <= sandbox_probe._FILES
 
 
 @needs_landlock
 def test_the_probe_finds_the_strongest_level(folder):
-    probe = canaries.probe(folder)
+    probe = sandbox_probe.probe(folder)
     assert probe.confinement.level == "standard"
-    assert canaries.probe(folder, "weak").confinement.level == "weak"
-    assert canaries.probe(folder, "none").confinement.level == "none"
+    assert sandbox_probe.probe(folder, "weak").confinement.level == "weak"
+    assert sandbox_probe.probe(folder, "none").confinement.level == "none"
 
 
 @needs_landlock
 def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatch):
-    release, tried = canaries.release, []
+    release, tried = sandbox_probe.probe_level, []
 
     def leaky(folder, confinement, *, gpu):
         tried.append((confinement.level, gpu))
@@ -69,13 +70,13 @@ def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatc
         too_tight = {"let CUDA name a thread": False} if gpu else {}  # of no use for a GPU, and safe
         return release(folder, confinement, gpu=gpu) | leaks | too_tight
 
-    monkeypatch.setattr(canaries, "release", leaky)
-    probe = canaries.probe(folder, gpu=True)
+    monkeypatch.setattr(sandbox_probe, "probe_level", leaky)
+    probe = sandbox_probe.probe(folder, gpu=True)
     assert probe.confinement.level == "weak"
     assert ["connect"] in probe.escaped.values()
     assert tried[-2:] == [("weak", False), ("weak", True)]
-    monkeypatch.setattr(sandbox, "gpu_devices", list)
-    assert canaries.probe(folder).confinement.level == "standard"
+    monkeypatch.setattr(gpus, "device_files", list)
+    assert sandbox_probe.probe(folder).confinement.level == "standard"
 
 
 def _confined(folder: Path, gpu: bool, body: str) -> str:
@@ -86,8 +87,9 @@ def _confined(folder: Path, gpu: bool, body: str) -> str:
     code = f"""
 import os
 from pathlib import Path
+from pared import gpus
 from worker import sandbox
-sandbox.gpu_devices = lambda card=None: [Path({str(folder / "nvidia0")!r})]
+gpus.device_files = lambda card=None: [Path({str(folder / "nvidia0")!r})]
 sandbox.restrict(
     "standard", folder=Path({str(scratch)!r}), parent=os.getppid(), memory_bytes=1 << 30, gpu={gpu},
 )
@@ -125,7 +127,7 @@ for fd in os.listdir("/proc/self/fd"):
 def test_a_folder_with_a_very_long_name_is_probed_too(folder):
     deep = folder / ("x" * 120)
     deep.mkdir()
-    assert canaries.probe(deep).confinement.level == canaries.probe(folder).confinement.level
+    assert sandbox_probe.probe(deep).confinement.level == sandbox_probe.probe(folder).confinement.level
 
 
 def test_an_interpreter_that_the_unprivileged_user_may_not_read_is_no_standard_as_that_user(folder, monkeypatch):
@@ -134,7 +136,7 @@ def test_an_interpreter_that_the_unprivileged_user_may_not_read_is_no_standard_a
     monkeypatch.setattr(sys, "executable", str(folder / "locked" / "python"))
     (folder / "locked").mkdir(mode=0o700)
     (folder / "locked" / "python").symlink_to("/nonexistent")
-    assert canaries.release(folder, Confinement("standard", sandbox.NOBODY)) == {}
+    assert sandbox_probe.probe_level(folder, Confinement("standard", sandbox.NOBODY)) == {}
 
 
 def test_landlock_is_not_put_in_place_beside_running_threads(tmp_path):

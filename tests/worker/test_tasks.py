@@ -4,11 +4,11 @@ import threading
 
 from tests.e2e.processes import wait_for
 from worker import tasks
-from worker.drain import Drain
+from worker.shutdown import Shutdown
 
 
 def test_a_sweep_that_takes_long_or_fails_keeps_no_worker_from_showing_signs_of_life(monkeypatch):
-    drain, go_on = Drain(), threading.Event()
+    shutdown, go_on = Shutdown(), threading.Event()
     beats, sweeps = [], []
 
     def beat():
@@ -21,11 +21,11 @@ def test_a_sweep_that_takes_long_or_fails_keeps_no_worker_from_showing_signs_of_
         go_on.wait(10)
         raise OSError
 
-    for name, value in (("_drain", drain), ("_say_alive", beat), ("_sweep", sweep), ("ALIVE_S", 0.01)):
+    for name, value in (("_shutdown", shutdown), ("_write_heartbeat", beat), ("_sweep", sweep), ("HEARTBEAT_S", 0.01)):
         monkeypatch.setattr(tasks, name, value)
-    tasks._stay_alive()
+    tasks._start_threads()
     wait_for(lambda: len(beats) > 3, 5, "signs of life during one sweep")
     assert len(sweeps) == 1
     go_on.set()
-    drain.request()
+    shutdown.request()
     wait_for(lambda: not {"alive", "sweep"} & {thread.name for thread in threading.enumerate()}, 5, "both end")

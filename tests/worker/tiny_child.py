@@ -199,5 +199,5 @@ BEHAVIOURS = {
 
 if __name__ == "__main__":
     sys.setswitchinterval(0.005)
-    child.take = lambda device: None  # a card that a test pretends
+    child.prepare_device = lambda device: None  # a card that a test pretends
     child.main({PruneSpec: method, PlanSpec: plan})

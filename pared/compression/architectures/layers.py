@@ -22,8 +22,7 @@ from typing import Any
 from torch import fx, nn
 
 from pared.compression.architectures.modules import PositionalEmbedding, SelfAttention, encoder_layer
-from pared.compression.torch_errors import telling_line
-from pared.errors import InvalidArchitecture
+from pared.errors import InvalidArchitecture, telling_line
 
 MAX_DEPTH = 32
 MAX_LAYERS = 20_000
@@ -175,9 +174,7 @@ def make_module(layer: Layer) -> nn.Module:
     try:
         return MODULES[layer.kind](**kwargs)
     except Exception as error:
-        raise InvalidArchitecture(
-            f"{layer.where} ({layer.kind}) does not build: {telling_line(error, most=300)}"
-        ) from error
+        raise InvalidArchitecture(f"{layer.where} ({layer.kind}) does not build: {telling_line(error)}") from error
 
 
 class _Reader:

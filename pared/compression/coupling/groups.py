@@ -25,8 +25,7 @@ from pared.compression.coupling.model import Axis, ChannelGroup, CountedPatch, C
 from pared.compression.coupling.rules import LabelTracker, apply_rule
 from pared.compression.coupling.shrink import remove
 from pared.compression.coupling.verify import unsound
-from pared.compression.torch_errors import telling_line
-from pared.errors import ModelFailed
+from pared.errors import ModelFailed, telling_line
 
 
 class _Registry:

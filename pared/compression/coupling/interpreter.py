@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pared.compression.coupling.labels import Tracked
-from pared.compression.torch_errors import telling_line
+from pared.errors import telling_line
 
 Node = Any  # torch._C.Node
 Wrap = Callable[[str, torch.Tensor], Tracked]

@@ -21,7 +21,7 @@ from pared.compression.coupling.labels import Tracked, Units, along
 from pared.compression.coupling.model import Removed, merge
 from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, LabelTracker, apply_rule, reduced_dims
 from pared.compression.coupling.shrink import kept_part, tensors_of
-from pared.compression.torch_errors import telling_line
+from pared.errors import telling_line
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference output (and to 1)."""

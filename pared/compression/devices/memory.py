@@ -8,8 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from pared.compression.torch_errors import telling_line
-from pared.errors import OutOfMemory
+from pared.errors import OutOfMemory, telling_line
 
 T = TypeVar("T")
 
@@ -62,7 +61,7 @@ class BatchSize:
 
     def _out_of_memory(self, error: Exception, what: str) -> OutOfMemory:
         most = f"The largest batch that did fit was {self.largest}." if self.largest else "No batch did fit."
-        words = telling_line(error, words=["memory"], most=300).rstrip(".")
+        words = telling_line(error, words=["memory"]).rstrip(".")
         return OutOfMemory(
             f"There is not enough memory to {what} with one sample at a time: {words}. {most} Use a smaller model or "
             "smaller inputs, or a machine with more memory."

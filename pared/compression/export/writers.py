@@ -26,8 +26,7 @@ from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.programs import export_program, load_program, quiet
 from pared.compression.loading import LoadedModel
-from pared.compression.torch_errors import telling_line
-from pared.errors import ExportFailed, ModelFailed
+from pared.errors import ExportFailed, ModelFailed, telling_line
 from pared.specs import Output
 from pared.weights import packed, program
 from pared.weights.coding import BFLOAT16
@@ -302,4 +301,4 @@ def of_the_machine(error: BaseException) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return telling_line(error, words=("nsupported", "operator"), most=400).rstrip(".")
+    return telling_line(error, words=("nsupported", "operator"), limit=400).rstrip(".")

@@ -35,8 +35,7 @@ from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.loading.examples import guess_example_inputs
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.parametrized import folded_note, plain_name
-from pared.compression.torch_errors import telling_line
-from pared.errors import UnsupportedModel
+from pared.errors import UnsupportedModel, telling_line
 
 
 def folded(loaded: LoadedModel) -> LoadedModel:

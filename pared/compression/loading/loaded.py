@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pared.compression.torch_errors import telling_line
-from pared.errors import UnsupportedModel
+from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
 
 MAX_ELEMENTS = 2_000_000_000
@@ -104,4 +103,4 @@ def first_line(error: Exception) -> str:
     """What another library's error says in short, without a full stop."""
     if isinstance(error, pickle.UnpicklingError):
         return "its pickle is not one of plain tensors"
-    return telling_line(error, most=300).rstrip(".")
+    return telling_line(error).rstrip(".")

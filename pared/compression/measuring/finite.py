@@ -19,8 +19,7 @@ from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.torch_errors import telling_line
-from pared.errors import ModelFailed, NotFinite
+from pared.errors import ModelFailed, NotFinite, telling_line
 
 Inputs = Sequence[Tensor]
 

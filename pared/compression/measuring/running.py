@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pared.compression.data.samples import Split
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
-from pared.compression.torch_errors import telling_line
-from pared.errors import ModelFailed, ParedError
+from pared.errors import ModelFailed, ParedError, telling_line
 from pared.specs import Task
 
 Inputs = tuple[Tensor, ...]

@@ -17,8 +17,7 @@ from pared.compression.names import matches, tensors, weight_layers
 from pared.compression.pruning.criteria import Evidence, Weights
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks, find_blocks, without_blocks
 from pared.compression.pruning.schedules import Amounts
-from pared.compression.torch_errors import telling_line
-from pared.errors import ModelFailed, NothingToPrune
+from pared.errors import ModelFailed, NothingToPrune, telling_line
 from pared.specs import Criterion
 from pared.wording import shortened
 

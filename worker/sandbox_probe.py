@@ -1,7 +1,7 @@
-"""Owns proving what the sandbox holds: a real confined child tries what an upload must not, and reports.
+"""Owns probing the sandbox: a real confined child attempts what an upload must not do, and reports what was refused.
 
-The parent plants secrets, opens doors and looks afterwards for traces; the child tries each door. The
-level is what was shown by trying, not what the kernel's version promises.
+The parent plants secrets, opens sockets and looks afterwards for traces; the child attempts to reach each. The level is
+what was shown by attempts, not what the kernel's version promises.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from typing import Any
 
 import structlog
 
-from worker import forkserver, sandbox
+from pared import gpus
+from worker import child_processes, forkserver, sandbox, seccomp
 from worker.forkserver import Child, ForkServer
 from worker.sandbox import Confinement, Level
 
-PROBE_S = 60.0
-PLANTED = "pared-canary"
+PROBE_TIMEOUT_S = 60.0
+PLANTED = "pared-planted-secret"
 
 log = structlog.get_logger()
 
@@ -41,42 +42,42 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What was shown: the confinement to use, and each canary that got through at the levels above it."""
+class ProbeResult:
+    """The confinement to use, and each attempt that got through at the levels above it."""
 
     confinement: Confinement
     escaped: dict[str, list[str]] = field(default_factory=dict)
 
 
-def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None) -> Probe:
-    """Find the strongest confinement this machine holds, by letting the canaries loose under each.
+def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None) -> ProbeResult:
+    """Find the strongest confinement that holds on this machine, by making every attempt under each.
 
     Args:
-        folder: where scratch folders are made; the canaries' too, since where it lies matters.
+        folder: where scratch folders are made; the probe's too, since where it lies matters.
         highest: the first level to try.
         gpu: whether some children will be given the GPUs, so that the form of a level for them must hold as well; left
             out: if there are any.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    forms = (False, True) if (bool(sandbox.gpu_devices()) if gpu is None else gpu) else (False,)
+    forms = (False, True) if (bool(gpus.device_files()) if gpu is None else gpu) else (False,)
     escaped: dict[str, list[str]] = {}
     levels: tuple[Level, ...] = ("standard", "weak")
     for level in levels[levels.index(highest) :] if highest in levels else ():
         for uid in (sandbox.NOBODY, None) if os.geteuid() == 0 else (None,):
             confinement = Confinement(level, uid)
-            outcomes = [release(folder, confinement, gpu=form) for form in forms]
-            failed = {name for outcome in outcomes for name, as_it_should in outcome.items() if not as_it_should}
+            outcomes = [probe_level(folder, confinement, gpu=form) for form in forms]
+            failed = {name for outcome in outcomes for name, correct in outcome.items() if not correct}
             if refused := sorted(failed & _FOR_CUDA.keys()):
                 log.warning("sandbox_too_tight_for_cuda", refused=refused)
             wrong = sorted(failed - _FOR_CUDA.keys() - (set() if level == "standard" else _FILES))
             if all(outcomes) and not wrong:
-                return Probe(confinement, escaped)
+                return ProbeResult(confinement, escaped)
             escaped[f"{level} as {'this user' if uid is None else uid}"] = wrong or ["the child did not run"]
-    return Probe(Confinement("none"), escaped)
+    return ProbeResult(Confinement("none"), escaped)
 
 
-def release(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dict[str, bool]:
-    """Run every canary once.
+def probe_level(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dict[str, bool]:
+    """Make every attempt once.
 
     Args:
         folder: where the scratch folder is made.
@@ -84,12 +85,12 @@ def release(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dic
         gpu: whether as a child that may use the GPUs; there need not be any.
 
     Returns:
-        Canary -> whether the sandbox did as it should: held it or, for what CUDA does to start, let it. Empty when the
-        child did not run.
+        Attempt -> whether the sandbox did as it should: refused it or, for what CUDA does to start, allowed it. Empty
+        when the child did not run.
     """
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix="canary-", ignore_cleanup_errors=True) as name,
-        ExitStack() as doors,
+        tempfile.TemporaryDirectory(dir=folder, prefix="probe-", ignore_cleanup_errors=True) as name,
+        ExitStack() as targets,
     ):
         base = Path(name)
         base.chmod(0o711)
@@ -103,31 +104,31 @@ def release(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dic
         secret.write_text(PLANTED)
         secret.chmod(0o666)
         (outside / "other").touch()
-        knocks: list[str] = []
+        reached: list[str] = []
         request = {
             "memory_bytes": 2**30,
             "gpu": gpu,
             "outside": str(outside),
-            "tcp": doors.enter_context(_tcp_door(knocks)),
+            "tcp": targets.enter_context(_tcp_target(reached)),
             # Relative to the child's folder, for a socket's address has room for 107 bytes.
-            "unix": doors.enter_context(_unix_door(outside / "socket", "../outside/socket", knocks)),
-            "abstract": doors.enter_context(_abstract_door(f"\0pared-{os.getpid()}-{id(knocks)}", knocks)),
+            "unix": targets.enter_context(_unix_target(outside / "socket", "../outside/socket", reached)),
+            "abstract": targets.enter_context(_abstract_target(f"\0pared-{os.getpid()}-{id(reached)}", reached)),
         }
-        doors.enter_context(_environment_secret())
+        targets.enter_context(_environment_secret())
         server = ForkServer(
-            [sys.executable, "-P", "-m", "worker.forkserver", "worker.canaries"], confinement, threads=1
+            [sys.executable, "-P", "-m", "worker.forkserver", "worker.sandbox_probe"], confinement, threads=1
         )
-        doors.callback(server.close)
+        targets.callback(server.close)
         try:
             child = server.child(scratch, request)
         except OSError as error:
-            log.debug("canaries_not_started", uid=confinement.uid, reason=str(error))
+            log.debug("sandbox_probe_not_started", uid=confinement.uid, reason=str(error))
             return {}
         assert child is not None  # noqa: S101 - nothing calls it off
         outcome = _read(child)
         if outcome:
             outcome["left no trace"] = (
-                not knocks
+                not reached
                 and {entry.name for entry in outside.iterdir()} == {"secret", "other", "socket"}
                 and secret.read_text() == PLANTED
                 and secret.stat().st_mode & 0o777 == 0o666
@@ -136,16 +137,16 @@ def release(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dic
 
 
 def _read(child: Child) -> dict[str, bool]:
-    timer = threading.Timer(PROBE_S, sandbox.kill_session, (child.pid, signal.SIGKILL))
+    timer = threading.Timer(PROBE_TIMEOUT_S, child_processes.kill_session, (child.pid, signal.SIGKILL))
     timer.start()
     os.set_blocking(child.messages, True)
     try:
         with os.fdopen(os.dup(child.messages), "rb") as messages:
             line = messages.readline(1 << 16)
         with suppress(ValueError):
-            return {str(name): bool(held) for name, held in json.loads(line).items()}
+            return {str(name): bool(correct) for name, correct in json.loads(line).items()}
         with os.fdopen(os.dup(child.output), "rb") as output:
-            log.debug("canaries_died", output=(output.read(4000) or b"").decode(errors="replace"))
+            log.debug("sandbox_probe_died", output=(output.read(4000) or b"").decode(errors="replace"))
         return {}
     finally:
         timer.cancel()
@@ -154,14 +155,14 @@ def _read(child: Child) -> dict[str, bool]:
 
 
 @contextmanager
-def _tcp_door(knocks: list[str]) -> Iterator[int]:
+def _tcp_target(reached: list[str]) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
-        _look(server, "tcp", knocks)
+        _check(server, "tcp", reached)
 
 
 @contextmanager
-def _unix_door(path: Path, address: str, knocks: list[str]) -> Iterator[str]:
+def _unix_target(path: Path, address: str, reached: list[str]) -> Iterator[str]:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX) as server:
@@ -169,41 +170,41 @@ def _unix_door(path: Path, address: str, knocks: list[str]) -> Iterator[str]:
             path.chmod(0o666)
             server.listen()
             yield address
-            _look(server, "unix", knocks)
+            _check(server, "unix", reached)
     finally:
         os.close(folder)
 
 
 @contextmanager
-def _abstract_door(address: str, knocks: list[str]) -> Iterator[str]:
+def _abstract_target(address: str, reached: list[str]) -> Iterator[str]:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
         yield address
-        _look(server, "abstract", knocks)
+        _check(server, "abstract", reached)
 
 
-def _look(server: socket.socket, kind: str, knocks: list[str]) -> None:
+def _check(server: socket.socket, kind: str, reached: list[str]) -> None:
     server.setblocking(False)
     with suppress(BlockingIOError):
         server.accept()[0].close()
-        knocks.append(kind)
+        reached.append(kind)
 
 
 @contextmanager
 def _environment_secret() -> Iterator[None]:
-    os.environ["PARED_CANARY"] = PLANTED
+    os.environ["PARED_PLANTED_SECRET"] = PLANTED
     try:
         yield
     finally:
-        del os.environ["PARED_CANARY"]
+        del os.environ["PARED_PLANTED_SECRET"]
 
 
 # -- the child's side ---------------------------------------------------------------------------
 
 
-def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
-    """Canary -> what it tries: one that raises OSError was held, one that returns has escaped."""
+def attempts_of(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    """Each attempt by name: one that raises OSError was refused, one that returns has got through."""
     outside = Path(request["outside"])
     secret = outside / "secret"
     parent = request["parent"]
@@ -225,7 +226,7 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
     def open_wide() -> None:
         # The kernel looks at the lower half of the register; so must the filter.
         family = ctypes.c_ulong(1 << 32 | socket.AF_INET)
-        os.close(call("syscall", ctypes.c_long(sandbox.number_of("socket")), family, socket.SOCK_STREAM, 0))
+        os.close(call("syscall", ctypes.c_long(seccomp.number_of("socket")), family, socket.SOCK_STREAM, 0))
 
     def pair() -> None:
         for end in socket.socketpair():
@@ -304,11 +305,11 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
                     return
         raise FileNotFoundError
 
-    unweighed = {
+    hidden_memory = {
         "keep memory in a file without a name": _keep_in_a_file,
         "keep memory in a shared mapping": _keep_in_a_mapping,
     }
-    tried: dict[str, Callable[[], object]] = {
+    attempts: dict[str, Callable[[], object]] = {
         "read a file outside": secret.read_text,
         "list a folder outside": lambda: os.listdir(outside),
         "read /etc/passwd": Path("/etc/passwd").read_text,
@@ -341,9 +342,9 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
         "send": lambda: reach("sendto", None, 0, 0, None, 0),
         "send a message": lambda: reach("sendmsg", None, 0),
         "send messages": lambda: reach("sendmmsg", None, 0, 0),
-        "make a socket among the results": lambda: bind("out/canary"),
-        "make a socket in the temporary folder": lambda: bind("tmp/canary"),
-        "make a socket outside": lambda: bind("../outside/canary"),
+        "make a socket among the results": lambda: bind("out/probe"),
+        "make a socket in the temporary folder": lambda: bind("tmp/probe"),
+        "make a socket outside": lambda: bind("../outside/probe"),
         "connect over TCP": lambda: connect(socket.AF_INET, ("127.0.0.1", request["tcp"])),
         "listen on a TCP port": listen,
         "send a datagram": datagram,
@@ -365,12 +366,12 @@ def attempts(request: dict[str, Any]) -> dict[str, Callable[[], object]]:
         "outlive the parent": lambda: call("prctl", 1, ctypes.c_ulong(0), 0, 0, 0),
         "use an inherited descriptor": find_descriptor,
     }
-    return tried if request["gpu"] else unweighed | tried
+    return attempts if request["gpu"] else hidden_memory | attempts
 
 
 def _listen() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.bind(f"\0pared-canary-{os.getpid()}")
+        sock.bind(f"\0pared-probe-{os.getpid()}")
         sock.listen()
 
 
@@ -379,7 +380,7 @@ def _name_a_thread() -> None:
 
     def name_it() -> None:
         try:
-            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("canary")
+            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("probe")
         except OSError as error:
             refused.append(error)
 
@@ -391,7 +392,7 @@ def _name_a_thread() -> None:
 
 
 def _keep_in_a_file() -> None:
-    os.close(os.memfd_create("canary"))
+    os.close(os.memfd_create("probe"))
 
 
 def _keep_in_a_mapping() -> None:
@@ -422,8 +423,8 @@ _FILES = {
 """What only Landlock guards: without it a child may touch what its user may."""
 
 
-def held(attempt: Callable[[], object]) -> bool:
-    """Whether an attempt came to nothing."""
+def is_refused(attempt: Callable[[], object]) -> bool:
+    """Whether an attempt fails."""
     try:
         attempt()
     except OSError:
@@ -432,9 +433,9 @@ def held(attempt: Callable[[], object]) -> bool:
 
 
 def main() -> None:
-    """Confine this process, try everything, and tell the parent what was held."""
+    """Confine this process, make every attempt, and report to the parent which the sandbox refused."""
     request = forkserver.enter()
-    outcome = {name: held(attempt) for name, attempt in attempts(request).items()}
+    outcome = {name: is_refused(attempt) for name, attempt in attempts_of(request).items()}
     if request["gpu"]:
-        outcome |= {name: not held(need) for name, need in _FOR_CUDA.items()}
+        outcome |= {name: not is_refused(need) for name, need in _FOR_CUDA.items()}
     os.write(request["messages"], json.dumps(outcome).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Owns what routes are handed: the process's parts, wired once, and who is asking."""
+"""Owns what routes depend on: the process's parts, built once, and the owner that a request comes from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pared.state.session import Sessions, make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job
-from service.bell import Bell
-from service.verified import VerifiedObjects
+from service.dispatcher import Dispatcher
+from service.verified_objects import VerifiedObjects
 
 LOCAL_OWNER = "local"
 
@@ -34,17 +34,17 @@ class Parts:
     store: ObjectStore
     verified: VerifiedObjects
     queue: Celery
-    bell: Bell
+    dispatcher: Dispatcher
 
 
-def wire(settings: Settings) -> Parts:
-    """Build the parts from the settings; nothing is started yet."""
+def build_parts(settings: Settings) -> Parts:
+    """Build the parts from the settings; start nothing."""
     sessions = make_sessions(make_engine(settings.effective_database_url))
     store = open_store(settings.effective_objects_url)
     queue = make_app(settings)
     sweep = Sweep(sessions, settings, store=store, queue=queue)
-    bell = Bell(sessions, queue, sweep, settings.sweep_s)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, bell)
+    dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
+    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher)
 
 
 def parts_of(request: Request) -> Parts:
@@ -63,7 +63,7 @@ def owner_of(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
 ) -> str:
-    """Who is asking: the key's id, or `local` where no key is needed and none was sent.
+    """The owner that this request acts for: its key's id, or `local` where no key is needed and none was sent.
 
     Raises:
         Unauthorized: a key is needed and none was sent, or the one sent does not work.
@@ -83,7 +83,7 @@ def owner_of(
 
 
 def _from_this_machine(request: Request) -> bool:
-    """Whether the asker is here too: settings do not know what uvicorn was told to bind, or what proxy is before it."""
+    """Whether the client runs on this machine: settings do not know what uvicorn binds, or which proxy is before it."""
     if request.client is None:
         return True  # a Unix socket
     try:
@@ -92,19 +92,26 @@ def _from_this_machine(request: Request) -> bool:
         return False
 
 
+def request_id_of(request: Request) -> str:
+    """The id that the middleware gave this request."""
+    request_id: str = request.state.request_id
+    return request_id
+
+
 PartsOf = Annotated[Parts, Depends(parts_of)]
 Owner = Annotated[str, Depends(owner_of)]
+RequestId = Annotated[str, Depends(request_id_of)]
 
 
 def owned_job(job_id: str, parts: PartsOf, owner: Owner) -> Job:
-    """The job in the path, if it is the asker's. Raises NotFound."""
+    """The job in the path, if it is the owner's. Raises NotFound."""
     check_id(job_id, "job")
     with parts.sessions() as session:
         return find_job(session, owner, job_id)
 
 
 def check_id(value: str, prefix: str) -> None:
-    """Raise NotFound for what cannot be an id of this kind, with a hint when it is one of another kind."""
+    """Raise NotFound for what cannot be an id of this kind; the detail shows how one looks."""
     if value.startswith(f"{prefix}_") and len(value) == 30 and value.isascii() and value[4:].isalnum():
         return
     raise NotFound(f"{_NAMES[prefix]} ids look like {prefix}_01K9Q5V7M3W8Z2X4Y6A0B1C2D3; there is no such one.")

@@ -1,4 +1,4 @@
-"""Owns telling a worker's processes to stop: a flag that is seen across forks and wakes whoever waits."""
+"""Owns the shutdown flag of a worker's processes: it is seen across forks and wakes whoever waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import select
 
 
-class Drain:
+class Shutdown:
     """Made before the worker forks. A byte in a pipe that nobody reads: once set, it is set for every process."""
 
     def __init__(self) -> None:

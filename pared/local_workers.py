@@ -1,4 +1,4 @@
-"""Owns what `pared worker` asks before it runs any: which GPUs are meant, and how the workers of this machine fare."""
+"""Owns what `pared worker` needs to know of this machine: the GPUs that are named, and the workers that run here."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pared.state.tables import WorkerHeartbeat
 from pared.state.workers import living
 
 
-def chosen_gpus(given: str, visible: Sequence[Gpu]) -> list[Gpu]:
+def chosen_gpus(choice: str, visible: Sequence[Gpu]) -> list[Gpu]:
     """Those that `--gpus` names. `all` may be none: a worker then says itself what it makes of that.
 
     Args:
-        given: `all`, or numbers such as `0,2`, counted among the visible ones.
+        choice: `all`, or numbers such as `0,2`, counted among the visible ones.
         visible: the GPUs that this process may see.
 
     Raises:
         ValueError: it names what is not there; the text says so.
     """
-    if given == "all":
+    if choice == "all":
         return list(visible)
-    numbers = [part.strip() for part in given.split(",")]
+    numbers = [part.strip() for part in choice.split(",")]
     if not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"{given} is neither all nor numbers: write all or 0,2")
+        raise ValueError(f"{choice} is neither all nor numbers: write all or 0,2")
     if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{given} names a GPU twice: each has one worker")
+        raise ValueError(f"{choice} names a GPU twice: each has one worker")
     if absent := [number for number in numbers if int(number) >= len(visible)]:
-        seen = ", ".join(f"{index}: {gpu.name}" for index, gpu in enumerate(visible)) or "none"
-        raise ValueError(f"there is no GPU {absent[0]} here; visible: {seen}")
+        names = ", ".join(f"{index}: {gpu.name}" for index, gpu in enumerate(visible)) or "none"
+        raise ValueError(f"there is no GPU {absent[0]} here; visible: {names}")
     return [visible[int(number)] for number in numbers]
 
 
-def workers_here(sessions: Sessions) -> list[WorkerHeartbeat]:
+def local_workers(sessions: Sessions) -> list[WorkerHeartbeat]:
     """The living workers of this host (of this container)."""
     with sessions() as session:
         return [row for row in living(session) if row.name.startswith(f"{socket.gethostname()}:")]

@@ -1,4 +1,4 @@
-"""Owns reading JSON that a stranger wrote: what cannot be stored and answered again is refused here."""
+"""Owns reading JSON from outside: what cannot be stored and answered again is refused here."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _whole_number(digits: str) -> int:
 def _depth_exceeds(value: Any, limit: int) -> bool:
     level = [value]
     for _ in range(limit):
-        level = [part for one in level for part in _parts(one)]
+        level = [child for parent in level for child in _children(parent)]
         if not level:
             return False
     return True
 
 
-def _parts(value: Any) -> list[Any]:
+def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []

@@ -1,4 +1,4 @@
-"""Owns the way in: an upload's bytes from the socket to the object store, with flat memory."""
+"""Owns receiving uploads: bytes go from the socket to the object store, in constant memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Received:
-    """An upload in the store, and what its form said beside it."""
+    """An upload in the store, and the text fields of its form."""
 
     stored: Stored
     fields: dict[str, str] = field(default_factory=dict)

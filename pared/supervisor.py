@@ -1,4 +1,4 @@
-"""Owns keeping child processes alive: started, started again when they die, and ended together, whatever ends first."""
+"""Owns supervising child processes: started, started again when they end, and shut down together."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from typing import IO, Any
 
 from pared.gpus import VISIBLE, Gpu
 
-STOP_S = 15.0
-_CALM_S = 30.0  # a process that lived so long is started again at once
-_MAX_DELAY_S = 10.0
+SHUTDOWN_TIMEOUT_S = 15.0
+"""Between TERM and KILL."""
+RETRY_BACKOFF_S = 0.5
+"""Before a process that ended is started again; twice as long each time, until one has run for `_STABLE_S`."""
+_MAX_BACKOFF_S = 10.0
+_STABLE_S = 30.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,7 +39,7 @@ class Process:
     popen: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_after: float = 0.0
-    delay_s: float = 0.5
+    delay_s: float = RETRY_BACKOFF_S
 
 
 def worker_processes(
@@ -62,8 +65,8 @@ def worker_processes(
     ]
 
 
-class Keeper:
-    """Keeps processes alive until Ctrl-C or SIGTERM."""
+class Supervisor:
+    """Runs processes until Ctrl-C or SIGTERM."""
 
     def __init__(self, processes: list[Process]) -> None:
         """Set up; starts nothing."""
@@ -71,63 +74,63 @@ class Keeper:
         self._stops = 0
         self._wake = threading.Event()
 
-    def run(self, look: Callable[[], None] = lambda: None) -> None:
+    def run(self, tick: Callable[[], None] = lambda: None) -> None:
         """Start them, and start again what dies. Nothing outlives this process, even when it is killed.
 
         A first Ctrl-C or SIGTERM lets workers hand their jobs back to the queue; a second one stops at once.
 
         Args:
-            look: called a few times a second.
+            tick: called a few times a second.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         try:
             while not self._stops:
                 for process in self.processes:
-                    self._keep_alive(process)
-                look()
+                    self._restart_if_ended(process)
+                tick()
                 self._wake.wait(0.2)
         finally:
-            self._end_all()
+            self._shut_down()
 
     def _stop(self, *_: Any) -> None:
         self._stops += 1
         self._wake.set()
 
-    def _keep_alive(self, process: Process) -> None:
+    def _restart_if_ended(self, process: Process) -> None:
         now = time.monotonic()
         if process.popen is not None:
             status = process.popen.poll()
             if status is None:
                 return
-            lived = now - process.started_at
-            process.delay_s = 0.5 if lived > _CALM_S else min(2 * process.delay_s, _MAX_DELAY_S)
+            ran_s = now - process.started_at
+            process.delay_s = RETRY_BACKOFF_S if ran_s > _STABLE_S else min(2 * process.delay_s, _MAX_BACKOFF_S)
             process.start_after = now + process.delay_s
             process.popen = None
-            seen = f"; see {process.log}" if process.log else ""
-            say(f"the {process.name} process ended ({_how(status)}) and is started again{seen}")
+            where = f"; see {process.log}" if process.log else ""
+            say(f"the {process.name} process ended ({_ending(status)}) and is started again{where}")
         if now < process.start_after:
             return
         process.started_at = now
         with process.log.open("ab") if process.log else nullcontext() as log:
             process.popen = _start(process.command, log, process.environment)
 
-    def _end_all(self) -> None:
+    def _shut_down(self) -> None:
         """TERM to all, so that a worker hands its job back; KILL after a while, or at a second Ctrl-C."""
         self._stops = max(self._stops, 1)
-        living = [process.popen for process in self.processes if process.popen is not None]
-        for popen in living:
+        running = [process.popen for process in self.processes if process.popen is not None]
+        for popen in running:
             _signal(popen, signal.SIGTERM)
-        until = time.monotonic() + STOP_S
-        while any(popen.poll() is None for popen in living):
+        until = time.monotonic() + SHUTDOWN_TIMEOUT_S
+        while any(popen.poll() is None for popen in running):
             if self._stops > 1 or time.monotonic() > until:
-                for popen in living:
+                for popen in running:
                     _signal(popen, signal.SIGKILL)
             time.sleep(0.1)
 
 
 def say(text: str) -> None:
-    """To whoever started this process."""
+    """Print a line for whoever started this process."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -157,5 +160,5 @@ def _signal(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
         popen.send_signal(number)
 
 
-def _how(status: int) -> str:
+def _ending(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"

@@ -1,4 +1,4 @@
-"""Owns the JSON that the API answers with, and how each kind of row becomes it."""
+"""Owns the JSON that the API answers with, and makes it from rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from pared.job_types import ListedName
 from pared.reports import FailedOutput
 from pared.state.tables import Artifact, Dataset, Job, Model
+from pared.state.uploads import BUILTIN_INSPECTION
 from pared.statuses import ENDED, JobStatus, UploadStatus
 
 Item = TypeVar("Item")
@@ -24,7 +25,7 @@ class ErrorView(BaseModel):
 
 
 class Links(BaseModel):
-    """Where a thing is."""
+    """The URL of this resource."""
 
     self: str
 
@@ -59,7 +60,7 @@ class Page(BaseModel, Generic[Item]):
 
 
 class Progress(BaseModel):
-    """How far a job is."""
+    """The progress of a job."""
 
     fraction: float = 0.0
     epoch: int | None = None
@@ -68,7 +69,7 @@ class Progress(BaseModel):
 
 
 class ArtifactLinks(Links):
-    """Where the file is downloaded."""
+    """The URL to download the file from."""
 
 
 class ArtifactView(BaseModel):
@@ -84,7 +85,7 @@ class ArtifactView(BaseModel):
 
 
 class Result(BaseModel):
-    """What a succeeded job came to."""
+    """The result of a succeeded job."""
 
     verdict: str | None
     artifacts: list[ArtifactView]
@@ -94,7 +95,7 @@ class Result(BaseModel):
 
 
 class JobLinks(Links):
-    """Where all that belongs to a job is."""
+    """The URLs of all that belongs to a job."""
 
     events: str
     report: str
@@ -125,7 +126,7 @@ class JobView(BaseModel):
 
 
 class PlanPending(BaseModel):
-    """A plan that is not made yet."""
+    """A plan that is still being made."""
 
     id: str
     status: Literal["queued", "running"]
@@ -134,17 +135,33 @@ class PlanPending(BaseModel):
     links: Links
 
 
-def view_model(row: Model) -> ModelView:
+def model_view(row: Model) -> ModelView:
     """A model's JSON."""
     return ModelView(**_upload(row, "models"), architecture=row.architecture)
 
 
-def view_dataset(row: Dataset) -> UploadView:
+def dataset_view(row: Dataset) -> UploadView:
     """A data set's JSON."""
     return UploadView(**_upload(row, "datasets"))
 
 
-def view_job(row: Job, result: Result | None, queue_position: int | None, waits_for: str | None) -> JobView:
+def builtin_dataset_view(dataset_id: str) -> UploadView:
+    """The JSON of a data set that is part of pared."""
+    return UploadView(
+        id=dataset_id,
+        filename=dataset_id,
+        sha256=None,
+        size_bytes=None,
+        format="builtin",
+        status="ready",
+        reason=None,
+        inspection=BUILTIN_INSPECTION,
+        created_at=None,
+        links=Links(self=f"/v1/datasets/{dataset_id}"),
+    )
+
+
+def job_view(row: Job, result: Result | None, queue_position: int | None, waits_for: str | None) -> JobView:
     """A job's JSON; `result` is that of a succeeded one."""
     here = f"/v1/jobs/{row.id}"
     progress = Progress(**(row.progress or {}))
@@ -179,7 +196,7 @@ def view_job(row: Job, result: Result | None, queue_position: int | None, waits_
     )
 
 
-def view_plan_pending(row: Job, waits_for: str | None) -> PlanPending:
+def plan_pending_view(row: Job, waits_for: str | None) -> PlanPending:
     """The JSON of a plan that is not made yet."""
     status: Literal["queued", "running"] = "queued" if row.status == "queued" else "running"
     links = Links(self=f"/v1/plans/{row.id}")
@@ -187,7 +204,7 @@ def view_plan_pending(row: Job, waits_for: str | None) -> PlanPending:
     return PlanPending(id=row.id, status=status, waits_for=waits_for, created_at=created_at, links=links)
 
 
-def view_artifact(row: Artifact) -> ArtifactView:
+def artifact_view(row: Artifact) -> ArtifactView:
     """An artifact's JSON."""
     return ArtifactView(
         id=row.id,

@@ -1,4 +1,4 @@
-"""Owns the promise that damaged bytes are never served: an object is hashed before its first download."""
+"""Owns keeping damaged bytes from being served: an object is hashed before its first download."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class VerifiedObjects:
     def __init__(self, store: ObjectStore) -> None:
         """Args: store: where the objects are."""
         self._store = store
-        self._good: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._verified: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(self, key: str, sha256: str) -> None:
         """Return if the object has this digest. Raises CorruptObject if it has another or is gone."""
-        checked = (key, self._store.version(key), sha256)
+        entry = (key, self._store.version(key), sha256)
         with self._lock:
-            if checked in self._good:
-                self._good.move_to_end(checked)
+            if entry in self._verified:
+                self._verified.move_to_end(entry)
                 return
         digest = hashlib.sha256()
         for chunk in self._store.read(key):
@@ -37,6 +37,6 @@ class VerifiedObjects:
                 "Submit the job again to make it anew, and have the server's disk checked."
             )
         with self._lock:
-            self._good[checked] = None
-            if len(self._good) > _REMEMBERED:
-                self._good.popitem(last=False)
+            self._verified[entry] = None
+            if len(self._verified) > _REMEMBERED:
+                self._verified.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Owns the API's background thread: it rings for committed jobs at once and runs the sweep."""
+"""Owns the API's background thread: it dispatches committed jobs to the queue at once and runs the sweep."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pared.state.queue import relay
 from pared.state.session import Sessions
 from pared.state.sweep import Sweep
 
-RELAY_S = 1.0
+DISPATCH_EVERY_S = 1.0
 
 log = structlog.get_logger()
 
 
-class Bell(threading.Thread):
-    """One thread, so that requests never wait for the broker and a burst of them rings in one go."""
+class Dispatcher(threading.Thread):
+    """One thread, so that requests never wait for the broker and a burst of jobs is dispatched in one go."""
 
     def __init__(self, sessions: Sessions, queue: Celery, sweep: Sweep, sweep_s: float) -> None:
         """Args: sweep_s: seconds between two runs of the sweep."""
-        super().__init__(name="bell", daemon=True)
+        super().__init__(name="dispatcher", daemon=True)
         self._sessions, self._queue, self._sweep, self._sweep_s = sessions, queue, sweep, sweep_s
         self._wake = threading.Event()
         self._stopped = threading.Event()
 
-    def ring(self) -> None:
-        """There is something in the outbox. Returns at once."""
+    def dispatch(self) -> None:
+        """Send what the outbox holds to the queue, from the thread. Returns at once."""
         self._wake.set()
 
     def stop(self) -> None:
@@ -38,10 +38,10 @@ class Bell(threading.Thread):
         self.join(timeout=10)
 
     def run(self) -> None:
-        """Relay when rung and every second; sweep every `sweep_s`."""
+        """Relay the outbox when asked and every second; sweep every `sweep_s`."""
         sweep_at = time.monotonic()
         while not self._stopped.is_set():
-            self._wake.wait(RELAY_S)
+            self._wake.wait(DISPATCH_EVERY_S)
             self._wake.clear()
             try:
                 while relay(self._sessions, queue=self._queue, limit=100) == 100:

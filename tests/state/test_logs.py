@@ -1,0 +1,49 @@
+"""What processes log: from which level on, and with what is bound to the work under way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import structlog
+from pydantic import ValidationError
+
+from pared.state.logs import level_of_servers, thread_with_context
+from pared.state.settings import Settings
+
+LEVELS = ["debug", "info", "warning", "error"]
+
+
+@pytest.mark.parametrize("least", LEVELS)
+def test_lines_below_the_level_are_not_written(least):
+    code = (
+        "import structlog; from pared.state.logs import configure_logging; from pared.state.settings import settings;"
+        "log = structlog.get_logger(); configure_logging(settings().log_level);"
+        f"[getattr(log, level)('said') for level in {LEVELS}]"
+    )
+    env = os.environ | {"PARED_LOG_LEVEL": least}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == LEVELS[LEVELS.index(least) :]
+
+
+def test_a_level_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setenv("PARED_LOG_LEVEL", "loud")
+    with pytest.raises(ValidationError, match="debug"):
+        Settings()
+
+
+def test_servers_follow_the_level_but_never_debug():
+    assert [level_of_servers(level) for level in LEVELS] == ["info", "info", "warning", "error"]
+
+
+def test_a_thread_carries_what_was_bound_where_it_was_made():
+    seen = []
+    with structlog.contextvars.bound_contextvars(job="job_1", request_id="r"):
+        thread = thread_with_context(lambda: seen.append(structlog.contextvars.get_contextvars()), "recorder")
+    thread.start()
+    thread.join()
+    assert seen == [{"job": "job_1", "request_id": "r"}]
+    assert thread.daemon
