@@ -104,7 +104,7 @@ class PruneSpec(CompressionSpec):
     schedule: Schedule = Field(
         "one_shot",
         description="`iterative`: the same share of what is left in each of `steps`, with retraining after each. "
-        "`cubic`: fast at first and then ever slower; single weights and blocks while training runs, all else in `steps`.",
+        "`cubic`: fast at first and then ever slower; single weights and blocks while training runs, others in `steps`.",
     )
     steps: int = Field(5, ge=2, le=100, description="Prune and retrain this many times.")
     stages: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
