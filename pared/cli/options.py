@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from pared.cli.parsers import goal, input_shape, layer_amount, pair, share, shares, upload, without_none
+from pared.criteria import needing_data
 from pared.specs import (
     Criterion,
     Device,
@@ -26,6 +27,7 @@ from pared.specs import (
     TeachTrain,
     Train,
 )
+from pared.wording import listed
 
 # -- options of several commands ------------------------------------------------------------------
 
@@ -198,8 +200,8 @@ class PruningOptions:
     criterion: Annotated[
         Criterion,
         typer.Option(
-            help="How importance is scored; the least important is removed first. activation, taylor and hessian need "
-            "--data."
+            help="How importance is scored; the least important is removed first. "
+            f"{listed(needing_data(), 'and')} need --data."
         ),
     ] = "magnitude"
     scope: Annotated[

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pared.criteria import CRITERIA, SCORED_AS, scoring
 from pared.specs.architectures import Architecture
 from pared.specs.base import Spec
 from pared.specs.common import CompressionSpec, TensorSpec
 from pared.specs.targets import Target
 from pared.specs.training import Knowledge, Retrain
 from pared.specs.uploads import DatasetReference, ModelId, Text
+from pared.wording import listed
 
-Criterion = Literal[
-    "magnitude", "l2", "lamp", "geometric_median", "bn_scale", "activation", "taylor", "hessian", "random"
-]
+if TYPE_CHECKING:
+    Criterion = str  # for a type checker knows only names that are written out
+else:
+    Criterion = Literal[tuple(CRITERIA)]
 
 Granularity = Literal["weight", "n:m", "block", "channel", "head", "residual_block"]
 Scope = Literal["global", "layer"]
@@ -64,9 +67,9 @@ class PruneSpec(CompressionSpec):
     )
     criterion: Criterion = Field(
         "magnitude",
-        description="What is removed first: the smallest Σ|w|, √Σw², share of larger ones (LAMP), distance from the "
-        "others, batch-norm scale, Σ|w|·‖x‖, change of the loss by its slope or its curvature, or any. Where weights "
-        "go while training runs, the slopes are those of the training.",
+        description="How importance is measured. Removed first is the smallest "
+        f"{listed((f'{each.phrase} (`{name}`)' for name, each in CRITERIA.items()), 'or')}. "
+        "Where weights go while training runs, the slopes are those of the training.",
     )
     scope: Scope = Field(
         "layer",
@@ -104,7 +107,7 @@ class PruneSpec(CompressionSpec):
     schedule: Schedule = Field(
         "one_shot",
         description="`iterative`: the same share of what is left in each of `steps`, with retraining after each. "
-        "`cubic`: fast at first and then ever slower; single weights and blocks while training runs, others in `steps`.",
+        "`cubic`: fast at first and then ever slower; weights and blocks while training runs, others in `steps`.",
     )
     steps: int = Field(5, ge=2, le=100, description="Prune and retrain this many times.")
     stages: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
@@ -229,16 +232,21 @@ class PruneSpec(CompressionSpec):
                 self._refuse({"amounts" if self.amounts else "scope": why})
             if self.schedule != "one_shot" or self.stages:
                 self._refuse({"schedule": "must be one_shot for the granularity n:m, without `stages`"})
-        if self.granularity == "residual_block":
-            if self.scope == "layer" or self.amounts:
-                why = "is of layers, where residual blocks are ranked together: leave it out"
-                self._refuse({"amounts" if self.amounts else "scope": why})
-            if self.criterion in ("lamp", "geometric_median", "bn_scale"):
-                why = "does not compare blocks: use magnitude, l2, activation, taylor, hessian or random"
-                self._refuse({"criterion": f"{self.criterion} {why}"})
-        if self.granularity not in PHYSICAL and self.criterion in ("geometric_median", "bn_scale"):
-            self._refuse({"criterion": f"{self.criterion} scores channels: use another one for single weights"})
-        if self.dataset is None and self.criterion in ("activation", "taylor", "hessian"):
+        if self.granularity == "residual_block" and (self.scope == "layer" or self.amounts):
+            why = "is of layers, where residual blocks are ranked together: leave it out"
+            self._refuse({"amounts" if self.amounts else "scope": why})
+        self._criterion_has_what_it_needs()
+
+    def _criterion_has_what_it_needs(self) -> None:
+        criterion = CRITERIA[self.criterion]
+        if self.granularity not in criterion.granularities:
+            scored = {"weights": "single weights", "channels": "channels", "residual_blocks": "blocks"}
+            what = scored[SCORED_AS[self.granularity]]
+            why = f"does not compare {what}: use {listed(scoring(self.granularity), 'or')}"
+            if what == "single weights" and criterion.channels is not None:
+                why = "scores channels: use another one for single weights"
+            self._refuse({"criterion": f"{self.criterion} {why}"})
+        if self.dataset is None and criterion.needs_data:
             self._refuse({"criterion": f"{self.criterion} looks at training samples: name a `dataset`"})
 
     def _schedule_has_what_it_needs(self) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pared.compression.coupling import ChannelGroup, input_norms
-from pared.compression.pruning import criteria
-from pared.compression.pruning.criteria import Evidence, channel_scores, share_of_larger, weight_scores
+from pared.compression.pruning.importance import CalibrationStatistics, channel_scores, weight_scores
+from pared.criteria.lamp import share_of_larger
 from pared.errors import NothingToPrune
 from tests.compression.test_methods import file_of, pruning, run
 
@@ -29,7 +29,7 @@ GRADIENTS = [
     {"a.weight": torch.tensor([[-1.0, 0.0], [2.0, 0.0]]), "b.weight": torch.zeros(1, 2)},
 ]
 
-EVIDENCE = Evidence(
+STATISTICS = CalibrationStatistics(
     lambda: GRADIENTS, lambda: {"a.weight": torch.tensor([[1.0, 3.0]]), "b.weight": torch.tensor([[2.0, 1.0]])}
 )
 
@@ -52,14 +52,15 @@ EVIDENCE = Evidence(
     ],
 )
 def test_channels_are_scored_as_by_hand(criterion: str, group: ChannelGroup, scores: list[float]) -> None:
-    [found] = channel_scores([group], criterion, WEIGHTS, evidence=EVIDENCE)  # type: ignore[arg-type]
+    [found] = channel_scores([group], criterion, WEIGHTS, statistics=STATISTICS)  # type: ignore[arg-type]
     assert found.tolist() == pytest.approx(scores)
 
 
 def test_the_geometric_median_spares_the_one_that_is_unlike_the_others() -> None:
     weights = {"a.weight": torch.tensor([[1.0, 1.0], [1.1, 1.0], [1.0, 0.9], [-1.0, -1.0]])}
     group = ChannelGroup(["a"], 4, {("a.weight", 0): np.arange(4)}, [("a.weight", 0)])
-    assert int(criteria.geometric_median(group, weights).argmax()) == 3
+    [found] = channel_scores([group], "geometric_median", weights)
+    assert int(found.argmax()) == 3
 
 
 def test_channels_of_several_indices_are_compared_as_a_whole() -> None:
@@ -90,10 +91,10 @@ def test_lamp_is_the_share_of_all_that_are_no_smaller() -> None:
 def test_single_weights_are_scored_as_by_hand() -> None:
     weights = {"a.weight": torch.tensor([[3.0, -4.0], [0.0, 2.0]])}
     gradients = [{"a.weight": torch.tensor([[1.0, 0.5], [7.0, -1.0]])}] * 2
-    evidence = Evidence(lambda: gradients, lambda: {"a.weight": torch.tensor([[2.0, 0.5]])})
-    assert weight_scores(weights, "activation", evidence=evidence)["a.weight"].tolist() == [[6, 2], [0, 1]]
+    statistics = CalibrationStatistics(lambda: gradients, lambda: {"a.weight": torch.tensor([[2.0, 0.5]])})
+    assert weight_scores(weights, "activation", statistics=statistics)["a.weight"].tolist() == [[6, 2], [0, 1]]
     assert weight_scores(weights, "l2")["a.weight"].tolist() == [[3, 4], [0, 2]]
-    assert weight_scores(weights, "taylor", evidence=evidence)["a.weight"].tolist() == [[18, 8], [0, 8]]
+    assert weight_scores(weights, "taylor", statistics=statistics)["a.weight"].tolist() == [[18, 8], [0, 8]]
     lamp = weight_scores(weights, "lamp")["a.weight"]
     assert lamp.flatten().tolist() == pytest.approx([9 / 25, 1, 0, 4 / 29])
     drawn = weight_scores(weights, "random", generator=torch.Generator().manual_seed(0))["a.weight"]
@@ -196,4 +197,4 @@ def test_input_norms_are_those_of_what_the_layers_read(scripted: bool) -> None:
 
 def test_a_layer_whose_inputs_are_not_seen_is_named() -> None:
     with pytest.raises(NothingToPrune, match=r"emb.weight is of another kind"):
-        weight_scores({"emb.weight": torch.ones(2, 2)}, "activation", evidence=EVIDENCE)
+        weight_scores({"emb.weight": torch.ones(2, 2)}, "activation", statistics=STATISTICS)

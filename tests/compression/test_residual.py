@@ -14,10 +14,10 @@ from pared.compression.export.programs import export_program
 from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.loading import LoadedModel
 from pared.compression.loading.opening import load_model
-from pared.compression.pruning.criteria import Evidence
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
 from pared.compression.pruning.residual_blocks.blocks import find_blocks, without_blocks
-from pared.compression.pruning.residual_blocks.removal import block_scores
+from pared.compression.pruning.residual_blocks.importance import block_scores
 from pared.compression.work import ModelFile
 from pared.errors import NothingToPrune
 
@@ -401,8 +401,8 @@ def test_the_blocks_that_matter_least_go(criterion):
     gone = ["norm2.weight", "norm2.bias", "mlp.0.weight", "mlp.0.bias", "mlp.3.weight", "mlp.3.bias"]
     for name in gone:
         gradients[f"blocks.0.{name}"].zero_()
-    evidence = Evidence(lambda: [gradients], dict, lambda: [(x,), (x,)])
-    removal = remove_blocks(loaded(script), script, [x], amount=0.25, criterion=criterion, evidence=evidence)
+    statistics = CalibrationStatistics(lambda: [gradients], dict, lambda: [(x,), (x,)])
+    removal = remove_blocks(loaded(script), script, [x], amount=0.25, criterion=criterion, statistics=statistics)
     assert set(removal.removed) == {f"blocks.0.{name}" for name in gone}
     assert removal.removed["blocks.0.mlp.0.weight"] == {"0": list(range(16))}
 
@@ -426,10 +426,10 @@ def test_scores_are_as_by_hand():
     found = find_blocks(torch.jit.script(module), [x])
     weights = dict(module.named_parameters())
     gradients = [{name: torch.full_like(tensor, scale) for name, tensor in weights.items()} for scale in (1.0, 2.0)]
-    evidence = Evidence(lambda: gradients, dict, lambda: [(x,)])
+    statistics = CalibrationStatistics(lambda: gradients, dict, lambda: [(x,)])
 
     def scores(criterion):
-        return block_scores(found.blocks, criterion, weights, residual=found, evidence=evidence).tolist()
+        return block_scores(found.blocks, criterion, weights, residual=found, statistics=statistics).tolist()
 
     assert scores("magnitude") == pytest.approx([(2 * 1 + 1 * 0.5) / 2, 2 * 0.25])
     assert scores("l2") == pytest.approx([(2 * 1 + 1 * 0.5) / 2, 2 * 0.5])
@@ -437,7 +437,7 @@ def test_scores_are_as_by_hand():
     assert scores("taylor") == pytest.approx([(6**2 + 12**2) / 2, (4**2 + 8**2) / 2])
     assert scores("hessian") == pytest.approx([(4 + 4 * 0.25) * (1 + 4) / 4, 4 * (1 + 4) / 4])
     first, second = ([block] for block in found.blocks)
-    without = block_scores(second, "activation", weights, residual=found, removed_before=first, evidence=evidence)
+    without = block_scores(second, "activation", weights, residual=found, removed_before=first, statistics=statistics)
     assert without.tolist() == pytest.approx([1.0])
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pared.compression.measuring.running import forward
 from pared.compression.measuring.scores import label_loss
-from pared.compression.pruning.criteria import Evidence
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, weight_masks
 from pared.compression.training import progress
 from pared.compression.training.calibration import learn_labels
@@ -443,8 +443,8 @@ def test_a_ramp_is_told_the_slopes_of_the_training():
 
 def test_a_ramp_by_slopes_that_is_stopped_goes_on_with_the_same_bits():
     def masks(module, progress, slopes):
-        gradients = Evidence(lambda: [slopes], dict)
-        return weight_masks(module, amount=0.9 * progress, criterion="hessian", evidence=gradients)
+        gradients = CalibrationStatistics(lambda: [slopes], dict)
+        return weight_masks(module, amount=0.9 * progress, criterion="hessian", statistics=gradients)
 
     ramp = GradualSchedule(masks, 0.8, by_gradients=True)
     whole, states = net(), []

@@ -21,7 +21,7 @@ from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import Assessment
 from pared.compression.names import matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal
-from pared.compression.pruning.criteria import GRADIENT_CRITERIA, Evidence
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
 from pared.compression.pruning.schedules import Amounts, cubic, step_amounts
 from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
@@ -33,6 +33,7 @@ from pared.compression.training.gradual import GradualSchedule
 from pared.compression.training.loop import fit
 from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
+from pared.criteria import CRITERIA
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
 from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
@@ -70,7 +71,7 @@ def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Ten
         slopes: of the training that runs, where they are known, instead of gradients of some samples.
     """
     spec, data, device = job.spec, job.data, job.work.device
-    evidence = None
+    statistics = None
     if data is not None:
         seed = seed_of(spec.seed, "evidence", step)
 
@@ -85,12 +86,12 @@ def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Ten
                 return [slopes]
             return loss_gradients(module, data, spec.task, seed=seed, device=device)
 
-        evidence = Evidence(gradients, input_norms_of_some, inputs_of_some)
+        statistics = CalibrationStatistics(gradients, input_norms_of_some, inputs_of_some)
     return {
         "criterion": spec.criterion,
         "include": spec.include,
         "exclude": spec.exclude,
-        "evidence": evidence,
+        "statistics": statistics,
         "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
     }
 
@@ -297,7 +298,7 @@ class Pruning:
 
         # Some samples' gradients, taken in each renewal, say less: of a trained model they are near zero but for a few.
         trains_all = all(parameter.requires_grad for parameter in self.loaded.module.parameters())
-        return GradualSchedule(masks, spec.ramp, by_gradients=spec.criterion in GRADIENT_CRITERIA and trains_all)
+        return GradualSchedule(masks, spec.ramp, by_gradients=CRITERIA[spec.criterion].needs_gradients and trains_all)
 
     def _take_up(self, masks: Masks) -> None:
         module = self.loaded.module

@@ -23,7 +23,7 @@ from pared.compression.coupling.model import merge
 from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.loading import LoadedModel
 from pared.compression.names import layer_of, matches, no_match, tensors, tied_names
-from pared.compression.pruning.criteria import Evidence, channel_scores
+from pared.compression.pruning.importance import CalibrationStatistics, channel_scores
 from pared.compression.pruning.schedules import Amounts
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
@@ -79,7 +79,7 @@ class RemovableChannels:
         scope: Scope = "layer",
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
-        evidence: Evidence | None = None,
+        statistics: CalibrationStatistics | None = None,
         generator: torch.Generator | None = None,
         heads_alone: bool = False,
         upload_units: Mapping[str, int] | None = None,
@@ -89,7 +89,7 @@ class RemovableChannels:
 
         Args:
             example: the model's inputs, on CPU, in a batch of at least 2.
-            evidence: for the criteria that look at data.
+            statistics: for criteria that need data.
             heads_alone: take whole heads of attention, and nothing else.
             upload_units: for a later step, the `units` of the first: amounts count from these, whatever is left.
             gone: how many of them earlier steps removed.
@@ -101,7 +101,7 @@ class RemovableChannels:
         self._unit = "head" if heads_alone else "channel"
         self._names_of = tied_names(loaded.module)
         self._patterns, self._upload_units = (include, exclude), upload_units
-        self._score = partial(channel_scores, criterion=criterion, evidence=evidence, generator=generator)
+        self._score = partial(channel_scores, criterion=criterion, statistics=statistics, generator=generator)
         self._made: tuple[list[list[int]], ChannelRemoval] | None = None
         self._look(check=False)  # `removal` checks what is wanted, and looks again where that does not hold
 

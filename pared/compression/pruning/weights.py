@@ -1,4 +1,4 @@
-"""Masks: which single weights live. Chosen one by one, n of m neighbours, or in blocks; scores come from `criteria`."""
+"""Masks: which single weights live. Chosen by `importance` one by one, n of m neighbours, or in blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.names import layer_of, matching, no_match, tied_names, weight_layers
-from pared.compression.pruning.criteria import Evidence, weight_scores
+from pared.compression.pruning.importance import CalibrationStatistics, weight_scores
 from pared.compression.pruning.schedules import Amounts
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
@@ -99,7 +99,7 @@ class PrunableWeights:
         left_out: Mapping[str, str] | None = None,
         held: Mapping[str, Tensor] | None = None,
         block: tuple[int, int] = (1, 1),
-        evidence: Evidence | None = None,
+        statistics: CalibrationStatistics | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         """Find and score them.
@@ -118,7 +118,7 @@ class PrunableWeights:
         self._weights = _eligible(module, include, exclude, left_out)
         self._held = held
         self._blocks = {name: _Blocks(weight.shape, block) for name, weight in self._weights.items()}
-        scores = weight_scores(_values(self._weights), criterion, evidence=evidence, generator=generator)
+        scores = weight_scores(_values(self._weights), criterion, statistics=statistics, generator=generator)
         self._scores = {name: self._blocks[name].means(scores[name]) for name in self._weights}
 
     def masks(self, amount: Amounts | float, regrow: float = 0.0) -> Masks:
@@ -159,7 +159,7 @@ def n_m_masks(
     exclude: Sequence[str] = (),
     left_out: Mapping[str, str] | None = None,
     held: Mapping[str, Tensor] | None = None,
-    evidence: Evidence | None = None,
+    statistics: CalibrationStatistics | None = None,
     generator: torch.Generator | None = None,
 ) -> Masks:
     """Masks that keep the n highest-scored of every m weights that are neighbours along the layer's inputs.
@@ -180,7 +180,7 @@ def n_m_masks(
             f"{n} of {m} need a layer whose inputs are a multiple of {m}. These are not: {shortened(odd, 20)}. "
             "Exclude them."
         )
-    scores = weight_scores(_values(eligible), criterion, evidence=evidence, generator=generator)
+    scores = weight_scores(_values(eligible), criterion, statistics=statistics, generator=generator)
     kept = {}
     for name, score in scores.items():
         neighbours = score.movedim(1, -1).contiguous()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +13,9 @@ from pared.compression.coupling import Removed
 from pared.compression.coupling.verify import Mismatch, compare, failing
 from pared.compression.loading import LoadedModel
 from pared.compression.names import matches, tensors, weight_layers
-from pared.compression.pruning.criteria import Evidence, Weights
+from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks, find_blocks, without_blocks
+from pared.compression.pruning.residual_blocks.importance import block_scores
 from pared.compression.pruning.schedules import Amounts
 from pared.errors import ModelFailed, NothingToPrune, telling_line
 from pared.specs import Criterion
@@ -47,7 +47,7 @@ def remove_blocks(
     criterion: Criterion = "magnitude",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    evidence: Evidence | None = None,
+    statistics: CalibrationStatistics | None = None,
     generator: torch.Generator | None = None,
     removed: Removed | None = None,
 ) -> BlockRemoval:
@@ -58,7 +58,7 @@ def remove_blocks(
         current: what earlier steps made of it, whose weights the result has.
         example: the model's inputs, on CPU, in a batch of at least 2.
         amount: share of all blocks of the upload that match, those removed earlier included.
-        evidence: for the criteria that look at data.
+        statistics: for criteria that need data.
         removed: by earlier steps.
 
     Raises:
@@ -83,7 +83,7 @@ def remove_blocks(
         tensors(current),
         residual=residual,
         removed_before=removed_before,
-        evidence=evidence,
+        statistics=statistics,
         generator=generator,
     )
     chosen = [remaining[index] for index in scores.argsort(stable=True)[:count].tolist()]
@@ -122,47 +122,6 @@ def apply_block_removal(original: LoadedModel, example: Sequence[Tensor], remove
     residual = find_blocks(original.module, example)
     blocks = [block for block in residual.blocks if block.tensors[0] in removed]
     return _without(original, residual, blocks, original.module)
-
-
-def block_scores(
-    blocks: Sequence[ResidualBlock],
-    criterion: Criterion,
-    weights: Weights,
-    *,
-    residual: ResidualBlocks,
-    removed_before: Sequence[ResidualBlock] = (),
-    evidence: Evidence | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """How much each block matters, float64 of shape (blocks,).
-
-    `magnitude` is the mean of √n · mean |w| over its layers, of n inputs each, and `l2` that of √n · √(mean w²): so
-    blocks compare, whatever their widths. `activation` is ‖f(x)‖ / ‖g(x)‖, what the block adds to what passes by it.
-    `taylor` is (Σ g·w)² and `hessian` ½ Σ (g·w)², of a batch: the change of the loss without it.
-    """
-    if criterion == "random":
-        return torch.rand(len(blocks), generator=generator, dtype=torch.float64)
-    if criterion in ("magnitude", "l2"):
-        power = 1 if criterion == "magnitude" else 2
-        return torch.tensor([_gain(block, weights, power) for block in blocks], dtype=torch.float64)
-    assert evidence is not None  # noqa: S101 - the spec asks for data
-    if criterion == "activation":
-        return residual.runner.contributions(list(evidence.inputs()), blocks, removed_before, weights)
-    totals, batches = torch.zeros(len(blocks), dtype=torch.float64), 0
-    for gradient in evidence.gradients():
-        batches += 1
-        for index, block in enumerate(blocks):
-            products = torch.cat([(gradient[name] * weights[name].detach()).flatten() for name in block.tensors])
-            change = products.double().sum() ** 2 if criterion == "taylor" else products.double().square().sum() / 2
-            totals[index] += change
-    return totals / max(batches, 1)
-
-
-def _gain(block: ResidualBlock, weights: Weights, power: int) -> float:
-    matrices = [weights[name].detach().double() for name in block.tensors if weights[name].dim() >= 2]
-    means = [matrix.abs().pow(power).mean() ** (1 / power) for matrix in matrices]
-    inputs = [matrix[0].numel() for matrix in matrices]
-    return sum(float(mean) * math.sqrt(count) for mean, count in zip(means, inputs, strict=True)) / len(matrices)
 
 
 def _without(
