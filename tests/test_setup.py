@@ -277,8 +277,8 @@ FILES = {str(path.relative_to(ROOT)) for path in ROOT.glob("*") if path.is_file(
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_source_files_that_a_page_names_exist(page: Path) -> None:
-    """Whole paths, or as much of their end as tells which file is meant. `mlp.py` of a reader is not one of ours."""
-    named = re.findall(r"`([\w./-]+\.(?:py|sh|md))`", page.read_text())
+    """Whole paths, or as much of their end as tells which file is meant. What a reader is to write is not there yet."""
+    named = re.findall(r"(?<!Write )`([\w./-]+\.(?:py|sh|md))`", page.read_text())
     assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in FILES)] == []
 
 
