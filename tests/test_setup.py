@@ -45,7 +45,7 @@ def canonical(name: str) -> str:
 # -- containers -----------------------------------------------------------------------------------
 
 
-def test_the_services_are_those_of_the_design() -> None:
+def test_the_compose_file_has_every_service_and_the_gpu_by_choice() -> None:
     assert set(COMPOSE["services"]) == {"api", "worker", "worker-gpu", "migrate", "postgres", "redis"}
     assert COMPOSE["services"]["worker-gpu"]["profiles"] == ["gpu"]
     assert {service["build"]["target"] for service in OURS.values()} == {"service", "worker", "worker-gpu"}
@@ -153,7 +153,7 @@ def test_every_requirement_has_one_exact_version() -> None:
 def test_every_package_that_is_imported_is_required() -> None:
     provided_by = packages_distributions()
     missing: dict[str, str] = {}
-    for path in [path for room in ("pared", "service", "worker", "migrations") for path in (ROOT / room).rglob("*.py")]:
+    for path in [path for top in ("pared", "service", "worker", "migrations") for path in (ROOT / top).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
@@ -337,7 +337,7 @@ def test_make_targets_that_pages_name_exist() -> None:
 
 def test_the_page_on_operations_names_every_event_that_processes_log() -> None:
     call = re.compile(r"\blog\.(?:info|warning|error|exception)\(\s*\"(\w+)\"")
-    sources = [path for room in ("pared", "service", "worker") for path in (ROOT / room).rglob("*.py")]
+    sources = [path for top in ("pared", "service", "worker") for path in (ROOT / top).rglob("*.py")]
     logged = {event for path in sources for event in call.findall(path.read_text())} | {"serving"}
     assert "request" in logged
     text = (ROOT / "docs/operations.md").read_text()
