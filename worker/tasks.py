@@ -71,7 +71,7 @@ def run_job(job_id: str) -> None:
         with _working:
             ending = attempt.run(_worker(), job_id)
     except (DBAPIError, PoolTimeout) as error:
-        log.warning("database_away", job=job_id, reason=str(error))  # the job is rung again when it is back
+        log.warning("database_away", job=job_id, reason=str(error))  # the message is sent again when it is back
         return
     _restart_without_device(ending)
 

@@ -32,7 +32,7 @@ class Quantize(Spec):
     """Few values for many weights: k-means codebooks, retrained. Han et al. 2016, arXiv:1510.00149."""
 
     bits: int = Field(ge=1, le=8, description="Each tensor has at most 2^bits values beside zero.")
-    epochs: int = Field(2, ge=0, le=1000, description="Of training the shared values.")
+    epochs: int = Field(2, ge=0, le=1000, description="Epochs of training the shared values.")
     lr: float | None = Field(None, gt=0, le=10, description="Without one: a tenth of that of `retrain`.")
 
 
@@ -47,8 +47,8 @@ class PruneSpec(CompressionSpec):
     architecture: Architecture | None = Field(None, description="For a state dict that was uploaded without one.")
     dataset: DatasetReference | None = Field(
         None,
-        description="None: no retraining and no accuracy, but biases and batch norms take up what went, as far as the "
-        "weights tell it.",
+        description="None: no retraining and no accuracy. Biases and batch norms are then corrected for the mean of "
+        "what was removed.",
     )
     example_inputs: list[TensorSpec] | None = Field(
         None, max_length=8, description="The model's inputs, where there is no data set to take them from."
@@ -78,8 +78,8 @@ class PruneSpec(CompressionSpec):
     )
     target: Target | None = Field(
         None,
-        description="What the result must come to; the least pruning that meets it is looked for. Where nothing does, "
-        "the nearest is the result, and the report says so.",
+        description="A goal, instead of an `amount`: the job searches for the least pruning that meets it. If nothing "
+        "does, the result is the nearest, and the report says `infeasible`.",
         examples=[{"params": 0.25}, {"macs": 0.5, "max_accuracy_drop": 0.01}],
     )
     amount: float | None = Field(
@@ -106,8 +106,8 @@ class PruneSpec(CompressionSpec):
     )
     schedule: Schedule = Field(
         "one_shot",
-        description="`iterative`: by the same share of what is left in each of `steps`, retraining after each. "
-        "`cubic`: fast first and then ever slower: single weights and blocks while training runs, else in `steps`.",
+        description="`iterative`: the same share of what is left in each of `steps`, with retraining after each. "
+        "`cubic`: fast at first and then ever slower; weights and blocks while training runs, others in `steps`.",
     )
     steps: int = Field(5, ge=2, le=100, description="Prune and retrain this many times.")
     stages: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
@@ -117,14 +117,17 @@ class PruneSpec(CompressionSpec):
         examples=[[0.9, 0.98]],
     )
     ramp: float = Field(
-        0.5, gt=0, lt=1, description="`cubic`, while training runs: the share of its steps over which weights go."
+        0.5,
+        gt=0,
+        lt=1,
+        description="`cubic`, while training runs: the share of its steps over which weights are removed.",
     )
     regrow: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="`cubic`, while training runs: share of the living weights that give way each time to removed ones "
-        "with the steepest gradient; it falls to 0 along the ramp.",
+        description="`cubic`, while training runs: share of the remaining weights that are replaced each time by "
+        "removed ones with the largest gradients; it falls to 0 along the ramp.",
     )
     include: list[Text] = Field(default_factory=lambda: ["*"], min_length=1, description="Layer name patterns.")
     exclude: list[Text] = Field(default_factory=list, description="Layer name patterns, stronger than include.")

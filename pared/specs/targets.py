@@ -20,27 +20,30 @@ class Target(Spec):
         None,
         gt=0,
         lt=1,
-        description="Parameters left, of the upload's. For single weights and blocks only those count that are not "
-        "zero.",
+        description="Share of the upload's parameters that may be left. For single weights and blocks only those count "
+        "that are not zero.",
     )
-    macs: float | None = Field(None, gt=0, lt=1, description="Multiply-adds of one sample left. Channels only.")
+    macs: float | None = Field(None, gt=0, lt=1, description="Share of the multiply-adds of one sample. Channels only.")
     file_bytes: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Bytes of the file of the first format in `outputs`, of the uploaded file's. For single weights "
-        "and blocks this must be `packed`.",
+        description="Share of the uploaded file's bytes, for the first format in `outputs`. For single weights and "
+        "blocks this must be `packed`.",
     )
     latency: float | None = Field(
-        None, gt=0, lt=1, description="Time of a forward pass left, measured in turns with the upload. Channels only."
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the time of a forward pass, measured in turns with the upload. Channels only.",
     )
     latency_batch_size: int = Field(1, ge=1, le=4096, description="Samples in the batch whose time is measured.")
     max_accuracy_drop: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="How much accuracy (0.01: one point) or R² may be lost. Alone: the smallest model that holds it on "
-        "the validation split. The test split has the last word.",
+        description="How much accuracy (0.01: one point) or R² may be lost. Alone: the job searches for the "
+        "smallest model within it on the validation split. The test split decides whether the goal is met.",
     )
 
     @property

@@ -84,11 +84,11 @@ DistillLoss = Annotated[OutputMse | Knowledge, Field(discriminator="kind")]
 
 
 class Retrain(Train):
-    """Training after, or while, weights go."""
+    """Fine-tuning: training after, or during, pruning."""
 
     teach: DistillLoss | None = Field(
         None,
-        description="Learn from the answers of the model as it came, computed once, beside the labels or instead. "
+        description="Learn from the answers of the uploaded model, computed once, beside the labels or instead. "
         "`true` stands for half softened classes and half labels, or for `output_mse` in a regression; `false` for "
         "labels alone. Without one, SGD learns classes as with `true`; Adam, and any regression, from labels alone.",
         examples=[True, {"kind": "knowledge", "alpha": 0.0, "temperature": 4, "labels": 0.1}],

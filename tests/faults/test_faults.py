@@ -174,7 +174,7 @@ def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-# -- the doorbell -------------------------------------------------------------------------------
+# -- messages, lost and repeated ----------------------------------------------------------------
 
 
 @counted(3, 20)
@@ -222,7 +222,7 @@ def test_every_message_sent_five_times(stack: Stack, count: int) -> None:
     for job in jobs:
         stack.succeeded(job, limit_s=60 + 10 * count)
     assert_settled(stack, jobs)
-    print(f"\n{stack.backend}: {count} jobs rung five times, each ran once")
+    print(f"\n{stack.backend}: {count} jobs sent five times, each ran once")
 
 
 # -- the API ------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def canonical(name: str) -> str:
 # -- containers -----------------------------------------------------------------------------------
 
 
-def test_the_services_are_those_of_the_design() -> None:
+def test_the_compose_file_has_every_service_and_the_gpu_by_choice() -> None:
     assert set(COMPOSE["services"]) == {"api", "worker", "worker-gpu", "migrate", "postgres", "redis"}
     assert COMPOSE["services"]["worker-gpu"]["profiles"] == ["gpu"]
     assert {service["build"]["target"] for service in OURS.values()} == {"service", "worker", "worker-gpu"}
@@ -153,7 +153,7 @@ def test_every_requirement_has_one_exact_version() -> None:
 def test_every_package_that_is_imported_is_required() -> None:
     provided_by = packages_distributions()
     missing: dict[str, str] = {}
-    for path in [path for room in ("pared", "service", "worker", "migrations") for path in (ROOT / room).rglob("*.py")]:
+    for path in [path for top in ("pared", "service", "worker", "migrations") for path in (ROOT / top).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
@@ -209,12 +209,25 @@ def test_every_install_of_make_looks_into_the_index_that_it_was_given() -> None:
 def test_continuous_integration_runs_targets_of_make_with_exact_actions() -> None:
     (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
     matrix = job["strategy"]["matrix"]
-    assert {"lint", "test"} <= set(matrix["target"]) <= targets()
+    assert {"lint", "unit", "test"} <= set(matrix["target"]) <= targets()
     assert {"3.11", "3.13"} <= set(matrix["python"])
-    assert job["steps"][-1]["run"].startswith("make ${{ matrix.target }} ")
+    commands = [step.get("run", "") for step in job["steps"]]
+    assert any(command.startswith("make ${{ matrix.target }} ") for command in commands)
+    assert commands[-1] == "tests/first_change.sh"
     actions = [step["uses"] for step in job["steps"] if "uses" in step]
     assert actions
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in actions)
+
+
+def test_the_first_change_of_the_contributing_page_is_of_a_text_that_tests_hold() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## A first change")[1].split("\n## ")[0]
+    block = re.search(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert block
+    old, new = re.findall(r"s/([^/]+)/([^/]+)/", block[1])[0]
+    for folder in ("pared", "tests"):
+        sources = [path.read_text() for path in (ROOT / folder).rglob("*.py")]
+        assert any(old in source for source in sources), folder
+        assert not any(new in source for source in sources), folder
 
 
 def test_hooks_are_targets_of_make_and_fetch_nothing() -> None:
@@ -254,6 +267,60 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+FILES = {str(path.relative_to(ROOT)) for path in ROOT.glob("*") if path.is_file()} | {
+    str(path.relative_to(ROOT))
+    for folder in ("pared", "service", "worker", "migrations", "tests", "benchmarks", "docs", ".github")
+    for path in (ROOT / folder).rglob("*")
+    if "__pycache__" not in path.parts
+}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_source_files_that_a_page_names_exist(page: Path) -> None:
+    """Whole paths, or as much of their end as tells which file is meant. What a reader is to write is not there yet."""
+    named = re.findall(r"(?<!Write )`([\w./-]+\.(?:py|sh|md))`", page.read_text())
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in FILES)] == []
+
+
+@pytest.mark.parametrize("name", ["architecture", "glossary"])
+def test_every_path_on_the_pages_about_the_code_exists(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    named = set(re.findall(r"(?<![\w./-])(?:pared|service|worker|migrations)/[\w./-]*\w/?", text))
+    assert len(named) > 20
+    assert {path for path in named if path.rstrip("/") not in FILES} == set()
+
+
+def test_the_page_on_architecture_names_every_package() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    packages = {
+        str(path.parent.relative_to(ROOT))
+        for top in ("pared", "service", "worker")
+        for path in (ROOT / top).rglob("__init__.py")
+    } - {"pared", "pared/examples", "pared/compression"}
+    assert {package for package in packages if f"{package}/" not in text} == set()
+
+
+def decisions() -> list[Path]:
+    return sorted(page for page in (ROOT / "docs/decisions").glob("0*.md") if page.name != "0000-template.md")
+
+
+@pytest.mark.parametrize("page", decisions(), ids=lambda page: page.stem)
+def test_pages_on_decisions_have_the_form_of_the_template_and_a_date(page: Path) -> None:
+    def parts(text: str) -> list[str]:
+        return [part for part in re.findall(r"^\*\*(.+?)\.\*\*", text, re.MULTILINE) if part in expected]
+
+    expected = ["To decide", "Chosen", "Why", "Cost"]
+    text = page.read_text()
+    assert re.match(rf"# {page.name[:4]}: [^\n]+\n\nDate: \d{{4}}-\d\d-\d\d\n", text)
+    assert parts(text) == parts((page.parent / "0000-template.md").read_text()) == expected
+    assert f"]({page.name})" in (page.parent / "README.md").read_text()
+
+
+def test_numbers_of_decisions_are_used_once() -> None:
+    numbers = [page.name[:4] for page in decisions()]
+    assert len(numbers) == len(set(numbers))
+
+
 def test_settings_that_pages_name_exist() -> None:
     ours = {f"PARED_{name.upper()}" for name in Settings.model_fields}
     # Of the client, the compose file, the tests and the benchmarks.
@@ -270,7 +337,7 @@ def test_make_targets_that_pages_name_exist() -> None:
 
 def test_the_page_on_operations_names_every_event_that_processes_log() -> None:
     call = re.compile(r"\blog\.(?:info|warning|error|exception)\(\s*\"(\w+)\"")
-    sources = [path for room in ("pared", "service", "worker") for path in (ROOT / room).rglob("*.py")]
+    sources = [path for top in ("pared", "service", "worker") for path in (ROOT / top).rglob("*.py")]
     logged = {event for path in sources for event in call.findall(path.read_text())} | {"serving"}
     assert "request" in logged
     text = (ROOT / "docs/operations.md").read_text()

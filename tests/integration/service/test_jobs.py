@@ -40,10 +40,10 @@ def test_a_submitted_job_is_described_in_full(api: Api):
     assert job["created_at"].endswith("Z")
 
 
-def test_the_doorbell_rings_as_soon_as_the_job_is_stored(tmp_path: Path):
+def test_a_job_is_dispatched_as_soon_as_it_is_stored(tmp_path: Path):
     with serving(tmp_path) as api:
         api.submit()
-        wait_for(lambda: messages_waiting(queue=api.parts.queue) == 2, 5, "inspection and job are rung for")
+        wait_for(lambda: messages_waiting(queue=api.parts.queue) == 2, 5, "inspection and job are dispatched")
 
 
 def test_a_dead_broker_does_not_keep_jobs_out(tmp_path: Path):
