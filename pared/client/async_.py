@@ -196,11 +196,7 @@ class AsyncClient(ClientBase):
         opened: httpx.Response | None = None
         chunks: AsyncIterator[bytes] | None = None
         try:
-            while True:
-                try:
-                    effect = operation.throw(failure) if failure else operation.send(outcome)
-                except StopIteration:
-                    return
+            while (effect := operations.advance(operation, outcome, failure)) is not None:
                 outcome = failure = None
                 try:
                     match effect:

@@ -233,11 +233,7 @@ class Client(ClientBase):
         opened: httpx.Response | None = None
         chunks: Iterator[bytes] = iter(())
         try:
-            while True:
-                try:
-                    effect = operation.throw(failure) if failure else operation.send(outcome)
-                except StopIteration:
-                    return
+            while (effect := operations.advance(operation, outcome, failure)) is not None:
                 outcome = failure = None
                 try:
                     match effect:

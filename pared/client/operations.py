@@ -108,6 +108,14 @@ Effect = Send | Open | Chunk | Sleep | Emit
 Operation = Generator[Effect, Any, T]
 
 
+def advance(operation: Operation[None], outcome: Any, failure: Exception | None) -> Effect | None:
+    """The next effect of an operation that is told what its last one came to, or how it failed; None at its end."""
+    try:
+        return operation.throw(failure) if failure else operation.send(outcome)
+    except StopIteration:
+        return None
+
+
 # -- uploads --------------------------------------------------------------------------------------
 
 

@@ -16,36 +16,21 @@ from pared.compression.distillation.objective import make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
-from pared.compression.loading import (
-    LoadedModel,
-    confirmed,
-    load_model,
-)
+from pared.compression.loading import LoadedModel, confirmed, load_model
 from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.size import count_bytes, count_parameters
 from pared.compression.pruning.channels import ChannelRemoval, remove_channels
 from pared.compression.pruning.weights import Masks, zeros_held
-from pared.compression.report.parts import (
-    layer_reports,
-    measure_both,
-    publish,
-    reproduce,
-    sizes,
-    softmax_warning,
-    split_warning,
-    unanswered_warning,
-)
-from pared.compression.report.verdict import distill_verdict, kept_as_before, missing_formats, not_written, warnings_of
+from pared.compression.report.parts import layer_reports, measure_both, split_warning
+from pared.compression.report.publishing import publish
+from pared.compression.report.verdict import distill_verdict, kept_as_before
 from pared.compression.training.calibration import copied, learn_labels
 from pared.compression.training.loop import Fit, fit, trainable
 from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.errors import ValidationError
-from pared.reports import (
-    EpochRecord,
-    Report,
-)
+from pared.reports import EpochRecord, Report
 from pared.specs import DistillSpec, FromTeacher
 
 
@@ -121,35 +106,30 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         written = formats.write(student, work.directory)
         before, after = measured.with_files(of_upload, written.paths, baseline, final)
         alone_quality, against = (None, None) if without is None else (without.quality, compare(without, final))
-        report = Report(
-            type="distill",
-            verdict=distill_verdict(before, after, comparison, alone_quality, against) + not_written(written.failed),
-            before=before,
-            after=after,
-            comparison=comparison,
-            labels_only=alone_quality,
+        report = publish(
+            spec,
+            work,
+            verdict=distill_verdict(before, after, comparison, alone_quality, against),
+            sizes_and_scores=(before, after),
             layers=layers,
-            removed={} if removal is None else removal.removed,
-            history=taught.history + (alone_fit.history if alone_fit else []),
-            best_epoch=taught.best_epoch,
-            seconds=stages.finish(),
-            failed_outputs=written.failed,
+            granularity=None,
+            baseline=baseline,
+            measured=measured,
+            written=written,
+            training=spec.train,
             warnings=[
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
                 *split_warning(data),
                 *kept_as_before("distillation", taught.best_epoch),
                 *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
-                *softmax_warning(baseline),
-                *unanswered_warning(baseline),
-                *measured.warnings,
-                *work.notes,
-                *warnings_of(None, before, after, layers, sizes(written.paths)),
-                *missing_formats(written.failed),
             ],
-            sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, written.paths, spec.train),
+            comparison=comparison,
+            labels_only=alone_quality,
+            removed={} if removal is None else removal.removed,
+            history=taught.history + (alone_fit.history if alone_fit else []),
+            best_epoch=taught.best_epoch,
+            seconds=stages.finish(),
         )
-        publish(report, work)
         return report, student
 
 

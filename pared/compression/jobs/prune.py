@@ -13,36 +13,20 @@ from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
 from pared.compression.jobs.pruning_steps import PruneJob, Pruning
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
-from pared.compression.loading import (
-    LoadedModel,
-    confirmed,
-    example_from_specs,
-    guess_example_inputs,
-    load_model,
-)
+from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_model
 from pared.compression.measuring.latency import batch_of
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.running import own_failures
 from pared.compression.measuring.size import count_bytes
 from pared.compression.names import unmatched_patterns, weight_layers
 from pared.compression.pruning.schedules import step_amounts
-from pared.compression.report.parts import (
-    layer_reports,
-    measure_both,
-    publish,
-    reproduce,
-    sizes,
-    softmax_warning,
-    split_warning,
-    unanswered_warning,
-)
-from pared.compression.report.verdict import kept_as_before, missing_formats, not_written, prune_verdict, warnings_of
+from pared.compression.report.parts import layer_reports, measure_both, split_warning
+from pared.compression.report.publishing import publish
+from pared.compression.report.verdict import kept_as_before, prune_verdict
 from pared.compression.training.loop import trainable
 from pared.compression.work import Work
 from pared.errors import ModelFailed, ValidationError
-from pared.reports import (
-    Report,
-)
+from pared.reports import Report
 from pared.specs import PruneSpec, Retrain
 from pared.wording import shortened
 
@@ -98,22 +82,18 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             write_frontier(points, work.directory)
         comparison = None if baseline is None or final is None else compare(baseline, final)
         layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
-        verdict = prune_verdict(spec.granularity, before, after, comparison) + not_written(written.failed)
-        report = Report(
-            type="prune",
+        verdict = prune_verdict(spec.granularity, before, after, comparison)
+        report = publish(
+            spec,
+            work,
             verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
-            goal=goal,
-            before=before,
-            after=after,
-            before_retraining=state.before_retraining,
-            comparison=comparison,
+            sizes_and_scores=(before, after),
             layers=layers,
-            removed=state.removed,
-            history=state.history,
-            best_epoch=state.best_epoch,
-            frontier=points,
-            seconds=stages.finish(),
-            failed_outputs=written.failed,
+            granularity=spec.granularity,
+            baseline=baseline,
+            measured=measured,
+            written=written,
+            training=job.retrain,
             warnings=[
                 *original.warnings,
                 *([] if data is None else data.warnings),
@@ -121,17 +101,16 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *skipped,
                 *kept_as_before(_last_training(state.job.spec), state.best_epoch),
                 *state.warnings(),
-                *softmax_warning(baseline),
-                *unanswered_warning(baseline),
-                *measured.warnings,
-                *work.notes,
-                *warnings_of(spec.granularity, before, after, layers, sizes(written.paths)),
-                *missing_formats(written.failed),
             ],
-            sandbox=work.sandbox,
-            reproduce=reproduce(spec, work, written.paths, job.retrain),
+            goal=goal,
+            before_retraining=state.before_retraining,
+            comparison=comparison,
+            removed=state.removed,
+            history=state.history,
+            best_epoch=state.best_epoch,
+            frontier=points,
+            seconds=stages.finish(),
         )
-        publish(report, work)
         return report, smaller
 
 

@@ -1,4 +1,4 @@
-"""Makes the parts of a report that every compression method shares, and publishes it beside the artifacts."""
+"""Makes the parts of a report that every kind of job shares."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pared.compression.measuring.size import count_bytes, count_macs, count_para
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.gpus import driver_version
-from pared.reports import LayerReport, Measurement, Report, Reproduce
+from pared.reports import LayerReport, Measurement, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
 from pared.version import __version__
 
@@ -258,10 +258,3 @@ def _versions() -> dict[str, str]:
 def sizes(written: Sequence[Path]) -> dict[str, int]:
     """Name -> bytes of each file."""
     return {path.name: path.stat().st_size for path in written}
-
-
-def publish(report: Report, work: Work) -> None:
-    """The report, also as a file beside the artifacts."""
-    (work.directory / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
-    work.observer.log(report.verdict)
-    work.observer.progress(1.0)
