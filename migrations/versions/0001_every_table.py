@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
@@ -26,25 +28,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
         sa.UniqueConstraint("secret_sha256", name=op.f("uq_api_keys_secret_sha256")),
     )
-    op.create_table(
-        "datasets",
-        sa.Column("id", sa.String(length=30), nullable=False),
-        sa.Column("owner", sa.String(length=30), nullable=False),
-        sa.Column("filename", sa.String(length=255), nullable=False),
-        sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("format", sa.String(length=32), nullable=True),
-        sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("reason", JSON, nullable=True),
-        sa.Column("inspection", JSON, nullable=True),
-        sa.Column("created_at", sa.Double(), nullable=False),
-        sa.Column("deleted_at", sa.Double(), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
-    )
-    with op.batch_alter_table("datasets", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_datasets_owner"), ["owner"], unique=False)
-        batch_op.create_index(batch_op.f("ix_datasets_sha256"), ["sha256"], unique=False)
-
+    _create_uploads("datasets")
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=30), nullable=False),
@@ -85,26 +69,7 @@ def upgrade() -> None:
         batch_op.create_index("ix_jobs_owner_id", ["owner", "id"], unique=False)
         batch_op.create_index("ix_jobs_status_run_after", ["status", "run_after"], unique=False)
 
-    op.create_table(
-        "models",
-        sa.Column("architecture", JSON, nullable=True),
-        sa.Column("id", sa.String(length=30), nullable=False),
-        sa.Column("owner", sa.String(length=30), nullable=False),
-        sa.Column("filename", sa.String(length=255), nullable=False),
-        sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("format", sa.String(length=32), nullable=True),
-        sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("reason", JSON, nullable=True),
-        sa.Column("inspection", JSON, nullable=True),
-        sa.Column("created_at", sa.Double(), nullable=False),
-        sa.Column("deleted_at", sa.Double(), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
-    )
-    with op.batch_alter_table("models", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_models_owner"), ["owner"], unique=False)
-        batch_op.create_index(batch_op.f("ix_models_sha256"), ["sha256"], unique=False)
-
+    _create_uploads("models", sa.Column("architecture", JSON, nullable=True))
     op.create_table(
         "workers",
         sa.Column("name", sa.String(length=200), nullable=False),
@@ -164,6 +129,29 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_outbox_job_id"), ["job_id"], unique=False)
+
+
+def _create_uploads(table: str, *columns: sa.Column[Any]) -> None:
+    """A table of uploads, its own columns first."""
+    op.create_table(
+        table,
+        *columns,
+        sa.Column("id", sa.String(length=30), nullable=False),
+        sa.Column("owner", sa.String(length=30), nullable=False),
+        sa.Column("filename", sa.String(length=255), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("format", sa.String(length=32), nullable=True),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("reason", JSON, nullable=True),
+        sa.Column("inspection", JSON, nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("deleted_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f(f"pk_{table}")),
+    )
+    with op.batch_alter_table(table, schema=None) as batch_op:
+        batch_op.create_index(batch_op.f(f"ix_{table}_owner"), ["owner"], unique=False)
+        batch_op.create_index(batch_op.f(f"ix_{table}_sha256"), ["sha256"], unique=False)
 
 
 def downgrade() -> None:
