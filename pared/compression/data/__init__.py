@@ -1,7 +1,6 @@
 """From an uploaded data set to checked tensors in three splits, and to batches."""
 
-from pared.compression.data.fitting import check_fits
 from pared.compression.data.loading import inspect_dataset, load_dataset
 from pared.compression.data.samples import Data
 
-__all__ = ["Data", "check_fits", "inspect_dataset", "load_dataset"]
+__all__ = ["Data", "inspect_dataset", "load_dataset"]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import build
-from pared.compression.data import Data, check_fits
+from pared.compression.data import Data
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
+from pared.compression.jobs.fitting import check_fits
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
 from pared.compression.loading import LoadedModel, confirmed, load_model
 from pared.compression.measuring.finite import hold_finite_on_example

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pared.compression.data import Data, check_fits
+from pared.compression.data import Data
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
+from pared.compression.jobs.fitting import check_fits
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
 from pared.compression.jobs.pruning_steps import PruneJob, Pruning
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled

@@ -15,7 +15,8 @@ from safetensors.numpy import save as safetensors_bytes
 from torch import nn
 
 from pared.compression.architectures import build
-from pared.compression.data import check_fits, inspect_dataset, load_dataset
+from pared.compression.data import inspect_dataset, load_dataset
+from pared.compression.jobs.fitting import check_fits
 from pared.compression.loading import LoadedModel
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, ModelFailed, ParedError, ShapeMismatch, UnsupportedDataset
