@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,22 +22,58 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of a new environment that has the wheel with its service and worker extras."""
+    """The `bin` of a new environment in which the Dockerfile's own commands installed the service, then the worker."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(REPOSITORY)]
-    run(build, cwd=folder)
-    (wheel,) = folder.glob("pared-*.whl")
+    source = folder / "source"
+    source.mkdir()
+    for instruction, words in stage("wheel"):
+        if instruction == "COPY":
+            *names, _ = words.split()
+            for name in names:
+                copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+                copy(REPOSITORY / name, source / name)
     run([sys.executable, "-m", "venv", str(folder / "venv")], cwd=folder)
-    constraints = str(REPOSITORY / "constraints.txt")
-    pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    # Compiling what is used, instead of all that is installed, takes a minute less.
-    run([*pip, "--no-compile", "-c", constraints, f"{wheel}[service,worker]"], cwd=folder)
-    run([pip[0], "-c", "import pared.compression.jobs, service.app, worker.tasks"], cwd=folder)
+    for name, cwd in (("wheel", source), ("service", folder), ("worker", folder)):
+        for instruction, words in stage(name):
+            if instruction == "RUN":
+                run(["sh", "-euc", in_folder(words, folder)], cwd=cwd, **pip_settings(folder))
+    run([str(folder / "venv/bin/python"), "-c", "import pared.compression.jobs, worker.tasks, onnx"], cwd=folder)
     return folder / "venv/bin"
 
 
-def run(command: list[str], cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=540)
+def stage(name: str) -> list[tuple[str, str]]:
+    """The instructions of a stage of the Dockerfile: `[("RUN", "pip install …"), …]`."""
+    text = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", " ")
+    (body,) = re.findall(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    instructions = [line.split(maxsplit=1) for line in body.splitlines() if line and not line.startswith("#")]
+    return [(instruction, words) for instruction, words in instructions]
+
+
+def in_folder(command: str, folder: Path) -> str:
+    """A command of the Dockerfile with the image's paths below a folder, and with pip's cache."""
+    constraints = str(REPOSITORY / "constraints.txt")
+    command = command.replace("--no-cache-dir ", "").replace("/tmp/constraints.txt", constraints)
+        "/tmp/constraints.txt", str(REPOSITORY / "constraints.txt")
+    )
+    return command.replace("/dist", str(folder / "dist"))
+
+
+def pip_settings(folder: Path) -> dict[str, str]:
+    """The environment in which commands find the new Python, and the index that pip uses here also for torch."""
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    index = subprocess.run(asked, env=environment(), capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "PATH": f"{folder / 'venv/bin'}:{os.environ['PATH']}",
+        "TORCH_INDEX": index or "https://pypi.org/simple",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_QUIET": "1",
+        # Compiling what is used, instead of all that is installed, takes a minute less.
+        "PIP_NO_COMPILE": "1",
+    }
+
+
+def run(command: list[str], cwd: Path, **variables: str) -> str:
+    done = subprocess.run(command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
