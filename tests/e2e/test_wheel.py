@@ -53,8 +53,6 @@ def in_folder(command: str, folder: Path) -> str:
     """A command of the Dockerfile with the image's paths below a folder, and with pip's cache."""
     constraints = str(REPOSITORY / "constraints.txt")
     command = command.replace("--no-cache-dir ", "").replace("/tmp/constraints.txt", constraints)
-        "/tmp/constraints.txt", str(REPOSITORY / "constraints.txt")
-    )
     return command.replace("/dist", str(folder / "dist"))
 
 
