@@ -56,7 +56,7 @@ class BatchSize:
                 return done
             # Outside the except block, so that nothing holds what the failed run had made.
             self.size = max(1, min(self.size, samples) // 2)
-            gc.collect()
+            gc.collect(1)  # the frames of the failed run are young; all that lives is not walked through
             torch.cuda.empty_cache()  # does nothing where no card is in use
 
     def _out_of_memory(self, error: Exception, what: str) -> OutOfMemory:
