@@ -14,7 +14,18 @@ from rich.text import Text
 from pared.cli.downloads import check_writable, download, exit_if_incomplete, hand_over
 from pared.cli.exits import DETACHED, FAILED
 from pared.cli.options import AsJson, JobId, OutputOrFolder
-from pared.cli.rendering import err, event_text, follow, list_files, out, plain_table, print_json, print_json_line, say
+from pared.cli.rendering import (
+    err,
+    event_text,
+    follow,
+    list_files,
+    out,
+    plain_table,
+    print_json,
+    print_json_line,
+    print_table,
+    say,
+)
 from pared.client import Client, Job, JobFailed
 from pared.job_types import ListedName
 from pared.statuses import JobStatus
@@ -43,7 +54,7 @@ def list_jobs(
         created = f"{job.created_at:%Y-%m-%d %H:%M:%S}" if job.created_at else ""
         verdict = (job.result or {}).get("verdict") or (job.error or {}).get("detail") or ""
         table.add_row(job.id, job.type, job.status, created, Text(str(verdict), no_wrap=True, overflow="ellipsis"))
-    out.print(table)
+    print_table(table)
 
 
 @app.command("show")

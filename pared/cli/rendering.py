@@ -18,6 +18,7 @@ from pared.client import Event, Job
 
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
+_UNCUT = 10_000  # columns
 
 
 def say(text: str) -> None:
@@ -48,6 +49,14 @@ def plain_table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name, no_wrap=True)
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table: cut to the terminal's width, and whole where another program reads it."""
+    if out.is_terminal:
+        out.print(table)
+    else:
+        out.print(table, width=_UNCUT, crop=False)
 
 
 def follow(job: Job, console: Console) -> Job:

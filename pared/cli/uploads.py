@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from pared.cli.options import AsJson
-from pared.cli.rendering import counted_bytes, out, plain_table, print_json
+from pared.cli.rendering import counted_bytes, out, plain_table, print_json, print_table
 from pared.client import Client, Upload, Uploads
 
 
@@ -42,7 +42,7 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
             size = "" if upload.size_bytes is None else f"{upload.size_bytes:,}"
             name = Text(upload.filename, no_wrap=True, overflow="ellipsis")
             table.add_row(upload.id, upload.status, upload.format or "", size, created, name)
-        out.print(table)
+        print_table(table)
 
     @app.command("show", help=f"Show what is in a {noun}, or why it cannot be used.")
     def show_upload(upload_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
@@ -106,7 +106,7 @@ def _show_inspection(inspection: Mapping[str, Any]) -> None:
             can = "yes" if layer.get("prunable_channels") else f"no: {layer.get('reason') or 'it has none'}"
             row = (layer["name"], layer["kind"], f"{layer['parameters']:,}", channels, can)
             table.add_row(*map(Text, row))
-        out.print(table)
+        print_table(table)
     for warning in inspection.get("warnings", []):
         out.print(f"Note: {warning}", markup=False)
 

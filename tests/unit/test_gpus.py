@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +9,6 @@ import pytest
 from pared.gpus import VISIBLE, Gpu, driver_version, installed, visible
 from pared.local_workers import chosen_gpus
 from pared.supervisor import worker_processes
-from tests.support.processes import Processes, environment, wait_for
 
 NOWHERE = Path("/nowhere")
 UUIDS = [f"GPU-{number}000aaaa-1111-2222-3333-444444444444" for number in range(3)]
@@ -21,8 +16,11 @@ UUIDS = [f"GPU-{number}000aaaa-1111-2222-3333-444444444444" for number in range(
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Path:
+    return three_cards(tmp_path / "driver")
+
+
+def three_cards(folder: Path) -> Path:
     """Three cards, as the kernel lists them; the numbers of their files are not in the order of the bus."""
-    folder = tmp_path / "driver"
     for place, (uuid, number) in enumerate(zip(UUIDS, (1, 0, 2), strict=True)):
         information = folder / "gpus" / f"0000:{place}a:00.0" / "information"
         information.parent.mkdir(parents=True)
@@ -97,8 +95,6 @@ def test_the_driver_says_its_version(driver: Path) -> None:
     assert driver_version(NOWHERE) is None
 
 
-# -- a worker for each ----------------------------------------------------------------------------
-
 THREE = [Gpu(token, f"card {token}") for token in ("a", "b", "c")]
 
 
@@ -164,37 +160,3 @@ for process in made:
     process.delay_s = 0.05
 supervisor.Supervisor(made).run()
 """
-
-
-def test_workers_are_kept_alive_one_for_each_card_and_end_with_their_supervisor(
-    driver: Path, tmp_path: Path, processes: Processes
-) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    supervisor = processes.start(
-        [sys.executable, "-c", SUPERVISOR, str(driver)],
-        name="supervisor",
-        log=tmp_path / "log",
-        cwd=here,
-        env=environment(PYTHONPATH=str(Path(__file__).parents[2])),
-    )
-
-    def running() -> dict[int, dict[str, str]]:
-        told = {int(path.stem): json.loads(path.read_text()) for path in here.glob("*.json")}
-        living = {process.pid for process in supervisor.tree()}
-        return {pid: environment for pid, environment in told.items() if pid in living}
-
-    def both() -> dict[int, dict[str, str]] | None:
-        found = running()
-        return found if len(found) == 2 else None
-
-    wanted = [{VISIBLE: UUIDS[index], "PARED_THREADS": "8"} for index in (0, 2)]
-    first = wait_for(both, 20, "two workers")
-    assert sorted(first.values(), key=str) == wanted
-    killed, kept = sorted(first)
-    os.kill(killed, signal.SIGKILL)
-    after = wait_for(lambda: (found := both()) and killed not in found and found, 20, "another one")
-    assert kept in after
-    assert sorted(after.values(), key=str) == wanted
-    assert supervisor.stop() == 0
-    assert {int(path.stem) for path in here.glob("*.drained")} == set(after)

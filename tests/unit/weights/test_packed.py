@@ -1,11 +1,10 @@
+"""None"""
+
 from __future__ import annotations
 
 import contextlib
 import json
-import re
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -37,8 +36,13 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "model.packed"
-    write(path, awkward(), architecture=ARCHITECTURE, metadata={"made by": "a test"}, program=PROGRAM)
+    write_whole(path)
     return path
+
+
+def write_whole(path: Path) -> None:
+    """A file with all that a packed file may hold."""
+    write(path, awkward(), architecture=ARCHITECTURE, metadata={"made by": "a test"}, program=PROGRAM)
 
 
 def header_of(data: bytes) -> dict:
@@ -54,9 +58,6 @@ def with_header(data: bytes, header: object) -> bytes:
     body = data[21 + length :]
     checked = struct.pack("<QI", 21 + len(head) + len(body), len(head)) + head + body
     return struct.pack("<4sBI", b"PARD", 1, zlib.crc32(checked)) + checked
-
-
-# -- what is kept -------------------------------------------------------------------------------
 
 
 def test_every_array_comes_back_bit_for_bit(whole):
@@ -114,9 +115,6 @@ def test_a_type_without_a_name_is_refused(tmp_path):
         write(tmp_path / "a", {"a": np.ones(2, np.complex64)})
 
 
-# -- how small ----------------------------------------------------------------------------------
-
-
 def pruned_lenet5(pruned: int, bits: int) -> dict[str, np.ndarray]:
     """Weights as of LeNet-5 (431,080 of them), pruned so many times, in 2^bits values a tensor, biases too."""
     rng = np.random.default_rng(0)
@@ -152,39 +150,10 @@ def test_lenet5_at_its_pruned_sizes_fits_in_a_four_hundredth(pruned, bits, most,
     assert size <= most
 
 
-# -- the page that describes it -----------------------------------------------------------------
-
-
-def test_the_reader_on_the_page_reads_every_array_and_shares_no_code(whole, tmp_path):
-    (reader,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs/packed-format.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-    assert len([line for line in reader.splitlines() if line.strip()]) <= 30
-    script = reader + (
-        "import sys\n"
-        "tensors, architecture = read(sys.argv[1])\n"
-        "np.savez(sys.argv[2], *tensors.values())\n"
-        "print(json.dumps([list(tensors), architecture]))\n"
-        "assert not [name for name in sys.modules if name.startswith(('pared', 'torch'))]\n"
-    )
-    command = [sys.executable, "-I", "-c", script, whole, tmp_path / "out.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    names, architecture = json.loads(done.stdout)
-    assert architecture == ARCHITECTURE
-    expected = awkward()
-    assert names == list(expected)
-    for array, found in zip(expected.values(), np.load(tmp_path / "out.npz").values(), strict=True):
-        assert same(found.view(array.dtype) if array.dtype == BFLOAT16 else found, array)
-
-
 def test_files_of_the_first_version_stay_readable():
     again = read(Path(__file__).parent / "files" / "v1.packed")
     assert all(same(again.tensors[name], array) for name, array in awkward().items())
     assert (again.architecture, again.program) == (ARCHITECTURE, PROGRAM)
-
-
-# -- what is not whole --------------------------------------------------------------------------
 
 
 def test_a_flipped_bit_is_told(whole, tmp_path):

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from pared.errors import NothingToPrune, ParedError, StorageFull, UnsupportedMod
 from pared.weights import magnitudes, prune_file
 from pared.weights.magnitudes import Cut, find_cut
 from pared.weights.safetensors import read_header
-from tests.support.processes import environment
 
 State = dict[str, Tensor]
 PARED = str(Path(sys.executable).with_name("pared"))
@@ -88,9 +86,6 @@ MIXED = {
     "scale": torch.tensor(3.0),
     "nothing.weight": torch.zeros(0, 5),
 }
-
-
-# -- the same as in memory ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
@@ -256,9 +251,6 @@ def test_a_guess_that_is_right_needs_one_pass() -> None:
     assert len(passes) == 4
 
 
-# -- refusals -----------------------------------------------------------------------------------
-
-
 def refused(error: type[Exception], match: str, folder: Path, source: Path, target: str, **options) -> None:
     """Refused in these words, and nothing is left behind."""
     before = sorted(folder.rglob("*"))
@@ -376,36 +368,3 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(source: Path, tmp_path:
         os.truncate(source, source.stat().st_size // 2)
 
     refused(ParedError, "became shorter", tmp_path, source, "b.safetensors", progress=cut)
-
-
-# -- at full size -------------------------------------------------------------------------------
-
-
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Half a gigabyte, with an own process for the peak of its memory."""
-    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    entries = {
-        f"{i}.weight": {"dtype": "F32", "shape": [16, 1 << 20], "data_offsets": [i << 26, (i + 1) << 26]}
-        for i in range(8)
-    }
-    header = json.dumps(entries).encode()
-    block = weights(1, 1 << 20).numpy()
-    with source.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for number in range(128):
-            file.write((block * (1 + number / 64)).tobytes())
-    code = (
-        "import re, sys; from pared.weights.prune_file import prune_file\n"
-        "done = prune_file(sys.argv[1], sys.argv[2], amount=0.9)\n"
-        "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
-        "print(done.zeros, peak, 'torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, str(source), str(target)]
-    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    zeros, peak_kib, torch_loaded = ran.stdout.split()
-    assert int(zeros) == round(0.9 * (1 << 27))
-    assert int(peak_kib) < 150 << 10
-    assert torch_loaded == "False"
-    source.unlink()
-    target.unlink()

@@ -1,0 +1,47 @@
+"""Workers of several GPUs are kept alive by their supervisor, as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pared.gpus import VISIBLE
+from tests.support.processes import Processes, environment, wait_for
+from tests.unit.test_gpus import SUPERVISOR, UUIDS, three_cards
+
+
+def test_workers_are_kept_alive_one_for_each_card_and_end_with_their_supervisor(
+    tmp_path: Path, processes: Processes
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    supervisor = processes.start(
+        [sys.executable, "-c", SUPERVISOR, str(three_cards(tmp_path / "driver"))],
+        name="supervisor",
+        log=tmp_path / "log",
+        cwd=here,
+        env=environment(PYTHONPATH=str(Path(__file__).parents[2])),
+    )
+
+    def running() -> dict[int, dict[str, str]]:
+        told = {int(path.stem): json.loads(path.read_text()) for path in here.glob("*.json")}
+        living = {process.pid for process in supervisor.tree()}
+        return {pid: environment for pid, environment in told.items() if pid in living}
+
+    def both() -> dict[int, dict[str, str]] | None:
+        found = running()
+        return found if len(found) == 2 else None
+
+    wanted = [{VISIBLE: UUIDS[index], "PARED_THREADS": "8"} for index in (0, 2)]
+    first = wait_for(both, 20, "two workers")
+    assert sorted(first.values(), key=str) == wanted
+    killed, kept = sorted(first)
+    os.kill(killed, signal.SIGKILL)
+    after = wait_for(lambda: (found := both()) and killed not in found and found, 20, "another one")
+    assert kept in after
+    assert sorted(after.values(), key=str) == wanted
+    assert supervisor.stop() == 0
+    assert {int(path.stem) for path in here.glob("*.drained")} == set(after)
