@@ -62,5 +62,5 @@ def waits_for(session: Session, device: str) -> str | None:
 
 def _problems(workers: Sequence[WorkerHeartbeat]) -> str:
     """What a few of them say of their GPUs, each a sentence."""
-    said = [f" {worker.name}: {worker.device_problem}" for worker in workers if worker.device_problem]
-    return "".join(said[:3])
+    problems = [f" {worker.name}: {worker.device_problem}" for worker in workers if worker.device_problem]
+    return "".join(problems[:3])
