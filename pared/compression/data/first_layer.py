@@ -20,9 +20,9 @@ def refusal(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:
     for layer in _first_layers(module):
         if layer.input < len(inputs):
             name = "x" if len(inputs) == 1 else f"x{layer.input}"
-            told = _told(layer, inputs[layer.input], name)
-            if told is not None:
-                return f"The model reads {name} with its layer {layer.name}, which takes {told}"
+            requirement = _requirement(layer, inputs[layer.input], name)
+            if requirement is not None:
+                return f"The model reads {name} with its layer {layer.name}, which takes {requirement}"
     return None
 
 
@@ -44,7 +44,7 @@ class _FirstLayer:
 # -- what it takes ------------------------------------------------------------------------------
 
 
-def _told(layer: _FirstLayer, x: Tensor, name: str) -> str | None:
+def _requirement(layer: _FirstLayer, x: Tensor, name: str) -> str | None:
     if layer.kind == "embedding":
         return f"token ids. Save {name} as int64." if x.is_floating_point() else None
     takes, advice = _features(layer, x, name) if layer.kind == "linear" else _channels(layer, x, name)

@@ -105,8 +105,10 @@ class _Followed(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """The ScriptModule's answer."""
         # Looked up anew in each run: torch.export puts its own tensors in the place of these.
-        held = dict(self.named_parameters(remove_duplicate=False)) | dict(self.named_buffers(remove_duplicate=False))
-        answer = self._interpreter.run(inputs, lambda name, tensor: Tracked(held.get(name, tensor)), lambda call: None)
+        tensors = dict(self.named_parameters(remove_duplicate=False)) | dict(self.named_buffers(remove_duplicate=False))
+        answer = self._interpreter.run(
+            inputs, lambda name, tensor: Tracked(tensors.get(name, tensor)), lambda call: None
+        )
         return tree_map_only(Tracked, lambda tracked: tracked.tensor, answer)
 
 
@@ -130,9 +132,9 @@ class _Symbolic(Interpreter):
         if library == "prim" or overload is None or not torch._C._dispatch_has_kernel(overload.name()):
             return super()._call(step, args)
         plain = tree_map_only(Tracked, lambda tracked: tracked.tensor, args)
-        given = [_declared(value, argument) for value, argument in zip(plain, schema.arguments, strict=True)]
-        named = {a.name: value for value, a in zip(given, schema.arguments, strict=True) if a.kwarg_only}
-        positional = given[: len(given) - len(named)]
+        arguments = [_declared(value, argument) for value, argument in zip(plain, schema.arguments, strict=True)]
+        named = {a.name: value for value, a in zip(arguments, schema.arguments, strict=True) if a.kwarg_only}
+        positional = arguments[: len(arguments) - len(named)]
         result = _PLAINER.get(step.kind, overload)(*positional, **named)
         results = list(result) if len(step.outputs) > 1 else [result] if step.outputs else []
         return list(tree_map_only(Tensor, Tracked, results))

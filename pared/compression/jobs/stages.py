@@ -153,6 +153,6 @@ def assessed(
 ) -> Assessment:
     """Score a model on the validation and test splits; it ends on the CPU. `upload`, `role`: as `assess` takes them."""
     place(module, work.device)
-    found = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
+    assessment = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
     place(module, CPU)
-    return found
+    return assessment

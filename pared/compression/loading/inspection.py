@@ -169,10 +169,10 @@ def _layer(tensor_name: str) -> str:
 
 def _kind(module: nn.Module, layer: str) -> str:
     """The class of a layer in lower case; a tensor that belongs to no layer is a parameter."""
-    found = dict(module.named_modules(remove_duplicate=False)).get(layer)
-    if found is None:
+    owner = dict(module.named_modules(remove_duplicate=False)).get(layer)
+    if owner is None:
         return "parameter"
-    return str(found.original_name if isinstance(found, torch.jit.ScriptModule) else type(found).__name__).lower()
+    return str(owner.original_name if isinstance(owner, torch.jit.ScriptModule) else type(owner).__name__).lower()
 
 
 def _described_input(tensor: Tensor) -> dict[str, Any]:

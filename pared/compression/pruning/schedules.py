@@ -52,8 +52,8 @@ class Amounts:
 
     def of(self, names: Sequence[str]) -> float:
         """The share of a layer that goes by these names."""
-        found = (share for pattern, share in self.by_pattern.items() if any(fnmatchcase(n, pattern) for n in names))
-        return next(found, self.default)
+        shares = (share for pattern, share in self.by_pattern.items() if any(fnmatchcase(n, pattern) for n in names))
+        return next(shares, self.default)
 
     def each(self, change: Callable[[float], float]) -> Amounts:
         """The same amounts, each changed."""

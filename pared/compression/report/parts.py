@@ -153,10 +153,10 @@ def unanswered_warning(baseline: Assessment | None) -> list[str]:
     count = int((~answered(baseline.outputs, baseline.task)).sum())
     if not count:
         return []
-    told = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
+    treatment = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
     note = (
         f"The upload itself answers {count:,} of {len(baseline.outputs):,} test samples with NaN or infinity; they are "
-        f"{told}."
+        f"{treatment}."
     )
     return [note]
 
@@ -243,7 +243,7 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
 
 def _versions() -> dict[str, str]:
     """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
-    found = {
+    versions = {
         "pared": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -251,8 +251,8 @@ def _versions() -> dict[str, str]:
         "safetensors": safetensors.__version__,
     }
     with suppress(PackageNotFoundError):  # it gives builtin:digits alone
-        found["scikit-learn"] = version("scikit-learn")
-    return found
+        versions["scikit-learn"] = version("scikit-learn")
+    return versions
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:

@@ -44,12 +44,13 @@ def goal_sentence(
         if name in names:
             asked = f"at most {_percent(share)}"
             known = _percent(reached[name]) if name in reached else "an unknown share"
-            told = f"{known} of {names[name]}"
+            result = f"{known} of {names[name]}"
         elif before is not None and after is not None:
-            metric, held = after.metric, before.validation - after.validation
+            metric = after.metric
             asked = f"at most {_lost(metric, share)}"
-            told = f"{_lost(metric, reached[name])} of test {_name(metric)} lost, {_lost(metric, held)} of validation"
-        parts.append(f"{told}, where {asked} was asked" if name in missed else f"{told} (asked: {asked})")
+            lost, lost_in_validation = _lost(metric, reached[name]), _lost(metric, before.validation - after.validation)
+            result = f"{lost} of test {_name(metric)} lost, {lost_in_validation} of validation"
+        parts.append(f"{result}, where {asked} was asked" if name in missed else f"{result} (asked: {asked})")
     if not missed:
         return f"Goal met: {'; '.join(parts)}."
     return f"Goal infeasible: {'; '.join(parts)}. This is the nearest of {tried} points tried."
@@ -84,11 +85,11 @@ def distill_verdict(
     if difference == 0:
         return f"{text} Distillation made no difference: {alone} too."
     if against_labels.p_value >= SIGNIFICANT_P:
-        told = "made no difference that can be told from chance"
+        outcome = "made no difference that can be told from chance"
     else:
-        told = f"{'beat' if difference > 0 else 'did worse than'} training on labels alone"
+        outcome = f"{'beat' if difference > 0 else 'did worse than'} training on labels alone"
     return (
-        f"{text} Distillation {told}: {alone} "
+        f"{text} Distillation {outcome}: {alone} "
         f"({_signed(labels_only.metric, difference)} with the teacher, p = {against_labels.p_value:.2g})."
     )
 
