@@ -1,4 +1,4 @@
-"""Owns which NVIDIA GPUs a process may see, by the driver's files; whether one works is found by trying it."""
+"""Finds the NVIDIA GPUs that a process may see, by the driver's files; it does not test whether they work."""
 
 from __future__ import annotations
 

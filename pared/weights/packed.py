@@ -1,4 +1,4 @@
-"""Packed files: named arrays, sparse and with shared values where they are so, in few bytes.
+"""Writes and reads packed files: named arrays in few bytes, sparse or with shared values where they can be.
 
 The layout is in docs/packed-format.md. A file of an earlier version of the format stays readable.
 """
@@ -294,7 +294,7 @@ class _Entry:
 
     @classmethod
     def of(cls, description: Any) -> _Entry:
-        """Check what a header says."""
+        """An entry from its description in a header, which is checked."""
         if len(_list(description)) == 2:
             name, other = map(_text, description)
             return cls(name, same_as=other)

@@ -1,4 +1,4 @@
-"""What torch calls the tensors that it computes a layer's weight from: weight norm, spectral norm, masks and others."""
+"""Knows the names of the tensors that torch computes a layer's weight from: weight norm, masks and others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SUFFIXED = re.compile(r"(?P<plain>.+)_(?P<part>g|v|orig|u|mask)")
 
 
 def computed_from(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The weights that a state dict with these names holds other tensors in the place of.
+    """The weights that a state dict lacks because it holds the tensors that they are computed from.
 
     Returns:
         Name of the weight -> part -> name of the tensor, as `{"conv.weight": {"g": "conv.weight_g", "v":

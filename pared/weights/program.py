@@ -1,4 +1,4 @@
-"""A TorchScript archive as what it is besides its tensors, and put together again from both.
+"""Splits a TorchScript archive into its tensors and the rest, and joins both again.
 
 The archive is a zip. Its pickles say which records hold tensors (`data/0`), and how the tensors lie in them; what they
 name is never looked up, and torch is not needed.
