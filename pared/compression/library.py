@@ -255,7 +255,7 @@ def _plain(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, Fold
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy; of tensors that were computed, which torch does not copy, the numbers: they will be computed again."""
+    """A copy, with the values of computed tensors, which torch does not copy: the model will compute them again."""
     items = (item for part in model.modules() for value in vars(part).values() for item in _items(value))
     computed = {id(item): item.detach().clone() for item in items if isinstance(item, Tensor) and not item.is_leaf}
     try:
@@ -291,7 +291,7 @@ _AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec)
 
 
 def _checked(kind: type[_AnySpec], document: dict[str, Any], result_like: Any) -> _AnySpec:
-    """The spec, with the problems of a bad one in pared's own words."""
+    """The validated spec; a bad one raises pared's own error."""
     if isinstance(result_like, (LayeredModule, dict)):
         document = {"outputs": ["state_dict"], **document}
     try:

@@ -1,4 +1,4 @@
-"""What the layer that reads a model's input takes, read off its weights: for data that do not fit."""
+"""Reads off a layer's weights what input it takes, to explain why data do not fit a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pared.compression.coupling.interpreter import Node, nodes_of
 
 
 def refusal(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """What a layer takes that cannot read its input, and what to do. None: no such layer is found."""
+    """What the first layer that cannot read its input takes, and what to do about it; None if all layers can."""
     for layer in _first_layers(module):
         if layer.input < len(inputs):
             name = "x" if len(inputs) == 1 else f"x{layer.input}"

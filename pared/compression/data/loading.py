@@ -1,4 +1,4 @@
-"""From stored arrays to checked tensors in three splits: numbers, labels, preprocessing, and what is held out."""
+"""Turns stored arrays into checked tensors in three splits: numbers, labels, preprocessing, held-out samples."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None
 
 
 def inspect_dataset(file: DatasetFile) -> DatasetInspection:
-    """What is in a data set, after the same checks as for a job; the task is guessed from the targets.
+    """Describe a data set, after the same checks as for a job; the task is guessed from the targets.
 
     Raises:
         UnsupportedDataset, InvalidData: as `load_dataset`.

@@ -26,7 +26,7 @@ from pared.wording import shortened
 
 
 def read_dataset(file: DatasetFile) -> Stored:
-    """The arrays of a data set.
+    """Read the arrays of a data set.
 
     Raises:
         UnsupportedDataset: not a format we read; says what it looks like.
@@ -48,7 +48,7 @@ def read_dataset(file: DatasetFile) -> Stored:
 
 
 def by_split(arrays: Mapping[str, Array], kind: str) -> Stored:
-    """Arrays by their names: `x` or `x0`, `x1`, … and `y`, alone or with `_train`, `_val`, `_test`."""
+    """Sort arrays into splits by their names: `x` or `x0`, `x1`, … and `y`, alone or with `_train`, `_val`, `_test`."""
     inputs: dict[Split, dict[int, Array]] = {}
     targets: dict[Split, Array] = {}
     ignored = []

@@ -24,7 +24,7 @@ from pared.weights.program import write_record
 
 
 def place(module: nn.Module, device: str | torch.device) -> None:
-    """Let a module run on a device, in place: its tensors go there, and what is written in it says so.
+    """Move a module to a device, in place: its tensors, and the devices that are written into its code.
 
     That is: parameters and buffers, tensors in attributes, constants of the code, and devices in all of these. What the
     code makes without naming a device is made there too, except for numbers that shapes are computed from. Pinned
@@ -50,13 +50,13 @@ def place(module: nn.Module, device: str | torch.device) -> None:
 
 
 def place_graph(graph: Graph, device: torch.device, module: torch.jit.ScriptModule) -> None:
-    """The same for a graph that has not run yet, in which all calls of the module's methods are inlined."""
+    """Move a graph that has not run yet to a device; all calls of the module's methods in it are inlined."""
     for written in list(places_in(graph, device, module._c)):
         written.change()
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module runs: where its first tensor is, be it a constant of its code. The CPU, if it has none."""
+    """The device of a module's first tensor, which may be a constant of its code; the CPU, if it has none."""
     for layer in module.modules():
         for _, tensor in _tensors(layer):
             return tensor.device

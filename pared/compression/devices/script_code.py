@@ -50,7 +50,7 @@ COMPUTED = "computed"
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the code where something else than the target is written, and how it is changed.
+    """A place in the code that names another device than the target, and how to change it.
 
     `device`: the one that is written, `COMPUTED`, or the empty text.
     """
@@ -66,7 +66,9 @@ def module_kinds(cpp_module: Any) -> set[str]:
 
 
 def places_in(graph: Graph, target: torch.device, root: Any) -> Iterator[Place]:
-    """Where a graph says something else than the target. A change may take away nodes, but none of another place.
+    """The places where a graph names another device than the target, or pins memory.
+
+    To change one place may remove nodes, but none that another place needs.
 
     Args:
         root: the C++ module that the code is of. Devices in attributes of modules are set there; those in attributes of

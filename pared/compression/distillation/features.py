@@ -1,4 +1,4 @@
-"""Reads what inner layers of a model come to, for a student that learns from those of its teacher."""
+"""Captures the outputs of a model's inner layers, for a student that learns from those of its teacher."""
 
 from __future__ import annotations
 

@@ -62,14 +62,14 @@ def export_program(
 
 
 def load_program(path: Path) -> Callable[..., Any]:
-    """What our own program answers. Not for uploads: torch's reader runs what is in the file."""
+    """Load a program that pared wrote, as a function. Not for uploads: torch's reader runs what is in the file."""
     with quiet():
         return torch.export.load(path).module()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters print whole graphs when they fail; their exceptions say the same in a line."""
+    """Silence the exporters, which print whole graphs when they fail; their exceptions say the same in a line."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

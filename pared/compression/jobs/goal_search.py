@@ -1,4 +1,4 @@
-"""A prune job with a target: from the search for the amount to the word on whether the result meets it."""
+"""Runs a prune job with a target: searches for the amount, and judges whether the result meets the target."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _HALVINGS = 6  # of amounts that are judged after a retraining: to a 64th
 
 
 class Search(Protocol):
-    """A search for the pruning that meets a target, each point of it under `points`; `chosen` is the last result's."""
+    """A search for the pruning that meets a target.
+
+    `points` has each candidate that was tried; `chosen` is the candidate of the last result.
+    """
 
     points: dict[Candidate, Point]
     chosen: Candidate
@@ -333,7 +336,7 @@ def frontier(search: Search) -> list[Point]:
 
 
 def write_frontier(points: list[Point], directory: Path) -> None:
-    """The points as `frontier.csv`; what was not looked at is empty."""
+    """Write the points as `frontier.csv`; what was not measured is empty."""
     with (directory / FRONTIER).open("w", newline="") as file:
         writer = csv.DictWriter(file, Point.model_fields, lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""A model on its way through the steps of a pruning schedule, and all that a checkpoint must hold of it."""
+"""Takes a model through the steps of a pruning schedule, and says what a checkpoint must hold of it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PruneJob:
 
 
 def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """What every way of choosing is told.
+    """The arguments that every selection of what to prune takes.
 
     Args:
         slopes: of the training that runs, where they are known, instead of gradients of some samples.
@@ -131,7 +131,7 @@ def prunable_weights(
 
 
 def _of_folded(original: LoadedModel) -> dict[str, Any]:
-    """What the choice of single weights is told of weights that the upload computes: of those folded, and of others."""
+    """The arguments that say which weights the upload computes: those that were folded, and those left out."""
     return {"left_out": original.left_out, "allowed": zeros_held(original.module, original.sparse)}
 
 
@@ -430,7 +430,7 @@ class Pruning:
 
     @property
     def _unit(self) -> str:
-        """What is removed, in words."""
+        """The name of what is removed."""
         return self.job.spec.granularity.replace("_", " ")
 
     def _progress_line(self, step: int, steps: int) -> str:
@@ -440,7 +440,7 @@ class Pruning:
         return f"{of}{self.removed_units} of {sum(self.units.values())} removable {self._unit}s are gone"
 
     def warnings(self) -> list[str]:
-        """Where the outcome is not what the spec seems to ask for."""
+        """Warnings where the outcome is not what the spec seems to ask for."""
         spec, notes = self.job.spec, [*self._corrected(), *self._notes]
         if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]

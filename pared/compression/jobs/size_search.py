@@ -1,4 +1,4 @@
-"""The search for the least pruning that leaves no more of a model than a target allows; nothing is trained for it."""
+"""Searches for the least pruning that leaves no more of a model than a target allows, without training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Sizes:
     """
 
     def __init__(self, job: PruneJob) -> None:
-        """Find what can go.
+        """Find what can be pruned.
 
         Raises:
             NothingToPrune: nothing can go.
@@ -225,16 +225,16 @@ class Prunable(Protocol):
 
     @property
     def channels(self) -> RemovableChannels | None:
-        """Those that can go, where channels go."""
+        """The channels that can go, where channels are pruned."""
 
     def chosen(self, candidate: Candidate) -> Any:
-        """What goes."""
+        """What a candidate removes."""
 
     def key(self, chosen: Any) -> tuple[int, ...]:
-        """The same for what comes to the same result; empty where nothing goes."""
+        """A key that is equal for choices with the same result; empty where nothing goes."""
 
     def without(self, chosen: Any, *, to_count: bool) -> LoadedModel:
-        """The model without it, unchecked. `to_count`: it is neither timed nor saved."""
+        """The model without what was chosen, unchecked. `to_count`: it is neither timed nor saved."""
 
     def counted(self, pruned: LoadedModel, candidate: Candidate) -> Point:
         """How much there is of a pruned model."""

@@ -1,4 +1,4 @@
-"""Tells what an upload is by its content, and what else it looks like when it is no model."""
+"""Recognises the format of an uploaded model by its content, and names what a file is that is no model."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from pared.errors import UnsupportedModel, telling_line
 
 
 def folded(loaded: LoadedModel) -> LoadedModel:
-    """The upload with plain weights where it computes a layer's from tensors of its own, and a warning that says so.
+    """The upload with plain weights in place of those that it computes from its own tensors, and a warning of that.
 
     What cannot be folded is left as it is, and named with the reason in `left_out`: its single weights are not to be
     pruned. Where inputs can be guessed, the model is tried out against what it was; else `confirmed` does it.
@@ -70,7 +70,7 @@ def folded(loaded: LoadedModel) -> LoadedModel:
 
 
 def confirmed(loaded: LoadedModel, example: Sequence[Tensor]) -> LoadedModel:
-    """The same, once a folding that could not be tried out on opening has been.
+    """The upload as `folded` gives it, after trying out a folding that could not be tried out on opening.
 
     Raises:
         UnsupportedModel: the folded model answers otherwise than the upload.
@@ -148,7 +148,7 @@ class _Computed:
 
 
 class _Reading:
-    """The computed weights of a graph: `computed` maps the value of each to what the layer that takes it calls it."""
+    """The computed weights of a graph: `computed` maps the value of each to its argument name in the layer."""
 
     def __init__(self, script: torch.jit.ScriptModule, graph: Any) -> None:
         self.flow = Flow(graph, script)

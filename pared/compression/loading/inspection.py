@@ -1,4 +1,4 @@
-"""What is in a model: its layers, their shapes, and which of them can lose channels."""
+"""Describes a model: its layers, their shapes, and which of them can lose channels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PASSED_OVER = "pared found no channels in this layer; granularity `weight` can z
 
 
 def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> ModelInspection:
-    """What is in the model, and which layers can lose channels.
+    """Describe the model, and which layers can lose channels.
 
     Args:
         loaded: the opened upload.
@@ -60,7 +60,7 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
 
 
 def inspect_weights(file: ModelFile) -> ModelInspection | None:
-    """What is in a state dict whose architecture is still to come, with a job. None: a file that needs none.
+    """Describe a state dict whose architecture comes later, with a job; None for a file that needs none.
 
     Raises:
         UnsupportedModel: not a model we open.

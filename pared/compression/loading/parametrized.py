@@ -42,7 +42,7 @@ class Folded:
 
 
 def plain_name(name: str) -> str | None:
-    """What the weight is called of which torch keeps this tensor: `conv.weight` for `conv.weight_v`; None: no such."""
+    """The name of the weight that torch computes from this tensor: `conv.weight` for `conv.weight_v`; or None."""
     head, separator, _ = name.rpartition("_")
     if ".parametrizations." in f".{name}":
         return next(iter(computed_from([name])))
@@ -173,7 +173,7 @@ _Origins = dict[str, tuple[list[str], bool]]
 
 
 def _without_parametrizations(layer: nn.Module) -> _Origins:
-    """Not by torch's own function, which changes the layer's class: a copy shares it with what it is a copy of."""
+    """Fold without torch's own function, which changes the layer's class: copies of the layer share it."""
     origins: _Origins = {}
     values: dict[str, nn.Parameter | Tensor] = {}
     for leaf, made in layer.get_submodule("parametrizations").named_children():

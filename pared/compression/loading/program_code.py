@@ -195,7 +195,7 @@ class _Code:
             self._assign(node.outputs[:1] if _norm(node) else node.outputs, call, values)
 
     def _write_inner(self, node: Node, values: dict[str, str]) -> None:
-        """What ran under no_grad: the same numbers."""
+        """Write the calls that ran under no_grad, which does not change their results."""
         _, inner, *operands = [argument.arg for argument in node.inputs]
         graph = Graph.model_validate(inner["as_graph"]["graph"])
         inside = {
@@ -392,7 +392,7 @@ def _refusal(error: RuntimeError) -> str:
 
 
 def _without_batch(graph: Graph, node: Node, sizes: Argument) -> list[int] | None:
-    """Sizes that fit any first dimension, and say the same of what the program was exported with.
+    """Sizes that fit any first dimension, and equal the written ones for the batch of the export.
 
     A reshape counts its elements, so any one of its sizes may be left to it.
     """

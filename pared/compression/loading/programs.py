@@ -1,4 +1,4 @@
-"""Opens a torch.export program (`.pt2`): reads it as data, and goes on with TorchScript that says the same."""
+"""Opens a torch.export program (`.pt2`): reads it as data, and turns it into equivalent TorchScript."""
 
 from __future__ import annotations
 

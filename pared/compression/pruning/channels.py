@@ -85,7 +85,7 @@ class RemovableChannels:
         upload_units: Mapping[str, int] | None = None,
         removed_units: int = 0,
     ) -> None:
-        """Find and score them.
+        """Find and score the channels.
 
         Args:
             example: the model's inputs, on CPU, in a batch of at least 2.

@@ -1,4 +1,4 @@
-"""Masks: which single weights live. Chosen by `importance` one by one, n of m neighbours, or in blocks."""
+"""Makes masks of single weights: chosen by importance one by one, n of m neighbours, or in blocks."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class PrunableWeights:
         statistics: CalibrationStatistics | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Find and score them.
+        """Find and score the weights.
 
         Args:
             left_out: layer name -> why no weights go there.
@@ -192,7 +192,7 @@ def n_m_masks(
 
 
 def zeros_held(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Of these parameters, as far as the module has them, where they are other than zero: name -> bool tensor."""
+    """Where those of the named parameters that the module has are not zero: name -> bool tensor."""
     parameters = dict(module.named_parameters())
     return {name: (parameters[name] != 0).cpu() for name in sorted(names) if name in parameters}
 

@@ -1,4 +1,4 @@
-"""Weight sharing: many weights, few values; k-means codebooks, and how they are trained.
+"""Lets many weights share few values by k-means codebooks, and keeps them shared while they are trained.
 
 Han, Mao and Dally 2016, Deep Compression (arXiv:1510.00149), section 3. A packed file then needs a few bits a weight.
 """

@@ -147,7 +147,7 @@ def softmax_warning(baseline: Assessment | None) -> list[str]:
 
 
 def unanswered_warning(baseline: Assessment | None) -> list[str]:
-    """Says where the upload itself gives no number to score."""
+    """A warning where the upload itself gives no number to score."""
     if baseline is None:
         return []
     count = int((~answered(baseline.outputs, baseline.task)).sum())
@@ -242,7 +242,7 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
 
 
 def _versions() -> dict[str, str]:
-    """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
+    """Versions of the software, as the code itself says: pared may run from a checkout that nobody installed."""
     versions = {
         "pared": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Puts measurements into honest sentences: the verdict of a report, and what its reader must not overlook."""
+"""Puts measurements into sentences: the verdict of a report, and the warnings that its reader needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prune_verdict(
 def goal_sentence(
     target: Target, reached: Mapping[str, float], before: Quality | None, after: Quality | None, tried: int
 ) -> str:
-    """Whether a goal was met, and what was reached of each of its parts.
+    """A sentence on whether a goal was met, and what was reached of each of its parts.
 
     Args:
         reached: shares left, and the quality lost on the test split; without the bytes of a file that is missing.
@@ -71,7 +71,7 @@ def distill_verdict(
     labels_only: Quality | None,
     against_labels: Comparison | None,
 ) -> str:
-    """The student against its teacher, and against itself without one.
+    """Compare the student with its teacher, and with the same student trained without one.
 
     Args:
         against_labels: the taught student against the one trained on labels alone.

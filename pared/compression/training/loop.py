@@ -295,7 +295,7 @@ def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: Batch
 def _validate(
     module: nn.Module, data: Samples, task: Task, device: str, reporter: ProgressReporter
 ) -> _ValidationResult:
-    """Score the validation split. What is beyond all numbers is the worst, not an error."""
+    """Score the validation split. NaN and infinity count as the worst score, not as an error."""
     outputs, targets = predict(module, data, "val", task, device=device, tick=reporter.beat)
     has_answer = answered(outputs, task)
     if not bool(has_answer.any()):
