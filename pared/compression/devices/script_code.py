@@ -68,7 +68,7 @@ def module_kinds(cpp_module: Any) -> set[str]:
 def places_in(graph: Graph, target: torch.device, root: Any) -> Iterator[Place]:
     """The places where a graph names another device than the target, or pins memory.
 
-    To change one place may remove nodes, but none that another place needs.
+    Changing one place may remove nodes, but none that another place needs.
 
     Args:
         root: the C++ module that the code is of. Devices in attributes of modules are set there; those in attributes of
