@@ -1,4 +1,4 @@
-"""Owns which NVIDIA GPUs a process may see, by the driver's files; whether one works is found by trying it."""
+"""Finds the NVIDIA GPUs that a process may see, by the driver's files; it does not test whether they work."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def installed(driver: Path = DRIVER, device_files: Path = DEVICE_FILES) -> list[
 
 def device_files(card: int | None = None, folder: Path = DEVICE_FILES) -> list[Path]:
     """The device files of this machine's GPUs, or of this one alone with those that all of them share."""
-    found = sorted(folder.glob("nvidia*"))
-    others = {path for path in found if path.name.removeprefix("nvidia").isdecimal() and path.name != f"nvidia{card}"}
-    return found if card is None else [path for path in found if path not in others]
+    files = sorted(folder.glob("nvidia*"))
+    others = {path for path in files if path.name.removeprefix("nvidia").isdecimal() and path.name != f"nvidia{card}"}
+    return files if card is None else [path for path in files if path not in others]
 
 
 def driver_version(driver: Path = DRIVER) -> str | None:

@@ -58,8 +58,8 @@ def prune(
     fields = {**pruning.spec(), **_common_fields(task, seed, output, device, latency_device)}
     retrain = training.spec()
     if data is None and retrain:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
-        raise typer.BadParameter(f"retraining needs --data: give it too, or leave out {given}")
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
+        raise typer.BadParameter(f"retraining needs --data: give it too, or leave out {options}")
     if data is not None and pruning.input_shape:
         raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     if pruning.quantize is not None and "packed" not in (fields["outputs"] or []):

@@ -142,11 +142,11 @@ def download_job(
 def report(job_id: JobId, as_json: AsJson = False) -> None:
     """Print the before/after report of a job."""
     with Client() as client:
-        found = client.jobs.get(job_id).report()
+        job_report = client.jobs.get(job_id).report()
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(job_report.model_dump(mode="json"))
     else:
-        out.print(found)
+        out.print(job_report)
 
 
 def submit_and_follow(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:

@@ -31,11 +31,11 @@ def up(
     ] = None,
 ) -> None:
     """Run pared on this machine: API and worker, with nothing else to install."""
-    given: dict[str, Any] = {"host": host, "port": port, "data_dir": data}
+    options: dict[str, Any] = {"host": host, "port": port, "data_dir": data}
     with needs_extras("service", "worker"):
         from pared.state.settings import Settings
         from pared.up import run
-    sys.exit(run(Settings(**{name: value for name, value in given.items() if value is not None})))
+    sys.exit(run(Settings(**{name: value for name, value in options.items() if value is not None})))
 
 
 def api() -> None:
@@ -88,14 +88,14 @@ def worker(
     celery.worker_main(["worker", "--concurrency=1", f"--loglevel={level_of_servers(settings().log_level)}"])
 
 
-def _chosen_gpus(given: str) -> list[Gpu]:
+def _chosen_gpus(choice: str) -> list[Gpu]:
     from pared.local_workers import chosen_gpus
     from pared.state.settings import settings
 
     if settings().device == "cpu":
         raise typer.BadParameter("PARED_DEVICE is cpu: unset it, or leave --gpus out", param_hint="--gpus")
     try:
-        return chosen_gpus(given, visible())
+        return chosen_gpus(choice, visible())
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--gpus") from None
 

@@ -71,8 +71,8 @@ def prune(
     """
     with _workplace(directory) as place:
         dataset = place.dataset(data)
-        given = {"type": "prune", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
-        spec = _checked(specs.PruneSpec, given, model)
+        document = {"type": "prune", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
+        spec = _checked(specs.PruneSpec, document, model)
         device = _device_for(spec)
         files = {"model": place.model(model, "model", architecture, spec, dataset)}
         report, pruned = jobs.pruned(spec, place.work(files, dataset, device, spec.latency_device))
@@ -107,10 +107,10 @@ def distill(
     with _workplace(directory) as place:
         dataset = place.dataset(data)
         named = student if isinstance(student, dict) else _id("mdl", "student")
-        given = {"type": "distill", "teacher": _id("mdl", "teacher"), "student": named, **fields}
+        document = {"type": "distill", "teacher": _id("mdl", "teacher"), "student": named, **fields}
         from_teacher = isinstance(student, dict) and "from_teacher" in student
         spec = _checked(
-            specs.DistillSpec, {**given, "dataset": _dataset_id(dataset)}, teacher if from_teacher else student
+            specs.DistillSpec, {**document, "dataset": _dataset_id(dataset)}, teacher if from_teacher else student
         )
         device = _device_for(spec)
         files = {"teacher": place.model(teacher, "teacher", teacher_architecture, spec, dataset)}
@@ -255,9 +255,9 @@ def _plain(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, Fold
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy; of tensors that were computed, which torch does not copy, the numbers: they will be computed again."""
-    held = (item for part in model.modules() for value in vars(part).values() for item in _items(value))
-    computed = {id(item): item.detach().clone() for item in held if isinstance(item, Tensor) and not item.is_leaf}
+    """A copy, with the values of computed tensors, which torch does not copy: the model will compute them again."""
+    items = (item for part in model.modules() for value in vars(part).values() for item in _items(value))
+    computed = {id(item): item.detach().clone() for item in items if isinstance(item, Tensor) and not item.is_leaf}
     try:
         return copy.deepcopy(model, computed)
     except Exception as error:
@@ -269,11 +269,11 @@ def _items(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-def _array(given: Any) -> np.ndarray:
+def _array(value: Any) -> np.ndarray:
     """An array or tensor as numpy has it; bfloat16, which numpy lacks, as float32."""
-    if not isinstance(given, Tensor):
-        return np.asarray(given)
-    tensor = given.detach().cpu()
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
     array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 
@@ -290,12 +290,12 @@ def _example(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile | N
 _AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec)
 
 
-def _checked(kind: type[_AnySpec], given: dict[str, Any], result_like: Any) -> _AnySpec:
-    """The spec, with the problems of a bad one in pared's own words."""
+def _checked(kind: type[_AnySpec], document: dict[str, Any], result_like: Any) -> _AnySpec:
+    """The validated spec; a bad one raises pared's own error."""
     if isinstance(result_like, (LayeredModule, dict)):
-        given = {"outputs": ["state_dict"], **given}
+        document = {"outputs": ["state_dict"], **document}
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(document)
     except pydantic.ValidationError as error:
         errors = [{"pointer": "/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
         raise ValidationError(

@@ -61,6 +61,6 @@ def waits_for(session: Session, device: str) -> str | None:
 
 
 def _problems(workers: Sequence[WorkerHeartbeat]) -> str:
-    """What a few of them say of their GPUs, each a sentence."""
-    said = [f" {worker.name}: {worker.device_problem}" for worker in workers if worker.device_problem]
-    return "".join(said[:3])
+    """The GPU problems that up to three workers report, each a sentence."""
+    problems = [f" {worker.name}: {worker.device_problem}" for worker in workers if worker.device_problem]
+    return "".join(problems[:3])

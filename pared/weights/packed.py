@@ -1,4 +1,4 @@
-"""Packed files: named arrays, sparse and with shared values where they are so, in few bytes.
+"""Writes and reads packed files: named arrays in few bytes, sparse or with shared values where they can be.
 
 The layout is in docs/packed-format.md. A file of an earlier version of the format stays readable.
 """
@@ -115,7 +115,7 @@ def write(
             streams[kind] += piece.tobytes()
     header: dict[str, Any] = {"tensors": entries}
     if program is not None:
-        header["program"] = [[record.name, *_told(record.content)] for record in program]
+        header["program"] = [[record.name, *_program_entry(record.content)] for record in program]
         streams["program"] += b"".join(record.content for record in program if isinstance(record.content, bytes))
     if architecture is not None:
         header["architecture"] = architecture
@@ -210,8 +210,8 @@ def _header(packed: bytes) -> dict[str, Any]:
 
 
 def _contents(header: dict[str, Any], body: memoryview, name: str, max_bytes: int) -> Packed:
-    entries = [_Entry.of(given) for given in _list(header["tensors"])]
-    spans = {kind: _stream_span(kind, given) for kind, given in _dict(header["streams"]).items()}
+    entries = [_Entry.of(item) for item in _list(header["tensors"])]
+    spans = {kind: _stream_span(kind, item) for kind, item in _dict(header["streams"]).items()}
     dense = sum(entry.size * entry.width for entry in entries)
     unpacked = sum(size for _, _, size in spans.values())
     if max(dense, unpacked) > max_bytes:
@@ -230,7 +230,7 @@ def _contents(header: dict[str, Any], body: memoryview, name: str, max_bytes: in
         tensors[entry.name] = _array(entry, tensors, streams)
     program = None
     if "program" in header:
-        program = [_record(given, tensors, streams) for given in _list(header["program"])]
+        program = [_record(item, tensors, streams) for item in _list(header["program"])]
     if not streams.used_up():
         raise Contradiction("its streams hold more than its arrays need")
     metadata = _dict(header.get("metadata", {}))
@@ -259,9 +259,9 @@ class _Streams:
         return not any(len(left) for left in self._left.values())
 
 
-def _stream_span(kind: str, given: Any) -> tuple[str, int, int]:
+def _stream_span(kind: str, description: Any) -> tuple[str, int, int]:
     """Codec, bytes in the file and bytes unpacked of a stream."""
-    codec, packed, size = _list(given, 3)
+    codec, packed, size = _list(description, 3)
     if kind not in _STREAMS or not isinstance(codec, str):
         raise Contradiction(f"its stream of {kind[:20]} is of no known kind")
     return codec, _number(packed), _number(size)
@@ -293,16 +293,16 @@ class _Entry:
         return 0 if self.same_as is not None else DTYPES[self.dtype].itemsize
 
     @classmethod
-    def of(cls, given: Any) -> _Entry:
-        """Check what a header says."""
-        if len(_list(given)) == 2:
-            name, other = map(_text, given)
+    def of(cls, description: Any) -> _Entry:
+        """An entry from its description in a header, which is checked."""
+        if len(_list(description)) == 2:
+            name, other = map(_text, description)
             return cls(name, same_as=other)
-        if len(given) < 5:
+        if len(description) < 5:
             raise Contradiction("an array is described in too few words")
-        name, dtype, places = _text(given[0]), _text(given[1]), _text(given[4])
-        shape, shared = tuple(map(_number, _list(given[2]))), _number(given[3])
-        arguments = tuple(map(_number, given[5:]))
+        name, dtype, places = _text(description[0]), _text(description[1]), _text(description[4])
+        shape, shared = tuple(map(_number, _list(description[2]))), _number(description[3])
+        arguments = tuple(map(_number, description[5:]))
         if dtype not in DTYPES:
             raise Contradiction(f"{name[:100]!r} is of the unknown type {dtype[:20]!r}")
         # With a dimension of 0 the others may be anything, and numpy takes no more than an index can count.
@@ -326,15 +326,15 @@ def _array(entry: _Entry, before: Mapping[str, Array], streams: _Streams) -> Arr
     return patterns.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def _told(content: bytes | Filled) -> list[Any]:
+def _program_entry(content: bytes | Filled) -> list[Any]:
     """The content of a record as the header has it."""
     if isinstance(content, bytes):
         return [len(content)]
     return [content.tensor] if content.order is None else [content.tensor, list(content.order)]
 
 
-def _record(given: Any, tensors: Mapping[str, Array], streams: _Streams) -> Record:
-    name, content, *order = _list(given)
+def _record(description: Any, tensors: Mapping[str, Array], streams: _Streams) -> Record:
+    name, content, *order = _list(description)
     if isinstance(content, int):
         return Record(_text(name), streams.take("program", _number(content)).tobytes())
     if _text(content) not in tensors:
@@ -350,28 +350,28 @@ def _record(given: Any, tensors: Mapping[str, Array], streams: _Streams) -> Reco
 # -- what a header may say ----------------------------------------------------------------------
 
 
-def _list(given: Any, length: int | None = None) -> list[Any]:
-    if not isinstance(given, list) or length not in (None, len(given)):
+def _list(value: Any, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list) or length not in (None, len(value)):
         raise Contradiction("its header has something else where a list is needed")
-    return given
+    return value
 
 
-def _dict(given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict):
+def _dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
         raise Contradiction("its header has something else where an object is needed")
-    return given
+    return value
 
 
-def _text(given: Any) -> str:
-    if not isinstance(given, str):
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
         raise Contradiction("its header has something else where text is needed")
-    return given
+    return value
 
 
-def _number(given: Any) -> int:
-    if type(given) is not int or not 0 <= given < 1 << 48:
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 48:
         raise Contradiction("its header has something else where a count is needed")
-    return given
+    return value
 
 
 def _no_such_number(text: str) -> NoReturn:

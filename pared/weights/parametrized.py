@@ -1,4 +1,4 @@
-"""What torch calls the tensors that it computes a layer's weight from: weight norm, spectral norm, masks and others."""
+"""Knows the names of the tensors that torch computes a layer's weight from: weight norm, masks and others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SUFFIXED = re.compile(r"(?P<plain>.+)_(?P<part>g|v|orig|u|mask)")
 
 
 def computed_from(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The weights that a state dict with these names holds other tensors in the place of.
+    """The weights that a state dict lacks because it holds the tensors that they are computed from.
 
     Returns:
         Name of the weight -> part -> name of the tensor, as `{"conv.weight": {"g": "conv.weight_g", "v":
@@ -18,17 +18,17 @@ def computed_from(names: Iterable[str]) -> dict[str, dict[str, str]]:
         `parametrizations.weight.`, such as `original0` or `0._u`.
     """
     names = [*names]
-    found: dict[str, dict[str, str]] = {}
+    by_weight: dict[str, dict[str, str]] = {}
     suffixed: dict[str, dict[str, str]] = {}
     for name in names:
-        if (whole := _PARAMETRIZED.fullmatch(name)) is not None:
-            plain = ".".join(filter(None, (whole["layer"], whole["leaf"])))
-            found.setdefault(plain, {})[whole["part"]] = name
-        elif (whole := _SUFFIXED.fullmatch(name)) is not None:
-            suffixed.setdefault(whole["plain"], {})[whole["part"]] = name
-    held = set(names)
+        if (match := _PARAMETRIZED.fullmatch(name)) is not None:
+            plain = ".".join(filter(None, (match["layer"], match["leaf"])))
+            by_weight.setdefault(plain, {})[match["part"]] = name
+        elif (match := _SUFFIXED.fullmatch(name)) is not None:
+            suffixed.setdefault(match["plain"], {})[match["part"]] = name
+    present = set(names)
     kinds = ({"g", "v"}, {"orig", "mask"}, {"orig", "u"})
     for plain, parts in suffixed.items():
-        if plain not in held and any(kind <= parts.keys() for kind in kinds):
-            found.setdefault(plain, {}).update(parts)
-    return found
+        if plain not in present and any(kind <= parts.keys() for kind in kinds):
+            by_weight.setdefault(plain, {}).update(parts)
+    return by_weight

@@ -1,4 +1,4 @@
-"""A TorchScript archive as what it is besides its tensors, and put together again from both.
+"""Splits a TorchScript archive into its tensors and the rest, and joins both again.
 
 The archive is a zip. Its pickles say which records hold tensors (`data/0`), and how the tensors lie in them; what they
 name is never looked up, and torch is not needed.
@@ -60,13 +60,13 @@ def split(archive: BinaryIO) -> tuple[list[Record], dict[str, Array]]:
     filled: dict[str, Filled] = {}
     for record, names in views.items():
         content = contents[f"{folder}/{record}"]
-        found = _filling(names, content, taken=tensors)
-        if found is None:
+        filling = _filling(names, content, taken=tensors)
+        if filling is None:
             dtype = DTYPES[next(iter(names.values())).dtype]
             if len(content) % dtype.itemsize:
                 continue
-            found = record, None, np.frombuffer(content, dtype)
-        name, order, tensors[found[0]] = found
+            filling = record, None, np.frombuffer(content, dtype)
+        name, order, tensors[filling[0]] = filling
         filled[f"{folder}/{record}"] = Filled(name, order)
     program = [
         Record(name, filled.get(name, content)) for name, content in contents.items() if not name.endswith(".debug_pkl")

@@ -185,12 +185,12 @@ def _opened(source: Path) -> _Stored:
 def _in_directory(directory: Path) -> Path:
     """The one index in a directory, or else the one safetensors file."""
     for ending in (INDEX, ".safetensors"):
-        found = sorted(directory.glob(f"*{ending}"))
-        if len(found) == 1:
-            return found[0]
-        if found:
+        files = sorted(directory.glob(f"*{ending}"))
+        if len(files) == 1:
+            return files[0]
+        if files:
             raise ValidationError(
-                f"{directory} holds several models: {_some([p.name for p in found])}. Name one of them."
+                f"{directory} holds several models: {_some([p.name for p in files])}. Name one of them."
             )
     raise UnsupportedModel(f"{directory} holds no .safetensors file.")
 
@@ -218,13 +218,13 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _check_index(index: Path, by_name: Mapping[str, str], files: Mapping[Path, Header]) -> None:
     """Every tensor is in the file that the index says, and nowhere else."""
-    found = {(entry.name, path.name) for path, header in files.items() for entry in header.tensors}
-    differing = found ^ set(by_name.items())
+    actual = {(entry.name, path.name) for path, header in files.items() for entry in header.tensors}
+    differing = actual ^ set(by_name.items())
     if differing:
         name, file = min(differing)
         says = (
             f"does not say that {file} has it"
-            if (name, file) in found
+            if (name, file) in actual
             else f"says that {file} has it, which it has not"
         )
         raise UnsupportedModel(f"{index} and its files disagree on the tensor {shown(name)}: the index {says}.")

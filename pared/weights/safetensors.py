@@ -93,13 +93,13 @@ def _entries(text: bytes, data: int) -> list[TensorEntry]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    "".join(found).encode()  # half a surrogate pair is no text
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    "".join(mapping).encode()  # half a surrogate pair is no text
+    if len(mapping) != len(pairs):
         names = [name for name, _ in pairs]
-        double = next(name for name in found if names.count(name) > 1)
+        double = next(name for name in mapping if names.count(name) > 1)
         raise BadSafetensors(f"its header names {shown(double)} twice")
-    return found
+    return mapping
 
 
 def _entry(name: str, entry: Any, data: int) -> TensorEntry:

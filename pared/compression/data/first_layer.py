@@ -1,4 +1,4 @@
-"""What the layer that reads a model's input takes, read off its weights: for data that do not fit."""
+"""Reads off a layer's weights what input it takes, to explain why data do not fit a model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pared.compression.coupling.interpreter import Node, nodes_of
 
 
 def refusal(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """What a layer takes that cannot read its input, and what to do. None: no such layer is found."""
+    """What the first layer that cannot read its input takes, and what to do about it; None if all layers can."""
     for layer in _first_layers(module):
         if layer.input < len(inputs):
             name = "x" if len(inputs) == 1 else f"x{layer.input}"
-            told = _told(layer, inputs[layer.input], name)
-            if told is not None:
-                return f"The model reads {name} with its layer {layer.name}, which takes {told}"
+            requirement = _requirement(layer, inputs[layer.input], name)
+            if requirement is not None:
+                return f"The model reads {name} with its layer {layer.name}, which takes {requirement}"
     return None
 
 
@@ -44,7 +44,7 @@ class _FirstLayer:
 # -- what it takes ------------------------------------------------------------------------------
 
 
-def _told(layer: _FirstLayer, x: Tensor, name: str) -> str | None:
+def _requirement(layer: _FirstLayer, x: Tensor, name: str) -> str | None:
     if layer.kind == "embedding":
         return f"token ids. Save {name} as int64." if x.is_floating_point() else None
     takes, advice = _features(layer, x, name) if layer.kind == "linear" else _channels(layer, x, name)

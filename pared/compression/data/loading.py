@@ -1,4 +1,4 @@
-"""From stored arrays to checked tensors in three splits: numbers, labels, preprocessing, and what is held out."""
+"""Turns stored arrays into checked tensors in three splits: numbers, labels, preprocessing, held-out samples."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None
         targets = {split: _numbers(array, split) for split, array in stored.targets.items()}
         classes = None
     scaling = [] if preprocess is None else _preprocess(inputs, preprocess)
-    given = "test" in targets
+    has_test = "test" in targets
     _draw_missing(inputs, targets, task, seed)
     return Data(
         inputs=inputs,
         targets=targets,
         task=task,
         classes=classes,
-        splits="given" if given else "by_seed",
+        splits="given" if has_test else "by_seed",
         format=stored.format,
         class_names=class_names,
         warnings=notes,
@@ -68,7 +68,7 @@ def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None
 
 
 def inspect_dataset(file: DatasetFile) -> DatasetInspection:
-    """What is in a data set, after the same checks as for a job; the task is guessed from the targets.
+    """Describe a data set, after the same checks as for a job; the task is guessed from the targets.
 
     Raises:
         UnsupportedDataset, InvalidData: as `load_dataset`.

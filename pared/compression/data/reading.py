@@ -26,7 +26,7 @@ from pared.wording import shortened
 
 
 def read_dataset(file: DatasetFile) -> Stored:
-    """The arrays of a data set.
+    """Read the arrays of a data set.
 
     Raises:
         UnsupportedDataset: not a format we read; says what it looks like.
@@ -48,7 +48,7 @@ def read_dataset(file: DatasetFile) -> Stored:
 
 
 def by_split(arrays: Mapping[str, Array], kind: str) -> Stored:
-    """Arrays by their names: `x` or `x0`, `x1`, … and `y`, alone or with `_train`, `_val`, `_test`."""
+    """Sort arrays into splits by their names: `x` or `x0`, `x1`, … and `y`, alone or with `_train`, `_val`, `_test`."""
     inputs: dict[Split, dict[int, Array]] = {}
     targets: dict[Split, Array] = {}
     ignored = []
@@ -58,11 +58,11 @@ def by_split(arrays: Mapping[str, Array], kind: str) -> Stored:
             ignored.append(name[:60])
             continue
         split = _split(match[3] or "train")
-        held: dict[Any, Array] = targets if match[2] else inputs.setdefault(split, {})
+        destination: dict[Any, Array] = targets if match[2] else inputs.setdefault(split, {})
         key = split if match[2] else int(match[1] or 0)
-        if key in held:
+        if key in destination:
             raise InvalidData(f"Two arrays could be {name!r}: name the training samples either x or x_train, not both.")
-        held[key] = array
+        destination[key] = array
     if "train" not in inputs or inputs.keys() != targets.keys():
         shapes = shortened([f"{name[:60]} {array.shape}" for name, array in arrays.items()]) or "nothing"
         raise InvalidData(

@@ -24,7 +24,7 @@ from pared.weights.program import write_record
 
 
 def place(module: nn.Module, device: str | torch.device) -> None:
-    """Let a module run on a device, in place: its tensors go there, and what is written in it says so.
+    """Move a module to a device, in place: its tensors, and the devices that are written into its code.
 
     That is: parameters and buffers, tensors in attributes, constants of the code, and devices in all of these. What the
     code makes without naming a device is made there too, except for numbers that shapes are computed from. Pinned
@@ -50,13 +50,13 @@ def place(module: nn.Module, device: str | torch.device) -> None:
 
 
 def place_graph(graph: Graph, device: torch.device, module: torch.jit.ScriptModule) -> None:
-    """The same for a graph that has not run yet, in which all calls of the module's methods are inlined."""
+    """Move a graph that has not run yet to a device; all calls of the module's methods in it are inlined."""
     for written in list(places_in(graph, device, module._c)):
         written.change()
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module runs: where its first tensor is, be it a constant of its code. The CPU, if it has none."""
+    """The device of a module's first tensor, which may be a constant of its code; the CPU, if it has none."""
     for layer in module.modules():
         for _, tensor in _tensors(layer):
             return tensor.device
@@ -74,8 +74,8 @@ def foreign_devices(module: nn.Module) -> list[str]:
     names: set[str] = set()
     for script in scripts_in(module):
         names |= {written.device for written in _written(script, CPU)}
-        held = [value for layer in _layers(script) for _, value in _attributes(layer)]
-        names |= {str(leaf) for leaf in leaves(held) if isinstance(leaf, torch.device)}
+        values = [value for layer in _layers(script) for _, value in _attributes(layer)]
+        names |= {str(leaf) for leaf in leaves(values) if isinstance(leaf, torch.device)}
         if COMPUTED in names:
             names |= {text for text in _texts(script) if device_named(text) is not None}
     return sorted(names - {"", "cpu", COMPUTED})
@@ -96,8 +96,8 @@ def _layers(script: torch.jit.ScriptModule) -> Iterator[Any]:
 
 def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
     """A layer's own parameters and buffers."""
-    held = [*layer._parameters.items(), *layer._buffers.items()]
-    return [(name, tensor) for name, tensor in held if tensor is not None]
+    tensors = [*layer._parameters.items(), *layer._buffers.items()]
+    return [(name, tensor) for name, tensor in tensors if tensor is not None]
 
 
 _STATE = frozenset(vars(nn.Module()))
@@ -151,9 +151,9 @@ def _methods(script: torch.jit.ScriptModule) -> Iterator[Any]:
 
 def graphs_of(script: torch.jit.ScriptModule) -> Iterator[Graph]:
     """The code that a ScriptModule runs: copies of the graphs of its methods and hooks in which calls are inlined."""
-    held = script._c
-    methods = [held._get_method(name) for name in held._method_names()]
-    for function in [*methods, *held._get_forward_pre_hooks(), *held._get_forward_hooks()]:
+    cpp_module = script._c
+    methods = [cpp_module._get_method(name) for name in cpp_module._method_names()]
+    for function in [*methods, *cpp_module._get_forward_pre_hooks(), *cpp_module._get_forward_hooks()]:
         graph = function.graph.copy()
         with optimized_execution(True):  # torch keeps what it inlines, and would otherwise keep it as it is
             _C._jit_pass_inline(graph)
@@ -182,9 +182,9 @@ def _place_fx_graph(module: fx.GraphModule, target: torch.device) -> None:
     """Let the calls of a graph of torch.fx or torch.export name the target wherever they name a device."""
     changed = False
     for node in module.graph.nodes:
-        given = node.args, node.kwargs
-        if node.target not in (operator.eq, operator.ne) and is_away(given, target):
-            node.args, node.kwargs = tree_map_only(torch.device, lambda _: target, given)
+        arguments = node.args, node.kwargs
+        if node.target not in (operator.eq, operator.ne) and is_away(arguments, target):
+            node.args, node.kwargs = tree_map_only(torch.device, lambda _: target, arguments)
             changed = True
     if changed:
         module.recompile()

@@ -50,7 +50,7 @@ COMPUTED = "computed"
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the code where something else than the target is written, and how it is changed.
+    """A place in the code that names another device than the target, and how to change it.
 
     `device`: the one that is written, `COMPUTED`, or the empty text.
     """
@@ -59,14 +59,16 @@ class Place:
     change: Callable[[], None]
 
 
-def module_kinds(held: Any) -> set[str]:
+def module_kinds(cpp_module: Any) -> set[str]:
     """The names of the classes of a C++ module and those inside of it."""
-    inside = [module_kinds(child) for _, child in _C.ModuleDict(held).items()]
-    return {held._type().qualified_name()}.union(*inside)
+    inside = [module_kinds(child) for _, child in _C.ModuleDict(cpp_module).items()]
+    return {cpp_module._type().qualified_name()}.union(*inside)
 
 
 def places_in(graph: Graph, target: torch.device, root: Any) -> Iterator[Place]:
-    """Where a graph says something else than the target. A change may take away nodes, but none of another place.
+    """The places where a graph names another device than the target, or pins memory.
+
+    Changing one place may remove nodes, but none that another place needs.
 
     Args:
         root: the C++ module that the code is of. Devices in attributes of modules are set there; those in attributes of
@@ -77,7 +79,7 @@ def places_in(graph: Graph, target: torch.device, root: Any) -> Iterator[Place]:
         if is_away(value, target) and not _only_compared(node.output()) and not _is_count(node.output(), value):
             yield Place(_named(value), functools.partial(_replace, graph, node, target, value))
     for node in graph.findAllNodes("aten::device", recurse=True):
-        named = [constant_of(given.node()) for given in node.inputs()]
+        named = [constant_of(operand.node()) for operand in node.inputs()]
         device = None if None in named else device_named(*named)
         if device != target and not _only_compared(node.output()):
             yield Place(str(device or COMPUTED), functools.partial(_replace, graph, node, target, target))
@@ -175,8 +177,8 @@ def _replace(graph: Graph, node: Node, target: torch.device, value: Any) -> None
 def _replace_move(graph: Graph, node: Node, target: torch.device) -> None:
     """Write `x.to(target)` for `x.cuda()` or `x.cpu()`."""
     with graph.insert_point_guard(node):
-        given = [graph.insertConstant(value) for value in (target, None, False, False)]
-        move = graph.insertNode(graph.create("aten::to", [next(node.inputs()), *given], 1))
+        constants = [graph.insertConstant(value) for value in (target, None, False, False)]
+        move = graph.insertNode(graph.create("aten::to", [next(node.inputs()), *constants], 1))
     move.output().setType(node.output().type())
     node.output().replaceAllUsesWith(move.output())
     node.destroy()

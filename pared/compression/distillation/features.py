@@ -1,4 +1,4 @@
-"""Reads what inner layers of a model come to, for a student that learns from those of its teacher."""
+"""Captures the outputs of a model's inner layers, for a student that learns from those of its teacher."""
 
 from __future__ import annotations
 
@@ -86,9 +86,11 @@ class Probe:
     def _flat(self, layer: str, value: Any, samples: int) -> Tensor:
         if isinstance(value, Tensor) and value.dim() >= 2 and len(value) == samples and value.is_floating_point():
             return value.flatten(1)
-        given = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        description = (
+            f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        )
         text = (
-            f"The {self._role}'s layer {layer} gives {given}; a feature is a float tensor (samples, …). "
+            f"The {self._role}'s layer {layer} gives {description}; a feature is a float tensor (samples, …). "
             "Name another layer."
         )
         raise ValidationError(text, errors=[{"pointer": "/loss/features", "detail": text}])

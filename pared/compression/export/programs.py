@@ -62,14 +62,14 @@ def export_program(
 
 
 def load_program(path: Path) -> Callable[..., Any]:
-    """What our own program answers. Not for uploads: torch's reader runs what is in the file."""
+    """Load a program that pared wrote, as a function. Not for uploads: torch's reader runs what is in the file."""
     with quiet():
         return torch.export.load(path).module()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters print whole graphs when they fail; their exceptions say the same in a line."""
+    """Silence the exporters, which print whole graphs when they fail; their exceptions say the same in a line."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -105,8 +105,10 @@ class _Followed(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """The ScriptModule's answer."""
         # Looked up anew in each run: torch.export puts its own tensors in the place of these.
-        held = dict(self.named_parameters(remove_duplicate=False)) | dict(self.named_buffers(remove_duplicate=False))
-        answer = self._interpreter.run(inputs, lambda name, tensor: Tracked(held.get(name, tensor)), lambda call: None)
+        tensors = dict(self.named_parameters(remove_duplicate=False)) | dict(self.named_buffers(remove_duplicate=False))
+        answer = self._interpreter.run(
+            inputs, lambda name, tensor: Tracked(tensors.get(name, tensor)), lambda call: None
+        )
         return tree_map_only(Tracked, lambda tracked: tracked.tensor, answer)
 
 
@@ -130,9 +132,9 @@ class _Symbolic(Interpreter):
         if library == "prim" or overload is None or not torch._C._dispatch_has_kernel(overload.name()):
             return super()._call(step, args)
         plain = tree_map_only(Tracked, lambda tracked: tracked.tensor, args)
-        given = [_declared(value, argument) for value, argument in zip(plain, schema.arguments, strict=True)]
-        named = {a.name: value for value, a in zip(given, schema.arguments, strict=True) if a.kwarg_only}
-        positional = given[: len(given) - len(named)]
+        arguments = [_declared(value, argument) for value, argument in zip(plain, schema.arguments, strict=True)]
+        named = {a.name: value for value, a in zip(arguments, schema.arguments, strict=True) if a.kwarg_only}
+        positional = arguments[: len(arguments) - len(named)]
         result = _PLAINER.get(step.kind, overload)(*positional, **named)
         results = list(result) if len(step.outputs) > 1 else [result] if step.outputs else []
         return list(tree_map_only(Tensor, Tracked, results))

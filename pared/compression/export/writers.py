@@ -147,12 +147,12 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
     names = [f"x{index}" for index in range(len(example))]
     axes = {name: {0: "batch"} for name in [*names, "y"]}
     # A copy, because the exporter inlines calls in a ScriptModule's own code, which other formats then would hold.
-    given = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
+    exported = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
     try:
         with quiet(), _nothing_printed():
             # The exporter for TorchScript: the newer one takes no ScriptModule.
             torch.onnx.export(
-                given, example, path, dynamo=False, input_names=names, output_names=["y"], dynamic_axes=axes
+                exported, example, path, dynamo=False, input_names=names, output_names=["y"], dynamic_axes=axes
             )
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:

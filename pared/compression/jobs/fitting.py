@@ -68,17 +68,17 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
             f"The token ids run from {low} to {high}, beyond what one of the model's embeddings holds. Encode the text "
             "with the vocabulary the model was trained with."
         )
-    held = _described(inputs, data.samples("train") + data.samples("val") + data.samples("test"))
+    contents = _described(inputs, data.samples("train") + data.samples("val") + data.samples("test"))
     refused = refusal(loaded.module, inputs)
     if refused is not None:
-        return ShapeMismatch(f"The data set holds {held}. {refused} {error.detail}")
+        return ShapeMismatch(f"The data set holds {contents}. {refused} {error.detail}")
     ran = guess_example_inputs(loaded)
     if ran is not None and _described(ran, 0) != _described(inputs, 0):
         return ShapeMismatch(
-            f"The model fails on the data set, which holds {held}. Of the shapes tried in its place, it ran on "
+            f"The model fails on the data set, which holds {contents}. Of the shapes tried in its place, it ran on "
             f"{_described(ran, None)}; others may do as well. {error.detail}"
         )
-    return ModelFailed(f"The model fails on the data set, which holds {held}. {error.detail}")
+    return ModelFailed(f"The model fails on the data set, which holds {contents}. {error.detail}")
 
 
 def _described(inputs: Inputs, samples: int | None) -> str:

@@ -1,4 +1,4 @@
-"""A prune job with a target: from the search for the amount to the word on whether the result meets it."""
+"""Runs a prune job with a target: searches for the amount, and judges whether the result meets the target."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ _HALVINGS = 6  # of amounts that are judged after a retraining: to a 64th
 
 
 class Search(Protocol):
-    """A search for the pruning that meets a target, each point of it under `points`; `found` is the last result's."""
+    """A search for the pruning that meets a target.
+
+    `points` has each candidate that was tried; `chosen` is the candidate of the last result.
+    """
 
     points: dict[Candidate, Point]
-    found: Candidate
+    chosen: Candidate
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> Pruning:
         """The pruned model that meets the target as far as can be told before it is measured, or the nearest.
@@ -75,7 +78,7 @@ class SizeSearch:
 
     def __init__(self, job: PruneJob) -> None:
         self.points: dict[Candidate, Point] = {}
-        self.found = Candidate(0.0, None)
+        self.chosen = Candidate(0.0, None)
         self._job = job
         self._sizes: Sizes | None = None  # what a finished search is not asked for again
         self._allowed = target_of(job.spec).sizes
@@ -99,20 +102,20 @@ class SizeSearch:
     def look(self) -> None:
         """Find the amount."""
         self._sizes = self._sizes or Sizes(self._job)
-        self.found, self._met = self._sizes.least(self._allowed)
+        self.chosen, self._met = self._sizes.least(self._allowed)
         if self._met:
-            self._allowed = self._sizes.shares(self.found)
+            self._allowed = self._sizes.shares(self.chosen)
         self._tries += 1
         tried = {Candidate(point.amount, point.round_to): point for point in self._sizes.points}
         self.points = tried | self.points  # what has been measured stays
         self._job.work.observer.log(
-            f"{len(tried)} amounts looked at: {self.found.amount:g} "
+            f"{len(tried)} amounts looked at: {self.chosen.amount:g} "
             f"{'is the least that meets the goal' if self._met else 'comes nearest to the goal'}"
         )
 
     def start(self, job: PruneJob) -> Pruning:
         """The pruning by the amount that was found."""
-        return Pruning(job.of(self.found.of(job.spec)), None if self._sizes is None else self._sizes.prunable.channels)
+        return Pruning(job.of(self.chosen.of(job.spec)), None if self._sizes is None else self._sizes.prunable.channels)
 
     def foreseen(self, after: Size, first_file_bytes: int | None) -> Goal:
         """What the target comes to where neither training nor time has a say in it.
@@ -140,8 +143,8 @@ class SizeSearch:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "amount": self.found.amount,
-            "round_to": self.found.round_to,
+            "amount": self.chosen.amount,
+            "round_to": self.chosen.round_to,
             "allowed": self._allowed,
             "met": self._met,
             "tries": self._tries,
@@ -149,7 +152,7 @@ class SizeSearch:
         }
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
+        self.chosen = Candidate(checkpoint["amount"], checkpoint["round_to"])
         self._allowed, self._met, self._tries = (checkpoint[name] for name in ("allowed", "met", "tries"))
         self.points = _by_candidate(checkpoint["points"])
 
@@ -163,7 +166,7 @@ class QualitySearch:
     def __init__(self, job: PruneJob, baseline: Assessment) -> None:
         """Args: baseline: the upload, scored."""
         self.points: dict[Candidate, Point] = {}
-        self.found = Candidate(0.0, None)
+        self.chosen = Candidate(0.0, None)
         self._job = job
         self._ways = prunable_of(job)
         self._baseline = baseline
@@ -216,17 +219,17 @@ class QualitySearch:
             validation = self._validated(state)
         except NotFinite as error:
             self._not_finite, validation = error, None
-            told = f"answers NaN or infinity, which holds nothing. {error.detail}"
+            outcome = f"answers NaN or infinity, which holds nothing. {error.detail}"
         point = self._ways.counted(state.loaded, candidate)
         point.validation, point.met = validation, False
         if validation is not None:
             point.met = validation >= self._least_score - 1e-12  # a last bit of arithmetic
             holds = "which holds the goal" if point.met else f"below {self._least_score:.4f}"
-            told = f"validation {validation:.4f}, {holds}"
-            if self._best is None or _better(point, self.points[self.found]):
-                self._best, self._best_checkpoint, self.found = state, newest, candidate
+            outcome = f"validation {validation:.4f}, {holds}"
+            if self._best is None or _better(point, self.points[self.chosen]):
+                self._best, self._best_checkpoint, self.chosen = state, newest, candidate
         self.points[candidate] = point
-        job.work.observer.log(f"an amount of {candidate.amount:g}: {told}")
+        job.work.observer.log(f"an amount of {candidate.amount:g}: {outcome}")
         keep(self._state() | {"pruning": None})
         return point
 
@@ -244,8 +247,8 @@ class QualitySearch:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "amount": self.found.amount,
-            "round_to": self.found.round_to,
+            "amount": self.chosen.amount,
+            "round_to": self.chosen.round_to,
             "points": [point.model_dump() for point in self.points.values()],
             "best": self._best_checkpoint,
         }
@@ -253,10 +256,10 @@ class QualitySearch:
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.points = _by_candidate(checkpoint["points"])
         if checkpoint["amount"]:  # a candidate, of those tried, that may be the result
-            self.found = Candidate(checkpoint["amount"], checkpoint["round_to"])
+            self.chosen = Candidate(checkpoint["amount"], checkpoint["round_to"])
             self._best_checkpoint = checkpoint["best"]
             self._job.stages.narrow(len(self.points) - 1, _HALVINGS)
-            self._best = Pruning(self._job.of(self.found.of(self._job.spec)))
+            self._best = Pruning(self._job.of(self.chosen.of(self._job.spec)))
             self._best.run(self._best_checkpoint, lambda _: None)
 
 
@@ -268,8 +271,8 @@ def _better(point: Point, best: Point) -> bool:
 
 
 def _by_candidate(points: list[dict[str, Any]]) -> dict[Candidate, Point]:
-    found = map(Point.model_validate, points)
-    return {Candidate(point.amount, point.round_to): point for point in found}
+    parsed = map(Point.model_validate, points)
+    return {Candidate(point.amount, point.round_to): point for point in parsed}
 
 
 # -- the word on the result ---------------------------------------------------------------------
@@ -282,7 +285,7 @@ def judge(job: PruneJob, search: Search, before: Measurement, after: Measurement
         first_file: the result in the first format that the job asks for, if that was written. No other file takes
             its place in a goal of bytes, which is then missed.
     """
-    target, found = target_of(job.spec), search.found
+    target, chosen = target_of(job.spec), search.chosen
     latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
     file_bytes = None if first_file is None else first_file.stat().st_size
@@ -290,9 +293,9 @@ def judge(job: PruneJob, search: Search, before: Measurement, after: Measurement
     if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
         reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
     goal = _judged(search, target, reached, before.quality, after.quality)
-    search.points[found] = Point(
-        amount=found.amount,
-        round_to=found.round_to,
+    search.points[chosen] = Point(
+        amount=chosen.amount,
+        round_to=chosen.round_to,
         parameters=after.parameters,
         nonzero_parameters=after.nonzero_parameters,
         macs=after.macs,
@@ -321,8 +324,8 @@ def _judged(
         status="infeasible" if target.missed(reached) else "met",
         target=target.goals,
         reached=reached,
-        amount=search.found.amount,
-        round_to=search.found.round_to,
+        amount=search.chosen.amount,
+        round_to=search.chosen.round_to,
         sentence=goal_sentence(target, reached, before, after, len(search.points)),
     )
 
@@ -333,7 +336,7 @@ def frontier(search: Search) -> list[Point]:
 
 
 def write_frontier(points: list[Point], directory: Path) -> None:
-    """The points as `frontier.csv`; what was not looked at is empty."""
+    """Write the points as `frontier.csv`; what was not measured is empty."""
     with (directory / FRONTIER).open("w", newline="") as file:
         writer = csv.DictWriter(file, Point.model_fields, lineterminator="\n")
         writer.writeheader()

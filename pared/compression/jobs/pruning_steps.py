@@ -1,4 +1,4 @@
-"""A model on its way through the steps of a pruning schedule, and all that a checkpoint must hold of it."""
+"""Takes a model through the steps of a pruning schedule, and says what a checkpoint must hold of it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PruneJob:
 
 
 def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """What every way of choosing is told.
+    """The arguments that every selection of what to prune takes.
 
     Args:
         slopes: of the training that runs, where they are known, instead of gradients of some samples.
@@ -106,16 +106,16 @@ def _on_cpu(module: nn.Module) -> nn.Module:
 
 
 def removable_channels(
-    job: PruneJob, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, gone: int = 0
+    job: PruneJob, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, removed_units: int = 0
 ) -> RemovableChannels:
-    """The channels or heads that can go, of a model that `gone` of the `upload_units` are gone from already."""
+    """The channels or heads that can go, of a model that lost `removed_units` of the `upload_units` already."""
     return RemovableChannels(
         loaded,
         job.example,
         scope=job.spec.scope,
         heads_alone=job.spec.granularity == "head",
         upload_units=upload_units,
-        gone=gone,
+        removed_units=removed_units,
         **choice(job, loaded.module, step),
     )
 
@@ -131,8 +131,8 @@ def prunable_weights(
 
 
 def _of_folded(original: LoadedModel) -> dict[str, Any]:
-    """What the choice of single weights is told of weights that the upload computes: of those folded, and of others."""
-    return {"left_out": original.left_out, "held": zeros_held(original.module, original.sparse)}
+    """The arguments that say which weights the upload computes: those that were folded, and those left out."""
+    return {"left_out": original.left_out, "allowed": zeros_held(original.module, original.sparse)}
 
 
 class Pruning:
@@ -148,7 +148,7 @@ class Pruning:
         self.reasons: dict[str, str] = {}
         self.output_dims: dict[str, int] = {}
         self.units: dict[str, int] = {}  # channels of each group that could be chosen from at the start
-        self.gone = 0
+        self.removed_units = 0
         self.before_retraining: Quality | None = None
         self.history: list[EpochRecord] = []
         self.best_epoch: int | None = None
@@ -183,8 +183,8 @@ class Pruning:
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.job.data is not None and self.job.retrain is not None and len(amounts) == 1:
                     upload = self.job.baseline
-                    found = assessed(self.loaded.module, self.job.data, spec, work, stages, upload=upload)
-                    self.before_retraining = found.quality
+                    assessment = assessed(self.loaded.module, self.job.data, spec, work, stages, upload=upload)
+                    self.before_retraining = assessment.quality
             if self.job.data is not None and self.job.retrain is not None:
                 self.job.formats.try_out(self.loaded)
                 stages.enter("retrain")
@@ -223,15 +223,17 @@ class Pruning:
                 self._remove_residual_blocks(module, step, amount)
                 return True
             channels = self._channels if step == 0 else None
-            channels = channels or removable_channels(self.job, self.loaded, step, self.units or None, self.gone)
+            channels = channels or removable_channels(
+                self.job, self.loaded, step, self.units or None, self.removed_units
+            )
             removal = channels.removal(amount, spec.round_to or 1)
         except NothingToPrune:
-            if last and not self.gone:
+            if last and not self.removed_units:
                 raise
             return False
         self.output_dims = self.output_dims or removal.output_dims
         self.units = self.units or removal.units
-        self.gone += removal.removed_units
+        self.removed_units += removal.removed_units
         shapes = {name: tuple(tensor.shape) for name, tensor in self.job.original.module.state_dict().items()}
         self.removed = compose_removed(self.removed, removal.removed, shapes)
         self.reasons = removal.reasons | self.reasons
@@ -259,7 +261,7 @@ class Pruning:
             **choice(job, module, step),
         )
         self.units = self.units or removal.units
-        self.gone += removal.removed_units
+        self.removed_units += removal.removed_units
         self.removed = removal.removed
         self.reasons = removal.reasons | self.reasons
         self.loaded = removal.loaded
@@ -307,8 +309,8 @@ class Pruning:
         spec, left_out = self.job.spec, self.job.original.left_out
         chosen = masks.kept.keys() & matching(module, spec.include, spec.exclude).keys()
         covered = {layers[alias] for name in chosen for alias in names_of[name] if alias in layers}
-        told = dict.fromkeys(layers.values(), "left out by include/exclude") | left_out
-        self.reasons = {layer: told[layer] for layer in layers.values() if layer not in covered}
+        reasons = dict.fromkeys(layers.values(), "left out by include/exclude") | left_out
+        self.reasons = {layer: reasons[layer] for layer in layers.values() if layer not in covered}
 
     def _masks_of_now(self) -> Masks:
         assert self.masks is not None  # noqa: S101 - the caller has just set them
@@ -340,7 +342,7 @@ class Pruning:
                     "reasons": self.reasons,
                     "output_dims": self.output_dims,
                     "units": self.units,
-                    "gone": self.gone,
+                    "gone": self.removed_units,
                     "masks": None if self.masks is None else self.masks.state(),
                     "before_retraining": None if quality is None else quality.model_dump(),
                     "history": [record.model_dump() for record in earlier],
@@ -351,7 +353,7 @@ class Pruning:
         taught = self._taught = self._taught or self._lesson(retrain, data)
         if constraint is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
             constraint = Masks(zeros)
-        found = fit(
+        fitted = fit(
             self.loaded.module,
             taught.data,
             retrain,
@@ -368,11 +370,11 @@ class Pruning:
             keep=keep_all,
             resume=resumed,
         )
-        self.history = earlier + found.history
-        self.best_epoch = found.best_epoch
-        self._notes = list(dict.fromkeys([*self._notes, *found.warnings]))
-        if isinstance(found.masks, Masks) and spec.granularity not in PHYSICAL:
-            self._take_up(Masks.from_state({name: kept.cpu() for name, kept in found.masks.state().items()}))
+        self.history = earlier + fitted.history
+        self.best_epoch = fitted.best_epoch
+        self._notes = list(dict.fromkeys([*self._notes, *fitted.warnings]))
+        if isinstance(fitted.masks, Masks) and spec.granularity not in PHYSICAL:
+            self._take_up(Masks.from_state({name: kept.cpu() for name, kept in fitted.masks.state().items()}))
 
     def _share_values(self, quantize: Quantize, step: int, resumed: dict[str, Any] | None, keep: Keep) -> None:
         """Let weights share values, and train these."""
@@ -396,7 +398,7 @@ class Pruning:
         spec, teacher = self.job.spec, self.job.original.module
         if retrain.teach is None:
             return Objective(data, learn_labels(spec.task), None)
-        found = make_objective(
+        objective = make_objective(
             retrain.teach,
             teacher,
             self.loaded.module,
@@ -407,13 +409,13 @@ class Pruning:
             device=self.job.work.device,
         )
         place(teacher, CPU)
-        return found
+        return objective
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         """Take up what an earlier attempt had reached; weights and masks come with the training state."""
         self.removed, self.reasons = checkpoint["removed"], checkpoint["reasons"]
         self.output_dims = checkpoint["output_dims"]
-        self.units, self.gone = checkpoint["units"], checkpoint["gone"]
+        self.units, self.removed_units = checkpoint["units"], checkpoint["gone"]
         if self.job.spec.granularity == "residual_block":
             self.loaded = apply_block_removal(self.job.original, self.job.example, self.removed)
         else:
@@ -428,28 +430,28 @@ class Pruning:
 
     @property
     def _unit(self) -> str:
-        """What is removed, in words."""
+        """The name of what is removed."""
         return self.job.spec.granularity.replace("_", " ")
 
     def _progress_line(self, step: int, steps: int) -> str:
         of = f"step {step + 1} of {steps}: " if steps > 1 else ""
         if self.masks is not None:
             return f"{of}{100 * self.masks.sparsity():.2f} % of the prunable weights are zero"
-        return f"{of}{self.gone} of {sum(self.units.values())} removable {self._unit}s are gone"
+        return f"{of}{self.removed_units} of {sum(self.units.values())} removable {self._unit}s are gone"
 
     def warnings(self) -> list[str]:
-        """Where the outcome is not what the spec seems to ask for."""
+        """Warnings where the outcome is not what the spec seems to ask for."""
         spec, notes = self.job.spec, [*self._corrected(), *self._notes]
         if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
-            if self.gone < wanted and not spec.amounts and not spec.round_to:
+            if self.removed_units < wanted and not spec.amounts and not spec.round_to:
                 least = "" if spec.granularity == "residual_block" else "each group of layers keeps at least one, and "
                 notes.append(
-                    f"{self.gone} of {sum(self.units.values())} removable {self._unit}s went, where an amount of "
-                    f"{asked.default:g} asks for {wanted}: {least}one whose removal did not hold keeps all. "
+                    f"{self.removed_units} of {sum(self.units.values())} removable {self._unit}s went, where an amount "
+                    f"of {asked.default:g} asks for {wanted}: {least}one whose removal did not hold keeps all. "
                     "The layers' own lines say which."
                 )
             if spec.scope == "global" and (thin := self._thin()):
@@ -483,10 +485,10 @@ class Pruning:
         """The layers that are left with less than a tenth of their channels."""
         module = self.job.original.module
         weights, layers = tensors(module), weight_layers(module)
-        told = {}
+        channels_left = {}
         for name, dim in self.output_dims.items():
             size = weights[name].shape[dim]
             left = size - len(self.removed.get(name, {}).get(str(dim), []))
             if left < _THIN * size:
-                told[layers[name]] = f"{left} of {size}"
-        return [f"{layer} ({left} channels)" for layer, left in told.items()]
+                channels_left[layers[name]] = f"{left} of {size}"
+        return [f"{layer} ({left} channels)" for layer, left in channels_left.items()]

@@ -1,4 +1,4 @@
-"""The search for the least pruning that leaves no more of a model than a target allows; nothing is trained for it."""
+"""Searches for the least pruning that leaves no more of a model than a target allows, without training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Sizes:
     """
 
     def __init__(self, job: PruneJob) -> None:
-        """Find what can go.
+        """Find what can be pruned.
 
         Raises:
             NothingToPrune: nothing can go.
@@ -72,9 +72,9 @@ class Sizes:
     def least(self, allowed: Mapping[str, float]) -> tuple[Candidate, bool]:
         """The least pruning that leaves no more than these shares, and True; or else the nearest, and False."""
         while True:
-            found, met = self._least(allowed)
-            if self.prunable.hold(found):
-                return found, met
+            candidate, met = self._least(allowed)
+            if self.prunable.hold(candidate):
+                return candidate, met
             self._known.clear()  # some channels must stay: all that was counted without them is wrong
 
     def shares(self, candidate: Candidate) -> dict[str, float]:
@@ -108,10 +108,10 @@ class Sizes:
             else:
                 low, above, sides = middle, math.sqrt(now), sides[-1:] + "+"
                 below = (1 + below) / 2 if sides == "++" else below
-        found = Candidate(high / _FINEST, round_to)
+        candidate = Candidate(high / _FINEST, round_to)
         if "latency" in allowed and round_to is None and self._job.spec.granularity == "channel":
-            found = self._fastest_rounding(found, allowed)
-        return found, True
+            candidate = self._fastest_rounding(candidate, allowed)
+        return candidate, True
 
     def _nearest(self, allowed: Mapping[str, float]) -> Candidate | None:
         """Of all that was tried, what misses by the least factor."""
@@ -122,10 +122,10 @@ class Sizes:
         nearest = min(points, key=lambda point: (self._excess_of_known(point, allowed), point.amount))
         return Candidate(nearest.amount, nearest.round_to)
 
-    def _fastest_rounding(self, found: Candidate, allowed: Mapping[str, float]) -> Candidate:
+    def _fastest_rounding(self, candidate: Candidate, allowed: Mapping[str, float]) -> Candidate:
         """The same amount with the channels that are kept rounded up, where that is the fastest that meets all."""
         latencies: dict[Candidate, float] = {}
-        for option in (found, *(Candidate(found.amount, round_to) for round_to in _ROUNDINGS)):
+        for option in (candidate, *(Candidate(candidate.amount, round_to) for round_to in _ROUNDINGS)):
             point = self._point(option, allowed)
             if point is not None and point.latency is not None and self._excess(point, allowed) <= 1:
                 latencies[option] = point.latency
@@ -202,10 +202,10 @@ def shares_left(
         "macs": after.macs,
         "file_bytes": file_bytes,
     }
-    found = {name: count / upload[name] for name, count in counted.items() if count is not None and upload.get(name)}
+    shares = {name: count / upload[name] for name, count in counted.items() if count is not None and upload.get(name)}
     if latency is not None:
-        found["latency"] = latency
-    return {name: found[name] for name in target_of(spec).sizes if name in found}
+        shares["latency"] = latency
+    return {name: shares[name] for name in target_of(spec).sizes if name in shares}
 
 
 # -- what can go --------------------------------------------------------------------------------
@@ -225,16 +225,16 @@ class Prunable(Protocol):
 
     @property
     def channels(self) -> RemovableChannels | None:
-        """Those that can go, where channels go."""
+        """The channels that can go, where channels are pruned."""
 
     def chosen(self, candidate: Candidate) -> Any:
-        """What goes."""
+        """What a candidate removes."""
 
     def key(self, chosen: Any) -> tuple[int, ...]:
-        """The same for what comes to the same result; empty where nothing goes."""
+        """A key that is equal for choices with the same result; empty where nothing goes."""
 
     def without(self, chosen: Any, *, to_count: bool) -> LoadedModel:
-        """The model without it, unchecked. `to_count`: it is neither timed nor saved."""
+        """The model without what was chosen, unchecked. `to_count`: it is neither timed nor saved."""
 
     def counted(self, pruned: LoadedModel, candidate: Candidate) -> Point:
         """How much there is of a pruned model."""

@@ -1,4 +1,4 @@
-"""What every method does: settle what the process has set, say which stage runs, load data, assess a model."""
+"""Holds the steps that all methods share: process settings, stages, loading data, and assessing a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BEGINS: dict[Stage, float] = {
 
 @contextmanager
 def settled(work: Work) -> Iterator[None]:
-    """Same spec, same seed, same machine: same bits. What the process had set before comes back afterwards."""
+    """Make a job's bits depend on its spec, its seed and the machine alone; restores the settings afterwards."""
     threads, python_state, numpy_state = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
     cudnn = torch.backends.cudnn
     flags = cudnn.deterministic, cudnn.benchmark
@@ -59,7 +59,7 @@ def settled(work: Work) -> Iterator[None]:
 
 
 def _load_libraries(device: str) -> None:
-    """Those of a card take about a second to load at their first use: let that be while files are read."""
+    """Load the libraries of a card while files are read: their first use takes about a second."""
     image, weight = torch.ones(2, 8, 8, 8, device=device), torch.ones(8, 8, 3, 3, device=device, requires_grad=True)
     for precision in (torch.float32, torch.bfloat16):
         output = torch.nn.functional.conv2d(image.to(precision), weight.to(precision))
@@ -153,6 +153,6 @@ def assessed(
 ) -> Assessment:
     """Score a model on the validation and test splits; it ends on the CPU. `upload`, `role`: as `assess` takes them."""
     place(module, work.device)
-    found = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
+    assessment = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
     place(module, CPU)
-    return found
+    return assessment

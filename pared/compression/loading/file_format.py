@@ -1,4 +1,4 @@
-"""Tells what an upload is by its content, and what else it looks like when it is no model."""
+"""Recognises the format of an uploaded model by its content, and names what a file is that is no model."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def _recognise_zip(path: Path) -> Container:
         raise UnsupportedModel(f"This is a NumPy archive (.npz): upload it as a data set. {SAVE_ADVICE}")
     if "MAR-INF/MANIFEST.json" in names:
         raise UnsupportedModel("This is a TorchServe archive (.mar). Unpack it and upload the model file inside.")
-    held = ", ".join(sorted(names)[:5])[:300]
-    raise UnsupportedModel(f"This is a zip archive without a PyTorch model in it (it holds {held}). {SAVE_ADVICE}")
+    listing = ", ".join(sorted(names)[:5])[:300]
+    raise UnsupportedModel(f"This is a zip archive without a PyTorch model in it (it holds {listing}). {SAVE_ADVICE}")
 
 
 def _check_torch_archive(entries: list[zipfile.ZipInfo]) -> None:

@@ -39,7 +39,7 @@ from pared.errors import UnsupportedModel, telling_line
 
 
 def folded(loaded: LoadedModel) -> LoadedModel:
-    """The upload with plain weights where it computes a layer's from tensors of its own, and a warning that says so.
+    """The upload with plain weights in place of those that it computes from its own tensors, and a warning of that.
 
     What cannot be folded is left as it is, and named with the reason in `left_out`: its single weights are not to be
     pruned. Where inputs can be guessed, the model is tried out against what it was; else `confirmed` does it.
@@ -70,7 +70,7 @@ def folded(loaded: LoadedModel) -> LoadedModel:
 
 
 def confirmed(loaded: LoadedModel, example: Sequence[Tensor]) -> LoadedModel:
-    """The same, once a folding that could not be tried out on opening has been.
+    """The upload as `folded` gives it, after trying out a folding that could not be tried out on opening.
 
     Raises:
         UnsupportedModel: the folded model answers otherwise than the upload.
@@ -148,14 +148,14 @@ class _Computed:
 
 
 class _Reading:
-    """The computed weights of a graph: `found` maps the value of each to what the layer that takes it calls it."""
+    """The computed weights of a graph: `computed` maps the value of each to its argument name in the layer."""
 
     def __init__(self, script: torch.jit.ScriptModule, graph: Any) -> None:
         self.flow = Flow(graph, script)
-        self.found: dict[str, str] = {}
+        self.computed: dict[str, str] = {}
         for node, step in zip(nodes_of(graph), self.flow.steps, strict=True):
             for value, argument in _weights_of(node, step, self.flow):
-                self.found |= dict.fromkeys(self._computed(value, set()), argument)
+                self.computed |= dict.fromkeys(self._computed(value, set()), argument)
 
     def _computed(self, value: str, seen: set[str]) -> Iterator[str]:
         """What is computed of the model's own tensors alone, on the way to a value.
@@ -169,7 +169,7 @@ class _Reading:
         step, of_data = self.flow.steps[made], value in self.flow.data
         if of_data and (nature(step.kind) == "layer" or step.kind in _PRODUCTS or step.blocks):
             return  # what the data came through before
-        parts = [found for part in self.flow.operands(value) for found in self._computed(part, seen)]
+        parts = [computed for part in self.flow.operands(value) for computed in self._computed(part, seen)]
         if of_data or step.kind in _MOVES or nature(step.kind) == "layout":
             yield from parts
         elif parts or (step.inputs and not step.blocks):  # branches may agree on a tensor of the model itself
@@ -209,7 +209,7 @@ def _fold(script: torch.jit.ScriptModule) -> _Folding:
     """Fold all that can be; what turns out not to is given up one after the other."""
     left: dict[str, str] = {}
     reading = _Reading(script, inlined(script.graph.copy()))
-    if not reading.found or not _computed_weights(script, reading, left):
+    if not reading.computed or not _computed_weights(script, reading, left):
         return _Folding(script, left=left)
     plain = reloaded(script)
     spell_out_lists(inlined_graph(plain), plain)
@@ -251,12 +251,12 @@ def _computed_weights(script: torch.jit.ScriptModule, reading: _Reading, left: d
         known, otherwise = (Interpreter(each, flow.graph).fixed_values() for each in (own, shaken))
     storages = {tensor.untyped_storage().data_ptr() for tensor in own.state_dict().values()}
     weights: list[_Computed] = []
-    for value, argument in reading.found.items():
+    for value, argument in reading.computed.items():
         cone = flow.cone(value)
         paths = {flow.paths[part] for part in cone if part in flow.paths}
         parameters = {path: tensors[path] for path in tensors if path in paths}
-        found = known.get(value)
-        tensor = found.tensor.detach() if isinstance(found, Tracked) else None
+        fixed = known.get(value)
+        tensor = fixed.tensor.detach() if isinstance(fixed, Tracked) else None
         if not parameters or (tensor is not None and tensor.untyped_storage().data_ptr() in storages):
             continue  # a tensor of the model itself, whatever branch it came through
         kinds = {flow.steps[flow.maker[part]].kind for part in cone if part in flow.maker and part not in flow.paths}

@@ -1,4 +1,4 @@
-"""What is in a model: its layers, their shapes, and which of them can lose channels."""
+"""Describes a model: its layers, their shapes, and which of them can lose channels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PASSED_OVER = "pared found no channels in this layer; granularity `weight` can z
 
 
 def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> ModelInspection:
-    """What is in the model, and which layers can lose channels.
+    """Describe the model, and which layers can lose channels.
 
     Args:
         loaded: the opened upload.
@@ -60,7 +60,7 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
 
 
 def inspect_weights(file: ModelFile) -> ModelInspection | None:
-    """What is in a state dict whose architecture is still to come, with a job. None: a file that needs none.
+    """Describe a state dict whose architecture comes later, with a job; None for a file that needs none.
 
     Raises:
         UnsupportedModel: not a model we open.
@@ -169,10 +169,10 @@ def _layer(tensor_name: str) -> str:
 
 def _kind(module: nn.Module, layer: str) -> str:
     """The class of a layer in lower case; a tensor that belongs to no layer is a parameter."""
-    found = dict(module.named_modules(remove_duplicate=False)).get(layer)
-    if found is None:
+    owner = dict(module.named_modules(remove_duplicate=False)).get(layer)
+    if owner is None:
         return "parameter"
-    return str(found.original_name if isinstance(found, torch.jit.ScriptModule) else type(found).__name__).lower()
+    return str(owner.original_name if isinstance(owner, torch.jit.ScriptModule) else type(owner).__name__).lower()
 
 
 def _described_input(tensor: Tensor) -> dict[str, Any]:

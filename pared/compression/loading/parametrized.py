@@ -42,11 +42,11 @@ class Folded:
 
 
 def plain_name(name: str) -> str | None:
-    """What the weight is called of which torch keeps this tensor: `conv.weight` for `conv.weight_v`; None: no such."""
-    head, found, _ = name.rpartition("_")
+    """The name of the weight that torch computes from this tensor: `conv.weight` for `conv.weight_v`; or None."""
+    head, separator, _ = name.rpartition("_")
     if ".parametrizations." in f".{name}":
         return next(iter(computed_from([name])))
-    return head if found and name.endswith(("_v", "_g", "_orig", "_raw", "_bar")) else None
+    return head if separator and name.endswith(("_v", "_g", "_orig", "_raw", "_bar")) else None
 
 
 def folded_note(sources: Mapping[str, Sequence[str]], before: int, after: int) -> str:
@@ -159,22 +159,22 @@ def fold_module(module: nn.Module) -> Folded:
         if any(count[id(tensor)] > 1 for tensor in layer.parameters()):
             continue
         with torch.no_grad():
-            found = _without_parametrizations(layer) if parametrize.is_parametrized(layer) else _without_hooks(layer)
+            origins = _without_parametrizations(layer) if parametrize.is_parametrized(layer) else _without_hooks(layer)
         prefix = f"{path}." if path else ""
-        for leaf, (sources, sparse) in found.items():
+        for leaf, (sources, sparse) in origins.items():
             folded.sources[f"{prefix}{leaf}"] = [f"{prefix}{source}" for source in sources]
             folded.sparse |= {f"{prefix}{leaf}"} if sparse else set()
     folded.saved = before - sum(parameter.numel() for parameter in module.parameters())
     return folded
 
 
-_Found = dict[str, tuple[list[str], bool]]
+_Origins = dict[str, tuple[list[str], bool]]
 """Name of a folded tensor within its layer -> what it was computed from there, and whether zeros are forced."""
 
 
-def _without_parametrizations(layer: nn.Module) -> _Found:
-    """Not by torch's own function, which changes the layer's class: a copy shares it with what it is a copy of."""
-    found: _Found = {}
+def _without_parametrizations(layer: nn.Module) -> _Origins:
+    """Fold without torch's own function, which changes the layer's class: copies of the layer share it."""
+    origins: _Origins = {}
     values: dict[str, nn.Parameter | Tensor] = {}
     for leaf, made in layer.get_submodule("parametrizations").named_children():
         tensor = getattr(layer, leaf).detach().clone()
@@ -185,7 +185,7 @@ def _without_parametrizations(layer: nn.Module) -> _Found:
         trains = any(parameter.requires_grad for parameter in parameters)
         values[leaf] = nn.Parameter(tensor, requires_grad=trains) if parameters else tensor
         names = [f"parametrizations.{leaf}.{name}" for name in made.state_dict()]
-        found[leaf] = names, bool(((tensor == 0) & (shaken() == 0)).any())
+        origins[leaf] = names, bool(((tensor == 0) & (shaken() == 0)).any())
     layer.__class__ = type(layer).__bases__[0]
     del layer.parametrizations
     for leaf, value in values.items():
@@ -193,11 +193,11 @@ def _without_parametrizations(layer: nn.Module) -> _Found:
             layer.register_parameter(leaf, value)
         else:
             layer.register_buffer(leaf, value)
-    return found
+    return origins
 
 
-def _without_hooks(layer: nn.Module) -> _Found:
-    found: _Found = {}
+def _without_hooks(layer: nn.Module) -> _Origins:
+    origins: _Origins = {}
     for hook in reversed(list(layer._forward_pre_hooks.values())):  # a later one may make what an earlier one takes
         for kind, (remove, name) in _REMOVE.items():
             if isinstance(hook, kind):
@@ -206,8 +206,8 @@ def _without_hooks(layer: nn.Module) -> _Found:
                 tensors = {part: tensor for part, tensor in parts.items() if isinstance(tensor, Tensor)}
                 remove(layer, leaf)
                 getattr(layer, leaf).requires_grad_(any(tensor.requires_grad for tensor in tensors.values()))
-                found[leaf] = [f"{leaf}_{part}" for part in tensors], "mask" in tensors
-    return found
+                origins[leaf] = [f"{leaf}_{part}" for part in tensors], "mask" in tensors
+    return origins
 
 
 _REMOVE: dict[type, tuple[Callable[[nn.Module, str], nn.Module], str]] = {

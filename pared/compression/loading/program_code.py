@@ -195,12 +195,12 @@ class _Code:
             self._assign(node.outputs[:1] if _norm(node) else node.outputs, call, values)
 
     def _write_inner(self, node: Node, values: dict[str, str]) -> None:
-        """What ran under no_grad: the same numbers."""
+        """Write the calls that ran under no_grad, which does not change their results."""
         _, inner, *operands = [argument.arg for argument in node.inputs]
         graph = Graph.model_validate(inner["as_graph"]["graph"])
         inside = {
-            given["as_tensor"]["name"]: self._value(operand, values)
-            for given, operand in zip(graph.inputs, operands, strict=True)
+            parameter["as_tensor"]["name"]: self._value(operand, values)
+            for parameter, operand in zip(graph.inputs, operands, strict=True)
         }
         self._write(graph, inside)
         results = [item for output in node.outputs for item in _items(output)]
@@ -213,10 +213,10 @@ class _Code:
                 return _PYTHON[node.target](*(self._value(argument.arg, values) for argument in node.inputs))
             except IndexError as error:
                 raise _unknown(node.target) from error
-        found = _TARGET.fullmatch(node.target)
-        if found is None:
+        match = _TARGET.fullmatch(node.target)
+        if match is None:
             raise _unknown(node.target)
-        library, operator = found[1], found[2]
+        library, operator = match[1], match[2]
         if library == "higher_order":
             raise UnsupportedModel(
                 f"This program uses torch.export's {operator}, a branch or loop that its data decides on, or another "
@@ -392,19 +392,19 @@ def _refusal(error: RuntimeError) -> str:
 
 
 def _without_batch(graph: Graph, node: Node, sizes: Argument) -> list[int] | None:
-    """Sizes that fit any first dimension, and say the same of what the program was exported with.
+    """Sizes that fit any first dimension, and equal the written ones for the batch of the export.
 
     A reshape counts its elements, so any one of its sizes may be left to it.
     """
-    given = sizes.get("as_ints")
+    written = sizes.get("as_ints")
     after = sizes_of(graph.tensor_values, _items(node.outputs[0])[0])
     rest = [size for size in after[1:] if size]
-    if not given or len(rest) != len(given) - 1:  # a computed size, or one of none
+    if not written or len(rest) != len(written) - 1:  # a computed size, or one of none
         return None
     if ".expand." not in node.target:
         return [-1, *rest]
     before = sizes_of(graph.tensor_values, _items(node.inputs[0].arg)[0])
-    return [-1, *given[1:]] if len(before) == len(given) and before[0] == given[0] else None
+    return [-1, *written[1:]] if len(before) == len(written) and before[0] == written[0] else None
 
 
 # -- tensors --------------------------------------------------------------------------------------

@@ -233,9 +233,10 @@ def _read(archive: zipfile.ZipFile) -> Program:
             f"be pruned or trained. Upload the program that it was compiled from. {_AGAIN}"
         )
     if models != [f"{root}/models/model.json"]:
-        held = ", ".join(name.rpartition("/")[2] for name in models)[:200] or "none"
+        listing = ", ".join(name.rpartition("/")[2] for name in models)[:200] or "none"
         raise UnsupportedModel(
-            f"A .pt2 file must hold one program, called model, as torch.export.save writes it; this one holds {held}."
+            "A .pt2 file must hold one program, called model, as torch.export.save writes it; this one holds "
+            f"{listing}."
         )
     document = _parsed(_Document, archive, models[0])
     version = document.schema_version

@@ -1,4 +1,4 @@
-"""Opens a torch.export program (`.pt2`): reads it as data, and goes on with TorchScript that says the same."""
+"""Opens a torch.export program (`.pt2`): reads it as data, and turns it into equivalent TorchScript."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def _takes_any_batch(script: torch.jit.ScriptModule, freed: torch.jit.ScriptModu
         except Exception:  # noqa: BLE001 - whatever it is, it takes no other batch
             return False
     wanted = [(tensor[:1], _repeated(tensor, 2 * rows)) for tensor in expected if tensor.dim()]
-    found = list(zip(single, double, strict=True))
-    return len(wanted) == len(found) and all(
+    actual = list(zip(single, double, strict=True))
+    return len(wanted) == len(actual) and all(
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-        for pair, others in zip(found, wanted, strict=True)
+        for pair, others in zip(actual, wanted, strict=True)
         for one, other in zip(pair, others, strict=True)
     )
 

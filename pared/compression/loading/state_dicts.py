@@ -154,15 +154,15 @@ def _only_tensors(loaded: Any, notes: list[str]) -> State:
     direct = _tensors_of(loaded)
     if not direct:
         nested = {key: _tensors_of(value) for key, value in loaded.items() if isinstance(value, Mapping)}
-        found = [key for key, tensors in nested.items() if tensors]
-        usual = [key for key in ("state_dict", "model_state_dict", "model", "net") if key in found]
-        if len(found) != 1 and not usual:
+        candidates = [key for key, tensors in nested.items() if tensors]
+        usual = [key for key in ("state_dict", "model_state_dict", "model", "net") if key in candidates]
+        if len(candidates) != 1 and not usual:
             keys = shortened([str(key)[:60] for key in loaded]) or "nothing"
             raise UnsupportedModel(
                 f"No state dict was found in this file (it holds {keys}). Save the weights alone with "
                 "torch.save(model.state_dict(), …)."
             )
-        chosen = usual[0] if usual else found[0]
+        chosen = usual[0] if usual else candidates[0]
         notes.append(f"The weights were taken from {str(chosen)!r} in the checkpoint; the rest was left out.")
         loaded, direct = loaded[chosen], nested[chosen]
     others = [str(key)[:60] for key in loaded if key not in direct]

@@ -112,7 +112,7 @@ def _answers(module: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 def _origin(module: nn.Module, inputs: Inputs) -> str:
     """A sentence on the first step that makes NaN (or infinity, where the answer holds no NaN) of numbers; or none."""
-    layer, found = "", ""
+    layer, sentence = "", ""
     with suppress(Exception), torch.no_grad():  # what cannot be followed is not told
         on_cpu = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else copy.deepcopy(module)
         place(on_cpu, CPU)
@@ -121,18 +121,18 @@ def _origin(module: nn.Module, inputs: Inputs) -> str:
         bad = torch.isnan if nan else torch.isinf
 
         def visit(call: Call) -> None:
-            nonlocal layer, found
+            nonlocal layer, sentence
             named = [tracked.name for tracked in call.tensors if tracked.name]
             layer = named[0].rpartition(".")[0] or named[0] if named else layer
-            if found or not _any(call.results, bad) or _any(call.tensors, bad):
+            if sentence or not _any(call.results, bad) or _any(call.tensors, bad):
                 return
             what = "NaN" if nan else "infinity"
             place = "in" if named else "behind"
-            found = f"The first {what} is made by {call.kind}{f' {place} the layer {layer}' if layer else ''}. "
+            sentence = f"The first {what} is made by {call.kind}{f' {place} the layer {layer}' if layer else ''}. "
 
         run = Interpreter(scripted(on_cpu, inputs)).run
         run(inputs, lambda name, tensor: Tracked(tensor, [], name=name), visit)
-    return found
+    return sentence
 
 
 def _any(tensors: Sequence[Tracked], bad: Callable[[Tensor], Tensor]) -> bool:

@@ -42,7 +42,7 @@ def measure_latency(
     Returns:
         The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
     """
-    found: tuple[list[Latency], list[Latency]] = ([], [])
+    results: tuple[list[Latency], list[Latency]] = ([], [])
     refused = []
     ready = _ready([before, after], example, batch_sizes, device)
     for batch_size in batch_sizes:
@@ -51,7 +51,7 @@ def measure_latency(
         except ModelFailed as failure:
             refused.append(f"Latency at batch {batch_size} was not measured. {failure.detail}")
             continue
-        for latencies, runs in zip(found, times, strict=True):
+        for latencies, runs in zip(results, times, strict=True):
             low, median, high, slow = np.percentile(runs, [25, 50, 75, 95])
             latencies.append(
                 Latency(
@@ -63,7 +63,7 @@ def measure_latency(
                     device="cpu" if device == "cpu" else "cuda",
                 )
             )
-    return *found, refused
+    return *results, refused
 
 
 def share_of_time(

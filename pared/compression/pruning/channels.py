@@ -83,21 +83,21 @@ class RemovableChannels:
         generator: torch.Generator | None = None,
         heads_alone: bool = False,
         upload_units: Mapping[str, int] | None = None,
-        gone: int = 0,
+        removed_units: int = 0,
     ) -> None:
-        """Find and score them.
+        """Find and score the channels.
 
         Args:
             example: the model's inputs, on CPU, in a batch of at least 2.
             statistics: for criteria that need data.
             heads_alone: take whole heads of attention, and nothing else.
             upload_units: for a later step, the `units` of the first: amounts count from these, whatever is left.
-            gone: how many of them earlier steps removed.
+            removed_units: how many of them earlier steps removed.
 
         Raises:
             NothingToPrune: no channel can go; the detail names layers, operators and what to do.
         """
-        self._loaded, self._example, self._scope, self._gone = loaded, example, scope, gone
+        self._loaded, self._example, self._scope, self._removed_units = loaded, example, scope, removed_units
         self._unit = "head" if heads_alone else "channel"
         self._names_of = tied_names(loaded.module)
         self._patterns, self._upload_units = (include, exclude), upload_units
@@ -137,7 +137,7 @@ class RemovableChannels:
                 wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
             chosen = [_lowest([score], count)[0] for score, count in zip(self._scores, wanted, strict=True)]
         else:
-            count = round(amounts.default * sum(self._of_upload.values())) - self._gone
+            count = round(amounts.default * sum(self._of_upload.values())) - self._removed_units
             chosen = _lowest(self._scores, count)
         return [
             [] if index in self._unsound else _rounded(group, units, score, round_to)
@@ -237,9 +237,9 @@ def _with_heads_alone(coupling: Coupling) -> Coupling:
     """Raises NothingToPrune where no attention can lose heads."""
     heads = [group for group in coupling.groups if group.kind == "head"]
     if not heads:
-        told = shortened([f"{layer}: {reason}" for layer, reason in coupling.reasons.items()], between="; ")
+        details = shortened([f"{layer}: {reason}" for layer, reason in coupling.reasons.items()], between="; ")
         raise NothingToPrune(
-            f"No attention of this model can lose heads ({told or 'its layers have channels alone'}). "
+            f"No attention of this model can lose heads ({details or 'its layers have channels alone'}). "
             "Granularity `channel` removes what channels there are."
         )
     others = {layer: _NO_HEADS for group in coupling.groups if group.kind != "head" for layer in group.layers}
@@ -308,5 +308,5 @@ def _none_removable(
 
 
 def _refused(reasons: Mapping[str, str]) -> str:
-    told = shortened([f"{layer}: {reason}" for layer, reason in reasons.items()], between="; ")
-    return f"No channel of this model can be removed ({told}). Granularity `weight` works on any model."
+    details = shortened([f"{layer}: {reason}" for layer, reason in reasons.items()], between="; ")
+    return f"No channel of this model can be removed ({details}). Granularity `weight` works on any model."

@@ -45,15 +45,15 @@ def cubic(begin: float, end: float, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Amounts:
-    """The share that goes: of all, or of each layer its own, by the first pattern that one of its names matches."""
+    """The shares to remove: `default`, or a layer's own, by the first pattern that one of its names matches."""
 
     default: float
     by_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, names: Sequence[str]) -> float:
-        """The share of a layer that goes by these names."""
-        found = (share for pattern, share in self.by_pattern.items() if any(fnmatchcase(n, pattern) for n in names))
-        return next(found, self.default)
+        """The share that is removed from a layer with these names."""
+        shares = (share for pattern, share in self.by_pattern.items() if any(fnmatchcase(n, pattern) for n in names))
+        return next(shares, self.default)
 
     def each(self, change: Callable[[float], float]) -> Amounts:
         """The same amounts, each changed."""

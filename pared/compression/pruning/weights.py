@@ -1,4 +1,4 @@
-"""Masks: which single weights live. Chosen by `importance` one by one, n of m neighbours, or in blocks."""
+"""Makes masks of single weights: chosen by importance one by one, n of m neighbours, or in blocks."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Masks:
 
     def lost(self, module: nn.Module) -> dict[str, Tensor]:
         """Name of each weight that is to lose something -> the weight where it does, zero elsewhere."""
-        found = {name: parameter.detach().masked_fill(self.kept[name], 0) for name, parameter in self._of(module)}
-        return {name: part for name, part in found.items() if part.any()}
+        parts = {name: parameter.detach().masked_fill(self.kept[name], 0) for name, parameter in self._of(module)}
+        return {name: part for name, part in parts.items() if part.any()}
 
     def mask_gradients(self, module: nn.Module) -> None:
         """Zero the gradients of pruned weights, so that momentum never learns of them."""
@@ -97,16 +97,16 @@ class PrunableWeights:
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         left_out: Mapping[str, str] | None = None,
-        held: Mapping[str, Tensor] | None = None,
+        allowed: Mapping[str, Tensor] | None = None,
         block: tuple[int, int] = (1, 1),
         statistics: CalibrationStatistics | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Find and score them.
+        """Find and score the weights.
 
         Args:
             left_out: layer name -> why no weights go there.
-            held: tensor name -> where it may be other than zero at all, whatever is chosen.
+            allowed: tensor name -> where it may be other than zero at all, whatever is chosen.
             block: rows and columns of the rectangles that go together, in each weight as a matrix of its outputs by
                 the rest. A block scores the mean of its weights; at the edges it may be smaller.
 
@@ -116,7 +116,7 @@ class PrunableWeights:
         self._scope = scope
         self._names_of = tied_names(module)
         self._weights = _eligible(module, include, exclude, left_out)
-        self._held = held
+        self._allowed = allowed
         self._blocks = {name: _Blocks(weight.shape, block) for name, weight in self._weights.items()}
         scores = weight_scores(_values(self._weights), criterion, statistics=statistics, generator=generator)
         self._scores = {name: self._blocks[name].means(scores[name]) for name in self._weights}
@@ -146,7 +146,7 @@ class PrunableWeights:
             ends = np.cumsum([scores[name].size for name in names])[:-1]
             for name, part in zip(names, np.split(alive, ends), strict=True):
                 kept[name] = blocks[name].spread(part.reshape(scores[name].shape))
-        return _with_held(kept, self._held)
+        return _only_allowed(kept, self._allowed)
 
 
 def n_m_masks(
@@ -158,7 +158,7 @@ def n_m_masks(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     left_out: Mapping[str, str] | None = None,
-    held: Mapping[str, Tensor] | None = None,
+    allowed: Mapping[str, Tensor] | None = None,
     statistics: CalibrationStatistics | None = None,
     generator: torch.Generator | None = None,
 ) -> Masks:
@@ -168,7 +168,7 @@ def n_m_masks(
     multiplies along.
 
     Args:
-        left_out, held: as `PrunableWeights` takes them.
+        left_out, allowed: as `PrunableWeights` takes them.
 
     Raises:
         NothingToPrune: no layer matches, or the inputs of one that does are no multiple of m.
@@ -188,11 +188,11 @@ def n_m_masks(
         alive = torch.ones_like(rows, dtype=torch.bool)
         alive.scatter_(1, rows.argsort(dim=1, stable=True)[:, : m - n], False)
         kept[name] = alive.reshape(neighbours.shape).movedim(-1, 1).contiguous()
-    return _with_held(kept, held)
+    return _only_allowed(kept, allowed)
 
 
 def zeros_held(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Of these parameters, as far as the module has them, where they are other than zero: name -> bool tensor."""
+    """Where those of the named parameters that the module has are not zero: name -> bool tensor."""
     parameters = dict(module.named_parameters())
     return {name: (parameters[name] != 0).cpu() for name in sorted(names) if name in parameters}
 
@@ -227,10 +227,10 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     rank = count - (len(scores) - len(above))
     if rank > 0:
         threshold = np.partition(above, rank - 1)[rank - 1]
-    found: np.ndarray = scores < threshold
+    mask: np.ndarray = scores < threshold
     ties = np.flatnonzero(scores == threshold)
-    found[ties[: count - int(found.sum())]] = True
-    return found
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask
 
 
 class _Blocks:
@@ -259,8 +259,8 @@ class _Blocks:
         return torch.from_numpy(np.ascontiguousarray(full)).reshape(self._shape)
 
 
-def _with_held(kept: dict[str, Tensor], held: Mapping[str, Tensor] | None) -> Masks:
-    for name, other in (held or {}).items():
+def _only_allowed(kept: dict[str, Tensor], allowed: Mapping[str, Tensor] | None) -> Masks:
+    for name, other in (allowed or {}).items():
         kept[name] = kept[name] & other if name in kept else other
     return Masks(kept)
 
@@ -273,17 +273,17 @@ def _eligible(
         for name, parameter in matching(module, include, exclude).items()
         if parameter.dim() >= 2 and parameter.is_floating_point()
     }
-    found = {name: parameter for name, parameter in matched.items() if layer_of(name) not in (left_out or {})}
-    if matched and not found:
-        told = "; ".join(f"{layer}: {why}" for layer, why in (left_out or {}).items())
+    eligible = {name: parameter for name, parameter in matched.items() if layer_of(name) not in (left_out or {})}
+    if matched and not eligible:
+        reasons = "; ".join(f"{layer}: {why}" for layer, why in (left_out or {}).items())
         raise NothingToPrune(
-            f"All weights that match are computed while the model runs, so that zeros would not stay zeros ({told}). "
-            "Take the parametrizations off before saving the model."
+            "All weights that match are computed while the model runs, so that zeros would not stay zeros "
+            f"({reasons}). Take the parametrizations off before saving the model."
         )
-    if not found:
+    if not eligible:
         names = sorted(set(weight_layers(module).values()))
         raise NothingToPrune(no_match("weights", names, include, exclude))
-    return found
+    return eligible
 
 
 def _values(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

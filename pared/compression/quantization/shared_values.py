@@ -1,4 +1,4 @@
-"""Weight sharing: many weights, few values; k-means codebooks, and how they are trained.
+"""Lets many weights share few values by k-means codebooks, and keeps them shared while they are trained.
 
 Han, Mao and Dally 2016, Deep Compression (arXiv:1510.00149), section 3. A packed file then needs a few bits a weight.
 """
@@ -140,10 +140,10 @@ def cluster(values: NDArray[np.float64], most: int) -> NDArray[Any]:
     centroids = np.linspace(ordered[0], ordered[-1], most)
     borders = np.array([], dtype=np.intp)
     for _ in range(_ROUNDS):
-        found = np.searchsorted(ordered, (centroids[:-1] + centroids[1:]) / 2, side="right")
-        if np.array_equal(found, borders):
+        new_borders = np.searchsorted(ordered, (centroids[:-1] + centroids[1:]) / 2, side="right")
+        if np.array_equal(new_borders, borders):
             break
-        borders = found
+        borders = new_borders
         ends = np.concatenate([[0], borders, [len(ordered)]])
         sizes = np.diff(counts[ends])
         centroids = np.where(sizes > 0, np.diff(sums[ends]) / np.maximum(sizes, 1), centroids)

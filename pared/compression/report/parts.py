@@ -147,16 +147,16 @@ def softmax_warning(baseline: Assessment | None) -> list[str]:
 
 
 def unanswered_warning(baseline: Assessment | None) -> list[str]:
-    """Says where the upload itself gives no number to score."""
+    """A warning where the upload itself gives no number to score."""
     if baseline is None:
         return []
     count = int((~answered(baseline.outputs, baseline.task)).sum())
     if not count:
         return []
-    told = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
+    treatment = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
     note = (
         f"The upload itself answers {count:,} of {len(baseline.outputs):,} test samples with NaN or infinity; they are "
-        f"{told}."
+        f"{treatment}."
     )
     return [note]
 
@@ -242,8 +242,8 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
 
 
 def _versions() -> dict[str, str]:
-    """Of what a result came from, as the code itself says: pared may run from a checkout that nobody installed."""
-    found = {
+    """Versions of the software, as the code itself says: pared may run from a checkout that nobody installed."""
+    versions = {
         "pared": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -251,8 +251,8 @@ def _versions() -> dict[str, str]:
         "safetensors": safetensors.__version__,
     }
     with suppress(PackageNotFoundError):  # it gives builtin:digits alone
-        found["scikit-learn"] = version("scikit-learn")
-    return found
+        versions["scikit-learn"] = version("scikit-learn")
+    return versions
 
 
 def sizes(written: Sequence[Path]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Puts measurements into honest sentences: the verdict of a report, and what its reader must not overlook."""
+"""Puts measurements into sentences: the verdict of a report, and the warnings that its reader needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prune_verdict(
 def goal_sentence(
     target: Target, reached: Mapping[str, float], before: Quality | None, after: Quality | None, tried: int
 ) -> str:
-    """Whether a goal was met, and what was reached of each of its parts.
+    """A sentence on whether a goal was met, and what was reached of each of its parts.
 
     Args:
         reached: shares left, and the quality lost on the test split; without the bytes of a file that is missing.
@@ -44,12 +44,13 @@ def goal_sentence(
         if name in names:
             asked = f"at most {_percent(share)}"
             known = _percent(reached[name]) if name in reached else "an unknown share"
-            told = f"{known} of {names[name]}"
+            result = f"{known} of {names[name]}"
         elif before is not None and after is not None:
-            metric, held = after.metric, before.validation - after.validation
+            metric = after.metric
             asked = f"at most {_lost(metric, share)}"
-            told = f"{_lost(metric, reached[name])} of test {_name(metric)} lost, {_lost(metric, held)} of validation"
-        parts.append(f"{told}, where {asked} was asked" if name in missed else f"{told} (asked: {asked})")
+            lost, lost_in_validation = _lost(metric, reached[name]), _lost(metric, before.validation - after.validation)
+            result = f"{lost} of test {_name(metric)} lost, {lost_in_validation} of validation"
+        parts.append(f"{result}, where {asked} was asked" if name in missed else f"{result} (asked: {asked})")
     if not missed:
         return f"Goal met: {'; '.join(parts)}."
     return f"Goal infeasible: {'; '.join(parts)}. This is the nearest of {tried} points tried."
@@ -70,7 +71,7 @@ def distill_verdict(
     labels_only: Quality | None,
     against_labels: Comparison | None,
 ) -> str:
-    """The student against its teacher, and against itself without one.
+    """Compare the student with its teacher, and with the same student trained without one.
 
     Args:
         against_labels: the taught student against the one trained on labels alone.
@@ -84,11 +85,11 @@ def distill_verdict(
     if difference == 0:
         return f"{text} Distillation made no difference: {alone} too."
     if against_labels.p_value >= SIGNIFICANT_P:
-        told = "made no difference that can be told from chance"
+        outcome = "made no difference that can be told from chance"
     else:
-        told = f"{'beat' if difference > 0 else 'did worse than'} training on labels alone"
+        outcome = f"{'beat' if difference > 0 else 'did worse than'} training on labels alone"
     return (
-        f"{text} Distillation {told}: {alone} "
+        f"{text} Distillation {outcome}: {alone} "
         f"({_signed(labels_only.metric, difference)} with the teacher, p = {against_labels.p_value:.2g})."
     )
 

@@ -277,9 +277,9 @@ class _Recorder:
         return self._value
 
 
-def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """‖found − expected‖ / ‖expected‖ over all of them together; infinite where a number is not finite."""
-    far = sum(float((a - b).double().square().sum()) for a, b in zip(found, expected, strict=True))
+def _distance(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """‖actual − expected‖ / ‖expected‖ over all of them together; infinite where a number is not finite."""
+    far = sum(float((a - b).double().square().sum()) for a, b in zip(actual, expected, strict=True))
     size = sum(float(tensor.double().square().sum()) for tensor in expected)
     relative = math.sqrt(far / size) if size else far
     return relative if math.isfinite(relative) else math.inf

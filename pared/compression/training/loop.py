@@ -295,15 +295,15 @@ def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: Batch
 def _validate(
     module: nn.Module, data: Samples, task: Task, device: str, reporter: ProgressReporter
 ) -> _ValidationResult:
-    """Score the validation split. What is beyond all numbers is the worst, not an error."""
+    """Score the validation split. NaN and infinity count as the worst score, not as an error."""
     outputs, targets = predict(module, data, "val", task, device=device, tick=reporter.beat)
-    told = answered(outputs, task)
-    if not bool(told.any()):
+    has_answer = answered(outputs, task)
+    if not bool(has_answer.any()):
         return _ValidationResult(0, -math.inf, math.inf)
-    loss = float(label_loss(outputs[told], targets[told], task))
-    rows = slice(None) if task == "classification" else told  # a class that is not told is a wrong one
-    found = score(outputs[rows], targets[rows], task)
-    return _ValidationResult(int(told.sum()), found, math.inf if math.isnan(loss) else loss)
+    loss = float(label_loss(outputs[has_answer], targets[has_answer], task))
+    rows = slice(None) if task == "classification" else has_answer  # a class that was not answered is a wrong one
+    value = score(outputs[rows], targets[rows], task)
+    return _ValidationResult(int(has_answer.sum()), value, math.inf if math.isnan(loss) else loss)
 
 
 def _check_finite(loss: float, config: Train) -> None:

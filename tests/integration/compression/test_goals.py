@@ -182,7 +182,7 @@ def test_of_what_holds_no_accuracy_the_most_accurate_is_the_nearest(dense, blobs
     search.run(None, lambda _: None)
     assert len(search.points) > 2
     assert not any(point.met for point in search.points.values())
-    assert search.points[search.found].validation == max(point.validation for point in search.points.values())
+    assert search.points[search.chosen].validation == max(point.validation for point in search.points.values())
 
 
 def test_latency_is_met_by_the_reports_own_measurement(tmp_path):
@@ -220,12 +220,12 @@ def test_a_batch_that_the_model_refuses_is_pointed_at(tmp_path):
 def test_a_result_that_misses_by_a_little_is_followed_by_a_smaller_one(dense, tmp_path):
     search = SizeSearch(start(*job(dense, tmp_path, {"params": 0.5})))
     search.look()
-    first = search.found
+    first = search.chosen
     goal = Goal(status="met", target={"params": 0.5}, reached={"params": 0.5}, amount=first.amount, sentence="")
     assert not search.goes_on(goal)
     assert search.goes_on(goal.model_copy(update={"reached": {"params": 0.501}}))
     search.look()
-    assert first.amount < search.found.amount < first.amount + 0.05
+    assert first.amount < search.chosen.amount < first.amount + 0.05
 
 
 def test_round_to_keeps_multiples_of_channels(dense, tmp_path):

@@ -275,7 +275,7 @@ def test_steps_remove_in_all_what_one_shot_removes(scope: str) -> None:
     left, units, gone = model, None, 0
     for amount in step_amounts(spec):
         try:
-            removal = remove_channels(left, example, amount=amount, scope=scope, upload_units=units, gone=gone)
+            removal = remove_channels(left, example, amount=amount, scope=scope, upload_units=units, removed_units=gone)
         except NothingToPrune:
             continue
         left, units, gone = removal.loaded, units or removal.units, gone + removal.removed_units
