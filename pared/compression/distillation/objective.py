@@ -13,7 +13,7 @@ from pared.compression.devices.placement import place
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, with_labels
 from pared.compression.measuring.running import Inputs, Samples, answers, forward
-from pared.compression.measuring.scores import label_loss
+from pared.compression.tasks import TASKS
 from pared.compression.training.gradients import Loss
 from pared.compression.training.seeds import seed_of
 from pared.errors import ShapeMismatch, ValidationError
@@ -103,7 +103,7 @@ def _logit_loss(kind: Knowledge, task: Task) -> Loss:
         *samples, answer = inputs
         output = forward(student, tuple(samples), task)
         taught = knowledge(output, answer, [(output, answer)], alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, label_loss(output, targets, task), kind.labels)
+        return with_labels(taught, TASKS[task].loss(output, targets), kind.labels)
 
     return loss
 
@@ -115,7 +115,7 @@ def _feature_loss(kind: Knowledge, task: Task, teacher: Probe, student: Probe, p
         output, narrow = student(inputs, task)
         softened = [(project(z_s), z_t) for project, z_s, z_t in zip(projections, narrow, wide, strict=True)]
         taught = knowledge(output, answer, softened, alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, label_loss(output, targets, task), kind.labels)
+        return with_labels(taught, TASKS[task].loss(output, targets), kind.labels)
 
     return loss
 

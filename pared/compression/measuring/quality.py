@@ -7,15 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from pared.compression.data.samples import Split
 from pared.compression.measuring.finite import hold_finite_on_samples
 from pared.compression.measuring.running import EVALUATION_BATCH, Inputs, Samples, predict
-from pared.compression.measuring.scores import answered, classes, label_loss, score, squared_errors, weighted_r2
-from pared.compression.measuring.statistics import bootstrap, mcnemar, paired_difference, paired_t, wilson
-from pared.errors import ModelFailed
+from pared.compression.tasks import TASKS
 from pared.reports import Comparison, Quality
 from pared.specs import Task
 
@@ -57,6 +54,7 @@ def assess(
         NotFinite: it answers NaN or infinity where the upload does not.
         ModelFailed: an upload answers no sample with finite numbers.
     """
+    rules = TASKS[task]
     validation, validation_targets = verified_outputs(
         module, data, "val", task, upload=upload, role=role, device=device, tick=tick
     )
@@ -64,18 +62,13 @@ def assess(
     if upload is not None:
         counted, counted_validation = upload.counted, upload.counted_validation
     else:
-        counted, counted_validation = (_counted(each, task) for each in (outputs, validation))
+        counted, counted_validation = (rules.counted(each) for each in (outputs, validation))
     scored, wanted = outputs[counted], targets[counted]
-    if task == "classification":
-        right = int((classes(scored) == wanted).sum())
-        interval = wilson(right, len(wanted))
-    else:
-        interval = bootstrap(lambda weights: weighted_r2(scored, wanted, weights), len(wanted))
-    loss = float(label_loss(scored, wanted, task))
+    loss = float(rules.loss(scored, wanted))
     quality = Quality(
-        metric="accuracy" if task == "classification" else "r2",
-        test=interval,
-        validation=score(validation[counted_validation], validation_targets[counted_validation], task),
+        metric=rules.metric,
+        test=rules.interval(scored, wanted),
+        validation=rules.score(validation[counted_validation], validation_targets[counted_validation]),
         loss=loss if math.isfinite(loss) else None,
         samples=len(wanted),
     )
@@ -115,19 +108,7 @@ def validation_score(
         NotFinite: it answers NaN or infinity where the upload does not.
     """
     outputs, targets = verified_outputs(module, data, "val", upload.task, upload=upload, device=device, tick=tick)
-    return score(outputs[upload.counted_validation], targets[upload.counted_validation], upload.task)
-
-
-def _counted(outputs: Tensor, task: Task) -> Tensor:
-    if task == "classification":
-        return torch.ones(len(outputs), dtype=torch.bool)
-    counted = answered(outputs, task)
-    if not bool(counted.any()):
-        raise ModelFailed(
-            "The model answers no sample with finite numbers alone, so that there is nothing to score. Look for NaN "
-            "among its weights, and whether the data must be scaled (`preprocess`)."
-        )
-    return counted
+    return TASKS[upload.task].score(outputs[upload.counted_validation], targets[upload.counted_validation])
 
 
 def _sample(data: Samples, split: Split, index: int) -> Inputs:
@@ -141,46 +122,6 @@ def _sample(data: Samples, split: Split, index: int) -> Inputs:
 
 def compare(before: Assessment, after: Assessment) -> Comparison:
     """The result against the baseline on the same test samples."""
-    if before.task == "regression":
-        return _compare_regression(before, after)
-    answer_before, answer_after = classes(before.outputs), classes(after.outputs)
-    right_before, right_after = answer_before == before.targets, answer_after == after.targets
-    lost = int((right_before & ~right_after).sum())
-    won = int((right_after & ~right_before).sum())
-    per_class = []
-    for label in torch.unique(before.targets).tolist():
-        of_class = before.targets == label
-        share_before, share_after = (
-            float(right_before[of_class].double().mean()),
-            float(right_after[of_class].double().mean()),
-        )
-        per_class.append(
-            {
-                "class": label,
-                "samples": int(of_class.sum()),
-                "before": share_before,
-                "after": share_after,
-                "change": share_after - share_before,
-            }
-        )
-    return Comparison(
-        quality_difference=paired_difference(lost, won, len(before.targets)),
-        p_value=mcnemar(lost, won),
-        test="mcnemar",
-        equal_predictions=float(((answer_before == answer_after) & (answer_before >= 0)).double().mean()),
-        per_class=per_class,
-    )
-
-
-def _compare_regression(before: Assessment, after: Assessment) -> Comparison:
     counted = before.counted
-    first, second, targets = before.outputs[counted], after.outputs[counted], before.targets[counted]
-    errors = [squared_errors(outputs, targets).sum(1).numpy() for outputs in (first, second)]
-    return Comparison(
-        quality_difference=bootstrap(
-            lambda weights: weighted_r2(second, targets, weights) - weighted_r2(first, targets, weights),
-            len(targets),
-        ),
-        p_value=paired_t(errors[1] - errors[0]),
-        test="paired_t",
-    )
+    rules = TASKS[before.task]
+    return rules.compare(before.outputs[counted], after.outputs[counted], before.targets[counted])

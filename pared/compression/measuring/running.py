@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pared.compression.data.samples import Split
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
+from pared.compression.tasks import TASKS
 from pared.errors import ModelFailed, ParedError, telling_line
 from pared.specs import Task
 
@@ -37,9 +38,7 @@ class Samples(Protocol):
 
 
 def forward(module: nn.Module, inputs: Inputs, task: Task) -> Tensor:
-    """The model's one output: logits (N, classes), or predictions (N,) or (N, K).
-
-    A model that ends in log-softmax fits too: cross-entropy normalises, and its logarithms already are.
+    """The model's one output, such as the logits (N, classes) of a classification.
 
     Raises:
         ModelFailed: its own forward raised, or it returns something that pared cannot train or score.
@@ -51,12 +50,11 @@ def forward(module: nn.Module, inputs: Inputs, task: Task) -> Tensor:
 
 def checked_output(output: Any, samples: int, task: Task) -> Tensor:
     """The output, if it is of a kind that can be trained on and scored."""
-    wanted = "logits (N, classes)" if task == "classification" else "predictions (N,) or (N, K)"
-    advice = f"pared needs one float tensor of {wanted}. Wrap the model so that it returns that alone."
+    rules = TASKS[task]
+    advice = f"pared needs one float tensor of {rules.output}. Wrap the model so that it returns that alone."
     if not isinstance(output, Tensor):
         raise ModelFailed(f"The model returns a {type(output).__name__}; {advice}")
-    dims = (2,) if task == "classification" else (1, 2)
-    if output.dim() not in dims or output.shape[0] != samples or not output.is_floating_point():
+    if output.dim() not in rules.output_dims or output.shape[0] != samples or not output.is_floating_point():
         raise ModelFailed(
             f"For {samples} samples the model returns {output.dtype} of shape {tuple(output.shape)}; {advice}"
         )

@@ -24,9 +24,9 @@ from pared.compression.devices.values import CPU
 from pared.compression.loading import PASSED_OVER, LoadedModel
 from pared.compression.measuring.latency import measure_latency
 from pared.compression.measuring.quality import Assessment
-from pared.compression.measuring.scores import answered
 from pared.compression.measuring.size import count_bytes, count_macs, count_parameters
 from pared.compression.names import tensors, tied_names, weight_layers
+from pared.compression.tasks import TASKS
 from pared.compression.work import Work
 from pared.gpus import driver_version
 from pared.reports import LayerReport, Measurement, Reproduce
@@ -150,13 +150,12 @@ def unanswered_warning(baseline: Assessment | None) -> list[str]:
     """A warning where the upload itself gives no number to score."""
     if baseline is None:
         return []
-    count = int((~answered(baseline.outputs, baseline.task)).sum())
+    count = int((~TASKS[baseline.task].answered(baseline.outputs)).sum())
     if not count:
         return []
-    treatment = "counted as wrong" if baseline.task == "classification" else "left out of all scores"
     note = (
         f"The upload itself answers {count:,} of {len(baseline.outputs):,} test samples with NaN or infinity; they are "
-        f"{treatment}."
+        f"{TASKS[baseline.task].unanswered}."
     )
     return [note]
 
@@ -165,11 +164,10 @@ def split_warning(data: Data | None) -> list[str]:
     """A test split drawn from the upload may hold what the model was trained on."""
     if data is None or data.splits == "given":
         return []
-    quality = "accuracy" if data.task == "classification" else "R²"
     note = (
         "The test samples were drawn by seed from the uploaded data. If the model was trained on them, its "
-        f"{quality} before is too high, and the drop looks larger than it is. To settle it, upload samples that the "
-        "model has never seen as x_test and y_test beside x and y (.npz or .safetensors)."
+        f"{TASKS[data.task].score_name} before is too high, and the drop looks larger than it is. To settle it, upload "
+        "samples that the model has never seen as x_test and y_test beside x and y (.npz or .safetensors)."
     )
     return [note]
 

@@ -14,8 +14,8 @@ from pared.compression.coupling.interpreter import reloaded
 from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.measuring.running import Inputs, Samples, forward, unoptimized
-from pared.compression.measuring.scores import label_loss
 from pared.compression.names import tensors
+from pared.compression.tasks import TASKS
 from pared.compression.training.gradients import Loss, add_gradients, cudnn_disabled, cudnn_refuses
 from pared.specs import Task
 
@@ -26,7 +26,7 @@ def learn_labels(task: Task) -> Loss:
     """The loss on labels alone: cross-entropy, or the squared error."""
 
     def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        return label_loss(forward(module, inputs, task), targets, task)
+        return TASKS[task].loss(forward(module, inputs, task), targets)
 
     return loss
 

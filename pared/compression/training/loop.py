@@ -17,8 +17,8 @@ from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products, training_precision
 from pared.compression.measuring.running import Samples, predict, unoptimized
-from pared.compression.measuring.scores import answered, label_loss, score
 from pared.compression.pruning.weights import Masks
+from pared.compression.tasks import TASKS
 from pared.compression.training.constraints import ConstrainedModule, WeightConstraint
 from pared.compression.training.gradients import Gradients, Loss
 from pared.compression.training.gradual import GradualSchedule, RunningGradients, StepCount
@@ -297,12 +297,13 @@ def _validate(
 ) -> _ValidationResult:
     """Score the validation split. NaN and infinity count as the worst score, not as an error."""
     outputs, targets = predict(module, data, "val", task, device=device, tick=reporter.beat)
-    has_answer = answered(outputs, task)
+    rules = TASKS[task]
+    has_answer = rules.answered(outputs)
     if not bool(has_answer.any()):
         return _ValidationResult(0, -math.inf, math.inf)
-    loss = float(label_loss(outputs[has_answer], targets[has_answer], task))
-    rows = slice(None) if task == "classification" else has_answer  # a class that was not answered is a wrong one
-    value = score(outputs[rows], targets[rows], task)
+    loss = float(rules.loss(outputs[has_answer], targets[has_answer]))
+    rows = rules.scored(outputs)
+    value = rules.score(outputs[rows], targets[rows])
     return _ValidationResult(int(has_answer.sum()), value, math.inf if math.isnan(loss) else loss)
 
 

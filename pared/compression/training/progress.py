@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from pared.compression.tasks import TASKS
 from pared.compression.work import Observer
 from pared.reports import EpochRecord
 from pared.specs import Task
@@ -14,7 +15,7 @@ _SIGN_OF_LIFE_S = 0.5
 
 def report_epoch(observer: Observer, record: EpochRecord, validation_loss: float, task: Task, epochs: int) -> None:
     """What an epoch came to, as metrics and a line of the job's log."""
-    name = "accuracy" if task == "classification" else "r2"
+    name = TASKS[task].metric
     observer.metric("train_loss", record.train_loss, step=record.epoch, phase=record.phase)
     if math.isfinite(validation_loss):
         observer.metric("validation_loss", validation_loss, step=record.epoch, phase=record.phase)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from pared.compression.measuring.running import forward
-from pared.compression.measuring.scores import label_loss
 from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, weight_masks
+from pared.compression.tasks import TASKS
 from pared.compression.training import progress
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.gradual import GradualSchedule
@@ -216,7 +216,7 @@ def test_bfloat16_is_computed_in_and_kept_nowhere(kind):
 
     def loss(trained, inputs, targets):
         outputs.append(forward(trained, inputs, "classification"))
-        return label_loss(outputs[-1], targets, "classification")
+        return TASKS["classification"].loss(outputs[-1], targets)
 
     config = Train(epochs=2, lr=0.05, batch_size=16, precision="bfloat16")
     found = fit(module, Blobs(), config, loss, task="classification", seed=3, phase="retrain")

@@ -14,9 +14,9 @@ from torch import nn
 
 from pared.compression.measuring.latency import batch_of, measure_latency
 from pared.compression.measuring.quality import Assessment, assess, compare
-from pared.compression.measuring.scores import score
 from pared.compression.measuring.size import count_bytes, count_macs, count_parameters
-from pared.compression.measuring.statistics import mcnemar, paired_difference, paired_t, wilson
+from pared.compression.tasks import TASKS
+from pared.compression.tasks.statistics import mcnemar, paired_difference, paired_t, wilson
 
 
 class Fixed:
@@ -121,8 +121,8 @@ def test_where_nothing_can_be_tested_there_is_no_evidence():
 
 def test_r2_of_a_constant_target_is_all_or_nothing():
     targets = torch.full((4,), 2.0)
-    assert score(targets.clone(), targets, "regression") == 1.0
-    assert score(targets + 1, targets, "regression") == 0.0
+    assert TASKS["regression"].score(targets.clone(), targets) == 1.0
+    assert TASKS["regression"].score(targets + 1, targets) == 0.0
 
 
 def test_an_answer_that_is_not_a_number_is_wrong_and_has_no_loss():
