@@ -66,6 +66,26 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     return started
 
 
+_LONGEST = (
+    "tests/e2e/test_wheel.py",
+    "tests/e2e/test_readme.py",
+    "tests/faults/",
+    "tests/integration/worker/test_celery.py",
+    "tests/integration/client/test_cli.py",
+    "tests/e2e/",
+    "tests/integration/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long begin first, so that none of them is left to run alone at the end."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, path in enumerate(_LONGEST) if item.nodeid.startswith(path)), len(_LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the processes' logs with a test that failed on them."""
