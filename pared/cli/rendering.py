@@ -53,10 +53,8 @@ def plain_table(*columns: str) -> Table:
 
 def print_table(table: Table) -> None:
     """Print a table: cut to the terminal's width, and whole where another program reads it."""
-    if out.is_terminal:
-        out.print(table)
-    else:
-        out.print(table, width=_UNCUT, crop=False)
+    console = out if out.is_terminal else Console(width=_UNCUT, highlight=False, emoji=False)
+    console.print(table)
 
 
 def follow(job: Job, console: Console) -> Job:

@@ -71,7 +71,8 @@ def test_events_and_files_of_a_job_are_there_after_it(embedded: Stack, folder: P
 
 def test_uploads_are_listed_shown_and_removed(embedded: Stack, folder: Path) -> None:
     model = embedded.upload_model((folder / "kept.pt").read_bytes(), "shown.pt")
-    data = embedded.upload_dataset((folder / "kept.npz").read_bytes(), "shown.npz")
+    long_name = "shown-" + 60 * "x" + ".npz"
+    data = embedded.upload_dataset((folder / "kept.npz").read_bytes(), long_name)
     embedded.inspected(model)
     embedded.inspected(data)
 
@@ -80,7 +81,7 @@ def test_uploads_are_listed_shown_and_removed(embedded: Stack, folder: Path) -> 
     assert len(json.loads(pared(folder, "datasets ls --limit 1 --json", **embedded.env).stdout)) == 1
     listed = pared(folder, "datasets ls", **embedded.env).stdout
     assert data in listed
-    assert "shown.npz" in listed
+    assert long_name in listed
 
     shown = pared(folder, f"models show {model}", **embedded.env)
     assert shown.returncode == 0, shown.stderr
