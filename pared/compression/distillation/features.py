@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import device_of, place_graph
-from pared.compression.measuring.running import Inputs, checked_output, forward, own_failures
+from pared.compression.measuring.running import checked_output, forward, own_failures
 from pared.errors import ValidationError
 from pared.specs import Task
 from pared.wording import shortened

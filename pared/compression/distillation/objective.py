@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import place
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, with_labels
-from pared.compression.measuring.running import Inputs, Samples, answers, forward
+from pared.compression.measuring.running import Samples, answers, forward
 from pared.compression.tasks import TASKS
 from pared.compression.training.gradients import Loss
 from pared.compression.training.seeds import seed_of

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling import BiasCorrection, compose_removed, find_bias_correction, input_norms, lost_inputs
+from pared.compression.coupling import (
+    BiasCorrection,
+    Removed,
+    compose_removed,
+    find_bias_correction,
+    input_norms,
+    lost_inputs,
+)
 from pared.compression.data import Data
 from pared.compression.devices.placement import device_of, place
 from pared.compression.devices.values import CPU
@@ -26,7 +33,6 @@ from pared.compression.pruning.residual_blocks import apply_block_removal, remov
 from pared.compression.pruning.schedules import Amounts, cubic, step_amounts
 from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
 from pared.compression.quantization.shared_values import SharedValues, share_values
-from pared.compression.report.parts import Removed
 from pared.compression.training.calibration import copied, learn_labels, loss_gradients, some_batches
 from pared.compression.training.constraints import WeightConstraint
 from pared.compression.training.gradual import GradualSchedule

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products
-from pared.compression.measuring.running import Inputs, own_failures
+from pared.compression.measuring.running import own_failures
 from pared.errors import ModelFailed
 from pared.reports import Latency
 

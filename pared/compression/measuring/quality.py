@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pared.compression.data.samples import Split
+from pared.compression.data.samples import Inputs, Split
 from pared.compression.measuring.finite import hold_finite_on_samples
-from pared.compression.measuring.running import EVALUATION_BATCH, Inputs, Samples, predict
+from pared.compression.measuring.running import EVALUATION_BATCH, Samples, predict
 from pared.compression.tasks import TASKS
 from pared.reports import Comparison, Quality
 from pared.specs import Task

@@ -9,13 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pared.compression.data.samples import Split
+from pared.compression.data.samples import Inputs, Split
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
 from pared.compression.tasks import TASKS
 from pared.errors import ModelFailed, ParedError, telling_line
 from pared.specs import Task
 
-Inputs = tuple[Tensor, ...]
 EVALUATION_BATCH = 256
 _MOST_AT_ONCE = 4096
 _INPUT_BYTES = 32 << 20  # of a batch that is scored on a card

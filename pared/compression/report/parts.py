@@ -17,6 +17,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from pared.compression.coupling import Removed
 from pared.compression.data import Data
 from pared.compression.devices.placement import place
 from pared.compression.devices.precision import training_precision
@@ -32,8 +33,6 @@ from pared.gpus import driver_version
 from pared.reports import LayerReport, Measurement, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
 from pared.version import __version__
-
-Removed = dict[str, dict[str, list[int]]]
 
 
 @dataclass(frozen=True)

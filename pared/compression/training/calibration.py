@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
+from pared.compression.data.samples import Inputs
 from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
-from pared.compression.measuring.running import Inputs, Samples, forward, unoptimized
+from pared.compression.measuring.running import Samples, forward, unoptimized
 from pared.compression.names import tensors
 from pared.compression.tasks import TASKS
 from pared.compression.training.gradients import Loss, add_gradients, cudnn_disabled, cudnn_refuses

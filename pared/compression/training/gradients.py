@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pared.compression.data.samples import Inputs
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
 from pared.compression.devices.placement import graphs_of, scripts_in
-from pared.compression.measuring.running import Inputs, own_failures
+from pared.compression.measuring.running import own_failures
 
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
