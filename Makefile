@@ -27,9 +27,9 @@ up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; an
 unit: $(DEV)  ## The tests that need no server and train nothing, in a minute; some of them: make unit ARGS="-k lease"
 	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -p no:cacheprovider $(ARGS)
 
-# Tests mostly wait for real processes, so three run side by side, a file at a time.
+# Tests mostly wait for real processes, so four run side by side, a file at a time.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 # Torch and the setuptools that it wants come from its own requirements, all else as pinned.
 test-torch:  ## Compression, weight files and sandbox with another torch, in its own environment: make test-torch TORCH=2.11.0

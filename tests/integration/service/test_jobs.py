@@ -43,14 +43,14 @@ def test_a_submitted_job_is_described_in_full(api: Api):
 def test_a_job_is_dispatched_as_soon_as_it_is_stored(tmp_path: Path):
     with serving(tmp_path) as api:
         api.submit()
-        wait_for(lambda: messages_waiting(queue=api.parts.queue) == 2, 5, "inspection and job are dispatched")
+        wait_for(lambda: messages_waiting(queue=api.parts.queue) == 2, 30, "inspection and job are dispatched")
 
 
 def test_a_dead_broker_does_not_keep_jobs_out(tmp_path: Path):
     with serving(tmp_path, broker_url="redis://127.0.0.1:1/0") as api:
         began = time.monotonic()
         job = api.submit()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         assert api.get(job["links"]["self"]).json()["status"] == "queued"
         with api.parts.sessions() as session:
             assert session.scalar(select(func.count()).select_from(Outbox)) == 2
@@ -111,7 +111,7 @@ def test_a_long_poll_that_sees_no_end_answers_in_time(api: Api):
     job = api.submit()
     began = time.monotonic()
     answer = api.get(job["links"]["self"], headers={"prefer": "wait=1"})
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 15
     assert (answer.status_code, answer.headers["retry-after"]) == (200, "1")
 
 

@@ -60,7 +60,7 @@ def test_a_plan_is_answered_once_it_is_made(api: Api):
 def test_a_plan_that_is_not_made_in_time_says_where_it_will_be(api: Api):
     began = time.monotonic()
     answer = post(api, prefer="wait=1")
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 15
     pending = answer.json()
     assert (answer.status_code, pending["status"], answer.headers["retry-after"]) == (202, "queued", "1")
     assert answer.headers["preference-applied"] == "wait=1"

@@ -184,7 +184,7 @@ time.sleep(60)
     child.wait(10)
     assert list(store.list_older_than(-1)) == []
     incoming = store.root / ".incoming"
-    wait_for(lambda: list(incoming.iterdir()), 5, "the temporary file is there")
+    wait_for(lambda: list(incoming.iterdir()), 30, "the temporary file is there")
     assert store.drop_abandoned(3600) == 0
     assert store.drop_abandoned(-1) == 1
     assert list(incoming.iterdir()) == []

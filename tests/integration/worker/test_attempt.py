@@ -240,7 +240,7 @@ def test_cancel_ends_a_running_job_as_canceled_and_soon(bench):
     with bench.sessions.begin() as session:
         cancel(session, "local", job_id)
     thread.join(10)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     assert bench.job(job_id).status == "canceled"
     assert bench.events(job_id)[-1].data["status"] == "canceled"
     assert child_pids(bench) == []
@@ -363,7 +363,7 @@ def test_a_killed_worker_takes_its_child_with_it(bench):
     wait_for(lambda: child_pids(bench), 20, "the child was started")
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
-    wait_for(lambda: not child_pids(bench), 5, "the child ended with its parent")
+    wait_for(lambda: not child_pids(bench), 30, "the child ended with its parent")
 
 
 def test_below_standard_programs_are_refused_but_weights_run(bench):
@@ -400,7 +400,7 @@ def test_session_members_are_found_and_killed():
     import subprocess
 
     process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
-    wait_for(lambda: len(child_processes.session_members(process.pid)) >= 2, 5, "both run")
+    wait_for(lambda: len(child_processes.session_members(process.pid)) >= 2, 30, "both run")
     child_processes.kill_session(process.pid, signal.SIGKILL)
-    process.wait(5)
-    wait_for(lambda: child_processes.session_members(process.pid) == [], 5, "none is left")
+    process.wait(30)
+    wait_for(lambda: child_processes.session_members(process.pid) == [], 30, "none is left")
