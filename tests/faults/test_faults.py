@@ -54,7 +54,7 @@ def tiny(stack: Stack) -> dict[str, Any]:
 
 
 def training(stack: Stack, epochs: int, samples: int = 2000) -> dict[str, Any]:
-    """A job with epochs of about a third of a second."""
+    """A job with epochs of about a fifth of a second."""
     x, y = zoo.images(3, 8)(samples, 0)
     return {
         "type": "prune",
