@@ -41,8 +41,8 @@ class Multilabel(SummedScore):
             if array.ndim != 2 or not checked.is_zero_one(array):
                 raise InvalidData(
                     f"y is {array.dtype} of shape {array.shape} ({split} split), but multilabel needs a 0 "
-                    "or a 1 for each sample and label: (samples, labels). For one class a sample use task=classification, for numbers "
-                    "task=regression."
+                    "or a 1 for each sample and label: (samples, labels). For one class a sample use "
+                    "task=classification, for numbers task=regression."
                 )
             targets[split] = torch.from_numpy(array.astype("float32"))
         notes = []

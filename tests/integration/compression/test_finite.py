@@ -88,19 +88,19 @@ def test_nan_is_no_class_and_no_better_score():
         assess(nn.Identity(), Fixed(broken, targets), Classification(), upload=upload, role="The student")
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("task", [Classification(), Regression()], ids=lambda task: task.name)
 def test_what_the_upload_answers_so_on_purpose_stays_allowed(task):
     outputs = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
     outputs[3], outputs[5, 1] = math.nan, -math.inf
-    targets = torch.zeros(8, dtype=torch.int64) if task == "classification" else torch.randn(8, 2)
+    targets = torch.zeros(8, dtype=torch.int64) if isinstance(task, Classification) else torch.randn(8, 2)
     upload = assess(nn.Identity(), Fixed(outputs, targets), task)
     result = assess(nn.Identity(), Fixed(outputs + 0.1, targets), task, upload=upload)
-    assert result.quality.samples == (8 if task == "classification" else 6)
+    assert result.quality.samples == (8 if isinstance(task, Classification) else 6)
     assert math.isfinite(result.quality.test.value)
     assert math.isfinite(result.quality.validation)
     found = compare(upload, result)
     assert all(map(math.isfinite, (found.p_value, found.quality_difference.value, found.quality_difference.low)))
-    if task == "regression":
+    if isinstance(task, Regression):
         assert math.isfinite(result.quality.loss)
     with pytest.raises(NotFinite):
         assess(nn.Identity(), Fixed(outputs.index_fill(0, torch.tensor([0]), math.inf), targets), task, upload=upload)
