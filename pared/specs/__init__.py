@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from pared.specs.architectures import Architecture, LayeredArchitecture, NamedArchitecture
 from pared.specs.base import Device, JobSpec, Spec
-from pared.specs.common import CompressionSpec, Output, Outputs, Preprocess, Task, TensorSpec
+from pared.specs.common import (
+    WITHOUT_CLASSES,
+    WITHOUT_LABELS,
+    CompressionSpec,
+    Output,
+    Outputs,
+    Preprocess,
+    Task,
+    TensorSpec,
+)
 from pared.specs.distillation import DistillSpec, FromTeacher, Student
 from pared.specs.inspection import InspectSpec
 from pared.specs.planning import PlanSpec
@@ -29,6 +38,8 @@ from pared.specs.uploads import BUILTIN_DATASETS, DatasetReference, Json, ModelI
 __all__ = [
     "BUILTIN_DATASETS",
     "PHYSICAL",
+    "WITHOUT_CLASSES",
+    "WITHOUT_LABELS",
     "Architecture",
     "CompressionSpec",
     "Criterion",

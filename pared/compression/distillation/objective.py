@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import place
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, with_labels
-from pared.compression.measuring.running import Samples, answers, forward
-from pared.compression.tasks import TASKS
-from pared.compression.training.gradients import Loss
+from pared.compression.measuring.references import KEPT_BYTES
+from pared.compression.measuring.running import Samples, answers, forward, own_failures
+from pared.compression.tasks import TaskRules
+from pared.compression.training.calibration import copied, learn_labels
+from pared.compression.training.gradients import Loss, WeightedLoss, weight_of
 from pared.compression.training.seeds import seed_of
 from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Knowledge, OutputMse, Task
+from pared.specs import Knowledge, OutputMse
 
 MAX_PROJECTION = 1 << 26
 """Most weights of one learned projection: 256 MiB, and three times that with its optimizer state."""
@@ -47,78 +49,158 @@ def make_objective(
     data: TeachableSamples,
     example: Sequence[Tensor],
     *,
-    task: Task,
+    task: TaskRules,
+    teacher_task: TaskRules | None = None,
     seed: int,
     device: str = "cpu",
 ) -> Objective:
     """Prepare what the student learns from the teacher, which stays as it is: in eval mode, without gradients.
 
     Without feature pairs the teacher's logits are computed once, over the training split in its stored order, and
-    travel with the samples. With pairs, whose outputs can be many times larger, the teacher runs beside the student.
+    travel with the samples, where they are few. With pairs, whose outputs can be many times larger, the teacher runs
+    beside the student.
 
     Args:
         example: inputs of both models, with a batch of at least 2.
+        task: of the student, whose outputs may be probabilities where the teacher's are none.
+        teacher_task: of the teacher; without one, the same.
 
     Raises:
         ShapeMismatch: the outputs of teacher and student differ in shape.
         ValidationError: a named layer does not exist, gives no tensor, or is too narrow or too wide.
     """
+    teacher_task = teacher_task or task
     place(teacher.eval(), device)
     place(student.eval(), device)
     inputs = tuple(tensor.to(device) for tensor in example)
     pairs = kind.features or [] if isinstance(kind, Knowledge) else []
-    seen_by = {
-        "teacher": Probe(teacher, [pair[0] for pair in pairs], "teacher"),
-        "student": Probe(student, [pair[1] for pair in pairs], "student"),
-    }
+    of_both = Probe(teacher, [pair[0] for pair in pairs], "teacher"), Probe(student, [p[1] for p in pairs], "student")
     with torch.no_grad():
-        (of_teacher, wide), (of_student, narrow) = (probe(inputs, task) for probe in seen_by.values())
+        of_teacher, wide = of_both[0](inputs, teacher_task)
+        of_student, narrow = of_both[1](inputs, task)
     if of_teacher.shape != of_student.shape:
         raise ShapeMismatch(
             f"For {len(example[0])} samples the teacher answers {tuple(of_teacher.shape)} and the student "
             f"{tuple(of_student.shape)}. A student has as many outputs as its teacher."
         )
-    if not isinstance(kind, Knowledge):
-        return Objective(_taught(teacher, data, task, device), _output_loss(task), None)
-    if not pairs:
-        return Objective(_taught(teacher, data, task, device), _logit_loss(kind, task), None)
-    projections = _projections(pairs, narrow, wide, seed).to(device)
-    return Objective(data, _feature_loss(kind, task, seen_by["teacher"], seen_by["student"], projections), projections)
+    if task.has_references:  # what the student learns is the teacher's answers, and these are its targets
+        return Objective(data, learn_labels(task), None)
+    if pairs and isinstance(kind, Knowledge):
+        projections = _projections(pairs, narrow, wide, seed).to(device)
+        return Objective(data, _feature_loss(kind, task, teacher_task, of_both, projections), projections)
+    few = 4 * of_teacher[:1].numel() * data.samples("train") <= KEPT_BYTES
+    if few:
+        answered = answers(teacher, data, "train", teacher_task, device=device)
+        return Objective(data.taught(answered), _output_loss(kind, task, _travelling), None)
+    beside = copied(teacher).eval()  # whoever made it may move it on
+    place(beside, device)
+    return Objective(data, _output_loss(kind, task, _beside(beside, teacher_task)), None)
 
 
-def _taught(teacher: nn.Module, data: TeachableSamples, task: Task, device: str) -> Samples:
-    """The samples with the teacher's outputs over the training split, computed once, where the student runs."""
-    return data.taught(answers(teacher, data, "train", task, device=device)[0])
+def hold_others(objective: Objective, original: nn.Module, task: TaskRules, *, device: str = "cpu") -> Objective:
+    """The same, with the outputs that no labels belong to held to what the original answers, which runs beside.
+
+    Args:
+        original: in eval mode.
+    """
+    held = task.held
+    if held is None:
+        return objective
+    original = copied(original).eval()  # whoever made it may move it on
+    place(original, device)
+
+    def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        kept = _Kept(module)
+        value = objective.loss(kept, inputs, targets)  # type: ignore[arg-type]
+        if kept.inputs is None:  # what captures inner layers runs the module by itself
+            kept(*inputs)
+        samples = len(targets)
+        with torch.no_grad(), own_failures():
+            reference = held.taken(original(*kept.inputs), samples)
+        return value + held.loss(held.taken(kept.answer, samples), reference)
+
+    return Objective(objective.data, WeightedLoss(loss, weight_of(objective.loss)), objective.companion)
 
 
-def _output_loss(task: Task) -> Loss:
+class _Kept:
+    """Runs a module, and keeps what it was given and what it answered."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.inputs: Any = None
+        self.answer: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        self.inputs = inputs
+        self.answer = self._module(*inputs)
+        return self.answer
+
+
+Taught = Callable[[Inputs], tuple[Inputs, Tensor]]
+"""Parts the inputs of a batch from what the teacher answers to them."""
+
+
+def _travelling(inputs: Inputs) -> tuple[Inputs, Tensor]:
+    """The teacher's answers are the last of the inputs."""
+    return inputs[:-1], inputs[-1]
+
+
+def _beside(teacher: nn.Module, task: TaskRules) -> Taught:
+    """The teacher runs beside the student."""
+
+    def taught(inputs: Inputs) -> tuple[Inputs, Tensor]:
+        with torch.no_grad():
+            return inputs, forward(teacher, inputs, task)
+
+    return taught
+
+
+def _output_loss(kind: OutputMse | Knowledge, task: TaskRules, taught: Taught) -> Loss:
     def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        *samples, answer = inputs
-        return output_mse(forward(student, tuple(samples), task), answer)
+        samples, answer = taught(inputs)
+        output = forward(student, samples, task)
+        return _from_answers(kind, task, output, answer, targets)
 
-    return loss
-
-
-def _logit_loss(kind: Knowledge, task: Task) -> Loss:
-    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        *samples, answer = inputs
-        output = forward(student, tuple(samples), task)
-        taught = knowledge(output, answer, [(output, answer)], alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, TASKS[task].loss(output, targets), kind.labels)
-
-    return loss
+    return WeightedLoss(loss, task.weight)
 
 
-def _feature_loss(kind: Knowledge, task: Task, teacher: Probe, student: Probe, projections: nn.ModuleList) -> Loss:
+def _from_answers(
+    kind: OutputMse | Knowledge,
+    task: TaskRules,
+    output: Tensor,
+    answer: Tensor,
+    targets: Tensor,
+    features: Sequence[tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """The loss of a batch; `features`: pairs in the place of the logits."""
+    (own, counted), (expected, _) = (task.rows(each, targets) for each in (output, answer))
+    if isinstance(kind, OutputMse):
+        return output_mse(own, expected, counted)
+    lesson = knowledge(
+        own,
+        expected,
+        [(own, expected)] if features is None else features,
+        alpha=kind.alpha,
+        temperature=kind.temperature,
+        counted=counted,
+        independent=task.independent,
+    )
+    return with_labels(lesson, task.loss(output, targets), kind.labels)
+
+
+def _feature_loss(
+    kind: Knowledge, task: TaskRules, teacher_task: TaskRules, of_both: tuple[Probe, Probe], projections: nn.ModuleList
+) -> Loss:
+    teacher, student = of_both
+
     def loss(_: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            answer, wide = teacher(inputs, task)
+            answer, wide = teacher(inputs, teacher_task)
         output, narrow = student(inputs, task)
         softened = [(project(z_s), z_t) for project, z_s, z_t in zip(projections, narrow, wide, strict=True)]
-        taught = knowledge(output, answer, softened, alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, TASKS[task].loss(output, targets), kind.labels)
+        return _from_answers(kind, task, output, answer, targets, softened)
 
-    return loss
+    return WeightedLoss(loss, task.weight)
 
 
 def _projections(

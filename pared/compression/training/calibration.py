@@ -16,20 +16,19 @@ from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.measuring.running import Samples, forward, unoptimized
 from pared.compression.names import tensors
-from pared.compression.tasks import TASKS
-from pared.compression.training.gradients import Loss, add_gradients, cudnn_disabled, cudnn_refuses
-from pared.specs import Task
+from pared.compression.tasks import TaskRules
+from pared.compression.training.gradients import Loss, WeightedLoss, add_gradients, cudnn_disabled, cudnn_refuses
 
 _SOME = 64  # samples of a batch that a criterion looks at
 
 
-def learn_labels(task: Task) -> Loss:
-    """The loss on labels alone: cross-entropy, or the squared error."""
+def learn_labels(task: TaskRules) -> Loss:
+    """The loss on labels alone, or on what a task has in their place."""
 
     def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        return TASKS[task].loss(forward(module, inputs, task), targets)
+        return task.loss(forward(module, inputs, task), targets)
 
-    return loss
+    return WeightedLoss(loss, task.weight)
 
 
 def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
@@ -38,7 +37,7 @@ def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
 
 
 def loss_gradients(
-    module: nn.Module, data: Samples, task: Task, *, seed: int, device: str
+    module: nn.Module, data: Samples, task: TaskRules, *, seed: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
     """The gradients of the loss on labels, for each of some batches of the training split: all names -> tensor, on CPU.
 

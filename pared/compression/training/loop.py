@@ -18,7 +18,7 @@ from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products, training_precision
 from pared.compression.measuring.running import Samples, predict, unoptimized
 from pared.compression.pruning.weights import Masks
-from pared.compression.tasks import TASKS
+from pared.compression.tasks import TaskRules
 from pared.compression.training.constraints import ConstrainedModule, WeightConstraint
 from pared.compression.training.gradients import Gradients, Loss
 from pared.compression.training.gradual import GradualSchedule, RunningGradients, StepCount
@@ -28,7 +28,7 @@ from pared.compression.training.seeds import seed_of
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
-from pared.specs import Task, Train
+from pared.specs import Train
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def fit(
     config: Train,
     loss: Loss,
     *,
-    task: Task,
+    task: TaskRules,
     seed: int,
     phase: str,
     masks: WeightConstraint | None = None,
@@ -67,7 +67,7 @@ def fit(
 ) -> Fit:
     """Train a module in place; it ends in eval mode, on `device`, with the weights of its best epoch.
 
-    The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss; but
+    The best epoch has the highest validation score, and among equals the lowest validation loss; but
     first of all no epoch is better that answers fewer samples with numbers.
     Epoch 0, the weights as they came, is a candidate too: training never returns something worse on validation than
     what it was given. With a ramp the candidates are the epochs that end beyond it. The test split is not looked at.
@@ -293,17 +293,16 @@ def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: Batch
 
 
 def _validate(
-    module: nn.Module, data: Samples, task: Task, device: str, reporter: ProgressReporter
+    module: nn.Module, data: Samples, task: TaskRules, device: str, reporter: ProgressReporter
 ) -> _ValidationResult:
     """Score the validation split. NaN and infinity count as the worst score, not as an error."""
     outputs, targets = predict(module, data, "val", task, device=device, tick=reporter.beat)
-    rules = TASKS[task]
-    has_answer = rules.answered(outputs)
+    has_answer = task.answered(outputs)
     if not bool(has_answer.any()):
         return _ValidationResult(0, -math.inf, math.inf)
-    loss = float(rules.loss(outputs[has_answer], targets[has_answer]))
-    rows = rules.scored(outputs)
-    value = rules.score(outputs[rows], targets[rows])
+    loss = task.mean_loss(outputs[has_answer], targets[has_answer])
+    rows = task.scored(outputs)
+    value = task.score(outputs[rows], targets[rows])
     return _ValidationResult(int(has_answer.sum()), value, math.inf if math.isnan(loss) else loss)
 
 

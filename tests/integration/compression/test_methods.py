@@ -18,6 +18,7 @@ from pared.compression import distill as distill_model
 from pared.compression import prune as prune_model
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
@@ -31,7 +32,7 @@ from pared.weights.unpack import unpack
 MODEL = "mdl_" + "0" * 26
 OTHER = "mdl_" + "1" * 26
 DIGITS = DatasetFile(None, "builtin:digits")
-LEARN = learn_labels("classification")
+LEARN = learn_labels(Classification())
 
 
 class Digits(nn.Module):
@@ -58,7 +59,7 @@ LAYERS = [
 
 def taught(module):
     data = load_dataset(DIGITS, task="classification", preprocess=None, seed=0)
-    fit(module, data, Train(epochs=4, lr=0.05), LEARN, task="classification", seed=0, phase="dense")
+    fit(module, data, Train(epochs=4, lr=0.05), LEARN, task=Classification(), seed=0, phase="dense")
     return module
 
 
