@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pared.compression.data.inputs import (
     held,
     scalings,
 )
+from pared.compression.data.preview import write_preview
 from pared.compression.data.reading import read_dataset
 from pared.compression.data.room import room_for
 from pared.compression.data.samples import Data, Split
@@ -92,8 +94,11 @@ def _loaded(file: DatasetFile, stored: Stored, task: Task, preprocess: Preproces
     )
 
 
-def inspect_dataset(file: DatasetFile) -> DatasetInspection:
+def inspect_dataset(file: DatasetFile, directory: Path | None = None) -> DatasetInspection:
     """Describe a data set, after the same checks as for a job; the task is guessed from the targets.
+
+    Args:
+        directory: where a preview of its samples is left, `preview.png` or `preview.json`.
 
     Raises:
         UnsupportedDataset, InvalidData, StorageFull: as `load_dataset`.
@@ -111,6 +116,8 @@ def inspect_dataset(file: DatasetFile) -> DatasetInspection:
     if data.class_names is not None:
         described["class_names"] = data.class_names[:1000]
     notes = ([] if data.labelled else [UNLABELLED]) + _try_images(data)
+    if directory is not None:
+        write_preview(data, directory)
     return DatasetInspection(
         format=data.format,
         inputs=described_inputs(data.inputs["train"], data.names),
