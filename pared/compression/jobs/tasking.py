@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pared.compression.data import Data, load_dataset
+from pared.compression.data.columns import chunks
+from pared.compression.data.samples import mask_classes
 from pared.compression.jobs.fitting import answer_to, check_fits
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.references import with_references
@@ -120,7 +122,7 @@ def _trained_by(training: Train, data: Data, original: LoadedModel) -> TaskRules
     weights = None
     if training.class_weights is not None:
         output = task.taken(answer_to(original, data), 2)
-        classes = task.rows(output, data.targets["train"][:2])[0].shape[1]
+        classes = task.rows(output, data.take("train", torch.arange(2))[1])[0].shape[1]
         weights = _balanced(data, classes)
         if training.class_weights != "balanced":
             weights = torch.tensor(training.class_weights)
@@ -146,11 +148,14 @@ def for_student(data: Data, student: LoadedModel) -> Data:
 
 def _balanced(data: Data, classes: int) -> Tensor:
     """n / (K · n_c) for each of the K classes that occur, by which all weigh the same; of labels, (n − n_c) / n_c."""
-    target = data.targets["train"]
-    if target.is_floating_point():
-        counts = target.double().sum(0)
-        return torch.where(counts > 0, (len(target) - counts) / counts.clamp_min(1), 1.0).float()
-    counts = target[target >= 0].bincount(minlength=classes).double()
+    counts, samples = torch.zeros(classes, dtype=torch.float64), data.samples("train")
+    if data.targets["train"].dtype.is_floating_point:
+        for _, labels in chunks(data.targets["train"]):
+            counts += labels.double().sum(0)
+        return torch.where(counts > 0, (samples - counts) / counts.clamp_min(1), 1.0).float()
+    for _, labels in chunks(data.targets["train"]):
+        whole = mask_classes(labels) if labels.dtype == torch.uint8 else labels
+        counts += whole[whole >= 0].bincount(minlength=classes)
     return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp_min(1)), 1.0).float()
 
 
