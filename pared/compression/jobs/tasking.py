@@ -35,8 +35,11 @@ _HEADS = {
 }
 
 
-def data_of(spec: _Spec, work: Work, original: LoadedModel) -> tuple[_Spec, Data | None]:
+def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = False) -> tuple[_Spec, Data | None]:
     """The job's data set, if it names one, with its configured task; and the spec that names this task.
+
+    Args:
+        beside: never to compute the original's answers ahead, where a task learns these.
 
     Raises:
         ParedError: data and model, or task and model, do not fit.
@@ -66,7 +69,7 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel) -> tuple[_Spec, Data
         data.warnings.append(_said(data.task))
     spec = _for_task(spec, data)
     if data.task.has_references:
-        data = with_references(data, copied(original.module).eval(), device=work.device)
+        data = with_references(data, copied(original.module).eval(), device=work.device, beside=beside)
     return spec, data
 
 
