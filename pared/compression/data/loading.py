@@ -95,7 +95,9 @@ def inspect_dataset(file: DatasetFile) -> DatasetInspection:
     """
     data = load_dataset(file, task=None, preprocess=None, seed=0)
     target = data.targets["train"]
-    described: dict[str, Any] = {"dtype": _dtype(target), "shape": list(target.shape[1:])}
+    described: dict[str, Any] = {}
+    if not data.task.has_references:
+        described = {"dtype": _dtype(target), "shape": list(target.shape[1:])}
     if data.classes is not None:
         described["classes"] = data.classes
     if data.class_names is not None:
