@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pared.specs.uploads import EXAMPLE_MODEL_ID
+from pared.specs.uploads import EXAMPLE_DATASET_ID, EXAMPLE_MODEL_ID
 
 PRUNE: dict[str, Any] = {
     "type": "prune",
@@ -29,6 +29,22 @@ PRUNE_ON_A_GPU: dict[str, Any] = {
     "target": {"latency": 0.5},
     "latency_device": "cpu",
 }
+SEGMENT: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": EXAMPLE_DATASET_ID,
+    "task": "segmentation",
+    "target": {"macs": 0.5, "max_quality_drop": 0.02},
+    "retrain": {"epochs": 10, "class_weights": "balanced"},
+}
+MATCH: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "task": "match",
+    "amount": 0.5,
+    "retrain": {"epochs": 10, "optimizer": "adam"},
+}
 DISTILL: dict[str, Any] = {
     "type": "distill",
     "teacher": EXAMPLE_MODEL_ID,
@@ -41,6 +57,11 @@ DISTILL: dict[str, Any] = {
 PRUNING: dict[str, dict[str, Any]] = {
     "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
     "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
+    "segment": {
+        "summary": "Half the multiply-adds of a segmentation net, and no more than two points of IoU lost",
+        "value": SEGMENT,
+    },
+    "match": {"summary": "Retrain without labels, by the model's own answers", "value": MATCH},
     "gpu": {
         "summary": "Train on a GPU, for a model that is to run on a processor in half the time",
         "value": PRUNE_ON_A_GPU,

@@ -1,7 +1,8 @@
 """Runs in a clean process (`python -I`) that has torch and numpy alone: loads result files and answers what they do.
 
 Reads JSON lines `{"file", "inputs", "device"}`: a TorchScript file or `.pt2`, an `.npz` of named input batches, and
-where it runs. Writes for each `{"shapes", "parameters", "zeros", "outputs"}`, outputs as nested lists; or `{"error"}`.
+where it runs. Writes for each `{"shapes", "parameters", "zeros", "outputs"}`, outputs as nested lists (in dicts, tuples
+and lists as the model returns them); or `{"error"}`.
 """
 
 import json
@@ -32,12 +33,19 @@ def answer(request: dict) -> dict:
         outputs = {name: module(torch.from_numpy(x).to(device)) for name, x in np.load(request["inputs"]).items()}
     matrices = [p for p in module.parameters() if p.dim() >= 2]
     return {
-        "shapes": {name: list(output.shape) for name, output in outputs.items()},
-        "outputs": {name: output.tolist() for name, output in outputs.items()},
+        "shapes": {name: plain(output, lambda each: list(each.shape)) for name, output in outputs.items()},
+        "outputs": {name: plain(output, lambda each: each.tolist()) for name, output in outputs.items()},
         "parameters": sum(p.numel() for p in module.parameters()),
         "zeros": sum(int((p == 0).sum()) for p in matrices),
         "of": sum(p.numel() for p in matrices),
     }
+
+
+def plain(output, of_tensor):
+    """An output, whatever it is made of, with something plain in the place of each tensor."""
+    if isinstance(output, dict):
+        return {name: plain(each, of_tensor) for name, each in output.items()}
+    return [plain(each, of_tensor) for each in output] if isinstance(output, (tuple, list)) else of_tensor(output)
 
 
 sys.meta_path.insert(0, Absent())
