@@ -6,6 +6,17 @@ Which types of jobs there are, and what belongs to each, is said in `pared.job_t
 from __future__ import annotations
 
 from pared.specs.architectures import Architecture, LayeredArchitecture, NamedArchitecture
+from pared.specs.augmentation import (
+    Augment,
+    ColorJitter,
+    Crop,
+    Cutmix,
+    Erasing,
+    Flip,
+    Mixup,
+    ResizedCrop,
+    TokenDropout,
+)
 from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.common import CompressionSpec, Output, Outputs, Preprocess, Task, TensorSpec
 from pared.specs.distillation import DistillSpec, FromTeacher, Student
@@ -30,12 +41,18 @@ __all__ = [
     "BUILTIN_DATASETS",
     "PHYSICAL",
     "Architecture",
+    "Augment",
+    "ColorJitter",
     "CompressionSpec",
     "Criterion",
+    "Crop",
+    "Cutmix",
     "DatasetReference",
     "Device",
     "DistillLoss",
     "DistillSpec",
+    "Erasing",
+    "Flip",
     "FromTeacher",
     "Granularity",
     "InspectSpec",
@@ -44,6 +61,7 @@ __all__ = [
     "Knowledge",
     "LayeredArchitecture",
     "LrSchedule",
+    "Mixup",
     "ModelId",
     "NamedArchitecture",
     "Optimizer",
@@ -56,6 +74,7 @@ __all__ = [
     "PruneSpec",
     "Quantize",
     "Reference",
+    "ResizedCrop",
     "Retrain",
     "Schedule",
     "Scope",
@@ -66,6 +85,7 @@ __all__ = [
     "TeachTrain",
     "TensorSpec",
     "Text",
+    "TokenDropout",
     "Train",
     "UploadKind",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,11 +14,11 @@ from pared.compression.devices.placement import place
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, with_labels
 from pared.compression.measuring.running import Samples, answers, forward
-from pared.compression.tasks import TASKS
+from pared.compression.training.augmentation import Mix, label_loss, parted
 from pared.compression.training.gradients import Loss
 from pared.compression.training.seeds import seed_of
 from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Knowledge, OutputMse, Task
+from pared.specs import Augment, Knowledge, OutputMse, Task
 
 MAX_PROJECTION = 1 << 26
 """Most weights of one learned projection: 256 MiB, and three times that with its optimizer state."""
@@ -50,14 +50,17 @@ def make_objective(
     task: Task,
     seed: int,
     device: str = "cpu",
+    augment: Augment | None = None,
 ) -> Objective:
     """Prepare what the student learns from the teacher, which stays as it is: in eval mode, without gradients.
 
     Without feature pairs the teacher's logits are computed once, over the training split in its stored order, and
-    travel with the samples. With pairs, whose outputs can be many times larger, the teacher runs beside the student.
+    travel with the samples. With pairs, whose outputs can be many times larger, and where samples change in each
+    epoch, the teacher runs beside the student, on the same samples: it must stay on the device.
 
     Args:
         example: inputs of both models, with a batch of at least 2.
+        augment: how the training changes its batches.
 
     Raises:
         ShapeMismatch: the outputs of teacher and student differ in shape.
@@ -78,12 +81,14 @@ def make_objective(
             f"For {len(example[0])} samples the teacher answers {tuple(of_teacher.shape)} and the student "
             f"{tuple(of_student.shape)}. A student has as many outputs as its teacher."
         )
-    if not isinstance(kind, Knowledge):
-        return Objective(_taught(teacher, data, task, device), _output_loss(task), None)
-    if not pairs:
-        return Objective(_taught(teacher, data, task, device), _logit_loss(kind, task), None)
-    projections = _projections(pairs, narrow, wide, seed).to(device)
-    return Objective(data, _feature_loss(kind, task, seen_by["teacher"], seen_by["student"], projections), projections)
+    if pairs and isinstance(kind, Knowledge):
+        projections = _projections(pairs, narrow, wide, seed).to(device)
+        probes = seen_by["teacher"], seen_by["student"]
+        return Objective(data, _feature_loss(kind, task, *probes, projections, augment), projections)
+    samples = _taught(teacher, data, task, device) if augment is None else data
+    lesson = _told if augment is None else _asked(teacher, task, augment)
+    loss = _logit_loss(kind, task, lesson) if isinstance(kind, Knowledge) else _output_loss(task, lesson)
+    return Objective(samples, loss, None)
 
 
 def _taught(teacher: nn.Module, data: TeachableSamples, task: Task, device: str) -> Samples:
@@ -91,32 +96,61 @@ def _taught(teacher: nn.Module, data: TeachableSamples, task: Task, device: str)
     return data.taught(answers(teacher, data, "train", task, device=device)[0])
 
 
-def _output_loss(task: Task) -> Loss:
-    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        *samples, answer = inputs
-        return output_mse(forward(student, tuple(samples), task), answer)
-
-    return loss
+Lesson = Callable[[Inputs], tuple[Inputs, Tensor, Mix | None]]
+"""Of a batch as a loss is handed it: the student's inputs, the teacher's answer to them, and what is mixed in."""
 
 
-def _logit_loss(kind: Knowledge, task: Task) -> Loss:
-    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        *samples, answer = inputs
-        output = forward(student, tuple(samples), task)
-        taught = knowledge(output, answer, [(output, answer)], alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, TASKS[task].loss(output, targets), kind.labels)
-
-    return loss
+def _told(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+    """With the answer that travelled with the samples."""
+    *samples, answer = inputs
+    return tuple(samples), answer, None
 
 
-def _feature_loss(kind: Knowledge, task: Task, teacher: Probe, student: Probe, projections: nn.ModuleList) -> Loss:
-    def loss(_: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+def _asked(teacher: nn.Module, task: Task, augment: Augment) -> Lesson:
+    """With the answer to these very samples."""
+
+    def lesson(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+        samples, mix = parted(inputs, augment)
         with torch.no_grad():
-            answer, wide = teacher(inputs, task)
-        output, narrow = student(inputs, task)
+            return samples, forward(teacher, samples, task), mix
+
+    return lesson
+
+
+def _output_loss(task: Task, lesson: Lesson) -> Loss:
+    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        samples, answer, _ = lesson(inputs)
+        return output_mse(forward(student, samples, task), answer)
+
+    return loss
+
+
+def _logit_loss(kind: Knowledge, task: Task, lesson: Lesson) -> Loss:
+    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        samples, answer, mix = lesson(inputs)
+        output = forward(student, samples, task)
+        taught = knowledge(output, answer, [(output, answer)], alpha=kind.alpha, temperature=kind.temperature)
+        return with_labels(taught, label_loss(task, output, targets, mix), kind.labels)
+
+    return loss
+
+
+def _feature_loss(
+    kind: Knowledge,
+    task: Task,
+    teacher: Probe,
+    student: Probe,
+    projections: nn.ModuleList,
+    augment: Augment | None,
+) -> Loss:
+    def loss(_: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        samples, mix = parted(inputs, augment)
+        with torch.no_grad():
+            answer, wide = teacher(samples, task)
+        output, narrow = student(samples, task)
         softened = [(project(z_s), z_t) for project, z_s, z_t in zip(projections, narrow, wide, strict=True)]
         taught = knowledge(output, answer, softened, alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, TASKS[task].loss(output, targets), kind.labels)
+        return with_labels(taught, label_loss(task, output, targets, mix), kind.labels)
 
     return loss
 

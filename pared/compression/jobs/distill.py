@@ -26,6 +26,7 @@ from pared.compression.pruning.weights import Masks, zeros_held
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
 from pared.compression.report.verdict import distill_verdict, kept_as_before
+from pared.compression.training.augmentation import check_augmentation
 from pared.compression.training.calibration import copied, learn_labels
 from pared.compression.training.loop import Fit, fit, trainable
 from pared.compression.training.seeds import seed_of
@@ -55,6 +56,8 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 "Distillation needs a data set.", errors=[{"pointer": "/dataset", "detail": "a data set is needed"}]
             )
         check_fits(teacher, data)
+        if spec.train.augment is not None:
+            check_augmentation(spec.train.augment, data.example(), data.targets["train"][:2], "/train/augment")
         upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
         teacher = confirmed(teacher, example)
@@ -176,6 +179,7 @@ def _teach(
         task=spec.task,
         seed=spec.seed,
         device=work.device,
+        augment=spec.train.augment,
     )
     return fit(
         student.module,
@@ -217,7 +221,7 @@ def _labels_only(
         alone,
         data,
         spec.train,
-        learn_labels(spec.task),
+        learn_labels(spec.task, spec.train.augment),
         task=spec.task,
         seed=seed_of(spec.seed, "train"),
         phase="labels only",

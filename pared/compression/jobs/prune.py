@@ -24,6 +24,7 @@ from pared.compression.pruning.schedules import step_amounts
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
 from pared.compression.report.verdict import kept_as_before, prune_verdict
+from pared.compression.training.augmentation import check_augmentation
 from pared.compression.training.loop import trainable
 from pared.compression.work import Work
 from pared.errors import ModelFailed, ValidationError
@@ -155,6 +156,8 @@ def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tu
             "Save the model with its weights unfrozen to have it retrained."
         )
         return None, [why]
+    if spec.retrain.augment is not None:
+        check_augmentation(spec.retrain.augment, data.example(), data.targets["train"][:2], "/retrain/augment")
     return spec.retrain, []
 
 

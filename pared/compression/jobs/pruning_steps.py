@@ -403,16 +403,19 @@ class Pruning:
         """What retraining learns from: the labels, or the answers of the model as it came."""
         spec, teacher = self.job.spec, self.job.original.module
         if retrain.teach is None:
-            return Objective(data, learn_labels(spec.task), None)
+            return Objective(data, learn_labels(spec.task, retrain.augment), None)
+        # Beside the training it runs where that does, while the original is looked at on the CPU.
+        runs_beside = retrain.augment is not None
         objective = make_objective(
             retrain.teach,
-            teacher,
+            copied(teacher) if runs_beside else teacher,
             self.loaded.module,
             data,
             self.job.example,
             task=spec.task,
             seed=spec.seed,
             device=self.job.work.device,
+            augment=retrain.augment,
         )
         place(teacher, CPU)
         return objective

@@ -16,18 +16,19 @@ from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.measuring.running import Samples, forward, unoptimized
 from pared.compression.names import tensors
-from pared.compression.tasks import TASKS
+from pared.compression.training.augmentation import label_loss, parted
 from pared.compression.training.gradients import Loss, add_gradients, cudnn_disabled, cudnn_refuses
-from pared.specs import Task
+from pared.specs import Augment, Task
 
 _SOME = 64  # samples of a batch that a criterion looks at
 
 
-def learn_labels(task: Task) -> Loss:
-    """The loss on labels alone: cross-entropy, or the squared error."""
+def learn_labels(task: Task, augment: Augment | None = None) -> Loss:
+    """The loss on labels alone: cross-entropy, or the squared error. `augment`: how training changes its batches."""
 
     def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        return TASKS[task].loss(forward(module, inputs, task), targets)
+        samples, mix = parted(inputs, augment)
+        return label_loss(task, forward(module, samples, task), targets, mix)
 
     return loss
 
