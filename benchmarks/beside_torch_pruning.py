@@ -33,6 +33,7 @@ from pared.compression.loading import load_model
 from pared.compression.measuring.quality import assess
 from pared.compression.measuring.size import count_macs
 from pared.compression.pruning.channels import remove_channels
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.loop import fit
 from pared.compression.training.seeds import seed_of
@@ -80,7 +81,7 @@ def outcome(
         return by_pared(client, module, path, SHARES[share], seed, SAME if "Σ" in arm else DEFAULT)
     importance = incoming_weights if "Σ" in arm else torch_pruning.importance.GroupMagnitudeImportance()
     smaller = to_share(module, data.example(4), importance, SHARES[share])
-    task, seed_of_training = "classification", seed_of(seed, "retrain", 0)
+    task, seed_of_training = Classification(), seed_of(seed, "retrain", 0)
     config = Retrain.model_validate(RETRAIN)
     fit(smaller, data, config, learn_labels(task), task=task, seed=seed_of_training, phase="retrain")
     return judged(smaller, module, data)
@@ -88,7 +89,7 @@ def outcome(
 
 def judged(module: nn.Module, dense: nn.Module, data: Data) -> dict[str, float]:
     """The result, by the same measurements as a job's report."""
-    quality, example = assess(module, data, "classification").quality, data.example(4)
+    quality, example = assess(module, data, Classification()).quality, data.example(4)
     return {
         "error": 100 * (1 - quality.test.value),
         "macs": (count_macs(module, example) or 0) / (count_macs(dense, example) or 1),
@@ -223,7 +224,7 @@ def to_goal(file: ModelFile, loaded: Any, example: tuple[Tensor, ...]) -> Any:
     """What a job does between opening its model and data, and retraining it."""
     labels = torch.zeros(len(example[0]), dtype=torch.long)
     data = Data(
-        {split: list(example) for split in SPLITS}, dict.fromkeys(SPLITS, labels), "classification", 10, "given", "x"
+        {split: list(example) for split in SPLITS}, dict.fromkeys(SPLITS, labels), Classification(), 10, "given", "x"
     )
     spec = PruneSpec.model_validate({"type": "prune", "model": f"mdl_{'0' * 26}", "target": {"macs": 0.25}})
     given = PruneJob(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, data, None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from pared.compression.data import Data, load_dataset
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile
@@ -167,6 +168,6 @@ def trained(name: str, data: Data, seed: int, folder: Path) -> nn.Module:
     if path.exists():
         module.load_state_dict(torch.load(path))
         return module.eval()
-    fit(module, data, DENSE, learn_labels("classification"), task="classification", seed=seed, phase="dense")
+    fit(module, data, DENSE, learn_labels(Classification()), task=Classification(), seed=seed, phase="dense")
     torch.save(module.state_dict(), path)
     return module.eval()

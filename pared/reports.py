@@ -48,6 +48,7 @@ class DatasetInspection(_Part):
     """What is in a data set."""
 
     format: str
+    task: str | None = Field(None, description="What the targets look like; a job looks at the model's outputs too.")
     inputs: list[dict[str, Any]] = Field(description="Shape of one sample and dtype, an entry an input.")
     samples: dict[str, int] = Field(description="Samples in each split.")
     splits: Literal["given", "by_seed"]
@@ -77,10 +78,16 @@ class Latency(_Part):
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where it was measured.")
 
 
+Metric = Literal["accuracy", "r2", "f1", "mean_iou", "log_likelihood", "cosine", "match"]
+
+
 class Quality(_Part):
     """How well the model does on the test split, which no step ever trained or chose on."""
 
-    metric: Literal["accuracy", "r2"]
+    metric: Metric = Field(
+        description="The task's own measure; more is better. `f1` is over all labels together, `log_likelihood` in "
+        "nats a token, `cosine` that to the original's embeddings, `match` one minus the relative error to its answers."
+    )
     test: Interval
     validation: float
     loss: float | None = Field(
@@ -88,6 +95,11 @@ class Quality(_Part):
         "masked class."
     )
     samples: int
+    beside: dict[str, float] = Field(
+        default_factory=dict,
+        description="Further measures on the test split, such as `pixel_accuracy`, `perplexity`, `macro_f1` or "
+        "`neighbour_overlap`.",
+    )
 
 
 class Size(_Part):
@@ -111,10 +123,21 @@ class Comparison(_Part):
     """The result against the baseline on the same test samples."""
 
     quality_difference: Interval = Field(description="after − before, in the metric's own unit.")
-    p_value: float = Field(description="McNemar's exact test for classes, paired t-test for regression.")
-    test: Literal["mcnemar", "paired_t"]
+    p_value: float = Field(
+        description="McNemar's exact test for classes, paired t-test for regression, a t-test of the pseudo-values of "
+        "samples for all other measures."
+    )
+    test: Literal["mcnemar", "paired_t", "jackknife_t"]
     equal_predictions: float | None = Field(None, description="Share of test samples both answer alike.")
-    per_class: list[dict[str, Any]] = Field(default_factory=list)
+    per_class: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Of each class its accuracy before and after; its IoU in a segmentation, its F1 in a multilabel.",
+    )
+    outputs: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Of each output that is compared with the original's: `relative_error`, `cosine`, and `agreement`, "
+        "the share of places where the largest number, or the integer, is the same.",
+    )
 
 
 class LayerReport(_Part):
@@ -138,7 +161,7 @@ class Point(_Part):
     macs: int | None = None
     file_bytes: int | None = Field(None, description="Of the file of the first format in `outputs`.")
     latency: float | None = Field(None, description="Share left of the upload's, measured in turns with it.")
-    validation: float | None = Field(None, description="Accuracy or R² on the validation split.")
+    validation: float | None = Field(None, description="The task's measure, such as accuracy, on the validation split.")
     test: float | None = Field(None, description="The same on the test split: only of the result.")
     met: bool | None = Field(description="Whether it meets the goal, as far as was looked at; None: not looked at yet.")
 
@@ -194,6 +217,7 @@ class Report(_Part):
     """The before/after report of one job."""
 
     type: str
+    task: str | None = Field(None, description="What the model was scored as: that of the spec, or the one guessed.")
     verdict: str
     goal: Goal | None = Field(None, description="prune: of a job with a `target`.")
     before: Measurement

@@ -15,3 +15,25 @@ def listed(parts: Iterable[str], conjunction: str) -> str:
     """As in a sentence: a, b and c."""
     *first, last = parts
     return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
+_METRICS = {
+    "accuracy": "accuracy",
+    "r2": "R²",
+    "f1": "F1",
+    "mean_iou": "mean IoU",
+    "log_likelihood": "log-likelihood",
+    "cosine": "cosine to the original",
+    "match": "match with the original",
+}
+_SHARES = ("accuracy", "f1", "mean_iou")
+
+
+def metric_name(metric: str) -> str:
+    """A report's metric, as sentences name it."""
+    return _METRICS[metric]
+
+
+def in_points(metric: str) -> bool:
+    """Whether a metric is a share, whose differences are told in points."""
+    return metric in _SHARES

@@ -12,6 +12,13 @@ from rich.text import Text
 
 from pared import reports
 from pared.reports import Latency, Measurement, Quality
+from pared.wording import in_points, metric_name
+
+_TESTS = {
+    "mcnemar": "McNemar's exact test",
+    "paired_t": "paired t-test",
+    "jackknife_t": "t-test of the samples' pseudo-values",
+}
 
 
 class Report(reports.Report):
@@ -33,9 +40,10 @@ class Report(reports.Report):
     def _footnotes(self) -> Iterator[str]:
         if self.comparison:
             difference = self.comparison.quality_difference
-            name = "points" if self._is_accuracy else "R²"
-            unit = 100.0 if self._is_accuracy else 1.0
-            test = {"mcnemar": "McNemar's exact test", "paired_t": "paired t-test"}[self.comparison.test]
+            metric = "accuracy" if self.after.quality is None else self.after.quality.metric
+            name = "points" if in_points(metric) else metric_name(metric)
+            unit = 100.0 if in_points(metric) else 1.0
+            test = _TESTS[self.comparison.test]
             yield (
                 f"\nOn the test split: {difference.value * unit:+.2f} {name} "
                 f"(95 % CI {difference.low * unit:+.2f} … {difference.high * unit:+.2f}; "
@@ -49,10 +57,6 @@ class Report(reports.Report):
             yield f"The {len(self.frontier)} points that the search for the goal tried: frontier.csv"
         for warning in self.warnings:
             yield f"Note: {warning}"
-
-    @property
-    def _is_accuracy(self) -> bool:
-        return self.after.quality is not None and self.after.quality.metric == "accuracy"
 
 
 class Plan(reports.Plan):
@@ -117,9 +121,12 @@ def _rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, s
         yield _latency(old, new)
     if before.quality and after.quality:
         was, now = before.quality, after.quality
-        scale, unit = (100, " points") if was.metric == "accuracy" else (1, "")
+        scale, unit = (100, " points") if in_points(was.metric) else (1, "")
         change = f"{(now.test.value - was.test.value) * scale:+.2f}{unit}"
-        yield f"test {'accuracy' if was.metric == 'accuracy' else 'R²'}", _quality(was), _quality(now), change
+        yield f"test {metric_name(was.metric)}", _quality(was), _quality(now), change
+        for name in sorted(was.beside.keys() & now.beside.keys()):
+            one, other = was.beside[name], now.beside[name]
+            yield f"test {name.replace('_', ' ')}", f"{one:.4f}", f"{other:.4f}", f"{other - one:+.4f}"
 
 
 def _count(name: str, before: int, after: int) -> tuple[str, str, str, str]:
@@ -142,4 +149,4 @@ def _factor(before: float, after: float, less: str, more: str) -> str:
 
 
 def _quality(quality: Quality) -> str:
-    return f"{quality.test.value:.2%}" if quality.metric == "accuracy" else f"{quality.test.value:.4f}"
+    return f"{quality.test.value:.2%}" if in_points(quality.metric) else f"{quality.test.value:.4f}"

@@ -58,7 +58,8 @@ def prune(
 
     Args:
         model: a module (not changed), or a TorchScript, state dict or safetensors file.
-        data: `(x, y)` arrays or tensors (x a list for several inputs), a data set file, "builtin:digits" or None.
+        data: `(x, y)` arrays or tensors (x a list for several inputs, y None without labels), a data set file,
+            "builtin:digits" or None.
         architecture: of a state dict file.
         directory: where the result files are left; without one they are gone, and the model remains. Formats that could
             not be written are under `report.failed_outputs`.
@@ -203,7 +204,8 @@ class _Workplace:
         x, y = data
         several = x if isinstance(x, (list, tuple)) else [x]
         names = ["x"] if len(several) == 1 else [f"x{index}" for index in range(len(several))]
-        arrays = {name: _array(part) for name, part in zip(names, several, strict=True)} | {"y": _array(y)}
+        arrays = {name: _array(part) for name, part in zip(names, several, strict=True)}
+        arrays |= {} if y is None else {"y": _array(y)}
         path = self.inputs / "data.npz"
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -281,7 +283,10 @@ def _array(value: Any) -> np.ndarray:
 def _example(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile | None) -> tuple[Tensor, ...]:
     """Inputs to trace a module with, where it cannot be scripted."""
     if dataset is not None:
-        return load_dataset(dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed).example()
+        data = load_dataset(
+            dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index
+        )
+        return data.example()
     if isinstance(spec, specs.PruneSpec) and spec.example_inputs:
         return example_from_specs(spec.example_inputs)
     return ()

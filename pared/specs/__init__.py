@@ -18,7 +18,16 @@ from pared.specs.augmentation import (
     TokenDropout,
 )
 from pared.specs.base import Device, JobSpec, Spec
-from pared.specs.common import CompressionSpec, Output, Outputs, Preprocess, Task, TensorSpec
+from pared.specs.common import (
+    WITHOUT_CLASSES,
+    WITHOUT_LABELS,
+    CompressionSpec,
+    Output,
+    Outputs,
+    Preprocess,
+    Task,
+    TensorSpec,
+)
 from pared.specs.distillation import DistillSpec, FromTeacher, Student
 from pared.specs.inspection import InspectSpec
 from pared.specs.planning import PlanSpec
@@ -40,6 +49,8 @@ from pared.specs.uploads import BUILTIN_DATASETS, DatasetReference, Json, ModelI
 __all__ = [
     "BUILTIN_DATASETS",
     "PHYSICAL",
+    "WITHOUT_CLASSES",
+    "WITHOUT_LABELS",
     "Architecture",
     "Augment",
     "ColorJitter",

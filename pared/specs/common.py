@@ -8,10 +8,26 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from pared.specs.base import Device, JobSpec, Spec
+from pared.specs.training import Train
+from pared.specs.uploads import Text
 
 Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
-Task = Literal["classification", "regression"]
+Task = Literal[
+    "classification",
+    "binary",
+    "multilabel",
+    "regression",
+    "segmentation",
+    "token_classification",
+    "language_modeling",
+    "embedding",
+    "match",
+]
+WITHOUT_CLASSES: tuple[Task, ...] = ("regression", "embedding", "match")
+"""The tasks whose answers are numbers, which distillation compares and does not soften."""
+WITHOUT_LABELS: tuple[Task, ...] = ("embedding", "match")
+"""The tasks that learn the answers of the model as it was uploaded."""
 
 
 class TensorSpec(Spec):
@@ -39,7 +55,26 @@ class CompressionSpec(JobSpec):
     """What every compression job has."""
 
     seed: int = Field(0, ge=0, lt=1 << 32)
-    task: Task = "classification"
+    task: Task | None = Field(
+        None,
+        description="What the model is for, which says how labels are learned and scored; docs/tasks.md has all. "
+        "Without one it is guessed from the labels and the model's outputs, and the report says it. `match` needs no "
+        "labels: it learns the uploaded model's own answers.",
+        examples=["segmentation"],
+    )
+    output: Text | Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        None,
+        description="Of a model with several outputs the one that the labels belong to: its name, as of a dict, or its "
+        "number, from 0. The others are held to the uploaded model's answers. Without one it is the only one "
+        "that fits.",
+        examples=["logits"],
+    )
+    ignore_index: int | None = Field(
+        None,
+        ge=-(1 << 31),
+        lt=1 << 31,
+        description="A label that says nothing, of pixels or tokens. −100, −1, and 255 are known without.",
+    )
     preprocess: Preprocess | None = None
     outputs: Outputs | None = Field(
         None,
@@ -62,6 +97,11 @@ class CompressionSpec(JobSpec):
     )
 
     @property
+    def output_path(self) -> str | None:
+        """`output` as text."""
+        return None if self.output is None else str(self.output)
+
+    @property
     def needs_device(self) -> Device:
         """What a worker must have to take the job."""
         return "cuda" if self.latency_device == "cuda" else self.device
@@ -70,6 +110,11 @@ class CompressionSpec(JobSpec):
     def device_field(self) -> str:
         """The field that asks for this device."""
         return "device" if self.device == "cuda" else "latency_device"
+
+    def _refuse_without_classes(self, field: str, training: Train) -> None:
+        """Refuse what a training says of classes where the task has none."""
+        if self.task in WITHOUT_CLASSES and training.names_classes:
+            self._refuse({field: f"`{training.names_classes}` is of classes, which task={self.task} does not have"})
 
     @model_validator(mode="after")
     def _outputs_once(self) -> CompressionSpec:

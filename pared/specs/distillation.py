@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from pared.specs.architectures import Architecture, Layered, Named, tag_of
 from pared.specs.base import Spec
-from pared.specs.common import CompressionSpec
+from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec
 from pared.specs.training import DistillLoss, Knowledge, TeachTrain
 from pared.specs.uploads import DatasetReference, ModelId
 
@@ -46,7 +46,7 @@ class DistillSpec(CompressionSpec):
     dataset: DatasetReference
     loss: DistillLoss = Field(
         default_factory=lambda: Knowledge(kind="knowledge"),
-        description="Without one: `knowledge` for a classification, `output_mse` for a regression.",
+        description="Without one: `knowledge` for classes, `output_mse` for numbers, as of a regression.",
     )
     train: TeachTrain = Field(default_factory=TeachTrain)
     compare_with_labels_only: bool = Field(
@@ -56,7 +56,7 @@ class DistillSpec(CompressionSpec):
     @model_validator(mode="before")
     @classmethod
     def _default_loss(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("task") == "regression":
+        if isinstance(values, dict) and values.get("task") in WITHOUT_CLASSES:
             return {"loss": {"kind": "output_mse"}, **values}
         return values
 
@@ -70,10 +70,14 @@ class DistillSpec(CompressionSpec):
     @model_validator(mode="after")
     def _softens_only_classes(self) -> DistillSpec:
         loss = self.loss
-        if self.task == "regression" and isinstance(loss, Knowledge) and loss.features is None and loss.alpha < 1:
+        if self.task in WITHOUT_CLASSES and isinstance(loss, Knowledge) and loss.features is None and loss.alpha < 1:
             why = (
                 'must be {"kind": "output_mse"} or name `features`: the KL term of `knowledge` compares class '
                 "probabilities, which a regression does not have"
             )
             self._refuse({"loss": why})
+        if self.task in WITHOUT_LABELS and self.compare_with_labels_only:
+            why = f"has no labels to learn from: task={self.task} learns the teacher's answers; leave it out"
+            self._refuse({"compare_with_labels_only": why})
+        self._refuse_without_classes("train", self.train)
         return self

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pared.criteria import CRITERIA, SCORED_AS, scoring
 from pared.specs.architectures import Architecture
 from pared.specs.base import Spec
-from pared.specs.common import CompressionSpec, TensorSpec
+from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec, TensorSpec
 from pared.specs.targets import Target
 from pared.specs.training import Knowledge, Retrain
 from pared.specs.uploads import DatasetReference, ModelId, Text
@@ -36,7 +36,8 @@ class Quantize(Spec):
     lr: float | None = Field(None, gt=0, le=10, description="Without one: a tenth of that of `retrain`.")
 
 
-_SOFTENED_CLASSES = {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0, "labels": 0.5}
+SOFTENED_CLASSES = {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0, "labels": 0.5}
+"""What retraining learns from where a spec says nothing and answers are odds of classes."""
 
 
 class PruneSpec(CompressionSpec):
@@ -148,12 +149,14 @@ class PruneSpec(CompressionSpec):
         match values.get("granularity"), values.get("n_m", (2, 4)):
             case "n:m", (int(n), int(m)) if 0 < n < m and values.get("amount") is None and values.get("target") is None:
                 values["amount"] = 1 - n / m
-        retrain, regression = values.get("retrain", {}), values.get("task") == "regression"
+        retrain, task = values.get("retrain", {}), values.get("task")
+        numbers = task in WITHOUT_CLASSES
         if isinstance(retrain, dict) and ("retrain" in values or values.get("dataset") is not None):
             # Measured: with Adam, softened classes cost more accuracy than they bring.
-            teach = retrain.get("teach", not regression and retrain.get("optimizer", "sgd") == "sgd")
+            teach = retrain.get("teach", not numbers and retrain.get("optimizer", "sgd") == "sgd")
             if isinstance(teach, bool):
-                taught = {"kind": "output_mse"} if regression else _SOFTENED_CLASSES
+                taught = {"kind": "output_mse"} if numbers else SOFTENED_CLASSES
+                teach = teach and task not in WITHOUT_LABELS  # which learn nothing else
                 values["retrain"] = {**retrain, "teach": taught if teach else None}
         return values
 
@@ -217,8 +220,9 @@ class PruneSpec(CompressionSpec):
             if self.target.file_bytes is not None and (self.outputs or ["torchscript"])[0] != "packed":
                 why = "zeros make only a packed file smaller; let `outputs` begin with `packed`, or prune channels"
                 self._refuse({"target": f"`file_bytes`: {why}"})
-        if self.target.max_accuracy_drop is not None and self.dataset is None:
-            self._refuse({"target": "`max_accuracy_drop`: accuracy is measured on data: name a `dataset`"})
+        if self.target.quality_drop is not None and self.dataset is None:
+            what = "accuracy" if self.target.quality_field == "max_accuracy_drop" else "quality"
+            self._refuse({"target": f"`{self.target.quality_field}`: {what} is measured on data: name a `dataset`"})
 
     def _granularity_has_what_it_needs(self) -> None:
         if self.granularity == "n:m":
@@ -260,6 +264,11 @@ class PruneSpec(CompressionSpec):
         if self.stages and self.stages != sorted(share for share in {*self.stages} if share < (self.amount or 1)):
             self._refuse({"stages": "must rise, and end below `amount`"})
         teach = None if self.retrain is None else self.retrain.teach
-        if self.task == "regression" and isinstance(teach, Knowledge) and teach.alpha < 1:
+        if self.task in WITHOUT_LABELS and teach is not None:
+            why = f"has no effect: task={self.task} learns the uploaded model's answers already; leave it out"
+            self._refuse({"retrain": f"`teach` {why}"})
+        if self.task in WITHOUT_CLASSES and isinstance(teach, Knowledge) and teach.alpha < 1:
             why = 'softens class probabilities, which a regression does not have: use {"kind": "output_mse"}'
             self._refuse({"retrain": f"`teach` {why}"})
+        if self.retrain is not None:
+            self._refuse_without_classes("retrain", self.retrain)

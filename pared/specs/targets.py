@@ -38,13 +38,28 @@ class Target(Spec):
         description="Share of the time of a forward pass, measured in turns with the upload. Channels only.",
     )
     latency_batch_size: int = Field(1, ge=1, le=4096, description="Samples in the batch whose time is measured.")
-    max_accuracy_drop: float | None = Field(
+    max_quality_drop: float | None = Field(
         None,
         ge=0,
-        lt=1,
-        description="How much accuracy (0.01: one point) or R² may be lost. Alone: the job searches for the "
-        "smallest model within it on the validation split. The test split decides whether the goal is met.",
+        le=1000,
+        description="How much of the task's own measure may be lost: accuracy, mean IoU or F1 (0.01: one point), R², "
+        "log-likelihood (0.01: 1 % more perplexity), cosine, or relative error to the original (0.01: 1 %). Alone: "
+        "the job searches for the smallest model within it on the validation split. The test split decides whether the "
+        "goal is met.",
     )
+    max_accuracy_drop: float | None = Field(
+        None, ge=0, lt=1, description="The same as `max_quality_drop`, by its older name: give one of the two."
+    )
+
+    @property
+    def quality_field(self) -> str:
+        """The field that says how much quality may be lost."""
+        return "max_quality_drop" if self.max_accuracy_drop is None else "max_accuracy_drop"
+
+    @property
+    def quality_drop(self) -> float | None:
+        """How much quality may be lost."""
+        return self.max_quality_drop if self.max_accuracy_drop is None else self.max_accuracy_drop
 
     @property
     def sizes(self) -> dict[str, float]:
@@ -55,7 +70,7 @@ class Target(Spec):
     @property
     def goals(self) -> dict[str, float]:
         """All that is asked for."""
-        return self.sizes | ({} if self.max_accuracy_drop is None else {"max_accuracy_drop": self.max_accuracy_drop})
+        return self.sizes | ({} if self.quality_drop is None else {self.quality_field: self.quality_drop})
 
     def missed(self, reached: Mapping[str, float]) -> list[str]:
         """Which goals are not met by what was reached of each; a last bit of arithmetic misses none.
@@ -67,7 +82,9 @@ class Target(Spec):
     @model_validator(mode="after")
     def _asks_for_something(self) -> Target:
         if not self.goals:
-            raise ValueError("names no goal: give params, macs, file_bytes, latency or max_accuracy_drop")
+            raise ValueError("names no goal: give params, macs, file_bytes, latency or max_quality_drop")
+        if self.max_accuracy_drop is not None and self.max_quality_drop is not None:
+            self._refuse({"max_accuracy_drop": "is the older name of `max_quality_drop`: give one of the two"})
         if self.latency is None:
             why = "is the batch whose latency is measured: leave it out, or give `latency`"
             self._must_be_left_out({"latency_batch_size": why})

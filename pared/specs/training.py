@@ -45,6 +45,25 @@ class Train(Spec):
         examples=[{"horizontal_flip": {}, "crop": {"padding": 4}, "mixup": {"alpha": 0.2}}],
     )
 
+    class_weights: Literal["balanced"] | Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = (
+        Field(
+            None,
+            description="Of each class, in the loss on labels: as a list, or `balanced`, by which all classes weigh "
+            "the same in the training samples together. Of a multilabel, of a label that holds.",
+            examples=["balanced", [1.0, 5.0]],
+        )
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of each label that is spread over all classes, in the loss on labels."
+    )
+
+    @property
+    def names_classes(self) -> str | None:
+        """A field that is of classes, where one is set."""
+        if self.class_weights is not None:
+            return "class_weights"
+        return "label_smoothing" if self.label_smoothing else None
+
     @model_validator(mode="before")
     @classmethod
     def _default_lr(cls, values: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pared.compression.data import Data
 from pared.compression.data.loader import Loader
+from pared.compression.tasks.classification import Classification
 from pared.compression.training import gradients
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.gradients import Gradients
@@ -20,7 +21,7 @@ from tests.gpu.card import needs_card
 
 pytestmark = [pytest.mark.gpu, needs_card]
 
-LEARN = learn_labels("classification")
+LEARN = learn_labels(Classification())
 
 
 class Net(nn.Module):
@@ -92,14 +93,14 @@ def samples() -> Data:
     x = torch.randint(0, 255, (330, 1, 8, 8), generator=generator, dtype=torch.uint8)
     y = x[:, 0, :3].float().mean(2).argmax(1)
     splits = ("train", "val", "test")
-    return Data({split: [x] for split in splits}, dict.fromkeys(splits, y), "classification", 3, "given", "npz")
+    return Data({split: [x] for split in splits}, dict.fromkeys(splits, y), Classification(), 3, "given", "npz")
 
 
 def trained(kind: type[nn.Module], data: Data | None = None, **fields: Any) -> tuple[dict[str, Tensor], list[float]]:
     torch.manual_seed(0)
     module = torch.jit.script(kind())
     config = Train(epochs=5, lr=0.001, batch_size=32, precision="float32", **fields)
-    run = fit(module, data or samples(), config, LEARN, task="classification", seed=1, phase="x", device="cuda")
+    run = fit(module, data or samples(), config, LEARN, task=Classification(), seed=1, phase="x", device="cuda")
     return {name: tensor.cpu() for name, tensor in module.state_dict().items()}, [e.train_loss for e in run.history]
 
 

@@ -63,10 +63,11 @@ def by_split(arrays: Mapping[str, Array], kind: str) -> Stored:
         if key in destination:
             raise InvalidData(f"Two arrays could be {name!r}: name the training samples either x or x_train, not both.")
         destination[key] = array
-    if "train" not in inputs or inputs.keys() != targets.keys():
+    if "train" not in inputs or (targets and inputs.keys() != targets.keys()):
         shapes = shortened([f"{name[:60]} {array.shape}" for name, array in arrays.items()]) or "nothing"
         raise InvalidData(
-            "Every split needs inputs and targets: name the arrays x (or x0, x1, … for several inputs) and y; own "
+            "Every split needs inputs, and targets (y) where any has them: name the arrays x (or x0, x1, … for "
+            "several inputs) and y; own "
             f"splits as x_train, y_train, x_val, y_val, x_test, y_test. The file holds {shapes}."
         )
     counts = {split: sorted(numbered) for split, numbered in inputs.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pared.compression.data.loader import Loader, loader_for
-from pared.specs import Task
+from pared.compression.tasks import TaskRules
 
 Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
@@ -49,10 +49,11 @@ class Data:
     """For each split one tensor for each input of the model, all (samples, …): float32, int64 token ids, or uint8,
     which becomes float32 when samples are taken."""
     targets: dict[Split, Tensor]
-    """Classes: int64 (samples,). Regression: float32 (samples, …), (samples, 1) for one number each."""
-    task: Task
+    """Classes: int64 (samples,), or (samples, …) for one at each position, −100 where there is none. Numbers and labels
+    of which several hold: float32 (samples, …), (samples, 1) for one number each. Without labels: (samples, 0)."""
+    task: TaskRules
     classes: int | None
-    """Number of classes; None for regression."""
+    """Number of classes; None for numbers."""
     splits: Literal["given", "by_seed"]
     """Whether the test split came with the data set or was drawn by seed."""
     format: str

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import device_of, place_graph
-from pared.compression.measuring.running import checked_output, forward, own_failures
+from pared.compression.measuring.running import forward, own_failures
+from pared.compression.tasks import TaskRules
 from pared.errors import ValidationError
-from pared.specs import Task
 from pared.wording import shortened
 
 _LAYER_OPERATORS = (
@@ -51,7 +51,7 @@ class Probe:
             if layer not in known:
                 raise _unknown_layer(layer, known, role)
 
-    def __call__(self, inputs: Inputs, task: Task) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, inputs: Inputs, task: TaskRules) -> tuple[Tensor, list[Tensor]]:
         """The module's output, and the layers' outputs."""
         if not self._layers:
             return forward(self._module, inputs, task), []
@@ -60,7 +60,7 @@ class Probe:
         features = [
             self._flat(layer, value, len(inputs[0])) for layer, value in zip(self._layers, captured, strict=True)
         ]
-        return checked_output(output, len(inputs[0]), task), features
+        return task.taken(output, len(inputs[0])), features
 
     def _run_script(self, inputs: Inputs) -> tuple[Any, list[Any]]:
         output, *captured = self._function(self._module, *inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import place
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, with_labels
-from pared.compression.measuring.running import Samples, answers, forward
+from pared.compression.measuring.references import KEPT_BYTES
+from pared.compression.measuring.running import Samples, answers, forward, own_failures
+from pared.compression.tasks import TaskRules
 from pared.compression.training.augmentation import Mix, label_loss, parted
-from pared.compression.training.gradients import Loss
+from pared.compression.training.calibration import copied, learn_labels
+from pared.compression.training.gradients import Loss, WeightedLoss, weight_of
 from pared.compression.training.seeds import seed_of
 from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Augment, Knowledge, OutputMse, Task
+from pared.specs import Augment, Knowledge, OutputMse
 
 MAX_PROJECTION = 1 << 26
 """Most weights of one learned projection: 256 MiB, and three times that with its optimizer state."""
@@ -47,7 +50,8 @@ def make_objective(
     data: TeachableSamples,
     example: Sequence[Tensor],
     *,
-    task: Task,
+    task: TaskRules,
+    teacher_task: TaskRules | None = None,
     seed: int,
     device: str = "cpu",
     augment: Augment | None = None,
@@ -55,104 +59,163 @@ def make_objective(
     """Prepare what the student learns from the teacher, which stays as it is: in eval mode, without gradients.
 
     Without feature pairs the teacher's logits are computed once, over the training split in its stored order, and
-    travel with the samples. With pairs, whose outputs can be many times larger, and where samples change in each
-    epoch, the teacher runs beside the student, on the same samples: it must stay on the device.
+    travel with the samples, where they are few. With pairs, whose outputs can be many times larger, and where samples
+    change in each epoch, the teacher runs beside the student, on the same samples.
 
     Args:
         example: inputs of both models, with a batch of at least 2.
+        task: of the student, whose outputs may be probabilities where the teacher's are none.
+        teacher_task: of the teacher; without one, the same.
         augment: how the training changes its batches.
 
     Raises:
         ShapeMismatch: the outputs of teacher and student differ in shape.
         ValidationError: a named layer does not exist, gives no tensor, or is too narrow or too wide.
     """
+    teacher_task = teacher_task or task
     place(teacher.eval(), device)
     place(student.eval(), device)
     inputs = tuple(tensor.to(device) for tensor in example)
     pairs = kind.features or [] if isinstance(kind, Knowledge) else []
-    seen_by = {
-        "teacher": Probe(teacher, [pair[0] for pair in pairs], "teacher"),
-        "student": Probe(student, [pair[1] for pair in pairs], "student"),
-    }
+    of_both = Probe(teacher, [pair[0] for pair in pairs], "teacher"), Probe(student, [p[1] for p in pairs], "student")
     with torch.no_grad():
-        (of_teacher, wide), (of_student, narrow) = (probe(inputs, task) for probe in seen_by.values())
+        of_teacher, wide = of_both[0](inputs, teacher_task)
+        of_student, narrow = of_both[1](inputs, task)
     if of_teacher.shape != of_student.shape:
         raise ShapeMismatch(
             f"For {len(example[0])} samples the teacher answers {tuple(of_teacher.shape)} and the student "
             f"{tuple(of_student.shape)}. A student has as many outputs as its teacher."
         )
+    if task.has_references:  # what the student learns is the teacher's answers, and these are its targets
+        return Objective(data, learn_labels(task, augment), None)
     if pairs and isinstance(kind, Knowledge):
         projections = _projections(pairs, narrow, wide, seed).to(device)
-        probes = seen_by["teacher"], seen_by["student"]
-        return Objective(data, _feature_loss(kind, task, *probes, projections, augment), projections)
-    samples = _taught(teacher, data, task, device) if augment is None else data
-    lesson = _told if augment is None else _asked(teacher, task, augment)
-    loss = _logit_loss(kind, task, lesson) if isinstance(kind, Knowledge) else _output_loss(task, lesson)
-    return Objective(samples, loss, None)
+        return Objective(data, _feature_loss(kind, task, teacher_task, of_both, projections, augment), projections)
+    few = 4 * of_teacher[:1].numel() * data.samples("train") <= KEPT_BYTES
+    if few and augment is None:
+        answered = answers(teacher, data, "train", teacher_task, device=device)
+        return Objective(data.taught(answered), _output_loss(kind, task, _travelling), None)
+    beside = copied(teacher).eval()  # whoever made it may move it on
+    place(beside, device)
+    return Objective(data, _output_loss(kind, task, _beside(beside, teacher_task, augment)), None)
 
 
-def _taught(teacher: nn.Module, data: TeachableSamples, task: Task, device: str) -> Samples:
-    """The samples with the teacher's outputs over the training split, computed once, where the student runs."""
-    return data.taught(answers(teacher, data, "train", task, device=device)[0])
+def hold_others(
+    objective: Objective, original: nn.Module, task: TaskRules, *, device: str = "cpu", augment: Augment | None = None
+) -> Objective:
+    """The same, with the outputs that no labels belong to held to what the original answers, which runs beside.
+
+    Args:
+        original: in eval mode.
+        augment: how the training changes its batches.
+    """
+    held = task.held
+    if held is None:
+        return objective
+    original = copied(original).eval()  # whoever made it may move it on
+    place(original, device)
+
+    def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        kept = _Kept(module)
+        value = objective.loss(kept, inputs, targets)  # type: ignore[arg-type]
+        if kept.inputs is None:  # what captures inner layers runs the module by itself
+            kept(*parted(inputs, augment)[0])
+        samples = len(targets)
+        with torch.no_grad(), own_failures():
+            reference = held.taken(original(*kept.inputs), samples)
+        return value + held.loss(held.taken(kept.answer, samples), reference)
+
+    return Objective(objective.data, WeightedLoss(loss, weight_of(objective.loss)), objective.companion)
 
 
-Lesson = Callable[[Inputs], tuple[Inputs, Tensor, Mix | None]]
-"""Of a batch as a loss is handed it: the student's inputs, the teacher's answer to them, and what is mixed in."""
+class _Kept:
+    """Runs a module, and keeps what it was given and what it answered."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.inputs: Any = None
+        self.answer: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        self.inputs = inputs
+        self.answer = self._module(*inputs)
+        return self.answer
 
 
-def _told(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
-    """With the answer that travelled with the samples."""
-    *samples, answer = inputs
-    return tuple(samples), answer, None
+Taught = Callable[[Inputs], tuple[Inputs, Tensor, Mix | None]]
+"""Of the inputs of a batch as a loss is handed them: the student's, the teacher's answer to these, and what is mixed
+into them."""
 
 
-def _asked(teacher: nn.Module, task: Task, augment: Augment) -> Lesson:
-    """With the answer to these very samples."""
+def _travelling(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+    """The teacher's answers are the last of the inputs."""
+    return inputs[:-1], inputs[-1], None
 
-    def lesson(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+
+def _beside(teacher: nn.Module, task: TaskRules, augment: Augment | None) -> Taught:
+    """The teacher runs beside the student."""
+
+    def taught(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
         samples, mix = parted(inputs, augment)
         with torch.no_grad():
             return samples, forward(teacher, samples, task), mix
 
-    return lesson
+    return taught
 
 
-def _output_loss(task: Task, lesson: Lesson) -> Loss:
+def _output_loss(kind: OutputMse | Knowledge, task: TaskRules, taught: Taught) -> Loss:
     def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        samples, answer, _ = lesson(inputs)
-        return output_mse(forward(student, samples, task), answer)
-
-    return loss
-
-
-def _logit_loss(kind: Knowledge, task: Task, lesson: Lesson) -> Loss:
-    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        samples, answer, mix = lesson(inputs)
+        samples, answer, mix = taught(inputs)
         output = forward(student, samples, task)
-        taught = knowledge(output, answer, [(output, answer)], alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, label_loss(task, output, targets, mix), kind.labels)
+        return _from_answers(kind, task, output, answer, targets, mix)
 
-    return loss
+    return WeightedLoss(loss, task.weight)
+
+
+def _from_answers(
+    kind: OutputMse | Knowledge,
+    task: TaskRules,
+    output: Tensor,
+    answer: Tensor,
+    targets: Tensor,
+    mix: Mix | None,
+    features: Sequence[tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """The loss of a batch; `features`: pairs in the place of the logits."""
+    (own, counted), (expected, _) = (task.rows(each, targets) for each in (output, answer))
+    if isinstance(kind, OutputMse):
+        return output_mse(own, expected, counted)
+    lesson = knowledge(
+        own,
+        expected,
+        [(own, expected)] if features is None else features,
+        alpha=kind.alpha,
+        temperature=kind.temperature,
+        counted=counted,
+        independent=task.independent,
+    )
+    return with_labels(lesson, label_loss(task, output, targets, mix), kind.labels)
 
 
 def _feature_loss(
     kind: Knowledge,
-    task: Task,
-    teacher: Probe,
-    student: Probe,
+    task: TaskRules,
+    teacher_task: TaskRules,
+    of_both: tuple[Probe, Probe],
     projections: nn.ModuleList,
     augment: Augment | None,
 ) -> Loss:
+    teacher, student = of_both
+
     def loss(_: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         samples, mix = parted(inputs, augment)
         with torch.no_grad():
-            answer, wide = teacher(samples, task)
+            answer, wide = teacher(samples, teacher_task)
         output, narrow = student(samples, task)
         softened = [(project(z_s), z_t) for project, z_s, z_t in zip(projections, narrow, wide, strict=True)]
-        taught = knowledge(output, answer, softened, alpha=kind.alpha, temperature=kind.temperature)
-        return with_labels(taught, label_loss(task, output, targets, mix), kind.labels)
+        return _from_answers(kind, task, output, answer, targets, mix, softened)
 
-    return loss
+    return WeightedLoss(loss, task.weight)
 
 
 def _projections(

@@ -12,21 +12,22 @@ from pared.compression.architectures import build
 from pared.compression.data import Data
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.distillation.objective import make_objective
+from pared.compression.distillation.objective import hold_others, make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
-from pared.compression.jobs.fitting import check_fits
-from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
+from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
+from pared.compression.jobs.tasking import data_of, for_student
 from pared.compression.loading import LoadedModel, confirmed, load_model
 from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import compare
+from pared.compression.measuring.references import held_outputs
 from pared.compression.measuring.size import count_bytes, count_parameters
 from pared.compression.pruning.channels import ChannelRemoval, remove_channels
 from pared.compression.pruning.weights import Masks, zeros_held
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
 from pared.compression.report.verdict import distill_verdict, kept_as_before
-from pared.compression.training.augmentation import check_augmentation
+from pared.compression.tasks import TaskRules
 from pared.compression.training.calibration import copied, learn_labels
 from pared.compression.training.loop import Fit, fit, trainable
 from pared.compression.training.seeds import seed_of
@@ -50,23 +51,22 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages = Stages(work.observer)
         stages.enter("validate")
         teacher = load_model(work.models["teacher"], plain(spec.teacher_architecture))
-        data = data_of(spec, work)
+        spec, data = data_of(spec, work, teacher)
         if data is None:
             raise ValidationError(
                 "Distillation needs a data set.", errors=[{"pointer": "/dataset", "detail": "a data set is needed"}]
             )
-        check_fits(teacher, data)
-        if spec.train.augment is not None:
-            check_augmentation(spec.train.augment, data.example(), data.targets["train"][:2], "/train/augment")
         upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
         teacher = confirmed(teacher, example)
 
         stages.enter("baseline")
-        baseline = assessed(teacher.module, data, spec, work, stages)
+        baseline = assessed(teacher.module, data, work, stages)
 
         stages.enter("compress")
-        student, removal = _student(spec, work, teacher, data, example)
+        student, removal = _student(spec, work, teacher, example)
+        of_student = for_student(data, student)
+        student = confirmed(student, example)
         if not trainable(student.module):
             raise ValidationError(
                 "Nothing in the student can be trained: its file is frozen or marks every weight as fixed. Upload it "
@@ -86,19 +86,24 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         stages.enter("retrain")
         halves = 2 if spec.compare_with_labels_only else 1
-        taught = _teach(spec, work, teacher, student, data, example, checkpoint, stages.span(0, halves))
+        taught = _teach(
+            spec, work, teacher, student, of_student, data.task, example, checkpoint, stages.span(0, halves)
+        )
         alone_fit = None
         if alone is not None:
-            alone_fit = _labels_only(spec, work, student, alone, data, taught, checkpoint, stages.span(1, 2))
+            alone_fit = _labels_only(spec, work, student, alone, of_student, taught, checkpoint, stages.span(1, 2))
 
         place(student.module.eval(), CPU)
         stages.enter("evaluate")
-        final = assessed(student.module, data, spec, work, stages, upload=baseline, role="The student")
+        final = assessed(student.module, of_student, work, stages, upload=baseline, role="The student")
         place(teacher.module, CPU)
         hold_finite_on_example(teacher.module, student.module, example)
         comparison = compare(baseline, final)
+        if of_student.task.held is not None:
+            outputs = held_outputs(of_student, teacher.module, student.module, tick=stages.beat)
+            comparison = comparison.model_copy(update={"outputs": outputs})
         role = "The student that was trained on labels alone"
-        without = None if alone is None else assessed(alone, data, spec, work, stages, upload=baseline, role=role)
+        without = None if alone is None else assessed(alone, of_student, work, stages, upload=baseline, role=role)
         layers = []
         if removal is not None:
             layers = layer_reports(
@@ -138,7 +143,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
 
 def _student(
-    spec: DistillSpec, work: Work, teacher: LoadedModel, data: Data, example: Sequence[Tensor]
+    spec: DistillSpec, work: Work, teacher: LoadedModel, example: Sequence[Tensor]
 ) -> tuple[LoadedModel, ChannelRemoval | None]:
     """The student as it starts; of one cut from the teacher also what was removed."""
     if isinstance(spec.student, FromTeacher):
@@ -150,8 +155,7 @@ def _student(
         torch.manual_seed(seed_of(spec.seed, "student"))
         module = build(spec.student)
         loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
-    check_fits(loaded, data)
-    return confirmed(loaded, example), None
+    return loaded, None
 
 
 def _teach(
@@ -160,6 +164,7 @@ def _teach(
     teacher: LoadedModel,
     student: LoadedModel,
     data: Data,
+    of_teacher: TaskRules,
     example: Sequence[Tensor],
     checkpoint: dict[str, Any],
     span: tuple[float, float],
@@ -176,17 +181,19 @@ def _teach(
         student.module,
         data,
         example,
-        task=spec.task,
+        task=data.task,
+        teacher_task=of_teacher,
         seed=spec.seed,
         device=work.device,
         augment=spec.train.augment,
     )
+    teaching = hold_others(teaching, teacher.module, data.task, device=work.device, augment=spec.train.augment)
     return fit(
         student.module,
         teaching.data,
         spec.train,
         teaching.loss,
-        task=spec.task,
+        task=data.task,
         seed=seed_of(spec.seed, "train"),
         phase="distill",
         masks=_zeros_held(student.module, student),
@@ -221,8 +228,8 @@ def _labels_only(
         alone,
         data,
         spec.train,
-        learn_labels(spec.task, spec.train.augment),
-        task=spec.task,
+        learn_labels(data.task, spec.train.augment),
+        task=data.task,
         seed=seed_of(spec.seed, "train"),
         phase="labels only",
         masks=_zeros_held(alone, student),

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from pared.compression.data.first_layer import refusal
 from pared.compression.data.samples import Data, Inputs, Split
 from pared.compression.loading import LoadedModel, guess_example_inputs
-from pared.compression.measuring.running import forward
+from pared.compression.measuring.running import own_failures
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
+
+
+def answer_to(loaded: LoadedModel, data: Data) -> Any:
+    """What the model returns for two samples, whatever it is.
+
+    Raises:
+        ShapeMismatch: the model takes other shapes.
+        InvalidData: token ids beyond what the model has.
+        ModelFailed: its forward raises for a reason of its own.
+    """
+    inputs = _extreme_samples(data)
+    try:
+        with torch.no_grad(), own_failures():
+            return loaded.module(*inputs)
+    except ModelFailed as error:
+        raise _explained(loaded, data, inputs, error) from error
 
 
 def check_fits(loaded: LoadedModel, data: Data) -> None:
     """Run the model on two samples and compare what it takes and gives with what the data set holds.
 
-    Regression targets are brought into the shape of the model's output where only dimensions of 1 differ.
+    Targets are brought into the shape of the model's output where only dimensions of 1 differ.
 
     Raises:
         ShapeMismatch: the model takes or gives other shapes.
         InvalidData: labels or token ids beyond what the model has.
         ModelFailed: its forward raises for a reason of its own.
     """
-    inputs = _extreme_samples(data)
-    with torch.no_grad():
-        try:
-            output = forward(loaded.module, inputs, data.task)
-        except ModelFailed as error:
-            raise _explained(loaded, data, inputs, error) from error
+    output = data.task.taken(answer_to(loaded, data), 2)
     if output.isnan().any():
         raise ModelFailed(
             "The model answers its data with NaN. Look for NaN among its weights, and whether the data must be scaled "
             "(`preprocess`); nothing can be measured or trained from there."
         )
-    if data.classes is not None and output.shape[1] < data.classes:
-        raise InvalidData(
-            f"The labels go up to {data.classes - 1}, but the model has {output.shape[1]} outputs (classes 0 to "
-            f"{output.shape[1] - 1}). Number the classes from 0, or use a model with more outputs."
-        )
-    if data.classes is None:
-        _match_targets(data, output)
+    data.targets.update(data.task.fitted(data.targets, output))
 
 
 def _extreme_samples(data: Data) -> Inputs:
@@ -87,17 +93,3 @@ def _described(inputs: Inputs, samples: int | None) -> str:
         sizes = ", ".join(["N" if samples is None else str(samples), *map(str, tensor.shape[1:])])
         shapes.append(f"({sizes})" + ("" if tensor.is_floating_point() else " of int64 token ids"))
     return " and ".join(shapes)
-
-
-def _match_targets(data: Data, output: Tensor) -> None:
-    for split, target in data.targets.items():
-        if target[0].numel() != output[0].numel() or _without_ones(target) != _without_ones(output):
-            raise ShapeMismatch(
-                f"The model gives {tuple(output.shape[1:])} numbers a sample; the data set's targets have "
-                f"{tuple(target.shape[1:])}."
-            )
-        data.targets[split] = target.reshape(-1, *output.shape[1:])
-
-
-def _without_ones(tensor: Tensor) -> list[int]:
-    return [size for size in tensor.shape[1:] if size != 1]

@@ -158,7 +158,7 @@ class SizeSearch:
 
 
 class QualitySearch:
-    """The most pruning that holds the accuracy on the validation split, each candidate retrained and then judged.
+    """The most pruning that holds the quality on the validation split, each candidate retrained and then judged.
 
     A candidate that answers NaN or infinity where the upload does not holds nothing, and is never the result.
     """
@@ -170,7 +170,7 @@ class QualitySearch:
         self._job = job
         self._ways = prunable_of(job)
         self._baseline = baseline
-        self._least_score = baseline.quality.validation - (target_of(job.spec).max_accuracy_drop or 0.0)
+        self._least_score = baseline.quality.validation - (target_of(job.spec).quality_drop or 0.0)
         self._not_finite: NotFinite | None = None  # why the last such candidate was none
         self._best: Pruning | None = None
         self._best_checkpoint: dict[str, Any] | None = None
@@ -290,8 +290,8 @@ def judge(job: PruneJob, search: Search, before: Measurement, after: Measurement
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
     file_bytes = None if first_file is None else first_file.stat().st_size
     reached = shares_left(job.spec, upload, after, file_bytes, latency)
-    if target.max_accuracy_drop is not None and before.quality is not None and after.quality is not None:
-        reached["max_accuracy_drop"] = before.quality.test.value - after.quality.test.value
+    if target.quality_drop is not None and before.quality is not None and after.quality is not None:
+        reached[target.quality_field] = before.quality.test.value - after.quality.test.value
     goal = _judged(search, target, reached, before.quality, after.quality)
     search.points[chosen] = Point(
         amount=chosen.amount,

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from pared.compression.data import Data
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
-from pared.compression.jobs.fitting import check_fits
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
 from pared.compression.jobs.pruning_steps import PruneJob, Pruning
-from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, data_of, plain, settled
+from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
+from pared.compression.jobs.tasking import data_of
 from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_model
 from pared.compression.measuring.latency import batch_of
 from pared.compression.measuring.quality import compare
+from pared.compression.measuring.references import held_outputs
 from pared.compression.measuring.running import own_failures
 from pared.compression.measuring.size import count_bytes
 from pared.compression.names import unmatched_patterns, weight_layers
@@ -24,7 +25,6 @@ from pared.compression.pruning.schedules import step_amounts
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
 from pared.compression.report.verdict import kept_as_before, prune_verdict
-from pared.compression.training.augmentation import check_augmentation
 from pared.compression.training.loop import trainable
 from pared.compression.work import Work
 from pared.errors import ModelFailed, ValidationError
@@ -46,11 +46,12 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
     with settled(work):
         stages = Stages(work.observer)
         job, skipped = prepared(spec, work, stages)
+        spec = job.spec
         original, example, data = job.original, job.example, job.data
         upload_bytes = beside(lambda: count_bytes(work.models["model"].path))  # compressing it takes seconds
 
         stages.enter("baseline")
-        baseline = None if data is None else assessed(original.module, data, spec, work, stages)
+        baseline = None if data is None else assessed(original.module, data, work, stages)
         job = replace(job, baseline=baseline)
 
         search = None if spec.target is None else search_for(job)
@@ -66,7 +67,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 state = search.run(checkpoint, work.observer.checkpoint)
             smaller = state.loaded
             stages.enter("evaluate")
-            final = None if data is None else assessed(smaller.module, data, spec, work, stages, upload=baseline)
+            final = None if data is None else assessed(smaller.module, data, work, stages, upload=baseline)
             of_upload = upload_bytes()  # nothing else is to run while latency is measured
             measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
@@ -83,6 +84,9 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         if points:
             write_frontier(points, work.directory)
         comparison = None if baseline is None or final is None else compare(baseline, final)
+        if comparison is not None and data is not None and data.task.held is not None:
+            outputs = held_outputs(data, original.module, smaller.module, tick=stages.beat)
+            comparison = comparison.model_copy(update={"outputs": outputs})
         layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
         verdict = prune_verdict(spec.granularity, before, after, comparison)
         report = publish(
@@ -121,7 +125,7 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[PruneJob, lis
     stages.enter("validate")
     original = load_model(work.models["model"], plain(spec.architecture))
     _check_patterns(spec, original.module)
-    data = data_of(spec, work)
+    spec, data = data_of(spec, work, original)
     example = _example(spec, original, data)
     original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)
@@ -156,15 +160,12 @@ def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tu
             "Save the model with its weights unfrozen to have it retrained."
         )
         return None, [why]
-    if spec.retrain.augment is not None:
-        check_augmentation(spec.retrain.augment, data.example(), data.targets["train"][:2], "/retrain/augment")
     return spec.retrain, []
 
 
 def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[Tensor, ...]:
     """A few inputs of the model: from the data, from the spec, or guessed."""
     if data is not None:
-        check_fits(loaded, data)
         return data.example(EXAMPLE_BATCH)
     if spec.example_inputs:
         example = example_from_specs(spec.example_inputs)

@@ -20,7 +20,7 @@ from pared.compression.coupling import (
 from pared.compression.data import Data
 from pared.compression.devices.placement import device_of, place
 from pared.compression.devices.values import CPU
-from pared.compression.distillation.objective import Objective, make_objective
+from pared.compression.distillation.objective import Objective, hold_others, make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.jobs.stages import Stages, assessed
 from pared.compression.loading import LoadedModel
@@ -90,7 +90,7 @@ def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Ten
         def gradients() -> Iterable[Mapping[str, Tensor]]:
             if slopes is not None:
                 return [slopes]
-            return loss_gradients(module, data, spec.task, seed=seed, device=device)
+            return loss_gradients(module, data, data.task, seed=seed, device=device)
 
         statistics = CalibrationStatistics(gradients, input_norms_of_some, inputs_of_some)
     return {
@@ -189,7 +189,7 @@ class Pruning:
                 work.observer.log(self._progress_line(step, len(amounts)))
                 if self.job.data is not None and self.job.retrain is not None and len(amounts) == 1:
                     upload = self.job.baseline
-                    assessment = assessed(self.loaded.module, self.job.data, spec, work, stages, upload=upload)
+                    assessment = assessed(self.loaded.module, self.job.data, work, stages, upload=upload)
                     self.before_retraining = assessment.quality
             if self.job.data is not None and self.job.retrain is not None:
                 self.job.formats.try_out(self.loaded)
@@ -364,7 +364,7 @@ class Pruning:
             taught.data,
             retrain,
             taught.loss,
-            task=spec.task,
+            task=data.task,
             seed=seed_of(spec.seed, "retrain", step),
             phase=phase,
             masks=constraint,
@@ -403,22 +403,21 @@ class Pruning:
         """What retraining learns from: the labels, or the answers of the model as it came."""
         spec, teacher = self.job.spec, self.job.original.module
         if retrain.teach is None:
-            return Objective(data, learn_labels(spec.task, retrain.augment), None)
-        # Beside the training it runs where that does, while the original is looked at on the CPU.
-        runs_beside = retrain.augment is not None
+            learned = Objective(data, learn_labels(data.task, retrain.augment), None)
+            return hold_others(learned, teacher, data.task, device=self.job.work.device, augment=retrain.augment)
         objective = make_objective(
             retrain.teach,
-            copied(teacher) if runs_beside else teacher,
+            teacher,
             self.loaded.module,
             data,
             self.job.example,
-            task=spec.task,
+            task=data.task,
             seed=spec.seed,
             device=self.job.work.device,
             augment=retrain.augment,
         )
         place(teacher, CPU)
-        return objective
+        return hold_others(objective, teacher, data.task, device=self.job.work.device, augment=retrain.augment)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         """Take up what an earlier attempt had reached; weights and masks come with the training state."""

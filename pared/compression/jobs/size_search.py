@@ -146,7 +146,7 @@ class Sizes:
             if "latency" in allowed and self._excess_of_known(point, allowed) <= 1:
                 point.latency = _latency(job, loaded)
             met = self._excess(point, self.target.sizes) <= 1
-            point.met = None if met and self.target.max_accuracy_drop is not None else met
+            point.met = None if met and self.target.quality_drop is not None else met
             self._known[key] = point
         known = self._known[key]
         if candidate.round_to == known.round_to:

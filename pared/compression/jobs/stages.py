@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from pared.compression.data import Data, load_dataset
+from pared.compression.data import Data
 from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products
 from pared.compression.devices.values import CPU
 from pared.compression.measuring.quality import Assessment, assess
 from pared.compression.work import Observer, Work
-from pared.specs import DistillSpec, PruneSpec, Spec
+from pared.specs import Spec
 from pared.statuses import Stage
 
 T = TypeVar("T")
@@ -134,17 +134,9 @@ def plain(architecture: Any) -> Any:
     return architecture.model_dump() if isinstance(architecture, Spec) else architecture
 
 
-def data_of(spec: PruneSpec | DistillSpec, work: Work) -> Data | None:
-    """The job's data set, if it names one."""
-    if work.dataset is None:
-        return None
-    return load_dataset(work.dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed)
-
-
 def assessed(
     module: nn.Module,
     data: Data,
-    spec: PruneSpec | DistillSpec,
     work: Work,
     stages: Stages,
     *,
@@ -153,6 +145,6 @@ def assessed(
 ) -> Assessment:
     """Score a model on the validation and test splits; it ends on the CPU. `upload`, `role`: as `assess` takes them."""
     place(module, work.device)
-    assessment = assess(module, data, spec.task, upload=upload, role=role, device=work.device, tick=stages.beat)
+    assessment = assess(module, data, data.task, upload=upload, role=role, device=work.device, tick=stages.beat)
     place(module, CPU)
     return assessment

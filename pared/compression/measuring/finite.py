@@ -59,7 +59,7 @@ def hold_finite_on_samples(
     """Compare the answers of both models to all samples of a split.
 
     Args:
-        expected, actual: outputs of upload and result, (samples, …), of the same samples.
+        expected, actual: what is kept of the outputs of upload and result, (samples, …), of the same samples.
         result: what gave the second.
         inputs_of: the inputs of one sample.
         role: what to call the result.

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from pared.compression.data.samples import Inputs, Split
 from pared.compression.measuring.finite import hold_finite_on_samples
 from pared.compression.measuring.running import EVALUATION_BATCH, Samples, predict
-from pared.compression.tasks import TASKS
+from pared.compression.tasks import TaskRules
 from pared.reports import Comparison, Quality
-from pared.specs import Task
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """One model's answers on the test and validation splits, and how good they are.
+    """What is kept of a model's answers on the test and validation splits, and how good they are.
 
     `counted`: which test samples the scores are over, and `counted_validation` those of validation. All of them in
     classification; in regression those to which the upload answers finite numbers.
@@ -30,14 +29,14 @@ class Assessment:
     validation: Tensor
     counted: Tensor
     counted_validation: Tensor
-    task: Task
+    task: TaskRules
     quality: Quality
 
 
 def assess(
     module: nn.Module,
     data: Samples,
-    task: Task,
+    task: TaskRules,
     *,
     upload: Assessment | None = None,
     role: str = "The result",
@@ -54,7 +53,6 @@ def assess(
         NotFinite: it answers NaN or infinity where the upload does not.
         ModelFailed: an upload answers no sample with finite numbers.
     """
-    rules = TASKS[task]
     validation, validation_targets = verified_outputs(
         module, data, "val", task, upload=upload, role=role, device=device, tick=tick
     )
@@ -62,15 +60,16 @@ def assess(
     if upload is not None:
         counted, counted_validation = upload.counted, upload.counted_validation
     else:
-        counted, counted_validation = (rules.counted(each) for each in (outputs, validation))
+        counted, counted_validation = (task.counted(each) for each in (outputs, validation))
     scored, wanted = outputs[counted], targets[counted]
-    loss = float(rules.loss(scored, wanted))
+    loss = task.mean_loss(scored, wanted)
     quality = Quality(
-        metric=rules.metric,
-        test=rules.interval(scored, wanted),
-        validation=rules.score(validation[counted_validation], validation_targets[counted_validation]),
+        metric=task.metric,
+        test=task.interval(scored, wanted),
+        validation=task.score(validation[counted_validation], validation_targets[counted_validation]),
         loss=loss if math.isfinite(loss) else None,
         samples=len(wanted),
+        beside=task.beside(scored, wanted),
     )
     return Assessment(outputs, targets, validation, counted, counted_validation, task, quality)
 
@@ -79,7 +78,7 @@ def verified_outputs(
     module: nn.Module,
     data: Samples,
     split: Literal["val", "test"],
-    task: Task,
+    task: TaskRules,
     *,
     upload: Assessment | None,
     role: str = "The result",
@@ -108,7 +107,7 @@ def validation_score(
         NotFinite: it answers NaN or infinity where the upload does not.
     """
     outputs, targets = verified_outputs(module, data, "val", upload.task, upload=upload, device=device, tick=tick)
-    return TASKS[upload.task].score(outputs[upload.counted_validation], targets[upload.counted_validation])
+    return upload.task.score(outputs[upload.counted_validation], targets[upload.counted_validation])
 
 
 def _sample(data: Samples, split: Split, index: int) -> Inputs:
@@ -123,5 +122,4 @@ def _sample(data: Samples, split: Split, index: int) -> Inputs:
 def compare(before: Assessment, after: Assessment) -> Comparison:
     """The result against the baseline on the same test samples."""
     counted = before.counted
-    rules = TASKS[before.task]
-    return rules.compare(before.outputs[counted], after.outputs[counted], before.targets[counted])
+    return before.task.compare(before.outputs[counted], after.outputs[counted], before.targets[counted])

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from pared.compression.data.samples import Inputs, Split
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
-from pared.compression.tasks import TASKS
+from pared.compression.tasks import TaskRules
 from pared.errors import ModelFailed, ParedError, telling_line
-from pared.specs import Task
 
 EVALUATION_BATCH = 256
 _MOST_AT_ONCE = 4096
@@ -36,28 +35,15 @@ class Samples(Protocol):
         """The same samples, whose batches lie on a device."""
 
 
-def forward(module: nn.Module, inputs: Inputs, task: Task) -> Tensor:
-    """The model's one output, such as the logits (N, classes) of a classification.
+def forward(module: Callable[..., Any], inputs: Inputs, task: TaskRules) -> Tensor:
+    """The output of the model that its task is about, such as the logits (N, classes) of a classification.
 
     Raises:
-        ModelFailed: its own forward raised, or it returns something that pared cannot train or score.
+        ModelFailed: its own forward raised, or it returns something that the task cannot learn or score.
     """
     with own_failures():
-        output = module(*inputs)
-    return checked_output(output, len(inputs[0]), task)
-
-
-def checked_output(output: Any, samples: int, task: Task) -> Tensor:
-    """The output, if it is of a kind that can be trained on and scored."""
-    rules = TASKS[task]
-    advice = f"pared needs one float tensor of {rules.output}. Wrap the model so that it returns that alone."
-    if not isinstance(output, Tensor):
-        raise ModelFailed(f"The model returns a {type(output).__name__}; {advice}")
-    if output.dim() not in rules.output_dims or output.shape[0] != samples or not output.is_floating_point():
-        raise ModelFailed(
-            f"For {samples} samples the model returns {output.dtype} of shape {tuple(output.shape)}; {advice}"
-        )
-    return output if output.dtype == torch.float64 else output.float()  # half precision is too coarse for a loss
+        answer = module(*inputs)
+    return task.taken(answer, len(inputs[0]))
 
 
 @contextmanager
@@ -87,12 +73,14 @@ def predict(
     module: nn.Module,
     data: Samples,
     split: Split,
-    task: Task,
+    task: TaskRules,
     *,
     device: str = "cpu",
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """All outputs of a split in its stored order, and its targets, on the CPU. Puts the module into eval mode.
+    """What is kept for scoring of all outputs of a split in its stored order, and of its targets, on the CPU.
+
+    Puts the module into eval mode.
 
     Args:
         tick: called after every batch, as a sign of life.
@@ -101,7 +89,7 @@ def predict(
         OutOfMemory: not even one sample fits.
     """
     module.eval()
-    outputs, targets = answers(module, data, split, task, device=device, tick=tick)
+    outputs, targets = _collected(module, data, split, task, task.condensed, task.kept_targets, device, tick)
     return outputs.cpu(), targets.cpu()
 
 
@@ -109,25 +97,39 @@ def answers(
     module: nn.Module,
     data: Samples,
     split: Split,
-    task: Task,
+    task: TaskRules,
     *,
     device: str = "cpu",
     tick: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor]:
-    """All outputs of a split in its stored order, and its targets, on the device.
+) -> Tensor:
+    """All outputs of a split in its stored order, on the device.
 
     Outputs of more than a card should hold come to the CPU. The module is run as it is, without gradients.
     """
+    return _collected(module, data, split, task, lambda output, _: output, lambda each: each[:0], device, tick)[0]
+
+
+def _collected(
+    module: nn.Module,
+    data: Samples,
+    split: Split,
+    task: TaskRules,
+    condense: Callable[[Tensor, Tensor], Tensor],
+    keep: Callable[[Tensor], Tensor],
+    device: str,
+    tick: Callable[[], None],
+) -> tuple[Tensor, Tensor]:
+    """What is made of the outputs and targets of each batch, one behind the other."""
     data = data.on(device)
 
     def run(size: int) -> tuple[Tensor, Tensor]:
         outputs, targets, kept = [], [], 0
         for inputs, target in data.batches(split, size):
-            output = forward(module, inputs, task).float()
+            output = condense(forward(module, inputs, task), target).float()
             kept += output.nbytes
             # Together at the end, so that no batch waits for the card.
             outputs.append(output if kept <= _KEPT_BYTES else output.cpu())
-            targets.append(target)
+            targets.append(keep(target))
             tick()
         if kept > _KEPT_BYTES:
             outputs = [output.cpu() for output in outputs]

@@ -27,12 +27,12 @@ from pared.compression.measuring.latency import measure_latency
 from pared.compression.measuring.quality import Assessment
 from pared.compression.measuring.size import count_bytes, count_macs, count_parameters
 from pared.compression.names import tensors, tied_names, weight_layers
-from pared.compression.tasks import TASKS
 from pared.compression.work import Work
 from pared.gpus import driver_version
 from pared.reports import LayerReport, Measurement, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
 from pared.version import __version__
+from pared.wording import metric_name
 
 
 @dataclass(frozen=True)
@@ -131,42 +131,28 @@ def _busy_warning() -> list[str]:
     return [f"The machine was busy while latency was measured (load {load:.1f} on {cores} cores): do not rely on it."]
 
 
-def softmax_warning(baseline: Assessment | None) -> list[str]:
-    """Trained on probabilities, cross-entropy flattens its gradients: say so."""
-    if baseline is None or baseline.task != "classification" or baseline.outputs.shape[1] < 2:
-        return []
-    outputs = baseline.outputs
-    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
-        note = (
-            "The model's outputs are probabilities: it seems to end in a softmax. Training works on logits and is slow "
-            "and inexact on probabilities; leave the softmax out of the model if you can."
-        )
-        return [note]
-    return []
-
-
 def unanswered_warning(baseline: Assessment | None) -> list[str]:
     """A warning where the upload itself gives no number to score."""
     if baseline is None:
         return []
-    count = int((~TASKS[baseline.task].answered(baseline.outputs)).sum())
+    count = int((~baseline.task.answered(baseline.outputs)).sum())
     if not count:
         return []
     note = (
         f"The upload itself answers {count:,} of {len(baseline.outputs):,} test samples with NaN or infinity; they are "
-        f"{TASKS[baseline.task].unanswered}."
+        f"{baseline.task.unanswered}."
     )
     return [note]
 
 
 def split_warning(data: Data | None) -> list[str]:
     """A test split drawn from the upload may hold what the model was trained on."""
-    if data is None or data.splits == "given":
+    if data is None or data.splits == "given" or data.task.has_references:
         return []
     note = (
         "The test samples were drawn by seed from the uploaded data. If the model was trained on them, its "
-        f"{TASKS[data.task].score_name} before is too high, and the drop looks larger than it is. To settle it, upload "
-        "samples that the model has never seen as x_test and y_test beside x and y (.npz or .safetensors)."
+        f"{metric_name(data.task.metric)} before is too high, and the drop looks larger than it is. To settle it, "
+        "upload samples that the model has never seen as x_test and y_test beside x and y (.npz or .safetensors)."
     )
     return [note]
 

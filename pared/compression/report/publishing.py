@@ -7,7 +7,7 @@ from typing import Any
 
 from pared.compression.export.formats import Written
 from pared.compression.measuring.quality import Assessment
-from pared.compression.report.parts import Measured, reproduce, sizes, softmax_warning, unanswered_warning
+from pared.compression.report.parts import Measured, reproduce, sizes, unanswered_warning
 from pared.compression.report.verdict import missing_formats, not_written, warnings_of
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report
@@ -40,6 +40,7 @@ def publish(
     before, after = sizes_and_scores
     report = Report(
         type=spec.type,
+        task=None if baseline is None else baseline.task.name,
         verdict=verdict + not_written(written.failed),
         before=before,
         after=after,
@@ -47,7 +48,6 @@ def publish(
         failed_outputs=written.failed,
         warnings=[
             *warnings,
-            *softmax_warning(baseline),
             *unanswered_warning(baseline),
             *measured.warnings,
             *work.notes,

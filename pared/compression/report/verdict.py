@@ -9,7 +9,7 @@ from typing import Literal
 from pared.compression.loading.inspection import LITTLE
 from pared.reports import Comparison, FailedOutput, Latency, LayerReport, Measurement, Quality, Size
 from pared.specs import PHYSICAL, Granularity, Target
-from pared.wording import shortened
+from pared.wording import in_points, metric_name, shortened
 
 SIGNIFICANT_P = 0.05
 
@@ -49,7 +49,7 @@ def goal_sentence(
             metric = after.metric
             asked = f"at most {_lost(metric, share)}"
             lost, lost_in_validation = _lost(metric, reached[name]), _lost(metric, before.validation - after.validation)
-            result = f"{lost} of test {_name(metric)} lost, {lost_in_validation} of validation"
+            result = f"{lost} of test {metric_name(metric)} lost, {lost_in_validation} of validation"
         parts.append(f"{result}, where {asked} was asked" if name in missed else f"{result} (asked: {asked})")
     if not missed:
         return f"Goal met: {'; '.join(parts)}."
@@ -234,7 +234,7 @@ def _quality(before: Measurement, after: Measurement, comparison: Comparison | N
     metric, difference = after.quality.metric, comparison.quality_difference
     # Both ends in the same unit, and the sign on the number.
     low, high = (_signed(metric, end).removesuffix(" points") for end in (difference.low, difference.high))
-    change = f"{_signed(metric, difference.value)} of test {_name(metric)} (95 % CI {low} … {high})"
+    change = f"{_signed(metric, difference.value)} of test {metric_name(metric)} (95 % CI {low} … {high})"
     levels = f"{_score(metric, before.quality.test.value)} → {_score(metric, after.quality.test.value)}"
     if comparison.p_value >= SIGNIFICANT_P:
         judged = "which the paired test cannot tell from chance"
@@ -243,17 +243,13 @@ def _quality(before: Measurement, after: Measurement, comparison: Comparison | N
     return f"{change}, {levels}, {judged} (p = {comparison.p_value:.2g})"
 
 
-def _name(metric: str) -> str:
-    return "accuracy" if metric == "accuracy" else "R²"
-
-
 def _score(metric: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}".replace("-", "−")
+    return f"{100 * value:.1f} %" if in_points(metric) else f"{value:.3f}".replace("-", "−")
 
 
 def _signed(metric: str, value: float) -> str:
     """`−0.6 points`, or `−0.012` of R²; with a true minus sign."""
-    text = f"{100 * value:+.1f} points" if metric == "accuracy" else f"{value:+.3f}"
+    text = f"{100 * value:+.1f} points" if in_points(metric) else f"{value:+.3f}"
     if float(text.split(maxsplit=1)[0]) == 0:
         text = text[1:]  # no sign on a zero
     return text.replace("-", "−")
@@ -265,9 +261,9 @@ def _percent(share: float) -> str:
 
 def _lost(metric: str, value: float) -> str:
     """`0.6 points`, or `0.012` of R²."""
-    number = 100 * value if metric == "accuracy" else value
+    number = 100 * value if in_points(metric) else value
     text = f"{number:.3f}".rstrip("0").rstrip(".").replace("-", "−")
-    if metric != "accuracy":
+    if not in_points(metric):
         return text
     return f"{text} point" if text == "1" else f"{text} points"
 

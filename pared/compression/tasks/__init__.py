@@ -1,15 +1,21 @@
-"""What a model is for, a module each: its loss, its score and how two models compare."""
+"""What a model is for, a module each: its labels, its loss, its score and how two models compare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pared.compression.tasks.base import Labels, StoredLabels, TaskRules
+from pared.compression.tasks.choice import TASKS, Options, likely_task, make_task
+from pared.compression.tasks.references import Embedding, Match, Piece, pieces_of
 
-from pared.compression.tasks.base import TaskRules
-from pared.compression.tasks.classification import Classification
-from pared.compression.tasks.regression import Regression
-from pared.specs import Task
-
-__all__ = ["TASKS", "TaskRules"]
-
-TASKS: Mapping[Task, TaskRules] = {"classification": Classification(), "regression": Regression()}
-"""The rules of each task that a spec can name."""
+__all__ = [
+    "TASKS",
+    "Embedding",
+    "Labels",
+    "Match",
+    "Options",
+    "Piece",
+    "StoredLabels",
+    "TaskRules",
+    "likely_task",
+    "make_task",
+    "pieces_of",
+]

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from pared.compression.data.samples import Inputs
-from pared.compression.tasks import TASKS
+from pared.compression.measuring.references import Reference
+from pared.compression.tasks import TaskRules
+from pared.compression.tasks.labels import IGNORED
 from pared.compression.training.seeds import seed_of
 from pared.compression.training.transforms import blended, cropped, erased, flipped, jittered, pasted, resized
 from pared.errors import ValidationError
-from pared.specs import Augment, Erasing, ResizedCrop, Task
-
-IGNORED = -100
-"""The label of positions that no loss counts, which what a crop brings in from outside gets."""
+from pared.specs import Augment, Erasing, ResizedCrop
 
 _TRIES = 10  # rectangles that are drawn until one fits
 _OF_IMAGES = ("horizontal_flip", "vertical_flip", "crop", "resized_crop", "color_jitter", "erasing", "cutmix")
@@ -47,21 +46,27 @@ def parted(inputs: Inputs, augment: Augment | None) -> tuple[Inputs, Mix | None]
     return tuple(samples), Mix(other, share)
 
 
-def label_loss(task: Task, output: Tensor, target: Tensor, mix: Mix | None) -> Tensor:
-    """The loss on labels, a scalar: of mixed samples λ · loss(output, target) + (1 − λ) · loss(output, other)."""
-    loss = TASKS[task].loss
-    if mix is None:
-        return loss(output, target)
+def label_loss(task: TaskRules, output: Tensor, target: Tensor, mix: Mix | None) -> Tensor:
+    """The loss on labels, a scalar: of mixed samples λ · loss(output, target) + (1 − λ) · loss(output, other).
+
+    Answers of the original are those to the samples as they were mixed.
+    """
+    if mix is None or task.has_references:
+        return task.loss(output, target)
     share = mix.share[0]
-    return share * loss(output, target) + (1 - share) * loss(output, mix.other)
+    return share * task.loss(output, target) + (1 - share) * task.loss(output, mix.other)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes the batches of one training run. `seed`: of the run and epoch."""
+    """Changes the batches of one training run.
+
+    `seed`: of the run and epoch. `reference`: what answers the changed samples in the place of labels.
+    """
 
     augment: Augment
     seed: int
+    reference: Reference | None = None
 
     def __call__(self, inputs: Inputs, target: Tensor, step: int) -> tuple[Inputs, Tensor]:
         """A batch, changed. Where samples are mixed, the inputs end with what `parted` takes off again."""
@@ -74,7 +79,12 @@ class Augmentation:
                 if _is_tokens(each):
                     dropped = draw.uniform("token_dropout", each.shape[1]) < dropout.p
                     changed[index] = each.masked_fill(draw.sent(dropped), dropout.id)
-        return _mixed(tuple(changed), target, augment, draw) if augment.mixes else (tuple(changed), target)
+        inputs = tuple(changed)
+        if augment.mixes:
+            inputs, target = _mixed(inputs, target, augment, draw)
+        if self.reference is not None:
+            target = self.reference.answer(parted(inputs, augment)[0])
+        return inputs, target
 
 
 # -- drawing --------------------------------------------------------------------------------------

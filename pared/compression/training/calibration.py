@@ -16,21 +16,22 @@ from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.measuring.running import Samples, forward, unoptimized
 from pared.compression.names import tensors
+from pared.compression.tasks import TaskRules
 from pared.compression.training.augmentation import label_loss, parted
-from pared.compression.training.gradients import Loss, add_gradients, cudnn_disabled, cudnn_refuses
-from pared.specs import Augment, Task
+from pared.compression.training.gradients import Loss, WeightedLoss, add_gradients, cudnn_disabled, cudnn_refuses
+from pared.specs import Augment
 
 _SOME = 64  # samples of a batch that a criterion looks at
 
 
-def learn_labels(task: Task, augment: Augment | None = None) -> Loss:
-    """The loss on labels alone: cross-entropy, or the squared error. `augment`: how training changes its batches."""
+def learn_labels(task: TaskRules, augment: Augment | None = None) -> Loss:
+    """The loss on labels alone, or on what a task has in their place. `augment`: how training changes its batches."""
 
     def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         samples, mix = parted(inputs, augment)
         return label_loss(task, forward(module, samples, task), targets, mix)
 
-    return loss
+    return WeightedLoss(loss, task.weight)
 
 
 def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
@@ -39,7 +40,7 @@ def some_batches(data: Samples, seed: int) -> Iterator[tuple[Inputs, Tensor]]:
 
 
 def loss_gradients(
-    module: nn.Module, data: Samples, task: Task, *, seed: int, device: str
+    module: nn.Module, data: Samples, task: TaskRules, *, seed: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
     """The gradients of the loss on labels, for each of some batches of the training split: all names -> tensor, on CPU.
 

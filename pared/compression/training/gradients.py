@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,27 @@ from pared.compression.measuring.running import own_failures
 
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """A loss that is a mean over something else than samples, such as pixels that have a label.
+
+    `weight`: targets -> of how much.
+    """
+
+    run: Loss
+    weight: Callable[[Tensor], Tensor | int]
+
+    def __call__(self, module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        """As `Loss`."""
+        return self.run(module, inputs, targets)
+
+
+def weight_of(loss: Loss) -> Callable[[Tensor], Tensor | int]:
+    """What a loss is a mean over."""
+    return loss.weight if isinstance(loss, WeightedLoss) else len
+
 
 _WARM_UP = 3  # steps before one is recorded, in which libraries set themselves up
 _SAME = 1e-2  # most relative difference of gradients that are the same but for the order of their sums
@@ -115,11 +137,14 @@ def add_gradients(
         with own_failures():
             value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
-    pieces = -(-count // most)
+    pieces, weight = -(-count // most), weight_of(loss)
+    whole = weight(target)
+    if isinstance(whole, Tensor):
+        whole = whole.clamp_min(1e-12)  # of a batch in which nothing has a label
     total = torch.zeros((), device=target.device)
     for *part, part_target in zip(*(torch.tensor_split(each, pieces) for each in (*inputs, target)), strict=True):
         with autocast:
-            value = loss(module, tuple(part), part_target) * (len(part_target) / count)
+            value = loss(module, tuple(part), part_target) * (weight(part_target) / whole)
         with own_failures():
             value.backward()  # type: ignore[no-untyped-call]
         total += value.detach()

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products, training_precision
+from pared.compression.measuring.references import Referenced, ReferencedOnCard
 from pared.compression.measuring.running import Samples, predict, unoptimized
 from pared.compression.pruning.weights import Masks
-from pared.compression.tasks import TASKS
+from pared.compression.tasks import TaskRules
 from pared.compression.training.augmentation import Augmentation
 from pared.compression.training.constraints import ConstrainedModule, WeightConstraint
 from pared.compression.training.gradients import Gradients, Loss
@@ -29,7 +30,7 @@ from pared.compression.training.seeds import seed_of
 from pared.compression.work import Observer, SilentObserver
 from pared.errors import Diverged, ModelFailed
 from pared.reports import EpochRecord
-from pared.specs import Task, Train
+from pared.specs import Train
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def fit(
     config: Train,
     loss: Loss,
     *,
-    task: Task,
+    task: TaskRules,
     seed: int,
     phase: str,
     masks: WeightConstraint | None = None,
@@ -68,7 +69,7 @@ def fit(
 ) -> Fit:
     """Train a module in place; it ends in eval mode, on `device`, with the weights of its best epoch.
 
-    The best epoch has the highest validation score (accuracy or R²), and among equals the lowest validation loss; but
+    The best epoch has the highest validation score, and among equals the lowest validation loss; but
     first of all no epoch is better that answers fewer samples with numbers.
     Epoch 0, the weights as they came, is a candidate too: training never returns something worse on validation than
     what it was given. With a ramp the candidates are the epochs that end beyond it. The test split is not looked at.
@@ -244,11 +245,17 @@ def _train_epoch(
     module.train()
     if companion is not None:
         companion.train()
-    augmentation = None if config.augment is None else Augmentation(config.augment, seed)
+    augmentation, samples = None, data
+    if config.augment is not None:
+        # The original answers samples as they were changed.
+        reference = None
+        if isinstance(data, (Referenced, ReferencedOnCard)):
+            samples, reference = data.plain(), data.reference
+        augmentation = Augmentation(config.augment, seed, reference)
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = 0
     step = (reporter.epoch - 1) * steps.of_an_epoch
-    for inputs, target in data.batches("train", config.batch_size, torch.Generator().manual_seed(seed)):
+    for inputs, target in samples.batches("train", config.batch_size, torch.Generator().manual_seed(seed)):
         count = len(target)
         if count == 1 < config.batch_size and seen:
             continue  # a last batch of one sample has no variance for batch-norm to normalise by
@@ -298,17 +305,16 @@ def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: Batch
 
 
 def _validate(
-    module: nn.Module, data: Samples, task: Task, device: str, reporter: ProgressReporter
+    module: nn.Module, data: Samples, task: TaskRules, device: str, reporter: ProgressReporter
 ) -> _ValidationResult:
     """Score the validation split. NaN and infinity count as the worst score, not as an error."""
     outputs, targets = predict(module, data, "val", task, device=device, tick=reporter.beat)
-    rules = TASKS[task]
-    has_answer = rules.answered(outputs)
+    has_answer = task.answered(outputs)
     if not bool(has_answer.any()):
         return _ValidationResult(0, -math.inf, math.inf)
-    loss = float(rules.loss(outputs[has_answer], targets[has_answer]))
-    rows = rules.scored(outputs)
-    value = rules.score(outputs[rows], targets[rows])
+    loss = task.mean_loss(outputs[has_answer], targets[has_answer])
+    rows = task.scored(outputs)
+    value = task.score(outputs[rows], targets[rows])
     return _ValidationResult(int(has_answer.sum()), value, math.inf if math.isnan(loss) else loss)
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import time
 
-from pared.compression.tasks import TASKS
+from pared.compression.tasks import TaskRules
 from pared.compression.work import Observer
 from pared.reports import EpochRecord
-from pared.specs import Task
 
 _SIGN_OF_LIFE_S = 0.5
 
 
-def report_epoch(observer: Observer, record: EpochRecord, validation_loss: float, task: Task, epochs: int) -> None:
+def report_epoch(observer: Observer, record: EpochRecord, validation_loss: float, task: TaskRules, epochs: int) -> None:
     """What an epoch came to, as metrics and a line of the job's log."""
-    name = TASKS[task].metric
+    name = task.metric
     observer.metric("train_loss", record.train_loss, step=record.epoch, phase=record.phase)
     if math.isfinite(validation_loss):
         observer.metric("validation_loss", validation_loss, step=record.epoch, phase=record.phase)

@@ -19,6 +19,7 @@ from pared.compression.jobs import pruned
 from pared.compression.loading import LoadedModel
 from pared.compression.pruning.channels import remove_channels
 from pared.compression.pruning.weights import weight_masks
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, Work
@@ -64,8 +65,8 @@ def digits() -> Data:
 def cnn(digits: Data) -> nn.Module:
     torch.manual_seed(0)
     module = Cnn()
-    learn = learn_labels("classification")
-    fit(module, digits, Train(epochs=6, lr=0.05), learn, task="classification", seed=0, phase="dense")
+    learn = learn_labels(Classification())
+    fit(module, digits, Train(epochs=6, lr=0.05), learn, task=Classification(), seed=0, phase="dense")
     return module.eval()
 
 

@@ -22,6 +22,7 @@ from pared.compression.devices.values import CPU
 from pared.compression.distillation.features import Probe
 from pared.compression.loading import inspect_model, load_model
 from pared.compression.measuring.running import unoptimized
+from pared.compression.tasks.classification import Classification
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
 from pared.weights.packed import read
@@ -433,7 +434,7 @@ def test_probes_run_where_the_model_does():
     module = loaded(zoo.saved(traced()))
     place(module, ELSEWHERE)
     with unoptimized():
-        output, (features,) = Probe(module, ["memory"], "teacher")((TOKENS.to(ELSEWHERE),), "classification")
+        output, (features,) = Probe(module, ["memory"], "teacher")((TOKENS.to(ELSEWHERE),), Classification())
     assert (output.device, features.device, features.shape) == (ELSEWHERE, ELSEWHERE, (4, 72))
 
 

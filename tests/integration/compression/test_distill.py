@@ -14,6 +14,7 @@ from pared.compression.data import Data
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, softened_kl, with_labels
 from pared.compression.distillation.objective import make_objective
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.augmentation import Augmentation
 from pared.compression.training.loop import fit
 from pared.errors import ShapeMismatch, ValidationError
@@ -90,7 +91,7 @@ def samples():
     x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
     y = x[:, :3].argmax(1)
     splits = ("train", "val", "test")
-    return Data({split: [x] for split in splits}, dict.fromkeys(splits, y), "classification", 3, "given", "npz")
+    return Data({split: [x] for split in splits}, dict.fromkeys(splits, y), Classification(), 3, "given", "npz")
 
 
 EXAMPLE = (torch.randn(4, 4),)
@@ -98,13 +99,13 @@ PAIRS = [("blocks.0", "blocks.0"), ("conv", "conv")]
 
 
 def prepared(kind, teacher, student, **kwargs):
-    return make_objective(kind, teacher, student, samples(), EXAMPLE, task="classification", seed=0, **kwargs)
+    return make_objective(kind, teacher, student, samples(), EXAMPLE, task=Classification(), seed=0, **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["eager", "scripted", "traced"])
 def test_named_layers_are_read_from_any_module(kind):
     eager, module = make("eager", 6).eval(), make(kind, 6).eval()
-    output, (conv, wide, narrow) = Probe(module, ["conv", "blocks.0", "blocks.1"], "teacher")(EXAMPLE, "classification")
+    output, (conv, wide, narrow) = Probe(module, ["conv", "blocks.0", "blocks.1"], "teacher")(EXAMPLE, Classification())
     x = EXAMPLE[0]
     expected = eager.conv(x.unsqueeze(1))
     assert torch.equal(output, eager(x))
@@ -122,11 +123,11 @@ def test_features_follow_the_weights_and_the_training_flag_of_the_module(kind):
         module.conv.weight.zero_()
         module.conv.bias.zero_()
         getattr(module.blocks, "0").bias.fill_(7.0)
-    _, (hidden, dropped) = probe(EXAMPLE, "classification")
+    _, (hidden, dropped) = probe(EXAMPLE, Classification())
     assert (hidden == 7).all()
     assert torch.equal(dropped, hidden)
     module.train()
-    _, (_, dropped) = probe(EXAMPLE, "classification")
+    _, (_, dropped) = probe(EXAMPLE, Classification())
     assert (dropped != hidden).any()
     dropped.sum().backward()
     assert getattr(module.blocks, "0").bias.grad is not None
@@ -146,7 +147,7 @@ def test_of_a_layer_that_runs_twice_the_last_output_counts(kind):
     module = Twice().eval()
     if kind != "eager":
         module = torch.jit.script(module) if kind == "scripted" else torch.jit.trace(module, EXAMPLE)
-    output, (features,) = Probe(module, ["shared"], "student")(EXAMPLE, "classification")
+    output, (features,) = Probe(module, ["shared"], "student")(EXAMPLE, Classification())
     assert torch.equal(output, features)
 
 
@@ -157,8 +158,8 @@ def test_a_file_whose_calls_are_inlined_still_shows_its_layers():
     torch.jit.save(module, buffer)
     buffer.seek(0)
     inlined = torch.jit.load(buffer)
-    expected = Probe(make("eager", 6).eval(), ["conv", "blocks.0"], "student")(EXAMPLE, "classification")[1]
-    found = Probe(inlined, ["conv", "blocks.0"], "student")(EXAMPLE, "classification")[1]
+    expected = Probe(make("eager", 6).eval(), ["conv", "blocks.0"], "student")(EXAMPLE, Classification())[1]
+    found = Probe(inlined, ["conv", "blocks.0"], "student")(EXAMPLE, Classification())[1]
     assert all(torch.allclose(a, b) for a, b in zip(expected, found, strict=True))
 
 
@@ -203,7 +204,7 @@ def test_the_student_nears_the_teacher_and_the_teacher_stays_as_it_is(kind, form
     labels = teacher(x).argmax(1)
     data.targets = dict.fromkeys(data.targets, labels)  # the best epoch is chosen on labels: let the teacher be right
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    teaching = make_objective(kind, teacher, student, data, EXAMPLE, task="classification", seed=0)
+    teaching = make_objective(kind, teacher, student, data, EXAMPLE, task=Classification(), seed=0)
 
     def distance():
         with torch.no_grad():
@@ -217,7 +218,7 @@ def test_the_student_nears_the_teacher_and_the_teacher_stays_as_it_is(kind, form
         teaching.data,
         config,
         teaching.loss,
-        task="classification",
+        task=Classification(),
         seed=0,
         phase="x",
         companion=teaching.companion,
@@ -248,8 +249,7 @@ def test_answers_computed_once_travel_with_their_samples():
 def test_a_teacher_answers_the_samples_as_they_were_changed(kind):
     augment = Augment(mixup={})
     teacher, student = make("eager", 12).eval(), make("eager", 6)
-    how = {"task": "classification", "seed": 0}
-    teaching = make_objective(kind, teacher, student, samples(), EXAMPLE, augment=augment, **how)
+    teaching = prepared(kind, teacher, student, augment=augment)
     (x,), y = next(iter(teaching.data.batches("train", 32)))
     changed, _ = Augmentation(augment, 1)((x,), y, 0)
     mixed, other, share = changed
@@ -259,7 +259,7 @@ def test_a_teacher_answers_the_samples_as_they_were_changed(kind):
         softened = [(student(mixed), answers)]
         if kind.features:
             wide, narrow = (
-                Probe(module, [pair[index] for pair in PAIRS], "x")((mixed,), "classification")[1]
+                Probe(module, [pair[index] for pair in PAIRS], "x")((mixed,), Classification())[1]
                 for index, module in enumerate((teacher, student))
             )
             softened = [(p(z_s), z_t) for p, z_s, z_t in zip(teaching.companion, narrow, wide, strict=True)]
@@ -275,13 +275,13 @@ def test_a_resumed_lesson_with_projections_ends_with_the_same_bits():
 
     def run(keep=lambda _: None, resume=None):
         teacher, student = make("scripted", 12), make("scripted", 6)
-        teaching = make_objective(KINDS[3], teacher, student, samples(), EXAMPLE, task="classification", seed=0)
+        teaching = make_objective(KINDS[3], teacher, student, samples(), EXAMPLE, task=Classification(), seed=0)
         fit(
             student,
             teaching.data,
             config,
             teaching.loss,
-            task="classification",
+            task=Classification(),
             seed=0,
             phase="x",
             companion=teaching.companion,

@@ -13,6 +13,8 @@ from pared.compression import distill, prune
 from pared.compression.coupling.verify import relative_difference
 from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import assess, compare
+from pared.compression.tasks.classification import Classification
+from pared.compression.tasks.regression import Regression
 from pared.compression.training.loop import fit
 from pared.errors import ModelFailed, NotFinite
 from pared.specs import Train
@@ -78,27 +80,27 @@ def test_only_what_is_expected_is_no_difference():
 def test_nan_is_no_class_and_no_better_score():
     targets = torch.tensor([0, 0, 0, 1])
     outputs = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    upload = assess(nn.Identity(), Fixed(outputs, targets), "classification")
+    upload = assess(nn.Identity(), Fixed(outputs, targets), Classification())
     broken = outputs.clone()
     broken[2] = math.nan  # argmax says 0, which would be right
-    assert assess(nn.Identity(), Fixed(broken, targets), "classification").quality.test.value == 0.75
+    assert assess(nn.Identity(), Fixed(broken, targets), Classification()).quality.test.value == 0.75
     with pytest.raises(NotFinite, match=r"^The student answers NaN .* 1 of 4 samples of the validation .*sample 2"):
-        assess(nn.Identity(), Fixed(broken, targets), "classification", upload=upload, role="The student")
+        assess(nn.Identity(), Fixed(broken, targets), Classification(), upload=upload, role="The student")
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("task", [Classification(), Regression()], ids=lambda task: task.name)
 def test_what_the_upload_answers_so_on_purpose_stays_allowed(task):
     outputs = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
     outputs[3], outputs[5, 1] = math.nan, -math.inf
-    targets = torch.zeros(8, dtype=torch.int64) if task == "classification" else torch.randn(8, 2)
+    targets = torch.zeros(8, dtype=torch.int64) if isinstance(task, Classification) else torch.randn(8, 2)
     upload = assess(nn.Identity(), Fixed(outputs, targets), task)
     result = assess(nn.Identity(), Fixed(outputs + 0.1, targets), task, upload=upload)
-    assert result.quality.samples == (8 if task == "classification" else 6)
+    assert result.quality.samples == (8 if isinstance(task, Classification) else 6)
     assert math.isfinite(result.quality.test.value)
     assert math.isfinite(result.quality.validation)
     found = compare(upload, result)
     assert all(map(math.isfinite, (found.p_value, found.quality_difference.value, found.quality_difference.low)))
-    if task == "regression":
+    if isinstance(task, Regression):
         assert math.isfinite(result.quality.loss)
     with pytest.raises(NotFinite):
         assess(nn.Identity(), Fixed(outputs.index_fill(0, torch.tensor([0]), math.inf), targets), task, upload=upload)
@@ -106,7 +108,7 @@ def test_what_the_upload_answers_so_on_purpose_stays_allowed(task):
 
 def test_an_upload_that_answers_no_number_at_all_is_refused():
     with pytest.raises(ModelFailed, match="no sample with finite numbers"):
-        assess(nn.Identity(), Fixed(torch.full((4, 1), math.nan), torch.zeros(4)), "regression")
+        assess(nn.Identity(), Fixed(torch.full((4, 1), math.nan), torch.zeros(4)), Regression())
 
 
 def test_an_epoch_that_answers_nan_is_never_the_best():
@@ -124,7 +126,7 @@ def test_an_epoch_that_answers_nan_is_never_the_best():
     def loss(trained, inputs, targets):
         return trained.scale.sum()
 
-    found = fit(module, data, config, loss, task="classification", seed=0, phase="x")
+    found = fit(module, data, config, loss, task=Classification(), seed=0, phase="x")
     assert (found.best_epoch, found.best_score) == (0, 0)
     assert found.history[0].validation is None
     assert module.scale.item() == 1

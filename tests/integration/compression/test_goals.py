@@ -17,6 +17,7 @@ from pared.compression.jobs.goal_search import QualitySearch, SizeSearch
 from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.stages import Stages
 from pared.compression.measuring.quality import assess
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
@@ -55,8 +56,8 @@ def dense(blobs, tmp_path_factory):
     torch.manual_seed(0)
     module = build({"layers": LAYERS})
     data = load_dataset(blobs, task="classification", preprocess=None, seed=0)
-    learn = learn_labels("classification")
-    fit(module, data, Train(epochs=3, lr=0.1), learn, task="classification", seed=0, phase="dense")
+    learn = learn_labels(Classification())
+    fit(module, data, Train(epochs=3, lr=0.1), learn, task=Classification(), seed=0, phase="dense")
     path = tmp_path_factory.mktemp("dense") / "mlp.pt"
     torch.jit.save(torch.jit.script(module), path)
     return ModelFile(path, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -176,7 +177,7 @@ def test_the_smallest_model_that_holds_the_accuracy_is_found(dense, blobs, tmp_p
 
 def test_of_what_holds_no_accuracy_the_most_accurate_is_the_nearest(dense, blobs, tmp_path):
     given = start(*job(dense, tmp_path, {"max_accuracy_drop": 0.5}, dataset=blobs))
-    baseline = assess(given.original.module, given.data, "classification")
+    baseline = assess(given.original.module, given.data, Classification())
     beyond = replace(baseline, quality=baseline.quality.model_copy(update={"validation": 2.0}))
     search = QualitySearch(given, beyond)
     search.run(None, lambda _: None)

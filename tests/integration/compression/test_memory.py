@@ -13,6 +13,7 @@ from pared.compression import prune
 from pared.compression.data import Data, load_dataset
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
 from pared.compression.measuring.running import predict
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels, loss_gradients
 from pared.compression.training.gradients import add_gradients
 from pared.compression.training.loop import fit
@@ -20,14 +21,14 @@ from pared.compression.work import DatasetFile
 from pared.errors import ModelFailed, OutOfMemory
 from pared.specs import Train
 
-LEARN = learn_labels("classification")
+LEARN = learn_labels(Classification())
 
 
 def samples(count=70):
     x = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
     y = x[:, :3].argmax(1)
     splits = ("train", "val", "test")
-    return Data({split: [x] for split in splits}, dict.fromkeys(splits, y), "classification", 3, "given", "npz")
+    return Data({split: [x] for split in splits}, dict.fromkeys(splits, y), Classification(), 3, "given", "npz")
 
 
 class Small(nn.Module):
@@ -48,7 +49,7 @@ class Small(nn.Module):
 
 def trained(module, **fields):
     config = Train(epochs=2, lr=0.1, batch_size=32, **fields)
-    return fit(module, samples(), config, LEARN, task="classification", seed=1, phase="x")
+    return fit(module, samples(), config, LEARN, task=Classification(), seed=1, phase="x")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
@@ -100,10 +101,10 @@ def test_not_even_one_sample_is_out_of_memory_with_the_largest_batch_that_did_fi
 def test_scoring_and_gradients_for_criteria_run_in_parts_too():
     data, small, large = samples(), Small(10).eval(), Small(1000).eval()
     for split in ("val", "test"):
-        found, expected = (predict(each, data, split, "classification")[0] for each in (small, large))
+        found, expected = (predict(each, data, split, Classification())[0] for each in (small, large))
         torch.testing.assert_close(found, expected)
     of_small, of_large = (
-        list(loss_gradients(each, data, "classification", seed=0, device="cpu")) for each in (small, large)
+        list(loss_gradients(each, data, Classification(), seed=0, device="cpu")) for each in (small, large)
     )
     for found, expected in zip(of_small, of_large, strict=True):
         for name, gradient in expected.items():

@@ -18,6 +18,7 @@ from pared.compression import distill as distill_model
 from pared.compression import prune as prune_model
 from pared.compression.architectures import build
 from pared.compression.data import load_dataset
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
@@ -31,7 +32,7 @@ from pared.weights.unpack import unpack
 MODEL = "mdl_" + "0" * 26
 OTHER = "mdl_" + "1" * 26
 DIGITS = DatasetFile(None, "builtin:digits")
-LEARN = learn_labels("classification")
+LEARN = learn_labels(Classification())
 
 
 class Digits(nn.Module):
@@ -58,7 +59,7 @@ LAYERS = [
 
 def taught(module):
     data = load_dataset(DIGITS, task="classification", preprocess=None, seed=0)
-    fit(module, data, Train(epochs=4, lr=0.05), LEARN, task="classification", seed=0, phase="dense")
+    fit(module, data, Train(epochs=4, lr=0.05), LEARN, task=Classification(), seed=0, phase="dense")
     return module
 
 
@@ -565,6 +566,10 @@ def test_samples_change_at_random_where_a_spec_asks_for_it():
     how = {"train": {"epochs": 1, "augment": changes}, "loss": {"kind": "knowledge", "labels": 0.3}}
     taught_alone = distill_model(model, student, "builtin:digits", compare_with_labels_only=True, **how)
     assert [record.phase for record in taught_alone.report.history] == ["distill", "labels only"]
+    taught_by_itself = prune_model(
+        model, "builtin:digits", task="match", amount=0.5, retrain={**retrain, "teach": False, "epochs": 1}
+    )
+    assert taught_by_itself.report.history[0].train_loss < 3
     x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     table = (x, np.arange(200) % 3)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))

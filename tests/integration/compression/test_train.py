@@ -15,7 +15,8 @@ from torch.nn import functional
 from pared.compression.measuring.running import forward
 from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.weights import Masks, weight_masks
-from pared.compression.tasks import TASKS
+from pared.compression.tasks.classification import Classification
+from pared.compression.tasks.regression import Regression
 from pared.compression.training import progress
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.gradual import GradualSchedule
@@ -82,11 +83,11 @@ def net(kind="eager"):
     return torch.jit.load(buffer)
 
 
-LEARN = learn_labels("classification")
+LEARN = learn_labels(Classification())
 
 
 def run(module, config, **kwargs):
-    return fit(module, Blobs(), config, LEARN, task="classification", seed=3, phase="retrain", **kwargs)
+    return fit(module, Blobs(), config, LEARN, task=Classification(), seed=3, phase="retrain", **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["eager", "scripted"])
@@ -150,11 +151,11 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(kind, optimize
 
 def test_a_resumed_run_on_augmented_samples_ends_with_the_same_bits():
     config = Train(epochs=4, lr=0.02, batch_size=16, augment={"mixup": {"alpha": 0.4, "p": 0.8}})
-    learn = learn_labels("classification", config.augment)
+    learn = learn_labels(Classification(), config.augment)
 
     def weights_of(config, keep=lambda _: None, resume=None):
         module = net()
-        how = {"task": "classification", "seed": 3, "phase": "retrain", "keep": keep, "resume": resume}
+        how = {"task": Classification(), "seed": 3, "phase": "retrain", "keep": keep, "resume": resume}
         fit(module, Blobs(), config, learn if config.augment else LEARN, **how)
         return module.state_dict()
 
@@ -200,7 +201,7 @@ def test_among_equal_scores_the_lowest_validation_loss_wins():
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     def trained(seed):
         module = net()
-        fit(module, Blobs(), Train(epochs=3, lr=0.1), LEARN, task="classification", seed=seed, phase="retrain")
+        fit(module, Blobs(), Train(epochs=3, lr=0.1), LEARN, task=Classification(), seed=seed, phase="retrain")
         return module.fc1.weight
 
     assert torch.equal(trained(1), trained(1))
@@ -223,7 +224,7 @@ def test_one_sgd_step_equals_hand_arithmetic():
 
     # L = (w·3 − 3)² = 9; dL/dw = 2·3·3 = 18, plus weight decay 0.5·2 = 1; w = 2 − 0.1·19 = 0.1, whose loss is 7.29.
     config = Train(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.5)
-    found = fit(module, One(), config, learn_labels("regression"), task="regression", seed=0, phase="x")
+    found = fit(module, One(), config, learn_labels(Regression()), task=Regression(), seed=0, phase="x")
     assert found.history[0].train_loss == 9.0
     assert found.best_epoch == 1
     assert module.weight.item() == pytest.approx(0.1)
@@ -234,11 +235,11 @@ def test_bfloat16_is_computed_in_and_kept_nowhere(kind):
     module, outputs = net(kind), []
 
     def loss(trained, inputs, targets):
-        outputs.append(forward(trained, inputs, "classification"))
-        return TASKS["classification"].loss(outputs[-1], targets)
+        outputs.append(forward(trained, inputs, Classification()))
+        return Classification().loss(outputs[-1], targets)
 
     config = Train(epochs=2, lr=0.05, batch_size=16, precision="bfloat16")
-    found = fit(module, Blobs(), config, loss, task="classification", seed=3, phase="retrain")
+    found = fit(module, Blobs(), config, loss, task=Classification(), seed=3, phase="retrain")
     assert {output.dtype for output in outputs} == {torch.float32}, "a loss of 8 bits is too coarse"
     assert all(torch.equal(output, output.bfloat16().float()) for output in outputs)
     assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float32, torch.int64}
@@ -257,8 +258,8 @@ def test_divergence_says_what_to_try():
             nn.Linear(4, 1),
             Blobs(regression=True),
             Train(epochs=60, lr=10, batch_size=1),
-            learn_labels("regression"),
-            task="regression",
+            learn_labels(Regression()),
+            task=Regression(),
             seed=0,
             phase="x",
         )
@@ -266,7 +267,7 @@ def test_divergence_says_what_to_try():
 
 def test_a_last_batch_of_one_does_not_break_batch_norm():
     data = Blobs(samples=33)
-    found = fit(net(), data, Train(epochs=1, batch_size=16), LEARN, task="classification", seed=0, phase="x")
+    found = fit(net(), data, Train(epochs=1, batch_size=16), LEARN, task=Classification(), seed=0, phase="x")
     assert len(found.history) == 1
 
 
@@ -338,7 +339,7 @@ def test_several_inputs_and_token_ids_are_learned():
 
     module = torch.jit.script(Tokens())
     found = fit(
-        module, Pairs(), Train(epochs=60, optimizer="adam", lr=0.1), LEARN, task="classification", seed=0, phase="x"
+        module, Pairs(), Train(epochs=60, optimizer="adam", lr=0.1), LEARN, task=Classification(), seed=0, phase="x"
     )
     assert found.best_score > 0.9
 
@@ -449,7 +450,7 @@ def test_a_ramp_is_told_the_slopes_of_the_training():
     for name, parameter in module.named_parameters():
         parameter.register_hook(lambda gradient, name=name: seen[-1].update({name: gradient.clone()}))
     ramp = GradualSchedule(masks, 0.6, by_gradients=True)
-    fit(module, Blobs(), RAMPED, loss, task="classification", seed=3, phase="retrain", ramp=ramp)
+    fit(module, Blobs(), RAMPED, loss, task=Classification(), seed=3, phase="retrain", ramp=ramp)
     steps, last = told[-1]
     assert len(told) > 10
     assert set(last) == {name for name, _ in module.named_parameters()}

@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
+from pared.compression.measuring.references import Reference
+from pared.compression.tasks.classification import Classification
+from pared.compression.tasks.labels import IGNORED
+from pared.compression.tasks.references import Embedding
 from pared.compression.training.augmentation import (
-    IGNORED,
     Augmentation,
     _cutmix_box,
     check_augmentation,
@@ -109,7 +113,7 @@ def test_mixed_losses_and_their_gradient_equal_hand_arithmetic():
     target = torch.tensor([0, 1, 1])
     output = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.5, 0.5]], requires_grad=True)
     _, mix = parted((mixed, target[order], torch.full((3,), 0.75)), Augment.model_validate({"mixup": {}}))
-    loss = label_loss("classification", output, target, mix)
+    loss = label_loss(Classification(), output, target, mix)
     soft = torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.25, 0.75]])  # what soft labels would be
     softmax = torch.tensor([[math.e, 1], [1, math.e**2], [1, 1]])
     softmax = softmax / softmax.sum(1, keepdim=True)
@@ -213,6 +217,17 @@ def test_tokens_are_replaced_at_random():
     assert dropped[replaced].unique().tolist() == [7]
     assert torch.equal(same, images(4))
     assert torch.equal(target, torch.arange(4))
+
+
+def test_the_original_answers_the_samples_as_they_were_changed():
+    module, task = nn.Sequential(nn.Flatten(), nn.Linear(240, 4)), Embedding()
+    augment = Augment.model_validate(ALL_OF_IMAGES)
+    change = Augmentation(augment, 1, Reference(module, task))
+    changed, target = change((images(),), torch.zeros(6, 0), 0)
+    (mixed,), mix = parted(changed, augment)
+    assert torch.equal(target, module(mixed))
+    assert not torch.equal(mixed, images())
+    assert torch.equal(label_loss(task, target, target, mix), task.loss(target, target))  # no labels were mixed
 
 
 # -- what is refused ------------------------------------------------------------------------------

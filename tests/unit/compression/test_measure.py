@@ -15,7 +15,8 @@ from torch import nn
 from pared.compression.measuring.latency import batch_of, measure_latency
 from pared.compression.measuring.quality import Assessment, assess, compare
 from pared.compression.measuring.size import count_bytes, count_macs, count_parameters
-from pared.compression.tasks import TASKS
+from pared.compression.tasks.classification import Classification
+from pared.compression.tasks.regression import Regression
 from pared.compression.tasks.statistics import mcnemar, paired_difference, paired_t, wilson
 
 
@@ -74,7 +75,7 @@ def test_accuracy_and_comparison_on_ten_samples():
     targets = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     before = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])).float()
     after = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 1])).float()
-    first, second = (assess(nn.Identity(), Fixed(outputs, targets), "classification") for outputs in (before, after))
+    first, second = (assess(nn.Identity(), Fixed(outputs, targets), Classification()) for outputs in (before, after))
     assert first.quality.test.value == 0.9
     assert second.quality.test.value == 0.8
     # Each right answer has a loss of −log(e/(e+1)) = 0.3133, each wrong one of 1.3133.
@@ -94,7 +95,7 @@ def test_regression_is_scored_by_r2_and_a_paired_t_test():
     targets = torch.randn(200, generator=generator)
     close = (targets + 0.1 * torch.randn(200, generator=generator)).unsqueeze(1)
     far = (targets + 0.5 * torch.randn(200, generator=generator)).unsqueeze(1)
-    first, second = (assess(nn.Identity(), Fixed(outputs, targets), "regression") for outputs in (close, far))
+    first, second = (assess(nn.Identity(), Fixed(outputs, targets), Regression()) for outputs in (close, far))
     assert first.quality.test.value == pytest.approx(r2_score(targets, close[:, 0]), abs=1e-6)
     assert first.quality.test.low < first.quality.test.value < first.quality.test.high < 1
     assert first.quality.loss == pytest.approx(float(((close[:, 0] - targets) ** 2).mean()))
@@ -121,13 +122,13 @@ def test_where_nothing_can_be_tested_there_is_no_evidence():
 
 def test_r2_of_a_constant_target_is_all_or_nothing():
     targets = torch.full((4,), 2.0)
-    assert TASKS["regression"].score(targets.clone(), targets) == 1.0
-    assert TASKS["regression"].score(targets + 1, targets) == 0.0
+    assert Regression().score(targets.clone(), targets) == 1.0
+    assert Regression().score(targets + 1, targets) == 0.0
 
 
 def test_an_answer_that_is_not_a_number_is_wrong_and_has_no_loss():
     outputs = torch.full((4, 2), math.nan)
-    found = assess(nn.Identity(), Fixed(outputs, torch.tensor([0, 1, 0, 1])), "classification")
+    found = assess(nn.Identity(), Fixed(outputs, torch.tensor([0, 1, 0, 1])), Classification())
     assert (found.quality.test.value, found.quality.validation, found.quality.loss) == (0, 0, None)
     assert compare(found, found).equal_predictions == 0
 
@@ -253,6 +254,6 @@ def test_batch_of_repeats_samples():
 
 def test_assessments_keep_the_answers_in_stored_order():
     outputs = torch.randn(600, 3)
-    found = assess(nn.Identity(), Fixed(outputs, torch.zeros(600, dtype=torch.long)), "classification")
+    found = assess(nn.Identity(), Fixed(outputs, torch.zeros(600, dtype=torch.long)), Classification())
     assert isinstance(found, Assessment)
     assert torch.equal(found.outputs, outputs)

@@ -11,6 +11,7 @@ from pared.compression.architectures import build
 from pared.compression.data import load_dataset
 from pared.compression.pruning.weights import weight_masks
 from pared.compression.quantization.shared_values import SharedValues, cluster, share_values
+from pared.compression.tasks.classification import Classification
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.loop import fit
 from pared.compression.work import DatasetFile
@@ -184,7 +185,7 @@ def digits():
 def trained(digits, **more):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    fit(module, digits, Train(epochs=6, lr=0.05), learn_labels("classification"), task="classification", seed=0,
+    fit(module, digits, Train(epochs=6, lr=0.05), learn_labels(Classification()), task=Classification(), seed=0,
         phase="train")  # fmt: skip
     return module
 
@@ -195,9 +196,9 @@ def test_training_holds_shared_and_pruned_weights_and_wins_back_what_sharing_cos
     masks.apply(module)
     shared = share_values(module, 2, kept=masks, biases=True)
     checkpoints = []
-    run = {"task": "classification", "seed": 0, "phase": "retrain", "masks": shared}
+    run = {"task": Classification(), "seed": 0, "phase": "retrain", "masks": shared}
     config = Train(epochs=4, lr=0.02, weight_decay=1e-3)
-    done = fit(module, digits, config, learn_labels("classification"), keep=checkpoints.append, **run)
+    done = fit(module, digits, config, learn_labels(Classification()), keep=checkpoints.append, **run)
     assert done.best_epoch > 0
     for name, parameter in module.named_parameters():
         if name in masks.kept:
@@ -209,7 +210,7 @@ def test_training_holds_shared_and_pruned_weights_and_wins_back_what_sharing_cos
     torch.manual_seed(0)
     other = trained(digits)
     again = SharedValues.from_state(shared.state())
-    fit(other, digits, config, learn_labels("classification"), resume=checkpoints[1], **(run | {"masks": again}))
+    fit(other, digits, config, learn_labels(Classification()), resume=checkpoints[1], **(run | {"masks": again}))
     assert all(
         torch.equal(a, b) for a, b in zip(module.state_dict().values(), other.state_dict().values(), strict=True)
     )

@@ -1,0 +1,196 @@
+"""Configures the task of a job: by the data and the model's outputs, how the model ends, and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import pydantic
+import torch
+from torch import Tensor
+
+from pared.compression.data import Data, load_dataset
+from pared.compression.jobs.fitting import answer_to, check_fits
+from pared.compression.loading import LoadedModel
+from pared.compression.measuring.references import with_references
+from pared.compression.measuring.running import own_failures
+from pared.compression.tasks import Match, Piece, TaskRules, pieces_of
+from pared.compression.tasks.heads import head_of
+from pared.compression.tasks.outputs import named_outputs, path_of
+from pared.compression.training.augmentation import check_augmentation
+from pared.compression.training.calibration import copied
+from pared.compression.work import Work
+from pared.errors import ModelFailed, ValidationError
+from pared.specs import (
+    WITHOUT_CLASSES,
+    WITHOUT_LABELS,
+    Augment,
+    CompressionSpec,
+    DistillSpec,
+    Knowledge,
+    PruneSpec,
+    Train,
+)
+from pared.specs.pruning import SOFTENED_CLASSES
+
+_Spec = TypeVar("_Spec", bound=CompressionSpec)
+
+_SOME = 8  # samples that tell how large a model's answers are
+
+_HEADS = {
+    "softmax": "a softmax, so that its outputs are probabilities. It is trained and scored on their logarithms",
+    "sigmoid": "a sigmoid, so that its outputs are probabilities. It is trained and scored on the logits before it",
+}
+
+
+def data_of(spec: _Spec, work: Work, original: LoadedModel) -> tuple[_Spec, Data | None]:
+    """The job's data set, if it names one, with its configured task; and the spec that names this task.
+
+    Raises:
+        ParedError: data and model, or task and model, do not fit.
+    """
+    if work.dataset is None:
+        return spec, None
+    data = load_dataset(
+        work.dataset,
+        task=spec.task,
+        preprocess=spec.preprocess,
+        seed=spec.seed,
+        output=spec.output_path,
+        ignored=spec.ignore_index,
+        answer=lambda data: answer_to(original, data),
+    )
+    if isinstance(data.task, Match):
+        data.task = replace(data.task, pieces=_pieces(data, original, None))
+    check_fits(original, data)
+    data.task = replace(data.task, head=head_of(original.module, data.example(), data.task))
+    if data.task.head != "logits":
+        data.warnings.append(f"The model ends in {_HEADS[data.task.head]}.")
+    data.task = replace(data.task, held=_held(data, original))
+    training = getattr(spec, "retrain", None) or getattr(spec, "train", None)
+    if training is not None:
+        data.task = _trained_by(training, data, original)
+    if spec.task is None and data.task.name != "classification":
+        data.warnings.append(_said(data.task))
+    spec = _for_task(spec, data)
+    changes = training is not None and training.epochs > 0 and training.augment is not None
+    if training is not None and training.augment is not None and changes:
+        _check_changes(training.augment, data, f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment")
+    if data.task.has_references:
+        data = with_references(data, copied(original.module).eval(), device=work.device, beside=changes)
+    return spec, data
+
+
+def _check_changes(augment: Augment, data: Data, pointer: str) -> None:
+    inputs, target = data.take("train", torch.arange(2))
+    check_augmentation(augment, inputs, target[:, :0] if data.task.has_references else target, pointer)
+
+
+def _said(task: TaskRules) -> str:
+    """How a task was found that no spec names."""
+    if task.name == "match":
+        return (
+            "The data set has no labels: the model is trained and scored by its own answers as it was uploaded "
+            "(task=match)."
+        )
+    return f"No `task` was named: by the labels and the model's outputs it is task={task.name}."
+
+
+def _pieces(data: Data, original: LoadedModel, main: str | None) -> tuple[Piece, ...]:
+    """All that the model answers for each sample, but for its main output; what else it answers is said."""
+    answers = []
+    for samples in (_SOME, _SOME + 1):
+        with torch.no_grad(), own_failures():
+            answers.append(original.module(*data.example(samples)))
+    pieces, left_out = pieces_of(answers[0], answers[1], main)
+    if main is None and not any(piece.floating for piece in pieces):
+        raise ModelFailed(
+            "The model answers no float tensor with an entry for each sample, so that nothing can be compared with its "
+            "own answers. Wrap it so that it returns one."
+        )
+    if left_out:
+        names = ", ".join(path or "0" for path in left_out)
+        data.warnings.append(f"Outputs without one entry for each sample are not held to the original's: {names}.")
+    return tuple(pieces)
+
+
+def _held(data: Data, original: LoadedModel) -> Match | None:
+    """The rules of the outputs that no labels belong to."""
+    outputs = named_outputs(answer_to(original, data))
+    if isinstance(data.task, Match) or len(outputs) < 2:
+        return None
+    main = path_of(outputs, data.task.output)
+    pieces = _pieces(data, original, main)
+    if not any(piece.floating for piece in pieces):
+        return None
+    names = ", ".join(piece.path for piece in pieces)
+    data.warnings.append(
+        f"The labels belong to the output {main}; the others are held to the uploaded model's answers: {names}."
+    )
+    return Match(pieces=pieces)
+
+
+def _trained_by(training: Train, data: Data, original: LoadedModel) -> TaskRules:
+    """The rules with what a training says of classes."""
+    task = data.task
+    if training.names_classes and task.name in WITHOUT_CLASSES:
+        return task  # refused beneath
+    weights = None
+    if training.class_weights is not None:
+        output = task.taken(answer_to(original, data), 2)
+        classes = task.rows(output, data.targets["train"][:2])[0].shape[1]
+        weights = _balanced(data, classes)
+        if training.class_weights != "balanced":
+            weights = torch.tensor(training.class_weights)
+        if len(weights) != classes or not bool(weights.any()):
+            text = f"class_weights has {len(weights)} entries, not all 0, where the model has {classes} classes"
+            raise ValidationError(text, errors=[{"pointer": "/class_weights", "detail": text}])
+    return replace(task, class_weights=weights, smoothing=training.label_smoothing)
+
+
+def for_student(data: Data, student: LoadedModel) -> Data:
+    """The same samples with the task of a student, which may end otherwise than its teacher, and have one output alone.
+
+    Raises:
+        ParedError: the student and the data do not fit.
+    """
+    one = len(named_outputs(answer_to(student, data))) == 1
+    task = replace(data.task, head="logits", held=None if one else data.task.held)
+    task = replace(task, head=head_of(student.module, data.example(), task))
+    data = replace(data, task=task)
+    check_fits(student, data)
+    return data
+
+
+def _balanced(data: Data, classes: int) -> Tensor:
+    """n / (K · n_c) for each of the K classes that occur, by which all weigh the same; of labels, (n − n_c) / n_c."""
+    target = data.targets["train"]
+    if target.is_floating_point():
+        counts = target.double().sum(0)
+        return torch.where(counts > 0, (len(target) - counts) / counts.clamp_min(1), 1.0).float()
+    counts = target[target >= 0].bincount(minlength=classes).double()
+    return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp_min(1)), 1.0).float()
+
+
+def _for_task(spec: _Spec, data: Data) -> _Spec:
+    """The spec with its task named, and with what that task learns from where the spec says nothing of it.
+
+    Raises:
+        ValidationError: what the spec says does not go with the task.
+    """
+    name = data.task.name
+    if spec.task is not None or name == "classification":
+        return spec.model_copy(update={"task": name})
+    document = spec.model_dump() | {"task": name}
+    if name in WITHOUT_CLASSES and isinstance(spec, PruneSpec):
+        teach = None if spec.retrain is None else spec.retrain.teach
+        if teach == Knowledge.model_validate(SOFTENED_CLASSES) or (name in WITHOUT_LABELS and teach is not None):
+            document["retrain"] = document["retrain"] | {"teach": None}
+    elif name in WITHOUT_CLASSES and isinstance(spec, DistillSpec) and spec.loss == Knowledge(kind="knowledge"):
+        document["loss"] = {"kind": "output_mse"}
+    try:
+        return type(spec).model_validate(document)
+    except pydantic.ValidationError as error:
+        errors = [{"pointer": "/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
+        why = "; ".join(f"{each['pointer']} {each['detail']}" for each in errors)
+        raise ValidationError(f"By data and model this is task={name}, and {why}.", errors=errors) from error
