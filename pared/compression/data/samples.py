@@ -1,4 +1,4 @@
-"""A data set in memory: tensors in three splits, and batches of them."""
+"""A data set as columns in three splits, in memory or read as needed, and batches of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pared.compression.data.loader import Loader, loader_for
+from pared.compression.data.columns import Column
+from pared.compression.data.loader import Loader, ahead, loader_for
 from pared.specs import Task
+
+_AHEAD = 3  # batches that are read before they are asked for
 
 Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
@@ -45,21 +48,27 @@ class Scaling:
 class Data:
     """Samples with their targets. Training sees `train`, choices are made on `val`, `test` is only reported on."""
 
-    inputs: dict[Split, list[Tensor]]
-    """For each split one tensor for each input of the model, all (samples, …): float32, int64 token ids, or uint8,
+    inputs: dict[Split, list[Column]]
+    """For each split one column for each input of the model, all (samples, …): float32, int64 token ids, or uint8,
     which becomes float32 when samples are taken."""
-    targets: dict[Split, Tensor]
-    """Classes: int64 (samples,). Regression: float32 (samples, …), (samples, 1) for one number each."""
+    targets: dict[Split, Column]
+    """Classes: int64 (samples,). Regression: float32 (samples, …), (samples, 1) for one number each. Masks: uint8
+    (samples, height, width), which become int64 when samples are taken. Of data without labels: (samples, 0)."""
     task: Task
     classes: int | None
     """Number of classes; None for regression."""
     splits: Literal["given", "by_seed"]
     """Whether the test split came with the data set or was drawn by seed."""
     format: str
+    labelled: bool = True
+    """Whether the data set has targets."""
+    names: list[str] | None = None
+    """Of the inputs, where the data set names them as a model may."""
     class_names: list[str] | None = None
     warnings: list[str] = field(default_factory=list)
     scaling: list[Scaling] = field(default_factory=list)
-    """Of each input, where it is uint8; without any, bytes stay as large as they are."""
+    """Of each input; without any, bytes stay as large as they are. Numbers in memory are scaled already, bytes and what
+    is read as needed when they are taken."""
     answers: Tensor | None = None
     """A teacher's answers to the training samples, which then end their inputs."""
     loaders: dict[str, Loader] = field(default_factory=dict)
@@ -82,8 +91,11 @@ class Data:
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Inputs, Tensor]]:
         """`(inputs, targets)` of a split; the last batch may be smaller."""
-        for indices in torch.split(self.order(split, generator), batch_size):
-            yield self.take(split, indices)
+        columns, order = self.columns(split), self.order(split, generator)
+        rows = ([column.index_select(0, indices) for column in columns] for indices in torch.split(order, batch_size))
+        in_memory = all(isinstance(column, Tensor) for column in columns)
+        # Finished here, not by the thread that reads: torch would give it as many threads of its own as a step has.
+        yield from map(self.finished, rows if in_memory else ahead(rows, _AHEAD))
 
     def example(self, batch: int = 2) -> Inputs:
         """The inputs of the first training samples, repeated where there are fewer than `batch`."""
@@ -102,19 +114,24 @@ class Data:
             self.loaders[device] = loader_for(device)
         return OnCard(self, self.loaders[device])
 
-    def columns(self, split: Split) -> list[Tensor]:
-        """All tensors of a split as they are stored: inputs, answers where there are any, targets."""
+    def columns(self, split: Split) -> list[Column]:
+        """All columns of a split as they are stored: inputs, answers where there are any, targets."""
         answers = [] if self.answers is None or split != "train" else [self.answers]
         return [*self.inputs[split], *answers, self.targets[split]]
 
     def finished(self, columns: Sequence[Tensor]) -> tuple[Inputs, Tensor]:
         """`(inputs, targets)` of rows of `columns`: bytes become numbers, on the device where they are."""
         *inputs, targets = columns
-        scaling = self.scaling or [Scaling()] * len(inputs)
-        return tuple(
-            scaling[index](tensor.float()) if tensor.dtype == torch.uint8 else tensor
-            for index, tensor in enumerate(inputs)
-        ), targets
+        targets = targets.long() if targets.dtype == torch.uint8 else targets
+        return tuple(self._scaled(index, tensor) for index, tensor in enumerate(inputs)), targets
+
+    def _scaled(self, index: int, rows: Tensor) -> Tensor:
+        """Rows of the input of this index as they come to the model; the teacher's answers lie behind the inputs."""
+        stored = self.inputs["train"]
+        as_stored = index < len(stored) and not isinstance(stored[index], Tensor) and rows.is_floating_point()
+        if rows.dtype != torch.uint8 and not as_stored:
+            return rows
+        return self.scaling[index](rows.float()) if self.scaling else rows.float()
 
 
 class OnCard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pared.compression.data.columns import in_memory, token_range
 from pared.compression.data.first_layer import refusal
 from pared.compression.data.samples import Data, Inputs, Split
 from pared.compression.loading import LoadedModel, guess_example_inputs
@@ -45,15 +46,12 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
 def _extreme_samples(data: Data) -> Inputs:
     """Two training samples; of token ids, those with the highest and the lowest in any split."""
     rows: list[tuple[Split, int]] = [("train", 0), ("train", min(1, data.samples("train") - 1))]
-    for index, tensor in enumerate(data.inputs["train"]):
-        if tensor.dtype == torch.int64:
-            of_split = {split: tensors[index].flatten(1) for split, tensors in data.inputs.items()}
-            high = max(of_split, key=lambda split: int(of_split[split].max()))
-            low = min(of_split, key=lambda split: int(of_split[split].min()))
-            rows = [
-                (high, int(of_split[high].amax(1).argmax())),
-                (low, int(of_split[low].amin(1).argmin())),
-            ]
+    for index, column in enumerate(data.inputs["train"]):
+        if column.dtype == torch.int64:
+            found = [(split, token_range(columns[index])) for split, columns in data.inputs.items()]
+            high, of_high = max(found, key=lambda each: each[1].high)
+            low, of_low = min(found, key=lambda each: each[1].low)
+            rows = [(high, of_high.high_row), (low, of_low.low_row)]
             break
     taken = [data.take(split, torch.tensor([row]))[0] for split, row in rows]
     return tuple(torch.cat(parts) for parts in zip(*taken, strict=True))
@@ -61,9 +59,10 @@ def _extreme_samples(data: Data) -> Inputs:
 
 def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFailed) -> Exception:
     """Why the model did not run: ids beyond its table, other shapes, or a failure of its own."""
-    tokens = [tensor for tensors in data.inputs.values() for tensor in tensors if tensor.dtype == torch.int64]
+    tokens = [column for columns in data.inputs.values() for column in columns if column.dtype == torch.int64]
     if tokens and "index out of range" in error.detail:
-        low, high = min(int(t.min()) for t in tokens), max(int(t.max()) for t in tokens)
+        ranges = [token_range(column) for column in tokens]
+        low, high = min(each.low for each in ranges), max(each.high for each in ranges)
         return InvalidData(
             f"The token ids run from {low} to {high}, beyond what one of the model's embeddings holds. Encode the text "
             "with the vocabulary the model was trained with."
@@ -90,7 +89,8 @@ def _described(inputs: Inputs, samples: int | None) -> str:
 
 
 def _match_targets(data: Data, output: Tensor) -> None:
-    for split, target in data.targets.items():
+    for split, column in data.targets.items():
+        target = in_memory(column)
         if target[0].numel() != output[0].numel() or _without_ones(target) != _without_ones(output):
             raise ShapeMismatch(
                 f"The model gives {tuple(output.shape[1:])} numbers a sample; the data set's targets have "

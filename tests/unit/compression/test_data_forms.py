@@ -1,0 +1,149 @@
+"""Data sets without labels, with masks, and with inputs by name."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save as safetensors_bytes
+
+from pared.compression.data import inspect_dataset
+from pared.compression.data.loading import _loaded
+from pared.compression.data.reading import read_dataset
+from pared.compression.work import DatasetFile
+from pared.errors import InvalidData
+from tests.unit.compression.test_data import RNG, X, Y, dataset, image, load, npz, zipped
+
+__all__ = ["dataset"]
+
+
+def forms(file: DatasetFile, seed: int = 0):
+    """What is loaded where no task says what the labels are."""
+    return _loaded(file, read_dataset(file), "regression", None, seed)
+
+
+def png(array, mode="L", palette=None) -> bytes:
+    buffer = io.BytesIO()
+    made = Image.fromarray(np.asarray(array, np.uint8), mode)
+    if palette is not None:
+        made.putpalette(palette)
+    made.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# -- without labels -----------------------------------------------------------------------------
+
+UNLABELLED = {
+    "npz": lambda: npz(x=X),
+    "safetensors": lambda: safetensors_bytes({"x": X}),
+    "named": lambda: npz(features=X),
+    "loose images": lambda: zipped({f"{i}.png": image(fill=i) for i in range(12)}),
+    "one folder": lambda: zipped({f"photos/{i}.png": image(fill=i) for i in range(12)}),
+}
+
+
+@pytest.mark.parametrize("form", UNLABELLED)
+def test_inputs_alone_are_data_without_labels(form, dataset):
+    file = dataset(UNLABELLED[form]())
+    data = forms(file)
+    assert not data.labelled
+    assert data.splits == "by_seed"
+    for inputs, targets in data.batches("train", 5):
+        assert targets.shape == (len(inputs[0]), 0)
+    shown = inspect_dataset(file)
+    assert (shown.labelled, shown.target) == (False, None)
+    assert "has no labels. A job on it has the task match" in shown.warnings[0]
+    with pytest.raises(InvalidData, match="no labels, and task=classification"):
+        load(file)
+
+
+def test_data_without_labels_are_split_by_seed_alone(dataset):
+    file = dataset(npz(x=np.arange(100.0)))
+    first, again, other = (forms(file, seed).inputs["test"][0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_images_without_labels_may_bring_splits(dataset):
+    entries = {f"{split}/{i}.png": image(fill=i) for split in ("train", "val", "test") for i in range(4)}
+    data = forms(dataset(zipped(entries)))
+    assert (data.labelled, data.splits, data.samples("test")) == (False, "given", 4)
+
+
+# -- masks --------------------------------------------------------------------------------------
+
+
+def pairs(masks: dict[str, bytes] | None = None, count: int = 12, under: str = "") -> dict[str, bytes]:
+    drawn = {f"{under}masks/{i}.png": png(np.full((5, 6), i % 3)) for i in range(count)} | (masks or {})
+    return {f"{under}images/{i}.jpg": image("RGB", fill=(9 * i, 0, 0), kind="JPEG") for i in range(count)} | drawn
+
+
+def test_a_mask_belongs_to_the_image_of_its_name(dataset):
+    data = forms(dataset(zipped(pairs())))
+    assert (data.classes, data.format, data.labelled) == (3, "image_masks", True)
+    for (inputs,), masks in data.batches("train", 4):
+        assert (inputs.shape[1:], masks.shape[1:], masks.dtype) == ((3, 5, 6), (5, 6), torch.int64)
+        number = (inputs[:, 0, 0, 0] / 9).round().long()
+        assert torch.equal(masks[:, 0, 0], number % 3)
+
+
+def test_masks_may_bring_splits_palettes_and_pixels_to_be_ignored(dataset):
+    mask = np.array([[0, 1, 255, 2, 0, 0]] * 5)
+    palette = png(mask, "P", palette=[0, 0, 0, 200, 0, 0] * 128)
+    entries = {name: content for split in ("train", "test") for name, content in pairs(under=f"{split}/").items()}
+    data = forms(dataset(zipped(entries | {"test/masks/3.png": palette})))
+    assert data.splits == "given"
+    masks = torch.cat([targets for _, targets in data.batches("test", 5)])
+    assert masks[3 + 2, 0].tolist() == [0, 1, 255, 2, 0, 0]  # after 0, 1, 10, 11 and 2
+
+
+def test_inspection_describes_masks(dataset):
+    shown = inspect_dataset(dataset(zipped(pairs())))
+    assert shown.target == {"dtype": "int64", "shape": [5, 6], "classes": 3}
+
+
+BAD_MASKS = {
+    "missing": (lambda: pairs() | {"images/99.jpg": image("RGB")}, "1 file in images without a mask .* images/99.jpg"),
+    "no image": (lambda: pairs() | {"masks/99.png": png(np.zeros((5, 6)))}, "1 file in masks without an image"),
+    "size": (lambda: pairs({"masks/3.png": png(np.zeros((6, 6)))}), r"masks/3.png is 6×6, its image 6×5"),
+    "colour": (lambda: pairs({"masks/3.png": image("RGB", fill=(1, 0, 0))}), "has the mode RGB.*class numbers"),
+    "16 bits": (lambda: pairs({"masks/3.png": image("I;16")}), "has the mode I;16"),
+    "lossy": (lambda: {n: c for n, c in pairs().items() if n != "masks/3.png"} | {"masks/3.jpg": image(kind="JPEG")},
+              "masks/3.jpg is a JPEG"),
+    "all ignored": (lambda: pairs({f"masks/{i}.png": png(np.full((5, 6), 255)) for i in range(12)}), "have no class"),
+    "0 and 255": (
+        lambda: pairs({f"masks/{i}.png": png(np.full((5, 6), 255 * (i % 2))) for i in range(12)}),
+        "class 0: there is nothing to tell apart. 255 is ignored: if it marks .* save that as 1"),
+    "elsewhere": (lambda: pairs() | {"extra/1.png": image()}, "extra/1.png lies neither in images nor in masks"),
+    "double": (lambda: pairs() | {"images/1.png": image("RGB")}, "the name of images/1.png without its suffix"),
+    "half a mask": (
+        lambda: pairs({"masks/3.png": png(RNG.integers(0, 3, (5, 6)))[:60]}), "masks/3.png (does not decode|is not)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_MASKS)
+def test_bad_masks_are_refused_with_advice(case, dataset):
+    make, says = BAD_MASKS[case]
+    with pytest.raises(InvalidData, match=says):
+        inspect_dataset(dataset(zipped(make())))
+
+
+# -- inputs by name -----------------------------------------------------------------------------
+
+
+def test_inputs_keep_their_own_names(dataset):
+    ids, mask = RNG.integers(0, 9, (40, 5)), np.ones((40, 5), np.int64)
+    data = load(dataset(npz(input_ids=ids, attention_mask=mask, labels=Y)))
+    assert data.names == ["input_ids", "attention_mask"]
+    assert data.classes == 4
+    shown = inspect_dataset(dataset(npz(input_ids=ids, attention_mask=mask, labels=Y)))
+    assert [each["name"] for each in shown.inputs] == ["input_ids", "attention_mask"]
+
+
+def test_named_inputs_may_bring_splits(dataset):
+    arrays = {f"{name}_{split}": X for name in ("left", "right") for split in ("train", "test")}
+    data = load(dataset(npz(**arrays, y_train=Y, y_test=Y)))
+    assert (data.names, data.splits, data.samples("test")) == (["left", "right"], "given", 40)
