@@ -84,7 +84,8 @@ async def upload_model(
     tags=["data sets"],
     summary="Upload a data set",
     description="`.npz` or `.safetensors` with arrays `x` (or `x0, x1, …`) and `y`, also as `x_train`, `x_val`, "
-    "`x_test`; `.csv` whose last column is `y`; a `.zip` of image folders. `builtin:digits` needs no upload.",
+    "`x_test`; `.csv` whose last column is `y`; `.jsonl` and `.parquet`; a `.zip` of one of these two with texts and "
+    "the model's `tokenizer.json`, or of image folders. `builtin:digits` needs no upload.",
     openapi_extra=UPLOAD_BODY,
     responses=answers(201, DATASET, 413, 507)
     | {200: {"description": "This file was uploaded before.", "model": UploadView}},

@@ -24,6 +24,7 @@ from pared.compression.data.room import room_for
 from pared.compression.data.samples import Data, Split
 from pared.compression.data.splits import SPLITS, draw_missing
 from pared.compression.data.stored import Stored
+from pared.compression.data.text import cut
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData
 from pared.reports import DatasetInspection
@@ -57,6 +58,7 @@ def load_dataset(file: DatasetFile, *, task: Task, preprocess: Preprocess | None
 
 def _loaded(file: DatasetFile, stored: Stored, task: Task, preprocess: Preprocess | None, seed: int) -> Data:
     """The data set that is stored; without targets, whatever the task."""
+    stored = cut(stored, preprocess)
     notes = list(stored.notes)
     inputs = checked_inputs(stored)
     class_names, classes = stored.class_names, None
@@ -87,6 +89,8 @@ def _loaded(file: DatasetFile, stored: Stored, task: Task, preprocess: Preproces
         splits="given" if has_test else "by_seed",
         format=stored.format,
         labelled=bool(stored.targets),
+        padding=stored.padding,
+        vocabulary=stored.vocabulary,
         names=stored.names,
         class_names=class_names,
         warnings=notes,
@@ -120,7 +124,7 @@ def inspect_dataset(file: DatasetFile, directory: Path | None = None) -> Dataset
         write_preview(data, directory)
     return DatasetInspection(
         format=data.format,
-        inputs=described_inputs(data.inputs["train"], data.names),
+        inputs=described_inputs(data.inputs["train"][: None if data.padding is None else 1], data.names),
         samples={split: data.samples(split) for split in SPLITS},
         splits=data.splits,
         labelled=data.labelled,

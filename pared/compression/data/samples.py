@@ -69,6 +69,14 @@ class Data:
     scaling: list[Scaling] = field(default_factory=list)
     """Of each input; without any, bytes stay as large as they are. Numbers in memory are scaled already, bytes and what
     is read as needed when they are taken."""
+    padding: int | None = None
+    """Of texts: the id that rows of tokens are padded by. Stored are then tokens, (samples, tokens), and how many of
+    each row are no padding, (samples, 1); taken are tokens, cut to the longest of the batch, and their mask if
+    `masked`."""
+    masked: bool = False
+    """Whether the model takes a mask of the tokens, int64 (samples, tokens) with 1 where there is a token."""
+    vocabulary: int | None = None
+    """Where a tokenizer came with the texts: one more than its highest id."""
     answers: Tensor | None = None
     """A teacher's answers to the training samples, which then end their inputs."""
     loaders: dict[str, Loader] = field(default_factory=dict)
@@ -83,9 +91,9 @@ class Data:
         count = self.samples(split)
         return torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
 
-    def take(self, split: Split, indices: Tensor) -> tuple[Inputs, Tensor]:
-        """`(inputs, targets)` of these samples."""
-        return self.finished([column.index_select(0, indices) for column in self.columns(split)])
+    def take(self, split: Split, indices: Tensor, *, cut: bool = True) -> tuple[Inputs, Tensor]:
+        """`(inputs, targets)` of these samples. `cut`: whether texts are cut to the longest of them."""
+        return self.finished([column.index_select(0, indices) for column in self.columns(split)], cut=cut)
 
     def batches(
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
@@ -98,9 +106,9 @@ class Data:
         yield from map(self.finished, rows if in_memory else ahead(rows, _AHEAD))
 
     def example(self, batch: int = 2) -> Inputs:
-        """The inputs of the first training samples, repeated where there are fewer than `batch`."""
+        """The inputs of the first training samples, repeated where there are fewer than `batch`. Texts are not cut."""
         count = self.samples("train")
-        return replace(self, answers=None).take("train", torch.arange(batch) % count)[0]
+        return replace(self, answers=None).take("train", torch.arange(batch) % count, cut=False)[0]
 
     def taught(self, answers: Tensor) -> Data:
         """The same samples with a teacher's answers, (training samples, …), as their last input in training."""
@@ -119,11 +127,22 @@ class Data:
         answers = [] if self.answers is None or split != "train" else [self.answers]
         return [*self.inputs[split], *answers, self.targets[split]]
 
-    def finished(self, columns: Sequence[Tensor]) -> tuple[Inputs, Tensor]:
+    def finished(self, columns: Sequence[Tensor], *, cut: bool = True) -> tuple[Inputs, Tensor]:
         """`(inputs, targets)` of rows of `columns`: bytes become numbers, on the device where they are."""
         *inputs, targets = columns
+        if self.padding is not None:
+            return self._padded(inputs, targets, cut=cut)
         targets = targets.long() if targets.dtype == torch.uint8 else targets
         return tuple(self._scaled(index, tensor) for index, tensor in enumerate(inputs)), targets
+
+    def _padded(self, inputs: Sequence[Tensor], targets: Tensor, *, cut: bool) -> tuple[Inputs, Tensor]:
+        """Rows of tokens, cut to the longest of them, with labels of tokens cut alike."""
+        tokens, lengths, *answers = inputs
+        width = int(lengths.max()) if cut else tokens.shape[1]
+        if targets.shape[1:] == tokens.shape[1:] and targets.dtype == torch.int64:
+            targets = targets[:, :width]
+        mask = [(torch.arange(width, device=lengths.device) < lengths).long()] if self.masked else []
+        return (tokens[:, :width], *mask, *answers), targets
 
     def _scaled(self, index: int, rows: Tensor) -> Tensor:
         """Rows of the input of this index as they come to the model; the teacher's answers lie behind the inputs."""
@@ -138,7 +157,7 @@ class OnCard:
     """Samples whose batches lie on a card: the same ones in the same order as on the CPU."""
 
     def __init__(self, data: Data, loader: Loader) -> None:
-        self._data, self._loader = data, loader
+        self._data, self._loader, self.padding = data, loader, data.padding
 
     def samples(self, split: Split) -> int:
         """Number of samples in a split."""

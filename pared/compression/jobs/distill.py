@@ -57,7 +57,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             )
         check_fits(teacher, data)
         if spec.train.augment is not None:
-            check_augmentation(spec.train.augment, data.example(), data.targets["train"][:2], "/train/augment")
+            check_augmentation(spec.train.augment, *data.take("train", torch.arange(2)), "/train/augment")
         upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
         teacher = confirmed(teacher, example)

@@ -8,6 +8,7 @@ from torch import Tensor
 from pared.compression.data.columns import in_memory, token_range
 from pared.compression.data.first_layer import refusal
 from pared.compression.data.samples import Data, Inputs, Split
+from pared.compression.jobs.fitting_texts import fit_texts, too_long
 from pared.compression.loading import LoadedModel, guess_example_inputs
 from pared.compression.measuring.running import forward
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
@@ -23,6 +24,8 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
         InvalidData: labels or token ids beyond what the model has.
         ModelFailed: its forward raises for a reason of its own.
     """
+    if data.padding is not None:
+        fit_texts(loaded, data)
     inputs = _extreme_samples(data)
     with torch.no_grad():
         try:
@@ -53,7 +56,7 @@ def _extreme_samples(data: Data) -> Inputs:
             low, of_low = min(found, key=lambda each: each[1].low)
             rows = [(high, of_high.high_row), (low, of_low.low_row)]
             break
-    taken = [data.take(split, torch.tensor([row]))[0] for split, row in rows]
+    taken = [data.take(split, torch.tensor([row]), cut=False)[0] for split, row in rows]
     return tuple(torch.cat(parts) for parts in zip(*taken, strict=True))
 
 
@@ -61,6 +64,8 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
     """Why the model did not run: ids beyond its table, other shapes, or a failure of its own."""
     tokens = [column for columns in data.inputs.values() for column in columns if column.dtype == torch.int64]
     if tokens and "index out of range" in error.detail:
+        if (longer := too_long(loaded, data)) is not None:
+            return longer
         ranges = [token_range(column) for column in tokens]
         low, high = min(each.low for each in ranges), max(each.high for each in ranges)
         return InvalidData(

@@ -157,7 +157,7 @@ def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tu
         )
         return None, [why]
     if spec.retrain.augment is not None:
-        check_augmentation(spec.retrain.augment, data.example(), data.targets["train"][:2], "/retrain/augment")
+        check_augmentation(spec.retrain.augment, *data.take("train", torch.arange(2)), "/retrain/augment")
     return spec.retrain, []
 
 

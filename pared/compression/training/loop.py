@@ -244,7 +244,9 @@ def _train_epoch(
     module.train()
     if companion is not None:
         companion.train()
-    augmentation = None if config.augment is None else Augmentation(config.augment, seed)
+    # Only texts are padded.
+    padding = getattr(data, "padding", None)
+    augmentation = None if config.augment is None else Augmentation(config.augment, seed, padding)
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = 0
     step = (reporter.epoch - 1) * steps.of_an_epoch
