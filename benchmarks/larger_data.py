@@ -25,7 +25,7 @@ from torch import nn
 
 import pared
 
-SIZE, BATCH, EPOCHS = 128, 64, 3
+SIZE, BATCH, EPOCHS = 64, 64, 3
 TIMES = 3
 """How much larger than the memory limit the samples are."""
 
@@ -33,7 +33,7 @@ TIMES = 3
 def main() -> None:
     """Measure, print, and write the section `larger-data`."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--memory-mib", type=int, default=1024, help="the lower of the two limits")
+    parser.add_argument("--memory-mib", type=int, default=640, help="the lower of the two limits")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     memory = options.memory_mib << 20
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def network() -> nn.Module:
-    """Three convolutions on 128×128 pixels, and a linear layer."""
+    """Three convolutions on 64×64 pixels, and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 5, stride=4, padding=2), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU(),

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from pared.compression.data.columns import in_memory, token_range
 from pared.compression.data.first_layer import refusal
+from pared.compression.data.names import arrange_inputs
 from pared.compression.data.samples import Data, Inputs, Split
 from pared.compression.jobs.fitting_texts import fit_texts, too_long
-from pared.compression.loading import LoadedModel, guess_example_inputs
+from pared.compression.loading import LoadedModel, arguments_of, guess_example_inputs
 from pared.compression.measuring.running import forward
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
 
@@ -17,6 +18,7 @@ from pared.errors import InvalidData, ModelFailed, ShapeMismatch
 def check_fits(loaded: LoadedModel, data: Data) -> None:
     """Run the model on two samples and compare what it takes and gives with what the data set holds.
 
+    Inputs that the data set names as the model does are brought into the model's order.
     Regression targets are brought into the shape of the model's output where only dimensions of 1 differ.
 
     Raises:
@@ -24,6 +26,7 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
         InvalidData: labels or token ids beyond what the model has.
         ModelFailed: its forward raises for a reason of its own.
     """
+    arrange_inputs(data, arguments_of(loaded))
     if data.padding is not None:
         fit_texts(loaded, data)
     inputs = _extreme_samples(data)

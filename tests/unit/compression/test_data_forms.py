@@ -9,12 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
+from torch import nn
 
 from pared.compression.data import inspect_dataset
 from pared.compression.data.loading import _loaded
 from pared.compression.data.reading import read_dataset
-from pared.compression.work import DatasetFile
-from pared.errors import InvalidData
+from pared.compression.jobs.fitting import check_fits
+from pared.compression.loading import LoadedModel, forward_arguments, load_model
+from pared.compression.work import DatasetFile, ModelFile
+from pared.errors import InvalidData, ShapeMismatch
 from tests.unit.compression.test_data import RNG, X, Y, dataset, image, load, npz, zipped
 
 __all__ = ["dataset"]
@@ -147,3 +150,74 @@ def test_named_inputs_may_bring_splits(dataset):
     arrays = {f"{name}_{split}": X for name in ("left", "right") for split in ("train", "test")}
     data = load(dataset(npz(**arrays, y_train=Y, y_test=Y)))
     assert (data.names, data.splits, data.samples("test")) == (["left", "right"], "given", 40)
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, input_ids, attention_mask):
+        weights = attention_mask.to(torch.float32)[..., None]
+        return self.head((self.embedding(input_ids) * weights).sum(1))
+
+
+def as_loaded(form: str, tmp_path) -> LoadedModel:
+    model, example = Attentive().eval(), (torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64))
+    path = tmp_path / "model.pt2"
+    if form == "exported":
+        batch = torch.export.Dim("batch", min=2)
+        torch.export.save(torch.export.export(model, example, dynamic_shapes=({0: batch}, {0: batch})), path)
+    else:
+        torch.jit.save(torch.jit.trace(model, example) if form == "traced" else torch.jit.script(model), path)
+    return load_model(ModelFile(path, path.name, ""))
+
+
+IDS, MASK = RNG.integers(0, 9, (40, 5)), np.tile([1, 1, 1, 0, 0], (40, 1))
+
+
+@pytest.mark.parametrize("form", ["scripted", "traced", "exported"])
+def test_named_inputs_come_in_the_order_of_the_models_arguments(form, dataset, tmp_path):
+    loaded = as_loaded(form, tmp_path)
+    data = load(dataset(safetensors_bytes({"attention_mask": MASK, "input_ids": IDS, "token_type": MASK, "labels": Y})))
+    check_fits(loaded, data)
+    assert data.names == ["input_ids", "attention_mask"]
+    assert data.example()[1].tolist() == MASK[:2].tolist()
+    assert data.warnings == ["Inputs that the model has no argument for were left out: token_type."]
+
+
+def test_names_that_are_not_the_models_come_in_their_stored_order(dataset, tmp_path):
+    data = load(dataset(npz(ids=IDS, mask=MASK, y=Y)))
+    check_fits(as_loaded("scripted", tmp_path), data)
+    assert data.names == ["ids", "mask"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"mask": MASK, "input_ids": IDS}, "takes input_ids, attention_mask; .* mask, input_ids. Name every input"),
+        ({"ids": IDS}, "the data set's inputs are ids. Give as many"),
+        ({"x": IDS}, "the data set's inputs are 1. Give as many"),
+        ({"x0": IDS, "x1": MASK, "x2": MASK}, "inputs are 3. Give as many, under the model's names or in its order"),
+    ],
+)
+def test_inputs_that_are_not_the_models_are_refused_with_both_lists(arrays, says, dataset, tmp_path):
+    with pytest.raises(ShapeMismatch, match=says):
+        check_fits(as_loaded("scripted", tmp_path), load(dataset(npz(**arrays, y=Y))))
+
+
+def test_optional_arguments_may_be_left_to_the_model():
+    class Optional(nn.Module):
+        def forward(self, x, scale=None, *, flag=False): ...
+
+    class Any(nn.Module):
+        def forward(self, *inputs): ...
+
+    class Plain(nn.Module):
+        def forward(self, x, scale=None): ...
+
+    assert [forward_arguments(kind()) for kind in (Optional, Any, Plain)] == [
+        None,
+        None,
+        [("x", True), ("scale", False)],
+    ]
