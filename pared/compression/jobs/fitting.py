@@ -26,8 +26,9 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
         InvalidData: labels or token ids beyond what the model has.
         ModelFailed: its forward raises for a reason of its own.
     """
-    arrange_inputs(data, arguments_of(loaded))
-    if data.padding is not None:
+    if data.padding is None:
+        arrange_inputs(data, arguments_of(loaded))
+    else:
         fit_texts(loaded, data)
     inputs = _extreme_samples(data)
     with torch.no_grad():

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from pared.compression.data.columns import token_range
 from pared.compression.data.first_layer import embedding_of
 from pared.compression.data.samples import Data
-from pared.compression.loading import LoadedModel
+from pared.compression.loading import LoadedModel, arguments_of
 from pared.errors import InvalidData, ShapeMismatch
 
 _OTHER_INPUTS = ("type", "segment", "position", "padding_mask", "target", "label")
@@ -24,13 +23,7 @@ def fit_texts(loaded: LoadedModel, data: Data) -> None:
         ShapeMismatch: the model takes inputs that texts do not have, or not those of another model of the job.
     """
     _check_vocabulary(loaded.module, data)
-    names = _inputs(loaded.module)
-    masked = len(names) == 2
-    if len(names) > 2 or (masked and any(word in names[1].lower() for word in _OTHER_INPUTS)):
-        raise ShapeMismatch(
-            f"The model takes {', '.join(names)}. Of texts pared gives token ids, and a mask with 1 for tokens and 0 "
-            "for padding where the model takes two inputs. Wrap the model so that it makes all else itself."
-        )
+    masked = takes_mask(arguments_of(loaded))
     if data.masked and not masked:
         raise ShapeMismatch("The student takes no mask of the tokens, and its teacher does: let both take the same.")
     data.masked = masked
@@ -40,6 +33,22 @@ def fit_texts(loaded: LoadedModel, data: Data) -> None:
     )
     if not masked and note not in data.warnings and _differ_in_length(data):
         data.warnings.append(note)
+
+
+def takes_mask(arguments: Sequence[tuple[str, bool]] | None) -> bool:
+    """Whether a model of these arguments, and whether each must be given, gets a mask beside token ids.
+
+    Raises:
+        ShapeMismatch: it takes something else.
+    """
+    names = _inputs(arguments)
+    masked = len(names) == 2
+    if len(names) > 2 or (masked and any(word in names[1].lower() for word in _OTHER_INPUTS)):
+        raise ShapeMismatch(
+            f"The model takes {', '.join(names)}. Of texts pared gives token ids, and a mask with 1 for tokens and 0 "
+            "for padding where the model takes two inputs. Wrap the model so that it makes all else itself."
+        )
+    return masked
 
 
 def too_long(loaded: LoadedModel, data: Data) -> InvalidData | None:
@@ -71,17 +80,12 @@ def _check_vocabulary(module: nn.Module, data: Data) -> None:
         data.warnings.append(note)
 
 
-def _inputs(module: nn.Module) -> list[str]:
+def _inputs(arguments: Sequence[tuple[str, bool]] | None) -> list[str]:
     """The names of the inputs that a model needs, and of a mask that it may be given."""
-    if isinstance(module, torch.jit.ScriptModule):
-        arguments = module._c._get_method("forward").schema.arguments[1:]
-        named = [(each.name, each.has_default_value()) for each in arguments]
-    else:
-        parameters = inspect.signature(module.forward).parameters.values()
-        named = [(each.name, each.default is not each.empty) for each in parameters]
-    needed = [name for name, optional in named if not optional]
-    if len(needed) == 1 and len(named) > 1 and "attention_mask" in named[1][0]:
-        needed.append(named[1][0])
+    arguments = arguments or [("tokens", True)]
+    needed = [name for name, must in arguments if must]
+    if len(needed) == 1 and len(arguments) > 1 and "attention_mask" in arguments[1][0]:
+        needed.append(arguments[1][0])
     return needed
 
 

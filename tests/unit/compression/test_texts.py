@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from pyarrow import parquet
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from pared.compression.data import inspect_dataset, load_dataset
@@ -24,35 +19,7 @@ from pared.compression.loading import LoadedModel
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, ShapeMismatch, UnsupportedDataset
 from pared.specs import Preprocess
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "the", "cat", "##s", "dog", "sat", "ran", "bark"]
-
-
-def tokenizer(padding: bool = True) -> bytes:
-    """WordPiece over a few words, which begins each text with [CLS]."""
-    words = WORDS if padding else [word.replace("[PAD]", "nothing") for word in WORDS]
-    made = Tokenizer(models.WordPiece(vocab={word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    return made.to_str().encode()
-
-
-def lines(records) -> bytes:
-    return "\n".join(json.dumps(record) for record in records).encode()
-
-
-def parquet_of(**columns) -> bytes:
-    buffer = io.BytesIO()
-    parquet.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
-
-
-def zipped(**members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name.replace("__", "."), content)
-    return buffer.getvalue()
+from tests.support.texts import PETS, lines, parquet_of, tokenizer, zipped
 
 
 @pytest.fixture
@@ -67,9 +34,6 @@ def dataset(tmp_path: Path):
 
 def load(file, task="classification", **kwargs):
     return load_dataset(file, task=task, preprocess=kwargs.pop("preprocess", None), seed=0, **kwargs)
-
-
-PETS = [{"text": text, "label": label} for text, label in (("the cats sat", "cat"), ("dog", "dog")) * 8]
 
 
 # -- texts ------------------------------------------------------------------------------------------
