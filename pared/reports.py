@@ -52,7 +52,8 @@ class DatasetInspection(_Part):
     inputs: list[dict[str, Any]] = Field(description="Shape of one sample and dtype, an entry an input.")
     samples: dict[str, int] = Field(description="Samples in each split.")
     splits: Literal["given", "by_seed"]
-    target: dict[str, Any] = Field(description="dtype and, for classes, their number.")
+    labelled: bool = Field(True, description="False: inputs alone. A job then has the task `match`.")
+    target: dict[str, Any] | None = Field(description="dtype and, for classes, their number; None without labels.")
     warnings: list[str] = Field(default_factory=list)
 
 

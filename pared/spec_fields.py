@@ -50,6 +50,8 @@ class PreprocessFields(TypedDict, total=False):
     """One for each channel (dimension 1)."""
     std: list[float] | None
     """One for each channel (dimension 1), above 0."""
+    max_length: int | None
+    """Tokens of a text that are kept; by default 512."""
 
 
 class OutputMseFields(TypedDict, total=False):

@@ -49,6 +49,11 @@ DATASET = {
     "created_at": "2026-01-15T09:30:05.000Z",
     "links": {"self": f"/v1/datasets/{DATASET_ID}"},
 }
+PREVIEW = {
+    "split": "train",
+    "inputs": [{"name": "x", "shape": [3], "dtype": "float32", "min": -1.25, "max": 7.5, "mean": 2.125}],
+    "samples": [{"index": 0, "inputs": {"x": [0.5, -1.25, 7.5]}, "target": 2, "class": "ant"}],
+}
 ARTIFACT = {
     "id": "art_01K9Q5Z6T8V1X3Z5B7D9F1H3J5",
     "name": "model.pt",

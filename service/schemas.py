@@ -51,6 +51,34 @@ class ModelView(UploadView):
     architecture: Any | None = Field(description="As posted with the file: a name, or JSON.")
 
 
+class PreviewedInput(BaseModel):
+    """One input of the samples of a preview."""
+
+    name: str
+    shape: list[int] = Field(description="Of one sample.")
+    dtype: str
+    min: float
+    max: float
+    mean: float
+
+
+class PreviewRow(BaseModel):
+    """One sample of a preview."""
+
+    index: int = Field(description="In the training split.")
+    inputs: dict[str, Any] = Field(description="By name; of many numbers the first, in a row.")
+    target: Any | None = Field(None, description="Not there without labels.")
+    class_name: str | None = Field(None, alias="class", description="Of a target that is a class with a name.")
+
+
+class PreviewRows(BaseModel):
+    """Some samples of a data set that are no images, as a model gets them without `preprocess`."""
+
+    split: str
+    inputs: list[PreviewedInput] = Field(description="Over the samples that are shown.")
+    samples: list[PreviewRow]
+
+
 class Page(BaseModel, Generic[Item]):
     """One page, newest first; `next_cursor` goes into `after`."""
 

@@ -62,7 +62,8 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
             _refuse_program(model.path, model.filename)
     dataset = request["dataset"]
     if dataset is not None:
-        dataset = DatasetFile(**(dataset | {"path": Path(dataset["path"]) if dataset["path"] else None}))
+        path = Path(dataset["path"]) if dataset["path"] else None
+        dataset = DatasetFile(**(dataset | {"path": path, "memory_bytes": request["memory_bytes"]}))
     work = Work(
         models=models,
         dataset=dataset,

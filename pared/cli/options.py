@@ -37,7 +37,7 @@ Data = Annotated[
         "--data",
         parser=upload,
         metavar="FILE",
-        help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits.",
+        help="Data set: a .npz, .safetensors, .csv, .jsonl, .parquet or .zip file, its id, or builtin:digits.",
     ),
 ]
 TaskOption = Annotated[Task, typer.Option(help="Whether the model predicts classes or numbers.")]

@@ -18,7 +18,7 @@ from pared.client import Client, Upload, Uploads
 
 
 def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typer:
-    """The commands `ls`, `show` and `rm` for one kind of upload.
+    """The commands `ls`, `show` and `rm` for one kind of upload, and `preview` for data sets.
 
     Args:
         kind: as the API calls them.
@@ -56,6 +56,18 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
             out.print(str(upload.reason.get("detail", "")), markup=False, soft_wrap=True)
         if upload.inspection:
             _show_inspection(upload.inspection)
+
+    if kind == "datasets":
+
+        @app.command("preview", help="Save what some samples look like to a model: a PNG of images, or JSON rows.")
+        def preview_dataset(
+            dataset_id: Annotated[str, typer.Argument(metavar="ID")],
+            output: Annotated[
+                Path, typer.Option("--output", "-o", help="A file, whose ending becomes .png or .json, or a folder.")
+            ] = Path(),
+        ) -> None:
+            with Client() as client:
+                out.print(str(client.datasets.preview(dataset_id, output)), markup=False, soft_wrap=True)
 
     @app.command("rm", help=f"Delete {noun}s. Jobs that used them keep their reports and files.")
     def remove_uploads(
@@ -116,8 +128,10 @@ def _figures(inspection: Mapping[str, Any]) -> Iterator[str]:
     if inspection.get("parameters") is not None:
         yield f"parameters: {inspection['parameters']:,} ({inspection.get('trainable_parameters', 0):,} trainable)"
     for tensor in inspection.get("inputs") or []:
-        yield f"input: {tensor.get('shape')} {tensor.get('dtype')}"
+        yield f"input: {' '.join(str(tensor[part]) for part in ('name', 'shape', 'dtype') if part in tensor)}"
     if samples := inspection.get("samples"):
         yield "samples: " + ", ".join(f"{count:,} {split}" for split, count in samples.items())
+    if inspection.get("labelled") is False:
+        yield "target: none (no labels)"
     if target := inspection.get("target"):
         yield "target: " + ", ".join(f"{name} {value}" for name, value in target.items() if value is not None)

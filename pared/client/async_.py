@@ -95,6 +95,14 @@ class AsyncUploads(UploadsBase[AsyncUpload]):
         return await cast("AsyncClient", self._client).run(operation)
 
 
+class AsyncDatasets(AsyncUploads):
+    """As `Datasets`, awaited."""
+
+    async def preview(self, dataset_id: str, path: str | Path = ".") -> Path:
+        """As `Datasets.preview`."""
+        return await self._run(self._preview(dataset_id, Path(path)))
+
+
 class AsyncJobs(JobsBase[AsyncJob]):
     """As `Jobs`, awaited."""
 
@@ -141,7 +149,7 @@ class AsyncClient(ClientBase):
         super().__init__(url, api_key)
         self._http = httpx.AsyncClient(**self._options)
         self.models = AsyncUploads(self, "models")
-        self.datasets = AsyncUploads(self, "datasets")
+        self.datasets = AsyncDatasets(self, "datasets")
         self.jobs = AsyncJobs(self)
 
     async def prune(

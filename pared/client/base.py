@@ -85,6 +85,9 @@ class UploadsBase(Generic[U]):
     def _delete(self, upload_id: str) -> Operation[None]:
         yield from operations.call(operations.Request("DELETE", f"/v1/{self._kind}/{upload_id}"))
 
+    def _preview(self, dataset_id: str, path: Path) -> Operation[Path]:
+        return (yield from operations.preview(dataset_id, path))
+
     def _id(self, upload: UploadRecord | str | Path) -> Operation[str]:
         """The id of an upload; a file is uploaded first."""
         if isinstance(upload, UploadRecord):

@@ -88,7 +88,7 @@ class Job(JobRecord):
 
 
 class Uploads(UploadsBase[Upload]):
-    """`client.models` and `client.datasets`."""
+    """`client.models`, and what `client.datasets` has too."""
 
     record = Upload
 
@@ -118,6 +118,22 @@ class Uploads(UploadsBase[Upload]):
 
     def _run(self, operation: Operation[T]) -> T:
         return cast("Client", self._client).run(operation)
+
+
+class Datasets(Uploads):
+    """`client.datasets`: as `client.models`, with a look at the samples."""
+
+    def preview(self, dataset_id: str, path: str | Path = ".") -> Path:
+        """Save what some samples look like to a model: images as a PNG, all else as JSON rows.
+
+        Args:
+            dataset_id: of an uploaded data set that was inspected.
+            path: a directory, or a file, whose ending becomes `.png` or `.json`.
+
+        Returns:
+            The file that was written.
+        """
+        return self._run(self._preview(dataset_id, Path(path)))
 
 
 class Jobs(JobsBase[Job]):
@@ -162,7 +178,7 @@ class Client(ClientBase):
         super().__init__(url, api_key)
         self._http = httpx.Client(**self._options)
         self.models = Uploads(self, "models")
-        self.datasets = Uploads(self, "datasets")
+        self.datasets = Datasets(self, "datasets")
         self.jobs = Jobs(self)
 
     def prune(

@@ -222,6 +222,18 @@ def pages(path: str, params: Mapping[str, str | int]) -> Operation[None]:
         cursor = {"after": page["next_cursor"]}
 
 
+_ENDINGS = {"image/png": ".png", "application/json": ".json"}
+
+
+def preview(dataset_id: str, destination: Path) -> Operation[Path]:
+    """Fetch a data set's preview to a file, or into a folder under the data set's id; with the ending of its kind."""
+    response = yield from call(Request("GET", f"/v1/datasets/{dataset_id}/preview"))
+    ending = _ENDINGS.get(response.headers.get("content-type", "").partition(";")[0], "")
+    path = destination / f"{dataset_id}{ending}" if destination.is_dir() else destination.with_suffix(ending)
+    path.write_bytes(response.content)
+    return path
+
+
 def download(path: str, sha256: str, size_bytes: int, destination: Path, progress: Progress | None) -> Operation[Path]:
     """Fetch a file to `destination`, which appears only whole and with the right digest.
 

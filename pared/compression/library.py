@@ -20,10 +20,12 @@ from pared import specs
 from pared.compression import jobs
 from pared.compression.architectures import LayeredModule
 from pared.compression.data import load_dataset
+from pared.compression.data.names import arrange_inputs
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.writers import as_torchscript
-from pared.compression.loading import Folded, example_from_specs, fold_module, folding_difference
+from pared.compression.jobs.fitting_texts import takes_mask
+from pared.compression.loading import Folded, example_from_specs, fold_module, folding_difference, forward_arguments
 from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ValidationError
 from pared.job_types import type_of
@@ -58,8 +60,8 @@ def prune(
 
     Args:
         model: a module (not changed), or a TorchScript, state dict or safetensors file.
-        data: `(x, y)` arrays or tensors (x a list for several inputs, y None without labels), a data set file,
-            "builtin:digits" or None.
+        data: `(x, y)` arrays or tensors, a data set file, "builtin:digits" or None. With several inputs x is a list, or
+            a dict by the names of the model's arguments; without labels y is None.
         architecture: of a state dict file.
         directory: where the result files are left; without one they are gone, and the model remains. Formats that could
             not be written are under `report.failed_outputs`.
@@ -177,7 +179,7 @@ class _Workplace:
         if isinstance(model, torch.jit.ScriptModule):
             torch.jit.save(model, path)
             return ModelFile(path, path.name, _digest(path))
-        example = () if isinstance(model, LayeredModule) else _example(spec, dataset)
+        example = () if isinstance(model, LayeredModule) else _example(spec, dataset, model)
         module, folded = _plain(model, example)
         notes = tuple(folded.notes(sum(parameter.numel() for parameter in module.parameters())))
         sparse = frozenset(folded.sparse)
@@ -202,10 +204,13 @@ class _Workplace:
                 "file. Stack what a Dataset or DataLoader gives into two arrays first."
             )
         x, y = data
-        several = x if isinstance(x, (list, tuple)) else [x]
-        names = ["x"] if len(several) == 1 else [f"x{index}" for index in range(len(several))]
-        arrays = {name: _array(part) for name, part in zip(names, several, strict=True)}
-        arrays |= {} if y is None else {"y": _array(y)}
+        if isinstance(x, Mapping):
+            named = dict(x)
+        elif isinstance(x, (list, tuple)) and len(x) != 1:
+            named = {f"x{index}": part for index, part in enumerate(x)}
+        else:
+            named = {"x": x[0] if isinstance(x, (list, tuple)) else x}
+        arrays = {name: _array(part) for name, part in named.items()} | ({} if y is None else {"y": _array(y)})
         path = self.inputs / "data.npz"
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -280,12 +285,18 @@ def _array(value: Any) -> np.ndarray:
     return array
 
 
-def _example(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile | None) -> tuple[Tensor, ...]:
+def _example(
+    spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile | None, model: nn.Module
+) -> tuple[Tensor, ...]:
     """Inputs to trace a module with, where it cannot be scripted."""
     if dataset is not None:
         data = load_dataset(
             dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index
         )
+        if data.padding is None:
+            arrange_inputs(data, forward_arguments(model))
+        else:
+            data.masked = takes_mask(forward_arguments(model))
         return data.example()
     if isinstance(spec, specs.PruneSpec) and spec.example_inputs:
         return example_from_specs(spec.example_inputs)

@@ -64,6 +64,8 @@ class DatasetFile:
     path: Path | None
     filename: str
     sha256: str = ""
+    memory_bytes: int | None = None
+    """Memory of the job that reads it; None: what the machine has. Larger data sets are read as needed."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Cutmix(Spec):
 
 
 class TokenDropout(Spec):
-    """Replaces single tokens."""
+    """Replaces single tokens, of the first input of token ids; padding of texts stays."""
 
     p: float = Field(0.1, gt=0, lt=1, description="Share of the tokens.")
     id: int = Field(0, ge=0, lt=1 << 31, description="The token id that stands in their place.")

@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
+from pared.errors import Conflict, NotFound, NotReady
 from pared.job_types import JOB_TYPES
 from pared.state.references import UNINSPECTED, mentions, table_of
-from pared.state.tables import Dataset, Job, Model, db_now
+from pared.state.tables import Artifact, Dataset, Job, Model, db_now
 from pared.statuses import ENDED
 
 _ORPHAN_S = 120.0
 
 
-def accept(session: Session, upload_id: str, inspection: dict[str, Any]) -> None:
-    """The upload becomes ready, if its inspection is still open."""
+PREVIEWS = {"preview.png": "image/png", "preview.json": "application/json"}
+"""What an inspection may leave to show a data set's samples: name -> media type."""
+MAX_PREVIEW_BYTES = 8 << 20
+
+
+def accept(session: Session, upload_id: str, inspection: dict[str, Any], artifacts: Iterable[Artifact] = ()) -> None:
+    """The upload becomes ready, if its inspection is still open. Of the files that were left it keeps a preview."""
     table = table_of(upload_id)
-    session.execute(
-        update(table)
-        .where(table.id == upload_id, table.status == "inspecting")
-        .values(status="ready", inspection=inspection, format=inspection["format"][:32])
-    )
+    values: dict[str, Any] = {"status": "ready", "inspection": inspection, "format": inspection["format"][:32]}
+    if table is Dataset:
+        for artifact in artifacts:
+            if artifact.name in PREVIEWS and artifact.size_bytes <= MAX_PREVIEW_BYTES:
+                values["preview_key"] = artifact.object_key
+                values["preview_sha256"] = artifact.sha256
+                values["preview_bytes"] = artifact.size_bytes
+    session.execute(update(table).where(table.id == upload_id, table.status == "inspecting").values(values))
+
+
+def preview_of(dataset: Dataset) -> Artifact:
+    """The file that shows a data set's samples, as an artifact of no job.
+
+    Raises:
+        NotReady: the data set is still being inspected.
+        Conflict: it was rejected.
+        NotFound: its inspection left none.
+    """
+    if dataset.status == "inspecting":
+        raise NotReady("The data set is being inspected. Wait until it is ready, such as with `Prefer: wait=30` on it.")
+    if dataset.status == "rejected":
+        raise Conflict(
+            f"The data set was rejected, so there is nothing to show: {(dataset.reason or UNINSPECTED)['detail']}"
+        )
+    key, sha256, size = dataset.preview_key, dataset.preview_sha256, dataset.preview_bytes
+    if key is None or sha256 is None or size is None:
+        raise NotFound("There is no preview of this data set: it was inspected by an older version. Upload it again.")
+    name = key.rpartition("/")[2]
+    return Artifact(name=name, media_type=PREVIEWS[name], object_key=key, sha256=sha256, size_bytes=size)
 
 
 def reject(session: Session, upload_id: str, reason: dict[str, Any] | None) -> None:

@@ -137,7 +137,7 @@ def succeed(
     if inspected is None:
         session.add_all(artifacts)
     else:
-        accept(session, inspected, report)
+        accept(session, inspected, report, artifacts)
     return True
 
 

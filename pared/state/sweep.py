@@ -142,6 +142,8 @@ def _referenced(session: Session, keys: Sequence[str]) -> set[str]:
     for table in (Model, Dataset):
         rows = session.scalars(select(table.sha256).where(table.sha256.in_(digests), table.deleted_at.is_(None)))
         kept |= {content_key(sha256) for sha256 in rows}
+    previews = select(Dataset.preview_key).where(Dataset.preview_key.in_(keys), Dataset.deleted_at.is_(None))
+    kept |= {key for key in session.scalars(previews) if key}
     checkpoints = session.execute(
         select(Job.checkpoint_key, Job.previous_checkpoint_key).where(
             Job.status.not_in(ENDED), or_(Job.checkpoint_key.in_(keys), Job.previous_checkpoint_key.in_(keys))

@@ -116,6 +116,10 @@ class Dataset(_Upload, Base):
 
     __tablename__ = "datasets"
 
+    preview_key: Mapped[str | None] = mapped_column(String(255))  # of the object that its inspection left
+    preview_sha256: Mapped[str | None] = mapped_column(String(64))
+    preview_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
 
 class Job(Base):
     """One job. The row is the truth; a Celery message only says that there is something to claim."""

@@ -11,17 +11,19 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Invalid
 
-from pared.errors import ValidationError
+from pared.errors import NotFound, ValidationError
 from pared.specs import BUILTIN_DATASETS, Architecture
+from pared.state.inspections import preview_of
 from pared.state.tables import Dataset, Model
 from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, owned_uploads
 from service import untrusted_json
 from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
+from service.downloads import file_response
 from service.etags import json_with_tag
 from service.long_polling import requested_wait_s, wait_headers, wait_until
-from service.openapi import DATASET, MODEL, UNCHANGED, UPLOAD_BODY, answers, page
+from service.openapi import DATASET, MODEL, PREVIEW, UNCHANGED, UPLOAD_BODY, answers, page
 from service.pagination import After, Limit, as_page, fetch_page
-from service.schemas import ModelView, Page, UploadView, builtin_dataset_view, dataset_view, model_view
+from service.schemas import ModelView, Page, PreviewRows, UploadView, builtin_dataset_view, dataset_view, model_view
 from service.upload_stream import Received, receive
 
 router = APIRouter()
@@ -82,7 +84,8 @@ async def upload_model(
     tags=["data sets"],
     summary="Upload a data set",
     description="`.npz` or `.safetensors` with arrays `x` (or `x0, x1, …`) and `y`, also as `x_train`, `x_val`, "
-    "`x_test`; `.csv` whose last column is `y`; a `.zip` of image folders. `builtin:digits` needs no upload.",
+    "`x_test`; `.csv` whose last column is `y`; `.jsonl` and `.parquet`; a `.zip` of one of these two with texts and "
+    "the model's `tokenizer.json`, or of image folders. `builtin:digits` needs no upload.",
     openapi_extra=UPLOAD_BODY,
     responses=answers(201, DATASET, 413, 507)
     | {200: {"description": "This file was uploaded before.", "model": UploadView}},
@@ -172,6 +175,29 @@ async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id
             return dataset_view(find_upload(session, owner, Dataset, dataset_id))
 
     return await _once_inspected(request, read)
+
+
+_SHOWN = answers(200, PREVIEW, 404, 409, 412, 416, description="Rows, or a sheet of images.")
+_SHOWN[200]["content"]["image/png"] = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+
+
+@router.get(
+    "/v1/datasets/{dataset_id}/preview",
+    response_model=PreviewRows,
+    tags=["data sets"],
+    summary="Look at samples of a data set",
+    description="Some samples of the training split (drawn with seed 0 where the data set brings no splits) as a model "
+    "gets them, before a job's own `preprocess`: a PNG with images and their labels or masks, or JSON with rows of "
+    "numbers or token ids. Made once, when the data set is inspected: 409 until then, and if it was rejected.",
+    responses=_SHOWN | {206: {"description": "The range asked for."}} | UNCHANGED,
+)
+def get_preview(request: Request, parts: PartsOf, owner: Owner, dataset_id: str) -> Response:
+    """The file that the inspection left."""
+    if dataset_id in BUILTIN_DATASETS:
+        raise NotFound(f"{dataset_id} is part of pared and has no preview. GET /v1/datasets/{dataset_id} describes it.")
+    check_id(dataset_id, "dst")
+    with parts.sessions() as session:
+        return file_response(request, parts, preview_of(find_upload(session, owner, Dataset, dataset_id)))
 
 
 @router.delete(

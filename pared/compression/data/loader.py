@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from pared.compression.data.columns import Column
+
 SHARE_OF_MEMORY = 0.4
 """Most of a card's free memory that samples may take."""
 _AHEAD = 3  # batches that are ready before they are asked for
@@ -27,7 +29,7 @@ class Loader:
         self._resident: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def batches(
-        self, columns: Sequence[Tensor], order: Tensor, batch_size: int, finish: Callable[[list[Tensor]], T]
+        self, columns: Sequence[Column], order: Tensor, batch_size: int, finish: Callable[[list[Tensor]], T]
     ) -> Iterator[T]:
         """`finish` of the rows of all columns, in this order; it is handed tensors on the card.
 
@@ -50,8 +52,10 @@ class Loader:
 
         return made() if all(home is not None for home in homes) else ahead(made(), _AHEAD)
 
-    def _home(self, column: Tensor) -> Tensor | None:
-        """The column in the card's memory; None: there is no room for it."""
+    def _home(self, column: Column) -> Tensor | None:
+        """The column in the card's memory; None: there is no room for it, or it is read as needed."""
+        if not isinstance(column, Tensor):
+            return None
         if id(column) not in self._resident:
             fits = column.nbytes <= self._room
             home = column.to(self._device) if fits or column.device.type != "cpu" else None

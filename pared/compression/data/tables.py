@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import warnings
-from pathlib import Path
 
 import numpy as np
 
-from pared.compression.data.stored import FORMATS, MAX_ELEMENTS, Array, Stored
+from pared.compression.data.columns import Array
+from pared.compression.data.stored import FORMATS, MAX_ELEMENTS, Stored
+from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, UnsupportedDataset
 
 MAX_BYTES = 1 << 30
@@ -16,7 +17,7 @@ MAX_CATEGORIES = 64
 TARGET_NAMES = ("y", "target", "label", "class")
 
 
-def read_csv(path: Path) -> Stored:
+def read_csv(file: DatasetFile) -> Stored:
     """A table with one sample a row: the column called y, target, label or class is the target, else the last.
 
     Columns of words become one column of 0 and 1 for each of their values; a target of words becomes classes in
@@ -26,6 +27,8 @@ def read_csv(path: Path) -> Stored:
         UnsupportedDataset: not text, or no table.
         InvalidData: empty cells, rows of unequal length, too many different words.
     """
+    path = file.path
+    assert path is not None  # noqa: S101 - its content was looked at
     if path.stat().st_size > MAX_BYTES:
         raise InvalidData("A table may have at most 1 GiB of text. Save it as .npz, which is also smaller.")
     try:
@@ -49,7 +52,7 @@ def read_csv(path: Path) -> Stored:
 
     columns = _columns(text, delimiter, names, skip=1 if header else 0)
     parts = [
-        _feature(name, cells, notes) for i, (name, cells) in enumerate(zip(names, columns, strict=True)) if i != target
+        feature(name, cells, notes) for i, (name, cells) in enumerate(zip(names, columns, strict=True)) if i != target
     ]
     features = np.concatenate(parts, axis=1)
     if features.size > MAX_ELEMENTS:
@@ -117,7 +120,7 @@ def _columns(text: str, delimiter: str, names: list[str], *, skip: int) -> list[
     return columns
 
 
-def _feature(name: str, cells: list[str], notes: list[str]) -> Array:
+def feature(name: str, cells: list[str], notes: list[str]) -> Array:
     """One column of numbers, or one of 0 and 1 for each word: (rows, 1 or number of words)."""
     try:
         return np.array([float(cell) for cell in cells])[:, None]

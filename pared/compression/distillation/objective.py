@@ -92,7 +92,8 @@ def make_objective(
         projections = _projections(pairs, narrow, wide, seed).to(device)
         return Objective(data, _feature_loss(kind, task, teacher_task, of_both, projections, augment), projections)
     few = 4 * of_teacher[:1].numel() * data.samples("train") <= KEPT_BYTES
-    if few and augment is None:
+    of_any_length = of_teacher.dim() > 2 and getattr(data, "padding", None) is not None
+    if few and augment is None and not of_any_length:
         answered = answers(teacher, data, "train", teacher_task, device=device)
         return Objective(data.taught(answered), _output_loss(kind, task, _travelling), None)
     beside = copied(teacher).eval()  # whoever made it may move it on

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
+from pared.compression.data.columns import in_memory, token_range
 from pared.compression.data.first_layer import refusal
+from pared.compression.data.names import arrange_inputs
 from pared.compression.data.samples import Data, Inputs, Split
-from pared.compression.loading import LoadedModel, guess_example_inputs
+from pared.compression.jobs.fitting_texts import fit_texts, too_long
+from pared.compression.loading import LoadedModel, arguments_of, guess_example_inputs
 from pared.compression.measuring.running import own_failures
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
 
@@ -21,6 +24,10 @@ def answer_to(loaded: LoadedModel, data: Data) -> Any:
         InvalidData: token ids beyond what the model has.
         ModelFailed: its forward raises for a reason of its own.
     """
+    if data.padding is None:
+        arrange_inputs(data, arguments_of(loaded))
+    else:
+        fit_texts(loaded, data)
     inputs = _extreme_samples(data)
     try:
         with torch.no_grad(), own_failures():
@@ -32,7 +39,8 @@ def answer_to(loaded: LoadedModel, data: Data) -> Any:
 def check_fits(loaded: LoadedModel, data: Data) -> None:
     """Run the model on two samples and compare what it takes and gives with what the data set holds.
 
-    Targets are brought into the shape of the model's output where only dimensions of 1 differ.
+    Inputs that the data set names as the model does are brought into the model's order, and targets into the shape of
+    the model's output where only dimensions of 1 differ.
 
     Raises:
         ShapeMismatch: the model takes or gives other shapes.
@@ -45,31 +53,37 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
             "The model answers its data with NaN. Look for NaN among its weights, and whether the data must be scaled "
             "(`preprocess`); nothing can be measured or trained from there."
         )
-    data.targets.update(data.task.fitted(data.targets, output))
+    masks = {split: each for split, each in data.targets.items() if each.dtype == torch.uint8}
+    if masks:  # as they are stored: their classes and sizes are known
+        highest = (data.classes or 1) - 1
+        data.task.fitted({split: torch.full((1, *each.shape[1:]), highest) for split, each in masks.items()}, output)
+        return
+    targets = {split: in_memory(each) for split, each in data.targets.items()}
+    data.targets.update(data.task.fitted(targets, output))
 
 
 def _extreme_samples(data: Data) -> Inputs:
     """Two training samples; of token ids, those with the highest and the lowest in any split."""
     rows: list[tuple[Split, int]] = [("train", 0), ("train", min(1, data.samples("train") - 1))]
-    for index, tensor in enumerate(data.inputs["train"]):
-        if tensor.dtype == torch.int64:
-            of_split = {split: tensors[index].flatten(1) for split, tensors in data.inputs.items()}
-            high = max(of_split, key=lambda split: int(of_split[split].max()))
-            low = min(of_split, key=lambda split: int(of_split[split].min()))
-            rows = [
-                (high, int(of_split[high].amax(1).argmax())),
-                (low, int(of_split[low].amin(1).argmin())),
-            ]
+    for index, column in enumerate(data.inputs["train"]):
+        if column.dtype == torch.int64:
+            found = [(split, token_range(columns[index])) for split, columns in data.inputs.items()]
+            high, of_high = max(found, key=lambda each: each[1].high)
+            low, of_low = min(found, key=lambda each: each[1].low)
+            rows = [(high, of_high.high_row), (low, of_low.low_row)]
             break
-    taken = [data.take(split, torch.tensor([row]))[0] for split, row in rows]
+    taken = [data.take(split, torch.tensor([row]), cut=False)[0] for split, row in rows]
     return tuple(torch.cat(parts) for parts in zip(*taken, strict=True))
 
 
 def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFailed) -> Exception:
     """Why the model did not run: ids beyond its table, other shapes, or a failure of its own."""
-    tokens = [tensor for tensors in data.inputs.values() for tensor in tensors if tensor.dtype == torch.int64]
+    tokens = [column for columns in data.inputs.values() for column in columns if column.dtype == torch.int64]
     if tokens and "index out of range" in error.detail:
-        low, high = min(int(t.min()) for t in tokens), max(int(t.max()) for t in tokens)
+        if (longer := too_long(loaded, data)) is not None:
+            return longer
+        ranges = [token_range(column) for column in tokens]
+        low, high = min(each.low for each in ranges), max(each.high for each in ranges)
         return InvalidData(
             f"The token ids run from {low} to {high}, beyond what one of the model's embeddings holds. Encode the text "
             "with the vocabulary the model was trained with."

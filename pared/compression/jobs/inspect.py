@@ -15,7 +15,7 @@ def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspectio
     with settled(work):
         work.observer.stage("validate")
         if work.dataset is not None:
-            return inspect_dataset(work.dataset)
+            return inspect_dataset(work.dataset, work.directory)
         (file,) = work.models.values()
         architecture = plain(spec.architecture)
         inspection = inspect_weights(file) if architecture is None and file.architecture is None else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pared.compression.data import Data, load_dataset
+from pared.compression.data.columns import chunks
 from pared.compression.jobs.fitting import answer_to, check_fits
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.references import with_references
@@ -77,7 +78,9 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel) -> tuple[_Spec, Data
     if training is not None and training.augment is not None and changes:
         _check_changes(training.augment, data, f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment")
     if data.task.has_references:
-        data = with_references(data, copied(original.module).eval(), device=work.device, beside=changes)
+        # Answers to texts are as long as the longest of their batch.
+        beside = changes or data.padding is not None
+        data = with_references(data, copied(original.module).eval(), device=work.device, beside=beside)
     return spec, data
 
 
@@ -138,7 +141,7 @@ def _trained_by(training: Train, data: Data, original: LoadedModel) -> TaskRules
     weights = None
     if training.class_weights is not None:
         output = task.taken(answer_to(original, data), 2)
-        classes = task.rows(output, data.targets["train"][:2])[0].shape[1]
+        classes = task.rows(output, data.take("train", torch.arange(2))[1])[0].shape[1]
         weights = _balanced(data, classes)
         if training.class_weights != "balanced":
             weights = torch.tensor(training.class_weights)
@@ -164,11 +167,13 @@ def for_student(data: Data, student: LoadedModel) -> Data:
 
 def _balanced(data: Data, classes: int) -> Tensor:
     """n / (K · n_c) for each of the K classes that occur, by which all weigh the same; of labels, (n − n_c) / n_c."""
-    target = data.targets["train"]
-    if target.is_floating_point():
-        counts = target.double().sum(0)
-        return torch.where(counts > 0, (len(target) - counts) / counts.clamp_min(1), 1.0).float()
-    counts = target[target >= 0].bincount(minlength=classes).double()
+    counts = torch.zeros(classes, dtype=torch.float64)
+    of_labels = data.targets["train"].dtype.is_floating_point
+    for _, stored in chunks(data.targets["train"]):
+        target = data.labels(stored)
+        counts += target.double().sum(0) if of_labels else target[target >= 0].bincount(minlength=classes)
+    if of_labels:
+        return torch.where(counts > 0, (data.samples("train") - counts) / counts.clamp_min(1), 1.0).float()
     return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp_min(1)), 1.0).float()
 
 

@@ -1,6 +1,11 @@
 """From an uploaded file to a module: recognised by content, refused with a reason, opened, inspected."""
 
-from pared.compression.loading.examples import example_from_specs, guess_example_inputs
+from pared.compression.loading.examples import (
+    arguments_of,
+    example_from_specs,
+    forward_arguments,
+    guess_example_inputs,
+)
 from pared.compression.loading.folding import confirmed, folding_difference
 from pared.compression.loading.inspection import PASSED_OVER, inspect_model, inspect_weights
 from pared.compression.loading.loaded import LoadedModel
@@ -11,10 +16,12 @@ __all__ = [
     "PASSED_OVER",
     "Folded",
     "LoadedModel",
+    "arguments_of",
     "confirmed",
     "example_from_specs",
     "fold_module",
     "folding_difference",
+    "forward_arguments",
     "guess_example_inputs",
     "inspect_model",
     "inspect_weights",

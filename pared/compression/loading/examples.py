@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,24 @@ def guess_example_inputs(loaded: LoadedModel) -> tuple[Tensor, ...] | None:
             if isinstance(output, Tensor) and output.dim() and len(output) == len(inputs[0]):
                 return inputs
     return None
+
+
+def arguments_of(loaded: LoadedModel) -> list[tuple[str, bool]] | None:
+    """As `forward_arguments`, by the names that the model's file has for them."""
+    if loaded.arguments is not None:
+        return [(name, True) for name in loaded.arguments]
+    return forward_arguments(loaded.module)
+
+
+def forward_arguments(module: nn.Module) -> list[tuple[str, bool]] | None:
+    """The name of each argument of `forward`, and whether it must be given; None where it takes any number of them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        schema = module._c._get_method("forward").schema
+        return [(one.name, not one.has_default_value()) for one in schema.arguments[1:]]
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(one.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for one in parameters):
+        return None
+    return [(one.name, one.default is inspect.Parameter.empty) for one in parameters]
 
 
 _IMAGE_SIDES = [32, 28, 64, 224, 16, 8, 12, 24, 20, 40, 48, 56, 96, 112, 128, 160, 192, 256]

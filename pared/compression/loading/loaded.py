@@ -38,6 +38,8 @@ class LoadedModel:
     """Whether the calls in its code were inlined, to change sizes that are written there."""
     example: tuple[Tensor, ...] | None = None
     """Inputs that the file itself describes."""
+    arguments: tuple[str, ...] | None = None
+    """What its file calls its inputs, where the module's own names for them are others."""
     free_dims: tuple[frozenset[int], ...] | None = None
     """The dimensions of each input that may have any size, where the file says so."""
     unsaved: frozenset[str] = frozenset()

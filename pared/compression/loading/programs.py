@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ def load_program(file: ModelFile) -> LoadedModel:
         warnings=notes,
         frozen_names=[name for name, tensor in script.named_parameters() if not tensor.requires_grad],
         example=example,
+        arguments=tuple(spec["user_input"]["arg"]["as_tensor"]["name"] for spec in _user_inputs(program)),
         free_dims=tuple(frozenset(dims) for dims in free),
         unsaved=frozenset(program.constants),
     )
@@ -64,9 +66,7 @@ def load_program(file: ModelFile) -> LoadedModel:
 def _inputs(program: Program) -> tuple[tuple[Tensor, ...] | None, list[set[int]]]:
     """Inputs like those of the export, and which dimensions of each are free. None: too large, or not told."""
     metas = [
-        program.graph.tensor_values[spec["user_input"]["arg"]["as_tensor"]["name"]]
-        for spec in program.input_specs
-        if "user_input" in spec
+        program.graph.tensor_values[spec["user_input"]["arg"]["as_tensor"]["name"]] for spec in _user_inputs(program)
     ]
     free = [{dim for dim, size in enumerate(meta.sizes) if size.as_int is None} for meta in metas]
     shapes = [[size.example for size in meta.sizes] for meta in metas]
@@ -78,6 +78,11 @@ def _inputs(program: Program) -> tuple[tuple[Tensor, ...] | None, list[set[int]]
         known = [[min(shape[0], _ROWS), *shape[1:]] for shape in known]
     generator = torch.Generator().manual_seed(0)
     return tuple(_like(meta.torch_dtype, shape, generator) for meta, shape in zip(metas, known, strict=True)), free
+
+
+def _user_inputs(program: Program) -> list[dict[str, Any]]:
+    """What the signature says of the inputs that are the caller's to give."""
+    return [spec for spec in program.input_specs if "user_input" in spec]
 
 
 def _like(dtype: torch.dtype, shape: Sequence[int], generator: torch.Generator) -> Tensor:

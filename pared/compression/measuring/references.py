@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pared.compression.data.columns import Column
 from pared.compression.data.samples import Data, Inputs, Split
 from pared.compression.devices.placement import device_of, place
 from pared.compression.measuring.running import EVALUATION_BATCH, Samples, answers, forward, unoptimized
@@ -40,7 +41,9 @@ def with_references(data: Data, original: nn.Module, *, device: str = "cpu", bes
     if beside or not keeps_answers(task, original, data, SPLITS):
         of_data = {each.name: getattr(data, each.name) for each in fields(data)}
         return Referenced(**of_data, reference=Reference(original, task))
-    targets = {split: answers(original, data, split, task, device=device).cpu() for split in SPLITS}
+    targets: dict[Split, Column] = {
+        split: answers(original, data, split, task, device=device).cpu() for split in SPLITS
+    }
     return replace(data, targets=targets)
 
 

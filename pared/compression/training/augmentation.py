@@ -61,12 +61,14 @@ def label_loss(task: TaskRules, output: Tensor, target: Tensor, mix: Mix | None)
 class Augmentation:
     """Changes the batches of one training run.
 
-    `seed`: of the run and epoch. `reference`: what answers the changed samples in the place of labels.
+    `seed`: of the run and epoch. `reference`: what answers the changed samples in the place of labels. `padding`: of
+    texts, the id that they are padded by, which stays.
     """
 
     augment: Augment
     seed: int
     reference: Reference | None = None
+    padding: int | None = None
 
     def __call__(self, inputs: Inputs, target: Tensor, step: int) -> tuple[Inputs, Tensor]:
         """A batch, changed. Where samples are mixed, the inputs end with what `parted` takes off again."""
@@ -75,10 +77,11 @@ class Augmentation:
         if (size := _lies_over(target, inputs)) is not None:
             target = _moved(target, augment, draw, size)
         if (dropout := augment.token_dropout) is not None:
-            for index, each in enumerate(inputs):
-                if _is_tokens(each):
-                    dropped = draw.uniform("token_dropout", each.shape[1]) < dropout.p
-                    changed[index] = each.masked_fill(draw.sent(dropped), dropout.id)
+            index = next(index for index, each in enumerate(inputs) if _is_tokens(each))
+            dropped = draw.sent(draw.uniform("token_dropout", inputs[index].shape[1]) < dropout.p)
+            if self.padding is not None:
+                dropped &= inputs[index] != self.padding
+            changed[index] = inputs[index].masked_fill(dropped, dropout.id)
         inputs = tuple(changed)
         if augment.mixes:
             inputs, target = _mixed(inputs, target, augment, draw)

@@ -251,7 +251,8 @@ def _train_epoch(
         reference = None
         if isinstance(data, (Referenced, ReferencedOnCard)):
             samples, reference = data.plain(), data.reference
-        augmentation = Augmentation(config.augment, seed, reference)
+        # Only texts are padded.
+        augmentation = Augmentation(config.augment, seed, reference, getattr(samples, "padding", None))
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = 0
     step = (reporter.epoch - 1) * steps.of_an_epoch

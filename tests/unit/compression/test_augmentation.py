@@ -217,6 +217,13 @@ def test_tokens_are_replaced_at_random():
     assert dropped[replaced].unique().tolist() == [7]
     assert torch.equal(same, images(4))
     assert torch.equal(target, torch.arange(4))
+    padded = torch.tensor([[5, 6, 0, 0]]).repeat(50, 1)
+    mask = (padded != 0).long()
+    augment = Augment.model_validate({"token_dropout": {"p": 0.5, "id": 7}})
+    (dropped, same), _ = Augmentation(augment, 1, padding=0)((padded, mask), torch.zeros(50).long(), 0)
+    assert torch.equal(same, mask)  # only the first input holds tokens
+    assert not dropped[:, 2:].any()
+    assert dropped[:, :2].unique().tolist() == [5, 6, 7]
 
 
 def test_the_original_answers_the_samples_as_they_were_changed():
