@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-goals bench-without-data bench-torch-pruning bench-criteria same-bytes coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-torch-pruning bench-criteria same-bytes coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -78,6 +78,9 @@ bench-sparse: $(DEV)  ## LeNet-300-100 and LeNet-5 with few weights, and packed 
 
 bench-stream: $(DEV)  ## A state dict of 4 GiB pruned in 1 GiB of memory -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/larger_than_memory.py
+
+bench-data: $(DEV)  ## A data set three times larger than the job's memory, beside the same in memory -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/larger_data.py
 
 bench-goals: $(DEV)  ## Twenty goals, each result measured again in a clean process -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/goals.py

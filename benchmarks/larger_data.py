@@ -25,7 +25,7 @@ from torch import nn
 
 import pared
 
-SIZE, BATCH, EPOCHS = 64, 64, 3
+SIZE, BATCH = 96, 64
 TIMES = 3
 """How much larger than the memory limit the samples are."""
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--memory-mib", type=int, default=640, help="the lower of the two limits")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     memory = options.memory_mib << 20
     count = TIMES * memory // (3 * SIZE * SIZE) + 1
@@ -47,7 +48,7 @@ def main() -> None:
         for form, write in (("npz, bytes", write_npz), ("zip of JPEG files", write_images)):
             data = write(folder, count)
             rounds = [
-                {limit: measured(folder, model, data, limit) for limit in (8 * TIMES * memory, memory)}
+                {limit: measured(folder, model, data, limit, options.epochs) for limit in (8 * TIMES * memory, memory)}
                 for _ in range(options.rounds)
             ]
             data.unlink()
@@ -69,8 +70,8 @@ def main() -> None:
         "larger-data",
         f"## Data larger than memory\n\n{table(header, rows)}\n\nSeconds with the lower limit over those in memory: "
         f"{'; '.join(ratios)}. The samples take {TIMES} times the lower limit as bytes, and twelve times it as the "
-        f"numbers that the model sees. Rounds: {options.rounds}, in turns, half of the channels removed, {EPOCHS} "
-        f"epochs in batches of {BATCH}; an epoch's seconds include its validation, a job's all that it did. "
+        f"numbers that the model sees. Rounds: {options.rounds}, in turns, half of the channels removed, "
+        f"{options.epochs} epochs in batches of {BATCH}; an epoch's seconds include its validation. "
         "Both files of a result have the same SHA-256. The network is a small one (three convolutions), so that "
         f"reading has little computation to hide behind. {machine()}; torch {torch.__version__}.\n\n`make bench-data`",
     )
@@ -78,12 +79,12 @@ def main() -> None:
 
 
 def network() -> nn.Module:
-    """Three convolutions on 64×64 pixels, and a linear layer."""
+    """Three convolutions on 96×96 pixels, and a linear layer."""
     return nn.Sequential(
-        nn.Conv2d(3, 32, 5, stride=4, padding=2), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4),
+        nn.Conv2d(3, 16, 5, stride=4, padding=2), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
     )  # fmt: skip
 
 
@@ -120,14 +121,14 @@ def write_images(folder: Path, count: int) -> Path:
     return path
 
 
-def measured(folder: Path, model: Path, data: Path, limit: int) -> dict[str, Any]:
+def measured(folder: Path, model: Path, data: Path, limit: int, epochs: int) -> dict[str, Any]:
     """Seconds of the epochs and of the whole job, under a memory limit."""
     os.environ |= {"PARED_MEMORY_BYTES": str(limit), "PARED_INSPECT_TIME_S": "600"}
     with running_pared(folder / "data") as url:
         client = pared.Client(url)
         job = client.prune(
             model, data, granularity="channel", amount=0.5, preprocess={"scale": 1 / 255}, outputs=["torchscript"],
-            retrain={"epochs": EPOCHS, "lr": 0.02, "batch_size": BATCH, "teach": False},
+            retrain={"epochs": epochs, "lr": 0.02, "batch_size": BATCH, "teach": False},
         )  # fmt: skip
         report = job.wait().report()
         result = job.download(folder / "pruned.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import mmap
@@ -37,6 +38,7 @@ _CHECKPOINT_INTERVAL = 20  # times what writing one took
 def main(methods: Mapping[type[JobSpec], Method] = METHODS) -> None:
     """Serve the worker; in each child, run the method of the requested spec and send its report."""
     request = forkserver.enter()
+    _keep_freed_memory(request["memory_bytes"])
     send = _Pipe(request["messages"])
     send(protocol.Confined(type="confined"))
     try:
@@ -80,6 +82,21 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
     encoded: dict[str, Any] = json.loads(report.model_dump_json())
     type(report).model_validate(encoded)  # a NaN became null: better said here than found by the parent
     return encoded
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def _keep_freed_memory(memory_bytes: int) -> None:
+    """Have malloc keep what each step frees and the next one asks for again, instead of handing it to the kernel.
+
+    Pages that come back from there are filled with zeros first: without this, making floats of a batch of bytes took
+    ten times as long. About a sixteenth of the job's memory is kept so.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, min(memory_bytes // 16, 512 << 20))
 
 
 def prepare_device(device: str) -> None:

@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.support.models import hostile, zoo
@@ -287,6 +288,18 @@ def arrays(**named: Any) -> bytes:
     return buffer.getvalue()
 
 
+def png(size: tuple[int, int], mode: str = "L") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, 1 if mode == "1" else "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pictures(other: dict[str, bytes], *folders: str) -> bytes:
+    """Twenty white images in each folder, but for these."""
+    files = {f"{folder}/{i}.png": png((8, 8)) for folder in folders or (".",) for i in range(20)}
+    return zipped(**{name.removeprefix("./"): content for name, content in (files | other).items()})
+
+
 X, Y = zoo.tables(200, 3)
 
 
@@ -318,12 +331,20 @@ REJECTED_DATASETS: list[tuple[str, bytes, str, str]] = [
     ("a truncated npz", zoo.dataset("mlp")[:3000], D, "cut off|damaged"),
     ("a model", SCRIPTED, D, "model"),
     ("arrays of Python objects", arrays(x=np.array([{}, {}], dtype=object), y=np.arange(2)), DATA, "object|pickle"),
-    ("no x", arrays(images=X, labels=Y), DATA, "x"),
+    ("no x", arrays(y=Y), DATA, "name the arrays x"),
+    ("labels of one split alone", arrays(x=X, x_test=X, y_test=Y), DATA, "targets where any split has them"),
     ("NaN inputs", arrays(x=changed(X, (7, 3), np.nan), y=Y), DATA, "NaN|not a number|not finite"),
     ("infinite inputs", arrays(x=changed(X, (7, 3), np.inf), y=Y), DATA, "inf|not finite"),
     ("x and y of other lengths", arrays(x=X, y=Y[:-1]), DATA, "200.*199|199.*200"),
     ("one sample", arrays(x=X[:1], y=Y[:1]), DATA, "sample"),
     ("no samples", arrays(x=X[:0], y=Y[:0]), DATA, "empty"),
+    ("half an image", pictures({"7.png": png((8, 8))[:45]}), DATA, "7.png does not decode|7.png is not an image"),
+    ("images of two sizes", pictures({"7.png": png((8, 9))}), DATA, "differ in size"),
+    ("an image of gigapixels", pictures({"0.png": png((40_000, 25_000), "1")}), DATA, "far more pixels"),
+    ("masks of another size", pictures({"masks/7.png": png((9, 9))}, "images", "masks"), DATA, "one size"),
+    ("masks of colours", pictures({"masks/7.png": png((8, 8), "RGB")}, "images", "masks"), DATA, "class numbers"),
+    ("images without masks", pictures({"masks/x.png": png((8, 8))}, "images"), DATA, "without a mask"),
+    ("masks in which all is ignored", pictures({}, "images", "masks"), DATA, "nothing to tell apart"),
 ]
 REJECTED = [("models", *row) for row in REJECTED_MODELS] + [("datasets", *row) for row in REJECTED_DATASETS]
 

@@ -40,6 +40,8 @@ def opened(archive: Zip, member: Member, *, header: bool = False) -> Image.Image
             return opened(archive, member)
     try:
         return Image.open(io.BytesIO(archive.read(member)), formats=DECODERS)
+    except Image.DecompressionBombError as error:
+        raise InvalidData(f"{member.name[:100]} has far more pixels than an image may have: too many.") from error
     except Exception as error:
         raise InvalidData(
             f"{member.name[:100]} is not an image that opens ({', '.join(DECODERS)}): {str(error)[:200]}."

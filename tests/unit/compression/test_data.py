@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
+from safetensors.torch import save as safetensors_of
 from torch import nn
 
 from pared.compression.architectures import build
@@ -257,6 +258,21 @@ def bomb_npz() -> bytes:
     return bytes(content)
 
 
+def understated() -> bytes:
+    """A member that unpacks to more than both of its headers say."""
+    content = bytearray(zipped({"x.npy": npy(np.zeros((40, 200))), "y.npy": npy(Y)}))
+    size = len(npy(np.zeros((40, 200))))
+    for at in [at for at in range(len(content) - 4) if content[at : at + 4] == size.to_bytes(4, "little")]:
+        content[at : at + 4] = (size - 200 * 8).to_bytes(4, "little")
+    return bytes(content).replace(b"(40, 200)", b"(39, 200)")
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 def of_objects() -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -317,6 +333,17 @@ BAD = {
         InvalidData, r"[ab]/0\.png does not decode"),
     "16-bit image": (
         lambda: zipped({"a/1.png": image("I;16", fill=30000), "b/1.png": image("I;16")}), InvalidData, "8-bit"),
+    "gigapixels": (
+        lambda: zipped({"a/1.png": image("1", size=(40_000, 25_000), fill=1), "b/1.png": image()}),
+        InvalidData, "pixels than an image may have: too many"),
+    "float8": (
+        lambda: safetensors_of({"x": torch.zeros(40, 3, dtype=torch.float8_e4m3fn), "y": torch.from_numpy(Y)}),
+        InvalidData, "'x' holds F8_E4M3 numbers. Save it as float32"),
+    "beyond int64": (lambda: npz(x=np.full((40, 2), 2**63, np.uint64), y=Y), InvalidData, "integers beyond int64"),
+    "inputs of other lengths": (
+        lambda: npz(x0=X, x1=X[:9], y=Y), InvalidData, "x1 has 9 samples but y has 40 .train split"),
+    "one name twice": (lambda: npz(a=X, a_train=X, y=Y), InvalidData, "with or without _train"),
+    "unpacks to more": (understated, UnsupportedDataset, "does not unpack to what was packed"),
     "loose images": (lambda: zipped({"1.png": image(), "b/1.png": image()}), InvalidData, "not lie in a class folder"),
 }  # fmt: skip
 

@@ -61,6 +61,11 @@ def test_inputs_alone_are_data_without_labels(form, dataset):
         load(file)
 
 
+def test_inputs_of_other_lengths_are_refused_without_labels_too(dataset):
+    with pytest.raises(InvalidData, match=r"a has 40 samples but b has 9 \(train split\)"):
+        inspect_dataset(dataset(npz(a=X, b=X[:9])))
+
+
 def test_data_without_labels_are_split_by_seed_alone(dataset):
     file = dataset(npz(x=np.arange(100.0)))
     first, again, other = (forms(file, seed).inputs["test"][0] for seed in (1, 1, 2))
