@@ -202,6 +202,10 @@ class TrainFields(TypedDict, total=False):
     """Stop after so many epochs without a better validation score."""
     augment: AugmentFields | None
     """Change the training samples at random, anew in each epoch."""
+    class_weights: Literal["balanced"] | list[float] | None
+    """Of each class, in the loss on labels; `balanced`: all classes weigh the same."""
+    label_smoothing: float
+    """Share of each label that is spread over all classes."""
 
 
 class TeachTrainFields(TrainFields, total=False):
@@ -228,8 +232,10 @@ class TargetFields(TypedDict, total=False):
     """Time of a forward pass left."""
     latency_batch_size: int
     """Samples in the batch whose time is measured; 1 by default."""
+    max_quality_drop: float | None
+    """How much of the task's own measure may be lost, such as accuracy (0.01: one point) or R²."""
     max_accuracy_drop: float | None
-    """Accuracy (0.01: one point) or R² that may be lost."""
+    """The older name of `max_quality_drop`."""
 
 
 class QuantizeFields(TypedDict, total=False):
@@ -251,8 +257,12 @@ class CommonFields(TypedDict, total=False):
 
     seed: int
     """Seed of every random choice."""
-    task: Task
-    """`classification` or `regression`."""
+    task: Task | None
+    """What the model is for, such as `segmentation`; by default what its outputs and the labels look like."""
+    output: str | int | None
+    """Of several outputs the one that the labels belong to: its name or its number."""
+    ignore_index: int | None
+    """A label of pixels or tokens that says nothing, beside −100, −1 and 255."""
     preprocess: PreprocessFields | None
     """How stored arrays become inputs of the model."""
     outputs: list[Output] | None

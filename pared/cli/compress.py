@@ -13,7 +13,9 @@ from pared.cli.options import (
     AsJson,
     Data,
     DeviceOption,
+    IgnoreIndex,
     LatencyDevice,
+    ModelOutput,
     Output,
     PruningOptions,
     RetrainingOptions,
@@ -47,7 +49,9 @@ def prune(
     architecture: Annotated[
         str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
     ] = None,
-    task: TaskOption = "classification",
+    task: TaskOption = None,
+    model_output: ModelOutput = None,
+    ignore_index: IgnoreIndex = None,
     device: DeviceOption = "auto",
     latency_device: LatencyDevice = None,
     seed: Seed = 0,
@@ -55,7 +59,8 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove channels or weights from a model, retrain it, and download the result."""
-    fields = {**pruning.spec(), **_common_fields(task, seed, output, device, latency_device)}
+    labels = _labels(task, model_output, ignore_index)
+    fields = {**pruning.spec(), **labels, **_common_fields(seed, output, device, latency_device)}
     retrain = training.spec()
     if data is None and retrain:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
@@ -128,7 +133,9 @@ def distill(
         typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.labels)),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
-    task: TaskOption = "classification",
+    task: TaskOption = None,
+    model_output: ModelOutput = None,
+    ignore_index: IgnoreIndex = None,
     device: DeviceOption = "auto",
     latency_device: LatencyDevice = None,
     seed: Seed = 0,
@@ -152,7 +159,8 @@ def distill(
             "dataset": _dataset_id(client, data),
             "train": training.spec(),
             "compare_with_labels_only": compare,
-            **_common_fields(task, seed, output, device, latency_device),
+            **_labels(task, model_output, ignore_index),
+            **_common_fields(seed, output, device, latency_device),
         }
         if loss or weighing:
             spec["loss"] = {"kind": loss or "knowledge", **weighing}
@@ -172,12 +180,15 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         out.print(plan)
 
 
-def _common_fields(
-    task: Task, seed: int, output: list[Path] | None, device: Device, latency_device: str | None
-) -> dict[str, Any]:
+def _labels(task: Task | None, output: str | None, ignore_index: int | None) -> dict[str, Any]:
+    """What labels are, and what they belong to; what was not given is left out."""
+    return without_none(task=task, output=output, ignore_index=ignore_index)
+
+
+def _common_fields(seed: int, output: list[Path] | None, device: Device, latency_device: str | None) -> dict[str, Any]:
     outputs = formats_of(output or []) or None
     check_writable(output or [])
-    return {"task": task, "seed": seed, "outputs": outputs, "device": device, "latency_device": latency_device}
+    return {"seed": seed, "outputs": outputs, "device": device, "latency_device": latency_device}
 
 
 def _dataset_id(client: Client, data: str | None) -> str | None:

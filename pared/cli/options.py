@@ -11,7 +11,18 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from pared.cli.parsers import change, goal, input_shape, layer_amount, pair, share, shares, upload, without_none
+from pared.cli.parsers import (
+    change,
+    class_weights,
+    goal,
+    input_shape,
+    layer_amount,
+    pair,
+    share,
+    shares,
+    upload,
+    without_none,
+)
 from pared.criteria import needing_data
 from pared.specs import (
     Criterion,
@@ -40,7 +51,25 @@ Data = Annotated[
         help="Data set: a .npz, .safetensors, .csv, .jsonl, .parquet or .zip file, its id, or builtin:digits.",
     ),
 ]
-TaskOption = Annotated[Task, typer.Option(help="Whether the model predicts classes or numbers.")]
+TaskOption = Annotated[
+    Task | None,
+    typer.Option(
+        help="What the model is for; match needs no labels, and learns its own answers.",
+        show_default="what its outputs and the labels look like",
+    ),
+]
+ModelOutput = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of a model with several outputs the one that the labels belong to: its name, or its number from 0.",
+        show_default="the only one that fits",
+    ),
+]
+IgnoreIndex = Annotated[
+    int | None,
+    typer.Option(help="A label of pixels or tokens that says nothing.", show_default="−100, −1, and 255"),
+]
 DeviceOption = Annotated[
     Device,
     typer.Option(
@@ -137,13 +166,16 @@ class PruningOptions:
             show_default="none",
         ),
     ] = None
-    max_accuracy_drop: Annotated[
+    max_quality_drop: Annotated[
         float | None,
         typer.Option(
-            help="Accuracy (0.01: one point) or R² that may be lost; without --target, as many channels are removed "
-            "as that allows.",
+            help="How much of the task's measure may be lost, such as accuracy (0.01: one point), mean IoU or R²; "
+            "without --target, as many channels are removed as that allows.",
             show_default="none",
         ),
+    ] = None
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="The older name of --max-quality-drop.", show_default="none")
     ] = None
     channels: Annotated[
         float | None, typer.Option(parser=share, metavar="SHARE", help="Share of channels to remove, such as 50%.")
@@ -278,7 +310,9 @@ class PruningOptions:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""
-        goals = dict(self.target or []) | without_none(max_accuracy_drop=self.max_accuracy_drop)
+        goals = dict(self.target or []) | without_none(
+            max_quality_drop=self.max_quality_drop, max_accuracy_drop=self.max_accuracy_drop
+        )
         amounts = without_none(
             channel=self.channels,
             head=self.heads,
@@ -397,6 +431,24 @@ class TrainingOptions:
             help="Change training samples at random, such as horizontal_flip, crop=4 (pixels), resized_crop=0.3 (least "
             "area), color_jitter=0.4, erasing=0.5, mixup=0.2, cutmix=1 or token_dropout=0.1. Once for each.",
             show_default="none",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    class_weights: Annotated[
+        Any,
+        typer.Option(
+            parser=class_weights,
+            metavar="WEIGHTS",
+            help="Of each class in the loss on labels, such as 1,5; or balanced, by which all classes weigh the same.",
+            show_default="none",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each label that is spread over all classes.",
+            show_default=_default(Train, "label_smoothing"),
             rich_help_panel=_TRAINING,
         ),
     ] = None

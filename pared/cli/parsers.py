@@ -118,3 +118,13 @@ def input_shape(text: str) -> dict[str, Any]:
     except ValueError:
         raise typer.BadParameter(f"{text} is not a shape; write 1,3,32,32 (batch first), or 1,16:int64") from None
     return {"shape": sizes, **({"dtype": dtype} if dtype else {})}
+
+
+def class_weights(text: str) -> Any:
+    """`balanced`, or a weight for each class: 1,5,2."""
+    if text == "balanced":
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither balanced nor a list of weights such as 1,5,2") from error

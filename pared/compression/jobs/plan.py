@@ -39,7 +39,7 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
     """
     with settled(work):
         stages = Stages(work.observer)
-        job, skipped = prepared(spec.job, work, stages)
+        job, skipped = prepared(spec.job, work, stages, to_train=False)
         search = None if spec.job.target is None else SizeSearch(job)
         formats = job.formats
         goal = None

@@ -120,12 +120,16 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         return report, smaller
 
 
-def prepared(spec: PruneSpec, work: Work, stages: Stages) -> tuple[PruneJob, list[str]]:
-    """What a job starts from, and why there is no retraining, where it was asked for and cannot be done."""
+def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = True) -> tuple[PruneJob, list[str]]:
+    """What a job starts from, and why there is no retraining, where it was asked for and cannot be done.
+
+    Args:
+        to_train: whether all samples will be looked at.
+    """
     stages.enter("validate")
     original = load_model(work.models["model"], plain(spec.architecture))
     _check_patterns(spec, original.module)
-    spec, data = data_of(spec, work, original)
+    spec, data = data_of(spec, work, original, beside=not to_train)
     example = _example(spec, original, data)
     original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)

@@ -44,8 +44,11 @@ _HEADS = {
 }
 
 
-def data_of(spec: _Spec, work: Work, original: LoadedModel) -> tuple[_Spec, Data | None]:
+def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = False) -> tuple[_Spec, Data | None]:
     """The job's data set, if it names one, with its configured task; and the spec that names this task.
+
+    Args:
+        beside: never to compute the original's answers ahead, where a task learns these.
 
     Raises:
         ParedError: data and model, or task and model, do not fit.
@@ -79,7 +82,7 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel) -> tuple[_Spec, Data
         _check_changes(training.augment, data, f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment")
     if data.task.has_references:
         # Answers to texts are as long as the longest of their batch.
-        beside = changes or data.padding is not None
+        beside = beside or changes or data.padding is not None
         data = with_references(data, copied(original.module).eval(), device=work.device, beside=beside)
     return spec, data
 

@@ -128,7 +128,7 @@ def dense_classes(
         what: what a position is, such as `pixels`.
     """
     arrays = {split: _whole_numbers(array, split, what) for split, array in stored.items()}
-    present = np.unique(np.concatenate([np.unique(array) for array in arrays.values()]))
+    present = np.unique(np.concatenate([_present(array) for array in arrays.values()]))
     if set(present.tolist()) == {0, 255} and ignored is None:
         notes.append("The masks hold 0 and 255 alone: 255 is the class 1.")
         arrays = {split: array // 255 for split, array in arrays.items()}
@@ -162,6 +162,14 @@ def dense_classes(
             raise InvalidData(f"All {what} of the {split} split are ignored, so that nothing can be learned or scored.")
         targets[split] = target
     return targets, 1 + labels[-1]
+
+
+def _present(array: Array) -> Array:
+    """The numbers that occur, sorted; without sorting all of them where they are few."""
+    low, high = int(array.min()), int(array.max())
+    if high - low > MAX_CLASSES:
+        return np.unique(array)
+    return np.flatnonzero(np.bincount(array.ravel() - low)) + low
 
 
 def _whole_numbers(array: Array, split: str, what: str) -> Array:

@@ -63,6 +63,8 @@ class Match(SummedScore):
     def taken(self, answer: Any, samples: int) -> Tensor:
         """All numbers of all outputs, (N, D)."""
         outputs = dict(named_outputs(answer))
+        if len(outputs) == len(self.pieces) == 1:  # of a student, which may call it otherwise
+            outputs = {self.pieces[0].path: next(iter(outputs.values()))}
         parts, shapes = [], []
         for piece in self.pieces:
             output = outputs.get(piece.path)

@@ -151,6 +151,22 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
             },
         ),
         (
+            "--channels 50% --task segmentation --model-output out --ignore-index 9 --class-weights 1,5",
+            {
+                "task": "segmentation",
+                "output": "out",
+                "ignore_index": 9,
+                "retrain": {"class_weights": [1.0, 5.0]},
+            },
+        ),
+        (
+            "--max-quality-drop 0.02 --class-weights balanced --label-smoothing 0.1",
+            {
+                "target": {"max_quality_drop": 0.02},
+                "retrain": {"class_weights": "balanced", "label_smoothing": 0.1},
+            },
+        ),
+        (
             "--n-m 1:2 --device cuda --latency-device cpu",
             {"granularity": "n:m", "n_m": [1, 2], "device": "cuda", "latency_device": "cpu"},
         ),
