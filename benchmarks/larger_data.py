@@ -25,7 +25,7 @@ from torch import nn
 
 import pared
 
-SIZE, BATCH = 96, 64
+SIZE, BATCH = 64, 64
 TIMES = 3
 """How much larger than the memory limit the samples are."""
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def network() -> nn.Module:
-    """Three convolutions on 96×96 pixels, and a linear layer."""
+    """Three convolutions on 64×64 pixels, and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 5, stride=4, padding=2), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),

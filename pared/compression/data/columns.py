@@ -28,7 +28,7 @@ class Rows(Protocol):
         """As of an array."""
 
     def __getitem__(self, rows: Any, /) -> Array:
-        """The samples of these indices, an int64 array or a slice."""
+        """The samples of these indices, an int64 array or a slice; but for an array's own, a copy."""
 
 
 class StoredColumn:
@@ -76,7 +76,8 @@ class StoredColumn:
         return self._tensor(slice(begin, end) if self._rows is None else self._rows[begin:end].numpy())
 
     def _tensor(self, rows: Any) -> Tensor:
-        found = self.stored[rows].astype(_NUMPY[self.dtype])
+        # What was read or decoded is a copy already; rows of an array may be the array itself.
+        found = self.stored[rows].astype(_NUMPY[self.dtype], copy=isinstance(self.stored, np.ndarray))
         return torch.from_numpy(found).reshape(-1, *self.shape[1:])
 
 

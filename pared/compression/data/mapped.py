@@ -11,7 +11,7 @@ import numpy as np
 
 from pared.compression.data.columns import Array
 
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES = 32 << 20
 """Pages of a mapped file that may count as this process's memory before they are given back."""
 _PAGES_AROUND = 64 << 10
 """The kernel maps so many bytes on either side of one that is read, where it has them."""
