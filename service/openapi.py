@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from pared.job_types import LISTED, listed_spec
 from pared.specs.examples import PRUNE, PRUNE_BY_AMOUNT
+from pared.specs.uploads import EXAMPLE_DATASET_ID as DATASET_ID
 from pared.specs.uploads import EXAMPLE_MODEL_ID as MODEL_ID
 
 DESCRIPTION = """\
@@ -20,7 +21,6 @@ Errors are RFC 9457 problem documents: `detail` says what to do. Where this serv
 `Authorization: Bearer pared_…`.
 """
 
-DATASET_ID = "dst_01K9Q5W1E5N7P9R2T4V6X8Z0A1"
 JOB_ID = "job_01K9Q5X8C3F6H9K2M5P8S1V4Y7"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pared.specs.uploads import EXAMPLE_MODEL_ID
+from pared.specs.uploads import EXAMPLE_DATASET_ID, EXAMPLE_MODEL_ID
 
 PRUNE: dict[str, Any] = {
     "type": "prune",
@@ -36,6 +36,22 @@ PRUNE_ON_CHANGED_SAMPLES: dict[str, Any] = {
     "amount": 0.5,
     "retrain": {"epochs": 3, "augment": {"crop": {"padding": 1}, "mixup": {"alpha": 0.2}}},
 }
+SEGMENT: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": EXAMPLE_DATASET_ID,
+    "task": "segmentation",
+    "target": {"macs": 0.5, "max_quality_drop": 0.02},
+    "retrain": {"epochs": 10, "class_weights": "balanced"},
+}
+MATCH: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "task": "match",
+    "amount": 0.5,
+    "retrain": {"epochs": 10, "optimizer": "adam"},
+}
 DISTILL: dict[str, Any] = {
     "type": "distill",
     "teacher": EXAMPLE_MODEL_ID,
@@ -52,6 +68,11 @@ PRUNING: dict[str, dict[str, Any]] = {
         "summary": "Retrain on samples that change at random in each epoch",
         "value": PRUNE_ON_CHANGED_SAMPLES,
     },
+    "segment": {
+        "summary": "Half the multiply-adds of a segmentation net, and no more than two points of IoU lost",
+        "value": SEGMENT,
+    },
+    "match": {"summary": "Retrain without labels, by the model's own answers", "value": MATCH},
     "gpu": {
         "summary": "Train on a GPU, for a model that is to run on a processor in half the time",
         "value": PRUNE_ON_A_GPU,

@@ -28,6 +28,7 @@ Json = Annotated[Any, Names(None)]
 """A value that the spec leaves open, and that names no upload."""
 
 EXAMPLE_MODEL_ID = "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"
+EXAMPLE_DATASET_ID = "dst_01K9Q5W1E5N7P9R2T4V6X8Z0A1"
 ModelId = Annotated[str, Field(pattern=r"^mdl_[0-9A-Za-z]{26}$", examples=[EXAMPLE_MODEL_ID]), Names("model")]
 
 

@@ -95,7 +95,7 @@ class Classification(TaskRules):
     @staticmethod
     def _one_against_rest(output: Tensor, target: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         """Σ_i w(y_i) Σ_c BCE(z_ic, [y_i = c]) / Σ_i w(y_i)."""
-        wanted = functional.one_hot(target, output.shape[1]).to(output.dtype)
+        wanted = torch.zeros_like(output).scatter_(1, target[:, None], 1.0)
         wanted = wanted * (1 - smoothing) + smoothing / output.shape[1]
         losses = functional.binary_cross_entropy_with_logits(output, wanted, reduction="none").sum(1)
         if weights is None:
