@@ -11,7 +11,18 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from pared.cli.parsers import class_weights, goal, input_shape, layer_amount, pair, share, shares, upload, without_none
+from pared.cli.parsers import (
+    change,
+    class_weights,
+    goal,
+    input_shape,
+    layer_amount,
+    pair,
+    share,
+    shares,
+    upload,
+    without_none,
+)
 from pared.criteria import needing_data
 from pared.specs import (
     Criterion,
@@ -37,7 +48,7 @@ Data = Annotated[
         "--data",
         parser=upload,
         metavar="FILE",
-        help="Data set: a .npz, .safetensors, .csv or .zip file, its id, or builtin:digits.",
+        help="Data set: a .npz, .safetensors, .csv, .jsonl, .parquet or .zip file, its id, or builtin:digits.",
     ),
 ]
 TaskOption = Annotated[
@@ -412,6 +423,17 @@ class TrainingOptions:
             rich_help_panel=_TRAINING,
         ),
     ] = None
+    augment: Annotated[
+        list[Any] | None,
+        typer.Option(
+            parser=change,
+            metavar="CHANGE[=NUMBER]",
+            help="Change training samples at random, such as horizontal_flip, crop=4 (pixels), resized_crop=0.3 (least "
+            "area), color_jitter=0.4, erasing=0.5, mixup=0.2, cutmix=1 or token_dropout=0.1. Once for each.",
+            show_default="none",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
     class_weights: Annotated[
         Any,
         typer.Option(
@@ -433,7 +455,7 @@ class TrainingOptions:
 
     def spec(self) -> dict[str, Any]:
         """The fields of a training run; a field that was not given is left out."""
-        return without_none(**vars(self))
+        return without_none(**{**vars(self), "augment": dict(self.augment) if self.augment else None})
 
 
 @dataclass(frozen=True)

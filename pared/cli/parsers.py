@@ -81,6 +81,35 @@ def layer_amount(text: str) -> tuple[str, float]:
     return pattern, 0.0 if amount in ("0", "0%") else share(amount)
 
 
+def _strengths(number: float) -> dict[str, Any]:
+    return {"brightness": number, "contrast": number, "saturation": number}
+
+
+# What the number of each change is.
+_NUMBER_OF: dict[str, Callable[[float], dict[str, Any]]] = {
+    "horizontal_flip": lambda p: {"p": p},
+    "vertical_flip": lambda p: {"p": p},
+    "crop": lambda padding: {"padding": padding},
+    "resized_crop": lambda least: {"scale": [least, 1.0]},
+    "color_jitter": _strengths,
+    "erasing": lambda p: {"p": p},
+    "mixup": lambda alpha: {"alpha": alpha},
+    "cutmix": lambda alpha: {"alpha": alpha},
+    "token_dropout": lambda p: {"p": p},
+}
+
+
+def change(text: str) -> tuple[str, dict[str, Any]]:
+    """A random change of training samples, with its most important number or without, as in mixup=0.2."""
+    name, given, number = text.partition("=")
+    if name not in _NUMBER_OF:
+        raise typer.BadParameter(f"{text} is no change of samples; write one of {', '.join(_NUMBER_OF)}")
+    try:
+        return name, _NUMBER_OF[name](float(number)) if given else {}
+    except ValueError:
+        raise typer.BadParameter(f"{number} is no number; write {name} or {name}=0.5") from None
+
+
 def input_shape(text: str) -> dict[str, Any]:
     """The shape of an input and perhaps its type, as in 1,16:int64."""
     shape, _, dtype = text.partition(":")

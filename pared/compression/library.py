@@ -24,6 +24,7 @@ from pared.compression.data.names import arrange_inputs
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.writers import as_torchscript
+from pared.compression.jobs.fitting_texts import takes_mask
 from pared.compression.loading import Folded, example_from_specs, fold_module, folding_difference, forward_arguments
 from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ValidationError
@@ -292,7 +293,10 @@ def _example(
         data = load_dataset(
             dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index
         )
-        arrange_inputs(data, forward_arguments(model))
+        if data.padding is None:
+            arrange_inputs(data, forward_arguments(model))
+        else:
+            data.masked = takes_mask(forward_arguments(model))
         return data.example()
     if isinstance(spec, specs.PruneSpec) and spec.example_inputs:
         return example_from_specs(spec.example_inputs)

@@ -6,6 +6,17 @@ Which types of jobs there are, and what belongs to each, is said in `pared.job_t
 from __future__ import annotations
 
 from pared.specs.architectures import Architecture, LayeredArchitecture, NamedArchitecture
+from pared.specs.augmentation import (
+    Augment,
+    ColorJitter,
+    Crop,
+    Cutmix,
+    Erasing,
+    Flip,
+    Mixup,
+    ResizedCrop,
+    TokenDropout,
+)
 from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.common import (
     WITHOUT_CLASSES,
@@ -41,12 +52,18 @@ __all__ = [
     "WITHOUT_CLASSES",
     "WITHOUT_LABELS",
     "Architecture",
+    "Augment",
+    "ColorJitter",
     "CompressionSpec",
     "Criterion",
+    "Crop",
+    "Cutmix",
     "DatasetReference",
     "Device",
     "DistillLoss",
     "DistillSpec",
+    "Erasing",
+    "Flip",
     "FromTeacher",
     "Granularity",
     "InspectSpec",
@@ -55,6 +72,7 @@ __all__ = [
     "Knowledge",
     "LayeredArchitecture",
     "LrSchedule",
+    "Mixup",
     "ModelId",
     "NamedArchitecture",
     "Optimizer",
@@ -67,6 +85,7 @@ __all__ = [
     "PruneSpec",
     "Quantize",
     "Reference",
+    "ResizedCrop",
     "Retrain",
     "Schedule",
     "Scope",
@@ -77,6 +96,7 @@ __all__ = [
     "TeachTrain",
     "TensorSpec",
     "Text",
+    "TokenDropout",
     "Train",
     "UploadKind",
 ]

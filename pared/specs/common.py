@@ -44,11 +44,17 @@ class TensorSpec(Spec):
 
 
 class Preprocess(Spec):
-    """How stored arrays become model inputs: `(x * scale - mean) / std`, mean and std a channel (dim 1)."""
+    """How stored arrays become model inputs: `(x * scale - mean) / std`, mean and std a channel (dim 1).
+
+    `max_length` is of texts.
+    """
 
     scale: float = Field(1.0, gt=0)
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
+    max_length: int | None = Field(
+        None, ge=1, le=1 << 16, description="Tokens of a text that are kept. Without one: 512, or the longest text."
+    )
 
 
 class CompressionSpec(JobSpec):

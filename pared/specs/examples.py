@@ -29,6 +29,13 @@ PRUNE_ON_A_GPU: dict[str, Any] = {
     "target": {"latency": 0.5},
     "latency_device": "cpu",
 }
+PRUNE_ON_CHANGED_SAMPLES: dict[str, Any] = {
+    "type": "prune",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "amount": 0.5,
+    "retrain": {"epochs": 3, "augment": {"crop": {"padding": 1}, "mixup": {"alpha": 0.2}}},
+}
 SEGMENT: dict[str, Any] = {
     "type": "prune",
     "model": EXAMPLE_MODEL_ID,
@@ -57,6 +64,10 @@ DISTILL: dict[str, Any] = {
 PRUNING: dict[str, dict[str, Any]] = {
     "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
     "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
+    "augmentation": {
+        "summary": "Retrain on samples that change at random in each epoch",
+        "value": PRUNE_ON_CHANGED_SAMPLES,
+    },
     "segment": {
         "summary": "Half the multiply-adds of a segmentation net, and no more than two points of IoU lost",
         "value": SEGMENT,

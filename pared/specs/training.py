@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pared.specs.augmentation import Augment
 from pared.specs.base import Spec
 from pared.specs.uploads import Text
 
@@ -36,6 +37,12 @@ class Train(Spec):
     )
     patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many epochs without a better validation score."
+    )
+    augment: Augment | None = Field(
+        None,
+        description="Change the training samples at random, anew in each epoch; `{}` stands for the usual numbers of a "
+        "change. Validation and test samples stay as they are.",
+        examples=[{"horizontal_flip": {}, "crop": {"padding": 4}, "mixup": {"alpha": 0.2}}],
     )
 
     class_weights: Literal["balanced"] | Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = (
@@ -107,7 +114,7 @@ class Retrain(Train):
 
     teach: DistillLoss | None = Field(
         None,
-        description="Learn from the answers of the uploaded model, computed once, beside the labels or instead. "
+        description="Learn from the answers of the uploaded model, beside the labels or instead. "
         "`true` stands for half softened classes and half labels, or for `output_mse` in a regression; `false` for "
         "labels alone. Without one, SGD learns classes as with `true`; Adam, and any regression, from labels alone.",
         examples=[True, {"kind": "knowledge", "alpha": 0.0, "temperature": 4, "labels": 0.1}],

@@ -84,8 +84,9 @@ async def upload_model(
     tags=["data sets"],
     summary="Upload a data set",
     description="`.npz` or `.safetensors` with arrays `x` (or `x0, x1, …`, or inputs by the names of the model's "
-    "arguments) and `y`, also as `x_train`, `x_val`, `x_test`; `.csv` whose last column is `y`; a `.zip` with a folder "
-    "of images for each class, with `images/` and `masks/` (PNG; the value of a pixel is its class, 255 is ignored), "
+    "arguments) and `y`, also as `x_train`, `x_val`, `x_test`; `.csv` whose last column is `y`; `.jsonl` and "
+    "`.parquet`; a `.zip` of one of these two with texts and the model's `tokenizer.json`; a `.zip` with a folder of "
+    "images for each class, with `images/` and `masks/` (PNG; the value of a pixel is its class, 255 is ignored), "
     "or with images alone. Without targets the data set has no labels. `builtin:digits` needs no upload.",
     openapi_extra=UPLOAD_BODY,
     responses=answers(201, DATASET, 413, 507)

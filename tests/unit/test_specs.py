@@ -54,6 +54,7 @@ def test_a_criterion_without_what_it_needs_is_refused(given: dict, says: str) ->
 
 DATA = {"dataset": "builtin:digits"}
 WEIGHT = DATA | {"granularity": "weight"}
+JITTER = ("brightness", "contrast", "saturation")
 TEACH = {"retrain": {"teach": {"kind": "knowledge"}}}
 
 
@@ -98,12 +99,18 @@ def test_what_can_have_no_effect_or_contradicts_is_pointed_at(given: dict, field
         ({"nesterov": True, "optimizer": "adam"}, "nesterov", "SGD's momentum"),
         ({"nesterov": True, "momentum": 0}, "nesterov", "SGD's momentum"),
         ({"teach": {"kind": "knowledge", "features": [["a", "a"]]}}, "teach", "leave `features` out"),
+        ({"augment": {}}, "augment.horizontal_flip", "name one, such as {}, or leave out `augment`"),
+        ({"augment": {"flip": {}}}, "augment.flip", "not permitted"),
+        ({"augment": {"erasing": {"scale": [0.5, 0.1]}}}, "augment.erasing.scale", "begins above its end"),
+        ({"augment": {"resized_crop": {"ratio": [2, 1]}}}, "augment.resized_crop.ratio", "the smaller"),
+        ({"augment": {"color_jitter": dict.fromkeys(JITTER, 0)}}, "augment.color_jitter.brightness", "changes nothing"),
+        ({"augment": {"token_dropout": {"p": 1}}}, "augment.token_dropout.p", "less than 1"),
     ],
 )
 def test_a_training_that_contradicts_itself_is_pointed_at(retrain: dict, field: str, says: str) -> None:
     with pytest.raises(ValidationError, match=says) as caught:
         PruneSpec.model_validate(PRUNE | DATA | {"retrain": retrain})
-    assert [error["loc"] for error in caught.value.errors()] == [("retrain", field)]
+    assert [error["loc"] for error in caught.value.errors()] == [("retrain", *field.split("."))]
 
 
 @pytest.mark.parametrize(

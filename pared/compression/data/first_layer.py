@@ -26,6 +26,14 @@ def refusal(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:
     return None
 
 
+def embedding_of(module: nn.Module) -> tuple[str, int] | None:
+    """Name and number of rows of the embedding that reads the model's first input as it comes, where one does."""
+    for layer in _first_layers(module):
+        if layer.input == 0 and layer.kind == "embedding":
+            return layer.name, layer.weight.shape[0]
+    return None
+
+
 @dataclass(frozen=True)
 class _FirstLayer:
     """The layer that reads the `input`-th input of the model first; `direct`: as it comes, not reshaped."""

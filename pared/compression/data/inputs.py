@@ -114,6 +114,8 @@ def scalings(columns: Sequence[Column], preprocess: Preprocess) -> list[Scaling]
     Raises:
         InvalidData: there is nothing to scale, or mean and std do not fit.
     """
+    if preprocess == Preprocess(max_length=preprocess.max_length):
+        return []
     if all(column.dtype == torch.int64 for column in columns):
         raise InvalidData("`preprocess` scales numbers, but this data set holds token ids only: leave it out.")
     return [Scaling() if column.dtype == torch.int64 else _scaling(column, preprocess) for column in columns]

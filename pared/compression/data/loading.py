@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pared.compression.data.columns import Column, StoredColumn, in_memory
+from pared.compression.data.columns import Column, StoredColumn, in_memory, whole
 from pared.compression.data.images import mask_labels
 from pared.compression.data.inputs import checked_inputs, described_inputs, held, scalings
 from pared.compression.data.preview import write_preview
@@ -18,10 +18,14 @@ from pared.compression.data.room import room_for
 from pared.compression.data.samples import Data, Split
 from pared.compression.data.splits import SPLITS, draw_missing
 from pared.compression.data.stored import Stored
+from pared.compression.data.text import cut, next_tokens
 from pared.compression.tasks import Labels, Match, Options, StoredLabels, TaskRules, make_task
+from pared.compression.tasks.dense import Segmentation, TokenClassification
 from pared.compression.work import DatasetFile
 from pared.reports import DatasetInspection
 from pared.specs import Preprocess, Task
+
+_SOME_MASKS = 64  # that tell which task they are for
 
 
 def load_dataset(
@@ -53,60 +57,63 @@ def load_dataset(
         ShapeMismatch: labels fit none of the model's outputs.
         StorageFull: the disk has no room to unpack it.
     """
-    stored = read_dataset(file)
+    stored = cut(read_dataset(file), preprocess)
+    if task == "language_modeling" and not stored.targets and stored.padding is not None:
+        stored = next_tokens(stored)
     inputs = checked_inputs(stored)
     scaling = [] if preprocess is None else scalings(inputs["train"], preprocess)
-    labels = _stored_labels(stored, inputs)
-    data = Data(
+    labels = _labels(stored, inputs)
+    unlabelled = Data(
         inputs={split: list(columns) for split, columns in inputs.items()},
         targets=dict(labels.without()),
         task=Match(),
         classes=None,
         splits="given" if "test" in inputs else "by_seed",
         format=stored.format,
-        labelled=bool(stored.targets),
+        padding=stored.padding,
+        vocabulary=stored.vocabulary,
         names=stored.names,
-        warnings=list(stored.notes),
         scaling=scaling,
     )
-    answered = None if answer is None else answer(replace(data))
+    answered = None if answer is None else answer(replace(unlabelled))
     rules = make_task(Options(task, output, ignored), labels, answered)
     targets, found = _checked_labels(rules, stored, labels)
     draw_missing(inputs, targets, seed, by_class=found.by_class)
     columns, targets = held(inputs, targets, scaling, room_for(file).held)
     return replace(
-        data,
+        unlabelled,
         inputs=columns,
+        names=stored.names,
+        scaling=scaling,
         targets=targets,
         task=rules,
         classes=found.classes,
-        class_names=found.class_names,
+        labelled=bool(stored.targets) and not rules.has_references,
+        class_names=stored.class_names if isinstance(rules, TokenClassification) else found.class_names,
         warnings=[*stored.notes, *found.notes],
     )
 
 
-def _stored_labels(stored: Stored, inputs: Mapping[Split, Sequence[StoredColumn]]) -> StoredLabels:
-    """The labels as a task checks them, beside each split's first input: its shape, and what it holds if it is ids."""
+def _labels(stored: Stored, inputs: Mapping[Split, Sequence[StoredColumn]]) -> StoredLabels:
+    """What a task looks at to tell which it is: masks by some of them, inputs that are no tokens by their shape."""
+    rows: slice | None = slice(0, _SOME_MASKS) if stored.format == "image_masks" else None
     first = {
-        split: in_memory(columns[0]) if columns[0].dtype == torch.int64 else torch.empty(1).expand(columns[0].shape)
+        split: in_memory(columns[0])
+        if columns[0].dtype == torch.int64
+        else torch.empty(columns[0].shape, dtype=torch.float32, device="meta")
         for split, columns in inputs.items()
     }
-    # Of masks some tell the task; all of them may not fit into memory, and are checked a chunk at a time.
-    most = MASKS_LOOKED_AT if stored.format == "image_masks" else None
-    arrays = {split: rows[:most] for split, rows in stored.targets.items()}
+    arrays = {split: whole(each) if rows is None else each[rows] for split, each in stored.targets.items()}
     return StoredLabels(arrays, stored.class_names, first)
 
 
 def _checked_labels(rules: TaskRules, stored: Stored, labels: StoredLabels) -> tuple[dict[Split, Column], Labels]:
     """The targets, and what is known of them."""
-    if stored.format == "image_masks" and rules.name == "segmentation":
+    if stored.format == "image_masks" and isinstance(rules, Segmentation):
         masks, classes, notes = mask_labels(stored.targets, rules.ignored)
         return masks, Labels({}, classes, notes=notes)
     found = rules.labels(labels)
     return dict(found.targets), found
-
-
-MASKS_LOOKED_AT = 16
 
 
 def inspect_dataset(file: DatasetFile, directory: Path | None = None) -> DatasetInspection:
@@ -135,7 +142,7 @@ def inspect_dataset(file: DatasetFile, directory: Path | None = None) -> Dataset
     return DatasetInspection(
         format=data.format,
         task=data.task.name,
-        inputs=described_inputs(data.inputs["train"], data.names),
+        inputs=described_inputs(data.inputs["train"][: None if data.padding is None else 1], data.names),
         samples={split: data.samples(split) for split in SPLITS},
         splits=data.splits,
         labelled=data.labelled,

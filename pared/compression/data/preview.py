@@ -116,7 +116,7 @@ def _listed(data: Data, rows: Tensor, inputs: tuple[Tensor, ...], targets: Tenso
         }
         if data.labelled:
             sample["target"] = _first(targets[place])
-            if data.class_names is not None:
+            if data.class_names is not None and targets[place].numel() == 1:
                 sample["class"] = data.class_names[int(targets[place])]
         samples.append(sample)
     return {"split": "train", "inputs": described, "samples": samples}

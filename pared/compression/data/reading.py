@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pared.compression.data import arrays, images, tables
+from pared.compression.data import arrays, images, records, tables
 from pared.compression.data.stored import FORMATS, Stored
 from pared.compression.data.zip_members import Zip
 from pared.compression.work import DatasetFile
@@ -65,12 +65,16 @@ def _read_zip(file: DatasetFile) -> Stored:
         return arrays.read_npz(archive, file)
     if any(name.endswith(("/data.pkl", "/constants.pkl")) for name in names):
         raise UnsupportedDataset(f"This is a PyTorch file: upload it as a model, or save the arrays as .npz. {FORMATS}")
+    if records.is_archive(names):
+        return records.read_archive(archive)
     return images.read_images(archive, file)
 
 
 READERS = (
     Reader(lambda head, _: head.startswith(b"PK\x03\x04"), _read_zip),
     Reader(arrays.is_safetensors, arrays.read_safetensors),
+    Reader(records.is_parquet, records.read_file),
+    Reader(records.is_json_lines, records.read_file),
 )
 """Asked in turn. What none of them recognises is a table of text, or nothing that we read."""
 
@@ -79,14 +83,13 @@ def _refuse_others(head: bytes) -> None:
     """Anything that is not text, and text that is no table."""
     looks_like = [
         (b"\x93NUMPY", "a single NumPy array, so inputs or targets are missing: save both with np.savez(…, x=x, y=y)"),
-        (b"PAR1", "a Parquet file: save it as .csv or .npz"),
         (b"\x89HDF", "an HDF5 file: save its arrays with np.savez(…, x=x, y=y)"),
         (b"\x1f\x8b", "a gzip file: unpack it and upload what is inside"),
         (b"\x80", "a Python pickle; opening it would run its code: save its arrays with np.savez(…, x=x, y=y)"),
         (b"\x89PNG", "one image: upload a .zip with a folder of images for each class"),
         (b"\xff\xd8\xff", "one image: upload a .zip with a folder of images for each class"),
         (b"<", "a web page or XML, not a table: download the file again and look at its size"),
-        (b"{", "JSON: save it as .csv or .npz"),
+        (b"[", "a JSON array: save it as JSON lines, one object a line, or as .csv"),
         (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull` and upload the real file"),
     ]
     for magic, text in looks_like:

@@ -19,6 +19,9 @@ _AHEAD = 3  # batches that are read before they are asked for
 Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
 
+NO_CLASS = 255
+"""In a mask that is stored in bytes: a pixel that has no class."""
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -71,6 +74,14 @@ class Data:
     scaling: list[Scaling] = field(default_factory=list)
     """Of each input; without any, bytes stay as large as they are. Numbers in memory are scaled already, bytes and what
     is read as needed when they are taken."""
+    padding: int | None = None
+    """Of texts: the id that rows of tokens are padded by. Stored are then tokens, (samples, tokens), and how many of
+    each row are no padding, (samples, 1); taken are tokens, cut to the longest of the batch, and their mask if
+    `masked`."""
+    masked: bool = False
+    """Whether the model takes a mask of the tokens, int64 (samples, tokens) with 1 where there is a token."""
+    vocabulary: int | None = None
+    """Where a tokenizer came with the texts: one more than its highest id."""
     answers: Tensor | None = None
     """A teacher's answers to the training samples, which then end their inputs."""
     loaders: dict[str, Loader] = field(default_factory=dict)
@@ -85,9 +96,9 @@ class Data:
         count = self.samples(split)
         return torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
 
-    def take(self, split: Split, indices: Tensor) -> tuple[Inputs, Tensor]:
-        """`(inputs, targets)` of these samples."""
-        return self.finished([column.index_select(0, indices) for column in self.columns(split)])
+    def take(self, split: Split, indices: Tensor, *, cut: bool = True) -> tuple[Inputs, Tensor]:
+        """`(inputs, targets)` of these samples. `cut`: whether texts are cut to the longest of them."""
+        return self.finished([column.index_select(0, indices) for column in self.columns(split)], cut=cut)
 
     def batches(
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
@@ -100,9 +111,9 @@ class Data:
         yield from map(self.finished, rows if in_memory else ahead(rows, _AHEAD))
 
     def example(self, batch: int = 2) -> Inputs:
-        """The inputs of the first training samples, repeated where there are fewer than `batch`."""
+        """The inputs of the first training samples, repeated where there are fewer than `batch`. Texts are not cut."""
         count = self.samples("train")
-        return replace(self, answers=None).take("train", torch.arange(batch) % count)[0]
+        return replace(self, answers=None).take("train", torch.arange(batch) % count, cut=False)[0]
 
     def taught(self, answers: Tensor) -> Data:
         """The same samples with a teacher's answers, (training samples, …), as their last input in training."""
@@ -121,11 +132,26 @@ class Data:
         answers = [] if self.answers is None or split != "train" else [self.answers]
         return [*self.inputs[split], *answers, self.targets[split]]
 
-    def finished(self, columns: Sequence[Tensor]) -> tuple[Inputs, Tensor]:
+    def finished(self, columns: Sequence[Tensor], *, cut: bool = True) -> tuple[Inputs, Tensor]:
         """`(inputs, targets)` of rows of `columns`: bytes become numbers, on the device where they are."""
         *inputs, targets = columns
-        targets = mask_classes(targets) if targets.dtype == torch.uint8 else targets
+        if self.padding is not None:
+            return self._padded(inputs, targets, cut=cut)
+        targets = self.labels(targets)
         return tuple(self._scaled(index, tensor) for index, tensor in enumerate(inputs)), targets
+
+    def labels(self, stored: Tensor) -> Tensor:
+        """Rows of targets as they are taken: of masks in bytes, int64."""
+        return stored.long().masked_fill(stored == NO_CLASS, IGNORED) if stored.dtype == torch.uint8 else stored
+
+    def _padded(self, inputs: Sequence[Tensor], targets: Tensor, *, cut: bool) -> tuple[Inputs, Tensor]:
+        """Rows of tokens, cut to the longest of them, with labels of tokens cut alike."""
+        tokens, lengths, *answers = inputs
+        width = int(lengths.max()) if cut else tokens.shape[1]
+        if targets.shape[1:] == tokens.shape[1:] and targets.dtype == torch.int64:
+            targets = targets[:, :width]
+        mask = [(torch.arange(width, device=lengths.device) < lengths).long()] if self.masked else []
+        return (tokens[:, :width], *mask, *answers), targets
 
     def _scaled(self, index: int, rows: Tensor) -> Tensor:
         """Rows of the input of this index as they come to the model; the teacher's answers lie behind the inputs."""
@@ -136,20 +162,11 @@ class Data:
         return self.scaling[index](rows.float()) if self.scaling else rows.float()
 
 
-NO_CLASS = 255
-"""In a stored mask: a pixel that has no class."""
-
-
-def mask_classes(masks: Tensor) -> Tensor:
-    """The class of each pixel as a task takes it, int64, from bytes."""
-    return masks.long().masked_fill_(masks == NO_CLASS, IGNORED)
-
-
 class OnCard:
     """Samples whose batches lie on a card: the same ones in the same order as on the CPU."""
 
     def __init__(self, data: Data, loader: Loader) -> None:
-        self._data, self._loader = data, loader
+        self._data, self._loader, self.padding = data, loader, data.padding
 
     def samples(self, split: Split) -> int:
         """Number of samples in a split."""

@@ -11,8 +11,9 @@ MAX_ELEMENTS = 1 << 30
 """Most numbers of a table, which is read into memory."""
 
 FORMATS = (
-    "pared reads .npz and .safetensors (arrays x and y, or x_train, y_train, x_test, y_test), .csv, and .zip with a "
-    "folder of images for each class, with images/ and masks/, or with images alone."
+    "pared reads .npz and .safetensors (arrays x and y, or x_train, y_train, x_test, y_test), .csv, .jsonl, "
+    ".parquet, and .zip with one of the last two and a tokenizer.json for texts, with a folder of images for each "
+    "class, with images/ and masks/, or with images alone."
 )
 
 
@@ -29,3 +30,7 @@ class Stored:
     notes: list[str] = field(default_factory=list)
     names: list[str] | None = None
     """Of the inputs, where the file gives them other names than x."""
+    padding: int | None = None
+    """The id that rows of tokens are padded by. The inputs are then tokens, and how many of each row are no padding."""
+    vocabulary: int | None = None
+    """Where a tokenizer came with the texts: one more than its highest id."""

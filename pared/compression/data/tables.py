@@ -52,7 +52,7 @@ def read_csv(file: DatasetFile) -> Stored:
 
     columns = _columns(text, delimiter, names, skip=1 if header else 0)
     parts = [
-        _feature(name, cells, notes) for i, (name, cells) in enumerate(zip(names, columns, strict=True)) if i != target
+        feature(name, cells, notes) for i, (name, cells) in enumerate(zip(names, columns, strict=True)) if i != target
     ]
     features = np.concatenate(parts, axis=1)
     if features.size > MAX_ELEMENTS:
@@ -120,7 +120,7 @@ def _columns(text: str, delimiter: str, names: list[str], *, skip: int) -> list[
     return columns
 
 
-def _feature(name: str, cells: list[str], notes: list[str]) -> Array:
+def feature(name: str, cells: list[str], notes: list[str]) -> Array:
     """One column of numbers, or one of 0 and 1 for each word: (rows, 1 or number of words)."""
     try:
         return np.array([float(cell) for cell in cells])[:, None]

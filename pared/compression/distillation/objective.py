@@ -16,11 +16,12 @@ from pared.compression.distillation.losses import knowledge, output_mse, with_la
 from pared.compression.measuring.references import KEPT_BYTES
 from pared.compression.measuring.running import Samples, answers, forward, own_failures
 from pared.compression.tasks import TaskRules
+from pared.compression.training.augmentation import Mix, label_loss, parted
 from pared.compression.training.calibration import copied, learn_labels
 from pared.compression.training.gradients import Loss, WeightedLoss, weight_of
 from pared.compression.training.seeds import seed_of
 from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Knowledge, OutputMse
+from pared.specs import Augment, Knowledge, OutputMse
 
 MAX_PROJECTION = 1 << 26
 """Most weights of one learned projection: 256 MiB, and three times that with its optimizer state."""
@@ -53,17 +54,19 @@ def make_objective(
     teacher_task: TaskRules | None = None,
     seed: int,
     device: str = "cpu",
+    augment: Augment | None = None,
 ) -> Objective:
     """Prepare what the student learns from the teacher, which stays as it is: in eval mode, without gradients.
 
     Without feature pairs the teacher's logits are computed once, over the training split in its stored order, and
-    travel with the samples, where they are few. With pairs, whose outputs can be many times larger, the teacher runs
-    beside the student.
+    travel with the samples, where they are few. With pairs, whose outputs can be many times larger, and where samples
+    change in each epoch, the teacher runs beside the student, on the same samples.
 
     Args:
         example: inputs of both models, with a batch of at least 2.
         task: of the student, whose outputs may be probabilities where the teacher's are none.
         teacher_task: of the teacher; without one, the same.
+        augment: how the training changes its batches.
 
     Raises:
         ShapeMismatch: the outputs of teacher and student differ in shape.
@@ -84,24 +87,28 @@ def make_objective(
             f"{tuple(of_student.shape)}. A student has as many outputs as its teacher."
         )
     if task.has_references:  # what the student learns is the teacher's answers, and these are its targets
-        return Objective(data, learn_labels(task), None)
+        return Objective(data, learn_labels(task, augment), None)
     if pairs and isinstance(kind, Knowledge):
         projections = _projections(pairs, narrow, wide, seed).to(device)
-        return Objective(data, _feature_loss(kind, task, teacher_task, of_both, projections), projections)
+        return Objective(data, _feature_loss(kind, task, teacher_task, of_both, projections, augment), projections)
     few = 4 * of_teacher[:1].numel() * data.samples("train") <= KEPT_BYTES
-    if few:
+    of_any_length = of_teacher.dim() > 2 and getattr(data, "padding", None) is not None
+    if few and augment is None and not of_any_length:
         answered = answers(teacher, data, "train", teacher_task, device=device)
         return Objective(data.taught(answered), _output_loss(kind, task, _travelling), None)
     beside = copied(teacher).eval()  # whoever made it may move it on
     place(beside, device)
-    return Objective(data, _output_loss(kind, task, _beside(beside, teacher_task)), None)
+    return Objective(data, _output_loss(kind, task, _beside(beside, teacher_task, augment)), None)
 
 
-def hold_others(objective: Objective, original: nn.Module, task: TaskRules, *, device: str = "cpu") -> Objective:
+def hold_others(
+    objective: Objective, original: nn.Module, task: TaskRules, *, device: str = "cpu", augment: Augment | None = None
+) -> Objective:
     """The same, with the outputs that no labels belong to held to what the original answers, which runs beside.
 
     Args:
         original: in eval mode.
+        augment: how the training changes its batches.
     """
     held = task.held
     if held is None:
@@ -113,7 +120,7 @@ def hold_others(objective: Objective, original: nn.Module, task: TaskRules, *, d
         kept = _Kept(module)
         value = objective.loss(kept, inputs, targets)  # type: ignore[arg-type]
         if kept.inputs is None:  # what captures inner layers runs the module by itself
-            kept(*inputs)
+            kept(*parted(inputs, augment)[0])
         samples = len(targets)
         with torch.no_grad(), own_failures():
             reference = held.taken(original(*kept.inputs), samples)
@@ -136,30 +143,32 @@ class _Kept:
         return self.answer
 
 
-Taught = Callable[[Inputs], tuple[Inputs, Tensor]]
-"""Parts the inputs of a batch from what the teacher answers to them."""
+Taught = Callable[[Inputs], tuple[Inputs, Tensor, Mix | None]]
+"""Of the inputs of a batch as a loss is handed them: the student's, the teacher's answer to these, and what is mixed
+into them."""
 
 
-def _travelling(inputs: Inputs) -> tuple[Inputs, Tensor]:
+def _travelling(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
     """The teacher's answers are the last of the inputs."""
-    return inputs[:-1], inputs[-1]
+    return inputs[:-1], inputs[-1], None
 
 
-def _beside(teacher: nn.Module, task: TaskRules) -> Taught:
+def _beside(teacher: nn.Module, task: TaskRules, augment: Augment | None) -> Taught:
     """The teacher runs beside the student."""
 
-    def taught(inputs: Inputs) -> tuple[Inputs, Tensor]:
+    def taught(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+        samples, mix = parted(inputs, augment)
         with torch.no_grad():
-            return inputs, forward(teacher, inputs, task)
+            return samples, forward(teacher, samples, task), mix
 
     return taught
 
 
 def _output_loss(kind: OutputMse | Knowledge, task: TaskRules, taught: Taught) -> Loss:
     def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        samples, answer = taught(inputs)
+        samples, answer, mix = taught(inputs)
         output = forward(student, samples, task)
-        return _from_answers(kind, task, output, answer, targets)
+        return _from_answers(kind, task, output, answer, targets, mix)
 
     return WeightedLoss(loss, task.weight)
 
@@ -170,6 +179,7 @@ def _from_answers(
     output: Tensor,
     answer: Tensor,
     targets: Tensor,
+    mix: Mix | None,
     features: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """The loss of a batch; `features`: pairs in the place of the logits."""
@@ -185,20 +195,26 @@ def _from_answers(
         counted=counted,
         independent=task.independent,
     )
-    return with_labels(lesson, task.loss(output, targets), kind.labels)
+    return with_labels(lesson, label_loss(task, output, targets, mix), kind.labels)
 
 
 def _feature_loss(
-    kind: Knowledge, task: TaskRules, teacher_task: TaskRules, of_both: tuple[Probe, Probe], projections: nn.ModuleList
+    kind: Knowledge,
+    task: TaskRules,
+    teacher_task: TaskRules,
+    of_both: tuple[Probe, Probe],
+    projections: nn.ModuleList,
+    augment: Augment | None,
 ) -> Loss:
     teacher, student = of_both
 
     def loss(_: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        samples, mix = parted(inputs, augment)
         with torch.no_grad():
-            answer, wide = teacher(inputs, teacher_task)
-        output, narrow = student(inputs, task)
+            answer, wide = teacher(samples, teacher_task)
+        output, narrow = student(samples, task)
         softened = [(project(z_s), z_t) for project, z_s, z_t in zip(projections, narrow, wide, strict=True)]
-        return _from_answers(kind, task, output, answer, targets, softened)
+        return _from_answers(kind, task, output, answer, targets, mix, softened)
 
     return WeightedLoss(loss, task.weight)
 

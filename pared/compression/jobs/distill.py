@@ -185,8 +185,9 @@ def _teach(
         teacher_task=of_teacher,
         seed=spec.seed,
         device=work.device,
+        augment=spec.train.augment,
     )
-    teaching = hold_others(teaching, teacher.module, data.task, device=work.device)
+    teaching = hold_others(teaching, teacher.module, data.task, device=work.device, augment=spec.train.augment)
     return fit(
         student.module,
         teaching.data,
@@ -227,7 +228,7 @@ def _labels_only(
         alone,
         data,
         spec.train,
-        learn_labels(data.task),
+        learn_labels(data.task, spec.train.augment),
         task=data.task,
         seed=seed_of(spec.seed, "train"),
         phase="labels only",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pared.compression.data.columns import in_memory, token_range
 from pared.compression.data.first_layer import refusal
 from pared.compression.data.names import arrange_inputs
 from pared.compression.data.samples import Data, Inputs, Split
+from pared.compression.jobs.fitting_texts import fit_texts, too_long
 from pared.compression.loading import LoadedModel, arguments_of, guess_example_inputs
 from pared.compression.measuring.running import own_failures
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
@@ -26,7 +26,10 @@ def answer_to(loaded: LoadedModel, data: Data) -> Any:
         InvalidData: token ids beyond what the model has.
         ModelFailed: its forward raises for a reason of its own.
     """
-    arrange_inputs(data, arguments_of(loaded))
+    if data.padding is None:
+        arrange_inputs(data, arguments_of(loaded))
+    else:
+        fit_texts(loaded, data)
     inputs = _extreme_samples(data)
     try:
         with torch.no_grad(), own_failures():
@@ -38,8 +41,8 @@ def answer_to(loaded: LoadedModel, data: Data) -> Any:
 def check_fits(loaded: LoadedModel, data: Data) -> None:
     """Run the model on two samples and compare what it takes and gives with what the data set holds.
 
-    Inputs that the data set names as the model does are brought into the model's order. Targets are brought into the
-    shape of the model's output where only dimensions of 1 differ.
+    Inputs that the data set names as the model does are brought into the model's order, and targets into the shape of
+    the model's output where only dimensions of 1 differ.
 
     Raises:
         ShapeMismatch: the model takes or gives other shapes.
@@ -52,17 +55,13 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
             "The model answers its data with NaN. Look for NaN among its weights, and whether the data must be scaled "
             "(`preprocess`); nothing can be measured or trained from there."
         )
-    if data.targets["train"].dtype == torch.uint8:
-        data.task.fitted(_some_masks(data), output)
+    masks = {split: each for split, each in data.targets.items() if each.dtype == torch.uint8}
+    if masks:  # as they are stored: their classes and sizes are known
+        highest = (data.classes or 1) - 1
+        data.task.fitted({split: torch.full((1, *each.shape[1:]), highest) for split, each in masks.items()}, output)
         return
-    data.targets.update(data.task.fitted({split: in_memory(each) for split, each in data.targets.items()}, output))
-
-
-def _some_masks(data: Data) -> dict[Split, Tensor]:
-    """A few masks of each split, the highest class that there is among them."""
-    masks = {split: data.take(split, torch.arange(1))[1] for split in data.targets}
-    masks["train"].reshape(-1)[0] = (data.classes or 1) - 1
-    return masks
+    targets = {split: in_memory(each) for split, each in data.targets.items()}
+    data.targets.update(data.task.fitted(targets, output))
 
 
 def _extreme_samples(data: Data) -> Inputs:
@@ -75,7 +74,7 @@ def _extreme_samples(data: Data) -> Inputs:
             low, of_low = min(found, key=lambda each: each[1].low)
             rows = [(high, of_high.high_row), (low, of_low.low_row)]
             break
-    taken = [data.take(split, torch.tensor([row]))[0] for split, row in rows]
+    taken = [data.take(split, torch.tensor([row]), cut=False)[0] for split, row in rows]
     return tuple(torch.cat(parts) for parts in zip(*taken, strict=True))
 
 
@@ -83,6 +82,8 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
     """Why the model did not run: ids beyond its table, other shapes, or a failure of its own."""
     tokens = [column for columns in data.inputs.values() for column in columns if column.dtype == torch.int64]
     if tokens and "index out of range" in error.detail:
+        if (longer := too_long(loaded, data)) is not None:
+            return longer
         ranges = [token_range(column) for column in tokens]
         low, high = min(each.low for each in ranges), max(each.high for each in ranges)
         return InvalidData(

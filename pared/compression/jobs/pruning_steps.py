@@ -403,8 +403,8 @@ class Pruning:
         """What retraining learns from: the labels, or the answers of the model as it came."""
         spec, teacher = self.job.spec, self.job.original.module
         if retrain.teach is None:
-            learned = Objective(data, learn_labels(data.task), None)
-            return hold_others(learned, teacher, data.task, device=self.job.work.device)
+            learned = Objective(data, learn_labels(data.task, retrain.augment), None)
+            return hold_others(learned, teacher, data.task, device=self.job.work.device, augment=retrain.augment)
         objective = make_objective(
             retrain.teach,
             teacher,
@@ -414,9 +414,10 @@ class Pruning:
             task=data.task,
             seed=spec.seed,
             device=self.job.work.device,
+            augment=retrain.augment,
         )
         place(teacher, CPU)
-        return hold_others(objective, teacher, data.task, device=self.job.work.device)
+        return hold_others(objective, teacher, data.task, device=self.job.work.device, augment=retrain.augment)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         """Take up what an earlier attempt had reached; weights and masks come with the training state."""

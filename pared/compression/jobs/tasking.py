@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pared.compression.data import Data, load_dataset
 from pared.compression.data.columns import chunks
-from pared.compression.data.samples import mask_classes
 from pared.compression.jobs.fitting import answer_to, check_fits
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.references import with_references
@@ -19,10 +18,20 @@ from pared.compression.measuring.running import own_failures
 from pared.compression.tasks import Match, Piece, TaskRules, pieces_of
 from pared.compression.tasks.heads import head_of
 from pared.compression.tasks.outputs import named_outputs, path_of
+from pared.compression.training.augmentation import check_augmentation
 from pared.compression.training.calibration import copied
 from pared.compression.work import Work
 from pared.errors import ModelFailed, ValidationError
-from pared.specs import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec, DistillSpec, Knowledge, PruneSpec, Train
+from pared.specs import (
+    WITHOUT_CLASSES,
+    WITHOUT_LABELS,
+    Augment,
+    CompressionSpec,
+    DistillSpec,
+    Knowledge,
+    PruneSpec,
+    Train,
+)
 from pared.specs.pruning import SOFTENED_CLASSES
 
 _Spec = TypeVar("_Spec", bound=CompressionSpec)
@@ -68,9 +77,19 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
     if spec.task is None and data.task.name != "classification":
         data.warnings.append(_said(data.task))
     spec = _for_task(spec, data)
+    changes = training is not None and training.epochs > 0 and training.augment is not None
+    if training is not None and training.augment is not None and changes:
+        _check_changes(training.augment, data, f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment")
     if data.task.has_references:
+        # Answers to texts are as long as the longest of their batch.
+        beside = beside or changes or data.padding is not None
         data = with_references(data, copied(original.module).eval(), device=work.device, beside=beside)
     return spec, data
+
+
+def _check_changes(augment: Augment, data: Data, pointer: str) -> None:
+    inputs, target = data.take("train", torch.arange(2))
+    check_augmentation(augment, inputs, target[:, :0] if data.task.has_references else target, pointer)
 
 
 def _said(task: TaskRules) -> str:
@@ -151,14 +170,13 @@ def for_student(data: Data, student: LoadedModel) -> Data:
 
 def _balanced(data: Data, classes: int) -> Tensor:
     """n / (K · n_c) for each of the K classes that occur, by which all weigh the same; of labels, (n − n_c) / n_c."""
-    counts, samples = torch.zeros(classes, dtype=torch.float64), data.samples("train")
-    if data.targets["train"].dtype.is_floating_point:
-        for _, labels in chunks(data.targets["train"]):
-            counts += labels.double().sum(0)
-        return torch.where(counts > 0, (samples - counts) / counts.clamp_min(1), 1.0).float()
-    for _, labels in chunks(data.targets["train"]):
-        whole = mask_classes(labels) if labels.dtype == torch.uint8 else labels
-        counts += whole[whole >= 0].bincount(minlength=classes)
+    counts = torch.zeros(classes, dtype=torch.float64)
+    of_labels = data.targets["train"].dtype.is_floating_point
+    for _, stored in chunks(data.targets["train"]):
+        target = data.labels(stored)
+        counts += target.double().sum(0) if of_labels else target[target >= 0].bincount(minlength=classes)
+    if of_labels:
+        return torch.where(counts > 0, (data.samples("train") - counts) / counts.clamp_min(1), 1.0).float()
     return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp_min(1)), 1.0).float()
 
 

@@ -57,11 +57,14 @@ class Reference:
     def beside(self, batches: Iterator[tuple[Inputs, Tensor]]) -> Iterator[tuple[Inputs, Tensor]]:
         """The same batches, with its answers as targets."""
         for inputs, _ in batches:
-            if device_of(self.module) != inputs[0].device:
-                place(self.module, inputs[0].device)
-            with torch.no_grad(), unoptimized():
-                targets = forward(self.module, inputs, self.task)
-            yield inputs, targets
+            yield inputs, self.answer(inputs)
+
+    def answer(self, inputs: Inputs) -> Tensor:
+        """Its answer to a batch, on the batch's device."""
+        if device_of(self.module) != inputs[0].device:
+            place(self.module, inputs[0].device)
+        with torch.no_grad(), unoptimized():
+            return forward(self.module, inputs, self.task)
 
 
 @dataclass
@@ -76,6 +79,10 @@ class Referenced(Data):
         """`(inputs, the original's answers)` of a split; the last batch may be smaller."""
         return self.reference.beside(super().batches(split, batch_size, generator))
 
+    def plain(self) -> Data:
+        """The same samples without answers."""
+        return Data(**{each.name: getattr(self, each.name) for each in fields(Data)})
+
     def on(self, device: str) -> Any:
         """The same samples, whose batches lie on a device."""
         there = super().on(device)
@@ -86,7 +93,11 @@ class ReferencedOnCard:
     """Samples on a card, beside which the original runs there."""
 
     def __init__(self, samples: Samples, reference: Reference) -> None:
-        self._samples, self._reference = samples, reference
+        self._samples, self.reference = samples, reference
+
+    def plain(self) -> Samples:
+        """The same samples without answers."""
+        return self._samples
 
     def samples(self, split: Split) -> int:
         """Number of samples in a split."""
@@ -96,7 +107,7 @@ class ReferencedOnCard:
         self, split: Split, batch_size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Inputs, Tensor]]:
         """`(inputs, the original's answers)` of a split; the last batch may be smaller."""
-        return self._reference.beside(self._samples.batches(split, batch_size, generator))
+        return self.reference.beside(self._samples.batches(split, batch_size, generator))
 
     def on(self, _device: str) -> ReferencedOnCard:
         """They are there."""

@@ -38,7 +38,7 @@ class DenseClassification(SummedScore):
         notes: list[str] = []
         arrays = {}
         for split, array in stored.arrays.items():
-            if stored.class_names is not None or array.ndim < 2:
+            if array.ndim < 2:
                 raise InvalidData(
                     f"y has the shape {array.shape} ({split} split), one label a sample, but {self.name} needs one for "
                     f"each of the {self.position}. For one class a sample use task=classification."

@@ -17,16 +17,19 @@ from pared.compression.devices.placement import place
 from pared.compression.measuring.running import Samples, forward, unoptimized
 from pared.compression.names import tensors
 from pared.compression.tasks import TaskRules
+from pared.compression.training.augmentation import label_loss, parted
 from pared.compression.training.gradients import Loss, WeightedLoss, add_gradients, cudnn_disabled, cudnn_refuses
+from pared.specs import Augment
 
 _SOME = 64  # samples of a batch that a criterion looks at
 
 
-def learn_labels(task: TaskRules) -> Loss:
-    """The loss on labels alone, or on what a task has in their place."""
+def learn_labels(task: TaskRules, augment: Augment | None = None) -> Loss:
+    """The loss on labels alone, or on what a task has in their place. `augment`: how training changes its batches."""
 
     def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        return task.loss(forward(module, inputs, task), targets)
+        samples, mix = parted(inputs, augment)
+        return label_loss(task, forward(module, samples, task), targets, mix)
 
     return WeightedLoss(loss, task.weight)
 

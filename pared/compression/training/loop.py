@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place
 from pared.compression.devices.precision import float32_products, training_precision
+from pared.compression.measuring.references import Referenced, ReferencedOnCard
 from pared.compression.measuring.running import Samples, predict, unoptimized
 from pared.compression.pruning.weights import Masks
 from pared.compression.tasks import TaskRules
+from pared.compression.training.augmentation import Augmentation
 from pared.compression.training.constraints import ConstrainedModule, WeightConstraint
 from pared.compression.training.gradients import Gradients, Loss
 from pared.compression.training.gradual import GradualSchedule, RunningGradients, StepCount
@@ -73,7 +75,8 @@ def fit(
     what it was given. With a ramp the candidates are the epochs that end beyond it. The test split is not looked at.
 
     A run that is stopped and resumed ends with the same bits as one that was not: everything random in an epoch
-    hangs on (seed, epoch) alone, and the rest is in the checkpoint.
+    hangs on (seed, epoch) alone, and the rest is in the checkpoint. Where `config` says so, the samples of each
+    training batch change at random first (`training.augmentation`).
 
     Args:
         seed: of this run; runs that are to see the samples in the same order share it.
@@ -242,15 +245,25 @@ def _train_epoch(
     module.train()
     if companion is not None:
         companion.train()
+    augmentation, samples = None, data
+    if config.augment is not None:
+        # The original answers samples as they were changed.
+        reference = None
+        if isinstance(data, (Referenced, ReferencedOnCard)):
+            samples, reference = data.plain(), data.reference
+        # Only texts are padded.
+        augmentation = Augmentation(config.augment, seed, reference, getattr(samples, "padding", None))
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = 0
     step = (reporter.epoch - 1) * steps.of_an_epoch
-    for inputs, target in data.batches("train", config.batch_size, torch.Generator().manual_seed(seed)):
+    for inputs, target in samples.batches("train", config.batch_size, torch.Generator().manual_seed(seed)):
         count = len(target)
         if count == 1 < config.batch_size and seen:
             continue  # a last batch of one sample has no variance for batch-norm to normalise by
         for group in optimizer.param_groups:
             group["lr"] = steps.rate(step)
+        if augmentation is not None:
+            inputs, target = augmentation(inputs, target, step)  # noqa: PLW2901 - the batch as it is trained on
         value = gradients(inputs, target)
         if constrained.running_gradients is not None and step <= steps.ramp_ends:
             constrained.running_gradients.add()

@@ -94,6 +94,7 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
                 "--weights 95% --schedule cubic --stages 50%,80% --ramp 0.6 --regrow 10% --quantize 5 --exclude 2 "
                 "--teach --epochs 3 --optimizer sgd --lr 0.02 --lr-schedule cosine --warmup 5% --momentum 0.8 "
                 "--nesterov --weight-decay 0.0001 --patience 2 --batch-size 32 --precision bfloat16 --seed 7 "
+                "--augment horizontal_flip --augment crop=2 --augment color_jitter=0.2 --augment resized_crop=0.5 "
                 "-o small.packed"
             ),
             {
@@ -118,6 +119,12 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
                     "patience": 2,
                     "batch_size": 32,
                     "precision": "bfloat16",
+                    "augment": {
+                        "horizontal_flip": {},
+                        "crop": {"padding": 2},
+                        "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
+                        "resized_crop": {"scale": [0.5, 1.0]},
+                    },
                 },
                 "seed": 7,
                 "outputs": ["packed"],

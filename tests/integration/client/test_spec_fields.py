@@ -25,6 +25,15 @@ FIELDS: dict[type[BaseModel], Any] = {
     specs.Preprocess: spec_fields.PreprocessFields,
     specs.OutputMse: spec_fields.OutputMseFields,
     specs.Knowledge: spec_fields.KnowledgeFields,
+    specs.Flip: spec_fields.FlipFields,
+    specs.Crop: spec_fields.CropFields,
+    specs.ResizedCrop: spec_fields.ResizedCropFields,
+    specs.Erasing: spec_fields.ErasingFields,
+    specs.ColorJitter: spec_fields.ColorJitterFields,
+    specs.Mixup: spec_fields.MixupFields,
+    specs.Cutmix: spec_fields.CutmixFields,
+    specs.TokenDropout: spec_fields.TokenDropoutFields,
+    specs.Augment: spec_fields.AugmentFields,
     specs.Train: spec_fields.TrainFields,
     specs.TeachTrain: spec_fields.TeachTrainFields,
     specs.Retrain: spec_fields.RetrainFields,
@@ -85,6 +94,7 @@ from pared.compression import distill, prune
 from pared.spec_fields import RetrainFields
 
 retrain: RetrainFields = {"epochs": 3, "lr": 0.02, "teach": {"kind": "knowledge", "temperature": 4}}
+retrain["augment"] = {"crop": {"padding": 4}, "mixup": {}}
 client = pared.Client()
 client.prune("m.pt", "d.npz", amount=0.5, granularity="channel", retrain=retrain, seed=1).wait()
 client.prune("m.pt", "d.npz", target={"params": 0.25, "max_accuracy_drop": 0.02}, retrain=None, n_m=(2, 4))
@@ -104,6 +114,7 @@ BAD = {
     'client.prune("m.pt", amount="half")': '"amount"',
     'client.prune("m.pt", granularity="channels")': '"granularity"',
     'client.prune("m.pt", "d.npz", retrain={"epoch": 3})': '"retrain"',
+    'client.prune("m.pt", "d.npz", retrain={"augment": {"flip": {}}})': '"retrain"',
     'client.plan("m.pt", target={"flops": 0.5})': '"target"',
     'client.distill("t.pt", "s.pt", "d.npz", trian={"epochs": 1})': "trian",
     'client.distill("t.pt", "s.pt", "d.npz", loss={"kind": "mse"})': '"loss"',

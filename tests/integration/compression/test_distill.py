@@ -8,15 +8,17 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pared.compression.data import Data
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, softened_kl, with_labels
 from pared.compression.distillation.objective import make_objective
 from pared.compression.tasks.classification import Classification
+from pared.compression.training.augmentation import Augmentation
 from pared.compression.training.loop import fit
 from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Knowledge, OutputMse, Train
+from pared.specs import Augment, Knowledge, OutputMse, Train
 
 
 def test_output_mse_and_its_gradient_equal_hand_arithmetic():
@@ -241,6 +243,31 @@ def test_answers_computed_once_travel_with_their_samples():
         assert torch.equal(y, same_y)
         assert torch.allclose(answers, teacher(x), atol=1e-6)
     assert len(next(iter(teaching.data.batches("val", 32)))[0]) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["output_mse", "logits", "labels", "features"])
+def test_a_teacher_answers_the_samples_as_they_were_changed(kind):
+    augment = Augment(mixup={})
+    teacher, student = make("eager", 12).eval(), make("eager", 6)
+    teaching = prepared(kind, teacher, student, augment=augment)
+    (x,), y = next(iter(teaching.data.batches("train", 32)))
+    changed, _ = Augmentation(augment, 1)((x,), y, 0)
+    mixed, other, share = changed
+    found = teaching.loss(student, changed, y)
+    answers, expected = teacher(mixed), output_mse(student(mixed), teacher(mixed))
+    if isinstance(kind, Knowledge):
+        softened = [(student(mixed), answers)]
+        if kind.features:
+            wide, narrow = (
+                Probe(module, [pair[index] for pair in PAIRS], "x")((mixed,), Classification())[1]
+                for index, module in enumerate((teacher, student))
+            )
+            softened = [(p(z_s), z_t) for p, z_s, z_t in zip(teaching.companion, narrow, wide, strict=True)]
+        taught = knowledge(student(mixed), answers, softened, alpha=kind.alpha, temperature=kind.temperature)
+        of_labels = [functional.cross_entropy(student(mixed), each) for each in (y, other)]
+        expected = with_labels(taught, share[0] * of_labels[0] + (1 - share[0]) * of_labels[1], kind.labels)
+    assert torch.allclose(found, expected, rtol=1e-5)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_a_resumed_lesson_with_projections_ends_with_the_same_bits():

@@ -553,6 +553,31 @@ def test_arrays_and_layered_modules_serve_as_well(tmp_path):
     assert found.model.fc.weight.shape == (10, 64)
 
 
+def test_samples_change_at_random_where_a_spec_asks_for_it():
+    model = Digits(4)
+    changes = {"crop": {"padding": 1}, "color_jitter": {}, "erasing": {"p": 0.2}, "cutmix": {"p": 0.5}, "mixup": {}}
+    retrain = {"epochs": 2, "lr": 0.02, "augment": changes}
+    results = []
+    for augment in (changes, changes, None):
+        again = prune_model(model, "builtin:digits", amount=0.5, retrain={**retrain, "augment": augment})
+        results.append(again.report.history[-1].train_loss)
+    assert results[0] == results[1] != results[2]
+    student = {"from_teacher": {"width": 0.5}}
+    how = {"train": {"epochs": 1, "augment": changes}, "loss": {"kind": "knowledge", "labels": 0.3}}
+    taught_alone = distill_model(model, student, "builtin:digits", compare_with_labels_only=True, **how)
+    assert [record.phase for record in taught_alone.report.history] == ["distill", "labels only"]
+    taught_by_itself = prune_model(
+        model, "builtin:digits", task="match", amount=0.5, retrain={**retrain, "teach": False, "epochs": 1}
+    )
+    assert taught_by_itself.report.history[0].train_loss < 3
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    table = (x, np.arange(200) % 3)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValidationError, match=r"`horizontal_flip` changes images .* numbers \(N, 6\)") as caught:
+        prune_model(net, table, amount=0.5, retrain={"augment": {"horizontal_flip": {}}})
+    assert [error["pointer"] for error in caught.value.errors] == ["/retrain/augment/horizontal_flip"]
+
+
 def test_data_that_is_no_pair_of_arrays_is_answered_with_what_to_do():
     x, y = torch.rand(60, 64), torch.arange(60) % 10
     with pytest.raises(ValidationError, match=r"TensorDataset.*two arrays"):

@@ -149,6 +149,25 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(kind, optimize
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_a_resumed_run_on_augmented_samples_ends_with_the_same_bits():
+    config = Train(epochs=4, lr=0.02, batch_size=16, augment={"mixup": {"alpha": 0.4, "p": 0.8}})
+    learn = learn_labels(Classification(), config.augment)
+
+    def weights_of(config, keep=lambda _: None, resume=None):
+        module = net()
+        how = {"task": Classification(), "seed": 3, "phase": "retrain", "keep": keep, "resume": resume}
+        fit(module, Blobs(), config, learn if config.augment else LEARN, **how)
+        return module.state_dict()
+
+    states = []
+    whole = weights_of(config, states.append)
+    torch.manual_seed(999)
+    resumed = weights_of(config, resume=states[1])
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    plain = weights_of(config.model_copy(update={"augment": None}))
+    assert not torch.equal(plain["fc1.weight"], whole["fc1.weight"])
+
+
 def test_a_run_killed_after_its_last_epoch_resumes_to_its_end():
     config = Train(epochs=2, lr=0.02)
     states: list[dict[str, Any]] = []

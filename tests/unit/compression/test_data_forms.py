@@ -57,7 +57,7 @@ def test_inputs_alone_are_data_without_labels(form, dataset):
     shown = inspect_dataset(file)
     assert (shown.labelled, shown.target) == (False, None)
     assert "has no labels. A job on it has the task match" in shown.warnings[0]
-    with pytest.raises(InvalidData, match=r"no labels .*task=classification learns from"):
+    with pytest.raises(InvalidData, match=r"no labels .y., which task=classification learns from"):
         load(file)
 
 
