@@ -90,7 +90,7 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
             f"The token ids run from {low} to {high}, beyond what one of the model's embeddings holds. Encode the text "
             "with the vocabulary the model was trained with."
         )
-    contents = _described(inputs, data.samples("train") + data.samples("val") + data.samples("test"))
+    contents = _described(inputs, sum(map(len, data.targets.values())))
     refused = refusal(loaded.module, inputs)
     if refused is not None:
         return ShapeMismatch(f"The data set holds {contents}. {refused} {error.detail}")

@@ -248,6 +248,17 @@ def test_a_data_set_is_read_by_what_the_model_answers(tmp_path):
     assert {tuple(target.shape[1:]) for target in data.targets.values()} == {(4, 4)}
 
 
+def test_what_a_model_does_not_take_is_told_before_any_task(tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, x=IMAGES, y=CLASSES)
+    loaded = LoadedModel(nn.Conv2d(1, 4, 1).eval(), "torchscript", "scripted")
+    for task in (None, "classification"):
+        with pytest.raises(ShapeMismatch, match=rf"The data set holds \({N}, 3, 4, 4\)"):
+            load_dataset(
+                DatasetFile(path, path.name), task=task, preprocess=None, seed=0, answer=lambda d: answer_to(loaded, d)
+            )
+
+
 def test_a_data_set_without_labels_is_matched(tmp_path):
     path = tmp_path / "d.npz"
     np.savez(path, x=IMAGES)
