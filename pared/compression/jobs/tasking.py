@@ -164,7 +164,7 @@ def _for_task(spec: _Spec, data: Data) -> _Spec:
         ValidationError: what the spec says does not go with the task.
     """
     name = data.task.name
-    if spec.task is not None or name == "classification":
+    if spec.task is not None or (name == "classification" and spec.ignore_index is None):
         return spec.model_copy(update={"task": name})
     document = spec.model_dump() | {"task": name}
     if name in WITHOUT_CLASSES and isinstance(spec, PruneSpec):
