@@ -215,3 +215,16 @@ def test_latency_is_not_measured_on_a_gpu_that_the_job_may_not_have() -> None:
     with pytest.raises(ValidationError, match="make `device` cuda or auto") as caught:
         PruneSpec.model_validate(PRUNE | {"device": "cpu", "latency_device": "cuda"})
     assert [error["loc"] for error in caught.value.errors()] == [("latency_device",)]
+
+
+def test_a_match_is_distilled_in_its_own_measure() -> None:
+    spec = DISTILL | {"task": "match"}
+    assert isinstance(DistillSpec.model_validate(spec).loss, OutputMse)
+    features = {"kind": "knowledge", "features": [["a", "a"]]}
+    for given, field in (
+        ({"loss": features}, "loss"),
+        ({"compare_with_labels_only": True}, "compare_with_labels_only"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            DistillSpec.model_validate(spec | given)
+        assert [error["loc"] for error in caught.value.errors()] == [(field,)]
