@@ -26,6 +26,8 @@ Task = Literal[
 ]
 WITHOUT_CLASSES: tuple[Task, ...] = ("regression", "embedding", "match")
 """The tasks whose answers are numbers, which distillation compares and does not soften."""
+OF_POSITIONS: tuple[Task, ...] = ("segmentation", "token_classification", "language_modeling")
+"""The tasks with a label for each pixel or token."""
 WITHOUT_LABELS: tuple[Task, ...] = ("embedding", "match")
 """The tasks that learn the answers of the model as it was uploaded."""
 
@@ -121,6 +123,16 @@ class CompressionSpec(JobSpec):
         """Refuse what a training says of classes where the task has none."""
         if self.task in WITHOUT_CLASSES and training.names_classes:
             self._refuse({field: f"`{training.names_classes}` is of classes, which task={self.task} does not have"})
+
+    @model_validator(mode="after")
+    def _labels_are_of_the_task(self) -> CompressionSpec:
+        idle = {}
+        if self.task is not None and self.task not in OF_POSITIONS:
+            idle["ignore_index"] = f"is a label of pixels or tokens, which task={self.task} does not have: leave it out"
+        if self.task == "match":
+            idle["output"] = "has no effect where task=match compares all outputs: leave it out"
+        self._must_be_left_out(idle)
+        return self
 
     @model_validator(mode="after")
     def _outputs_once(self) -> CompressionSpec:

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pared.specs.architectures import Architecture, Layered, Named, tag_of
 from pared.specs.base import Spec
 from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec
-from pared.specs.training import DistillLoss, Knowledge, TeachTrain
+from pared.specs.training import DistillLoss, Knowledge, OutputMse, TeachTrain
 from pared.specs.uploads import DatasetReference, ModelId
 
 
@@ -75,6 +75,9 @@ class DistillSpec(CompressionSpec):
                 'must be {"kind": "output_mse"} or name `features`: the KL term of `knowledge` compares class '
                 "probabilities, which a regression does not have"
             )
+            self._refuse({"loss": why})
+        if self.task in WITHOUT_LABELS and not isinstance(loss, OutputMse):
+            why = f"has no part where task={self.task} learns the teacher's answers in its own measure: leave it out"
             self._refuse({"loss": why})
         if self.task in WITHOUT_LABELS and self.compare_with_labels_only:
             why = f"has no labels to learn from: task={self.task} learns the teacher's answers; leave it out"

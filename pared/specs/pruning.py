@@ -190,6 +190,7 @@ class PruneSpec(CompressionSpec):
             idle["amounts"] = "are amounts of layers: leave them out, or make `scope` layer"
         if self.dataset is None:
             idle["retrain"] = idle["preprocess"] = "has no effect without data: leave it out, or name a `dataset`"
+            idle["output"] = idle["ignore_index"] = "is of labels, which come with a data set: leave it out"
         else:
             idle["example_inputs"] = "has no effect beside a data set, which shows the inputs: leave it out"
         self._must_be_left_out(idle)

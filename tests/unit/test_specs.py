@@ -81,6 +81,16 @@ TEACH = {"retrain": {"teach": {"kind": "knowledge"}}}
         ({"stages": [0.3], "amounts": {"a": 0.1}}, "stages", "beside `amounts`"),
         ({"stages": [0.3], "schedule": "iterative"}, "stages", "has its `steps`"),
         (DATA | TEACH | {"task": "regression"}, "retrain", "a regression does not have"),
+        (DATA | TEACH | {"task": "match"}, "retrain", "learns the uploaded model's answers already"),
+        (DATA | {"task": "match", "output": 0}, "output", "compares all outputs"),
+        (DATA | {"task": "binary", "ignore_index": 9}, "ignore_index", "pixels or tokens"),
+        ({"output": "logits"}, "output", "come with a data set"),
+        (DATA | {"task": "match", "retrain": {"label_smoothing": 0.1}}, "retrain", "`label_smoothing` is of classes"),
+        (
+            DATA | {"task": "regression", "retrain": {"class_weights": [1, 2]}},
+            "retrain",
+            "`class_weights` is of classes",
+        ),
     ],
 )
 def test_what_can_have_no_effect_or_contradicts_is_pointed_at(given: dict, field: str, says: str) -> None:
@@ -130,6 +140,12 @@ def test_a_training_that_contradicts_itself_is_pointed_at(retrain: dict, field: 
             "leave it out, or give `latency`",
         ),
         ({"target": {"max_accuracy_drop": 0.01}}, ("target",), "name a `dataset`"),
+        ({"target": {"max_quality_drop": 0.01}}, ("target",), "quality is measured on data"),
+        (
+            {"target": {"max_quality_drop": 0.01, "max_accuracy_drop": 0.01}},
+            ("target", "max_accuracy_drop"),
+            "give one of the two",
+        ),
         ({"target": {"macs": 0.5}, "granularity": "weight"}, ("target",), "MACs are no fewer"),
         ({"target": {"latency": 0.5}, "granularity": "block"}, ("target",), "make `granularity` channel"),
         ({"target": {"params": 0.5}, "granularity": "n:m"}, ("target",), "says the amount itself"),
@@ -206,3 +222,16 @@ def test_latency_is_not_measured_on_a_gpu_that_the_job_may_not_have() -> None:
     with pytest.raises(ValidationError, match="make `device` cuda or auto") as caught:
         PruneSpec.model_validate(PRUNE | {"device": "cpu", "latency_device": "cuda"})
     assert [error["loc"] for error in caught.value.errors()] == [("latency_device",)]
+
+
+def test_a_match_is_distilled_in_its_own_measure() -> None:
+    spec = DISTILL | {"task": "match"}
+    assert isinstance(DistillSpec.model_validate(spec).loss, OutputMse)
+    features = {"kind": "knowledge", "features": [["a", "a"]]}
+    for given, field in (
+        ({"loss": features}, "loss"),
+        ({"compare_with_labels_only": True}, "compare_with_labels_only"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            DistillSpec.model_validate(spec | given)
+        assert [error["loc"] for error in caught.value.errors()] == [(field,)]

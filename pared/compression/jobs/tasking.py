@@ -38,6 +38,10 @@ _Spec = TypeVar("_Spec", bound=CompressionSpec)
 
 _SOME = 8  # samples that tell how large a model's answers are
 
+_FLAT = (
+    "SGD was asked to learn the original's answers, whose distance is a small number: it may get nearer with an `lr` "
+    "of 0.05 to 0.1, or with `optimizer` adam, for which no size of a loss matters."
+)
 _HEADS = {
     "softmax": "a softmax, so that its outputs are probabilities. It is trained and scored on their logarithms",
     "sigmoid": "a sigmoid, so that its outputs are probabilities. It is trained and scored on the logits before it",
@@ -76,6 +80,8 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
         data.task = _trained_by(training, data, original)
     if spec.task is None and data.task.name != "classification":
         data.warnings.append(_said(data.task))
+    if data.task.has_references and training is not None and training.epochs and training.optimizer == "sgd":
+        data.warnings.append(_FLAT)
     spec = _for_task(spec, data)
     changes = training is not None and training.epochs > 0 and training.augment is not None
     if training is not None and training.augment is not None and changes:
@@ -187,7 +193,7 @@ def _for_task(spec: _Spec, data: Data) -> _Spec:
         ValidationError: what the spec says does not go with the task.
     """
     name = data.task.name
-    if spec.task is not None or name == "classification":
+    if spec.task is not None or (name == "classification" and spec.ignore_index is None):
         return spec.model_copy(update={"task": name})
     document = spec.model_dump() | {"task": name}
     if name in WITHOUT_CLASSES and isinstance(spec, PruneSpec):

@@ -87,7 +87,7 @@ class TaskRules(ABC):
     smoothing: float = 0.0
     ignored: int | None = None
     held: TaskRules | None = None
-    _there: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _there: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def independent(self) -> bool:

@@ -48,7 +48,7 @@ class Match(SummedScore):
     has_references = True
 
     pieces: tuple[Piece, ...] = ()
-    shapes: dict[int, list[torch.Size]] = field(default_factory=dict, repr=False, compare=False)
+    shapes: dict[int, list[torch.Size]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Width D -> the shapes of a sample's pieces, as they were met."""
 
     def labels(self, stored: StoredLabels) -> Labels:
