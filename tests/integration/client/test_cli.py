@@ -21,6 +21,7 @@ from pared.specs import Knowledge, TeachTrain, Train
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import WorkerHeartbeat
+from tests.support.cli import run_pared
 from tests.support.models import zoo
 from tests.support.processes import environment, wait_for
 from tests.support.scripted_server import Answer, Scripted
@@ -54,14 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pared(stack: Stack, folder: Path, line: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PARED, *line.split()],
-        cwd=folder,
-        env=stack.env | {"COLUMNS": "140"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_pared(line.split(), cwd=folder, env=stack.env | {"COLUMNS": "140"})
 
 
 def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Path) -> None:
@@ -181,7 +175,7 @@ def test_each_option_is_a_field_of_the_spec(tmp_path: Path, options: str, fields
     server.say(Answer(body=row), Answer(body=row), Answer(422, body={"title": "Only looking", "status": 422}))
     env = environment(PARED_URL=server.url)
     line = ["prune", model, "--data", "builtin:digits", *options.split()]
-    done = subprocess.run([PARED, *line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = run_pared(line, cwd=tmp_path, env=env)
     server.close()
     assert done.returncode == 2, done.stderr
     sent = json.loads(server.asked[-1].body)
@@ -325,7 +319,7 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
 def test_what_is_wrong_in_the_line_is_told_before_anything_is_sent(files: Path, arguments: str, says: str) -> None:
     server = Scripted()
     env = environment(PARED_URL=server.url, COLUMNS="140")
-    done = subprocess.run([PARED, *arguments.split()], cwd=files, env=env, capture_output=True, text=True, timeout=60)
+    done = run_pared(arguments.split(), cwd=files, env=env)
     server.close()
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
@@ -342,9 +336,7 @@ def test_help_says_the_defaults() -> None:
         ],
         "up": ["PARED_PORT or 8000"],
     }.items():
-        done = subprocess.run(
-            [PARED, command, "--help"], env=environment(COLUMNS="200"), capture_output=True, text=True, timeout=60
-        )
+        done = run_pared([command, "--help"], cwd=Path("/"), env=environment(COLUMNS="200"))
         assert all(f"[default: ({default})]" in done.stdout for default in defaults), done.stdout
 
 
@@ -369,7 +361,7 @@ def test_a_wrong_setting_is_told_in_a_line(
     tmp_path: Path, command: str, variable: str, value: str, status: int, says: str
 ) -> None:
     env = environment(**{"PARED_DATA_DIR": str(tmp_path), variable: value})
-    done = subprocess.run([PARED, *command.split()], env=env, capture_output=True, text=True, timeout=60)
+    done = run_pared(command.split(), cwd=Path("/"), env=env)
     assert done.returncode == status, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -382,7 +374,7 @@ def test_brackets_in_what_a_server_says_are_text() -> None:
     job = {"id": "job_1", "type": "prune", "status": "failed", "spec": {}, "error": {"code": "x", "detail": detail}}
     server.say(Answer(body={"data": [job], "has_more": False, "next_cursor": None}))
     env = environment(PARED_URL=server.url, COLUMNS="200")
-    done = subprocess.run([PARED, "jobs", "ls"], env=env, capture_output=True, text=True, timeout=60)
+    done = run_pared(["jobs", "ls"], cwd=Path("/"), env=env)
     server.close()
     assert done.returncode == 0, done.stderr
     assert detail in done.stdout
@@ -443,7 +435,7 @@ def test_no_server_is_named(files: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         env = os.environ | {"PARED_URL": f"http://127.0.0.1:{free.getsockname()[1]}"}
-        done = subprocess.run([PARED, "jobs", "ls"], env=env, capture_output=True, text=True, timeout=60)
+        done = run_pared(["jobs", "ls"], cwd=Path("/"), env=env)
     assert done.returncode == 1
     assert "pared up" in done.stderr
 

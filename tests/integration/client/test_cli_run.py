@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.cli import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Scripted
 from tests.support.stack import PARED, Stack
@@ -41,10 +42,9 @@ def pared(
     folder: Path, spec: dict[str, Any] | str, line: str, typed: str = "", **env: str
 ) -> subprocess.CompletedProcess[str]:
     (folder / "spec.json").write_text(spec if isinstance(spec, str) else json.dumps(spec))
-    command = [PARED, "run", "spec.json", *line.split()]
     # One thread, as the workers of the tests have: sums of several threads differ in their last bits.
     env = environment(COLUMNS="200", OMP_NUM_THREADS="1") | env
-    return subprocess.run(command, cwd=folder, env=env, input=typed, capture_output=True, text=True, timeout=120)
+    return run_pared(["run", "spec.json", *line.split()], cwd=folder, env=env, stdin=typed)
 
 
 def test_a_spec_gives_the_same_files_here_and_on_the_server(embedded: Stack, folder: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.cli import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Answer, Scripted
-from tests.support.stack import PARED, Stack
+from tests.support.stack import Stack
 
 JOB = {"id": "job_1", "type": "prune", "spec": {}, "links": {}}
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pared(folder: Path, line: str, **env: str) -> subprocess.CompletedProcess[str]:
     env = environment(COLUMNS="160") | env
-    return subprocess.run([PARED, *line.split()], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    return run_pared(line.split(), cwd=folder, env=env)
 
 
 def asked(server: Scripted, folder: Path, line: str, *answers: Answer) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from torch import nn
 from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel
 from pared.weights.packed import write
-from tests.support.stack import PARED
+from tests.support.cli import run_pared
 
 ARCHITECTURE = {"layers": [["Linear", {"in_features": 3, "out_features": 2}, "fc"]]}
 WEIGHTS = {"fc.weight": np.eye(2, 3, dtype=np.float32), "fc.bias": np.arange(2, dtype=np.float32)}
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 def pared(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(folder / "no-torch"), "COLUMNS": "200"}
-    return subprocess.run([PARED, *line.split()], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    return run_pared(line.split(), cwd=folder, env=env)
 
 
 def test_weights_and_their_architecture_come_out_beside_the_file(folder):
