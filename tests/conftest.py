@@ -68,9 +68,12 @@ def stack(request: pytest.FixtureRequest) -> Stack:
 
 _LONGEST = (
     "tests/e2e/test_wheel.py",
-    "tests/e2e/test_readme.py",
-    "tests/faults/",
     "tests/integration/worker/test_celery.py",
+    "tests/integration/compression/test_methods.py",
+    "tests/faults/",
+    "tests/e2e/test_matrix.py",
+    "tests/e2e/test_readme.py",
+    "tests/e2e/test_stories.py",
     "tests/integration/client/test_cli.py",
     "tests/e2e/",
     "tests/integration/",

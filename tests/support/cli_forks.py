@@ -1,4 +1,4 @@
-"""Forks a process for each `pared` command, for `tests.support.cli`: importing what commands need takes most of a second.
+"""Forks a process for each `pared` command, for `tests.support.cli`: to import what commands need takes a second.
 
 Reads JSON lines `{"arguments", "cwd", "env", "folder"}`; the folder holds `stdin` and gets `stdout` and `stderr`.
 Writes each command's exit status, negative where a signal ended it.
