@@ -31,51 +31,53 @@ TIMES = 3
 
 
 def main() -> None:
-    """Measure, print, and write the section `larger-data`."""
+    """Measure, print, and write a section for each form of data."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--memory-mib", type=int, default=640, help="the lower of the two limits")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--form", choices=FORMS, action="append", help="both unless given")
     options = parser.parse_args()
-    memory = options.memory_mib << 20
+    for form in options.form or FORMS:
+        measure(form, options.memory_mib << 20, options.rounds, options.epochs)
+
+
+def measure(form: str, memory: int, rounds: int, epochs: int) -> None:
+    """Run the jobs on one form of data, print the figures, and write its section."""
     count = TIMES * memory // (3 * SIZE * SIZE) + 1
-    rows, ratios = [], []
+    limits = (8 * TIMES * memory, memory)
     with tempfile.TemporaryDirectory(prefix="pared-data-") as name:
         folder = Path(name)
         model = folder / "model.pt"
         torch.manual_seed(0)
         torch.jit.save(torch.jit.script(network().eval()), model)
-        for form, write in (("npz, bytes", write_npz), ("zip of JPEG files", write_images)):
-            data = write(folder, count)
-            rounds = [
-                {limit: measured(folder, model, data, limit, options.epochs) for limit in (8 * TIMES * memory, memory)}
-                for _ in range(options.rounds)
-            ]
-            data.unlink()
-            for limit in (8 * TIMES * memory, memory):
-                of_limit = [each[limit] for each in rounds]
-                names = ("first", "later", "job")
-                seconds = [f"{statistics.median(each[part] for each in of_limit):.1f}" for part in names]
-                rows.append([f"{form}, limit {limit / 2**30:g} GiB", *seconds])
-                print(" | ".join(rows[-1]), flush=True)
-            if len({each[limit]["digest"] for each in rounds for limit in each}) != 1:
-                raise RuntimeError(f"{form}: the results differ")
-            later = [each[memory]["later"] / each[8 * TIMES * memory]["later"] for each in rounds]
-            job = [each[memory]["job"] / each[8 * TIMES * memory]["job"] for each in rounds]
-            ratios.append(
-                f"{form}: **{statistics.median(later):.2f}** an epoch, **{statistics.median(job):.2f}** a job"
-            )
-    header = [f"{count:,} images of 3×{SIZE}×{SIZE}", "first epoch, s", "later epochs, s", "job, s"]
-    write_section(
-        "larger-data",
-        f"## Data larger than memory\n\n{table(header, rows)}\n\nSeconds with the lower limit over those in memory: "
-        f"{'; '.join(ratios)}. The samples take {TIMES} times the lower limit as bytes, and twelve times it as the "
-        f"numbers that the model sees. Rounds: {options.rounds}, in turns, half of the channels removed, "
-        f"{options.epochs} epochs in batches of {BATCH}; an epoch's seconds include its validation. "
-        "Both files of a result have the same SHA-256. The network is a small one (three convolutions), so that "
-        f"reading has little computation to hide behind. {machine()}; torch {torch.__version__}.\n\n`make bench-data`",
+        data = FORMS[form](folder, count)
+        taken = [{limit: measured(folder, model, data, limit, epochs) for limit in limits} for _ in range(rounds)]
+    if len({each[limit]["digest"] for each in taken for limit in limits}) != 1:
+        raise RuntimeError(f"{form}: the results differ")
+    write(form, memory, count, epochs, taken)
+
+
+def write(form: str, memory: int, count: int, epochs: int, taken: list[dict[int, dict[str, Any]]]) -> None:
+    """The section of one form."""
+    names = ("first", "later", "job")
+    rows = [
+        [f"{limit / 2**30:g} GiB", *(f"{statistics.median(each[limit][part] for each in taken):.1f}" for part in names)]
+        for limit in taken[0]
+    ]
+    memory_limit = max(taken[0])
+    ratio = {part: statistics.median(each[memory][part] / each[memory_limit][part] for each in taken) for part in names}
+    header = [f"{form}, memory limit", "first epoch, s", "later epochs, s", "job, s"]
+    text = (
+        f"## Data larger than memory: {form}\n\n{table(header, rows)}\n\n{count:,} images of 3×{SIZE}×{SIZE} bytes, "
+        f"{TIMES} times the lower limit. Seconds with it over those in memory: **{ratio['later']:.2f}** for an epoch "
+        f"({ratio['first']:.2f} for the first), **{ratio['job']:.2f}** for the job. Rounds: {len(taken)}, in turns. "
+        f"Half of the channels removed, {epochs} epochs in batches of {BATCH}, each with its validation. Both results "
+        "have the same SHA-256. The network is small (three convolutions), so that reading has little computation to "
+        f"hide behind. {machine()}; torch {torch.__version__}.\n\n`make bench-data`"
     )
-    print("\n".join(ratios))
+    write_section(f"larger-data-{form}", text)
+    print(text)
 
 
 def network() -> nn.Module:
@@ -119,6 +121,9 @@ def write_images(folder: Path, count: int) -> Path:
             Image.fromarray(pixels(index)).save(content, "JPEG", quality=90)
             archive.writestr(f"{index % 4}/{index:07}.jpg", content.getvalue())
     return path
+
+
+FORMS = {"npz": write_npz, "images": write_images}
 
 
 def measured(folder: Path, model: Path, data: Path, limit: int, epochs: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pared.compression.data.columns import Array
 _KEPT_BYTES = 32 << 20
 """Pages of a mapped file that may count as this process's memory before they are given back."""
 _PAGES_AROUND = 64 << 10
-"""The kernel maps so many bytes on either side of one that is read, where it has them."""
+"""With a byte that is read, the kernel maps about so many around it."""
 
 
 class MappedFile:
@@ -25,6 +25,11 @@ class MappedFile:
         self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         self.bytes: Array = np.frombuffer(self._map, np.uint8)
         self._read = 0
+
+    def read(self, start: int, count: int) -> bytes:
+        """A copy of so many bytes."""
+        self.has_read(count + _PAGES_AROUND)
+        return self.bytes[start : start + count].tobytes()
 
     def has_read(self, count: int) -> None:
         """So many bytes were read. The pages stay in the system's cache, and come back without the disk."""
@@ -63,7 +68,7 @@ class MappedRows:
             self._file.has_read(found.nbytes)
         else:
             found = self._bytes.take(rows, axis=0)
-            self._file.has_read(found.nbytes + 2 * _PAGES_AROUND * len(rows))
+            self._file.has_read(found.nbytes + _PAGES_AROUND * len(rows))
         # Copied as bytes first, for in the file they may lie at any address.
         numbers = found.view(self._stored).reshape(len(found), *self.shape[1:])
         return numbers if self._widen is None else self._widen(numbers)

@@ -44,19 +44,23 @@ class Zip:
             ) from error
         with path.open("rb") as opened:
             self.file = MappedFile(opened.fileno())
-        self.members = [self._member(entry) for entry in entries if not entry.is_dir()]
+        self.members: list[Member] = []
+        entries.reverse()
+        while entries:  # of hundreds of thousands no two lists are kept
+            entry = entries.pop()
+            if not entry.is_dir():
+                self.members.append(self._member(entry))
 
     def _member(self, entry: zipfile.ZipInfo) -> Member:
         at = entry.header_offset
-        name, extra = struct.unpack("<2H", self.file.bytes[at + 26 : at + 30].tobytes())
+        name, extra = struct.unpack("<2H", self.file.read(at + 26, 4))
         deflated = entry.compress_type == zipfile.ZIP_DEFLATED
         start = at + _LOCAL_HEADER_BYTES + name + extra
         return Member(entry.filename, start, entry.compress_size, entry.file_size, entry.CRC, deflated)
 
     def head(self, member: Member, count: int) -> bytes:
         """What the first `count` packed bytes of a member hold, unchecked."""
-        packed = self.file.bytes[member.start : member.start + min(count, member.packed)].tobytes()
-        self.file.has_read(len(packed))
+        packed = self.file.read(member.start, min(count, member.packed))
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, 4 * count) if member.deflated else packed
 
     def read(self, member: Member) -> bytes:
@@ -84,8 +88,7 @@ class Zip:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         for begin in range(0, member.packed, CHUNK_BYTES):
             end = min(begin + CHUNK_BYTES, member.packed)
-            packed = self.file.bytes[member.start + begin : member.start + end].tobytes()
-            self.file.has_read(end - begin)
+            packed = self.file.read(member.start + begin, end - begin)
             while packed:
                 if not member.deflated:
                     yield packed
