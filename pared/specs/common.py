@@ -141,6 +141,12 @@ class CompressionSpec(JobSpec):
         return self
 
     @model_validator(mode="after")
+    def _output_is_of_labels(self) -> CompressionSpec:
+        if self.task == "match" and self.output is not None:
+            self._refuse({"output": "has no part in task=match, which compares all outputs: leave it out"})
+        return self
+
+    @model_validator(mode="after")
     def _latency_device_is_there(self) -> CompressionSpec:
         if self.device == "cpu" and self.latency_device == "cuda":
             why = "cuda is not there for a job whose `device` is cpu: make `device` cuda or auto, or leave this out"

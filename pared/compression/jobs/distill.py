@@ -65,7 +65,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         stages.enter("compress")
         student, removal = _student(spec, work, teacher, example)
-        of_student = for_student(data, student)
+        of_student = for_student(data, student, teacher)
         student = confirmed(student, example)
         if not trainable(student.module):
             raise ValidationError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 import torch
@@ -17,7 +18,8 @@ from pared.compression.measuring.references import with_references
 from pared.compression.measuring.running import own_failures
 from pared.compression.tasks import Match, Piece, TaskRules, pieces_of
 from pared.compression.tasks.heads import head_of
-from pared.compression.tasks.outputs import named_outputs, path_of
+from pared.compression.tasks.outputs import named_outputs, path_of, same_by_number
+from pared.compression.tasks.references import scaled
 from pared.compression.training.augmentation import check_augmentation
 from pared.compression.training.calibration import copied
 from pared.compression.work import Work
@@ -36,7 +38,8 @@ from pared.specs.pruning import SOFTENED_CLASSES
 
 _Spec = TypeVar("_Spec", bound=CompressionSpec)
 
-_SOME = 8  # samples that tell how large a model's answers are
+_SOME = 8  # samples that tell the form of a model's answers
+_MANY = 64  # that tell how large they are
 
 _FLAT = (
     "SGD was asked to learn the original's answers, whose distance is a small number: it may get nearer with an `lr` "
@@ -123,7 +126,15 @@ def _pieces(data: Data, original: LoadedModel, main: str | None) -> tuple[Piece,
     if left_out:
         names = ", ".join(path or "0" for path in left_out)
         data.warnings.append(f"Outputs without one entry for each sample are not held to the original's: {names}.")
-    return tuple(pieces)
+    return tuple(scaled(pieces, _answers_to_some(data, original))) if pieces else ()
+
+
+def _answers_to_some(data: Data, original: LoadedModel) -> Iterator[Any]:
+    """Evenly spaced, for stored samples may be in an order; and not few, for what is rare counts too."""
+    count = data.samples("train")
+    for rows in torch.split(torch.linspace(0, count - 1, min(count, _MANY)).round().long(), _SOME):
+        with torch.no_grad(), own_failures():
+            yield original.module(*data.take("train", rows)[0])
 
 
 def _held(data: Data, original: LoadedModel) -> Match | None:
@@ -160,14 +171,17 @@ def _trained_by(training: Train, data: Data, original: LoadedModel) -> TaskRules
     return replace(task, class_weights=weights, smoothing=training.label_smoothing)
 
 
-def for_student(data: Data, student: LoadedModel) -> Data:
+def for_student(data: Data, student: LoadedModel, teacher: LoadedModel) -> Data:
     """The same samples with the task of a student, which may end otherwise than its teacher, and have one output alone.
 
     Raises:
         ParedError: the student and the data do not fit.
     """
-    one = len(named_outputs(answer_to(student, data))) == 1
-    task = replace(data.task, head="logits", held=None if one else data.task.held)
+    outputs, of_teacher = (named_outputs(answer_to(each, data)) for each in (student, teacher))
+    task = replace(data.task, head="logits", held=None if len(outputs) == 1 else data.task.held)
+    paths, of_paths = ([path for path, _ in each] for each in (outputs, of_teacher))
+    if len(paths) == len(of_paths) > 1 and task.output in of_paths and same_by_number(of_paths, paths):
+        task = replace(task, output=paths[of_paths.index(task.output)])
     task = replace(task, head=head_of(student.module, data.example(), task))
     data = replace(data, task=task)
     check_fits(student, data)

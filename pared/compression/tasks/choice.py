@@ -19,7 +19,7 @@ from pared.compression.tasks.multilabel import Multilabel
 from pared.compression.tasks.outputs import chosen, listed_outputs, main_output, named_outputs
 from pared.compression.tasks.references import Embedding, Match
 from pared.compression.tasks.regression import Regression
-from pared.errors import ShapeMismatch
+from pared.errors import ModelFailed, ShapeMismatch
 from pared.specs import Task
 
 TASKS: Mapping[Task, type[TaskRules]] = {
@@ -57,18 +57,36 @@ def make_task(options: Options, stored: StoredLabels, answer: Any = None) -> Tas
     Raises:
         ShapeMismatch: none of the model's outputs fits the labels, or several do.
     """
+    if isinstance(answer, Tensor) and options.output not in (None, "0"):
+        raise ModelFailed(
+            f"The model returns one tensor, {tuple(answer.shape)} for {len(answer)} samples, and `output` names "
+            f"{options.output!r}: leave it out."
+        )
     if options.task is not None:
         kind = TASKS[options.task]
         output = options.output
         if output is None and answer is not None and kind is not Match:
             output = _output_for(kind(ignored=options.ignored), answer)
-        return kind(output=output, ignored=options.ignored)
+        return _made(kind, output, options, stored, answer)
     if not stored.arrays:
         return Match()
     if answer is None:
         return TASKS[likely_task(stored)](output=options.output, ignored=options.ignored)
     task, output = _guess(options, stored, answer)
-    return TASKS[task](output=output, ignored=options.ignored)
+    return _made(TASKS[task], output, options, stored, answer)
+
+
+def _made(kind: type[TaskRules], output: str | None, options: Options, stored: StoredLabels, answer: Any) -> TaskRules:
+    if kind is Segmentation and answer is not None and stored.arrays:
+        map_of = chosen(answer, output, Segmentation.wanted)
+        flat = map_of.dim() == 3 and tuple(map_of.shape[1:]) == _sizes(stored)
+        return Segmentation(output=output, ignored=options.ignored, flat=flat)
+    return kind(output=output, ignored=options.ignored)
+
+
+def _sizes(stored: StoredLabels) -> tuple[int, ...]:
+    """Of a sample's labels, without dimensions of 1."""
+    return tuple(size for size in stored.arrays["train"].shape[1:] if size != 1)
 
 
 def _output_for(rules: TaskRules, answer: Any) -> str | None:
@@ -106,7 +124,7 @@ def fitting_task(stored: StoredLabels, output: Tensor) -> Task | None:
     if not output.is_floating_point() or output.dim() < 1:
         return None
     array = stored.arrays["train"]
-    of_label = tuple(size for size in array.shape[1:] if size != 1)
+    of_label = _sizes(stored)
     of_output = tuple(output.shape[1:])
     numbers = tuple(size for size in of_output if size != 1)
     if not of_label:
@@ -122,6 +140,8 @@ def fitting_task(stored: StoredLabels, output: Tensor) -> Task | None:
         of_ids = stored.inputs["train"].dtype == torch.int64
         if tokens and (of_ids or not positions):
             return "language_modeling" if _are_next_tokens(stored) else "token_classification"
+        if len(of_label) == 2 and of_label == of_output and _is_mask(array):
+            return "segmentation"
         if positions and len(of_output) >= 2:
             return "segmentation" if of_output[0] > 1 or is_zero_one(array) or _is_mask(array) else "regression"
     return "regression" if of_label == numbers and array.dtype.kind in "biuf" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -129,6 +130,20 @@ class DenseClassification(SummedScore):
         """Those without NaN."""
         return ~condensed[:, 0].isnan()
 
+    def counted(self, condensed: Tensor) -> Tensor:
+        """As of any task.
+
+        Raises:
+            InvalidData: no position has a label.
+        """
+        counted = super().counted(condensed)
+        if not bool(condensed[counted, _LABELLED].any()):
+            raise InvalidData(
+                f"None of the {self.position} of the validation or test samples has a label, so that nothing can be "
+                f"scored. Leave out samples whose {self.position} are all ignored, or give splits of your own."
+            )
+        return counted
+
     def statistics(self, condensed: Tensor, targets: Tensor) -> Tensor:
         """All but the first two columns."""
         return condensed[:, _LOSS:].double().cpu()
@@ -137,16 +152,21 @@ class DenseClassification(SummedScore):
         return output.movedim(self.class_dim, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Segmentation(DenseClassification):
     """Mean intersection over union of the classes that occur in the labels.
 
     A class that no label has says nothing of a model; what is answered so in vain is missing from other classes. Of one
     logit for each pixel, that of class 0 is 0, as in a binary classification.
+
+    Attributes:
+        flat: whether outputs (N, H, W) are one logit for each pixel.
     """
 
     name = "segmentation"
     metric = "mean_iou"
-    wanted = "logits (N, classes, H, W), or one logit for each pixel (N, 1, H, W)"
+    wanted = "logits (N, classes, H, W), or one logit for each pixel, (N, 1, H, W) or (N, H, W)"
+    flat: bool = False
     class_dim = 1
     position = "pixels"
     advice_on_places = (
@@ -163,6 +183,8 @@ class Segmentation(DenseClassification):
 
     def shaped(self, output: Tensor) -> Tensor:
         """Two classes of one logit."""
+        if self.flat and output.dim() == 3:
+            output = output[:, None]
         return torch.cat([torch.zeros_like(output), output], 1) if output.shape[1] == 1 else output
 
     def further(self, answer: Tensor, target: Tensor, classes: int) -> list[Tensor]:
@@ -262,6 +284,10 @@ class LanguageModeling(TokenClassification):
                 "ids (int64, (samples, T)). Give token ids, or use task=match."
             )
         targets = {split: _next_tokens(each) for split, each in stored.inputs.items()}
+        if any(bool((each == IGNORED).all()) for each in targets.values()):
+            raise InvalidData(
+                "The inputs have one token a sample, so that there is no next one to learn. Give longer ones, or y."
+            )
         note = "There is no y: the labels are the inputs' own next tokens."
         return Labels(targets, 1 + max(int(each.max()) for each in targets.values()), notes=[note])
 

@@ -46,7 +46,13 @@ class Multilabel(SummedScore):
                 )
             targets[split] = torch.from_numpy(array.astype("float32"))
         notes = []
-        never = int((torch.cat(list(targets.values())).sum(0) == 0).sum())
+        together = torch.cat(list(targets.values()))
+        if not bool((together != together[0]).any()):
+            raise InvalidData(
+                "All samples have the same labels: there is nothing to tell apart. Give labels that hold of some "
+                "samples alone, or use task=match, which needs no labels."
+            )
+        never = int((together.sum(0) == 0).sum())
         if never:
             notes.append(f"{never} of the {targets['train'].shape[1]} labels never hold.")
         return Labels(targets, targets["train"].shape[1], stored.class_names, notes=notes)

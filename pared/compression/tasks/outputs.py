@@ -71,6 +71,12 @@ def path_of(outputs: list[tuple[str, Tensor]], output: str | None) -> str | None
     return paths[int(output)] if output.isdecimal() and int(output) < len(paths) else None
 
 
+def same_by_number(paths: list[str], others: list[str]) -> bool:
+    """Whether outputs of two models can only be the same by their order: one has names, the other numbers."""
+    numbered = [all(path.replace(".", "").isdecimal() for path in each) for each in (paths, others)]
+    return numbered[0] != numbered[1]
+
+
 def main_output(fitting: list[str]) -> str | None:
     """Which of several outputs that fit is meant, if that can be told."""
     if len(fitting) == 1:

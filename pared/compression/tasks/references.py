@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pared.compression.tasks.base import Labels, StoredLabels
-from pared.compression.tasks.outputs import listed_outputs, named_outputs
+from pared.compression.tasks.outputs import listed_outputs, named_outputs, same_by_number
 from pared.compression.tasks.sums import SummedScore, broken, ratio
 from pared.errors import ModelFailed
 from pared.reports import Comparison
+from pared.wording import shortened
 
 _ERROR, _REFERENCE, _PRODUCT, _OWN, _SAME, _PLACES, _COLUMNS = 0, 1, 2, 3, 4, 5, 6  # of what is kept of each output
 _NEIGHBOURS = 10
@@ -23,13 +25,15 @@ _COMPARED = 2000  # samples among which neighbours are looked for
 class Piece:
     """One tensor of an answer that has a slice for each sample, along `batch_dim`.
 
-    `scale`: the mean of Σ b² of a sample's numbers b, by which the distance of this tensor is divided.
+    `scale`: the mean of Σ b² of a sample's numbers b, by which the distance of this tensor is divided. `place`: among
+    all tensors of the answer.
     """
 
     path: str
     batch_dim: int
     floating: bool
     scale: float = 1.0
+    place: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,34 +66,45 @@ class Match(SummedScore):
 
     def taken(self, answer: Any, samples: int) -> Tensor:
         """All numbers of all outputs, (N, D)."""
-        outputs = dict(named_outputs(answer))
+        answers = named_outputs(answer)
+        outputs = dict(answers)
         if len(outputs) == len(self.pieces) == 1:  # of a student, which may call it otherwise
-            outputs = {self.pieces[0].path: next(iter(outputs.values()))}
+            outputs = {self.pieces[0].path: answers[0][1]}
+        elif same_by_number([piece.path for piece in self.pieces], list(outputs)):
+            outputs |= {piece.path: answers[piece.place][1] for piece in self.pieces if piece.place < len(answers)}
         parts, shapes = [], []
         for piece in self.pieces:
             output = outputs.get(piece.path)
             if output is None or output.dim() <= piece.batch_dim or output.shape[piece.batch_dim] != samples:
                 raise ModelFailed(
                     f"The model gives no output {piece.path or 'tensor'} for each of {samples} samples, as the "
-                    f"original does: it returns {listed_outputs(list(outputs.items()))}."
+                    f"original does: it returns {listed_outputs(answers)}. A student's outputs have the names of its "
+                    "teacher's, or are a tuple in the same order."
                 )
             output = output.movedim(piece.batch_dim, 0)
             output = torch.view_as_real(output) if output.is_complex() else output
             shapes.append(output.shape[1:])
             parts.append(output.reshape(samples, -1).float())
         taken = torch.cat(parts, 1)
-        self.shapes[taken.shape[1]] = shapes
+        if (known := self.shapes.setdefault(taken.shape[1], shapes)) != shapes:
+            raise ModelFailed(
+                f"For each sample the model answers {_listed(shapes)}, where the original answers {_listed(known)}. "
+                "Outputs are compared number by number: bring their dimensions into the original's order."
+            )
         return taken
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean over outputs of (1/N) Σ_i ‖a_i − b_i‖² / scale, scale the mean of ‖b‖²."""
+        """The mean over outputs of e = (1/N) Σ_i ‖a_i − b_i‖² / scale, scale the mean of ‖b‖²; above 1 it is 1 + log e.
+
+        Of an output that is far off, as where the original answers nearly 0, no gradient outweighs all others then.
+        """
         errors = []
         for piece, own, reference, _ in self._parts(output, target):
             if piece.floating:
                 known = reference.isfinite()
                 difference = torch.where(known, own - torch.where(known, reference, own.detach()), 0.0)
                 errors.append(difference.square().sum(1).mean() / piece.scale)
-        return torch.stack(errors).mean()
+        return _bounded(torch.stack(errors)).mean()
 
     def condensed(self, output: Tensor, target: Tensor) -> Tensor:
         """(N, 2 + 6 · outputs): broken or not; of each output Σ (a − b)², Σ b², Σ ab, Σ a², and places that agree."""
@@ -109,8 +124,8 @@ class Match(SummedScore):
     def mean_loss(self, condensed: Tensor, targets: Tensor) -> float:
         """As `loss`."""
         sums = self._of_pieces(condensed.double().mean(0, keepdim=True)[:, 2:])
-        errors = [float(sums[0, at, _ERROR]) / piece.scale for at, piece in enumerate(self.pieces) if piece.floating]
-        return sum(errors) / len(errors)
+        errors = [sums[0, at, _ERROR] / piece.scale for at, piece in enumerate(self.pieces) if piece.floating]
+        return float(_bounded(torch.stack(errors)).mean())
 
     def answered(self, condensed: Tensor) -> Tensor:
         """Those with numbers where the original has them."""
@@ -125,7 +140,7 @@ class Match(SummedScore):
         return condensed[:, 2:].double().cpu()
 
     def value(self, sums: Tensor) -> Tensor:
-        """1 − the mean over outputs of √(Σ ‖a − b‖² / Σ ‖b‖²); of integers, the share that agrees."""
+        """The mean over outputs of 1 − √(Σ ‖a − b‖² / Σ ‖b‖²), at least 0; of integers, the share that agrees."""
         return torch.stack(self._of_each(sums), 1).mean(1)
 
     def compare(self, before: Tensor, after: Tensor, targets: Tensor) -> Comparison:
@@ -155,7 +170,8 @@ class Match(SummedScore):
             if piece.floating:
                 error, reference = of_piece[:, _ERROR], of_piece[:, _REFERENCE]
                 none = (error > 0).to(sums.dtype)  # of an original that answers 0 alone
-                values.append(1 - torch.where(reference > 0, ratio(error, reference).sqrt(), none))
+                relative = torch.where(reference > 0, ratio(error, reference).sqrt(), none)
+                values.append(1 - relative.clamp_max(1))  # an output that is lost says nothing of the others
             else:
                 values.append(ratio(of_piece[:, _SAME], of_piece[:, _PLACES]))
         return values
@@ -174,6 +190,15 @@ class Match(SummedScore):
         shapes = self.shapes[output.shape[1]]
         sizes = [shape.numel() for shape in shapes]
         return list(zip(self.pieces, torch.split(output, sizes, 1), torch.split(target, sizes, 1), shapes, strict=True))
+
+
+def _bounded(errors: Tensor) -> Tensor:
+    """e up to 1, and 1 + log e above."""
+    return torch.where(errors > 1, 1 + errors.clamp_min(1).log(), errors)
+
+
+def _listed(shapes: list[torch.Size]) -> str:
+    return shortened([str(tuple(shape)) for shape in shapes], 8)
 
 
 def _agreement(own: Tensor, reference: Tensor, shape: torch.Size, *, floating: bool) -> tuple[Tensor, Tensor]:
@@ -198,25 +223,37 @@ def _agreement(own: Tensor, reference: Tensor, shape: torch.Size, *, floating: b
 def pieces_of(two: Any, three: Any, main: str | None = None) -> tuple[list[Piece], list[str]]:
     """What can be compared of a model's answers to two and to three samples, and what cannot, by path.
 
+    Scales are those of the first answer.
+
     Args:
         main: an output that is left to a task of its own.
     """
     pieces, left_out = [], []
     later = dict(named_outputs(three))
-    for path, output in named_outputs(two):
+    for place, (path, output) in enumerate(named_outputs(two)):
         if path == main:
             continue
         other = later.get(path)
         grown = [] if other is None or other.dim() != output.dim() else _grown(output, other)
         if len(grown) == 1 and output.numel():
             dim = grown[0]
-            floating = output.is_floating_point() or output.is_complex()
-            known = output[output.isfinite()].abs().double() if floating else output.new_zeros(0)
-            scale = float(known.square().sum()) / output.shape[dim] if floating else 1.0
-            pieces.append(Piece(path, dim, floating, scale if scale > 0 else 1.0))
+            pieces.append(Piece(path, dim, output.is_floating_point() or output.is_complex(), place=place))
         else:
             left_out.append(path)
-    return pieces, left_out
+    return scaled(pieces, [two]), left_out
+
+
+def scaled(pieces: Sequence[Piece], answers: Iterable[Any]) -> list[Piece]:
+    """The pieces with the scales of some answers; 1 of integers, and where all numbers are 0."""
+    squares, samples = [0.0] * len(pieces), 0
+    for answer in answers:
+        outputs = dict(named_outputs(answer))
+        for at, piece in enumerate(pieces):
+            output = outputs[piece.path]
+            if piece.floating:
+                squares[at] += float(output[output.isfinite()].abs().double().square().sum())
+        samples += outputs[pieces[0].path].shape[pieces[0].batch_dim]
+    return [replace(piece, scale=each / samples if each else 1.0) for piece, each in zip(pieces, squares, strict=True)]
 
 
 def _grown(two: Tensor, three: Tensor) -> list[int]:
@@ -249,8 +286,13 @@ class Embedding(SummedScore):
         return " Outputs of any shape are task=match."
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """(1/N) Σ_i ‖a_i − b_i‖² / ‖b_i‖² = r² − 2 r cos + 1, r the ratio of lengths: direction and length are held."""
-        return ((output - target).square().sum(1) / target.square().sum(1).clamp_min(1e-12)).mean()
+        """(1/N) Σ_i ‖a_i − b_i‖² / ‖b_i‖² = r² − 2 r cos + 1, r the ratio of lengths: direction and length are held.
+
+        What is shorter than a thirtieth of the others has hardly a direction, and is divided by that.
+        """
+        squares = target.square().sum(1)
+        squares = torch.maximum(squares, squares.mean() / 1000)
+        return ((output - target).square().sum(1) / torch.where(squares > 0, squares, 1.0)).mean()
 
     def mean_loss(self, condensed: Tensor, targets: Tensor) -> float:
         """As `loss`."""
@@ -265,8 +307,11 @@ class Embedding(SummedScore):
         return self.answered(condensed)
 
     def statistics(self, condensed: Tensor, targets: Tensor) -> Tensor:
-        """(N, 2): the cosine, and 1."""
-        cosine = torch.nn.functional.cosine_similarity(condensed.double(), targets.double(), dim=1)
+        """(N, 2): the cosine, and 1. Of an original that answers 0 it is 1 where that is kept, else 0."""
+        own, reference = condensed.double(), targets.double()
+        size = own.norm(dim=1) * reference.norm(dim=1)
+        cosine = (own * reference).sum(1) / size.clamp_min(1e-300)
+        cosine = torch.where(size > 0, cosine.clamp(-1, 1), (own == reference).all(1).double())
         return torch.stack([cosine, torch.ones_like(cosine)], 1).cpu()
 
     def value(self, sums: Tensor) -> Tensor:
