@@ -27,7 +27,7 @@ import pared
 from pared.compression.data import Data
 from pared.compression.data.samples import Split
 from pared.compression.jobs.goal_search import SizeSearch
-from pared.compression.jobs.pruning_steps import PruneJob
+from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import load_model
 from pared.compression.measuring.quality import assess

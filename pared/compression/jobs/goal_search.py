@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.jobs.pruning_steps import Keep, PruneJob, Pruning
+from pared.compression.jobs.prune_job import PruneJob
+from pared.compression.jobs.pruning_steps import Keep, Pruning
 from pared.compression.jobs.size_search import (
     Candidate,
     Sizes,

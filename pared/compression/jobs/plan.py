@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.jobs.goal_search import SizeSearch, frontier
 from pared.compression.jobs.prune import prepared
-from pared.compression.jobs.pruning_steps import PruneJob, Pruning
+from pared.compression.jobs.prune_job import PruneJob
+from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import Stages, settled
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.size import count_macs, count_parameters

@@ -11,7 +11,8 @@ from pared.compression.data import Data
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
-from pared.compression.jobs.pruning_steps import PruneJob, Pruning
+from pared.compression.jobs.prune_job import PruneJob
+from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of
 from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_model

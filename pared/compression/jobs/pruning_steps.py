@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling import (
@@ -14,131 +13,35 @@ from pared.compression.coupling import (
     Removed,
     compose_removed,
     find_bias_correction,
-    input_norms,
     lost_inputs,
 )
 from pared.compression.data import Data
-from pared.compression.devices.placement import device_of, place
+from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import Objective, hold_others, make_objective
-from pared.compression.export.formats import Formats
-from pared.compression.jobs.stages import Stages, assessed
-from pared.compression.loading import LoadedModel
+from pared.compression.jobs.prune_job import PruneJob, choice, of_folded, prunable_weights, removable_channels
+from pared.compression.jobs.stages import assessed
 from pared.compression.measuring.finite import hold_finite_on_example
-from pared.compression.measuring.quality import Assessment
 from pared.compression.names import matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal
-from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
 from pared.compression.pruning.schedules import Amounts, cubic, step_amounts
-from pared.compression.pruning.weights import Masks, PrunableWeights, n_m_masks, zero_share, zeros_held
+from pared.compression.pruning.weights import Masks, n_m_masks, zero_share, zeros_held
 from pared.compression.quantization.shared_values import SharedValues, share_values
-from pared.compression.training.calibration import copied, learn_labels, loss_gradients, some_batches
+from pared.compression.training.calibration import copied, learn_labels
 from pared.compression.training.constraints import WeightConstraint
 from pared.compression.training.gradual import GradualSchedule
 from pared.compression.training.loop import fit
 from pared.compression.training.seeds import seed_of
-from pared.compression.work import Work
 from pared.criteria import CRITERIA
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
-from pared.specs import PHYSICAL, PruneSpec, Quantize, Retrain
+from pared.specs import PHYSICAL, Quantize, Retrain
 from pared.wording import shortened
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
 Keep = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class PruneJob:
-    """What a prune job starts from. `retrain` is None where there is nothing to retrain with, or on."""
-
-    spec: PruneSpec
-    work: Work
-    stages: Stages
-    original: LoadedModel
-    example: tuple[Tensor, ...]
-    data: Data | None
-    retrain: Retrain | None
-    formats: Formats
-    baseline: Assessment | None = None
-    """The upload, scored, where there is data."""
-
-    def of(self, spec: PruneSpec) -> PruneJob:
-        """The same for a spec that a target has led to."""
-        return replace(self, spec=spec)
-
-
-def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """The arguments that every selection of what to prune takes.
-
-    Args:
-        slopes: of the training that runs, where they are known, instead of gradients of some samples.
-    """
-    spec, data, device = job.spec, job.data, job.work.device
-    statistics = None
-    if data is not None:
-        seed = seed_of(spec.seed, "evidence", step)
-
-        def input_norms_of_some() -> Mapping[str, Tensor]:
-            return input_norms(_on_cpu(module), inputs_of_some())
-
-        def inputs_of_some() -> list[Sequence[Tensor]]:
-            return [inputs for inputs, _ in some_batches(data, seed)]
-
-        def gradients() -> Iterable[Mapping[str, Tensor]]:
-            if slopes is not None:
-                return [slopes]
-            return loss_gradients(module, data, data.task, seed=seed, device=device)
-
-        statistics = CalibrationStatistics(gradients, input_norms_of_some, inputs_of_some)
-    return {
-        "criterion": spec.criterion,
-        "include": spec.include,
-        "exclude": spec.exclude,
-        "statistics": statistics,
-        "generator": torch.Generator().manual_seed(seed_of(spec.seed, "prune", step)),
-    }
-
-
-def _on_cpu(module: nn.Module) -> nn.Module:
-    """The module, or a copy on the CPU of one that is being trained elsewhere."""
-    if device_of(module) == CPU:
-        return module
-    module = copied(module)
-    place(module, CPU)
-    return module
-
-
-def removable_channels(
-    job: PruneJob, loaded: LoadedModel, step: int, upload_units: Mapping[str, int] | None = None, removed_units: int = 0
-) -> RemovableChannels:
-    """The channels or heads that can go, of a model that lost `removed_units` of the `upload_units` already."""
-    return RemovableChannels(
-        loaded,
-        job.example,
-        scope=job.spec.scope,
-        heads_alone=job.spec.granularity == "head",
-        upload_units=upload_units,
-        removed_units=removed_units,
-        **choice(job, loaded.module, step),
-    )
-
-
-def prunable_weights(
-    job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None
-) -> PrunableWeights:
-    """The single weights, or the blocks, that can go. `slopes`: as `choice` takes them."""
-    spec = job.spec
-    block = spec.block if spec.granularity == "block" else (1, 1)
-    how = choice(job, module, step, slopes) | _of_folded(job.original)
-    return PrunableWeights(module, scope=spec.scope, block=block, **how)
-
-
-def _of_folded(original: LoadedModel) -> dict[str, Any]:
-    """The arguments that say which weights the upload computes: those that were folded, and those left out."""
-    return {"left_out": original.left_out, "allowed": zeros_held(original.module, original.sparse)}
 
 
 class Pruning:
@@ -284,7 +187,7 @@ class Pruning:
         spec = self.job.spec
         if spec.granularity == "n:m":
             n, m = spec.n_m
-            how = choice(self.job, module, step, slopes) | _of_folded(self.job.original)
+            how = choice(self.job, module, step, slopes) | of_folded(self.job.original)
             return n_m_masks(module, n=n, m=m, **how)
         return prunable_weights(self.job, module, step, slopes).masks(amount, regrow)
 

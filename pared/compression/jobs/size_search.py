@@ -14,7 +14,7 @@ from torch import Tensor
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.writers import export
-from pared.compression.jobs.pruning_steps import PruneJob, prunable_weights, removable_channels
+from pared.compression.jobs.prune_job import PruneJob, prunable_weights, removable_channels
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.latency import share_of_time
 from pared.compression.measuring.size import count_macs, count_parameters

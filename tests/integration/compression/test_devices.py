@@ -10,7 +10,7 @@ from torch import nn
 
 from pared.compression import distill, prune
 from pared.compression.export.formats import Formats
-from pared.compression.jobs.pruning_steps import PruneJob
+from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.size_search import Sizes
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import LoadedModel
