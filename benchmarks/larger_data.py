@@ -25,7 +25,7 @@ from torch import nn
 
 import pared
 
-SIZE, BATCH = 64, 64
+SIZE, BATCH = 128, 64
 TIMES = 3
 """How much larger than the memory limit the samples are."""
 
@@ -33,7 +33,7 @@ TIMES = 3
 def main() -> None:
     """Measure, print, and write a section for each form of data."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--memory-mib", type=int, default=640, help="the lower of the two limits")
+    parser.add_argument("--memory-mib", type=int, default=896, help="the lower of the two limits")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--form", choices=FORMS, action="append", help="both unless given")
@@ -81,7 +81,7 @@ def write(form: str, memory: int, count: int, epochs: int, taken: list[dict[int,
 
 
 def network() -> nn.Module:
-    """Three convolutions on 64×64 pixels, and a linear layer."""
+    """Three convolutions on 128×128 pixels, and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 5, stride=4, padding=2), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
