@@ -4,7 +4,8 @@ For changes that must not change results. The jobs cover all granularities, a go
 without data, six criteria, uploads of TorchScript, state dicts and `.pt2`, and every output format. They run with the
 working tree's `pared` and with that of the other commit, in two processes of one thread each, on the same uploads and
 seeds. Compared are the bytes of every file and all of the report save times, versions, and sentences that tell times.
-Exits with 1 and a list where anything differs. `python benchmarks/same_bytes.py COMMIT`
+What only the working tree has is listed. Exits with 1 and a list where anything else differs.
+`python benchmarks/same_bytes.py COMMIT`
 """
 
 from __future__ import annotations
@@ -388,11 +389,14 @@ def report_differences(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[s
         there = theirs[name]
         if "error" in here and here == there:
             raise SystemExit(f"{name}: fails in both, {here['error']}")
-        keys = [key for key in here | there if here.get(key, "none") != there.get(key, "none")]
+        keys = [key for key in there if here.get(key, "none") != there[key]]
         files = sum("/" not in key for key in here)
         print(f"{'differs' if keys else 'same   '}  {name}: {files} files, {len(here) - files} figures of the report")
         for key in keys:
-            print(f"         {key}: {here.get(key, 'none')} here, {there.get(key, 'none')} at {base}")
+            print(f"         {key}: {here.get(key, 'none')} here, {there[key]} at {base}")
+        new = [f"{key} {here[key]}" for key in here if key not in there]
+        if new:
+            print(f"         new: {', '.join(new)}")
         alike = alike and not keys
     raise SystemExit(0 if alike else 1)
 
