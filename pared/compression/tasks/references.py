@@ -252,7 +252,7 @@ def scaled(pieces: Sequence[Piece], answers: Iterable[Any]) -> list[Piece]:
             output = outputs[piece.path]
             if piece.floating:
                 squares[at] += float(output[output.isfinite()].abs().double().square().sum())
-        samples += outputs[pieces[0].path].shape[pieces[0].batch_dim]
+        samples += outputs[pieces[0].path].shape[pieces[0].batch_dim] if pieces else 0
     return [replace(piece, scale=each / samples if each else 1.0) for piece, each in zip(pieces, squares, strict=True)]
 
 
