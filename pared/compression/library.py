@@ -291,9 +291,22 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    """An array or tensor as numpy has it; bfloat16, which numpy lacks, as float32."""
+    """An array or tensor as numpy has it; bfloat16, which numpy lacks, as float32.
+
+    Raises:
+        ValidationError: it is none, such as rows of different lengths.
+    """
     if not isinstance(value, Tensor):
-        return np.asarray(value)
+        try:
+            found = np.asarray(value)
+        except ValueError as error:  # of rows that differ in length
+            raise ValidationError(f"The data hold no array, but a {type(value).__name__}: {error}.") from error
+        if found.dtype.hasobject:
+            raise ValidationError(
+                f"The data hold no array of numbers, but a {type(value).__name__} of Python objects. Inputs and labels "
+                "are arrays or tensors whose first dimension is the sample; without labels give (x, None)."
+            )
+        return found
     tensor = value.detach().cpu()
     array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array

@@ -101,6 +101,15 @@ class Sideways(nn.Module):
         return self.conv(x).permute(0, 2, 3, 1)
 
 
+class Overflows(nn.Module):
+    def __init__(self, by=torch.inf):
+        super().__init__()
+        self.fc, self.by = nn.Linear(8, 3), by
+
+    def forward(self, x):
+        return self.fc(x).abs() * self.by
+
+
 def png(array) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(array, np.uint8)).save(buffer, "PNG")
@@ -184,6 +193,10 @@ JOBS = {
         r"\(6,\) tokens.*\(5,\).*one label for each token, −100"),
     "fewer masks": (mapped(), (IMAGES, MASKS[:-1]), {}, D, "30.*29"),
     "images of one channel": (mapped(), (IMAGES[:, :1], MASKS), {}, S, r"holds \(30, 1, 8, 8\)"),
+    "labels of nothing": (one(), (IMAGES, np.zeros((N, 0))), {}, D, r"y is empty: its shape is \(30, 0\)"),
+    "labels that are objects": (one(), (IMAGES, [{}] * N), {}, V, "Python objects"),
+    "rows of labels of different lengths": (one(), (IMAGES, [[1], [1, 2]] * 15), {}, V, "hold no array, but a list"),
+    "neither inputs nor labels": (one(), (None, None), {}, V, "NoneType.*without labels give"),
     "too few samples": (mapped(), (IMAGES[:9], None), {}, D, "9 training samples; at least 10"),
     "an input too many": (one(), ([IMAGES, IMAGES], CLASSES), {}, S, "inputs are 2. Give as many"),
     # several outputs
@@ -200,6 +213,8 @@ JOBS = {
     "an output for a match by name": (Tuple(), (IMAGES, None), {"output": 1, "task": "match"}, V, "leave it out"),
     "whole numbers alone": (Classes(), (IMAGES, None), {}, M, "no float tensor"),
     "a similarity of all pairs": (Similar(), (IMAGES, None), {}, M, "no float tensor with an entry for each sample"),
+    "infinity alone": (Overflows(), (TABLE, None), {}, M, "no finite number"),
+    "NaN alone": (Overflows(torch.nan), (TABLE, None), {}, M, "no finite number.*NaN"),
     # training
     "class weights of other classes": (
         mapped(), (IMAGES, MASKS), retrained(class_weights=[1, 2]), V, "2 entries.*3 classes"),
