@@ -19,15 +19,23 @@ from torch import Tensor, nn
 from pared import specs
 from pared.compression import jobs
 from pared.compression.architectures import LayeredModule
-from pared.compression.data import load_dataset
+from pared.compression.data import Data, load_dataset
 from pared.compression.data.names import arrange_inputs
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.writers import as_torchscript
+from pared.compression.jobs.fitting import answer_to
 from pared.compression.jobs.fitting_texts import takes_mask
-from pared.compression.loading import Folded, example_from_specs, fold_module, folding_difference, forward_arguments
+from pared.compression.loading import (
+    Folded,
+    LoadedModel,
+    example_from_specs,
+    fold_module,
+    folding_difference,
+    forward_arguments,
+)
 from pared.compression.work import DatasetFile, ModelFile, Observer, Work
-from pared.errors import DeviceUnavailable, ValidationError
+from pared.errors import DeviceUnavailable, ExportFailed, ValidationError
 from pared.job_types import type_of
 from pared.reports import Report
 from pared.spec_fields import DistillFields, PruneFields
@@ -186,7 +194,13 @@ class _Workplace:
         if isinstance(module, LayeredModule):
             torch.save(module.state_dict(), path)
             return ModelFile(path, path.name, _digest(path), module.architecture, notes, sparse)
-        torch.jit.save(as_torchscript(module, example), path)
+        try:
+            script = as_torchscript(module, example)
+        except ExportFailed:
+            if dataset is not None:  # that it does not take these data, as a job would say it
+                answer_to(LoadedModel(module, "torchscript", "scripted"), _data(spec, dataset))
+            raise
+        torch.jit.save(script, path)
         return ModelFile(path, path.name, _digest(path), None, notes, sparse)
 
     def dataset(self, data: Arrays | str | Path | None) -> DatasetFile | None:
@@ -277,9 +291,22 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    """An array or tensor as numpy has it; bfloat16, which numpy lacks, as float32."""
+    """An array or tensor as numpy has it; bfloat16, which numpy lacks, as float32.
+
+    Raises:
+        ValidationError: it is none, such as rows of different lengths.
+    """
     if not isinstance(value, Tensor):
-        return np.asarray(value)
+        try:
+            found = np.asarray(value)
+        except ValueError as error:  # of rows that differ in length
+            raise ValidationError(f"The data hold no array, but a {type(value).__name__}: {error}.") from error
+        if found.dtype.hasobject:
+            raise ValidationError(
+                f"The data hold no array of numbers, but a {type(value).__name__} of Python objects. Inputs and labels "
+                "are arrays or tensors whose first dimension is the sample; without labels give (x, None)."
+            )
+        return found
     tensor = value.detach().cpu()
     array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
@@ -290,9 +317,7 @@ def _example(
 ) -> tuple[Tensor, ...]:
     """Inputs to trace a module with, where it cannot be scripted."""
     if dataset is not None:
-        data = load_dataset(
-            dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index
-        )
+        data = _data(spec, dataset)
         if data.padding is None:
             arrange_inputs(data, forward_arguments(model))
         else:
@@ -301,6 +326,11 @@ def _example(
     if isinstance(spec, specs.PruneSpec) and spec.example_inputs:
         return example_from_specs(spec.example_inputs)
     return ()
+
+
+def _data(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile) -> Data:
+    """The data set, of which a model looks at the inputs alone."""
+    return load_dataset(dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index)
 
 
 _AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec)

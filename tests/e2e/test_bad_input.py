@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.integration.compression.test_bad_tasks import JOBS
 from tests.support.models import hostile, zoo
 from tests.support.processes import Processes
 from tests.support.stack import Stack, new_stack
@@ -449,6 +450,21 @@ def tokens_out_of_range(stack: Stack, good: Good) -> dict[str, Any]:
     return good.spec(model=model, dataset=stack.upload_dataset(zoo.npz(x + 100, y), "t.npz"))
 
 
+def not_together(name: str) -> Failing:
+    """A row of the table of models, data and fields that do not go together."""
+    model, data, fields, code, says = JOBS[name]
+
+    def spec(stack: Stack, good: Good) -> dict[str, Any]:
+        content = data if isinstance(data, bytes) else arrays(**dict(zip("xy", data, strict=True)))
+        if not isinstance(data, bytes) and data[1] is None:
+            content = arrays(x=data[0])
+        return good.spec(
+            model=stack.upload_model(scripted(model), "m.pt"), dataset=stack.upload_dataset(content, "d"), **fields
+        )
+
+    return Failing(name, spec, code, says)
+
+
 def long_job(_: Stack, good: Good) -> dict[str, Any]:
     return good.spec(retrain={"epochs": 1000}, time_limit_s=1)
 
@@ -516,6 +532,21 @@ FAILING = [
         "output_mse",
     ),
     Failing("a time limit of a second", long_job, "time-limit", "time_limit_s|longer"),
+    *map(
+        not_together,
+        (
+            "one logit, three classes",
+            "masks of half the size",
+            "a mask beyond the classes",
+            "all of the held-out pixels ignored",
+            "a name that a trace lost",
+            "an output for a match",
+            "texts of one token",
+            "a next token outside",
+            "a dropped token outside",
+            "a tokenizer of more tokens",
+        ),
+    ),
 ]
 
 
@@ -545,6 +576,8 @@ def test_a_bad_job_fails_with_advice(row: Failing, wary: Stack, failing: dict[st
         assert report.status_code == 409
         assert error["detail"] in report.json()["detail"]
         assert wary.artifacts(posted) == []
+        uploads = [job["spec"][name] for name in ("model", "teacher", "dataset") if job["spec"].get(name)]
+        assert [wary.inspected(upload)["id"] for upload in uploads] == uploads  # nothing is lost
     assert row.code in {"*", code}, error
     assert code != "internal", error
     assert error["title"]

@@ -63,9 +63,9 @@ def _check_lengths(stored: Stored) -> None:
                     f"{name} has {rows.shape[0]} samples but {last} has {count} ({split} split). The first dimension "
                     "of both is the sample."
                 )
-        for index, rows in enumerate(several):
+        for name, rows in named.items():
             if 0 in rows.shape:
-                raise InvalidData(f"{input_name(stored, index)} is empty: its shape is {rows.shape} ({split} split).")
+                raise InvalidData(f"{name} is empty: its shape is {rows.shape} ({split} split).")
 
 
 def _column(stored: Rows, name: str) -> StoredColumn:

@@ -88,7 +88,8 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
     spec = _for_task(spec, data)
     changes = training is not None and training.epochs > 0 and training.augment is not None
     if training is not None and training.augment is not None and changes:
-        _check_changes(training.augment, data, f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment")
+        pointer = f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment"
+        _check_changes(training.augment, data, original, pointer)
     if data.task.has_references:
         # Answers to texts are as long as the longest of their batch.
         beside = beside or changes or data.padding is not None
@@ -96,9 +97,22 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
     return spec, data
 
 
-def _check_changes(augment: Augment, data: Data, pointer: str) -> None:
+def _check_changes(augment: Augment, data: Data, original: LoadedModel, pointer: str) -> None:
     inputs, target = data.take("train", torch.arange(2))
     check_augmentation(augment, inputs, target[:, :0] if data.task.has_references else target, pointer)
+    if augment.token_dropout is None:
+        return
+    index = next(index for index, each in enumerate(inputs) if each.dtype == torch.int64 and each.dim() == 2)
+    dropped = torch.full_like(inputs[index], augment.token_dropout.id)
+    try:
+        with torch.no_grad(), own_failures():
+            original.module(*inputs[:index], dropped, *inputs[index + 1 :])
+    except ModelFailed as error:
+        text = (
+            f"`token_dropout` puts in the token id {augment.token_dropout.id}, on which the model fails: name one of "
+            f"its vocabulary. {error.detail}"
+        )
+        raise ValidationError(text, errors=[{"pointer": f"{pointer}/token_dropout/id", "detail": text}]) from error
 
 
 def _said(task: TaskRules) -> str:

@@ -32,6 +32,8 @@ class DenseClassification(SummedScore):
     class_dim: ClassVar[int]
     position: ClassVar[str]
     """What a position is, in the plural."""
+    answers: ClassVar[str] = "classes"
+    advice_on_classes: ClassVar[str] = "Number the classes from 0"
 
     def labels(self, stored: StoredLabels) -> Labels:
         """A class for each position (samples, …), `IGNORED` where there is none."""
@@ -52,11 +54,10 @@ class DenseClassification(SummedScore):
         """Without dimensions of 1 that the model's positions lack; the model must have an output for each class."""
         found = {}
         classes = 1 + max(int(target.max()) for target in labels.values())
-        if output.shape[self.class_dim] < classes:
+        if (there := output.shape[self.class_dim]) < classes:
             raise InvalidData(
-                f"The labels go up to {classes - 1}, but the model has {output.shape[self.class_dim]} classes (0 to "
-                f"{output.shape[self.class_dim] - 1}). Number the classes from 0, or name the mark of "
-                f"{self.position} without a label with `ignore_index`."
+                f"The labels go up to {classes - 1}, but the model has {there} {self.answers} (0 to {there - 1}). "
+                f"{self.advice_on_classes}, or name the mark of {self.position} without a label with `ignore_index`."
             )
         places = output.movedim(self.class_dim, -1).shape[1:-1]
         for split, label in labels.items():
@@ -272,6 +273,8 @@ class LanguageModeling(TokenClassification):
     name = "language_modeling"
     metric = "log_likelihood"
     wanted = "logits (N, T, vocabulary)"
+    answers = "tokens in its answers"
+    advice_on_classes = "Encode the text with the vocabulary the model was trained with"
     unanswered = "left out of all scores"
 
     def labels(self, stored: StoredLabels) -> Labels:

@@ -244,15 +244,26 @@ def pieces_of(two: Any, three: Any, main: str | None = None) -> tuple[list[Piece
 
 
 def scaled(pieces: Sequence[Piece], answers: Iterable[Any]) -> list[Piece]:
-    """The pieces with the scales of some answers; 1 of integers, and where all numbers are 0."""
-    squares, samples = [0.0] * len(pieces), 0
+    """The pieces with the scales of some answers; 1 of integers, and where all numbers are 0.
+
+    Raises:
+        ModelFailed: no number is finite, so that nothing can be compared.
+    """
+    squares, samples, finite = [0.0] * len(pieces), 0, not any(piece.floating for piece in pieces)
     for answer in answers:
         outputs = dict(named_outputs(answer))
         for at, piece in enumerate(pieces):
             output = outputs[piece.path]
             if piece.floating:
-                squares[at] += float(output[output.isfinite()].abs().double().square().sum())
-        samples += outputs[pieces[0].path].shape[pieces[0].batch_dim]
+                known = output[output.isfinite()]
+                squares[at] += float(known.abs().double().square().sum())
+                finite = finite or known.numel() > 0
+        samples += outputs[pieces[0].path].shape[pieces[0].batch_dim] if pieces else 0
+    if not finite:
+        raise ModelFailed(
+            "The model answers no finite number, so that nothing can be compared with its own answers. Look for "
+            "NaN and infinity among its weights, and whether the data must be scaled (`preprocess`)."
+        )
     return [replace(piece, scale=each / samples if each else 1.0) for piece, each in zip(pieces, squares, strict=True)]
 
 

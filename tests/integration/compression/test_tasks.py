@@ -110,6 +110,42 @@ def test_match_learns_what_the_original_answers():
     assert "of test match with the original" in taught.verdict
 
 
+class Rare(nn.Module):
+    """A heat map that is nearly 0 but for samples that come late in the data."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.heat = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        pooled = torch.relu(self.conv(x)).mean((2, 3))
+        return torch.sigmoid(self.heat(pooled) - 30 + 34 * x[:, :1, 0, 0].gt(3).float())
+
+
+def test_what_a_model_answers_seldom_tells_how_large_its_answers_are():
+    seldom = IMAGES.copy()
+    seldom[40:, :, 0, 0] = 5
+    report = prune(Rare(), (seldom, None), amount=0.5, retrain=RETRAIN).report
+    assert report.after.quality.test.value > 0.95
+    assert report.after.quality.loss < 0.01
+
+
+class Pair(TwoHeads):
+    def forward(self, x):
+        pooled = torch.relu(self.conv(x)).mean((2, 3))
+        return self.boxes(pooled), self.classes(pooled)
+
+
+@pytest.mark.parametrize("labels", [None, CLASSES])
+def test_a_student_without_names_answers_in_the_order_of_its_teacher(labels):
+    for teacher, student, output in ((TwoHeads(), Pair(), None), (Pair(), TwoHeads(), None if labels is None else 1)):
+        report = distill(teacher, student, (IMAGES, labels), output=output, train={"epochs": 1}).report
+        outputs = [each["relative_error"] for each in report.comparison.outputs]
+        assert len(outputs) == (2 if labels is None else 1)
+        assert all(error < 0.2 for error in outputs)  # the student began with the teacher's weights
+
+
 def test_labels_of_one_output_leave_the_others_as_they_were():
     retrain = {"epochs": 10, "lr": 0.01, "optimizer": "adam"}
     report = prune(TwoHeads(), (IMAGES, CLASSES), amount=0.25, retrain=retrain).report

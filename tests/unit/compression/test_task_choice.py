@@ -57,6 +57,8 @@ def guessed(y, answer, x=IMAGES, **options):
         (MASKS > 1, (2, 1, 4, 4), IMAGES, "segmentation"),
         ((MASKS > 1)[:, None] * 255, (2, 1, 4, 4), IMAGES, "segmentation"),
         (MASKS.astype("float32"), (2, 4, 4, 4), IMAGES, "segmentation"),
+        (MASKS > 1, (2, 4, 4), IMAGES, "segmentation"),
+        (MASKS, (2, 4, 4), IMAGES, "regression"),
         (IMAGES, (2, 3, 4, 4), IMAGES, "regression"),
         (IMAGES[:, :1], (2, 1, 4, 4), IMAGES, "regression"),
         (np.roll(TOKENS, -1, 1), (2, 5, 9), TOKENS, "language_modeling"),
@@ -134,6 +136,16 @@ def test_a_language_model_learns_its_own_next_tokens():
     assert set(found.targets["train"][:, -1].tolist()) == {IGNORED}
 
 
+def test_one_logit_for_each_pixel_needs_no_dimension_of_its_own():
+    flat = make_task(Options(task="segmentation"), stored(MASKS > 1), torch.randn(2, 4, 4))
+    plain = make_task(Options(task="segmentation"), stored(MASKS > 1), torch.randn(2, 1, 4, 4))
+    output = torch.randn(N, 4, 4)
+    assert flat.taken(output, N).equal(plain.taken(output[:, None], N))
+    found = flat.labels(stored(MASKS > 1)).targets
+    assert flat.fitted(found, flat.taken(output, N))["train"].shape == (N, 4, 4)
+    assert make_task(Options(task="segmentation"), stored(MASKS[:, 0]), torch.randn(2, 5, 4)).flat is False
+
+
 REFUSED = {
     "one label an image": ("segmentation", CLASSES, "one label a sample.*task=classification"),
     "masks of fractions": ("segmentation", IMAGES, "no classes.*task=regression"),
@@ -149,6 +161,8 @@ REFUSED = {
     "masks for a classification": ("classification", MASKS, "task=segmentation"),
     "tokens for a classification": ("classification", TOKENS, "task=token_classification"),
     "no labels": ("classification", None, "no labels.*task=match"),
+    "no label that ever holds": ("multilabel", BITS & False, "same labels.*task=match"),
+    "labels that all hold": ("multilabel", BITS | True, "same labels.*task=match"),
     "images without labels, as a text": ("language_modeling", None, "no token ids.*task=match"),
 }
 

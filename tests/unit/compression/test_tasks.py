@@ -18,6 +18,7 @@ from pared.compression.tasks.regression import Regression
 from pared.compression.tasks.statistics import bootstrap_of_sums, jackknife_t, paired_difference, paired_t, wilson
 from pared.compression.training.calibration import learn_labels
 from pared.compression.training.gradients import add_gradients
+from pared.errors import ModelFailed
 
 LN = math.log
 
@@ -208,6 +209,50 @@ def test_match_compares_integers_and_leaves_out_what_has_no_entry_for_each_sampl
     reference, output = task.taken(answer(4), 4), task.taken((torch.zeros(4, dtype=torch.int64), *answer(4)[1:]), 4)
     assert float(task.loss(output, reference)) == 0
     assert task.score(task.condensed(output, reference), reference) == (0.25 + 1) / 2
+
+
+def test_an_output_that_is_nearly_zero_drowns_no_other():
+    original = {"a": torch.tensor([[2.0, 0.0]] * 3), "p": torch.full((3, 2), 1e-9), "zero": torch.zeros(3, 2)}
+    answer = {"a": torch.tensor([[2.0, 1.0]] * 3), "p": torch.full((3, 2), 1e-3), "zero": torch.zeros(3, 2)}
+    task, (reference, output) = matched(original, answer)
+    loss, gradient = loss_and_gradient(task, output, reference)
+    error = (1e-3 - 1e-9) ** 2 / 1e-18
+    assert loss == pytest.approx((1 / 4 + 1 + math.log(error) + 0) / 3, rel=1e-4)
+    assert gradient[0, 1] == pytest.approx(2 / 4 / 9)  # as if the others were met
+    assert gradient[0, 2] == pytest.approx(1 / 1e-3 / 9, rel=1e-4)  # of log Σ p² over 6 numbers
+    kept = task.condensed(output, reference)
+    assert task.mean_loss(kept, reference) == pytest.approx(loss, rel=1e-4)
+    assert task.score(kept, reference) == pytest.approx((0.5 + 0 + 1) / 3)
+    same = task.condensed(reference, reference)
+    assert (task.score(same, reference), task.mean_loss(same, reference)) == (1, 0)
+    assert task.compare(same, kept, reference).outputs[1]["relative_error"] == pytest.approx(1e6, rel=1e-3)
+
+
+def test_match_refuses_the_same_numbers_in_another_order_of_dimensions():
+    task, _ = matched(torch.zeros(3, 2, 5))
+    with pytest.raises(ModelFailed, match=r"answers \(5, 2\), where the original answers \(2, 5\)"):
+        task.taken(torch.zeros(3, 5, 2), 3)
+
+
+def test_names_are_matched_by_their_order_where_one_side_has_none():
+    original = {"a": torch.ones(3, 2), "b": torch.ones(3, 4)}
+    for teacher, student in ((original, [*original.values()]), ([*original.values()], original)):
+        task, (reference, output) = matched(teacher, student)
+        assert torch.equal(reference, output)
+    task, _ = matched(original)
+    with pytest.raises(ModelFailed, match=r"no output a .*returns c .*names of its teacher's"):
+        task.taken({"c": torch.ones(3, 2), "d": torch.ones(3, 4)}, 3)
+
+
+def test_an_embedding_of_nothing_has_no_direction():
+    reference = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1e-9]])
+    assert Embedding().score(reference, reference) == pytest.approx(1)
+    output = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 1e-9]])
+    assert Embedding().score(output, reference) == pytest.approx(2 / 3)
+    loss, gradient = loss_and_gradient(Embedding(), output, reference)
+    assert loss == pytest.approx(1000 / (25 / 3) / 3)  # by the thousandth part of the mean square, not by 0
+    assert float(Embedding().loss(output, output * 0)) == pytest.approx(26 / 3)
+    assert gradient[2].tolist() == [0, 0]
 
 
 # -- scores -------------------------------------------------------------------------------------
