@@ -24,6 +24,10 @@ _LEAST = 1e-30  # of a probability whose logarithm is taken
 _LEAST_ODDS = 1e-7  # of a probability that may be 1, which float32 tells from it
 
 
+class OtherTask(InvalidData):
+    """Labels from which their task learns nothing, in data that serve another task."""
+
+
 @dataclass(frozen=True)
 class StoredLabels:
     """Labels as a file holds them, by split, not yet checked; without labels no split is there.
