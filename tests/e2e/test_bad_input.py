@@ -345,7 +345,7 @@ REJECTED_DATASETS: list[tuple[str, bytes, str, str]] = [
     ("masks of another size", pictures({"masks/7.png": png((9, 9))}, "images", "masks"), DATA, "one size"),
     ("masks of colours", pictures({"masks/7.png": png((8, 8), "RGB")}, "images", "masks"), DATA, "class numbers"),
     ("images without masks", pictures({"masks/x.png": png((8, 8))}, "images"), DATA, "without a mask"),
-    ("masks in which all is ignored", pictures({}, "images", "masks"), DATA, "nothing to tell apart"),
+    ("masks and other images", pictures({"other/x.png": png((8, 8))}, "images", "masks"), DATA, "neither in images"),
 ]
 REJECTED = [("models", *row) for row in REJECTED_MODELS] + [("datasets", *row) for row in REJECTED_DATASETS]
 

@@ -16,6 +16,7 @@ from pared.compression.data.room import Room, room_for
 from pared.compression.data.samples import NO_CLASS, Split
 from pared.compression.data.stored import FORMATS, Stored
 from pared.compression.data.zip_members import Member, Zip
+from pared.compression.tasks.base import OtherTask
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, UnsupportedDataset
 
@@ -238,12 +239,12 @@ def mask_labels(masks: Mapping[Split, Rows], ignored: int | None) -> tuple[dict[
             notes.append(f"Pixels with the label {' or '.join(said)} are ignored.")
         for split, present in found.items():
             if not (present & (table != NO_CLASS)).any():
-                raise InvalidData(
+                raise OtherTask(
                     f"All pixels of the {split} split are ignored, so that nothing can be learned or scored."
                 )
     classes = np.unique(table[values & (table != NO_CLASS)])
     if len(classes) < 2:
-        raise InvalidData(
+        raise OtherTask(
             f"All pixels that have a class have the class {classes[0]}: there is nothing to tell apart. Give at least "
             "two classes, or use task=match, which needs no labels."
         )

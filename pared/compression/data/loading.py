@@ -20,6 +20,7 @@ from pared.compression.data.splits import SPLITS, draw_missing
 from pared.compression.data.stored import Stored
 from pared.compression.data.text import cut, next_tokens
 from pared.compression.tasks import Labels, Match, Options, StoredLabels, TaskRules, make_task
+from pared.compression.tasks.base import OtherTask
 from pared.compression.tasks.dense import Segmentation, TokenClassification
 from pared.compression.work import DatasetFile
 from pared.reports import DatasetInspection
@@ -123,9 +124,16 @@ def inspect_dataset(file: DatasetFile, directory: Path | None = None) -> Dataset
         directory: where a preview of its samples is left, `preview.png` or `preview.json`.
 
     Raises:
-        UnsupportedDataset, InvalidData, StorageFull: as `load_dataset`.
+        UnsupportedDataset, InvalidData, StorageFull: as `load_dataset`, but for labels without which the data serve.
     """
-    data = load_dataset(file, task=None, preprocess=None, seed=0)
+    notes = []
+    try:
+        data = load_dataset(file, task=None, preprocess=None, seed=0)
+        if not data.labelled:
+            notes.append(UNLABELLED)
+    except OtherTask as error:
+        data = load_dataset(file, task="match", preprocess=None, seed=0)
+        notes.append(f"The labels are of no use, and a job that learns them fails; task=match does not. {error.detail}")
     target = data.targets["train"]
     whole_numbers = data.classes is not None
     described: dict[str, Any] = {
@@ -136,7 +144,7 @@ def inspect_dataset(file: DatasetFile, directory: Path | None = None) -> Dataset
         described["classes"] = data.classes
     if data.class_names is not None:
         described["class_names"] = data.class_names[:1000]
-    notes = ([] if data.labelled else [UNLABELLED]) + _try_images(data)
+    notes += _try_images(data)
     if directory is not None:
         write_preview(data, directory)
     return DatasetInspection(

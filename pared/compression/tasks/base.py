@@ -20,8 +20,13 @@ Array = np.ndarray[Any, Any]
 Head = Literal["logits", "softmax", "sigmoid"]
 """What a model's last operator makes of its numbers; `logits`: nothing, or what softmax does not change."""
 
+PROBE = 0.1
 _LEAST = 1e-30  # of a probability whose logarithm is taken
 _LEAST_ODDS = 1e-7  # of a probability that may be 1, which float32 tells from it
+
+
+class OtherTask(InvalidData):
+    """Labels from which their task learns nothing, in data that serve another task."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,14 @@ class TaskRules(ABC):
     def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output as rows of odds or numbers (P, C), and which of them count: (P,) of 0 and 1; None: all."""
         return output.reshape(len(output), -1), None
+
+    def probed(self, target: Tensor, generator: torch.Generator) -> Tensor:
+        """What a criterion takes the gradients of the loss on; the targets, where the model has not met them already.
+
+        The original's own answers are met by the original, so that all gradients are 0. With noise beside them, each
+        number by `PROBE` of its usual size, the squares of gradients are those of the outputs (of Gauss and Newton).
+        """
+        return target
 
     def weights_on(self, device: torch.device) -> Tensor | None:
         """The class weights, where they are needed; sent once, for sending waits."""

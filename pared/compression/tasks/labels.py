@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pared.compression.tasks.base import Array
+from pared.compression.tasks.base import Array, OtherTask
 from pared.errors import InvalidData
 
 MAX_CLASSES = 1 << 16
@@ -34,12 +34,12 @@ def classes(
     targets = {split: torch.from_numpy(_whole(array, split)) for split, array in arrays.items()}
     present = torch.cat(list(targets.values())).unique()  # type: ignore[no-untyped-call]
     if len(present) < 2:
-        raise InvalidData(
+        raise OtherTask(
             f"All samples have the label {int(present[0])}: there is nothing to tell apart. Give at least two classes, "
             "or task=regression."
         )
     if int(present[-1]) >= MAX_CLASSES:
-        raise InvalidData(
+        raise OtherTask(
             f"The labels go up to {int(present[-1]):,}, too many classes. Number them from 0, or use task=regression."
         )
     unused = int(present[-1]) + 1 - len(present)
@@ -111,7 +111,7 @@ def _whole(labels: Array, split: str) -> Array:
             f"{labels[negative[0]]}). Number the classes from 0."
         )
     if labels.max() > 1 << 40:
-        raise InvalidData(f"The labels go up to {labels.max()}. Number the classes from 0, or use task=regression.")
+        raise OtherTask(f"The labels go up to {labels.max()}. Number the classes from 0, or use task=regression.")
     return labels.astype(np.int64)
 
 
@@ -140,14 +140,14 @@ def dense_classes(
         notes.append(f"{what.capitalize()} with the label {' or '.join(map(str, said))} are ignored.")
     labels = [value for value in present.tolist() if value not in void]
     if not labels:
-        raise InvalidData(f"All {what} are ignored: y holds {', '.join(map(str, said))} alone. Give labels from 0.")
+        raise OtherTask(f"All {what} are ignored: y holds {', '.join(map(str, said))} alone. Give labels from 0.")
     if labels[0] < 0:
         raise InvalidData(
             f"Some {what} have the label {labels[0]}. Number the classes from 0; {', '.join(map(str, _VOID))} mark "
             f"{what} without a label, and `ignore_index` names another such mark."
         )
     if len(labels) < 2:
-        raise InvalidData(
+        raise OtherTask(
             f"All {what} that have a label have the label {labels[0]}: there is nothing to tell apart. Give at least "
             "two classes, or use task=match, which needs no labels."
         )
@@ -159,7 +159,7 @@ def dense_classes(
         for value in said:
             target[target == value] = IGNORED
         if bool((target == IGNORED).all()):
-            raise InvalidData(f"All {what} of the {split} split are ignored, so that nothing can be learned or scored.")
+            raise OtherTask(f"All {what} of the {split} split are ignored, so that nothing can be learned or scored.")
         targets[split] = target
     return targets, 1 + labels[-1]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pared.compression.tasks import labels as checked
-from pared.compression.tasks.base import Labels, StoredLabels, hold_labelled
+from pared.compression.tasks.base import Labels, OtherTask, StoredLabels, hold_labelled
 from pared.compression.tasks.sums import SummedScore, ratio
 from pared.errors import InvalidData, ShapeMismatch
 from pared.reports import Comparison
@@ -48,7 +48,7 @@ class Multilabel(SummedScore):
         notes = []
         together = torch.cat(list(targets.values()))
         if not bool((together != together[0]).any()):
-            raise InvalidData(
+            raise OtherTask(
                 "All samples have the same labels: there is nothing to tell apart. Give labels that hold of some "
                 "samples alone, or use task=match, which needs no labels."
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pared.compression.tasks.base import Labels, StoredLabels
+from pared.compression.tasks.base import PROBE, Labels, StoredLabels
 from pared.compression.tasks.outputs import listed_outputs, named_outputs, same_by_number
 from pared.compression.tasks.sums import SummedScore, broken, ratio
 from pared.errors import ModelFailed
@@ -105,6 +105,15 @@ class Match(SummedScore):
                 difference = torch.where(known, own - torch.where(known, reference, own.detach()), 0.0)
                 errors.append(difference.square().sum(1).mean() / piece.scale)
         return _bounded(torch.stack(errors)).mean()
+
+    def probed(self, target: Tensor, generator: torch.Generator) -> Tensor:
+        """With noise beside the numbers of each output, by its size."""
+        noise = torch.randn(target.shape, generator=generator)
+        sizes = [
+            torch.full((answer.shape[1],), piece.floating * (piece.scale / max(answer.shape[1], 1)) ** 0.5)
+            for piece, answer, _, _ in self._parts(target, target)
+        ]
+        return target + (PROBE * noise * torch.cat(sizes)).to(target.device)
 
     def condensed(self, output: Tensor, target: Tensor) -> Tensor:
         """(N, 2 + 6 · outputs): broken or not; of each output Σ (a − b)², Σ b², Σ ab, Σ a², and places that agree."""
@@ -304,6 +313,11 @@ class Embedding(SummedScore):
         squares = target.square().sum(1)
         squares = torch.maximum(squares, squares.mean() / 1000)
         return ((output - target).square().sum(1) / torch.where(squares > 0, squares, 1.0)).mean()
+
+    def probed(self, target: Tensor, generator: torch.Generator) -> Tensor:
+        """With noise beside the numbers of each sample, by its length."""
+        noise = torch.randn(target.shape, generator=generator).to(target)
+        return target + PROBE * noise * target.square().mean(1, keepdim=True).sqrt()
 
     def mean_loss(self, condensed: Tensor, targets: Tensor) -> float:
         """As `loss`."""

@@ -19,6 +19,7 @@ from pared.compression.names import tensors
 from pared.compression.tasks import TaskRules
 from pared.compression.training.augmentation import label_loss, parted
 from pared.compression.training.gradients import Loss, WeightedLoss, add_gradients, cudnn_disabled, cudnn_refuses
+from pared.compression.training.seeds import seed_of
 from pared.specs import Augment
 
 _SOME = 64  # samples of a batch that a criterion looks at
@@ -45,7 +46,9 @@ def loss_gradients(
     """The gradients of the loss on labels, for each of some batches of the training split: all names -> tensor, on CPU.
 
     In eval mode, so that batch norms and dropout are as they are in use; also for weights that are not to be trained.
+    Where a task learns the original's answers, those are probed (`TaskRules.probed`).
     """
+    generator = torch.Generator().manual_seed(seed_of(seed, "probe"))
     module = copied(module).eval()
     place(module, device)
     without_cudnn = cudnn_refuses(module)
@@ -53,7 +56,8 @@ def loss_gradients(
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     size = BatchSize(_SOME)
-    for inputs, target in some_batches(data.on(device), seed):
+    for inputs, answers in some_batches(data.on(device), seed):
+        target = task.probed(answers, generator)
 
         def run(most: int, inputs: Inputs = inputs, target: Tensor = target) -> None:
             module.zero_grad(set_to_none=True)

@@ -259,3 +259,19 @@ def test_an_interrupted_job_ends_as_an_uninterrupted_one(tmp_path, labelled):
     pieces = run_spec(spec, files, tmp_path / "pieces", Goes(killed.last))
     assert pieces.reproduce.outputs == whole.reproduce.outputs
     assert pieces.comparison == whole.comparison
+
+
+@pytest.mark.parametrize("task", ["match", "embedding"])
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_gradients_tell_what_matters_to_answers_that_are_met_already(task, criterion):
+    """All channels of a layer are alike but for what reads them: the two that matter are the last ones."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight[:1].abs().expand(8, 4))
+        model[0].bias.fill_(1)
+        model[2].weight[:, :6] *= 1e-3
+    table = RNG.normal(size=(N, 4)).astype("float32")
+    fields = {"task": task, "criterion": criterion, "granularity": "channel", "retrain": None, "seed": 3}
+    report = prune(model, (table, None), amount=0.75, scope="layer", **fields).report
+    assert report.after.parameters < report.before.parameters
+    assert report.after.quality.test.value > 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -132,8 +133,6 @@ BAD_MASKS = {
     "16 bits": (lambda: pairs({"masks/3.png": image("I;16")}), "has the mode I;16"),
     "lossy": (lambda: {n: c for n, c in pairs().items() if n != "masks/3.png"} | {"masks/3.jpg": image(kind="JPEG")},
               "masks/3.jpg is a JPEG"),
-    "ignored": (lambda: pairs({f"masks/{i}.png": png(np.full((5, 6), 255)) for i in range(12)}), "split are ignored"),
-    "one class": (lambda: pairs({f"masks/{i}.png": png(np.full((5, 6), 4)) for i in range(12)}), "have the class 4"),
     "elsewhere": (lambda: pairs() | {"extra/1.png": image()}, "extra/1.png lies neither in images nor in masks"),
     "double": (lambda: pairs() | {"images/1.png": image("RGB")}, "the name of images/1.png without its suffix"),
     "half a mask": (
@@ -146,6 +145,27 @@ def test_bad_masks_are_refused_with_advice(case, dataset):
     make, says = BAD_MASKS[case]
     with pytest.raises(InvalidData, match=says):
         inspect_dataset(dataset(zipped(make())))
+
+
+USELESS = {
+    "ignored": (lambda: zipped(pairs({f"masks/{i}.png": png(np.full((5, 6), 255)) for i in range(12)})), "are ignored"),
+    "a class": (lambda: zipped(pairs({f"masks/{i}.png": png(np.full((5, 6), 4)) for i in range(12)})), "the class 4"),
+    "one class": (lambda: npz(x=X, y=Y * 0), "All samples have the label 0.*or task=regression"),
+    "far classes": (lambda: npz(x=X, y=Y + 70_000), "too many classes.*use task=regression"),
+    "no label holds": (lambda: npz(x=X, y=np.zeros((40, 3), int)), "All samples have the same labels"),
+}
+
+
+@pytest.mark.parametrize("case", USELESS)
+def test_labels_that_serve_no_task_leave_data_for_the_tasks_that_are_advised(case, dataset):
+    make, says = USELESS[case]
+    file = dataset(make())
+    with pytest.raises(InvalidData, match=says):
+        forms(file)
+    shown = inspect_dataset(file)
+    assert (shown.task, shown.labelled) == ("match", False)
+    assert re.search(f"labels are of no use.*{says}", shown.warnings[0])
+    assert not load_dataset(file, task="match", preprocess=None, seed=0).labelled
 
 
 # -- inputs by name -----------------------------------------------------------------------------
