@@ -191,12 +191,15 @@ def for_student(data: Data, student: LoadedModel, teacher: LoadedModel) -> Data:
     Raises:
         ParedError: the student and the data do not fit.
     """
-    outputs, of_teacher = (named_outputs(answer_to(each, data)) for each in (student, teacher))
+    answers = [answer_to(each, data) for each in (student, teacher)]
+    outputs, of_teacher = map(named_outputs, answers)
     task = replace(data.task, head="logits", held=None if len(outputs) == 1 else data.task.held)
     paths, of_paths = ([path for path, _ in each] for each in (outputs, of_teacher))
     if len(paths) == len(of_paths) > 1 and task.output in of_paths and same_by_number(of_paths, paths):
         task = replace(task, output=paths[of_paths.index(task.output)])
     task = replace(task, head=head_of(student.module, data.example(), task))
+    if isinstance(task, Match):
+        task.taken(answers[1], len(data.example()[0]))  # whose shapes a student's must be
     data = replace(data, task=task)
     check_fits(student, data)
     return data

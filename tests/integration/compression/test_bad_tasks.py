@@ -209,7 +209,7 @@ JOBS = {
     "an output of one tensor": (one(), (IMAGES, CLASSES), {"output": "logits"}, M, "one tensor.*leave it out"),
     "two outputs that fit": (Tuple(), (IMAGES, CLASSES), {}, S, r"fit 0, 1. Name the output"),
     "labels that fit no output": (Tuple(), (IMAGES, MASKS), {}, S, "fit none of them.*task=match"),
-    "an output for a match": (Tuple(), (IMAGES, None), {"output": 1}, V, "/output has no part in task=match"),
+    "an output for a match": (Tuple(), (IMAGES, None), {"output": 1}, V, "/output has no effect where task=match"),
     "an output for a match by name": (Tuple(), (IMAGES, None), {"output": 1, "task": "match"}, V, "leave it out"),
     "whole numbers alone": (Classes(), (IMAGES, None), {}, M, "no float tensor"),
     "a similarity of all pairs": (Similar(), (IMAGES, None), {}, M, "no float tensor with an entry for each sample"),

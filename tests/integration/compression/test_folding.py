@@ -138,13 +138,13 @@ def test_what_is_pruned_is_what_the_layers_multiply_by(parametrization, form, tm
             work, stages = Work({"model": file}, data, tmp_path), Stages(SilentObserver())
             start, _ = prepared(spec, work, stages)
             if data is not None:
-                baseline = assessed(start.original.module, start.data, spec, work, stages)
+                baseline = assessed(start.original.module, start.data, work, stages)
                 start = replace(start, baseline=baseline)
             state = Pruning(start)
             state.run(None, lambda _: None)
             _check(state.loaded.module, granularity, fields)
             if data is not None:
-                assessed(state.loaded.module, start.data, spec, work, stages, upload=baseline)
+                assessed(state.loaded.module, start.data, work, stages, upload=baseline)
 
 
 def _check(result, granularity, fields):
