@@ -13,7 +13,7 @@ import numpy as np
 from pared.compression.data.columns import Rows
 from pared.compression.data.mapped import MappedFile, MappedRows, bfloat16_as_float32
 from pared.compression.data.room import room_for, temporary_file
-from pared.compression.data.samples import Split
+from pared.compression.data.samples import SPLIT_NAMES, Split
 from pared.compression.data.stored import FORMATS, Stored
 from pared.compression.data.zip_members import Member, Zip
 from pared.compression.work import DatasetFile
@@ -22,9 +22,6 @@ from pared.weights.safetensors import TensorEntry, read_header
 from pared.wording import shortened
 
 TARGET_NAMES = ("y", "target", "targets", "label", "labels", "class", "classes")
-_SPLIT_NAMES: dict[str, Split] = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-}  # fmt: skip
 _HEADER_BYTES = 64 << 10  # of an .npy; numpy writes about a hundred
 
 
@@ -71,7 +68,7 @@ def by_split(arrays: Mapping[str, Rows], kind: str) -> Stored:
 def _parsed(name: str) -> tuple[str, Split]:
     """What an array is called without its split, and the split."""
     match = re.fullmatch(r"(.+?)_(train|val|valid|validation|test)", name, re.IGNORECASE)
-    return (name, "train") if match is None else (match[1], _SPLIT_NAMES[match[2].lower()])
+    return (name, "train") if match is None else (match[1], SPLIT_NAMES[match[2].lower()])
 
 
 def _check_splits(arrays: Mapping[str, Rows], inputs: dict[Split, dict[str, Rows]], targets: dict[Split, Rows]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pared.compression.data.columns import Array, Column, Rows, StoredColumn, raw_chunks
 from pared.compression.data.decoding import Decoder, ImageRows, opened, picture, segments
 from pared.compression.data.room import Room, room_for
-from pared.compression.data.samples import NO_CLASS, Split
+from pared.compression.data.samples import NO_CLASS, SPLIT_NAMES, SPLITS, Split
 from pared.compression.data.stored import FORMATS, Stored
 from pared.compression.data.zip_members import Member, Zip
 from pared.compression.tasks.base import OtherTask
@@ -24,8 +24,6 @@ MAX_PIXELS = 1 << 26
 MAX_FILE_BYTES = 256 << 20
 """Most bytes of one image's file: those of the largest image, four bytes a pixel."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"}
-SPLIT_NAMES: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class _Placed(NamedTuple):
@@ -88,7 +86,7 @@ def _placed(archive: Zip) -> list[_Placed]:
         for parts, member in images
     ]
     _check_depth(placed)
-    return sorted(placed, key=lambda each: _SPLITS.index(each.split))
+    return sorted(placed, key=lambda each: SPLITS.index(each.split))
 
 
 def _check_depth(placed: Sequence[_Placed]) -> None:
@@ -109,7 +107,7 @@ def _by_split(decoder: Decoder, placed: Sequence[_Placed]) -> dict[Split, Rows]:
     """The decoded images of each split; they lie one split after the other."""
     parts: dict[Split, Rows] = {}
     begin = 0
-    for split in _SPLITS:
+    for split in SPLITS:
         count = sum(each.split == split for each in placed)
         if count:
             parts[split] = ImageRows(decoder, begin, begin + count)

@@ -15,8 +15,8 @@ from pared.compression.data.inputs import checked_inputs, described_inputs, held
 from pared.compression.data.preview import write_preview
 from pared.compression.data.reading import read_dataset
 from pared.compression.data.room import room_for
-from pared.compression.data.samples import Data, Split
-from pared.compression.data.splits import SPLITS, draw_missing
+from pared.compression.data.samples import SPLITS, Data, Split
+from pared.compression.data.splits import draw_missing
 from pared.compression.data.stored import Stored
 from pared.compression.data.text import cut, next_tokens
 from pared.compression.tasks import Labels, Match, Options, StoredLabels, TaskRules, make_task
@@ -84,8 +84,6 @@ def load_dataset(
     return replace(
         unlabelled,
         inputs=columns,
-        names=stored.names,
-        scaling=scaling,
         targets=targets,
         task=rules,
         classes=found.classes,
@@ -165,12 +163,11 @@ def _try_images(data: Data) -> list[str]:
     for split in SPLITS:
         columns = [each for each in data.columns(split) if isinstance(each, StoredColumn) and each.is_decoded]
         if columns:
-            count = data.samples(split)
-            rows = torch.linspace(0, count - 1, min(count, TRIED)).round().long()
+            rows = data.spread(split, TRIED)
             for part in torch.split(rows, 64):
                 for column in columns:
                     column.index_select(0, part)
-            tried, total = tried + len(rows), total + count
+            tried, total = tried + len(rows), total + data.samples(split)
     if tried == total:
         return []
     return [f"Images are decoded as they are needed; {tried:,} of {total:,} were tried now, and all of them opened."]

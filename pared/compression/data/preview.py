@@ -26,7 +26,7 @@ _TEXT = 14  # pixels below it
 
 def write_preview(data: Data, folder: Path) -> Path:
     """Write `preview.png` where the only input is images, with their masks beside them, else `preview.json`."""
-    rows = torch.linspace(0, data.samples("train") - 1, min(SHOWN, data.samples("train"))).round().long()
+    rows = data.spread("train", SHOWN)
     inputs, targets = data.take("train", rows)
     if len(inputs) == 1 and _are_images(inputs[0]):
         path = folder / "preview.png"

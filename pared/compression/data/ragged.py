@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from pared.compression.data.columns import Array
-
-IGNORED = -100
-"""The label of padding, which no loss counts."""
+from pared.compression.tasks.labels import IGNORED
 
 
 class Ragged:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from pared.compression.data.columns import Array
-from pared.compression.data.samples import Split
-from pared.compression.data.splits import SPLITS
+from pared.compression.data.samples import SPLIT_NAMES, SPLITS, Split
 from pared.compression.data.stored import FORMATS, MAX_ELEMENTS, Stored
 from pared.compression.data.tables import MAX_BYTES, TARGET_NAMES, feature
 from pared.compression.data.text import encoded, is_sequences, is_text
@@ -27,13 +25,6 @@ Fields = dict[str, Any]
 LABEL_NAMES = (*TARGET_NAMES, "labels", "tags", "ner_tags")
 TOKENIZER = "tokenizer.json"
 SUFFIXES = (".jsonl", ".ndjson", ".parquet")
-_SPLIT_NAMES: Mapping[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _MAX_UNPACKED = 8 << 30  # bytes that a Parquet file may claim to unpack to
 
 
@@ -85,7 +76,7 @@ def read_archive(archive: Zip) -> Stored:
             records.append((path, member))
     for path, member in records:
         # As data sets on hubs are named: train.jsonl, and train-00000-of-00001.parquet.
-        split = _SPLIT_NAMES.get(path.stem.lower().split("-")[0]) or ("train" if len(records) == 1 else None)
+        split = SPLIT_NAMES.get(path.stem.lower().split("-")[0]) or ("train" if len(records) == 1 else None)
         if split is None or split in members:
             raise InvalidData(
                 f"The zip holds {shortened([str(each) for each, _ in records])}: name one file of each split train, "

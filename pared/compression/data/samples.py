@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,6 +18,16 @@ _AHEAD = 3  # batches that are read before they are asked for
 
 Split = Literal["train", "val", "test"]
 Inputs = tuple[Tensor, ...]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""What data sets call them."""
 
 NO_CLASS = 255
 """In a mask that is stored in bytes: a pixel that has no class."""
@@ -95,6 +105,11 @@ class Data:
         """Indices of a split's samples in the order of `batches`: as stored, or shuffled by the generator."""
         count = self.samples(split)
         return torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+
+    def spread(self, split: Split, most: int) -> Tensor:
+        """Indices of at most so many samples of a split, evenly spaced, for stored samples may be in an order."""
+        count = self.samples(split)
+        return torch.linspace(0, count - 1, min(count, most)).round().long()
 
     def take(self, split: Split, indices: Tensor, *, cut: bool = True) -> tuple[Inputs, Tensor]:
         """`(inputs, targets)` of these samples. `cut`: whether texts are cut to the longest of them."""

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from pared.compression.data.columns import Column, StoredColumn, part_of
-from pared.compression.data.samples import Split
+from pared.compression.data.samples import SPLITS, Split
 from pared.errors import InvalidData
 
 HELD_OUT = 0.15
 """Share of the samples that validation and test each get where the data set brings no split of its own."""
 MIN_SAMPLES = 10
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def draw_missing(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pared.compression.data.columns import Array, Rows
-from pared.compression.data.ragged import IGNORED, Ragged
+from pared.compression.data.ragged import Ragged
 from pared.compression.data.samples import Split
 from pared.compression.data.stored import Stored
+from pared.compression.tasks.labels import IGNORED
 from pared.errors import InvalidData, UnsupportedDataset
 from pared.specs import Preprocess
 from pared.wording import shortened
@@ -271,15 +272,7 @@ def cut(stored: Stored, preprocess: Preprocess | None) -> Stored:
     targets: dict[Split, Rows] = {
         split: rows.cut(width) if isinstance(rows, Ragged) else rows for split, rows in stored.targets.items()
     }
-    return Stored(
-        stored.format,
-        inputs,
-        targets,
-        class_names=stored.class_names,
-        notes=notes,
-        padding=stored.padding,
-        vocabulary=stored.vocabulary,
-    )
+    return replace(stored, inputs=inputs, targets=targets, notes=notes)
 
 
 def next_tokens(stored: Stored) -> Stored:
@@ -296,6 +289,4 @@ def next_tokens(stored: Stored) -> Stored:
         )
     if not any(rows.longest for rows in targets.values()):
         raise InvalidData("No text of this data set has two tokens, so that there is nothing to predict.")
-    stored.targets = dict(targets)
-    stored.class_names = None
-    return stored
+    return replace(stored, targets=dict(targets), class_names=None)

@@ -38,18 +38,22 @@ def answer_to(loaded: LoadedModel, data: Data) -> Any:
         raise _explained(loaded, data, inputs, error) from error
 
 
-def check_fits(loaded: LoadedModel, data: Data) -> None:
+def check_fits(loaded: LoadedModel, data: Data) -> Any:
     """Run the model on two samples and compare what it takes and gives with what the data set holds.
 
     Inputs that the data set names as the model does are brought into the model's order, and targets into the shape of
     the model's output where only dimensions of 1 differ.
+
+    Returns:
+        What `answer_to` does.
 
     Raises:
         ShapeMismatch: the model takes or gives other shapes.
         InvalidData: labels or token ids beyond what the model has.
         ModelFailed: its forward raises for a reason of its own.
     """
-    output = data.task.taken(answer_to(loaded, data), 2)
+    answer = answer_to(loaded, data)
+    output = data.task.taken(answer, 2)
     if output.isnan().any():
         raise ModelFailed(
             "The model answers its data with NaN. Look for NaN among its weights, and whether the data must be scaled "
@@ -59,9 +63,10 @@ def check_fits(loaded: LoadedModel, data: Data) -> None:
     if masks:  # as they are stored: their classes and sizes are known
         highest = (data.classes or 1) - 1
         data.task.fitted({split: torch.full((1, *each.shape[1:]), highest) for split, each in masks.items()}, output)
-        return
-    targets = {split: in_memory(each) for split, each in data.targets.items()}
-    data.targets.update(data.task.fitted(targets, output))
+    else:
+        targets = {split: in_memory(each) for split, each in data.targets.items()}
+        data.targets.update(data.task.fitted(targets, output))
+    return answer
 
 
 def _extreme_samples(data: Data) -> Inputs:

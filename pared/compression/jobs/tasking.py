@@ -73,26 +73,26 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
     )
     if isinstance(data.task, Match):
         data.task = replace(data.task, pieces=_pieces(data, original, None))
-    check_fits(original, data)
+    answer = check_fits(original, data)
     data.task = replace(data.task, head=head_of(original.module, data.example(), data.task))
     if data.task.head != "logits":
         data.warnings.append(f"The model ends in {_HEADS[data.task.head]}.")
-    data.task = replace(data.task, held=_held(data, original))
+    data.task = replace(data.task, held=_held(data, original, answer))
     training = getattr(spec, "retrain", None) or getattr(spec, "train", None)
     if training is not None:
-        data.task = _trained_by(training, data, original)
+        data.task = _trained_by(training, data, answer)
     if spec.task is None and data.task.name != "classification":
         data.warnings.append(_said(data.task))
     if data.task.has_references and training is not None and training.epochs and training.optimizer == "sgd":
         data.warnings.append(_FLAT)
     spec = _for_task(spec, data)
-    changes = training is not None and training.epochs > 0 and training.augment is not None
-    if training is not None and training.augment is not None and changes:
+    augment = training.augment if training is not None and training.epochs else None
+    if augment is not None:
         pointer = f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment"
-        _check_changes(training.augment, data, original, pointer)
+        _check_changes(augment, data, original, pointer)
     if data.task.has_references:
         # Answers to texts are as long as the longest of their batch.
-        beside = beside or changes or data.padding is not None
+        beside = beside or augment is not None or data.padding is not None
         data = with_references(data, copied(original.module).eval(), device=work.device, beside=beside)
     return spec, data
 
@@ -144,16 +144,15 @@ def _pieces(data: Data, original: LoadedModel, main: str | None) -> tuple[Piece,
 
 
 def _answers_to_some(data: Data, original: LoadedModel) -> Iterator[Any]:
-    """Evenly spaced, for stored samples may be in an order; and not few, for what is rare counts too."""
-    count = data.samples("train")
-    for rows in torch.split(torch.linspace(0, count - 1, min(count, _MANY)).round().long(), _SOME):
+    """Not few, for what is rare counts too."""
+    for rows in torch.split(data.spread("train", _MANY), _SOME):
         with torch.no_grad(), own_failures():
             yield original.module(*data.take("train", rows)[0])
 
 
-def _held(data: Data, original: LoadedModel) -> Match | None:
-    """The rules of the outputs that no labels belong to."""
-    outputs = named_outputs(answer_to(original, data))
+def _held(data: Data, original: LoadedModel, answer: Any) -> Match | None:
+    """The rules of the outputs that no labels belong to. `answer`: of the original, to two samples."""
+    outputs = named_outputs(answer)
     if isinstance(data.task, Match) or len(outputs) < 2:
         return None
     main = path_of(outputs, data.task.output)
@@ -167,14 +166,14 @@ def _held(data: Data, original: LoadedModel) -> Match | None:
     return Match(pieces=pieces)
 
 
-def _trained_by(training: Train, data: Data, original: LoadedModel) -> TaskRules:
-    """The rules with what a training says of classes."""
+def _trained_by(training: Train, data: Data, answer: Any) -> TaskRules:
+    """The rules with what a training says of classes. `answer`: of the original, to two samples."""
     task = data.task
     if training.names_classes and task.name in WITHOUT_CLASSES:
         return task  # refused beneath
     weights = None
     if training.class_weights is not None:
-        output = task.taken(answer_to(original, data), 2)
+        output = task.taken(answer, 2)
         classes = task.rows(output, data.take("train", torch.arange(2))[1])[0].shape[1]
         weights = _balanced(data, classes)
         if training.class_weights != "balanced":

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data.columns import Column
-from pared.compression.data.samples import Data, Inputs, Split
+from pared.compression.data.samples import SPLITS, Data, Inputs, Split
 from pared.compression.devices.placement import device_of, place
 from pared.compression.measuring.running import EVALUATION_BATCH, Samples, answers, forward, unoptimized
 from pared.compression.tasks import Match, TaskRules
 
 KEPT_BYTES = 1 << 28
 """Most bytes of answers that are kept in memory beside the samples."""
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def keeps_answers(task: TaskRules, module: nn.Module, data: Data, splits: tuple[Split, ...]) -> bool:
