@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pared.compression.data.columns import Array
 from pared.compression.data.inputs import dtype_name
-from pared.compression.data.samples import Data
+from pared.compression.data.samples import NO_CLASS, Data
+from pared.compression.tasks.labels import IGNORED
 
 SHOWN = 48
 """Samples of a preview, evenly spaced in the training split."""
@@ -50,7 +51,8 @@ def _sheet(data: Data, samples: Tensor, targets: Tensor) -> Image.Image:
     if low >= 0 and high <= 255:  # as pixels are stored
         low, high = 0.0, 1.0 if high <= 1 else 255.0
     pixels = ((samples - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8).numpy()
-    masks = targets.numpy() if data.labelled and targets.dim() == 3 and targets.dtype == torch.int64 else None
+    of_pixels = data.labelled and targets.dim() == 3 and targets.dtype == torch.int64
+    masks = targets.masked_fill(targets == IGNORED, NO_CLASS).numpy() & 255 if of_pixels else None
     scale = _TILE / max(samples.shape[2:])
     height, width = (max(1, round(size * scale)) for size in samples.shape[2:])
     wide = width * (1 if masks is None else 2)
@@ -62,7 +64,7 @@ def _sheet(data: Data, samples: Tensor, targets: Tensor) -> Image.Image:
         x, y = index % columns * (wide + 2), index // columns * (height + below + 2)
         sheet.paste(_scaled(_coloured(image), (width, height)), (x, y))
         if masks is not None:
-            sheet.paste(_scaled(Image.fromarray(_palette()[masks[index] & 255]), (width, height)), (x + width, y))
+            sheet.paste(_scaled(Image.fromarray(_palette()[masks[index]]), (width, height)), (x + width, y))
         elif data.labelled:
             draw.text((x + 2, y + height + 1), _label(data, targets[index])[: width // 6], fill="black")
     return sheet
@@ -80,7 +82,7 @@ def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _palette() -> Array:
     """A colour for each class of a mask, (256, 3): black for 0, white for what is ignored."""
     colours = np.random.default_rng(7).integers(40, 230, (256, 3), np.uint8)
-    colours[0], colours[255] = 0, 255
+    colours[0], colours[NO_CLASS] = 0, 255
     return colours
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pared.compression.data import inspect_dataset
 from tests.unit.compression.test_data import RNG, X, Y, dataset, image, npz, zipped
-from tests.unit.compression.test_data_forms import UNLABELLED, pairs
+from tests.unit.compression.test_data_forms import UNLABELLED, pairs, png
 
 __all__ = ["dataset"]
 
@@ -40,6 +40,14 @@ def test_masks_are_shown_beside_their_images(dataset, tmp_path):
     of_masks = {sheet.getpixel((column * 226 + 150, 40)) for column in range(4)}
     assert (0, 0, 0) in of_masks
     assert len(of_masks) == 3
+
+
+def test_pixels_without_a_class_are_white(dataset, tmp_path):
+    mask = np.zeros((5, 6))
+    mask[:, 3:], mask[0] = 1, 255
+    drawn = {f"masks/{i}.png": png(mask) for i in range(12)}
+    sheet = shown(dataset(zipped(pairs(drawn))), tmp_path).convert("RGB")
+    assert [sheet.getpixel((112 + 20, y)) for y in (5, 60)] == [(255, 255, 255), (0, 0, 0)]
 
 
 def test_rows_are_shown_as_numbers_with_their_targets(dataset, tmp_path):
