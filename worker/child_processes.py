@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ def kill_session(session: int, number: signal.Signals) -> None:
     """Signal every process of a session that this process started and has not yet waited for."""
     for _ in range(20):
         # Processes that a member forked meanwhile are met on the next round.
-        living = [pid for pid, _ in session_members(session)]
+        living = session_members(session)
         for pid in living or [session]:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -21,8 +20,8 @@ def kill_session(session: int, number: signal.Signals) -> None:
             return
 
 
-def session_members(session: int) -> list[tuple[int, int]]:
-    """(process id, resident bytes) of each living process of a session."""
+def session_members(session: int) -> list[int]:
+    """The process ids of the living processes of a session."""
     members = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdecimal():
@@ -31,13 +30,20 @@ def session_members(session: int) -> list[tuple[int, int]]:
             # After the name, which may itself hold blanks and brackets: state, parent, group, session, …
             fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
             if int(fields[3]) == session and fields[0] not in {b"Z", b"X"}:
-                members.append((int(entry.name), int(fields[21]) * resource.getpagesize()))
+                members.append(int(entry.name))
     return members
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of one process; 0 when it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * resource.getpagesize()
-    except (OSError, IndexError):
-        return 0
+_COUNTED = {b"RssAnon", b"RssShmem"}
+
+
+def memory_bytes(pid: int) -> int:
+    """Memory that one process holds; 0 when it has ended.
+
+    Pages of mapped files are left out: how many of them are resident is the kernel's choice, and it drops them when
+    memory is wanted elsewhere. (Linux 4.5, proc(5): `RssAnon`, `RssShmem`.)
+    """
+    with suppress(OSError):
+        lines = (line.partition(b":") for line in Path(f"/proc/{pid}/status").read_bytes().splitlines())
+        return sum(int(value.split()[0]) << 10 for name, _, value in lines if name in _COUNTED)
+    return 0

@@ -149,7 +149,7 @@ class ChildMonitor:
             return Crashed(
                 Stalled(f"Nothing was heard of the job for {settings.stall_s:g} seconds on attempt {self._attempt()}.")
             )
-        if self._resident_bytes() > settings.memory_bytes:
+        if self._memory_bytes() > settings.memory_bytes:
             return Failed(
                 OutOfMemory(
                     f"The job used more than {settings.memory_bytes / 2**30:.3g} GiB of memory. Use a smaller "
@@ -169,10 +169,11 @@ class ChildMonitor:
         while child_processes.session_members(self._child.pid) and time.monotonic() < until and not self._lease.lost:
             time.sleep(_TICK_S / 2)
 
-    def _resident_bytes(self) -> int:
+    def _memory_bytes(self) -> int:
+        pids = [self._child.pid]
         if self._worker.confinement.level == "none":  # where the child may have children
-            return sum(size for _, size in child_processes.session_members(self._child.pid))
-        return child_processes.resident_bytes(self._child.pid)
+            pids = child_processes.session_members(self._child.pid)
+        return sum(map(child_processes.memory_bytes, pids))
 
     def _read_output(self) -> bool:
         """Keep the end of what the child printed. False: nothing more will come."""

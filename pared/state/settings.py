@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     cancel_grace_s: float = 10.0
     """Between TERM and KILL."""
     memory_bytes: int = Field(default=8 * 2**30)
-    """Most resident memory of one child."""
+    """Most memory of one child. Pages of mapped files, which the kernel can drop, do not count."""
     keep_unreferenced_s: float = 86400.0
     allow_weak_sandbox: bool = False
     """Open TorchScript below the sandbox level `standard`."""

@@ -404,3 +404,19 @@ def test_session_members_are_found_and_killed():
     child_processes.kill_session(process.pid, signal.SIGKILL)
     process.wait(30)
     wait_for(lambda: child_processes.session_members(process.pid) == [], 30, "none is left")
+
+
+def test_memory_that_is_counted_is_what_a_process_allocates_not_the_files_that_it_maps(tmp_path):
+    import mmap
+
+    size = 64 << 20
+    (tmp_path / "file").write_bytes(bytes(size))
+    before = child_processes.memory_bytes(os.getpid())
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert not any(mapped[start] for start in range(0, size, mmap.PAGESIZE))
+        assert child_processes.memory_bytes(os.getpid()) < before + size / 4
+    with mmap.mmap(-1, size) as shared:
+        shared.write(b"1" * size)
+        assert child_processes.memory_bytes(os.getpid()) >= before + size
+    held = b"1" * size
+    assert child_processes.memory_bytes(os.getpid()) >= before + len(held)
