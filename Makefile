@@ -25,11 +25,11 @@ up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; an
 	$(BIN)/pared up $(if $(PORT),--port $(PORT))
 
 unit: $(DEV)  ## The tests that need no server and train nothing, in a minute; some of them: make unit ARGS="-k lease"
-	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -p no:cacheprovider $(ARGS)
+	$(BIN)/python -m pytest tests/unit -n 2 -q -p no:cacheprovider $(ARGS)
 
-# Tests mostly wait for real processes, so four run side by side, a file at a time.
+# Tests mostly wait for real processes, so several run side by side; tests/conftest.py shares out their files.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 5 --no-loadscope-reorder --durations=10
 
 # Torch and the setuptools that it wants come from its own requirements, all else as pinned.
 test-torch:  ## Compression, weight files and sandbox with another torch, in its own environment: make test-torch TORCH=2.11.0
@@ -37,7 +37,7 @@ test-torch:  ## Compression, weight files and sandbox with another torch, in its
 	grep -vE '^(torch|setuptools)==' constraints.txt > $(OTHER)/constraints.txt
 	$(OTHER)/bin/python $(INSTALL) -c $(OTHER)/constraints.txt \
 		'torch==$(TORCH)' -e '.[service,worker,onnx,text,dev]'
-	$(OTHER)/bin/python -m pytest -n 3 --dist loadfile tests/unit tests/integration/compression tests/integration/worker/test_sandbox.py tests/integration/worker/test_child.py
+	$(OTHER)/bin/python -m pytest -n 3 tests/unit tests/integration/compression tests/integration/worker/test_sandbox.py tests/integration/worker/test_child.py
 
 test-gpu: $(DEV)  ## Real jobs on a card, a JSON line a finding (PARED_TEST_DEVICE=cpu tries the tests without one)
 	$(BIN)/python -m pytest tests/gpu -m gpu -q

@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before torch is imported: the models here are small, several tests run at once, and threads that wait for each other
 # cost more than they save.
@@ -66,15 +68,25 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     return started
 
 
+_TOGETHER = (
+    ("e2e/test_readme", "e2e/test_matrix", "e2e/test_programs", "e2e/test_goals"),
+    ("e2e/test_formats", "e2e/test_plans", "e2e/test_journey", "e2e/test_bad_input"),
+    (
+        *("integration/client/test_cli", "integration/test_setup", "e2e/test_files", "e2e/test_stories"),
+        *("e2e/test_data_sets", "e2e/test_texts", "e2e/test_granularities", "e2e/test_device", "e2e/test_imports"),
+    ),
+)
+"""Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs
+all of a row.
+"""
 _LONGEST = (
-    "tests/e2e/test_wheel.py",
     "tests/integration/worker/test_celery.py",
     "tests/integration/compression/test_methods.py",
-    "tests/faults/",
-    "tests/e2e/test_matrix.py",
     "tests/e2e/test_readme.py",
-    "tests/e2e/test_stories.py",
+    "tests/e2e/test_formats.py",
     "tests/integration/client/test_cli.py",
+    "tests/faults/",
+    "tests/e2e/test_wheel.py",
     "tests/e2e/",
     "tests/integration/",
 )
@@ -87,6 +99,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, path in enumerate(_LONGEST) if item.nodeid.startswith(path)), len(_LONGEST))
 
     items.sort(key=place)
+
+
+class _FilesOfOneService(LoadScopeScheduling):
+    """Hands a process of pytest a file at a time, or all files of a row of `_TOGETHER`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        name = file.removeprefix("tests/")
+        return next((row[0] for row in _TOGETHER if name.startswith(row)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _FilesOfOneService:
+    """How tests are shared out among the processes of pytest."""
+    return _FilesOfOneService(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
