@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-tasks bench-torch-pruning bench-criteria same-bytes stories coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-tasks bench-torch-pruning bench-criteria same-bytes stories files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -101,6 +101,9 @@ bench-without-data: $(DEV)  ## What correcting batch norms keeps without data (P
 same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as at another commit: make same-bytes BASE=main
 	@test -n "$(BASE)" || { echo "Name the commit to compare with: make same-bytes BASE=main" >&2; exit 1; }
 	$(BIN)/python benchmarks/same_bytes.py "$(BASE)"
+
+files: $(DEV)  ## Model files as people hold them, from the upload to results that load or to a refusal: the table
+	$(BIN)/python -m pytest tests/e2e/test_files.py -rP -p no:logging
 
 stories: $(DEV)  ## Users' stories over HTTP, a model and data of each task, pruned, pruned for a goal and distilled: the table
 	$(BIN)/python -m pytest tests/e2e/test_stories.py -rP -p no:logging
