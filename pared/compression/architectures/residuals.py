@@ -60,4 +60,4 @@ def _leaves(layers: list[Layer]) -> Iterator[Layer]:
 
 
 def _has(leaf: Layer, tensors: Collection[str]) -> bool:
-    return any(name.startswith(f"{leaf.name}.") for name in tensors)
+    return any(f"{name}.".startswith(f"{leaf.name}.") for name in tensors)
