@@ -11,6 +11,7 @@ from pared.compression.loading.inspection import PASSED_OVER, inspect_model, ins
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.opening import is_without_architecture, load_model, load_weights
 from pared.compression.loading.parametrized import Folded, fold_module
+from pared.compression.loading.pickles import load_weights_only
 
 __all__ = [
     "PASSED_OVER",
@@ -28,4 +29,5 @@ __all__ = [
     "is_without_architecture",
     "load_model",
     "load_weights",
+    "load_weights_only",
 ]

@@ -35,7 +35,7 @@ class StateDict:
     @property
     def name(self) -> str:
         """What `weights` calls it."""
-        return ".".join(map(str, self.keys)) or TOP
+        return _name(self.keys)
 
     def matches(self, wanted: str) -> bool:
         """Whether it goes by this name, whole or its last part."""
@@ -62,18 +62,18 @@ def is_optimizer(part: Any) -> bool:
     return isinstance(part, Mapping) and "param_groups" in part and "state" in part
 
 
-def state_dicts(loaded: Any) -> list[StateDict]:
-    """All state dicts in what `torch.load` returned, those of optimizers aside.
+def state_dicts(loaded: Any) -> tuple[list[StateDict], list[str]]:
+    """All state dicts in what `torch.load` returned, and the names of the states of optimizers.
 
     Raises:
         UnsupportedModel: there is none; says what there is.
     """
     found: list[StateDict] = []
     unnamed: list[str] = []
-    optimizers = 0
-    for keys, part in _parts(loaded):
+    optimizers: list[str] = []
+    for keys, part in parts_of(loaded):
         if is_optimizer(part):
-            optimizers += 1
+            optimizers.append(_name(keys))
         elif isinstance(part, Mapping):
             tensors = {key: value.detach() for key, value in part.items() if isinstance(value, Tensor)}
             named = {key: value for key, value in tensors.items() if isinstance(key, str)}
@@ -81,11 +81,11 @@ def state_dicts(loaded: Any) -> list[StateDict]:
             if named:
                 found.append(StateDict(keys, named, others))
             elif tensors:
-                unnamed.append(f"{'.'.join(map(str, keys)) or 'the file'}: {shortened(list(map(repr, tensors)), 5)}")
+                unnamed.append(f"{_place(keys)}: {shortened(list(map(repr, tensors)), 5)}")
         elif any(isinstance(value, Tensor) for value in part):
-            unnamed.append(f"{'.'.join(map(str, keys)) or 'the file'}: a {type(part).__name__} of {len(part):,}")
+            unnamed.append(f"{_place(keys)}: a {type(part).__name__} of {len(part):,}")
     if found:
-        return found
+        return found, optimizers
     if isinstance(loaded, Tensor):
         what = "one tensor, not a state dict"
     elif unnamed:
@@ -144,13 +144,13 @@ def left_out_notes(one: StateDict) -> list[str]:
     """What was not taken from the file."""
     notes = []
     if one.keys:
-        notes.append(f"The weights were taken from {one.name!r} in the checkpoint; the rest was left out.")
+        notes.append(f"The weights were taken from {one.name!r} in the checkpoint; the rest was not looked at.")
     if one.others:
         notes.append(f"Entries that are no tensors were left out: {shortened(one.others)}.")
     return notes
 
 
-def _parts(loaded: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def parts_of(loaded: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every dict and list in a checkpoint, with the keys that lead to it, the outer ones first; each once.
 
     Nothing below an optimizer's state is looked into. A pickle may hold itself, or the same part many times.
@@ -170,6 +170,14 @@ def _parts(loaded: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
         if not is_optimizer(part):
             items = part.items() if isinstance(part, Mapping) else enumerate(part)
             waiting.extend(((*keys, key), value) for key, value in items if isinstance(value, (Mapping, list, tuple)))
+
+
+def _name(keys: tuple[Any, ...]) -> str:
+    return ".".join(map(str, keys)) or TOP
+
+
+def _place(keys: tuple[Any, ...]) -> str:
+    return repr(_name(keys)) if keys else "the file itself"
 
 
 def _is_aside(key: str) -> bool:

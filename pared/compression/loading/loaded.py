@@ -41,6 +41,10 @@ class Origin:
     names: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    others: Sequence[str] = ()
+    """Names of the other state dicts in the checkpoint."""
+    optimizers: Sequence[str] = ()
+    """Names of the states of optimizers there."""
 
 
 @dataclass(frozen=True)

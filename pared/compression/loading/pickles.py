@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch._weights_only_unpickler import Unpickler
 
-from pared.compression.loading.file_format import Container
 from pared.compression.loading.loaded import SAVE_ADVICE, first_line
 from pared.errors import OutOfMemory, UnsupportedModel
 
@@ -35,18 +34,21 @@ _PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """Plain data that training scripts put beside weights and that torch asks its users about: none of it runs code."""
 
 
-def load_weights_only(path: Path, container: Container) -> Any:
+def load_weights_only(path: Path, *, legacy: bool) -> Any:
     """`torch.load` with `weights_only=True` and nothing else: no fallback runs a pickle.
+
+    Args:
+        legacy: whether the file is no zip archive, but of the format before torch 1.6.
 
     Raises:
         UnsupportedModel: damaged, or it holds what only running its code would open; says what.
         OutOfMemory: its tensors do not fit.
     """
-    if container == "legacy_state_dict":
+    if legacy:
         _check_legacy(path)
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_PLAIN):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=container == "zip_state_dict")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=not legacy)
     except MemoryError as error:
         raise OutOfMemory("The file's tensors need more memory than a job may use.") from error
     except Exception as error:

@@ -25,10 +25,10 @@ from pared.wording import shortened
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What DataParallel, torch.compile and their like put into the names of tensors."""
 _MOST_WRAPPED = 16  # parts of a name that may stand before the module's own
-_BESIDE = frozenset(
-    ("loss", "losses", "criterion", "criteria", "metric", "metrics", "acc", "accuracy", "auc", "auroc", "f1")
-    + ("precision", "recall", "iou", "jaccard", "dice", "psnr", "ssim", "lpips", "fid", "confmat", "mae", "mse")
-    + ("rmse", "perplexity", "bleu", "wer", "cer")
+_BESIDE = re.compile(
+    "loss|losses|criterion|criteria|metrics?|acc|accuracy|auc|auroc|f1|precision|recall|iou|jaccard|dice|psnr|ssim|lpips|"
+    "fid|confmat|mae|mse|rmse|perplexity|bleu|wer|cer",
+    re.IGNORECASE,
 )
 """Words in the names of losses and metrics, which keep tensors beside those of the model."""
 
@@ -60,15 +60,17 @@ def read_state_dict(file: ModelFile, container: Container, module: LayeredModule
     """
     if container == "safetensors":
         loaded = _read_safetensors(file)
-        found = [StateDict((), loaded, [])]
+        found, optimizers = [StateDict((), loaded, [])], list[str]()
     else:
-        loaded = load_weights_only(file.path, container)
-        found = state_dicts(loaded)
+        loaded = load_weights_only(file.path, legacy=container == "legacy_state_dict")
+        found, optimizers = state_dicts(loaded)
     whence = Origin(file.path, container)
     fit = None if module is None else lambda one: _fit(one, module, file.prefix, whence)
     one, read = chosen(found, file.weights, fit)
     read = read or _fit(one, None, file.prefix, whence)
-    return replace(read, notes=[*left_out_notes(one), *read.notes])
+    others = [each.name for each in found if each is not one and each.looks() > 1 and not each.is_aside()]
+    origin = replace(read.origin, others=others, optimizers=optimizers)
+    return replace(read, origin=origin, notes=[*left_out_notes(one), *read.notes])
 
 
 def _read_safetensors(file: ModelFile) -> State:
@@ -217,7 +219,7 @@ def _fits(names: Mapping[str, str], state: State, expected: State, prefix: str) 
 def _is_beside(name: str) -> bool:
     """Whether a tensor belongs to a loss or a metric, by the first part of its name."""
     words = re.split(r"_|(?<=[a-z])(?=[A-Z])", name.partition(".")[0])
-    return any(word.lower() in _BESIDE for word in words)
+    return any(_BESIDE.fullmatch(word) for word in words)
 
 
 def _same(names: Mapping[str, str], state: State, expected: State, prefix: str, others: Sequence[str]) -> bool:
