@@ -13,9 +13,10 @@ from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
 from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.pruning_steps import Pruning
-from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
+from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, settled
 from pared.compression.jobs.tasking import data_of
-from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_model
+from pared.compression.jobs.without_architecture import open_for, upload_notes
+from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs
 from pared.compression.measuring.latency import batch_of
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
@@ -103,6 +104,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             training=job.retrain,
             warnings=[
                 *original.warnings,
+                *upload_notes(original, job.formats.asked),
                 *([] if data is None else data.warnings),
                 *split_warning(data),
                 *skipped,
@@ -128,7 +130,7 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
         to_train: whether all samples will be looked at.
     """
     stages.enter("validate")
-    original = load_model(work.models["model"], plain(spec.architecture))
+    original = open_for(spec, work.models["model"])
     _check_patterns(spec, original.module)
     spec, data = data_of(spec, work, original, beside=not to_train)
     example = _example(spec, original, data)
@@ -172,6 +174,8 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
     """A few inputs of the model: from the data, from the spec, or guessed."""
     if data is not None:
         return data.example(EXAMPLE_BATCH)
+    if not loaded.runs:
+        return ()
     if spec.example_inputs:
         example = example_from_specs(spec.example_inputs)
         example = example if len(example[0]) > 1 else batch_of(example, EXAMPLE_BATCH)

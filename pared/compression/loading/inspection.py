@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
-from pared.compression.loading.file_format import recognise
+from pared.compression.loading.file_format import STATE_DICTS, recognise
 from pared.compression.loading.loaded import LoadedModel
-from pared.compression.loading.parametrized import fold_state
 from pared.compression.loading.state_dicts import read_state_dict
 from pared.compression.work import ModelFile
 from pared.errors import ParedError
@@ -24,6 +23,12 @@ LITTLE = 0.2
 
 PASSED_OVER = "pared found no channels in this layer; granularity `weight` can zero its weights"
 """Why no units go from a layer that the coupling does not know."""
+
+
+_NEEDS_ARCHITECTURE = (
+    "A job on these weights must give the `architecture` that they belong to, or only set weights to zero, quantize "
+    "and pack them, which runs nothing: granularity `weight`, `n:m` or `block`, without a data set."
+)
 
 
 def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> ModelInspection:
@@ -66,15 +71,18 @@ def inspect_weights(file: ModelFile) -> ModelInspection | None:
         UnsupportedModel: not a model we open.
     """
     container = recognise(file.path)
-    if container in ("torchscript", "exported_program"):
+    if container not in STATE_DICTS:
         return None
-    notes = ["A job on these weights must give the `architecture` that they belong to."]
-    state, folded = fold_state(read_state_dict(file.path, container, notes))
+    read = read_state_dict(file, container)
+    state = read.state
+    notes = [
+        _NEEDS_ARCHITECTURE,
+        *read.notes,
+    ]
     layers: dict[str, dict[str, list[int]]] = {}
     for name, tensor in state.items():
         layers.setdefault(name.rpartition(".")[0] or name, {})[name] = list(tensor.shape)
     elements = sum(tensor.numel() for tensor in state.values())
-    notes += folded.notes(elements)
     return ModelInspection(
         format="state_dict",
         flavour="state_dict",
@@ -86,7 +94,7 @@ def inspect_weights(file: ModelFile) -> ModelInspection | None:
                 kind="weights",
                 weights=shapes,
                 parameters=sum(math.prod(shape) for shape in shapes.values()),
-                reason="not known without the architecture",
+                reason="channels are not known without the architecture; granularity `weight` can zero its weights",
             )
             for name, shapes in layers.items()
         ],
