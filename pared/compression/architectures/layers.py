@@ -15,8 +15,9 @@ import inspect
 import keyword
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import fx, nn
@@ -185,6 +186,15 @@ def write_layers(layers: list[Layer]) -> list[list[Any]]:
     return entries
 
 
+def leaves_of(layers: list[Layer]) -> Iterator[Layer]:
+    """The layers that hold no others, in the order of the list."""
+    for layer in layers:
+        if not layer.children:
+            yield layer
+        for children in layer.children.values():
+            yield from leaves_of(children)
+
+
 def make_module(layer: Layer) -> nn.Module | nn.Parameter:
     """The module of a layer whose kind is one module, or the parameter of one whose kind is that.
 
@@ -289,7 +299,7 @@ def _parts(entry: Any, where: str) -> tuple[str, dict[str, Any], str | None]:
 
 
 def _module_arguments(kind: str, kwargs: dict[str, Any], where: str) -> dict[str, Any]:
-    parameters = inspect.signature(_WEIGHTED[kind]).parameters
+    parameters = _parameters(kind)
     known = [name for name in parameters if name not in _HIDDEN_ARGUMENTS]
     _known_arguments(kind, kwargs, known, where)
     for name in known:
@@ -301,6 +311,11 @@ def _module_arguments(kind: str, kwargs: dict[str, Any], where: str) -> dict[str
         if kwargs.get("activation", "relu") not in {"relu", "gelu"}:
             raise InvalidArchitecture(f'{where} ({kind}): activation must be "relu" or "gelu".')
     return {name: _plain(value, f"{where} ({kind}), argument `{name}`") for name, value in kwargs.items()}
+
+
+@cache
+def _parameters(kind: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_WEIGHTED[kind]).parameters
 
 
 def _operation(kind: str, kwargs: dict[str, Any], where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
-from pared.compression.loading.file_format import STATE_DICTS, recognise
+from pared.compression.loading.file_format import recognise
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.state_dicts import read_state_dict
 from pared.compression.work import ModelFile
@@ -64,16 +64,13 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
     )
 
 
-def inspect_weights(file: ModelFile) -> ModelInspection | None:
-    """Describe a state dict whose architecture comes later, with a job; None for a file that needs none.
+def inspect_weights(file: ModelFile) -> ModelInspection:
+    """Describe a state dict whose architecture comes later, with a job.
 
     Raises:
         UnsupportedModel: not a model we open.
     """
-    container = recognise(file.path)
-    if container not in STATE_DICTS:
-        return None
-    read = read_state_dict(file, container)
+    read = read_state_dict(file, recognise(file.path))
     state = read.state
     notes = [
         _NEEDS_ARCHITECTURE,

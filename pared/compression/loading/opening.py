@@ -10,6 +10,7 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.loading.file_format import STATE_DICTS, recognise
+from pared.compression.loading.known_architectures import recognised, recognised_note
 from pared.compression.loading.loaded import LoadedModel, listed
 from pared.compression.loading.programs import load_program
 from pared.compression.loading.state_dicts import read_state_dict
@@ -44,6 +45,9 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
     if container == "exported_program":
         return load_program(file)
     chosen = architecture if architecture is not None else file.architecture
+    known = recognised(file) if chosen is None else None
+    notes = [] if known is None else [recognised_note(known)]
+    chosen = known if chosen is None else chosen
     if chosen is None:
         state = read_state_dict(file, container).state
         raise InvalidArchitecture(
@@ -63,7 +67,7 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
         architecture=module.architecture,
         sha256=file.sha256,
         file_bytes=file.path.stat().st_size,
-        warnings=read.notes,
+        warnings=[*notes, *read.notes],
         sparse=frozenset(_named(module, read.folded.sparse)),
         dtypes=read.dtypes,
         origin=read.origin,
@@ -93,8 +97,10 @@ def load_weights(file: ModelFile) -> LoadedModel:
 
 
 def is_without_architecture(file: ModelFile, architecture: Any | None) -> bool:
-    """Whether this is a state dict, and neither the upload nor the job says what it belongs to."""
-    return architecture is None and file.architecture is None and recognise(file.path) in STATE_DICTS
+    """Whether this is a state dict of which neither the upload, the job nor its tensors say what it belongs to."""
+    if architecture is not None or file.architecture is not None or recognise(file.path) not in STATE_DICTS:
+        return False
+    return recognised(file) is None
 
 
 def _refuse_choice(file: ModelFile) -> None:

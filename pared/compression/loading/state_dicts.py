@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pared.compression.architectures import LayeredModule
+from pared.compression.architectures import LayeredModule, current_name
 from pared.compression.loading.checkpoints import StateDict, chosen, left_out_notes, state_dicts
 from pared.compression.loading.file_format import Container
 from pared.compression.loading.loaded import Origin, State, check_tensors, first_line, listed, other_types, shape_text
@@ -136,6 +136,18 @@ def _under(tensors: State, prefix: str | None, notes: list[str]) -> tuple[State,
 # -- names in the file and in the module -----------------------------------------------------------
 
 
+def fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a module whose state dict has these names and shapes would take these tensors."""
+    expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    try:
+        _names_in_file(state, expected, "", [])
+    except ShapeMismatch:
+        return False
+    except UnsupportedModel:  # it does, under several prefixes: opening it says which
+        return True
+    return True
+
+
 def _names_in_file(state: State, expected: State, given: str, notes: list[str]) -> tuple[dict[str, str], str]:
     """The module's name of each tensor -> that in the file; and what stands before it there, behind the given prefix.
 
@@ -145,7 +157,8 @@ def _names_in_file(state: State, expected: State, given: str, notes: list[str]) 
     """
     by_name = {name.removeprefix(given): name for name in state}
     short = {_without_wrappers(name): file_name for name, file_name in by_name.items()}
-    for names in (by_name, short) if len(short) == len(by_name) else (by_name,):
+    current = {current_name(name): file_name for name, file_name in short.items()}
+    for names in (each for each in (by_name, short, current) if len(each) == len(by_name)):
         fits = [prefix for prefix in _prefixes(names, expected) if _fits(names, state, expected, prefix)]
         distinct = [each for at, each in enumerate(fits) if not _same(names, state, expected, each, fits[:at])]
         if len(distinct) > 1:
@@ -164,9 +177,12 @@ def _taken(
 ) -> dict[str, str]:
     taken = {name: names[prefix + name] for name in expected if prefix + name in names}
     if wrapped := [file_name for name, file_name in taken.items() if file_name != given + prefix + name]:
+        older = [name for name in wrapped if current_name(name) != name]
         notes.append(
-            f"What wrappers put into the names of weights was taken out of them, as of {wrapped[0]!r}; the result has "
-            "the architecture's names."
+            f"The file has names of an older torchvision, such as {older[0]!r}; the result has today's."
+            if older
+            else f"What wrappers put into the names of weights was taken out of them, as of {wrapped[0]!r}; the result "
+            "has the architecture's names."
         )
     elif prefix:
         notes.append(f"The prefix {prefix!r} was taken off the names of the weights.")
@@ -217,7 +233,9 @@ def _fits(names: Mapping[str, str], state: State, expected: State, prefix: str) 
 
 
 def _is_beside(name: str) -> bool:
-    """Whether a tensor belongs to a loss or a metric, by the first part of its name."""
+    """Whether a tensor belongs to a loss, a metric or a head that only training has, by the first part of its name."""
+    if name.startswith("aux_classifier."):  # torchvision's segmentation models
+        return True
     words = re.split(r"_|(?<=[a-z])(?=[A-Z])", name.partition(".")[0])
     return any(_BESIDE.fullmatch(word) for word in words)
 

@@ -17,11 +17,22 @@ from pared.compression.architectures.torchvision import (
 )
 from pared.compression.architectures.torchvision.entries import Layers
 
-__all__ = ["TORCHVISION"]
+__all__ = ["FAMILIES", "TORCHVISION"]
 
-_FAMILIES = (resnet, vgg, mobilenet, efficientnet, convnext, densenet, vit, swin, segmentation)
+Members = dict[str, Callable[..., Layers]]
 
-TORCHVISION: dict[str, Callable[..., Layers]] = {
-    name: write for family in _FAMILIES for name, write in family.ARCHITECTURES.items()
-}
+FAMILIES: list[tuple[tuple[str, ...], Members]] = [
+    (("layer4.0.conv2.weight",), resnet.ARCHITECTURES),
+    (("classifier.6.weight", "features.3.squeeze.weight"), vgg.ARCHITECTURES),
+    (("features.2.conv.1.0.weight", "features.1.block.0.0.weight"), mobilenet.ARCHITECTURES),
+    (("features.1.0.block.0.0.weight",), efficientnet.ARCHITECTURES),
+    (("features.1.0.layer_scale",), convnext.ARCHITECTURES),
+    (("features.denseblock1.denselayer1.norm1.weight",), densenet.ARCHITECTURES),
+    (("encoder.pos_embedding",), vit.ARCHITECTURES),
+    (("features.1.0.attn.relative_position_bias_table",), swin.ARCHITECTURES),
+    (("backbone.layer4.0.conv2.weight", "classifier.cbr.0.weight"), segmentation.ARCHITECTURES),
+]
+"""Families, each with tensors one of which every member has and few other models have."""
+
+TORCHVISION: Members = {name: write for _, members in FAMILIES for name, write in members.items()}
 """Name to the function of `num_classes` and `in_channels` that writes its layer list."""
