@@ -160,13 +160,12 @@ class MultiheadAttention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * inner, embed_dim))
         nn.init.xavier_uniform_(self.in_proj_weight)
-        self.in_proj_bias: nn.Parameter | None
         self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * inner)) if bias else None)
         self.out_proj = nn.Linear(inner, embed_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over dim 1."""
-        q, k, v = functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        q, k, v = functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)  # type: ignore[arg-type]
         dropout = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(
             self._split(q), self._split(k), self._split(v), dropout_p=dropout
@@ -187,18 +186,23 @@ class WindowAttention(nn.Module):
     Source: Liu et al., https://arxiv.org/abs/2103.14030.
     """
 
-    relative_position_index: Tensor
-
     def __init__(
-        self, features: int, heads: int, window: int, shift: int = 0, head_features: int | None = None
+        self,
+        features: int,
+        heads: int,
+        window: int,
+        shift: int = 0,
+        head_features: int | None = None,
+        scale: float | None = None,
     ) -> None:
-        """Args: head_features: width of one head; None: all heads together are as wide as the input."""
+        """Args: head_features: width of one head (None: together they are as wide as the input); scale: of scores."""
         super().__init__()
         if not 0 <= shift < window:
             raise ValueError(f"a shift of {shift} does not lie within a window of {window}")
         self.window = window
         self.shift = shift
         self.head_features = _head_width(features, heads) if head_features is None else head_features
+        self.scale = self.head_features**-0.5 if scale is None else float(scale)
         inner = heads * self.head_features
         self.qkv = nn.Linear(features, 3 * inner)
         self.proj = nn.Linear(inner, features)
@@ -223,10 +227,9 @@ class WindowAttention(nn.Module):
 
         tokens = side * side
         q, k, v = self.qkv(x).chunk(3, -1)  # (batch * windows, tokens, heads * head width)
-        scores = self._split(q * self.head_features**-0.5).matmul(self._split(k).transpose(2, 3))
-        scores = scores + self.relative_position_bias_table[self.relative_position_index].view(
-            tokens, tokens, -1
-        ).permute(2, 0, 1)
+        scores = self._split(q * self.scale).matmul(self._split(k).transpose(2, 3))
+        bias = self.relative_position_bias_table[self.relative_position_index]  # type: ignore[index]
+        scores = scores + bias.view(tokens, tokens, -1).permute(2, 0, 1)
         if shift_rows + shift_columns > 0:
             apart = self._apart(rows, columns, shift_rows, shift_columns, x)  # (windows, tokens, tokens)
             scores = scores.view(-1, rows * columns, scores.size(1), tokens, tokens) + apart.unsqueeze(1)

@@ -200,22 +200,26 @@ class _Fit:
         features, of_all_heads = self.shape(layer, "out_proj.weight", 2)
         before = kwargs["embed_dim"]
         width = kwargs.get("head_features") or before // kwargs["num_heads"]
-        kwargs |= self.heads(layer, of_all_heads, width, "num_heads", features) | {"embed_dim": features}
+        if of_all_heads % width:
+            raise InvalidArchitecture(f"{layer.name}: {of_all_heads} features are no whole number of heads of {width}.")
+        if of_all_heads != features:
+            kwargs["head_features"] = width
+        kwargs |= {"embed_dim": features, "num_heads": of_all_heads // width}
         return _Flow.of(before, features)
 
     def window_attention(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
         features, of_all_heads = self.shape(layer, "proj.weight", 2)
+        heads = self.shape(layer, "relative_position_bias_table", 2)[1]
         before = kwargs["features"]
         width = kwargs.get("head_features") or before // kwargs["heads"]
-        kwargs |= self.heads(layer, of_all_heads, width, "heads", features) | {"features": features}
+        if of_all_heads % heads:
+            raise InvalidArchitecture(f"{layer.name}: {of_all_heads} features do not divide among {heads} heads.")
+        if of_all_heads // heads != width and kwargs.get("scale") is None:
+            kwargs["scale"] = width**-0.5  # narrower heads were trained with the old one
+        if of_all_heads != features or "head_features" in kwargs:
+            kwargs["head_features"] = of_all_heads // heads
+        kwargs |= {"features": features, "heads": heads}
         return _Flow.of(before, features)
-
-    def heads(self, layer: Layer, of_all_heads: int, width: int, argument: str, features: int) -> dict[str, int]:
-        """How many heads of their width are left, and that width where it does not follow from the features."""
-        if of_all_heads % width:
-            raise InvalidArchitecture(f"{layer.name}: {of_all_heads} features are no whole number of heads of {width}.")
-        left = {argument: of_all_heads // width}
-        return left if of_all_heads == features else left | {"head_features": width}
 
     def encoder_layer(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
         hidden, features = self.shape(layer, "linear1.weight", 2)

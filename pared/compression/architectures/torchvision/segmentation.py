@@ -13,16 +13,16 @@ from pared.compression.architectures.torchvision.entries import (
     sequential,
 )
 from pared.compression.architectures.torchvision.mobilenet import V3_LARGE, v3_features
-from pared.compression.architectures.torchvision.resnet import RESNETS, features
+from pared.compression.architectures.torchvision.resnet import RESNETS, ResNet, features
 
 
-def fcn(backbone: str, num_classes: int, in_channels: int) -> Layers:
+def fcn(backbone: ResNet, num_classes: int, in_channels: int) -> Layers:
     """Two convolutions over a dilated ResNet. The result has the images' size: (batch, classes, height, width)."""
     head = [conv(2048, 512, 3), batch_norm(512), RELU, dropout(0.1), conv(512, num_classes, bias=True)]
     return _over_resnet(backbone, in_channels, head)
 
 
-def deeplab(backbone: str, num_classes: int, in_channels: int) -> Layers:
+def deeplab(backbone: ResNet, num_classes: int, in_channels: int) -> Layers:
     """Convolutions of several dilations, side by side, over a dilated ResNet."""
     branches: list[Layers] = [[conv_norm(2048, 256, name="convs.0")]]
     branches += [
@@ -63,15 +63,15 @@ def lraspp(_: None, num_classes: int, in_channels: int) -> Layers:
     return [["Resized", {"layers": [*blocks[:near], ["Residual", {"layers": coarse, "shortcut": fine}]]}]]
 
 
-def _over_resnet(backbone: str, in_channels: int, head: Layers) -> Layers:
-    body = features(RESNETS[backbone], in_channels, "backbone.", dilated=True)
+def _over_resnet(backbone: ResNet, in_channels: int, head: Layers) -> Layers:
+    body = features(backbone, in_channels, "backbone.", dilated=True)
     return [["Resized", {"layers": [*body, sequential(head, "classifier")]}]]
 
 
 _CLASSES = 21
 
 ARCHITECTURES = (
-    members(fcn, {"fcn_resnet50": "resnet50", "fcn_resnet101": "resnet101"}, _CLASSES)
-    | members(deeplab, {"deeplabv3_resnet50": "resnet50", "deeplabv3_resnet101": "resnet101"}, _CLASSES)
+    members(fcn, {f"fcn_{name}": RESNETS[name] for name in ("resnet50", "resnet101")}, _CLASSES)
+    | members(deeplab, {f"deeplabv3_{name}": RESNETS[name] for name in ("resnet50", "resnet101")}, _CLASSES)
     | members(lraspp, {"lraspp_mobilenet_v3_large": None}, _CLASSES)
 )
