@@ -19,6 +19,7 @@ from pared.compression.loading.parametrized import Folded, fold_state
 from pared.compression.loading.pickles import load_weights_only
 from pared.compression.work import ModelFile
 from pared.errors import ShapeMismatch, UnsupportedModel
+from pared.weights.parametrized import computed_from
 from pared.weights.safetensors import BadSafetensors, read_header
 from pared.wording import shortened
 
@@ -73,6 +74,40 @@ def read_state_dict(file: ModelFile, container: Container, module: LayeredModule
     return replace(read, origin=origin, notes=[*left_out_notes(one), *read.notes])
 
 
+def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The shape of each tensor of the state dict that is meant, and the notes; of safetensors without the tensors.
+
+    Raises:
+        UnsupportedModel: as `read_state_dict`.
+    """
+    if container == "safetensors" and not file.prefix and not file.weights:
+        try:
+            entries = read_header(file.path).tensors
+        except BadSafetensors as error:
+            raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
+        kinds = {entry.dtype for entry in entries}
+        if kinds <= _DTYPES.keys() and not computed_from(entry.name for entry in entries):
+            others = {_DTYPES[kind] for kind in kinds if _DTYPES[kind]} - {"float32"}
+            return {entry.name: entry.shape for entry in entries}, _converted(", ".join(sorted(others)))
+    read = read_state_dict(file, container)
+    return {name: tuple(tensor.shape) for name, tensor in read.state.items()}, read.notes
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | dict.fromkeys(
+    ("I64", "I32", "I16", "I8", "U8", "BOOL"), ""
+)
+"""Plain types in safetensors -> torch's name of those with floating points."""
+
+
+def _converted(types: str) -> list[str]:
+    """The note that tensors of other types than float32 are not computed in these."""
+    note = (
+        f"Weights in {types} were converted to float32, in which all is computed. `state_dict`, `checkpoint` and "
+        f"`packed` results hold them in {types} again, other formats in float32."
+    )
+    return [note] if types else []
+
+
 def _read_safetensors(file: ModelFile) -> State:
     try:
         read_header(file.path)
@@ -88,11 +123,7 @@ def _fit(one: StateDict, module: LayeredModule | None, prefix: str | None, whenc
     notes: list[str] = []
     stored, prefix = _under(one.tensors, prefix, notes)
     check_tensors(stored)
-    if other := other_types(stored):
-        notes.append(
-            f"Weights in {other} were converted to float32, in which all is computed. `state_dict`, `checkpoint` and "
-            f"`packed` results hold them in {other} again, other formats in float32."
-        )
+    notes += _converted(other_types(stored))
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
     layers = [] if module is None else module.named_modules()
     plain, folded = fold_state(state, [name for name, layer in layers if isinstance(layer, _TRANSPOSED)])
