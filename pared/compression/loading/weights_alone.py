@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from torch import Tensor, nn
 
@@ -34,6 +34,10 @@ class WeightsAlone(nn.Module):
             stored = read.as_stored.get(read.origin.names[name])
             key = name if stored is None else storage_key(stored)
             self._parameters[name] = shared.setdefault(key, nn.Parameter(tensor.detach()))
+
+    def train(self, mode: bool = True) -> Self:
+        """It has no modes, and a tensor may be called `training`."""
+        return self
 
     def forward(self, *_: Any) -> NoReturn:
         """It has no code.
