@@ -110,12 +110,14 @@ def _converted(types: str) -> list[str]:
 
 def _read_safetensors(file: ModelFile) -> State:
     try:
-        read_header(file.path)
-        return safetensors.torch.load_file(file.path)
+        header = read_header(file.path)
+        tensors = safetensors.torch.load_file(file.path)
     except BadSafetensors as error:
         raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
     except Exception as error:
         raise UnsupportedModel(f"This safetensors file does not open: {first_line(error)}.") from error
+    # As they lie in the file, for of equal weights the first go, also where a job goes from file to file.
+    return {entry.name: tensors[entry.name] for entry in header.tensors}
 
 
 def _fit(one: StateDict, module: LayeredModule | None, prefix: str | None, whence: Origin) -> ReadState:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pared.compression import prune
+from pared.compression import distill, prune
 from pared.compression.architectures import build
 from pared.errors import ExportFailed, InvalidArchitecture, UnsupportedModel, ValidationError
 from pared.weights import packed
@@ -224,6 +224,30 @@ def test_safetensors_are_pruned_from_file_to_file_without_being_opened(dtype, tm
         ("fc1", 0.5, None), ("fc2", 0.0, "left out by include/exclude"),
     ]  # fmt: skip
     assert any(note.startswith("Not run") for note in report.warnings)
+
+
+def test_from_file_to_file_equal_weights_go_as_in_memory(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "x.safetensors"
+    few = {name: torch.randint(-3, 4, tensor.shape).to(torch.bfloat16) for name, tensor in STATE.items()}
+    save_file(few | {"a.weight": torch.randint(-3, 4, (5, 5)).float()}, path)
+    fields = {"granularity": "weight", "amount": 0.6}
+    prune(path, directory=tmp_path / "a", **fields)
+    prune(path, directory=tmp_path / "b", outputs=["state_dict", "packed"], **fields)
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("a", "b"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_student_of_half_precision_is_made_of_a_teacher_of_half_precision(tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_file({name: tensor.half() for name, tensor in STATE.items()}, path)
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    data, fields = (x, (x[:, 0] > 0).astype(np.int64)), {"train": {"epochs": 1}, "outputs": ["state_dict"]}
+    student = {"from_teacher": {"width": 0.5}}
+    result = distill(path, student, data, teacher_architecture=NET, directory=tmp_path, **fields)
+    held = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in held.values()} == {torch.float16}
+    assert all(torch.equal(tensor, held[name].float()) for name, tensor in result.model.state_dict().items())
 
 
 def test_from_file_to_file_a_pattern_of_nothing_and_a_broken_weight_are_told(tmp_path):
