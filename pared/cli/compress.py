@@ -115,6 +115,8 @@ def distill(
     teacher_architecture: Annotated[
         str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
     ] = None,
+    state_dict: StateDictName = None,
+    prefix: Prefix = None,
     student_architecture: Annotated[
         str | None, typer.Option(help="A name, or a .json file: the student itself, or that of its state dict.")
     ] = None,
@@ -158,7 +160,7 @@ def distill(
     with Client() as client:
         spec: dict[str, Any] = {
             "type": "distill",
-            "teacher": stored(client.models, teacher, err, teachers).id,
+            "teacher": stored(client.models, teacher, err, teachers, weights=state_dict, prefix=prefix).id,
             "teacher_architecture": teachers,
             "dataset": _dataset_id(client, data),
             "train": training.spec(),

@@ -11,6 +11,12 @@ from pared.compression.work import ModelFile
 from pared.errors import InvalidArchitecture
 from pared.specs import PHYSICAL, Output, PruneSpec
 
+NOT_RUN = (
+    "Not run: no architecture was given. Only the weights were looked at, so there are no figures of latency, "
+    "multiply-adds or quality, nothing made up for what was removed, and all float tensors of two or more dimensions "
+    "count as weights, tables and buffers too: `exclude` keeps layers as they are."
+)
+
 
 def open_for(spec: PruneSpec, file: ModelFile) -> LoadedModel:
     """Open the upload, as a model that runs or else, where the job runs nothing, as weights.
@@ -22,7 +28,7 @@ def open_for(spec: PruneSpec, file: ModelFile) -> LoadedModel:
     architecture = plain(spec.architecture)
     if not is_without_architecture(file, architecture):
         return load_model(file, architecture)
-    needs = _needs_to_run(spec)
+    needs = needs_to_run(spec)
     if not needs:
         return load_weights(file)
     field, why = needs
@@ -37,11 +43,7 @@ def upload_notes(upload: LoadedModel, outputs: Sequence[Output]) -> list[str]:
     """What a report says of an upload that did not run, and of the checkpoint that is written again."""
     notes = []
     if not upload.runs:
-        notes.append(
-            "Not run: no architecture was given. Only the weights were looked at, so there are no figures of latency, "
-            "multiply-adds or quality, nothing made up for what was removed, and all float tensors of two or more "
-            "dimensions count as weights, tables and buffers too: `exclude` keeps layers as they are."
-        )
+        notes.append(NOT_RUN)
     if upload.origin is not None and upload.origin.optimizers:
         notes.append(
             "The upload holds the state of optimizers beside the weights, and no result does: a part of what the file "
@@ -50,7 +52,7 @@ def upload_notes(upload: LoadedModel, outputs: Sequence[Output]) -> list[str]:
     return notes + (checkpoint_notes(upload.origin) if "checkpoint" in outputs else [])
 
 
-def _needs_to_run(spec: PruneSpec) -> tuple[str, str] | None:
+def needs_to_run(spec: PruneSpec) -> tuple[str, str] | None:
     """The first field that asks for something which runs the model, and why."""
     if spec.granularity in PHYSICAL:
         return "granularity", f"granularity {spec.granularity} finds out what belongs together by running it"

@@ -13,7 +13,7 @@ from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.loading.file_format import recognise
 from pared.compression.loading.loaded import LoadedModel
-from pared.compression.loading.state_dicts import read_state_dict
+from pared.compression.loading.state_dicts import read_shapes
 from pared.compression.work import ModelFile
 from pared.errors import ParedError
 from pared.reports import LayerInspection, ModelInspection
@@ -70,16 +70,11 @@ def inspect_weights(file: ModelFile) -> ModelInspection:
     Raises:
         UnsupportedModel: not a model we open.
     """
-    read = read_state_dict(file, recognise(file.path))
-    state = read.state
-    notes = [
-        _NEEDS_ARCHITECTURE,
-        *read.notes,
-    ]
+    shapes, notes = read_shapes(file, recognise(file.path))
     layers: dict[str, dict[str, list[int]]] = {}
-    for name, tensor in state.items():
-        layers.setdefault(name.rpartition(".")[0] or name, {})[name] = list(tensor.shape)
-    elements = sum(tensor.numel() for tensor in state.values())
+    for name, shape in shapes.items():
+        layers.setdefault(_layer(name), {})[name] = list(shape)
+    elements = sum(map(math.prod, shapes.values()))
     return ModelInspection(
         format="state_dict",
         flavour="state_dict",
@@ -89,13 +84,13 @@ def inspect_weights(file: ModelFile) -> ModelInspection:
             LayerInspection(
                 name=name,
                 kind="weights",
-                weights=shapes,
-                parameters=sum(math.prod(shape) for shape in shapes.values()),
+                weights=weights,
+                parameters=sum(map(math.prod, weights.values())),
                 reason="channels are not known without the architecture; granularity `weight` can zero its weights",
             )
-            for name, shapes in layers.items()
+            for name, weights in layers.items()
         ],
-        warnings=notes,
+        warnings=[_NEEDS_ARCHITECTURE, *notes],
     )
 
 

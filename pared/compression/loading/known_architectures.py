@@ -6,7 +6,7 @@ from typing import Any
 
 from pared.compression.architectures import candidates
 from pared.compression.loading.file_format import STATE_DICTS, recognise
-from pared.compression.loading.state_dicts import fits, read_state_dict
+from pared.compression.loading.state_dicts import fits, read_shapes
 from pared.compression.work import ModelFile
 
 
@@ -19,10 +19,10 @@ def recognised(file: ModelFile) -> dict[str, Any] | None:
     container = recognise(file.path)
     if container not in STATE_DICTS:
         return None
-    state = read_state_dict(file, container).state
+    shapes, _ = read_shapes(file, container)
     found: list[dict[str, Any]] = []
-    for architecture, shapes in candidates({name: tuple(tensor.shape) for name, tensor in state.items()}):
-        if architecture not in found and fits(state, shapes):
+    for architecture, expected in candidates(shapes):
+        if architecture not in found and fits(shapes, expected):
             found.append(architecture)
     return found[0] if len(found) == 1 else None
 

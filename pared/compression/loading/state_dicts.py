@@ -19,6 +19,7 @@ from pared.compression.loading.parametrized import Folded, fold_state
 from pared.compression.loading.pickles import load_weights_only
 from pared.compression.work import ModelFile
 from pared.errors import ShapeMismatch, UnsupportedModel
+from pared.weights.parametrized import computed_from
 from pared.weights.safetensors import BadSafetensors, read_header
 from pared.wording import shortened
 
@@ -73,14 +74,50 @@ def read_state_dict(file: ModelFile, container: Container, module: LayeredModule
     return replace(read, origin=origin, notes=[*left_out_notes(one), *read.notes])
 
 
+def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The shape of each tensor of the state dict that is meant, and the notes; of safetensors without the tensors.
+
+    Raises:
+        UnsupportedModel: as `read_state_dict`.
+    """
+    if container == "safetensors" and not file.prefix and not file.weights:
+        try:
+            entries = read_header(file.path).tensors
+        except BadSafetensors as error:
+            raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
+        kinds = {entry.dtype for entry in entries}
+        if kinds <= _DTYPES.keys() and not computed_from(entry.name for entry in entries):
+            others = {_DTYPES[kind] for kind in kinds if _DTYPES[kind]} - {"float32"}
+            return {entry.name: entry.shape for entry in entries}, _converted(", ".join(sorted(others)))
+    read = read_state_dict(file, container)
+    return {name: tuple(tensor.shape) for name, tensor in read.state.items()}, read.notes
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | dict.fromkeys(
+    ("I64", "I32", "I16", "I8", "U8", "BOOL"), ""
+)
+"""Plain types in safetensors -> torch's name of those with floating points."""
+
+
+def _converted(types: str) -> list[str]:
+    """The note that tensors of other types than float32 are not computed in these."""
+    note = (
+        f"Weights in {types} were converted to float32, in which all is computed. `state_dict`, `checkpoint` and "
+        f"`packed` results hold them in {types} again, other formats in float32."
+    )
+    return [note] if types else []
+
+
 def _read_safetensors(file: ModelFile) -> State:
     try:
-        read_header(file.path)
-        return safetensors.torch.load_file(file.path)
+        header = read_header(file.path)
+        tensors = safetensors.torch.load_file(file.path)
     except BadSafetensors as error:
         raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
     except Exception as error:
         raise UnsupportedModel(f"This safetensors file does not open: {first_line(error)}.") from error
+    # As they lie in the file, for of equal weights the first go, also where a job goes from file to file.
+    return {entry.name: tensors[entry.name] for entry in header.tensors}
 
 
 def _fit(one: StateDict, module: LayeredModule | None, prefix: str | None, whence: Origin) -> ReadState:
@@ -88,11 +125,7 @@ def _fit(one: StateDict, module: LayeredModule | None, prefix: str | None, whenc
     notes: list[str] = []
     stored, prefix = _under(one.tensors, prefix, notes)
     check_tensors(stored)
-    if other := other_types(stored):
-        notes.append(
-            f"Weights in {other} were converted to float32, in which all is computed. `state_dict`, `checkpoint` and "
-            f"`packed` results hold them in {other} again, other formats in float32."
-        )
+    notes += _converted(other_types(stored))
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
     layers = [] if module is None else module.named_modules()
     plain, folded = fold_state(state, [name for name, layer in layers if isinstance(layer, _TRANSPOSED)])
@@ -136,16 +169,13 @@ def _under(tensors: State, prefix: str | None, notes: list[str]) -> tuple[State,
 # -- names in the file and in the module -----------------------------------------------------------
 
 
-def fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a module whose state dict has these names and shapes would take these tensors."""
-    expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    try:
-        _names_in_file(state, expected, "", [])
-    except ShapeMismatch:
-        return False
-    except UnsupportedModel:  # it does, under several prefixes: opening it says which
-        return True
-    return True
+def fits(shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a module whose state dict has the expected names and shapes takes a file's, under one prefix or more."""
+    state, wanted = (
+        {name: torch.empty(tuple(shape), device="meta") for name, shape in each.items()} for each in (shapes, expected)
+    )
+    names_in_file = _ways_to_name({name: name for name in state})
+    return any(_fits(names, state, wanted, prefix) for names in names_in_file for prefix in _prefixes(names, wanted))
 
 
 def _names_in_file(state: State, expected: State, given: str, notes: list[str]) -> tuple[dict[str, str], str]:
@@ -156,9 +186,7 @@ def _names_in_file(state: State, expected: State, given: str, notes: list[str]) 
         UnsupportedModel: they fit under several prefixes.
     """
     by_name = {name.removeprefix(given): name for name in state}
-    short = {_without_wrappers(name): file_name for name, file_name in by_name.items()}
-    current = {current_name(name): file_name for name, file_name in short.items()}
-    for names in (each for each in (by_name, short, current) if len(each) == len(by_name)):
+    for names in _ways_to_name(by_name):
         fits = [prefix for prefix in _prefixes(names, expected) if _fits(names, state, expected, prefix)]
         distinct = [each for at, each in enumerate(fits) if not _same(names, state, expected, each, fits[:at])]
         if len(distinct) > 1:
@@ -170,6 +198,13 @@ def _names_in_file(state: State, expected: State, given: str, notes: list[str]) 
         if distinct:
             return _taken(names, state, expected, given, distinct[0], notes), distinct[0]
     raise _mismatch(by_name, state, expected)
+
+
+def _ways_to_name(by_name: dict[str, str]) -> list[dict[str, str]]:
+    """What the tensors may be called: as in the file, without the names of wrappers, and as torchvision does today."""
+    short = {_without_wrappers(name): file_name for name, file_name in by_name.items()}
+    current = {current_name(name): file_name for name, file_name in short.items()}
+    return [names for names in (by_name, short, current) if len(names) == len(by_name)]
 
 
 def _taken(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -232,8 +232,13 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         threads=work.threads,
         precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
-        outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
+        outputs={path.name: _digest(path) for path in written},
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:
