@@ -36,6 +36,8 @@ MODEL = {
     "created_at": "2026-01-15T09:30:00.000Z",
     "links": {"self": f"/v1/models/{MODEL_ID}"},
     "architecture": None,
+    "weights": None,
+    "prefix": None,
 }
 DATASET = {
     "id": DATASET_ID,
@@ -277,6 +279,8 @@ UPLOAD_BODY = {
                         "file": {"type": "string", "contentMediaType": "application/octet-stream"},
                         "filename": {"type": "string"},
                         "architecture": {"type": "string"},
+                        "weights": {"type": "string", "maxLength": 255},
+                        "prefix": {"type": "string", "maxLength": 255},
                     },
                 }
             },

@@ -49,6 +49,8 @@ class ModelView(UploadView):
     """A stored model."""
 
     architecture: Any | None = Field(description="As posted with the file: a name, or JSON.")
+    weights: str | None = Field(None, description="Which state dict of a checkpoint it is, as posted with the file.")
+    prefix: str | None = Field(None, description="Of the names of its tensors, as posted with the file.")
 
 
 class PreviewedInput(BaseModel):
@@ -165,7 +167,7 @@ class PlanPending(BaseModel):
 
 def model_view(row: Model) -> ModelView:
     """A model's JSON."""
-    return ModelView(**_upload(row, "models"), architecture=row.architecture)
+    return ModelView(**_upload(row, "models"), architecture=row.architecture, weights=row.weights, prefix=row.prefix)
 
 
 def dataset_view(row: Dataset) -> UploadView:

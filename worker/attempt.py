@@ -6,7 +6,7 @@ import mimetypes
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never, cast
 
@@ -214,12 +214,12 @@ class _Upload:
     role: str
     filename: str
     sha256: str
-    architecture: Any | None
     path: str | None
+    about: dict[str, Any] = field(default_factory=dict)
+    """Of a model what was posted with it, as `ModelFile` takes it."""
 
     def as_request(self) -> dict[str, Any]:
-        request = {"filename": self.filename, "sha256": self.sha256, "path": self.path}
-        return request if self.kind == "dataset" else request | {"architecture": self.architecture}
+        return {"filename": self.filename, "sha256": self.sha256, "path": self.path} | self.about
 
 
 def _inputs(worker: Worker, claim: Claim) -> list[_Upload]:
@@ -230,13 +230,14 @@ def _inputs(worker: Worker, claim: Claim) -> list[_Upload]:
 
 def _find(session: Session, owner: str, reference: Reference) -> _Upload:
     if not reference.is_upload:
-        return _Upload(reference.kind, reference.role, reference.id, "", None, None)
+        return _Upload(reference.kind, reference.role, reference.id, "", None)
     row = cast("Model | Dataset | None", session.get(table_of(reference.id), reference.id))
     if row is None or row.owner != owner or row.deleted_at is not None:
         raise NotFound(f"{reference.id} was deleted before the job could use it. Upload the file again.")
-    architecture = row.architecture if isinstance(row, Model) else None
-    path = f"in/{reference.role}"
-    return _Upload(reference.kind, reference.role, row.filename, row.sha256, architecture, path)
+    about: dict[str, Any] = {}
+    if isinstance(row, Model):
+        about = {"architecture": row.architecture, "weights": row.weights, "prefix": row.prefix}
+    return _Upload(reference.kind, reference.role, row.filename, row.sha256, f"in/{reference.role}", about)
 
 
 def _fetch(store: ObjectStore, upload: _Upload, folder: Path) -> None:

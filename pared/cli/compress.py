@@ -17,9 +17,11 @@ from pared.cli.options import (
     LatencyDevice,
     ModelOutput,
     Output,
+    Prefix,
     PruningOptions,
     RetrainingOptions,
     Seed,
+    StateDictName,
     StudentTrainingOptions,
     TaskOption,
 )
@@ -49,6 +51,8 @@ def prune(
     architecture: Annotated[
         str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
     ] = None,
+    state_dict: StateDictName = None,
+    prefix: Prefix = None,
     task: TaskOption = None,
     model_output: ModelOutput = None,
     ignore_index: IgnoreIndex = None,
@@ -75,7 +79,7 @@ def prune(
     with Client() as client:
         spec = {
             "type": "prune",
-            "model": stored(client.models, model, err, made).id,
+            "model": stored(client.models, model, err, made, weights=state_dict, prefix=prefix).id,
             "architecture": made,  # an upload that is given by its id may have none
             "dataset": _dataset_id(client, data),
             **fields,
@@ -111,6 +115,8 @@ def distill(
     teacher_architecture: Annotated[
         str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
     ] = None,
+    state_dict: StateDictName = None,
+    prefix: Prefix = None,
     student_architecture: Annotated[
         str | None, typer.Option(help="A name, or a .json file: the student itself, or that of its state dict.")
     ] = None,
@@ -154,7 +160,7 @@ def distill(
     with Client() as client:
         spec: dict[str, Any] = {
             "type": "distill",
-            "teacher": stored(client.models, teacher, err, teachers).id,
+            "teacher": stored(client.models, teacher, err, teachers, weights=state_dict, prefix=prefix).id,
             "teacher_architecture": teachers,
             "dataset": _dataset_id(client, data),
             "train": training.spec(),

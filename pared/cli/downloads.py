@@ -18,6 +18,9 @@ FORMATS = {
     ".pt2": "exported_program",
     ".onnx": "onnx",
     ".packed": "packed",
+    ".ckpt": "checkpoint",
+    ".pth": "checkpoint",
+    ".tar": "checkpoint",
 }
 ARCHITECTURE = "architecture.json"
 

@@ -66,6 +66,23 @@ ModelOutput = Annotated[
         show_default="the only one that fits",
     ),
 ]
+StateDictName = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict",
+        metavar="NAME",
+        help="Of a checkpoint with several state dicts the one that is meant, by its key: ema, or net.state_dict.",
+        show_default="the only one that fits",
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PREFIX",
+        help="Of a state dict only the tensors whose names begin so: student.",
+        show_default="the only one that fits",
+    ),
+]
 IgnoreIndex = Annotated[
     int | None,
     typer.Option(help="A label of pixels or tokens that says nothing.", show_default="−100, −1, and 255"),
@@ -86,7 +103,8 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx or .packed.",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx, .packed, or .ckpt (also .pth "
+        "and .tar) for the uploaded checkpoint with the smaller weights.",
         show_default="it stays on the server",
     ),
 ]

@@ -84,17 +84,32 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
     return app
 
 
-def stored(uploads: Uploads, file_or_id: str, console: Console, architecture: Any = None) -> Upload:
+def stored(
+    uploads: Uploads,
+    file_or_id: str,
+    console: Console,
+    architecture: Any = None,
+    *,
+    weights: str | None = None,
+    prefix: str | None = None,
+) -> Upload:
     """Upload a file (or look an id up) and wait until the service has looked into it.
+
+    Args:
+        weights, prefix: which part of a checkpoint is meant.
 
     Raises:
         UploadRejected: the service cannot use the file.
     """
     if file_or_id.startswith(("mdl_", "dst_")):
+        if weights or prefix:
+            raise typer.BadParameter(
+                f"--state-dict and --prefix go with a file that is uploaded, and {file_or_id} is: name the file"
+            )
         return uploads.get(file_or_id).wait()
     path = Path(file_or_id)
     with counted_bytes(f"uploading {path.name}", console) as progress:
-        upload = uploads.upload(path, architecture, progress)
+        upload = uploads.upload(path, architecture, progress, weights=weights, prefix=prefix)
     console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
     upload.wait()
     for warning in (upload.inspection or {}).get("warnings", []):

@@ -74,9 +74,17 @@ class AsyncUploads(UploadsBase[AsyncUpload]):
 
     record = AsyncUpload
 
-    async def upload(self, path: str | Path, architecture: Any = None, progress: Progress | None = None) -> AsyncUpload:
+    async def upload(
+        self,
+        path: str | Path,
+        architecture: Any = None,
+        progress: Progress | None = None,
+        *,
+        weights: str | None = None,
+        prefix: str | None = None,
+    ) -> AsyncUpload:
         """As `Uploads.upload`."""
-        return await self._run(self._upload(Path(path), architecture, progress))
+        return await self._run(self._upload(Path(path), architecture, progress, weights, prefix))
 
     async def get(self, upload_id: str) -> AsyncUpload:
         """As `Uploads.get`."""

@@ -75,8 +75,16 @@ class UploadsBase(Generic[U]):
     def __init__(self, client: Any, kind: Literal["models", "datasets"]) -> None:
         self._client, self._kind = client, kind
 
-    def _upload(self, path: Path, architecture: Any, progress: Progress | None) -> Operation[U]:
+    def _upload(
+        self,
+        path: Path,
+        architecture: Any,
+        progress: Progress | None,
+        weights: str | None = None,
+        prefix: str | None = None,
+    ) -> Operation[U]:
         params = {} if architecture is None else {"architecture": operations.as_parameter(architecture)}
+        params |= {name: text for name, text in (("weights", weights), ("prefix", prefix)) if text}
         return self._bound((yield from operations.upload(f"/v1/{self._kind}", path, params, progress)))
 
     def _get(self, upload_id: str) -> Operation[U]:

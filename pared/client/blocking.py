@@ -92,7 +92,15 @@ class Uploads(UploadsBase[Upload]):
 
     record = Upload
 
-    def upload(self, path: str | Path, architecture: Any = None, progress: Progress | None = None) -> Upload:
+    def upload(
+        self,
+        path: str | Path,
+        architecture: Any = None,
+        progress: Progress | None = None,
+        *,
+        weights: str | None = None,
+        prefix: str | None = None,
+    ) -> Upload:
         """Send a file.
 
         Args:
@@ -100,8 +108,10 @@ class Uploads(UploadsBase[Upload]):
                 or a data set.
             architecture: for a state dict: a name, or `{"layers": [...]}`.
             progress: called with the bytes sent and in all.
+            weights: of a checkpoint with several state dicts the one that is meant, such as "ema".
+            prefix: of a state dict only the tensors whose names begin so, such as "student.".
         """
-        return self._run(self._upload(Path(path), architecture, progress))
+        return self._run(self._upload(Path(path), architecture, progress, weights, prefix))
 
     def get(self, upload_id: str) -> Upload:
         """One of them, by id."""

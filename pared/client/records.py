@@ -197,14 +197,19 @@ class JobRecord(_Record):
         return (yield from operations.download(address, artifact.sha256, artifact.size_bytes, destination, progress))
 
 
+_SAME_ENDING = {".pth": ".ckpt", ".tar": ".ckpt"}
+"""What else checkpoints are called: model.pth, model.pth.tar."""
+
+
 def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job: JobRecord) -> Artifact:
     """The artifact named, else the one called as the destination, else the model in the format of its ending."""
     named = {artifact.name: artifact for artifact in artifacts}
     if name is None:
-        formats = ("model.pt", "model.safetensors", "model.pt2", "model.onnx", "model.packed")
+        formats = ("model.pt", "model.safetensors", "model.pt2", "model.onnx", "model.packed", "model.ckpt")
         models = [known for known in formats if known in named]
         if not destination.is_dir():  # never one format under the ending of another
-            models = [known for known in models if Path(known).suffix == destination.suffix]
+            ending = _SAME_ENDING.get(destination.suffix, destination.suffix)
+            models = [known for known in models if Path(known).suffix == ending]
         name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")
     if name not in named:
         why = "".join(f". {failed.format} could not be written: {failed.detail}" for failed in job.failed_outputs)

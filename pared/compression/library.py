@@ -49,7 +49,7 @@ class Result:
 
     A state dict or a module made by `pared.compression.architectures.build` comes back as such a module, with its
     `.architecture`. Any other module is scripted (or traced) on the way in and comes back as a ScriptModule: save it
-    with `torch.jit.save`.
+    with `torch.jit.save`. Of a state dict without an architecture the model holds the tensors, and does not run.
     """
 
     model: nn.Module
@@ -61,6 +61,8 @@ def prune(
     data: Arrays | str | Path | None = None,
     *,
     architecture: Any | None = None,
+    weights: str | None = None,
+    prefix: str | None = None,
     directory: str | Path | None = None,
     **fields: Unpack[PruneFields],
 ) -> Result:
@@ -70,7 +72,9 @@ def prune(
         model: a module (not changed), or a TorchScript, state dict or safetensors file.
         data: `(x, y)` arrays or tensors, a data set file, "builtin:digits" or None. With several inputs x is a list, or
             a dict by the names of the model's arguments; without labels y is None.
-        architecture: of a state dict file.
+        architecture: of a state dict file. Without one its weights can be pruned and packed, which runs nothing.
+        weights: of a checkpoint file with several state dicts the one that is meant, such as "ema".
+        prefix: of a state dict file only the tensors whose names begin so, such as "student.".
         directory: where the result files are left; without one they are gone, and the model remains. Formats that could
             not be written are under `report.failed_outputs`.
         fields: the other fields of the spec, such as `granularity="channel", amount=0.5, retrain={"epochs": 3}`, all
@@ -85,7 +89,8 @@ def prune(
         document = {"type": "prune", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
         spec = _checked(specs.PruneSpec, document, model)
         device = _device_for(spec)
-        files = {"model": place.model(model, "model", architecture, spec, dataset)}
+        file = place.model(model, "model", architecture, spec, dataset)
+        files = {"model": replace(file, weights=weights, prefix=prefix)}
         report, pruned = jobs.pruned(spec, place.work(files, dataset, device, spec.latency_device))
         return Result(pruned.module, report)
 

@@ -44,9 +44,8 @@ def matching(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) 
     }
 
 
-def unmatched_patterns(module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Those of the patterns that no layer with weights matches."""
-    layers = set(weight_layers(module).values())
+def unmatched_patterns(layers: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Those of the patterns that none of the layers matches."""
     return [pattern for pattern in patterns if not any(fnmatchcase(layer, pattern) for layer in layers)]
 
 

@@ -55,6 +55,10 @@ class ModelFile:
     """What to warn of that was done to the model before it became this file."""
     sparse: frozenset[str] = frozenset()
     """Weights whose zeros are held while it trains, for masks stood for them before."""
+    weights: str | None = None
+    """Which state dict of a checkpoint is meant, by the keys that lead to it: `ema`, or `generator.state_dict`."""
+    prefix: str | None = None
+    """Only the tensors whose names begin so are meant, by the rest of their names: `student.`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.training import Train
 from pared.specs.uploads import Text
 
-Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed"]
+Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 Task = Literal[
     "classification",
@@ -87,7 +87,9 @@ class CompressionSpec(JobSpec):
     outputs: Outputs | None = Field(
         None,
         description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
-        "`torchscript`. `packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
+        "`torchscript`; for weights without an architecture `checkpoint`, or `state_dict` if they are safetensors. "
+        "`checkpoint` is the uploaded checkpoint again, with the smaller weights in the place of the old ones. "
+        "`packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
         "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
         "the report; the job fails, before it trains, only where none can be written.",
     )

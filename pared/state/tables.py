@@ -109,6 +109,8 @@ class Model(_Upload, Base):
     __tablename__ = "models"
 
     architecture: Mapped[Any | None] = mapped_column(Json)
+    weights: Mapped[str | None] = mapped_column(String(255))  # which state dict of a checkpoint is meant
+    prefix: Mapped[str | None] = mapped_column(String(255))  # of the names of the tensors that are meant
 
 
 class Dataset(_Upload, Base):

@@ -39,6 +39,8 @@ def add_model(
     filename: str,
     architecture: Any | None = None,
     *,
+    weights: str | None = None,
+    prefix: str | None = None,
     request_id: str | None = None,
 ) -> tuple[Model, bool]:
     """Keep an uploaded model, and have it inspected.
@@ -47,6 +49,8 @@ def add_model(
         stored: the file, which lies in the store already.
         filename: from `display_name`.
         architecture: as posted with the file: a name, or JSON; two uploads with other architectures are two models.
+        weights: which state dict of a checkpoint is meant; another one is another model.
+        prefix: of the names of the tensors that are meant; as `weights`.
         request_id: the HTTP request that sent the file.
 
     Returns:
@@ -54,9 +58,10 @@ def add_model(
     """
     with sessions.begin() as session:
         for known in _same_file(session, Model, owner, stored, filename):
-            if known.architecture == architecture:
+            if (known.architecture, known.weights, known.prefix) == (architecture, weights, prefix):
                 return known, False
-        model = Model(**_columns(owner, stored, filename), id=new_id("mdl"), architecture=architecture)
+        chosen = {"architecture": architecture, "weights": weights, "prefix": prefix}
+        model = Model(**_columns(owner, stored, filename), id=new_id("mdl"), **chosen)
         _add(session, model, request_id)
         return model, True
 

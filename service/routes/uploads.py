@@ -37,6 +37,23 @@ ArchitectureText = Annotated[
     str | None,
     Query(description="For a state dict: an architecture's name, or its JSON. It can also be set on the job."),
 ]
+WeightsName = Annotated[
+    str | None,
+    Query(
+        max_length=255,
+        description="Of a checkpoint with several state dicts the one that is meant, by the keys that lead to it: "
+        "`ema`, or `generator.state_dict`.",
+        examples=["ema"],
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    Query(
+        max_length=255,
+        description="Of a state dict only the tensors whose names begin so, by the rest of their names: `student.`.",
+        examples=["student."],
+    ),
+]
 
 
 @router.post(
@@ -46,8 +63,9 @@ ArchitectureText = Annotated[
     tags=["models"],
     summary="Upload a model",
     description="TorchScript (`.pt`), a torch.export program (`.pt2`), or a state dict (`.pt`, `.safetensors`) with "
-    "its architecture. The file is recognised by its content, in a sandbox: `status` goes from `inspecting` to `ready` "
-    "or `rejected`. The same file under the same name answers 200 with the model that is already there.",
+    "its architecture, or a checkpoint that has one at any depth. The file is recognised by its content, in a sandbox: "
+    "`status` goes from `inspecting` to `ready` or `rejected`. The same file under the same name answers 200 with the "
+    "model that is already there.",
     openapi_extra=UPLOAD_BODY,
     responses=answers(201, MODEL, 413, 507)
     | {200: {"description": "This file was uploaded before.", "model": ModelView}},
@@ -61,6 +79,8 @@ async def upload_model(
     request_id: RequestId,
     filename: Filename = None,
     architecture: ArchitectureText = None,
+    weights: WeightsName = None,
+    prefix: Prefix = None,
 ) -> ModelView:
     """Store the file, keep the model, answer."""
     parsed = _parse_architecture(architecture)
@@ -69,7 +89,11 @@ async def upload_model(
 
     def add() -> tuple[Model, bool]:
         name = _filename(filename, received)
-        return add_model(parts.sessions, owner, received.stored, name, parsed, request_id=request_id)
+        chosen = {
+            part: _part(part, given or received.fields.get(part))
+            for part, given in (("weights", weights), ("prefix", prefix))
+        }
+        return add_model(parts.sessions, owner, received.stored, name, parsed, request_id=request_id, **chosen)
 
     model, new = await run_in_threadpool(add)
     view = model_view(model)
@@ -253,6 +277,16 @@ def _parse_architecture(text: str | None) -> Any | None:
             errors=[{"pointer": "/query/architecture", "detail": detail}],
         ) from None
     return value
+
+
+def _part(name: str, text: str | None) -> str | None:
+    """Which part of a checkpoint is meant. A form may hold what the query does not allow."""
+    if not text:
+        return None
+    if len(text) > 255 or not text.isprintable():
+        detail = "must be at most 255 characters that can be printed"
+        raise ValidationError(f"`{name}` {detail}.", errors=[{"pointer": f"/query/{name}", "detail": detail}])
+    return text
 
 
 def _filename(parameter: str | None, received: Received) -> str:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pared.compression.architectures.building import LayeredModule, build
 from pared.compression.architectures.named import ARCHITECTURES
+from pared.compression.architectures.recognising import candidates, current_name, tensor_shapes
 from pared.compression.architectures.residuals import without_residuals
 from pared.compression.architectures.resizing import resize
 
-__all__ = ["ARCHITECTURES", "LayeredModule", "build", "resize", "without_residuals"]
+__all__ = [
+    "ARCHITECTURES",
+    "LayeredModule",
+    "build",
+    "candidates",
+    "current_name",
+    "resize",
+    "tensor_shapes",
+    "without_residuals",
+]

@@ -8,8 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
-from pared.compression.architectures.layers import MAX_LAYERS, Layer, make_module, read_layers, write_layers
+from pared.compression.architectures.layers import (
+    MAX_LAYERS,
+    PARAMETERS,
+    Layer,
+    make_module,
+    read_layers,
+    write_layers,
+)
 from pared.compression.architectures.named import ARCHITECTURES
 from pared.errors import InvalidArchitecture
 from pared.specs import LayeredArchitecture, NamedArchitecture
@@ -72,10 +80,24 @@ def build(architecture: Any) -> LayeredModule:
 
     root = fx.GraphModule(nn.Module(), fx.Graph())
     for name, leaf in wiring.leaves.items():
-        root.add_submodule(name, make_module(leaf))
+        _add(root, name, make_module(leaf))
     module = LayeredModule(root, graph)
     module.meta["architecture"] = {"layers": write_layers(layers)}
     return module
+
+
+def _add(root: fx.GraphModule, name: str, made: nn.Module | nn.Parameter) -> None:
+    """Put a layer where its name says; a tensor may stand beside the layers of its block."""
+    if isinstance(made, nn.Module):
+        root.add_submodule(name, made)
+        return
+    above, _, own = name.rpartition(".")
+    try:
+        holder = root.get_submodule(above)
+    except AttributeError:
+        holder = nn.Module()
+        root.add_submodule(above, holder)
+    holder.register_parameter(own, made)
 
 
 def layer_list(architecture: Any) -> list[Any]:
@@ -140,8 +162,9 @@ def _check_size(leaves: dict[str, Layer]) -> None:
     total = 0
     with torch.device("meta"):
         for leaf in leaves.values():
-            module = make_module(leaf)
-            total += sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+            made = make_module(leaf)
+            tensors = [made] if isinstance(made, nn.Parameter) else [*made.parameters(), *made.buffers()]
+            total += sum(tensor.numel() for tensor in tensors)
             if total > MAX_PARAMETERS:
                 raise InvalidArchitecture(
                     f"{leaf.where} ({leaf.kind}) takes the model past {MAX_PARAMETERS:,} parameters, the most allowed."
@@ -173,7 +196,12 @@ class _Wiring:
                 body = self.chain(children["layers"], x)
                 return self.graph.call_function(operator.add, (body, self.chain(children.get("shortcut", []), x)))
             case "Gate":
-                return self.graph.call_function(operator.mul, (x, self.chain(children["layers"], x)))
+                gated = self.chain(children.get("shortcut", []), x)
+                return self.graph.call_function(operator.mul, (gated, self.chain(children["layers"], x)))
+            case "Resized":
+                size = [self.graph.call_method("size", (x, dim)) for dim in (2, 3)]
+                options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False}
+                return self.graph.call_function(functional.interpolate, (self.chain(children["layers"], x),), options)
             case "Concat":
                 branches = [self.chain(branch, x) for branch in children.values()]
                 return self.graph.call_function(torch.cat, (branches,), {"dim": layer.kwargs["dim"]})
@@ -190,7 +218,22 @@ class _Wiring:
             case "Reshape":
                 batch = self.graph.call_method("size", (x, 0))
                 return self.graph.call_method("reshape", (x, (batch, *layer.kwargs["shape"])))
+            case "Select":
+                return self.graph.call_method("select", (x, layer.kwargs["dim"], layer.kwargs["index"]))
+            case kind if kind in PARAMETERS:
+                return self.parameter(layer, x)
             case _:
                 self.leaves[layer.name] = layer
                 # Given a name, since torch 2.11 looks for a free one in time that is quadratic in the repetitions.
                 return self.graph.create_node("call_module", layer.name, (x,), name=f"layer_{self.calls}")
+
+    def parameter(self, layer: Layer, x: fx.Node) -> fx.Node:
+        self.leaves[layer.name] = layer
+        tensor = self.graph.create_node("get_attr", layer.name, name=f"tensor_{self.calls}")
+        if layer.kind == "Scale":
+            return self.graph.call_function(operator.mul, (x, tensor))
+        if layer.kind == "Shift":
+            return self.graph.call_function(operator.add, (x, tensor))
+        batch = self.graph.call_method("size", (x, 0))
+        rest = [-1] * (len(layer.kwargs["shape"]) - 1)
+        return self.graph.call_function(torch.cat, ([self.graph.call_method("expand", (tensor, batch, *rest)), x], 1))

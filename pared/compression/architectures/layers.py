@@ -15,13 +15,25 @@ import inspect
 import keyword
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import fx, nn
 
-from pared.compression.architectures.modules import PositionalEmbedding, SelfAttention, encoder_layer
+from pared.compression.architectures.modules import (
+    MultiheadAttention,
+    PatchMerge,
+    PositionalEmbedding,
+    SelfAttention,
+    StochasticDepth,
+    WindowAttention,
+    encoder_layer,
+    prepended,
+    scale,
+    shift,
+)
 from pared.errors import InvalidArchitecture, telling_line
 
 MAX_DEPTH = 32
@@ -99,13 +111,21 @@ MODULES: dict[str, Callable[..., nn.Module]] = {kind: getattr(nn, kind) for kind
     "TransformerEncoderLayer": encoder_layer,
     "SelfAttention": SelfAttention,
     "PositionalEmbedding": PositionalEmbedding,
+    "MultiheadAttention": MultiheadAttention,
+    "WindowAttention": WindowAttention,
+    "PatchMerge": PatchMerge,
+    "StochasticDepth": StochasticDepth,
 }
 """Kinds that are one module."""
+
+PARAMETERS: dict[str, Callable[..., nn.Parameter]] = {"Scale": scale, "Shift": shift, "Prepend": prepended}
+"""Kinds that are one tensor, of the layer's own name: times x, added to x, or placed before x along dimension 1."""
 
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "Sequential": ("layers",),  # layers in order, under one name
     "Residual": ("layers", "shortcut"),  # layers(x) + shortcut(x); no shortcut: + x
-    "Gate": ("layers",),  # x * layers(x), as in squeeze-and-excitation
+    "Gate": ("layers", "shortcut"),  # shortcut(x) * layers(x), as in squeeze-and-excitation; no shortcut: x * …
+    "Resized": ("layers",),  # layers(x), interpolated to the height and width of x
     "Concat": ("branches", "dim"),  # branches side by side along dim (default 1); an empty branch passes x on
     "Repeat": ("layers", "times"),  # the same layers, with the same weights, several times
 }
@@ -116,9 +136,11 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "Transpose": ("dim0", "dim1"),
     "Permute": ("dims",),
     "Reshape": ("shape",),  # the shape after the batch dimension; one entry may be -1
+    "Select": ("dim", "index"),  # one position along a dimension, which goes
 }
 """Kinds without weights that rearrange a tensor, and the arguments they need."""
 
+_WEIGHTED: dict[str, Callable[..., nn.Module | nn.Parameter]] = {**MODULES, **PARAMETERS}
 _HIDDEN_ARGUMENTS = {"args", "kwargs", "device", "dtype", "_weight", "_freeze"}
 _RESERVED_NAMES = set(dir(fx.GraphModule)) | set(vars(nn.Module())) | {"meta", "x"}
 _NAME = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]*|[0-9]+)(?:\.(?:[A-Za-z_][A-Za-z0-9_]*|[0-9]+))*")
@@ -164,15 +186,24 @@ def write_layers(layers: list[Layer]) -> list[list[Any]]:
     return entries
 
 
-def make_module(layer: Layer) -> nn.Module:
-    """The module of a layer whose kind is one module.
+def leaves_of(layers: list[Layer]) -> Iterator[Layer]:
+    """The layers that hold no others, in the order of the list."""
+    for layer in layers:
+        if not layer.children:
+            yield layer
+        for children in layer.children.values():
+            yield from leaves_of(children)
+
+
+def make_module(layer: Layer) -> nn.Module | nn.Parameter:
+    """The module of a layer whose kind is one module, or the parameter of one whose kind is that.
 
     Raises:
         InvalidArchitecture: torch does not take the arguments.
     """
     kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in layer.kwargs.items()}
     try:
-        return MODULES[layer.kind](**kwargs)
+        return _WEIGHTED[layer.kind](**kwargs)
     except Exception as error:
         raise InvalidArchitecture(f"{layer.where} ({layer.kind}) does not build: {telling_line(error)}") from error
 
@@ -206,6 +237,8 @@ class _Reader:
             return Layer(kind, own, name, label, where, children)
         if kind in OPERATIONS:
             return Layer(kind, _operation(kind, kwargs, where), name, label, where)
+        if kind in PARAMETERS and label is None:
+            raise InvalidArchitecture(f"{where} ({kind}) needs a name, which is that of its tensor.")
         self.take(name, where)
         return Layer(kind, _module_arguments(kind, kwargs, where), name, label, where)
 
@@ -249,8 +282,8 @@ def _parts(entry: Any, where: str) -> tuple[str, dict[str, Any], str | None]:
     if not isinstance(entry, (list, tuple)) or not 1 <= len(entry) <= 3 or not isinstance(entry[0], str):
         raise InvalidArchitecture(f'{where} must be ["Kind", {{arguments}}] or with a name third, not {_shown(entry)}.')
     kind = entry[0]
-    if kind not in MODULES and kind not in STRUCTURES and kind not in OPERATIONS:
-        known = ", ".join(sorted([*MODULES, *STRUCTURES, *OPERATIONS]))
+    if kind not in _WEIGHTED and kind not in STRUCTURES and kind not in OPERATIONS:
+        known = ", ".join(sorted([*_WEIGHTED, *STRUCTURES, *OPERATIONS]))
         raise InvalidArchitecture(f"{where}: there is no layer kind {kind[:64]!r}. Known kinds: {known}.")
     kwargs = entry[1] if len(entry) > 1 else {}
     if not isinstance(kwargs, dict):
@@ -266,7 +299,7 @@ def _parts(entry: Any, where: str) -> tuple[str, dict[str, Any], str | None]:
 
 
 def _module_arguments(kind: str, kwargs: dict[str, Any], where: str) -> dict[str, Any]:
-    parameters = inspect.signature(MODULES[kind]).parameters
+    parameters = _parameters(kind)
     known = [name for name in parameters if name not in _HIDDEN_ARGUMENTS]
     _known_arguments(kind, kwargs, known, where)
     for name in known:
@@ -278,6 +311,11 @@ def _module_arguments(kind: str, kwargs: dict[str, Any], where: str) -> dict[str
         if kwargs.get("activation", "relu") not in {"relu", "gelu"}:
             raise InvalidArchitecture(f'{where} ({kind}): activation must be "relu" or "gelu".')
     return {name: _plain(value, f"{where} ({kind}), argument `{name}`") for name, value in kwargs.items()}
+
+
+@cache
+def _parameters(kind: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_WEIGHTED[kind]).parameters
 
 
 def _operation(kind: str, kwargs: dict[str, Any], where: str) -> dict[str, Any]:

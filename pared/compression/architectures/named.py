@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from pared.compression.architectures.torchvision import TORCHVISION
 from pared.errors import InvalidArchitecture
 
 Layers = list[list[Any]]
@@ -177,6 +178,7 @@ ARCHITECTURES: dict[str, Callable[..., Layers]] = {
     "conv1d": conv1d,
     "text_pool": text_pool,
     "text_transformer": text_transformer,
+    **TORCHVISION,
 }
 """Name to the function that writes its layer list."""
 

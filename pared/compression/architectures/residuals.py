@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from pared.compression.architectures.building import layer_list
-from pared.compression.architectures.layers import Layer, read_layers, write_layers
+from pared.compression.architectures.layers import Layer, leaves_of, read_layers, write_layers
 
 
 def without_residuals(architecture: Any, removed: Collection[str]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def _layer(layer: Layer, named: str, removed: Collection[str]) -> tuple[Layer, b
     children = {key: _chain(layers, named, removed) for key, layers in layer.children.items()}
     if any(changed for _, changed in children.values()):
         return replace(layer, children={key: layers for key, (layers, _) in children.items()}), True
-    if layer.kind != "Residual" or not any(_has(leaf, removed) for leaf in _leaves(layer.children["layers"])):
+    if layer.kind != "Residual" or not any(_has(leaf, removed) for leaf in leaves_of(layer.children["layers"])):
         return layer, False
     if "shortcut" not in layer.children:
         return replace(layer, kind="Identity", kwargs={}, children={}), True
@@ -51,13 +51,5 @@ def _labelled(layer: Layer, named: str) -> Layer:
     return replace(layer, label=layer.name.removeprefix(f"{named}.") if named else layer.name)
 
 
-def _leaves(layers: list[Layer]) -> Iterator[Layer]:
-    for layer in layers:
-        if not layer.children:
-            yield layer
-        for children in layer.children.values():
-            yield from _leaves(children)
-
-
 def _has(leaf: Layer, tensors: Collection[str]) -> bool:
-    return any(name.startswith(f"{leaf.name}.") for name in tensors)
+    return any(f"{name}.".startswith(f"{leaf.name}.") for name in tensors)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pared.compression.architectures.building import layer_list
-from pared.compression.architectures.layers import Layer, read_layers, write_layers
+from pared.compression.architectures.layers import PARAMETERS, Layer, read_layers, write_layers
 from pared.errors import InvalidArchitecture
 
 
@@ -99,6 +99,12 @@ class _Fit:
             flow = self.attention(layer, kwargs)
         elif kind == "TransformerEncoderLayer":
             flow = self.encoder_layer(layer, kwargs)
+        elif kind == "MultiheadAttention":
+            flow = self.packed_attention(layer, kwargs)
+        elif kind == "WindowAttention":
+            flow = self.window_attention(layer, kwargs)
+        elif kind in PARAMETERS:
+            kwargs["shape"] = self.tensor(layer, layer.name)
         elif kind == "Reshape":
             flow = _reshape(kwargs, flow)
         elif flow is not None:
@@ -113,7 +119,7 @@ class _Fit:
             ends.append(end)
         fitted = replace(layer, children=children)
         if layer.kind == "Gate":
-            return fitted, flow
+            return fitted, ends[1] if "shortcut" in children else flow
         if layer.kind == "Concat":
             return fitted, _side_by_side(ends)
         return fitted, ends[0]
@@ -190,6 +196,31 @@ class _Fit:
         }
         return flow
 
+    def packed_attention(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
+        features, of_all_heads = self.shape(layer, "out_proj.weight", 2)
+        before = kwargs["embed_dim"]
+        width = kwargs.get("head_features") or before // kwargs["num_heads"]
+        if of_all_heads % width:
+            raise InvalidArchitecture(f"{layer.name}: {of_all_heads} features are no whole number of heads of {width}.")
+        if of_all_heads != features:
+            kwargs["head_features"] = width
+        kwargs |= {"embed_dim": features, "num_heads": of_all_heads // width}
+        return _Flow.of(before, features)
+
+    def window_attention(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
+        features, of_all_heads = self.shape(layer, "proj.weight", 2)
+        heads = self.shape(layer, "relative_position_bias_table", 2)[1]
+        before = kwargs["features"]
+        width = kwargs.get("head_features") or before // kwargs["heads"]
+        if of_all_heads % heads:
+            raise InvalidArchitecture(f"{layer.name}: {of_all_heads} features do not divide among {heads} heads.")
+        if of_all_heads // heads != width and kwargs.get("scale") is None:
+            kwargs["scale"] = width**-0.5  # narrower heads were trained with the old one
+        if of_all_heads != features or "head_features" in kwargs:
+            kwargs["head_features"] = of_all_heads // heads
+        kwargs |= {"features": features, "heads": heads}
+        return _Flow.of(before, features)
+
     def encoder_layer(self, layer: Layer, kwargs: dict[str, Any]) -> _Flow:
         hidden, features = self.shape(layer, "linear1.weight", 2)
         of_all_heads = self.shape(layer, "self_attn.out_proj.weight", 2)[1]
@@ -204,12 +235,15 @@ class _Fit:
 
     def shape(self, layer: Layer, tensor: str, dims: int | None = None) -> list[int]:
         name = f"{layer.name}.{tensor}"
-        if name not in self.shapes:
-            raise InvalidArchitecture(f"The state dict has no {name}, which {layer.where} ({layer.kind}) needs.")
-        shape = self.shapes[name]
+        shape = self.tensor(layer, name)
         if (dims is not None and len(shape) != dims) or not shape:
             raise InvalidArchitecture(f"{name} has the shape {shape}, which {layer.where} ({layer.kind}) cannot have.")
         return shape
+
+    def tensor(self, layer: Layer, name: str) -> list[int]:
+        if name not in self.shapes:
+            raise InvalidArchitecture(f"The state dict has no {name}, which {layer.where} ({layer.kind}) needs.")
+        return self.shapes[name]
 
 
 def _side_by_side(ends: list[_Flow | None]) -> _Flow | None:

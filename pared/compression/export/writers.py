@@ -24,6 +24,8 @@ from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
+from pared.compression.export.checkpoints import write_checkpoint
+from pared.compression.export.own_types import own_state, round_to_own_types
 from pared.compression.export.programs import export_program, load_program, quiet
 from pared.compression.loading import LoadedModel
 from pared.errors import ExportFailed, ModelFailed, telling_line
@@ -46,8 +48,9 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
     the architecture is known. `exported_program`: model.pt2, which torch.export loads, with a free batch size.
     `onnx`: model.onnx with a free batch size. `packed`: model.packed, sparse and compressed (docs/packed-format.md), of
-    the architecture and the tensors, or else of the TorchScript. The same model gives the same bytes in every process
-    that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
+    the architecture and the tensors, or else of the TorchScript; of weights without an architecture, of the tensors
+    alone. `checkpoint`: model.ckpt, the upload with the module's weights. The same model gives the same bytes in every
+    process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
         example: inputs of the model on the CPU, to check each file with.
@@ -57,14 +60,22 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     """
     module = loaded.module.eval()
     place(module, CPU)
+    round_to_own_types(loaded)
     written: list[Path] = []
     for output in outputs:
+        if not loaded.runs and output not in _OF_WEIGHTS:
+            raise ExportFailed(
+                "The upload is weights without an architecture, and this format holds code that runs them: give the "
+                "`architecture` that they belong to, or ask for `state_dict`, `checkpoint` or `packed`."
+            )
         written += _WRITERS[output](loaded, module, tuple(example), directory)
     return written
 
 
 def usual_outputs(upload: LoadedModel) -> list[Output]:
     """The formats to write where none was asked for: that of the upload, so that files compare like with like."""
+    if not upload.runs:
+        return ["state_dict" if upload.origin is None or upload.origin.container == "safetensors" else "checkpoint"]
     return ["exported_program" if upload.format == "exported_program" else "torchscript"]
 
 
@@ -125,7 +136,7 @@ def _write_state_dict(
 
     path = directory / "model.safetensors"
     # Copies, because safetensors refuses two names of one tensor; both names are kept for the loader.
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.clone().contiguous() for name, tensor in own_state(loaded).items()}
     save_file(state, path, metadata={"format": "pt"})
     again = load_file(path)
     if set(again) != set(state) or not all(torch.equal(again[name], tensor) for name, tensor in state.items()):
@@ -210,8 +221,12 @@ def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor
 
 def _write_packed(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
     path = directory / "model.packed"
-    if loaded.architecture is not None:
-        arrays = {name: _as_array(tensor) for name, tensor in module.state_dict().items()}
+    if not loaded.runs:
+        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded).items()}
+        packed.write(path, arrays)
+        again = packed.read(path)
+    elif loaded.architecture is not None:
+        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded).items()}
         packed.write(path, arrays, architecture=loaded.architecture)
         again = packed.read(path)
         unpacked: nn.Module = build(again.architecture)
@@ -229,8 +244,15 @@ def _write_packed(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor,
         unpacked = torch.jit.load(restored, map_location="cpu")  # type: ignore[no-untyped-call]
     if any(again.tensors[name].tobytes() != array.tobytes() for name, array in arrays.items()):
         raise ExportFailed("model.packed does not hold what was written into it. Submit the job again.")
-    _check("model.packed", module, example, unpacked)
+    if loaded.runs:
+        _check("model.packed", module, example, unpacked)
     return [path]
+
+
+def _write_checkpoint(
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
+) -> list[Path]:
+    return write_checkpoint(loaded, directory)
 
 
 def _as_array(tensor: Tensor) -> NDArray[Any]:
@@ -251,7 +273,10 @@ _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Pat
     "exported_program": _write_program,
     "onnx": _write_onnx,
     "packed": _write_packed,
+    "checkpoint": _write_checkpoint,
 }
+_OF_WEIGHTS: tuple[Output, ...] = ("state_dict", "packed", "checkpoint")
+"""Formats that need no code."""
 
 
 def _check(

@@ -14,6 +14,7 @@ from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import hold_others, make_objective
 from pared.compression.export.formats import Formats
+from pared.compression.export.own_types import round_to_own_types
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of, for_student
@@ -94,6 +95,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             alone_fit = _labels_only(spec, work, student, alone, of_student, taught, checkpoint, stages.span(1, 2))
 
         place(student.module.eval(), CPU)
+        round_to_own_types(student)
         stages.enter("evaluate")
         final = assessed(student.module, of_student, work, stages, upload=baseline, role="The student")
         place(teacher.module, CPU)

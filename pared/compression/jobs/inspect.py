@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pared.compression.data import inspect_dataset
 from pared.compression.jobs.stages import plain, settled
-from pared.compression.loading import guess_example_inputs, inspect_model, inspect_weights, load_model
+from pared.compression.loading import (
+    guess_example_inputs,
+    inspect_model,
+    inspect_weights,
+    is_without_architecture,
+    load_model,
+)
 from pared.compression.work import Work
 from pared.reports import DatasetInspection, ModelInspection
 from pared.specs import InspectSpec
@@ -18,8 +24,9 @@ def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspectio
             return inspect_dataset(work.dataset, work.directory)
         (file,) = work.models.values()
         architecture = plain(spec.architecture)
-        inspection = inspect_weights(file) if architecture is None and file.architecture is None else None
-        if inspection is None:
+        if is_without_architecture(file, architecture):
+            inspection = inspect_weights(file)
+        else:
             loaded = load_model(file, architecture)
             inspection = inspect_model(loaded, guess_example_inputs(loaded))
         return inspection.model_copy(update={"sandbox": work.sandbox})

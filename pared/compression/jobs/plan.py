@@ -17,6 +17,7 @@ from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import Stages, settled
+from pared.compression.jobs.without_architecture import upload_notes
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.names import tied_names
@@ -77,6 +78,7 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
             notes=_notes(job, doubts),
             warnings=[
                 *job.original.warnings,
+                *upload_notes(job.original, job.formats.asked),
                 *([] if job.data is None else job.data.warnings),
                 *skipped,
                 *state.warnings(),

@@ -11,27 +11,28 @@ from pared.compression.data import Data
 from pared.compression.export.formats import Formats
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
-from pared.compression.jobs.prune_job import PruneJob
+from pared.compression.jobs.prune_job import PruneJob, check_patterns
+from pared.compression.jobs.prune_stored import is_stored, prune_stored
 from pared.compression.jobs.pruning_steps import Pruning
-from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
+from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, settled
 from pared.compression.jobs.tasking import data_of
-from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_model
+from pared.compression.jobs.without_architecture import open_for, upload_notes
+from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_weights
 from pared.compression.measuring.latency import batch_of
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
 from pared.compression.measuring.running import own_failures
 from pared.compression.measuring.size import count_bytes
-from pared.compression.names import unmatched_patterns, weight_layers
+from pared.compression.names import weight_layers
 from pared.compression.pruning.schedules import step_amounts
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
 from pared.compression.report.verdict import kept_as_before, prune_verdict
 from pared.compression.training.loop import trainable
-from pared.compression.work import Work
+from pared.compression.work import ModelFile, Work
 from pared.errors import ModelFailed, ValidationError
 from pared.reports import Report
 from pared.specs import PruneSpec, Retrain
-from pared.wording import shortened
 
 
 def prune(spec: PruneSpec, work: Work) -> Report:
@@ -39,11 +40,18 @@ def prune(spec: PruneSpec, work: Work) -> Report:
 
     A target is searched for first. A resumed job goes on in the step and epoch of its newest checkpoint.
     """
+    if is_stored(spec, work.models["model"]):
+        with settled(work):
+            return prune_stored(spec, work, Stages(work.observer))
     return pruned(spec, work)[0]
 
 
 def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
     """`prune`, with the model itself."""
+    if is_stored(spec, work.models["model"]):
+        report = prune(spec, work)
+        (path,) = (work.directory / name for name in report.reproduce.outputs)
+        return report, load_weights(ModelFile(path, path.name, report.reproduce.outputs[path.name]))
     with settled(work):
         stages = Stages(work.observer)
         job, skipped = prepared(spec, work, stages)
@@ -103,6 +111,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             training=job.retrain,
             warnings=[
                 *original.warnings,
+                *upload_notes(original, job.formats.asked),
                 *([] if data is None else data.warnings),
                 *split_warning(data),
                 *skipped,
@@ -128,8 +137,8 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
         to_train: whether all samples will be looked at.
     """
     stages.enter("validate")
-    original = load_model(work.models["model"], plain(spec.architecture))
-    _check_patterns(spec, original.module)
+    original = open_for(spec, work.models["model"])
+    check_patterns(spec, weight_layers(original.module).values())
     spec, data = data_of(spec, work, original, beside=not to_train)
     example = _example(spec, original, data)
     original = confirmed(original, example)
@@ -172,6 +181,8 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
     """A few inputs of the model: from the data, from the spec, or guessed."""
     if data is not None:
         return data.example(EXAMPLE_BATCH)
+    if not loaded.runs:
+        return ()
     if spec.example_inputs:
         example = example_from_specs(spec.example_inputs)
         example = example if len(example[0]) > 1 else batch_of(example, EXAMPLE_BATCH)
@@ -185,16 +196,6 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
         )
         raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
     return guessed
-
-
-def _check_patterns(spec: PruneSpec, module: nn.Module) -> None:
-    """Raises ValidationError for a pattern that matches no layer: what it was meant for would be missed."""
-    for field, patterns in {"include": spec.include, "exclude": spec.exclude, "amounts": list(spec.amounts)}.items():
-        idle = unmatched_patterns(module, patterns)
-        if idle and weight_layers(module):
-            names = list(dict.fromkeys(weight_layers(module).values()))
-            text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {shortened(names, 20)}."
-            raise ValidationError(text, errors=[{"pointer": f"/{field}", "detail": text}])
 
 
 def _check_runs(module: nn.Module, example: tuple[Tensor, ...]) -> None:

@@ -17,13 +17,16 @@ from pared.compression.export.formats import Formats
 from pared.compression.jobs.stages import Stages
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.quality import Assessment
+from pared.compression.names import unmatched_patterns
 from pared.compression.pruning.channels import RemovableChannels
 from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.weights import PrunableWeights, zeros_held
 from pared.compression.training.calibration import copied, loss_gradients, some_batches
 from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
+from pared.errors import ValidationError
 from pared.specs import PruneSpec, Retrain
+from pared.wording import shortened
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,20 @@ class PruneJob:
     def of(self, spec: PruneSpec) -> PruneJob:
         """The same for a spec that a target has led to."""
         return replace(self, spec=spec)
+
+
+def check_patterns(spec: PruneSpec, layers: Iterable[str]) -> None:
+    """Refuse a pattern that matches none of the layers with weights: what it was meant for would be missed.
+
+    Raises:
+        ValidationError: there is one.
+    """
+    names = list(dict.fromkeys(layers))
+    for field, patterns in {"include": spec.include, "exclude": spec.exclude, "amounts": list(spec.amounts)}.items():
+        idle = unmatched_patterns(names, patterns)
+        if idle and names:
+            text = f"{', '.join(map(repr, idle))} matches no layer. The layers are: {shortened(names, 20)}."
+            raise ValidationError(text, errors=[{"pointer": f"/{field}", "detail": text}])
 
 
 def choice(job: PruneJob, module: nn.Module, step: int, slopes: Mapping[str, Tensor] | None = None) -> dict[str, Any]:

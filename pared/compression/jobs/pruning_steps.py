@@ -19,9 +19,10 @@ from pared.compression.data import Data
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import Objective, hold_others, make_objective
+from pared.compression.export.own_types import round_to_own_types
 from pared.compression.jobs.prune_job import PruneJob, choice, of_folded, prunable_weights, removable_channels
 from pared.compression.jobs.stages import assessed
-from pared.compression.measuring.finite import hold_finite_on_example
+from pared.compression.measuring.finite import hold_finite_on_example, hold_finite_weights
 from pared.compression.names import matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
@@ -108,9 +109,13 @@ class Pruning:
         if spec.quantize is not None:
             resumed = checkpoint["fit"] if checkpoint is not None and checkpoint["step"] == len(amounts) else None
             self._share_values(spec.quantize, len(amounts), resumed, keep)
+        round_to_own_types(self.loaded)
         self._hold_finite()
 
     def _hold_finite(self) -> None:
+        if not self.job.original.runs:
+            hold_finite_weights(self.job.original.module, self.loaded.module)
+            return
         hold_finite_on_example(self.job.original.module, self.loaded.module, self.job.example)
 
     # -- removing -------------------------------------------------------------------------------
@@ -154,7 +159,7 @@ class Pruning:
 
     def _correction(self, lost: Mapping[str, Tensor]) -> BiasCorrection:
         """What makes up for lost weights without data; with data, that is for retraining to do."""
-        if self.job.data is not None:
+        if self.job.data is not None or not self.job.original.runs:
             return BiasCorrection({}, set(), set())
         self._corrections.append(find_bias_correction(self.loaded.module, self.job.example, lost))
         return self._corrections[-1]

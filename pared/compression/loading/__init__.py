@@ -9,8 +9,10 @@ from pared.compression.loading.examples import (
 from pared.compression.loading.folding import confirmed, folding_difference
 from pared.compression.loading.inspection import PASSED_OVER, inspect_model, inspect_weights
 from pared.compression.loading.loaded import LoadedModel
-from pared.compression.loading.opening import load_model
+from pared.compression.loading.opening import is_without_architecture, load_model, load_weights
 from pared.compression.loading.parametrized import Folded, fold_module
+from pared.compression.loading.pickles import load_weights_only
+from pared.compression.loading.weights_alone import is_parameter
 
 __all__ = [
     "PASSED_OVER",
@@ -25,5 +27,9 @@ __all__ = [
     "guess_example_inputs",
     "inspect_model",
     "inspect_weights",
+    "is_parameter",
+    "is_without_architecture",
     "load_model",
+    "load_weights",
+    "load_weights_only",
 ]

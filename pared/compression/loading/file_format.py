@@ -15,6 +15,8 @@ MAX_PICKLE_BYTES = 256 * 2**20
 MAX_CODE_BYTES = 256 * 2**20
 
 Container = Literal["torchscript", "exported_program", "zip_state_dict", "legacy_state_dict", "safetensors"]
+STATE_DICTS: tuple[Container, ...] = ("zip_state_dict", "legacy_state_dict", "safetensors")
+"""Files of weights alone."""
 
 
 _LOOKS_LIKE: list[tuple[int, bytes, str, str]] = [

@@ -13,8 +13,7 @@ from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.loading.file_format import recognise
 from pared.compression.loading.loaded import LoadedModel
-from pared.compression.loading.parametrized import fold_state
-from pared.compression.loading.state_dicts import read_state_dict
+from pared.compression.loading.state_dicts import read_shapes
 from pared.compression.work import ModelFile
 from pared.errors import ParedError
 from pared.reports import LayerInspection, ModelInspection
@@ -24,6 +23,12 @@ LITTLE = 0.2
 
 PASSED_OVER = "pared found no channels in this layer; granularity `weight` can zero its weights"
 """Why no units go from a layer that the coupling does not know."""
+
+
+_NEEDS_ARCHITECTURE = (
+    "A job on these weights must give the `architecture` that they belong to, or only set weights to zero, quantize "
+    "and pack them, which runs nothing: granularity `weight`, `n:m` or `block`, without a data set."
+)
 
 
 def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> ModelInspection:
@@ -59,22 +64,17 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
     )
 
 
-def inspect_weights(file: ModelFile) -> ModelInspection | None:
-    """Describe a state dict whose architecture comes later, with a job; None for a file that needs none.
+def inspect_weights(file: ModelFile) -> ModelInspection:
+    """Describe a state dict whose architecture comes later, with a job.
 
     Raises:
         UnsupportedModel: not a model we open.
     """
-    container = recognise(file.path)
-    if container in ("torchscript", "exported_program"):
-        return None
-    notes = ["A job on these weights must give the `architecture` that they belong to."]
-    state, folded = fold_state(read_state_dict(file.path, container, notes))
+    shapes, notes = read_shapes(file, recognise(file.path))
     layers: dict[str, dict[str, list[int]]] = {}
-    for name, tensor in state.items():
-        layers.setdefault(name.rpartition(".")[0] or name, {})[name] = list(tensor.shape)
-    elements = sum(tensor.numel() for tensor in state.values())
-    notes += folded.notes(elements)
+    for name, shape in shapes.items():
+        layers.setdefault(_layer(name), {})[name] = list(shape)
+    elements = sum(map(math.prod, shapes.values()))
     return ModelInspection(
         format="state_dict",
         flavour="state_dict",
@@ -84,13 +84,13 @@ def inspect_weights(file: ModelFile) -> ModelInspection | None:
             LayerInspection(
                 name=name,
                 kind="weights",
-                weights=shapes,
-                parameters=sum(math.prod(shape) for shape in shapes.values()),
-                reason="not known without the architecture",
+                weights=weights,
+                parameters=sum(map(math.prod, weights.values())),
+                reason="channels are not known without the architecture; granularity `weight` can zero its weights",
             )
-            for name, shapes in layers.items()
+            for name, weights in layers.items()
         ],
-        warnings=notes,
+        warnings=[_NEEDS_ARCHITECTURE, *notes],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,31 @@ SAVE_ADVICE = (
     "Save it with torch.jit.save(torch.jit.script(model), …), or as safetensors (or torch.save(model.state_dict(), …)) "
     "and name its architecture."
 )
+
+
+State = dict[str, Tensor]
+"""Name -> tensor, as a state dict has them."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a state dict stand in its file, so that others can be put in their place.
+
+    `keys` lead to it in the checkpoint. `names`: the module's name of each tensor -> that in the file, to which the
+    module's own is added behind `prefix` where a tensor is new. `folded`: name in the file that a plain weight would
+    have -> the names of what it was computed from there.
+    """
+
+    path: Path
+    container: str
+    keys: tuple[Any, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    others: Sequence[str] = ()
+    """Names of the other state dicts in the checkpoint."""
+    optimizers: Sequence[str] = ()
+    """Names of the states of optimizers there."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +76,12 @@ class LoadedModel:
     """Folded weights whose computation forced some of them to zero; these zeros are held while it trains."""
     unfolded: torch.jit.ScriptModule | None = None
     """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """Name of each tensor that the upload holds in another floating-point type than float32 -> that type."""
+    origin: Origin | None = None
+    """Of a state dict: where its tensors stand in the file."""
+    runs: bool = True
+    """False: weights without an architecture, which nothing can run."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -9,14 +9,15 @@ from typing import Any
 from torch import nn
 
 from pared.compression.architectures import build
-from pared.compression.loading.file_format import recognise
+from pared.compression.loading.file_format import STATE_DICTS, recognise
+from pared.compression.loading.known_architectures import recognised, recognised_note
 from pared.compression.loading.loaded import LoadedModel, listed
-from pared.compression.loading.parametrized import fold_state
 from pared.compression.loading.programs import load_program
-from pared.compression.loading.state_dicts import fitted, read_state_dict
+from pared.compression.loading.state_dicts import read_state_dict
 from pared.compression.loading.torchscript import load_torchscript
+from pared.compression.loading.weights_alone import WeightsAlone
 from pared.compression.work import ModelFile
-from pared.errors import InvalidArchitecture
+from pared.errors import InvalidArchitecture, UnsupportedModel
 
 
 def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
@@ -37,24 +38,28 @@ def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
 
 def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
     container = recognise(file.path)
+    if container not in STATE_DICTS:
+        _refuse_choice(file)
     if container == "torchscript":
         return load_torchscript(file)
     if container == "exported_program":
         return load_program(file)
-    notes: list[str] = []
-    state = read_state_dict(file.path, container, notes)
     chosen = architecture if architecture is not None else file.architecture
+    known = recognised(file) if chosen is None else None
+    notes = [] if known is None else [recognised_note(known)]
+    chosen = known if chosen is None else chosen
     if chosen is None:
+        state = read_state_dict(file, container).state
         raise InvalidArchitecture(
             "A state dict holds weights only, so it needs an architecture: give a known name such as "
             '"resnet_small", or {"layers": [["Linear", {"in_features": …, "out_features": …}, "fc1"], …]} whose layer '
-            f"names match the file's. The file holds: {listed(state)}."
+            "names match the file's. Without one its weights can be set to zero, quantized and packed, which runs "
+            f"nothing: a prune job with the granularity weight, and no data set. The file holds: {listed(state)}."
         )
     module = build(chosen)
-    transposed = [name for name, layer in module.named_modules() if isinstance(layer, _TRANSPOSED)]
-    plain, folded = fold_state(state, transposed)
-    module.load_state_dict(fitted(plain, module, notes))
-    notes += folded.notes(sum(parameter.numel() for parameter in module.parameters()))
+    read = read_state_dict(file, container, module)
+    counters = {name: tensor for name, tensor in module.state_dict().items() if name not in read.state}
+    module.load_state_dict(counters | read.state)
     return LoadedModel(
         module=module.eval(),
         format="state_dict",
@@ -62,12 +67,50 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
         architecture=module.architecture,
         sha256=file.sha256,
         file_bytes=file.path.stat().st_size,
-        warnings=notes,
-        sparse=frozenset(_named(module, folded.sparse)),
+        warnings=[*notes, *read.notes],
+        sparse=frozenset(_named(module, read.folded.sparse)),
+        dtypes=read.dtypes,
+        origin=read.origin,
     )
 
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def load_weights(file: ModelFile) -> LoadedModel:
+    """Open a state dict without any architecture, as a module that holds its tensors and cannot run.
+
+    Raises:
+        UnsupportedModel: not a state dict that we open.
+    """
+    container = recognise(file.path)
+    read = read_state_dict(file, container)
+    return LoadedModel(
+        module=WeightsAlone(read).eval(),
+        format="state_dict",
+        flavour="state_dict",
+        sha256=file.sha256,
+        file_bytes=file.path.stat().st_size,
+        warnings=[*file.notes, *read.notes],
+        sparse=frozenset(read.folded.sparse),
+        dtypes=read.dtypes,
+        origin=read.origin,
+        runs=False,
+    )
+
+
+def is_without_architecture(file: ModelFile, architecture: Any | None) -> bool:
+    """Whether this is a state dict of which neither the upload, the job nor its tensors say what it belongs to."""
+    if architecture is not None or file.architecture is not None or recognise(file.path) not in STATE_DICTS:
+        return False
+    return recognised(file) is None
+
+
+def _refuse_choice(file: ModelFile) -> None:
+    """Refuse `weights` and `prefix` where there is nothing to choose."""
+    named = [name for name in ("weights", "prefix") if getattr(file, name)]
+    if named:
+        raise UnsupportedModel(
+            f"`{named[0]}` chooses among the tensors of a state dict, and this file is a whole model: upload it again "
+            "without it."
+        )
 
 
 def _named(module: nn.Module, names: set[str]) -> Iterator[str]:

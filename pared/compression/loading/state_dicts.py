@@ -1,230 +1,313 @@
-"""Reads the tensors of a state dict, never running a pickle, and fits them to an architecture."""
+"""Reads the tensors of a state dict, and fits them to an architecture by the names that both have in common."""
 
 from __future__ import annotations
 
-import pickletools
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pared.compression.architectures import LayeredModule
+from pared.compression.architectures import LayeredModule, current_name
+from pared.compression.loading.checkpoints import StateDict, chosen, left_out_notes, state_dicts
 from pared.compression.loading.file_format import Container
-from pared.compression.loading.loaded import (
-    SAVE_ADVICE,
-    check_tensors,
-    first_line,
-    listed,
-    other_types,
-    shape_text,
-)
-from pared.errors import OutOfMemory, ShapeMismatch, UnsupportedModel
+from pared.compression.loading.loaded import Origin, State, check_tensors, first_line, listed, other_types, shape_text
+from pared.compression.loading.parametrized import Folded, fold_state
+from pared.compression.loading.pickles import load_weights_only
+from pared.compression.work import ModelFile
+from pared.errors import ShapeMismatch, UnsupportedModel
+from pared.weights.parametrized import computed_from
 from pared.weights.safetensors import BadSafetensors, read_header
 from pared.wording import shortened
 
-State = dict[str, Tensor]
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What DataParallel, torch.compile and their like put into the names of tensors."""
+_MOST_WRAPPED = 16  # parts of a name that may stand before the module's own
+_BESIDE = re.compile(
+    "loss|losses|criterion|criteria|metrics?|acc|accuracy|auc|auroc|f1|precision|recall|iou|jaccard|dice|psnr|ssim|lpips|"
+    "fid|confmat|mae|mse|rmse|perplexity|bleu|wer|cer",
+    re.IGNORECASE,
+)
+"""Words in the names of losses and metrics, which keep tensors beside those of the model."""
 
 
-def read_state_dict(path: Path, container: Container, notes: list[str]) -> State:
-    """The tensors of a file, in float32. What was left out or converted is added to `notes`.
+@dataclass(frozen=True)
+class ReadState:
+    """A state dict as it was read: its tensors by the module's names, in float32, and whence they are.
+
+    `as_stored`: the tensors of the file by its own names. `dtypes` and `origin` are those of a `LoadedModel`.
+    """
+
+    state: State
+    as_stored: State
+    dtypes: dict[str, torch.dtype]
+    folded: Folded
+    origin: Origin
+    notes: list[str]
+
+
+def read_state_dict(file: ModelFile, container: Container, module: LayeredModule | None = None) -> ReadState:
+    """The state dict that is meant, of an upload that holds one or several.
+
+    Args:
+        module: what it is to fit; None: the tensors keep the names that they have in the file.
 
     Raises:
-        UnsupportedModel: damaged, not a state dict, or holding what only running its code would open.
+        UnsupportedModel: damaged, no state dict, or several and none is chosen.
+        ShapeMismatch: it does not fit the module.
     """
     if container == "safetensors":
-        try:
-            read_header(path)
-            loaded: Any = safetensors.torch.load_file(path)
-        except BadSafetensors as error:
-            raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
-        except Exception as error:
-            raise UnsupportedModel(f"This safetensors file does not open: {first_line(error)}.") from error
+        loaded = _read_safetensors(file)
+        found, optimizers = [StateDict((), loaded, [])], list[str]()
     else:
-        if container == "legacy_state_dict":
-            _check_legacy(path)
-        loaded = _load_weights_only(path, mmap=container == "zip_state_dict")
-    state = _only_tensors(loaded, notes)
-    check_tensors(state)
-    other = other_types(state)
-    if other:
-        notes.append(f"Weights in {other} were converted to float32.")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        loaded = load_weights_only(file.path, legacy=container == "legacy_state_dict")
+        found, optimizers = state_dicts(loaded)
+    whence = Origin(file.path, container)
+    fit = None if module is None else lambda one: _fit(one, module, file.prefix, whence)
+    one, read = chosen(found, file.weights, fit)
+    read = read or _fit(one, None, file.prefix, whence)
+    others = [each.name for each in found if each is not one and each.looks() > 1 and not each.is_aside()]
+    origin = replace(read.origin, others=others, optimizers=optimizers)
+    return replace(read, origin=origin, notes=[*left_out_notes(one), *read.notes])
 
 
-def _load_weights_only(path: Path, *, mmap: bool) -> Any:
-    """`torch.load` with `weights_only=True` and nothing else: no fallback runs a pickle."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except MemoryError as error:
-        raise OutOfMemory("The file's tensors need more memory than a job may use.") from error
-    except Exception as error:
-        classes = _foreign_classes(path)
-        if any(name.startswith("torch.nn.modules.") for name in classes):
-            own = next((name for name in classes if not name.startswith(("torch.", "collections."))), classes[0])
-            raise UnsupportedModel(
-                f"This file is a pickled nn.Module ({own[:100]}); opening it would run its code. {SAVE_ADVICE}"
-            ) from error
-        if classes:
-            raise UnsupportedModel(
-                f"This file holds Python objects besides tensors ({', '.join(classes[:3])[:200]}); opening them would "
-                f"run their code. {SAVE_ADVICE}"
-            ) from error
-        raise UnsupportedModel(
-            f"torch cannot read this file, which may be damaged or cut off: {first_line(error)}. "
-            "Save and upload it again."
-        ) from error
-
-
-def _foreign_classes(path: Path) -> list[str]:
-    """Classes that a pickle names and a state dict does not need, found without running it."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-                with archive.open(name) as file:
-                    named = _classes_named(cast("BinaryIO", file))
-        else:
-            with path.open("rb") as file:
-                named = [one for _ in range(4) for one in _classes_named(file)]
-    except Exception:  # noqa: BLE001 - this only words an error
-        return []
-    ours = ("torch._utils.", "torch._tensor.", "torch.storage.", "collections.OrderedDict", "torch.nn.parameter.")
-    plain = re.compile(r"torch\.\w+(Storage|Tensor)?")
-    return [name for name in dict.fromkeys(named) if not name.startswith(ours) and not plain.fullmatch(name)]
-
-
-def _classes_named(file: BinaryIO) -> list[str]:
-    named, texts = [], [""]
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL":
-            named.append(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            named.append(".".join(texts[-2:]))
-        elif isinstance(argument, str):
-            texts.append(argument)
-    return named
-
-
-def _check_legacy(path: Path) -> None:
-    """The old format (before torch 1.6) allocates what its pickle claims: hold the claims against the file."""
-    torch_magic = 0x1950A86A20F9469CFC6C
-    try:
-        with path.open("rb") as file:
-            by_torch = torch_magic in _integers(file)
-            # Then the protocol, the sizes of the machine's numbers, and the state dict.
-            claims = [_integers(file) for _ in range(3)][-1] if by_torch else []
-    except Exception as error:
-        raise UnsupportedModel(
-            f"This is a damaged pickle ({first_line(error)}), or a pickle that torch did not write. {SAVE_ADVICE}"
-        ) from error
-    if not by_torch:
-        raise UnsupportedModel(f"This is a Python pickle; opening it would run its code. {SAVE_ADVICE}")
-    if any(abs(claim) > path.stat().st_size for claim in claims):
-        raise UnsupportedModel(
-            "This file claims tensors larger than itself. If they are real, save them anew with a current PyTorch: "
-            "torch.save(model.state_dict(), …)."
-        )
-
-
-def _integers(file: BinaryIO) -> list[int]:
-    """Every integer in the next pickle of a file, save those that number its memo."""
-    return [
-        argument
-        for opcode, argument, _ in pickletools.genops(file)
-        if type(argument) is int and not opcode.name.endswith(("PUT", "GET"))
-    ]
-
-
-def _only_tensors(loaded: Any, notes: list[str]) -> State:
-    """The state dict in what `torch.load` returned: itself, or the one nested in a checkpoint."""
-    if not isinstance(loaded, Mapping):
-        kind = "one tensor" if isinstance(loaded, Tensor) else f"a {type(loaded).__name__}"
-        raise UnsupportedModel(
-            f"This file holds {kind}, not a state dict. Save the weights with "
-            "torch.save(model.state_dict(), …) and name their architecture."
-        )
-    direct = _tensors_of(loaded)
-    if not direct:
-        nested = {key: _tensors_of(value) for key, value in loaded.items() if isinstance(value, Mapping)}
-        candidates = [key for key, tensors in nested.items() if tensors]
-        usual = [key for key in ("state_dict", "model_state_dict", "model", "net") if key in candidates]
-        if len(candidates) != 1 and not usual:
-            keys = shortened([str(key)[:60] for key in loaded]) or "nothing"
-            raise UnsupportedModel(
-                f"No state dict was found in this file (it holds {keys}). Save the weights alone with "
-                "torch.save(model.state_dict(), …)."
-            )
-        chosen = usual[0] if usual else candidates[0]
-        notes.append(f"The weights were taken from {str(chosen)!r} in the checkpoint; the rest was left out.")
-        loaded, direct = loaded[chosen], nested[chosen]
-    others = [str(key)[:60] for key in loaded if key not in direct]
-    if others:
-        notes.append(f"Entries that are no tensors were left out: {shortened(others)}.")
-    return direct
-
-
-def _tensors_of(values: Mapping[Any, Any]) -> State:
-    return {key: value.detach() for key, value in values.items() if isinstance(key, str) and isinstance(value, Tensor)}
-
-
-def fitted(state: State, module: LayeredModule, notes: list[str]) -> State:
-    """The state dict under the architecture's names.
+def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The shape of each tensor of the state dict that is meant, and the notes; of safetensors without the tensors.
 
     Raises:
-        ShapeMismatch: keys are missing, left over or of another shape.
+        UnsupportedModel: as `read_state_dict`.
     """
-    expected = module.state_dict()
-    prefix = _common_prefix(state, expected)
-    if prefix:
-        notes.append(f"The prefix {prefix!r} was taken off the names of the weights.")
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    # Files from before torch 0.4.1 lack this counter, and without a momentum of None nothing reads it.
-    counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
-    state = {name: tensor for name, tensor in counters.items() if name not in state} | state
+    if container == "safetensors" and not file.prefix and not file.weights:
+        try:
+            entries = read_header(file.path).tensors
+        except BadSafetensors as error:
+            raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
+        kinds = {entry.dtype for entry in entries}
+        if kinds <= _DTYPES.keys() and not computed_from(entry.name for entry in entries):
+            others = {_DTYPES[kind] for kind in kinds if _DTYPES[kind]} - {"float32"}
+            return {entry.name: entry.shape for entry in entries}, _converted(", ".join(sorted(others)))
+    read = read_state_dict(file, container)
+    return {name: tuple(tensor.shape) for name, tensor in read.state.items()}, read.notes
 
-    missing = [name for name in expected if name not in state]
-    extra = [name for name in state if name not in expected]
-    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    if not (missing or extra or wrong):
-        return state
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | dict.fromkeys(
+    ("I64", "I32", "I16", "I8", "U8", "BOOL"), ""
+)
+"""Plain types in safetensors -> torch's name of those with floating points."""
+
+
+def _converted(types: str) -> list[str]:
+    """The note that tensors of other types than float32 are not computed in these."""
+    note = (
+        f"Weights in {types} were converted to float32, in which all is computed. `state_dict`, `checkpoint` and "
+        f"`packed` results hold them in {types} again, other formats in float32."
+    )
+    return [note] if types else []
+
+
+def _read_safetensors(file: ModelFile) -> State:
+    try:
+        header = read_header(file.path)
+        tensors = safetensors.torch.load_file(file.path)
+    except BadSafetensors as error:
+        raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
+    except Exception as error:
+        raise UnsupportedModel(f"This safetensors file does not open: {first_line(error)}.") from error
+    # As they lie in the file, for of equal weights the first go, also where a job goes from file to file.
+    return {entry.name: tensors[entry.name] for entry in header.tensors}
+
+
+def _fit(one: StateDict, module: LayeredModule | None, prefix: str | None, whence: Origin) -> ReadState:
+    """One state dict by the names of the module, if there is one."""
+    notes: list[str] = []
+    stored, prefix = _under(one.tensors, prefix, notes)
+    check_tensors(stored)
+    notes += _converted(other_types(stored))
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
+    layers = [] if module is None else module.named_modules()
+    plain, folded = fold_state(state, [name for name, layer in layers if isinstance(layer, _TRANSPOSED)])
+    if module is None:
+        names, wrapper = {name.removeprefix(prefix): name for name in plain}, ""
+    else:
+        names, wrapper = _names_in_file(plain, module.state_dict(), prefix, notes)
+    notes += folded.notes(sum(plain[name].numel() for name in names.values()))
+    first_of = {name: sources[0] for name, sources in folded.sources.items()}
+    kinds = {name: stored[first_of.get(file_name, file_name)].dtype for name, file_name in names.items()}
+    return ReadState(
+        state={name: plain[file_name] for name, file_name in names.items()},
+        as_stored=stored,
+        dtypes={n: kind for n, kind in kinds.items() if kind.is_floating_point and kind != torch.float32},
+        folded=folded,
+        origin=replace(whence, keys=one.keys, names=names, prefix=prefix + wrapper, folded=folded.sources),
+        notes=notes,
+    )
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _under(tensors: State, prefix: str | None, notes: list[str]) -> tuple[State, str]:
+    """The tensors whose names begin with a prefix, and the prefix with its full stop."""
+    if not prefix:
+        return tensors, ""
+    prefix = prefix if prefix.endswith(".") else f"{prefix}."
+    under = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not under:
+        there = list(dict.fromkeys(f"{name.partition('.')[0]}." for name in tensors if "." in name))
+        raise UnsupportedModel(
+            f"`prefix`: no tensor's name begins with {prefix!r}. The names begin with {shortened(there) or 'no prefix'}"
+            f": {listed(tensors)}. Upload it again with one of these, or without `prefix`."
+        )
+    if others := [name for name in tensors if name not in under]:
+        notes.append(f"Tensors whose names do not begin with {prefix!r} were left out: {shortened(others)}.")
+    return under, prefix
+
+
+# -- names in the file and in the module -----------------------------------------------------------
+
+
+def fits(shapes: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a module whose state dict has the expected names and shapes takes a file's, under one prefix or more."""
+    state, wanted = (
+        {name: torch.empty(tuple(shape), device="meta") for name, shape in each.items()} for each in (shapes, expected)
+    )
+    names_in_file = _ways_to_name({name: name for name in state})
+    return any(_fits(names, state, wanted, prefix) for names in names_in_file for prefix in _prefixes(names, wanted))
+
+
+def _names_in_file(state: State, expected: State, given: str, notes: list[str]) -> tuple[dict[str, str], str]:
+    """The module's name of each tensor -> that in the file; and what stands before it there, behind the given prefix.
+
+    Raises:
+        ShapeMismatch: tensors are missing, left over or of another shape.
+        UnsupportedModel: they fit under several prefixes.
+    """
+    by_name = {name.removeprefix(given): name for name in state}
+    for names in _ways_to_name(by_name):
+        fits = [prefix for prefix in _prefixes(names, expected) if _fits(names, state, expected, prefix)]
+        distinct = [each for at, each in enumerate(fits) if not _same(names, state, expected, each, fits[:at])]
+        if len(distinct) > 1:
+            raise UnsupportedModel(
+                f"The architecture fits the weights under several prefixes: {shortened(list(map(repr, distinct)))}. "
+                "Say which: upload it again with `prefix` set to one, such as POST /v1/models?prefix="
+                f"{given + distinct[0]}, or `--prefix {given + distinct[0]}` on the command line."
+            )
+        if distinct:
+            return _taken(names, state, expected, given, distinct[0], notes), distinct[0]
+    raise _mismatch(by_name, state, expected)
+
+
+def _ways_to_name(by_name: dict[str, str]) -> list[dict[str, str]]:
+    """What the tensors may be called: as in the file, without the names of wrappers, and as torchvision does today."""
+    short = {_without_wrappers(name): file_name for name, file_name in by_name.items()}
+    current = {current_name(name): file_name for name, file_name in short.items()}
+    return [names for names in (by_name, short, current) if len(names) == len(by_name)]
+
+
+def _taken(
+    names: Mapping[str, str], state: State, expected: State, given: str, prefix: str, notes: list[str]
+) -> dict[str, str]:
+    taken = {name: names[prefix + name] for name in expected if prefix + name in names}
+    if wrapped := [file_name for name, file_name in taken.items() if file_name != given + prefix + name]:
+        older = [name for name in wrapped if current_name(name) != name]
+        notes.append(
+            f"The file has names of an older torchvision, such as {older[0]!r}; the result has today's."
+            if older
+            else f"What wrappers put into the names of weights was taken out of them, as of {wrapped[0]!r}; the result "
+            "has the architecture's names."
+        )
+    elif prefix:
+        notes.append(f"The prefix {prefix!r} was taken off the names of the weights.")
+    chosen_names = set(taken.values())
+    beside = [name for name in state if name not in chosen_names]
+    layers = [name for name in beside if state[name].dim() > 1 and not _is_beside(name.removeprefix(given))]
+    if layers:
+        raise ShapeMismatch(
+            f"The architecture fits what lies under {prefix!r}, and the file holds more: "
+            f"{listed({name: state[name] for name in layers})}. If that is no part of the model, upload it again with "
+            f"`prefix` set to it (POST /v1/models?prefix={given + prefix}, `--prefix {given + prefix}`); else give "
+            "the architecture of the whole."
+        )
+    if beside:
+        notes.append(f"Tensors beside the model were left out: {listed({name: state[name] for name in beside})}.")
+    return taken
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _prefixes(names: Mapping[str, str], expected: State) -> list[str]:
+    """What stands in the file before names of the module, that of the most tensors first."""
+    count = Counter("" for name in names if name in expected)
+    count.update(prefix for name in names for prefix in _before(name) if name[len(prefix) :] in expected)
+    return sorted(count, key=lambda prefix: (-count[prefix], len(prefix)))
+
+
+def _before(name: str) -> Iterator[str]:
+    """The beginnings of a name up to each full stop."""
+    for stop in [match.end() for match, _ in zip(re.finditer(r"\.", name), range(_MOST_WRAPPED), strict=False)]:
+        yield name[:stop]
+
+
+def _required(expected: State) -> list[str]:
+    """What the file must have: before torch 0.4.1 batch norms had no counter, and few read it."""
+    return [name for name in expected if not name.endswith("num_batches_tracked")]
+
+
+def _fits(names: Mapping[str, str], state: State, expected: State, prefix: str) -> bool:
+    """Whether all that the module has is there under a prefix, and nothing else is."""
+    for name in _required(expected):
+        if prefix + name not in names or state[names[prefix + name]].shape != expected[name].shape:
+            return False
+    inside = (name for name in names if name.startswith(prefix) and name[len(prefix) :] not in expected)
+    return all(not prefix and _is_beside(name) for name in inside)
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a tensor belongs to a loss, a metric or a head that only training has, by the first part of its name."""
+    if name.startswith("aux_classifier."):  # torchvision's segmentation models
+        return True
+    words = re.split(r"_|(?<=[a-z])(?=[A-Z])", name.partition(".")[0])
+    return any(_BESIDE.fullmatch(word) for word in words)
+
+
+def _same(names: Mapping[str, str], state: State, expected: State, prefix: str, others: Sequence[str]) -> bool:
+    """Whether the same weights lie under another prefix."""
+    return any(
+        all(torch.equal(state[names[prefix + name]], state[names[other + name]]) for name in _required(expected))
+        for other in others
+    )
+
+
+def _mismatch(names: Mapping[str, str], state: State, expected: State) -> ShapeMismatch:
+    """What is missing, left over or of another shape under the prefix of the most tensors."""
+    prefix = next(iter(_prefixes(names, expected)), "")
+    found: dict[str, Tensor] = {
+        name.removeprefix(prefix) if name.startswith(prefix) else name: state[file_name]
+        for name, file_name in names.items()
+    }
+    missing = [name for name in _required(expected) if name not in found]
+    extra = [name for name in found if name not in expected]
+    wrong = [name for name in expected if name in found and found[name].shape != expected[name].shape]
     parts = ["The weights do not fit the architecture."]
     if missing:
         parts.append(f"Missing from the file: {listed({name: expected[name] for name in missing})}.")
     if extra:
-        parts.append(f"In the file but not in the architecture: {listed({name: state[name] for name in extra})}.")
+        parts.append(f"In the file but not in the architecture: {listed({name: found[name] for name in extra})}.")
     if wrong:
         shapes = [
-            f"{n} is {shape_text(state[n])} in the file, {shape_text(expected[n])} in the architecture" for n in wrong
+            f"{n} is {shape_text(found[n])} in the file, {shape_text(expected[n])} in the architecture" for n in wrong
         ]
         parts.append(f"Other shapes: {shortened(shapes, between='; ')}.")
-    in_order = [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in expected.values()]
+    in_order = [tensor.shape for tensor in found.values()] == [tensor.shape for tensor in expected.values()]
     if in_order and missing:
-        pairs = [f"{theirs} for {ours}" for ours, theirs in zip(expected, state, strict=True) if ours != theirs]
+        pairs = [f"{theirs} for {ours}" for ours, theirs in zip(expected, found, strict=True) if ours != theirs]
         parts.append(
             "All shapes agree in order, so only the names differ: give each layer the file's name as its third entry "
             f'(["Linear", {{…}}, "fc1"]): {shortened(pairs)}.'
         )
-    raise ShapeMismatch(" ".join(parts))
-
-
-def _common_prefix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """What wrappers (`module.`, `model.`, `_orig_mod.`) put before every name, if without it the names fit better."""
-    prefix = ""
-    matches = sum(name in expected for name in state)
-    while state and matches < len(state):
-        first = next(iter(state))[len(prefix) :].partition(".")[0]
-        longer = f"{prefix}{first}."
-        if not first or not all(name.startswith(longer) for name in state):
-            break
-        prefix = longer
-        if sum(name.removeprefix(prefix) in expected for name in state) > matches:
-            return prefix
-    return ""
+    return ShapeMismatch(" ".join(parts))

@@ -34,9 +34,7 @@ def hold_finite_on_example(upload: nn.Module, result: nn.Module, example: Inputs
         NotFinite: the result answers NaN or infinity where the upload does not, or holds such weights.
         ModelFailed: one of them does not run on the example.
     """
-    for name, weight in _broken_weights(upload, result):
-        count = int((~weight.isfinite()).sum())
-        raise NotFinite(f"The result's tensor {name} holds {count:,} numbers that are NaN or infinite. {_ADVICE}")
+    hold_finite_weights(upload, result)
     inputs = tuple(example)
     try:
         lost = _lost(_answers(upload, inputs), _answers(result, inputs))
@@ -51,6 +49,17 @@ def hold_finite_on_example(upload: nn.Module, result: nn.Module, example: Inputs
             "The result answers NaN or infinity on an example of its inputs, where the upload gives finite numbers. "
             f"{_origin(result, inputs)}{_ADVICE}"
         )
+
+
+def hold_finite_weights(upload: nn.Module, result: nn.Module) -> None:
+    """Look at the parameters alone.
+
+    Raises:
+        NotFinite: the result has one with NaN or infinity, and the upload's of this name has none.
+    """
+    for name, weight in _broken_weights(upload, result):
+        count = int((~weight.isfinite()).sum())
+        raise NotFinite(f"The result's tensor {name} holds {count:,} numbers that are NaN or infinite. {_ADVICE}")
 
 
 def hold_finite_on_samples(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -74,6 +74,8 @@ def measure_both(
     batch_sizes: Sequence[int] = (1, 32),
 ) -> Measured:
     """Size, work and latency of both models."""
+    if not before.runs:
+        return Measured(_counted(before), _counted(after), before.format, [])
     notes, parts = [], []
     first, second = models = [each.module.eval() for each in (before, after)]
     for module in models:
@@ -101,12 +103,22 @@ def measure_both(
     return Measured(parts[0], parts[1], before.format, notes)
 
 
+def _counted(loaded: LoadedModel) -> Measurement:
+    """What there is to say of weights that cannot run."""
+    parameters, nonzero = count_parameters(loaded.module)
+    return Measurement(parameters=parameters, nonzero_parameters=nonzero, file_bytes=0, compressed_bytes=0)
+
+
 def successor(upload_format: str, written: Sequence[Path]) -> Path:
     """The result in the upload's own format, if any, so that files compare like with like; else the first."""
-    return next((path for path in written if path.name == _SUCCESSORS[upload_format]), written[0])
+    return next((path for path in written if path.name in _SUCCESSORS[upload_format]), written[0])
 
 
-_SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
+_SUCCESSORS = {
+    "torchscript": ("model.pt",),
+    "state_dict": ("model.safetensors", "model.ckpt"),
+    "exported_program": ("model.pt2",),
+}
 
 
 def _elsewhere(work: Work) -> list[str]:
@@ -220,8 +232,13 @@ def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path]
         threads=work.threads,
         precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
-        outputs={path.name: sha256(path.read_bytes()).hexdigest() for path in written},
+        outputs={path.name: _digest(path) for path in written},
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

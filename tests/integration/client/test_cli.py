@@ -265,6 +265,26 @@ def test_pruned_weights_come_with_their_architecture(embedded: Stack, files: Pat
     )
 
 
+def test_a_part_of_a_checkpoint_is_pruned_without_its_architecture_and_put_back(embedded: Stack, files: Path) -> None:
+    torch.manual_seed(0)
+    weights = {name: nn.Linear(6, 8).half().state_dict() for name in ("model", "ema")}
+    torch.save(weights | {"epoch": 3}, files / "last.pth")
+    refused = pared(embedded, files, "prune last.pth --weights 50%")
+    assert refused.returncode == 1
+    assert "--state-dict ema" in refused.stderr
+    done = pared(embedded, files, "prune last.pth --state-dict ema --weights 50% -o small.pth")
+    assert done.returncode == 0, done.stderr
+    assert "Not run: no architecture was given" in " ".join(done.stdout.split())
+    found = torch.load(files / "small.pth", weights_only=True)
+    assert (found["epoch"], int((found["ema"]["weight"] == 0).sum()), found["ema"]["bias"].dtype) == (3, 24, torch.half)
+    assert all(torch.equal(tensor, weights["model"][name]) for name, tensor in found["model"].items())
+    planned = pared(embedded, files, "plan last.pth --state-dict ema --weights 50% --json")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["after"]["nonzero_parameters"] == 56 - 24
+    again = pared(embedded, files, "prune mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3 --state-dict ema --weights 50%")
+    assert (again.returncode, "name the file" in again.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

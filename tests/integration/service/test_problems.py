@@ -43,7 +43,7 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         (
             PRUNE | {"outputs": ["keras"]},
             "/outputs/0",
-            "'torchscript', 'state_dict', 'exported_program', 'onnx' or 'packed'",
+            "'torchscript', 'state_dict', 'exported_program'",
         ),
         (PRUNE | {"preprocess": {"std": [1, 0]}}, "/preprocess/std/1", "greater than 0"),
         (PRUNE | {"example_inputs": [{"shape": [0]}]}, "/example_inputs/0/shape/0", "greater than or equal to 1"),

@@ -48,6 +48,22 @@ def test_the_same_file_under_the_same_name_is_the_same_model(api: Api):
     assert api.post("/v1/models?filename=a.pt", content=b"same bytes").status_code == 201
 
 
+def test_another_part_of_the_same_checkpoint_is_another_model(api: Api):
+    ids = set()
+    for part in ("", "&weights=ema", "&prefix=net.", "&weights=ema&prefix=net."):
+        first, again = (api.post(f"/v1/models?filename=a.ckpt{part}", content=b"checkpoint") for _ in range(2))
+        assert (first.status_code, again.status_code) == (201, 200)
+        ids.add(first.json()["id"])
+    assert len(ids) == 4
+    assert (again.json()["weights"], again.json()["prefix"]) == ("ema", "net.")
+    assert api.get(f"/v1/models/{again.json()['id']}").json()["weights"] == "ema"
+    form = api.post("/v1/models", files={"file": ("a.ckpt", b"checkpoint")}, data={"weights": "ema", "prefix": "net."})
+    assert (form.status_code, form.json()["id"]) == (200, again.json()["id"])
+    for bad in ("x" * 256, "a\0b"):
+        answer = api.post("/v1/models", files={"file": ("a.ckpt", b"checkpoint")}, data={"weights": bad})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/weights")
+
+
 def test_forms_and_puts_are_taken_too(api: Api):
     content = os.urandom(9_000_000)  # several batches, with the boundary anywhere
     form = api.post("/v1/datasets", files={"file": ("digits.npz", content)}, data={"note": "ignored"})

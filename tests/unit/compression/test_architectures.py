@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pared.compression.architectures import ARCHITECTURES, LayeredModule, build, resize
+from pared.compression.architectures.torchvision import TORCHVISION
 from pared.errors import InvalidArchitecture
 from pared.specs import LayeredArchitecture, NamedArchitecture
 
@@ -39,6 +40,31 @@ STRUCTURED = {
             ["Conv2d", {"in_channels": 2, "out_channels": 8, "kernel_size": 1}, "fc2"],
             ["Sigmoid", {}],
         ]}, "se"],
+    ],
+    "two_scales": [
+        ["Conv2d", {"in_channels": 3, "out_channels": 8, **CONV}, "conv"],
+        ["Resized", {"layers": [
+            ["AvgPool2d", {"kernel_size": 2}],
+            ["Gate", {"layers": [
+                ["AdaptiveAvgPool2d", {"output_size": 1}],
+                ["Conv2d", {"in_channels": 8, "out_channels": 6, "kernel_size": 1}, "weigh"],
+                ["Sigmoid", {}],
+            ], "shortcut": [["Conv2d", {"in_channels": 8, "out_channels": 6, **CONV}, "coarse"]]}],
+            ["Scale", {"shape": [6, 1, 1], "value": 0.5}, "factors.coarse"],
+        ]}],
+        ["Conv2d", {"in_channels": 6, "out_channels": 2, "kernel_size": 1}, "leave"],
+    ],
+    "patches": [
+        ["Conv2d", {"in_channels": 3, "out_channels": 8, "kernel_size": 4, "stride": 4}, "patch"],
+        ["Permute", {"dims": [0, 2, 3, 1]}],
+        ["WindowAttention", {"features": 8, "heads": 2, "window": 3, "shift": 1}, "window"],
+        ["PatchMerge", {}],
+        ["Flatten", {"start_dim": 1, "end_dim": 2}],
+        ["Prepend", {"shape": [1, 1, 32]}, "token"],
+        ["Shift", {"shape": [1, 5, 32]}, "encoder.position"],
+        ["Residual", {"layers": [["MultiheadAttention", {"embed_dim": 32, "num_heads": 4}, "attention"],
+                                 ["StochasticDepth", {"p": 0.1}]]}],
+        ["Select", {"dim": 1, "index": 0}],
     ],
     "unet": [
         ["Conv2d", {"in_channels": 3, "out_channels": 4, **CONV}, "enter"],
@@ -86,7 +112,7 @@ def _cases():
 
 
 def test_every_named_architecture_is_tried_here():
-    assert NAMED.keys() == ARCHITECTURES.keys()
+    assert NAMED.keys() | TORCHVISION.keys() == ARCHITECTURES.keys()  # the latter in test_torchvision
 
 
 @pytest.mark.parametrize(("architecture", "example"), list(_cases()))

@@ -1,0 +1,220 @@
+"""torchvision's families by name: as published, told by their tensors, and right after channels were removed."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pared.compression.architectures import build, candidates, tensor_shapes
+from pared.compression.architectures.torchvision import (
+    TORCHVISION,
+    convnext,
+    densenet,
+    efficientnet,
+    mobilenet,
+    resnet,
+    segmentation,
+    swin,
+    vgg,
+    vit,
+)
+from pared.compression.jobs.inspect import inspect
+from pared.compression.loading import LoadedModel, load_model
+from pared.compression.pruning.channels import remove_channels
+from pared.compression.work import ModelFile, Work
+from pared.errors import InvalidArchitecture
+from pared.specs import InspectSpec
+from pared.specs.uploads import EXAMPLE_MODEL_ID
+from tests.support.models.reference import zeroed_outputs
+from tests.support.torchvision_models import ANSWERS, PUBLISHED, answer, digest, options
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_on_one_thread():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    torch.set_num_threads(threads)
+
+
+SHAPES = {name: tensor_shapes(name) for name in TORCHVISION}
+
+
+def test_names_shapes_and_parameter_counts_are_the_published_ones():
+    assert SHAPES.keys() == PUBLISHED.keys()
+    for name, shapes in SHAPES.items():
+        count, published = PUBLISHED[name]
+        assert digest(shapes) == published, name
+        counted = [name for name in shapes if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+        parameters = sum(torch.Size(shapes[each]).numel() for each in counted if not each.endswith("position_index"))
+        auxiliary = 0 if not name.startswith(("fcn", "deeplab")) else 256 * 1024 * 9 + 2 * 256 + 21 * 256 + 21
+        assert parameters + auxiliary == count, name
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_answers_are_those_of_torchvision(name):
+    module = build({"name": name, "kwargs": options(name)})
+    assert {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()} == tensor_shapes(
+        {"name": name, "kwargs": options(name)}
+    )
+    assert answer(name, module) == pytest.approx(ANSWERS[name], rel=1e-4, abs=1e-4)
+
+
+REDUCED: dict[str, tuple[Callable[[], list[Any]], tuple[int, ...]]] = {
+    "resnet": (lambda: resnet.layers(resnet.ResNet((1, 1, 1, 1), None), 3, 3), (3, 32, 32)),
+    "resnext": (lambda: resnet.layers(resnet.ResNet((1, 1, 1, 1), 4, 8), 3, 1), (1, 32, 32)),
+    "squeezenet": (lambda: vgg.squeezenet((16, 3, [0, 8, 8, 0, 8]), 3, 3), (3, 32, 32)),
+    "mobilenet_v2": (lambda: mobilenet.v2([(1, 16, 1, 1), (6, 24, 2, 2)], 3, 3), (3, 16, 16)),
+    "mobilenet_v3": (
+        lambda: mobilenet.v3(([mobilenet.Block(3, 16, 16, True, "ReLU", 1),
+                               mobilenet.Block(5, 48, 24, True, "Hardswish", 2),
+                               mobilenet.Block(3, 48, 24, False, "Hardswish", 1)], 32), 3, 3),
+        (3, 16, 16),
+    ),
+    "efficientnet": (
+        lambda: efficientnet.layers(efficientnet.EfficientNet(16, [efficientnet.Stage(1, 3, 1, 16, 1),
+                                                                   efficientnet.Stage(4, 3, 2, 24, 2),
+                                                                   efficientnet.Stage(4, 3, 1, 24, 1, fused=True)],
+                                                              64, 0.2, {}), 3, 3),
+        (3, 16, 16),
+    ),
+    "convnext": (lambda: convnext.layers((16, (1, 1, 1, 2), 0.1), 3, 3), (3, 32, 32)),
+    "densenet": (lambda: densenet.layers((8, (2, 2, 1, 2), 16), 3, 3), (3, 32, 32)),
+    "vit": (lambda: vit.member("vit", vit.ViT(8, 2, 4, 32, 64, image=16))(3), (3, 16, 16)),
+    "swin": (lambda: swin.layers((32, (2, 1, 1, 1), 0.1), 3, 3), (3, 40, 40)),
+    "deeplab": (lambda: segmentation.deeplab(resnet.ResNet((1, 1, 1, 1), 1), 3, 3), (3, 16, 24)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", REDUCED)
+def test_removing_channels_equals_zeroing_them_and_the_result_is_written(family):
+    write, image = REDUCED[family]
+    module = build({"layers": write()}).eval()
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point() and tensor.dim() < 2:
+                tensor.add_(torch.rand_like(tensor))
+        for name, tensor in module.named_parameters():
+            if name.endswith("layer_scale"):
+                tensor.add_(torch.rand_like(tensor))
+    x = torch.randn(2, *image)
+    loaded = LoadedModel(module, "state_dict", "state_dict", module.architecture)
+    removal = remove_channels(loaded, (x,), amount=0.5)
+    small = removal.loaded.module
+    with torch.no_grad():
+        expected = zeroed_outputs(module, removal.removed, x)
+        torch.testing.assert_close(small(x), expected, atol=1e-4, rtol=1e-4)
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.script(small), file)
+        file.seek(0)
+        torch.testing.assert_close(torch.jit.load(file)(x), expected, atol=1e-4, rtol=1e-4)
+        program = torch.export.export(small, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.testing.assert_close(program.module()(x), expected, atol=1e-4, rtol=1e-4)
+    size = sum(tensor.numel() for tensor in small.parameters())
+    print(family, size / sum(p.numel() for p in module.parameters()), removal.reasons)
+    assert size < 0.45 * sum(tensor.numel() for tensor in module.parameters())
+
+
+def test_stochastic_depth_leaves_out_samples_in_training_alone():
+    layers = [["Residual", {"layers": [["Linear", {"in_features": 2, "out_features": 2}, "fc"],
+                                       ["StochasticDepth", {"p": 0.5}]]}]]  # fmt: skip
+    module = build({"layers": layers})
+    x = torch.ones(1000, 2)
+    full = module.eval()(x) - x
+    drawn = module.train()(x) - x
+    left_out = (drawn == 0).all(1)
+    torch.testing.assert_close(drawn[~left_out], 2 * full[~left_out])
+    assert 400 < int(left_out.sum()) < 600
+
+
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [
+        (
+            {"name": "resnet18", "kwargs": {"classes": 3}},
+            "resnet18 has no argument classes. It takes: num_classes, in_",
+        ),
+        ({"name": "vit_b_16", "kwargs": {"image_size": 100}}, "vit_b_16: image_size must be a multiple of 16"),
+        ({"layers": [["Scale", {"shape": [3]}]]}, "needs a name, which is that of its tensor"),
+        ({"layers": [["WindowAttention", {"features": 8, "heads": 3, "window": 2}]]}, "divided among 3 heads"),
+        ({"layers": [["WindowAttention", {"features": 8, "heads": 2, "window": 2, "shift": 2}]]}, "within a window"),
+        ({"layers": [["StochasticDepth", {"p": 1}]]}, "from 0 to below 1"),
+        ({"layers": [["Select", {"dim": 1}]]}, "needs the argument `index`"),
+    ],
+)
+def test_a_bad_option_is_refused_with_advice(architecture, says):
+    with pytest.raises(InvalidArchitecture, match=says):
+        build(architecture)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_every_state_dict_tells_its_architecture(name):
+    found = [architecture for architecture, shapes in candidates(SHAPES[name]) if shapes == SHAPES[name]]
+    assert found == [{"name": name}]
+
+
+def _published_long_ago(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = {name: re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name) for name in state}
+    names = {
+        name: new.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.") for name, new in names.items()
+    }
+    return {names[name]: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _with_auxiliary_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return state | {"aux_classifier.0.weight": torch.zeros(2, 2, 3, 3), "aux_classifier.1.weight": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "saved", "note"),
+    [
+        ({"name": "resnet18", "kwargs": {"in_channels": 1, "num_classes": 4}},
+         lambda state: {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+         "torchvision's resnet18 with in_channels=1, num_classes=4"),
+        ({"name": "densenet121"}, _published_long_ago, "names of an older torchvision, such as 'features.denseblock1"),
+        ({"name": "vit_b_32", "kwargs": {"image_size": 64, "num_classes": 2}}, _published_long_ago, "image_size=64"),
+        ({"name": "lraspp_mobilenet_v3_large"}, _with_auxiliary_head, "left out: aux_classifier.0.weight"),
+        ({"name": "mobilenet_v3_small"}, lambda state: {name: tensor.half() for name, tensor in state.items()},
+         "torchvision's mobilenet_v3_small, so"),
+    ],
+)  # fmt: skip
+def test_a_state_dict_without_an_architecture_is_opened_as_the_one_that_fits(tmp_path, architecture, saved, note):
+    module = build(architecture).eval()
+    loaded = load_model(_file(tmp_path, saved(module.state_dict())))
+    assert loaded.architecture == module.architecture
+    assert any(note in each for each in loaded.warnings), loaded.warnings
+    assert any("the file was opened as that" in each for each in loaded.warnings)
+    for name, tensor in loaded.module.state_dict().items():
+        torch.testing.assert_close(tensor, module.state_dict()[name], rtol=1e-3, atol=1e-3)
+
+
+def test_what_fits_nearly_is_not_opened_as_it(tmp_path):
+    state = build({"name": "squeezenet1_1", "kwargs": {"num_classes": 3}}).state_dict()
+    state["features.4.squeeze.weight"] = state["features.4.squeeze.weight"][:8].clone()
+    with pytest.raises(InvalidArchitecture, match="needs an architecture"):
+        load_model(_file(tmp_path, state))
+
+
+def test_an_inspection_shows_the_layers_of_the_one_that_fits(tmp_path):
+    module = build({"name": "squeezenet1_1", "kwargs": {"num_classes": 3}})
+    work = Work({"model": _file(tmp_path, module.state_dict())}, None, tmp_path)
+    inspection = inspect(InspectSpec(type="inspect", subject=EXAMPLE_MODEL_ID), work)
+    assert inspection.architecture == module.architecture
+    assert "torchvision's squeezenet1_1 with num_classes=3" in inspection.warnings[0]
+    assert all(layer.reason is None for layer in inspection.layers if layer.name != "classifier.1")
+
+
+def _file(folder: Path, content: Any) -> ModelFile:
+    path = folder / "model.pt"
+    torch.save(content, path)
+    return ModelFile(path, "model.pt", "")
