@@ -469,7 +469,17 @@ _PYTHON: dict[str, Callable[[Node, list[Any]], list[Any]]] = {
     "aten::get": lambda node, args: [args[0].get(*args[1:])],
 }
 
+
+def _tensor(data: list[Any], dtype: int | None, device: Any, _: bool) -> Tracked:
+    """torch.tensor of a list, of which the operator takes a kind that Python cannot make."""
+    made = torch.tensor(_unwrapped(data), device=device)
+    if dtype is not None:  # a number, as the format has it
+        made = torch._C._get_operation_overload("aten::to", "dtype")[0](made, dtype)
+    return Tracked(made)
+
+
 _ON_LISTS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "aten::tensor": lambda args: [_tensor(*args)],
     "aten::slice": lambda args: [args[0][args[1] : args[2] : args[3]]],
     "aten::add": lambda args: [args[0] + args[1]],
     "aten::mul": lambda args: [args[0] * args[1]],
