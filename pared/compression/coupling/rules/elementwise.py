@@ -19,10 +19,11 @@ def elementwise(tracker: LabelTracker, call: Call) -> None:
     if out is None:
         return
     out.layers = broadcast(tracker, call, call.tensors, out.tensor.dim())
+    meets = out.tensor.dim() > 0 or any(tracked.name for tracked in call.tensors)  # else it is on its way to a size
     for argument, value in call.arguments.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             tracker.follow(call, argument, None, NO_UNITS, fixed=value)  # as a scale taken from a number of channels
-        elif isinstance(value, Tracked) and value.tensor.dim() == 0 < out.tensor.dim():
+        elif isinstance(value, Tracked) and value.tensor.dim() == 0 and meets:
             tracker.follow_tensor(call, argument)
 
 

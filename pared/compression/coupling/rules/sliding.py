@@ -33,7 +33,9 @@ def slid_over(tracker: LabelTracker, call: Call, dims: Iterable[int], centres: M
         tracker.fix(crossed, call, MIXED)
         return []
     units, size = crossed[0].reshape(-1), out.tensor.shape[dim]
-    places = np.arange(size) + centres[dim]
+    free = np.flatnonzero(units != FIXED)
+    padded = len(free) > 0 and free[-1] - free[0] + 1 == size  # before it, so that there is a place for each again
+    places = np.arange(size) + (free[0] if padded else centres[dim])
     inside = (places >= 0) & (places < len(units))
     labels = np.where(inside, units[places.clip(0, len(units) - 1)], FIXED)
     positions = np.where(inside, places, -1).tolist()
