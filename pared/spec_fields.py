@@ -312,6 +312,8 @@ class PruneFields(CommonFields, total=False):
     """Layer name patterns."""
     exclude: list[str]
     """Layer name patterns, stronger than `include`."""
+    output_width: Literal["keep", "project"]
+    """`channel`: `project` lets the width that reaches an output shrink, and projects it to what it was."""
     quantize: QuantizeFields | None
     """After pruning, let weights share values."""
     retrain: RetrainFields | None

@@ -248,6 +248,12 @@ class PruningOptions:
     exclude: Annotated[
         list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
     ] = None
+    output_width: Annotated[
+        Literal["keep", "project"],
+        typer.Option(
+            help="project: the hidden width that an embedding model answers with shrinks too, and is projected back.",
+        ),
+    ] = "keep"
     criterion: Annotated[
         Criterion,
         typer.Option(
@@ -356,6 +362,7 @@ class PruningOptions:
                 amounts=self.layer_amount and dict(self.layer_amount),
                 include=self.include,
                 exclude=self.exclude,
+                output_width=None if self.output_width == "keep" else self.output_width,
                 scope=self.scope,
                 schedule=self.schedule,
                 steps=self.steps,

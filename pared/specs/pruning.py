@@ -132,6 +132,11 @@ class PruneSpec(CompressionSpec):
     )
     include: list[Text] = Field(default_factory=lambda: ["*"], min_length=1, description="Layer name patterns.")
     exclude: list[Text] = Field(default_factory=list, description="Layer name patterns, stronger than include.")
+    output_width: Literal["keep", "project"] = Field(
+        "keep",
+        description="`channel`: `project` lets the width shrink that a model of embeddings answers with. Behind such "
+        "an output comes a small projection to the width that it had.",
+    )
     quantize: Quantize | None = Field(
         None, description="After pruning, let weights share values, which makes a `packed` file smaller."
     )
@@ -177,6 +182,7 @@ class PruneSpec(CompressionSpec):
             idle["n_m"] = "is for the granularity n:m: leave it out, or set `granularity`"
         if self.granularity != "channel":
             idle["round_to"] = "counts channels: leave it out, or make `granularity` channel"
+            idle["output_width"] = "is of channels: leave it out, or make `granularity` channel"
         if self.granularity != "block":
             idle["block"] = "is for the granularity block: leave it out, or set `granularity`"
         if self.schedule == "one_shot":

@@ -512,7 +512,7 @@ FAILING = [
         "a result that is not finite",
         with_model(scripted(hostile.DividesByItsWeights()), granularity="weight", amount=0.95),
         "not-finite",
-        "NaN is made by aten::div behind the layer fc.*exclude",
+        "NaN is made by torch.div behind the layer fc.*exclude",
     ),
     Failing("a forward that raises", with_model(scripted(hostile.Raises())), "model-failed", "upside down"),
     Failing("a forward that never ends", with_model(scripted(hostile.LoopsForEver())), "stalled", "."),

@@ -158,6 +158,7 @@ def test_a_training_that_contradicts_itself_is_pointed_at(retrain: dict, field: 
         ({"target": {"params": 0.5}, "amounts": {"a": 0.1}}, ("amounts",), "leave them out"),
         ({"target": {"params": 0.5}, "stages": [0.3]}, ("stages",), "leave them out beside a `target`"),
         ({"amount": 0.5, "granularity": "weight", "round_to": 8}, ("round_to",), "counts channels"),
+        ({"amount": 0.5, "granularity": "head", "output_width": "project"}, ("output_width",), "is of channels"),
         ({"amount": 0.5, "round_to": 1}, ("round_to",), "greater than or equal to 2"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -21,7 +21,7 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
-from pared.compression.coupling.model import Axis, ChannelGroup, CountedPatch, Coupling
+from pared.compression.coupling.model import Axis, ChannelGroup, CountedPatch, Coupling, over_all
 from pared.compression.coupling.rules import LabelTracker, apply_rule
 from pared.compression.coupling.shrink import remove
 from pared.compression.coupling.verify import unsound
@@ -114,22 +114,44 @@ def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, 
         later = {split.node: choices.get(split.node, 0) + 1 for split in stuck}
         later = {node: turn for node, turn in later.items() if turn <= max(s.others for s in stuck if s.node == node)}
         if not later:
-            return best
-        choices |= later
+            return _loosened(best, original, example)
+        choices = choices | later
         latest = _labelled_with(choices, original, example)
         best = max(best, latest, key=_gain)
 
 
+def _loosened(
+    best: tuple[Units, _Registry, LabelTracker], original: Interpreter, example: Sequence[Tensor]
+) -> tuple[Units, _Registry, LabelTracker]:
+    """Where a shuffle ties all channels of a grouped layer to each other, try others of each group than the same."""
+    units, _, tracker = best
+    loose = {
+        call.index
+        for groups, call in tracker.balanced
+        if len(members := np.unique(units.roots(groups))) == 1 and members[0] != FIXED
+    }
+    if not loose:
+        return best
+    return max(best, _labelled_with(tracker.choices, original, example, loose), key=_choosable)
+
+
+def _choosable(labelled: tuple[Units, _Registry, LabelTracker]) -> tuple[tuple[int, int], int]:
+    units, registry, _ = labelled
+    return _gain(labelled), len(_roots(units, registry.axes.values()))
+
+
 def _labelled_with(
-    choices: dict[int, int], original: Interpreter, example: Sequence[Tensor]
+    choices: Mapping[int, int], original: Interpreter, example: Sequence[Tensor], loose: Collection[int] = ()
 ) -> tuple[Units, _Registry, LabelTracker]:
     units = Units()
     registry = _Registry(units, original.module)
-    tracker = LabelTracker(units, choices=choices)
+    tracker = LabelTracker(units, choices=choices, loose=loose)
     output = original.run(example, registry.wrap, partial(apply_rule, tracker))
     for tracked in _outputs(output):
-        for layer in [*tracked.layers, *tracked.statistic]:
+        for layer in tracked.layers:
             units.fix(layer, "the model's output")
+        tracker.count_removed_as_zeros(tracked.statistic, "the model's output")
+    tracker.settle()
     return units, registry, tracker
 
 
@@ -229,7 +251,7 @@ def _sound(
 ) -> tuple[list[ChannelGroup], dict[Axis, str]]:
     """The groups that survive the check, and for the axes of each other one why not."""
     removals = [group.removal(_irregular_half(group.units)) for group in groups]
-    failed = unsound(original, example, removals, lambda removed: remove(script, removed, patches))
+    failed = unsound(original, example, removals, lambda removed: remove(script, removed, patches), over_all(patches))
     sound = [group for index, group in enumerate(groups) if index not in failed]
     return sound, {axis: why for index, why in failed.items() for axis in groups[index].members}
 
@@ -245,6 +267,7 @@ def _reasons(
     """For each layer none of whose output channels can go: why."""
     prunable = {axis for group in sound for axis in group.members}
     reasons: dict[str, str] = {}
+    averaged = _roots(units, tracker.averaged)
     for layer, use in tracker.uses.items():
         axis = use.out_axis
         if axis is None or axis in prunable:
@@ -254,8 +277,10 @@ def _reasons(
             continue
         fixed = [units.fixed_reason(int(label)) for label in registry.axes[axis]]
         tied = units.tied_reason(int(registry.axes[axis][0]))
-        alone = f"{tied}: all its channels could only go together" if tied else "each of its channels is read by itself"
+        alone = f"{tied} ties all its channels to each other" if tied else "each of its channels is read by itself"
         failed = failed_on.get(axis, alone)
+        if axis in failed_on and averaged & _roots(units, [registry.axes[axis]]):
+            failed = f"a mean, a maximum or the like is taken over its channels, and without some of them {failed}"
         reasons[layer] = next((reason for reason in fixed if reason), failed)
     return reasons
 

@@ -166,7 +166,9 @@ class Interpreter:
             except UnsupportedGraph:
                 raise
             except Exception as error:  # a defect of this interpreter or of a rule: only the analysis is lost
-                raise UnsupportedGraph(f"{step.kind} ({type(error).__name__}: {telling_line(error)})") from error
+                raise UnsupportedGraph(
+                    f"{spoken(step.kind)} ({type(error).__name__}: {telling_line(error)})"
+                ) from error
             env.update(zip(step.outputs, outputs, strict=True))
         return [env[name] for name in block.outputs]
 
@@ -215,12 +217,12 @@ class Interpreter:
     def _call(self, step: Step, args: list[Any]) -> list[Any]:
         schema_text = step.schema
         if schema_text == "(no schema)":
-            raise UnsupportedGraph(step.kind)
+            raise UnsupportedGraph(spoken(step.kind))
         if schema_text not in self._operators:
             schema = torch._C.parse_schema(schema_text)
             operator = torch._C._get_operation_overload(schema.name, schema.overload_name)
             if operator is None:
-                raise UnsupportedGraph(step.kind)
+                raise UnsupportedGraph(spoken(step.kind))
             self._operators[schema_text] = (operator[0], [(a.name, a.kwarg_only) for a in schema.arguments])
         operator, formal = self._operators[schema_text]
         plain = [_unwrapped(arg) for arg in args]
@@ -350,6 +352,34 @@ def is_static(value: Any, known: Container[str] = ()) -> bool:
     return False
 
 
+def spoken(kind: str) -> str:
+    """What people call an operator: torch.conv2d."""
+    namespace, _, name = kind.rpartition("::")
+    name = name.strip("_")
+    return f"TorchScript's {name}" if namespace == "prim" else f"{namespace.replace('aten', 'torch')}.{name}"
+
+
+def is_constant(value: Any, known: Container[str] = ()) -> bool:
+    """Whether a tensor in the graph is the same for all inputs, such as a buffer, a range, or a view of one.
+
+    Args:
+        known: names of further values that count as written.
+    """
+    node = value.node()
+    if node.kind() in ("prim::device", "prim::dtype", "prim::layout"):  # where and how it is kept is no matter
+        return True
+    if node.kind() in ("prim::NumToTensor", "prim::ListConstruct") or node.kind().startswith("aten::"):
+        inputs = list(node.inputs())
+        drawn = _DRAWN.match(node.kind()) is not None
+        return value.debugName() in known or (
+            not drawn
+            and node.kind() not in ("aten::size", "aten::len")
+            and bool(inputs)
+            and all(is_constant(each, known) for each in inputs)
+        )
+    return is_static(value, known)
+
+
 def _tracked(value: Any) -> Iterator[Tracked]:
     if isinstance(value, Tracked):
         yield value
@@ -385,7 +415,7 @@ def _truth(value: Any) -> bool:
 def _isinstance(node: Node, args: list[Any]) -> list[Any]:
     inferred = torch._C._jit_try_infer_type(_unwrapped(args[0]))
     if not inferred.success():
-        raise UnsupportedGraph(node.kind())
+        raise UnsupportedGraph(spoken(node.kind()))
     return [any(inferred.type().isSubtypeOf(kind) for kind in node.tys("types"))]
 
 
@@ -439,7 +469,17 @@ _PYTHON: dict[str, Callable[[Node, list[Any]], list[Any]]] = {
     "aten::get": lambda node, args: [args[0].get(*args[1:])],
 }
 
+
+def _tensor(data: list[Any], dtype: int | None, device: Any, _: bool) -> Tracked:
+    """torch.tensor of a list, of which the operator takes a kind that Python cannot make."""
+    made = torch.tensor(_unwrapped(data), device=device)
+    if dtype is not None:  # a number, as the format has it
+        made = torch._C._get_operation_overload("aten::to", "dtype")[0](made, dtype)
+    return Tracked(made)
+
+
 _ON_LISTS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "aten::tensor": lambda args: [_tensor(*args)],
     "aten::slice": lambda args: [args[0][args[1] : args[2] : args[3]]],
     "aten::add": lambda args: [args[0] + args[1]],
     "aten::mul": lambda args: [args[0] * args[1]],

@@ -45,14 +45,26 @@ def compose_removed(first: Removed, second: Removed, shapes: dict[str, tuple[int
 # -- what rules note of a call --------------------------------------------------------------------
 
 
+Edit = Literal["number", "picks", "shuffle", "places", "mean", "largest", "smallest"]
+"""What is written anew where units go.
+
+`number`: the node takes a number that counts them. `picks`: it takes a tensor of positions among them. `shuffle`: it
+is the last of some that, together, pick positions among them. `places`: it
+reads each of them at its place among the others, so it still gets as many, with zeros for those that went. `mean`,
+`largest`, `smallest`: it is that of all of them, and those that went count as zeros.
+"""
+
+
 @dataclass
 class Patch:
-    """A number that a node takes, and that must become a literal counting the kept among some units.
+    """A number or a tensor that a node takes, or makes, and that must follow when some units go.
 
     `node`: index of the node in `nodes_of`; `argument`: index of its input; `element`: index in that
     input's list, which has `length`, or None for a plain number; `labels`: the units counted, shape (n,);
     `fixed`: added to their number, for what no unit stands behind. `computed`: the number is computed from
-    a number of channels, so it must be replaced as soon as any channel goes.
+    a number of channels, so it must be replaced as soon as any channel goes. `dtype`: it stands in a tensor of that
+    type. `positions`: of `picks`, `shuffle` and `places`, which of the units each position of the result belongs to,
+    −1 for none; `dim`: the dimension they run along.
     """
 
     node: int
@@ -62,6 +74,10 @@ class Patch:
     fixed: float = 0
     computed: bool = False
     length: int = 0
+    edit: Edit = "number"
+    dtype: torch.dtype | None = None
+    positions: Sequence[int] = ()
+    dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,7 @@ class Split:
 
 @dataclass(frozen=True)
 class CountedPatch:
-    """A literal of the graph that counts the kept among axis indices: `members` gives (axis, index) of each."""
+    """A patch in terms of axis indices: `members` gives (axis, index) of each unit, None for what cannot go."""
 
     patch: Patch
     members: list[tuple[Axis, int] | None]
@@ -146,3 +162,13 @@ class Coupling:
     patches: list[CountedPatch] = field(default_factory=list)
     output_dims: dict[str, int] = field(default_factory=dict)
     inlined: bool = False
+
+    @property
+    def over_all(self) -> set[int]:
+        """Nodes that take the mean or the like of all channels, removed ones as zeros."""
+        return over_all(self.patches)
+
+
+def over_all(patches: Sequence[CountedPatch]) -> set[int]:
+    """Indices of the nodes that take the mean or the like of all channels, removed ones as zeros."""
+    return {each.patch.node for each in patches if each.patch.edit in ("mean", "largest", "smallest")}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
 from pared.compression.coupling.model import CountedPatch, Removed
+from pared.compression.coupling.writing import Indices, kept_count, write
 
 
 def remove(
@@ -32,7 +33,7 @@ def remove(
     nodes = list(nodes_of(graph))
     indices = _removed_indices(removed)
     for counted in changed:
-        _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, indices))
+        write(graph, nodes[counted.patch.node], counted, indices)
     return shrunk if to_count else reloaded(shrunk)  # so that what is checked and trained is what the file will say
 
 
@@ -41,7 +42,7 @@ def changed_sizes(removed: Removed, patches: list[CountedPatch]) -> list[Counted
     if not removed:
         return []
     indices = _removed_indices(removed)
-    return [c for c in patches if c.patch.computed or _kept(c, indices) != len(c.members) + c.patch.fixed]
+    return [c for c in patches if c.patch.computed or kept_count(c, indices) != len(c.members) + c.patch.fixed]
 
 
 def sliced(module: torch.jit.ScriptModule, removed: Removed) -> torch.jit.ScriptModule:
@@ -85,38 +86,5 @@ def kept_part(tensor: Tensor, by_dim: dict[str, list[int]]) -> Tensor:
     return tensor.contiguous()
 
 
-def _removed_indices(removed: Removed) -> dict[tuple[str, int], set[int]]:
-    """Axis -> its removed indices."""
+def _removed_indices(removed: Removed) -> Indices:
     return {(name, int(dim)): set(indices) for name, dims in removed.items() for dim, indices in dims.items()}
-
-
-def _kept(counted: CountedPatch, removed: dict[tuple[str, int], set[int]]) -> float:
-    kept = sum(member is None or member[1] not in removed.get(member[0], ()) for member in counted.members)
-    return kept + counted.patch.fixed
-
-
-def _replace_literal(graph: Any, node: Any, counted: CountedPatch, kept: float) -> None:
-    """Set one input of a node, or one element of a list input, for this use alone."""
-    patch = counted.patch
-    value = list(node.inputs())[patch.argument]
-    with graph.insert_point_guard(node):
-        if patch.element is None:
-            node.replaceInput(patch.argument, graph.insertConstant(kept))
-            return
-        maker = value.node()
-        if maker.kind() == "prim::Constant":
-            values = list(maker.output().toIValue())
-            values[patch.element] = kept
-            node.replaceInput(patch.argument, graph.insertConstant(values))
-            return
-        # The list may serve other nodes too: this use gets a list of its own.
-        fresh = graph.create("prim::ListConstruct", 1)
-        items = list(maker.inputs())
-        if maker.kind() != "prim::ListConstruct":  # it is put together from other lists
-            unpacked = graph.insertNode(graph.create("prim::ListUnpack", [value], patch.length))
-            items = [item.setType(torch._C.IntType.get()) for item in unpacked.outputs()]
-        for index, item in enumerate(items):
-            fresh.addInput(graph.insertConstant(kept) if index == patch.element else item)
-        fresh.output().setType(value.type())
-        graph.insertNode(fresh)
-        node.replaceInput(patch.argument, fresh.output())

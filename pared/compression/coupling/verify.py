@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,19 +36,21 @@ def unsound(
     example: Sequence[Tensor],
     removals: Sequence[Removed],
     shrunk: Callable[[Removed], nn.Module],
+    over_all: Container[int] = (),
 ) -> dict[int, str]:
     """Which of these removals must be left out, so that all others hold together: its position -> why.
 
     Args:
         removals: of the original, one for each group of channels.
         shrunk: makes the shrunk model of a removal; where it raises, that removal does not hold.
+        over_all: nodes for which removed channels count as zeros; see `zeroed_outputs`.
     """
 
     def attempt(indices: list[int]) -> None:
         removed: Removed = {}
         for index in indices:
             merge(removed, removals[index])
-        check(original, example, removed, _built(shrunk, removed))
+        check(original, example, removed, _built(shrunk, removed), over_all)
 
     return failing(len(removals), attempt)
 
@@ -86,10 +88,16 @@ def _built(shrunk: Callable[[Removed], nn.Module], removed: Removed) -> nn.Modul
         raise Mismatch(f"the shrunk model cannot be built: {telling_line(error)}") from error
 
 
-def check(original: Interpreter, example: Sequence[Tensor], removed: Removed, shrunk: nn.Module) -> None:
+def check(
+    original: Interpreter,
+    example: Sequence[Tensor],
+    removed: Removed,
+    shrunk: nn.Module,
+    over_all: Container[int] = (),
+) -> None:
     """Raise `Mismatch` unless `shrunk` answers the example as `original` does with the removed channels zeroed."""
     try:
-        expected = zeroed_outputs(original, example, removed)
+        expected = zeroed_outputs(original, example, removed, over_all)
     except UnsupportedGraph as unsupported:  # an assertion of the model's own, say
         raise Mismatch(f"the original does not run with those channels zeroed: {unsupported}") from unsupported
     compare(expected, example, shrunk, "those channels")
@@ -131,8 +139,13 @@ def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
         return flat_tensors(module(*example))
 
 
-def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Removed) -> list[Tensor]:
-    """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept."""
+def zeroed_outputs(
+    original: Interpreter, example: Sequence[Tensor], removed: Removed, over_all: Container[int] = ()
+) -> list[Tensor]:
+    """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept.
+
+    `over_all`: indices of nodes whose mean, or the like, is of all channels instead, as it is no part of a norm.
+    """
     units = Units()
     removed_unit, kept_unit = units.make(2)
     tensors = tensors_of(original.module)
@@ -155,7 +168,8 @@ def zeroed_outputs(original: Interpreter, example: Sequence[Tensor], removed: Re
 
     def visit(call: Call) -> None:
         apply_rule(tracker, call)
-        _over_kept(call, int(removed_unit))
+        if call.index not in over_all:
+            _over_kept(call, int(removed_unit))
 
     # Which elements are removed matters to norms and reductions alone; without one, following them is idle.
     follow = original.holds(kind + in_place for kind in [*_NORMS, *REDUCTIONS] for in_place in ("", "_"))

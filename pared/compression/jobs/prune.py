@@ -24,6 +24,7 @@ from pared.compression.measuring.references import held_outputs
 from pared.compression.measuring.running import own_failures
 from pared.compression.measuring.size import count_bytes
 from pared.compression.names import weight_layers
+from pared.compression.pruning.output_projection import with_output_projections
 from pared.compression.pruning.schedules import step_amounts
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
@@ -145,7 +146,28 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     retrain, skipped = _retraining(spec, original, data)
     outputs = spec.outputs or usual_outputs(original)
     formats = Formats(outputs, example, log=work.observer.log, tick=stages.beat)
-    return PruneJob(spec, work, stages, original, example, data, retrain, formats), skipped
+    projected = _projected(original, example) if spec.output_width == "project" else None
+    return PruneJob(spec, work, stages, original, example, data, retrain, formats, projected=projected), skipped
+
+
+def _projected(original: LoadedModel, example: tuple[Tensor, ...]) -> LoadedModel:
+    """The upload with projections behind its outputs.
+
+    Raises:
+        ValidationError: it is a state dict, or has no output of a width that could shrink.
+    """
+    text = (
+        "This model has no output whose width several of its layers share, as a model of embeddings has: leave "
+        "`output_width` out."
+    )
+    if not isinstance(original.module, torch.jit.ScriptModule):
+        text = (
+            "A projection is put into the code of a TorchScript file or an exported program, and a state dict has "
+            "none. Upload the model as one of these, or leave `output_width` out."
+        )
+    elif (projected := with_output_projections(original, example)) is not None:
+        return projected
+    raise ValidationError(text, errors=[{"pointer": "/output_width", "detail": text}])
 
 
 def _batch_sizes(spec: PruneSpec) -> list[int]:

@@ -43,6 +43,13 @@ class PruneJob:
     formats: Formats
     baseline: Assessment | None = None
     """The upload, scored, where there is data."""
+    projected: LoadedModel | None = None
+    """The upload with projections behind its outputs, where the spec asks for them."""
+
+    @property
+    def start(self) -> LoadedModel:
+        """What channels are removed from."""
+        return self.projected or self.original
 
     def of(self, spec: PruneSpec) -> PruneJob:
         """The same for a spec that a target has led to."""

@@ -25,6 +25,7 @@ from pared.compression.jobs.stages import assessed
 from pared.compression.measuring.finite import hold_finite_on_example, hold_finite_weights
 from pared.compression.names import matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal
+from pared.compression.pruning.output_projection import projections_of
 from pared.compression.pruning.residual_blocks import apply_block_removal, remove_blocks
 from pared.compression.pruning.schedules import Amounts, cubic, step_amounts
 from pared.compression.pruning.weights import Masks, n_m_masks, zero_share, zeros_held
@@ -38,7 +39,7 @@ from pared.criteria import CRITERIA
 from pared.errors import NothingToPrune
 from pared.reports import EpochRecord, Quality
 from pared.specs import PHYSICAL, Quantize, Retrain
-from pared.wording import shortened
+from pared.wording import listed, shortened
 
 _THIN = 0.1  # a layer left with a smaller share of its channels is pointed out
 
@@ -52,7 +53,7 @@ class Pruning:
         """Args: channels: those of the original, where they have been looked for already."""
         self.job = job
         self._channels = channels
-        self.loaded = replace(job.original, module=copied(job.original.module))
+        self.loaded = replace(job.start, module=copied(job.start.module))
         self.masks: Masks | None = None
         self.removed: Removed = {}
         self.reasons: dict[str, str] = {}
@@ -148,7 +149,7 @@ class Pruning:
         self.output_dims = self.output_dims or removal.output_dims
         self.units = self.units or removal.units
         self.removed_units += removal.removed_units
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.job.original.module.state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.job.start.module.state_dict().items()}
         self.removed = compose_removed(self.removed, removal.removed, shapes)
         self.reasons = removal.reasons | self.reasons
         self._correction(lost_inputs(module, removal.removed, removal.output_dims)).apply(
@@ -357,7 +358,7 @@ class Pruning:
 
     def warnings(self) -> list[str]:
         """Warnings where the outcome is not what the spec seems to ask for."""
-        spec, notes = self.job.spec, [*self._corrected(), *self._notes]
+        spec, notes = self.job.spec, [*self._corrected(), *self._projections(), *self._notes]
         if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())
@@ -385,6 +386,16 @@ class Pruning:
                 )
         return notes
 
+    def _projections(self) -> list[str]:
+        """What was put behind outputs whose width would have changed."""
+        if self.job.projected is None:
+            return []
+        parts = [
+            f"{name} ({weight.shape[1]} to {weight.shape[0]})"
+            for name, weight in projections_of(self.loaded.module).items()
+        ]
+        return [f"The model's code was given a projection back to the width of its output: {listed(parts, 'and')}."]
+
     def _corrected(self) -> list[str]:
         """What was done in the place of retraining."""
         layers = sorted(set().union(*(correction.corrected for correction in self._corrections)))
@@ -399,7 +410,7 @@ class Pruning:
 
     def _thin(self) -> list[str]:
         """The layers that are left with less than a tenth of their channels."""
-        module = self.job.original.module
+        module = self.job.start.module
         weights, layers = tensors(module), weight_layers(module)
         channels_left = {}
         for name, dim in self.output_dims.items():

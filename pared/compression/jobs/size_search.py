@@ -250,7 +250,7 @@ class Prunable(Protocol):
 class _Channels:
     def __init__(self, job: PruneJob) -> None:
         self._example = job.example
-        self.channels = removable_channels(job, job.original, 0)
+        self.channels = removable_channels(job, job.start, 0)
 
     def chosen(self, candidate: Candidate) -> list[list[int]]:
         return self.channels.chosen(candidate.amount, candidate.round_to or 1)

@@ -17,6 +17,7 @@ from pared.compression.loading.state_dicts import read_shapes
 from pared.compression.work import ModelFile
 from pared.errors import ParedError
 from pared.reports import LayerInspection, ModelInspection
+from pared.wording import shortened
 
 LITTLE = 0.2
 """Channels that hold a smaller share of the parameters are worth a warning: removing them makes no small model."""
@@ -103,6 +104,8 @@ def _layers(module: nn.Module, coupling: Coupling | None) -> list[LayerInspectio
     layers = {} if coupling is None else _layers_in_use(coupling)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     listed = {storage_key(parameters[name]) for layer in layers.values() for name in layer.weights}
+    groups = [] if coupling is None else coupling.groups
+    followed = {name: group.layers for group in groups for name, _ in group.members}
     for name, tensor in parameters.items():
         if storage_key(tensor) in listed:
             continue
@@ -114,7 +117,10 @@ def _layers(module: nn.Module, coupling: Coupling | None) -> list[LayerInspectio
         layer.weights[name] = list(tensor.shape)
         layer.parameters += tensor.numel()
         if coupling is not None and tensor.dim() >= 2 and not layer.prunable_channels and layer.reason is None:
-            layer.reason = coupling.reasons.get(where, PASSED_OVER)
+            with_others = followed.get(name)
+            layer.reason = coupling.reasons.get(
+                where, f"loses channels with {shortened(with_others)}" if with_others else PASSED_OVER
+            )
     return list(layers.values())
 
 

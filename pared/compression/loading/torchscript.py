@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.jit._fuser import optimized_execution
 
+from pared.compression.coupling.interpreter import is_constant
+from pared.compression.coupling.verify import TOLERANCE, relative_difference
 from pared.compression.devices.placement import foreign_devices, place
 from pared.compression.devices.values import CPU
+from pared.compression.loading.examples import guess_example_inputs
 from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
 from pared.compression.work import ModelFile
@@ -58,6 +62,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         warnings=notes,
         frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
     )
+    loaded.warnings.extend(_batch_notes(loaded, nodes))
     return folded(loaded)
 
 
@@ -175,13 +180,34 @@ def _torchscript_notes(flavour: str, nodes: Sequence[Any]) -> list[str]:
                 "This file was traced in training mode: dropout or batch statistics stay switched on even when it is "
                 "evaluated. Call model.eval() before torch.jit.trace."
             )
-        baked = [sizes for node in nodes if (sizes := _baked_batch(node)) is not None]
-        if baked:
-            notes.append(
-                f"Tracing wrote a batch size into view({', '.join(map(str, baked[0]))}): the model may run with that "
-                "batch size only. Use x.view(x.size(0), -1) or torch.flatten(x, 1) and trace again."
-            )
     return notes
+
+
+def _batch_notes(loaded: LoadedModel, nodes: Sequence[Any]) -> list[str]:
+    """That a traced view has a batch size in it, unless the number is none: the model answers other batches too."""
+    written = [sizes for node in nodes if (sizes := _baked_batch(node)) is not None]
+    if loaded.flavour != "traced" or not written or _takes_any_batch(loaded):
+        return []
+    return [
+        (
+            f"Tracing wrote a batch size into view({', '.join(map(str, written[0]))}): the model may run with that "
+            "batch size only. Use x.view(x.size(0), -1) or torch.flatten(x, 1) and trace again."
+        )
+    ]
+
+
+def _takes_any_batch(loaded: LoadedModel) -> bool:
+    """Whether the model, where inputs can be guessed, answers a larger batch row by row as it does a smaller one."""
+    example = guess_example_inputs(loaded)
+    if example is None or len({len(tensor) for tensor in example}) != 1:
+        return False
+    larger = tuple(torch.cat([tensor, tensor[:1]]) for tensor in example)
+    try:
+        with torch.no_grad(), optimized_execution(False):
+            few, more = loaded.module(*example), loaded.module(*larger)
+    except Exception:  # noqa: BLE001 - that the file runs with one batch size only is one of the ways
+        return False
+    return len(more) == len(few) + 1 and relative_difference(more[: len(few)], few) <= TOLERANCE
 
 
 def _constant(node: Any, index: int) -> Any:
@@ -190,8 +216,8 @@ def _constant(node: Any, index: int) -> Any:
 
 
 def _baked_batch(node: Any) -> list[int] | None:
-    """The sizes of a view whose first, the batch, is a literal above 1."""
-    if node.kind() not in {"aten::view", "aten::reshape"}:
+    """The sizes of a view whose first, which may be the batch, is a literal above 1."""
+    if node.kind() not in {"aten::view", "aten::reshape"} or is_constant(node.inputsAt(0)):
         return None
     made = list(node.inputs())[1].node()
     sizes = (

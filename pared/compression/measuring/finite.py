@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import Call, Interpreter, reloaded
+from pared.compression.coupling.interpreter import Call, Interpreter, reloaded, spoken
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.devices.placement import place
@@ -137,7 +137,9 @@ def _origin(module: nn.Module, inputs: Inputs) -> str:
                 return
             what = "NaN" if nan else "infinity"
             place = "in" if named else "behind"
-            sentence = f"The first {what} is made by {call.kind}{f' {place} the layer {layer}' if layer else ''}. "
+            sentence = (
+                f"The first {what} is made by {spoken(call.kind)}{f' {place} the layer {layer}' if layer else ''}. "
+            )
 
         run = Interpreter(scripted(on_cpu, inputs)).run
         run(inputs, lambda name, tensor: Tracked(tensor, [], name=name), visit)

@@ -186,7 +186,7 @@ class RemovableChannels:
             built = _without(self._loaded, self._coupling, removed)
             return built.module
 
-        failed = unsound(self._coupling.original, self._example, removals, shrunk)
+        failed = unsound(self._coupling.original, self._example, removals, shrunk, self._coupling.over_all)
         if failed and not self._checked:
             self._look(check=True)  # what cannot go at all has no part in the amount
             return self.removal(amount, round_to)

@@ -193,8 +193,12 @@ def layer_reports(
         if name not in new:
             units = removed[name]["0"]
         reason = reasons.get(layer)
-        if reason is None and output_dims and not any(alias in output_dims for alias in names_of[name]):
-            reason = PASSED_OVER
+        if output_dims and not any(alias in output_dims for alias in names_of[name]):
+            along = [dims for alias in names_of[name] for dims in [removed.get(alias, {})] if dims]
+            if along:  # no layer makes its channels, but it went with those of others, as a class token does
+                units, reason = next(iter(along[0].values())) if len(along[0]) == 1 else units, None
+            else:
+                reason = reason or PASSED_OVER
         reports.append(
             LayerReport(
                 name=rows[name],

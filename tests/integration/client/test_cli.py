@@ -145,6 +145,10 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
             },
         ),
         (
+            "--channels 50% --output-width project",
+            {"granularity": "channel", "amount": 0.5, "output_width": "project"},
+        ),
+        (
             "--channels 50% --task segmentation --model-output out --ignore-index 9 --class-weights 1,5",
             {
                 "task": "segmentation",

@@ -267,11 +267,11 @@ def test_a_report_says_why_many_channels_held_few_parameters(rows, tmp_path):
     report = run(pruning(retrain=None), {"model": rows}, tmp_path)
     layers = {layer.name: layer for layer in report.layers}
     assert layers["fc1"].shape_after == [6, 48]
-    assert "aten::cumsum" in layers["memory.weight_hh_l0"].reason
+    assert "torch.cumsum" in layers["memory.weight_hh_l0"].reason
     share = 100 * (48 * 12 + 12 * 10) / report.before.parameters
     (warning,) = [w for w in report.warnings if "the model shrank little" in w]
     assert f"hold only {share:.1f} % of the parameters" in warning
-    assert "memory.weight_hh_l0 (aten::cumsum: mixes the channels" in warning
+    assert "memory.weight_hh_l0 (torch.cumsum: mixes the channels" in warning
 
 
 def test_weights_of_recurrent_layers_are_zeroed_and_stay_zero(rows, tmp_path):

@@ -59,7 +59,7 @@ def outcome(drawn: Drawn, form: str, amount: float) -> str:
     try:
         removal = remove_channels(loaded, drawn.example, amount=amount)
     except NothingToPrune as refusal:
-        named = re.search("aten::|output|less than one channel", refusal.detail)
+        named = re.search(r"torch\.|output|less than one channel", refusal.detail)
         return "refused" if named else "refused without a reason"
     small = removal.loaded.module
     for rows in (1, 2, 5):  # of a batch

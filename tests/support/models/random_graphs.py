@@ -80,6 +80,7 @@ class _Maker:
         self.draw = draw
         self.graph = fx.Graph()
         self.modules: dict[str, nn.Module] = {}
+        self.buffers: dict[str, Tensor] = {}
         self.reusable: list[tuple[str, Value, tuple[int, ...], str]] = []
         self.values: list[Value] = []
         self.example: list[Tensor] = []
@@ -109,18 +110,21 @@ class _Maker:
             node = self.call(torch.cat, [vector.node for vector in vectors], 1)
         outputs = [self.called(nn.Linear(width, 3), node) for _ in range(self.draw(st.integers(1, 2)))]
         self.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
-        module = fx.GraphModule(nn.ModuleDict(self.modules), self.graph)
+        root = nn.ModuleDict(self.modules)
+        for name, tensor in self.buffers.items():
+            root.register_buffer(name, tensor)
+        module = fx.GraphModule(root, self.graph)
         return Drawn(settled(lambda: module, tuple(self.example)), tuple(self.example))
 
     def step(self) -> None:
         """One operator on one of the values, a recent one rather than an old one."""
         value = self.values[-1 - min(self.draw(st.integers(0, 3)), len(self.values) - 1)]
-        common = "unary layer again add_to multiply concatenate split gate norm"
+        common = "unary layer again add_to multiply concatenate split gate norm gate_by_all reorder"
         own = {
-            "image": "convolve upsample pool squeeze_excite shuffle pixels to_vector to_tokens",
-            "signal": "convolve upsample pool pad to_vector to_tokens",
+            "image": "convolve upsample pool squeeze_excite shuffle pixels to_vector to_tokens to_patches neighbours",
+            "signal": "convolve upsample pool pad to_vector to_tokens neighbours",
             "tokens": "attend recur move mix to_vector to_signal",
-            "vector": "stack to_image",
+            "vector": "stack to_image neighbours",
         }
         getattr(self, self.pick([*common.split(), *own[value.kind].split()]))(value)
 
@@ -232,6 +236,38 @@ class _Maker:
         else:
             made = kind(channels)
         self.like(value, self.called(made, value.node))
+
+    def gate_by_all(self, value: Value) -> None:
+        """A gate for each place, by the mean, the largest or the smallest over the channels, as CBAM has it."""
+        over = self.method(self.pick(["mean", "amax", "amin"]), value.node, value.dim, True)
+        self.like(value, self.call(operator.mul, value.node, self.call(torch.sigmoid, over)))
+
+    def reorder(self, value: Value) -> None:
+        """The channels in another order, that of a shuffle, or some of them more than once."""
+        order = torch.randperm(value.channels)
+        if self.draw(st.booleans()):
+            order = order[[*range(len(order) - 1), 0]]
+        elif value.channels % 2 == 0:
+            order = torch.arange(value.channels).view(2, -1).t().flatten()
+        name = f"order{len(self.graph.nodes)}"
+        self.buffers[name] = order
+        index = self.graph.get_attr(name)
+        self.like(value, self.call(torch.index_select, value.node, value.dim, index))
+
+    def neighbours(self, value: Value) -> None:
+        """Each channel with its neighbours: local response normalisation, or a 1-D convolution over channels (ECA)."""
+        if value.kind != "vector" and self.draw(st.booleans()):
+            size = self.pick([2, 3, 5])
+            self.like(value, self.call(F.local_response_norm, value.node, size, alpha=0.5))
+            return
+        size = self.pick([1, 3, 5])
+        mixed = self.called(
+            nn.Conv1d(1, 1, size, padding=size // 2), self.method("unsqueeze", self.pooled(value).node, 1)
+        )
+        gate = self.call(torch.sigmoid, self.method("squeeze", mixed, 1))
+        for _ in value.shape[1:]:
+            gate = self.method("unsqueeze", gate, -1)
+        self.like(value, self.call(operator.mul, value.node, gate))
 
     # -- images and signals -------------------------------------------------------------------------
 
@@ -364,6 +400,13 @@ class _Maker:
         shape = (torch.Size(value.shape[1:]).numel(), value.channels)
         if shape[0] <= 16:
             self.add(self.method("transpose", x, 1, 2), shape, "tokens")
+
+    def to_patches(self, value: Value) -> None:
+        """Patches become tokens."""
+        channels, height, width = value.shape
+        if height % 2 == 0 and width % 2 == 0 and channels <= 12 and height * width <= 64:
+            patches = self.method("transpose", self.call(F.unfold, value.node, 2, stride=2), 1, 2)
+            self.add(patches, (height * width // 4, channels * 4), "tokens")
 
     def to_signal(self, value: Value) -> None:
         tokens, features = value.shape

@@ -52,6 +52,18 @@ class BakedBatch(nn.Module):
         return self.fc(x).view(2, -1)
 
 
+class ViewOfPairs(BakedBatch):
+    """Its view begins with a written 2 that happens to be the batch size, and is no batch size."""
+
+    def forward(self, x):
+        return self.fc(x).t().reshape(2, -1).t()
+
+
+class ViewOfWeights(BakedBatch):
+    def forward(self, x):
+        return self.fc(x) + self.fc.weight.view(2, 2, 2).sum((0, 2))
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -187,6 +199,9 @@ def test_how_a_torchscript_file_was_made_is_found_and_said(upload):
 
     baked = load_model(upload(traced(BakedBatch().eval(), torch.randn(2, 4))))
     assert "view(2, -1)" in baked.warnings[0]
+
+    for harmless in (ViewOfPairs(), ViewOfWeights()):
+        assert load_model(upload(traced(harmless.eval(), torch.randn(2, 4)))).warnings == []
 
     frozen = load_model(upload(zoo.saved(torch.jit.freeze(torch.jit.script(net)))))
     assert frozen.flavour == "frozen"

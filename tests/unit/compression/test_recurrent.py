@@ -127,7 +127,10 @@ def test_a_given_first_state_keeps_its_units() -> None:
     example = (torch.randn(5, 3, 6), torch.randn(1, 3, 8))
     coupling = find_groups(as_file(module.eval(), "traced", example), example)
     assert coupling.groups == []
-    assert coupling.reasons["weight_ih_l0"] == "aten::gru: its first state is given"
+    assert (
+        coupling.reasons["weight_ih_l0"]
+        == "torch.gru: its first state is given from outside, with as many units as it has now"
+    )
 
 
 def test_a_scripted_layer_that_lost_units_trains() -> None:

@@ -23,7 +23,7 @@ def attention(tracker: LabelTracker, call: Call) -> None:
         shared = batch[:-1] + "H"
         for few in (k, v):
             served = np.repeat(few.axis(-3), q.tensor.shape[-3] // few.tensor.shape[-3])
-            tracker.union(q.axis(-3), served, call, "contracted with fixed channels")
+            tracker.union(q.axis(-3), served, call, "multiplies them with channels that stay")
         tracker.heads.append(q.axis(-3))
     operands = [(q, batch + "LE"), (k, shared + "SE"), (v, shared + "SV")]
     if isinstance(mask, Tracked):

@@ -21,13 +21,13 @@ def contract(tracker: LabelTracker, call: Call, operands: list[tuple[Tracked, st
     for tracked, letters in operands:
         for layer in tracked.layers:
             if len(spanned(layer)) > 1:
-                tracker.fix([layer], call, "channels spread over several dimensions")
+                tracker.fix([layer], call, "takes channels that are spread over several dimensions")
         for dim, letter in enumerate(letters):
             if tracked.tensor.shape[dim] == 1:
                 continue  # broadcast, or nothing to remove
             labels = tracked.axis(dim)
             if letter in by_letter:
-                tracker.union(by_letter[letter], labels, call, "contracted with fixed channels")
+                tracker.union(by_letter[letter], labels, call, "multiplies them with channels that stay")
                 if not any(t.name for t, of in operands if letter in of):
                     (tracker.heads if letter in out_letters else tracker.widths).append(labels)
             if letter not in by_letter or not by_letter[letter].any():
@@ -109,7 +109,7 @@ def embedding(tracker: LabelTracker, call: Call) -> None:
     """Rows of w (tokens, width), picked by ids (...): the result is (..., width)."""
     w = call.arguments["weight"]
     tracker.use(call, {"weight": w}, ("weight", 1))
-    tracker.fix(w.spanning({0}), call, "one row is one token")
+    tracker.fix(w.spanning({0}), call, "one row is one token of the vocabulary")
     out = call.results[0]
     units = w.axis(1)
     if units.any():
@@ -121,7 +121,7 @@ def embedding_bag(tracker: LabelTracker, call: Call) -> None:
     """As embedding, then a mean, sum or maximum over the tokens."""
     w = call.arguments["weight"]
     tracker.use(call, {"weight": w}, ("weight", 1))
-    tracker.fix(w.spanning({0}), call, "one row is one token")
+    tracker.fix(w.spanning({0}), call, "one row is one token of the vocabulary")
     if w.axis(1).any():
         call.results[0].layers = [along(w.axis(1), -1, 2)]
 

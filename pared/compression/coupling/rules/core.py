@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from pared.compression.coupling.interpreter import Call, is_static
+from pared.compression.coupling.interpreter import Call, is_constant, is_static, spoken
 from pared.compression.coupling.labels import NO_UNITS, Labels, Tracked, Units, spanned
-from pared.compression.coupling.model import LayerUse, Patch, Split
+from pared.compression.coupling.model import Edit, LayerUse, Patch, Split
 
 Nature = Literal["elementwise", "layout", "layer"]
 """What an operator is: one that computes each element by itself, only moves elements, or has weights and a bias."""
@@ -83,11 +84,20 @@ class LabelTracker:
         units: the union-find to write to. With `frozen`, nothing is merged or noted any more: labels
             are only carried along, which is how a reference run knows which elements are removed.
         choices: index of a node that splits channels -> which of the dimensions that units could be slices of.
+        loose: nodes of layers in groups whose groups are tied at the end alone, and only if they must be.
     """
 
-    def __init__(self, units: Units, *, frozen: bool = False, choices: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        units: Units,
+        *,
+        frozen: bool = False,
+        choices: Mapping[int, int] | None = None,
+        loose: Collection[int] = (),
+    ) -> None:
         self.units = units
         self.frozen = frozen
+        self.loose = loose
         self.choices = choices or {}
         self.splits: list[Split] = []
         # Of products of activations: what each has one of, as a head of attention, and what each sums over.
@@ -98,18 +108,48 @@ class LabelTracker:
         self.out_axes: dict[tuple[str, int], None] = {}  # a set in order
         self._channel_sizes: set[str] = set()
         self._sizes: dict[str, Tracked] = {}  # name of a list of sizes -> whose they are
+        self._statistics: dict[int, tuple[Labels, Call, int]] = {}  # `id` of a statistic's layer -> what made it
+        self.averaged: list[Labels] = []
+        self.balanced: list[tuple[Labels, Call]] = []
+        self.shuffled: dict[str, tuple[Tracked, tuple[int, ...]]] = {}  # see `shuffle.py`
         self._products: dict[str, Call] = {}
 
-    def union(self, a: Labels, b: Labels, call: Call, why: str = "") -> None:
+    def union(self, a: Labels, b: Labels, call: Call, why: str = "ties them to channels that stay") -> None:
         """Tie units together: a[i] with b[i], shapes broadcast. `why`: what it means where one of them is fixed."""
         if not self.frozen:
-            self.units.union(a, b, self._reason(call, why))
+            self.units.union(a, b, self.reason(call, why))
 
-    def fix(self, layers: Iterable[Labels], call: Call, why: str = "") -> None:
-        """Fix the units of these layers: they can never be removed, for what this call does, or `why`."""
+    def fix(self, layers: Iterable[Labels], call: Call, why: str = "takes them in a form that is not followed") -> None:
+        """Fix the units of these layers: they can never be removed, for what this call does to them, `why`."""
         if not self.frozen:
             for layer in layers:
-                self.units.fix(layer, self._reason(call, why))
+                self.units.fix(layer, self.reason(call, why))
+
+    def balance(self, groups: Labels, call: Call) -> None:
+        """Tie what makes the groups of a layer, shape (groups, n): each must lose as many.
+
+        The same of each group go together. Where that has tied all of them, `find_groups` asks for another reading:
+        that later ties let each unit have as many members in one group as in any other.
+        """
+        if not self.frozen:
+            self.balanced.append((groups, call))
+            if call.index not in self.loose:
+                self.union(groups, groups[:1], call, _GROUPS)
+
+    def settle(self) -> None:
+        """After the run: tie the groups that were left loose, unless each unit has as many members in each of them."""
+        loose = [(groups, call) for groups, call in self.balanced if call.index in self.loose]
+        while loose:
+            uneven = [each for each in loose if not self._is_even(each[0])]
+            for groups, call in uneven:
+                self.union(groups, groups[:1], call, _GROUPS)
+            if not uneven:
+                return
+            loose = [each for each in loose if all(each is not tied for tied in uneven)]
+
+    def _is_even(self, groups: Labels) -> bool:
+        members = np.sort(self.units.roots(groups), axis=1)
+        return bool((members == members[:1]).all())
 
     def patch(
         self,
@@ -120,8 +160,16 @@ class LabelTracker:
         *,
         fixed: float = 0,
         computed: bool = False,
+        edit: Edit = "number",
+        dtype: torch.dtype | None = None,
+        positions: Sequence[int] = (),
+        dim: int = 0,
     ) -> None:
-        """Note that a number of this call, or one in a list, counts these units and `fixed` more; see `Patch`."""
+        """Note that a number of this call, or one in a list, counts these units and `fixed` more; see `Patch`.
+
+        Args:
+            edit, dtype, positions, dim: of what is no plain number, as `Patch` has them.
+        """
         if self.frozen:
             return
         names = list(call.arguments)
@@ -130,16 +178,18 @@ class LabelTracker:
             if self.patches[key].labels.shape == labels.shape:
                 self.union(self.patches[key].labels, labels, call)
             else:
-                self.fix([self.patches[key].labels, labels], call, "one literal in a loop counts different things")
+                self.fix([self.patches[key].labels, labels], call, "runs in a loop, each time with other channels")
             return
         length = 0 if element is None else len(call.arguments[argument])
-        self.patches[key] = Patch(*key, labels, fixed, computed, length)
+        if edit == "places":
+            length = call.arguments[argument].tensor.dim()
+        self.patches[key] = Patch(*key, labels, fixed, computed, length, edit, dtype, tuple(positions), dim)
 
     def follow(self, call: Call, argument: str, element: int | None, labels: Labels, *, fixed: float = 0) -> None:
         """Let a number of this call count units, unless it follows by itself, as the size of a batch does."""
         if self.frozen:
             return
-        value = self._written(call, argument, element)
+        value = self.written(call, argument, element)
         if is_static(value):
             if len(labels):
                 self.patch(call, argument, element, labels, fixed=fixed)
@@ -164,12 +214,44 @@ class LabelTracker:
             if np.array_equal(self.units.roots(labels), np.tile(self.units.roots(period), len(labels) // count)):
                 self.patch(product, argument, None, period, computed=not is_static(written))
 
+    def follow_tensor(self, call: Call, argument: str) -> None:
+        """Let a number in a tensor, as traced files compute with sizes, stay as it is though it counts channels."""
+        value, number = call.input_value(argument), call.arguments[argument].tensor
+        if self.frozen or is_static(value) or not is_static(value, self._channel_sizes) or _holds_a_weight(value):
+            return
+        self.patch(call, argument, None, NO_UNITS, fixed=number.item(), computed=True, dtype=number.dtype)
+
+    def is_constant(self, value: Any) -> bool:
+        """Whether a tensor of the graph is the same for all inputs of one model, such as a buffer or a range."""
+        return is_constant(value, self._channel_sizes)
+
+    def note_statistics(self, call: Call, layers: Iterable[Labels], result: int) -> list[Labels]:
+        """Layers of the units that a reduction takes together, for the `statistic` of its result of this number."""
+        noted = [layer.copy() for layer in layers]
+        if not self.frozen:
+            self._statistics |= {id(layer): (layer, call, result) for layer in noted}
+        return noted
+
+    def count_removed_as_zeros(self, statistics: Iterable[Labels], why: str) -> None:
+        """Means and the like that are more than part of a norm: let them count what is removed as zeros.
+
+        Where that is not known how, their units stay, for `why`.
+        """
+        for layer in [] if self.frozen else statistics:
+            _, call, result = self._statistics[id(layer)]
+            edit = _COUNTING_ZEROS.get(call.kind) if result == 0 else None
+            if edit is None or len(spanned(layer)) != 1:
+                self.units.fix(layer, why)
+                continue
+            self.patch(call, next(iter(call.arguments)), None, layer.reshape(-1), edit=edit)
+            self.averaged.append(layer.reshape(-1))
+
     def is_written(self, call: Call, argument: str, element: int | None) -> bool:
         """Whether an int of this call is written in the file, or computed from a number of channels."""
-        return is_static(self._written(call, argument, element), self._channel_sizes)
+        return is_static(self.written(call, argument, element), self._channel_sizes)
 
     @staticmethod
-    def _written(call: Call, argument: str, element: int | None) -> Any:
+    def written(call: Call, argument: str, element: int | None) -> Any:
         """The graph value of an int, or of one in a list."""
         value = call.input_value(argument)
         return value if element is None else _element(value, element, len(call.arguments[argument]))
@@ -177,7 +259,7 @@ class LabelTracker:
     def must_be_literal(self, call: Call, argument: str, labels: Labels) -> None:
         """Fix these units where a number that counts them is computed, so that no literal can follow them."""
         if not self.frozen and not is_static(call.input_value(argument)):
-            self.fix([labels], call, f"{argument} is computed")
+            self.fix([labels], call, f"its {argument} are computed while the model runs")
 
     def note_product(self, call: Call) -> None:
         """Remember a product of sizes: where a number follows channels, so do its factors."""
@@ -252,8 +334,29 @@ class LabelTracker:
             self.out_axes[weight.name, dim] = None
 
     @staticmethod
-    def _reason(call: Call, why: str) -> str:
-        return f"{call.kind}{': ' + why if why else ''}"
+    def reason(call: Call, why: str) -> str:
+        """What an operator does to channels, as inspections and reports say it."""
+        return f"{spoken(call.kind)}: {why}"
+
+
+_GROUPS = "each of its groups must lose as many channels"
+
+_COUNTING_ZEROS: Mapping[str, Edit] = {
+    "aten::mean": "mean",
+    "aten::max": "largest",
+    "aten::amax": "largest",
+    "aten::min": "smallest",
+    "aten::amin": "smallest",
+}
+"""Reductions that can be made to count zeros for what is removed."""
+
+
+def _holds_a_weight(value: Any) -> bool:
+    """Whether a tensor of the model has a part in this value: it may be trained."""
+    node = value.node()
+    if node.kind() == "prim::GetAttr":
+        return isinstance(value.type(), torch._C.TensorType)
+    return node.kind() != "aten::size" and any(_holds_a_weight(each) for each in node.inputs())
 
 
 def _element(value: Any, position: int, length: int) -> Any:

@@ -47,7 +47,8 @@ def _follow_statistics(tracker: LabelTracker, call: Call, statistics: list[Label
     if kind in _SHAPES_READ:
         return
     if kind not in _OF_STATISTICS:
-        tracker.fix(statistics, call, "uses a mean over the channels for more than a norm")
+        why = tracker.reason(call, "uses a mean, a maximum or the like over the channels for more than a norm")
+        tracker.count_removed_as_zeros(statistics, why)
         return
     units = tracker.units
     for out in call.results:

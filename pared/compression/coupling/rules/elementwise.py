@@ -19,9 +19,12 @@ def elementwise(tracker: LabelTracker, call: Call) -> None:
     if out is None:
         return
     out.layers = broadcast(tracker, call, call.tensors, out.tensor.dim())
+    meets = out.tensor.dim() > 0 or any(tracked.name for tracked in call.tensors)  # else it is on its way to a size
     for argument, value in call.arguments.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             tracker.follow(call, argument, None, NO_UNITS, fixed=value)  # as a scale taken from a number of channels
+        elif isinstance(value, Tracked) and value.tensor.dim() == 0 and meets:
+            tracker.follow_tensor(call, argument)
 
 
 def broadcast(tracker: LabelTracker, call: Call, operands: list[Tracked], rank: int) -> list[Labels]:
@@ -37,9 +40,9 @@ def broadcast(tracker: LabelTracker, call: Call, operands: list[Tracked], rank: 
                     continue
                 met = [their for their in theirs if spanned(their) & dims]
                 if not met:
-                    tracker.fix([layer], call, "meets a tensor with fixed channels")
+                    tracker.fix([layer], call, "combines them with channels that stay")
                 for their in met:
-                    tracker.union(layer, their, call, "meets a tensor with fixed channels")
+                    tracker.union(layer, their, call, "combines them with channels that stay")
             if not any(spanned(known) >= dims for known in result):
                 result = [known for known in result if not spanned(known) <= dims]
                 result.append(layer)

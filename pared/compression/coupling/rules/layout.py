@@ -11,6 +11,7 @@ from pared.compression.coupling.interpreter import Call
 from pared.compression.coupling.labels import NO_UNITS, Labels, Tracked, along, compressed, spanned
 from pared.compression.coupling.model import Split
 from pared.compression.coupling.rules.core import LabelTracker, rule
+from pared.compression.coupling.rules.shuffle import begins_shuffle, ends_shuffle, pick
 
 
 @rule(
@@ -75,7 +76,7 @@ def _rectangular(tracker: LabelTracker, call: Call, layer: Labels) -> Labels:
     for dim in dims:
         if dim != kept:
             first = np.take(first, [0], axis=dim)
-    tracker.union(layer, first, call, "its channels spread over several dimensions")
+    tracker.union(layer, first, call, "spreads the channels over several dimensions")
     tracker.splits.append(Split(call.index, first, len(candidates) - 1))
     return first if tracker.frozen else tracker.units.roots(first)
 
@@ -87,6 +88,8 @@ def _rectangular(tracker: LabelTracker, call: Call, layer: Labels) -> Labels:
 )
 def sized_layout(tracker: LabelTracker, call: Call) -> None:
     """view, reshape, expand...: a layout whose sizes may be written in the file."""
+    if ends_shuffle(tracker, call) or begins_shuffle(tracker, call):
+        return
     layout(tracker, call)
     if call.kind == "aten::expand" and not tracker.frozen:
         _spread(tracker, call)
@@ -134,7 +137,7 @@ def slice_(tracker: LabelTracker, call: Call) -> None:
     dim = call.arguments["dim"] % x.tensor.dim()
     crossed = x.spanning({dim})
     if call.arguments["step"] != 1:
-        tracker.fix(crossed, call, "a stride over the channels")
+        tracker.fix(crossed, call, "takes every so many channels")
     size = x.tensor.shape[dim]
     for layer in crossed:
         units = layer.reshape(-1)
@@ -143,7 +146,7 @@ def slice_(tracker: LabelTracker, call: Call) -> None:
             if bound is None or bound == 0 or bound >= size:
                 continue
             if bound < 0:
-                tracker.fix([layer], call, "a bound counted from the end")
+                tracker.fix([layer], call, "cuts the channels at a place that is counted from the end")
                 continue
             tracker.follow(call, name, None, units[:bound])
     layout(tracker, call)
@@ -156,7 +159,7 @@ def split(tracker: LabelTracker, call: Call) -> None:
     dim = call.arguments["dim"] % x.tensor.dim()
     for layer in x.spanning({dim}):
         if spanned(layer) != {dim}:
-            tracker.fix([layer], call)
+            tracker.fix([layer], call, "cuts channels that are spread over several dimensions")
             continue
         units = layer.reshape(-1)
         sizes = call.arguments.get("split_sizes", call.arguments.get("split_size"))
@@ -167,7 +170,7 @@ def split(tracker: LabelTracker, call: Call) -> None:
             continue
         count = int(call.arguments["chunks"]) if sizes is None else math.ceil(len(units) / int(sizes))
         if len(units) % count:
-            tracker.fix([layer], call, "parts of unequal size")
+            tracker.fix([layer], call, "cuts the channels into parts of unequal size")
             continue
         parts = units.reshape(count, -1)
         tracker.union(parts, parts[:1], call)
@@ -187,8 +190,29 @@ def index(tracker: LabelTracker, call: Call) -> None:
         picked = {dim for dim, index in enumerate(call.arguments["indices"]) if index is not None}
     if any(tracked.tensor.dtype == torch.bool for tracked in call.tensors[1:]):  # a mask spans several
         picked = set(range(x.tensor.dim()))
-    tracker.fix(x.spanning(picked), call, "picks single channels")
+    if len(picked) != 1 or not _follow_picks(tracker, call, x, *picked):
+        tracker.fix(x.spanning(picked), call, "picks single channels")
     _move(tracker, call, [x])
+
+
+def _follow_picks(tracker: LabelTracker, call: Call, x: Tracked, dim: int) -> bool:
+    """Positions that stand in the file, as those of a shuffle, follow the channels. Whether they do."""
+    crossed, rank = x.spanning({dim}), x.tensor.dim()
+    argument, element = ("index", None) if "index" in call.arguments else ("indices", dim)
+    positions = call.arguments[argument] if element is None else call.arguments[argument][element]
+    written = call.input_value(argument) if element is None else tracker.written(call, argument, element)
+    if (
+        not all(spanned(layer) == {dim} for layer in crossed)
+        or positions.tensor.dim() != 1
+        or positions.tensor.dtype not in (torch.int64, torch.int32)
+        or not tracker.is_constant(written)
+    ):
+        return False
+    size = x.tensor.shape[dim]
+    picks = [position % size for position in positions.tensor.tolist()]
+    for layer in crossed:
+        tracker.patch(call, argument, element, layer.reshape(-1), edit="picks", positions=picks, dim=dim % rank)
+    return True
 
 
 @rule("select unbind", nature="layout")
@@ -203,7 +227,11 @@ def select(tracker: LabelTracker, call: Call) -> None:
 @rule("channel_shuffle", nature="layout")
 def channel_shuffle(tracker: LabelTracker, call: Call) -> None:
     """The number of groups stays, so the same channel goes from every group."""
-    units = call.tensors[0].axis(1).reshape(call.arguments["groups"], -1)
+    x, groups = call.tensors[0], call.arguments["groups"]
+    if tracker.loose and not tracker.frozen:
+        pick(tracker, call, x, 1, torch.arange(x.tensor.shape[1]).view(groups, -1).t().flatten())
+        return
+    units = x.axis(1).reshape(groups, -1)
     tracker.union(units, units[:1], call)
     layout(tracker, call)
 

@@ -14,10 +14,10 @@ def batch_norm(tracker: LabelTracker, call: Call) -> None:
     x = call.arguments["input"]
     parts = {name: call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")}
     tracker.use(call, parts, None)
-    tracker.fix(x.spanning(set(range(x.tensor.dim())) - {1}), call, "channels in a spatial dimension")
+    tracker.fix(x.spanning(set(range(x.tensor.dim())) - {1}), call, "normalises along them as if they were places")
     for part in parts.values():
         if part is not None:
-            tracker.union(x.axis(1), part.axis(0), call, "its channels are fixed")
+            tracker.union(x.axis(1), part.axis(0), call, "its input channels stay")
     call.results[0].layers = list(x.layers)
 
 
@@ -27,7 +27,7 @@ def group_norm(tracker: LabelTracker, call: Call) -> None:
     x, groups = call.arguments["input"], int(call.arguments["num_groups"])
     parts = {name: call.arguments.get(name) for name in ("weight", "bias")}
     tracker.use(call, parts, None)
-    tracker.fix(x.spanning(set(range(x.tensor.dim())) - {1}), call, "channels in a spatial dimension")
+    tracker.fix(x.spanning(set(range(x.tensor.dim())) - {1}), call, "normalises along them as if they were places")
     units = x.axis(1)
     if groups == len(units):
         tracker.patch(call, "num_groups", None, units)
@@ -36,7 +36,7 @@ def group_norm(tracker: LabelTracker, call: Call) -> None:
         tracker.union(units.reshape(groups, -1), units.reshape(groups, -1)[:1], call)
     for part in parts.values():
         if part is not None:
-            tracker.union(units, part.axis(0), call, "its channels are fixed")
+            tracker.union(units, part.axis(0), call, "its input channels stay")
     call.results[0].layers = list(x.layers)
 
 

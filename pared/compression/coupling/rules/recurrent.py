@@ -51,11 +51,11 @@ def sequence(tracker: LabelTracker, call: Call) -> None:
     states = call.arguments["hx"] if isinstance(call.arguments["hx"], list) else [call.arguments["hx"]]
     directions = 2 if call.arguments["bidirectional"] else 1
     cells = list(_cells(call, projected=_projected(call)))
-    tracker.fix(x.spanning(set(range(x.tensor.dim() - 1))), call, "channels in another dimension than the last")
+    tracker.fix(x.spanning(set(range(x.tensor.dim() - 1))), call, "takes them for steps or samples")
     entering, (out, hidden) = x.axis(-1), cells[0].units(tracker, call)
     for start in range(0, len(cells), directions):
         for cell in cells[start : start + directions]:
-            tracker.union(entering, cell.inputs.axis(1), call, "its inputs are fixed")
+            tracker.union(entering, cell.inputs.axis(1), call, "its inputs stay")
             for own, shared in zip(cell.units(tracker, call), (out, hidden), strict=True):
                 tracker.union(own, shared, call)
         entering = np.tile(out, directions)
@@ -76,7 +76,7 @@ def cell_step(tracker: LabelTracker, call: Call) -> None:
     biases = [bias for bias in (call.arguments["b_ih"], call.arguments["b_hh"]) if bias is not None]
     cell = _Cell(call.arguments["w_ih"], call.arguments["w_hh"], biases, None)
     units, _ = cell.units(tracker, call)
-    tracker.union(x.axis(-1), cell.inputs.axis(1), call, "its inputs are fixed")
+    tracker.union(x.axis(-1), cell.inputs.axis(1), call, "its inputs stay")
     for state in states:
         _tie_state(tracker, call, state, units)
     _note(tracker, call, [cell], len(units))
@@ -89,7 +89,7 @@ def packed(tracker: LabelTracker, call: Call) -> None:
     """_pack_padded_sequence, (batch, steps, features) -> (rows, features), and _pad_packed_sequence back."""
     x = call.tensors[0]
     last = x.tensor.dim() - 1
-    tracker.fix(x.spanning(set(range(last))), call, "channels in another dimension than the last")
+    tracker.fix(x.spanning(set(range(last))), call, "takes them for steps or samples")
     _label(call.results[0], x.axis(last))
 
 
@@ -110,8 +110,10 @@ def _cells(call: Call, *, projected: bool) -> Iterator[_Cell]:
 
 def _tie_state(tracker: LabelTracker, call: Call, state: Tracked, units: Labels) -> None:
     last = state.tensor.dim() - 1
-    tracker.fix(state.spanning(set(range(last))), call, "units in another dimension than the last")
-    tracker.union(state.axis(last), units, call, "its first state is given")
+    tracker.fix(state.spanning(set(range(last))), call, "takes them for steps or samples")
+    tracker.union(
+        state.axis(last), units, call, "its first state is given from outside, with as many units as it has now"
+    )
 
 
 def _note(tracker: LabelTracker, call: Call, cells: Sequence[_Cell], hidden: int) -> None:

@@ -25,9 +25,9 @@ def reduce(tracker: LabelTracker, call: Call) -> None:
         return
     x, reduced = call.tensors[0], reduced_dims(call)
     rank = x.tensor.dim()
-    for out in call.results:
+    for index, out in enumerate(call.results):
         if call.kind not in _SUMS:
-            out.statistic = x.spanning(reduced)
+            out.statistic = tracker.note_statistics(call, x.spanning(reduced), index)
         if out.tensor.dim() == rank:
             out.layers = [layer for layer in x.layers if not spanned(layer) & reduced]
         else:

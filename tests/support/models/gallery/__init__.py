@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import build
-from tests.support.models.gallery import images, sequences, tables
+from tests.support.models.gallery import images, sequences, structures, tables
 from tests.support.models.gallery.lists import LISTS
 
 Example = tuple[Tensor, ...]
@@ -21,7 +21,7 @@ Example = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A class of `images`, `sequences` or `tables`, and what its instances take.
+    """A class of `images`, `sequences`, `structures` or `tables`, and what its instances take.
 
     `layers`: a layer list of the same family, where one can say it; a named architecture has only these.
     """
@@ -71,6 +71,7 @@ def _of(*makers: Callable[[], Tensor]) -> Callable[[], Example]:
 
 
 _IMAGE, _SMALL, _TOKENS, _TABLE = _of(_normal(3, 16, 16)), _of(_normal(3, 8, 8)), _of(_ids(30, 6)), _of(_normal(16))
+_STEPS = _of(_normal(5, 6))
 _EXAMPLES: dict[type[nn.Module], Callable[[], Example]] = {
     images.AlexNet: _IMAGE,
     images.Vgg: _IMAGE,
@@ -137,6 +138,21 @@ _EXAMPLES: dict[type[nn.Module], Callable[[], Example]] = {
     tables.GraphConv: _of(_normal(5, 6), _normal(5, 5)),
     tables.Capsule: _of(_normal(4, 6)),
     tables.DuelingQ: _of(_normal(8)),
+    structures.IndexShuffle: _SMALL,
+    structures.ViewShuffle: _SMALL,
+    structures.Patches: _SMALL,
+    structures.Folded: _SMALL,
+    structures.Eca: _SMALL,
+    structures.Cbam: _SMALL,
+    structures.PlaceMean: _SMALL,
+    structures.LocalNorm: _SMALL,
+    structures.CellByHand: _STEPS,
+    structures.GivenState: _STEPS,
+    structures.LearnedState: _STEPS,
+    structures.PassedState: _of(_normal(5, 6), _normal(1, 12), _normal(1, 12)),
+    structures.ScaleInForward: _STEPS,
+    structures.TokenVit: _SMALL,
+    structures.SentenceEncoder: _TOKENS,
 }
 
 _NAMED: dict[str, tuple[dict[str, Any], Callable[[], Example]]] = {
