@@ -65,7 +65,9 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
 
 def usual_outputs(upload: LoadedModel) -> list[Output]:
     """The formats to write where none was asked for: that of the upload, so that files compare like with like."""
-    return ["exported_program" if upload.format == "exported_program" else "torchscript"]
+    if upload.format == "exported_program" or upload.format == "onnx":
+        return [upload.format]
+    return ["torchscript"]
 
 
 def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pared.compression.loading.onnx_form import OnnxForm
 from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
 
@@ -26,8 +27,8 @@ class LoadedModel:
     """An upload, opened: its module on the CPU, in eval mode, in float32."""
 
     module: nn.Module
-    format: Literal["torchscript", "state_dict", "exported_program"]
-    flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported"]
+    format: Literal["torchscript", "state_dict", "exported_program", "onnx"]
+    flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported", "onnx"]
     architecture: dict[str, Any] | None = None
     sha256: str = ""
     file_bytes: int = 0
@@ -50,6 +51,8 @@ class LoadedModel:
     """Folded weights whose computation forced some of them to zero; these zeros are held while it trains."""
     unfolded: torch.jit.ScriptModule | None = None
     """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
+    onnx: OnnxForm | None = None
+    """What its ONNX file calls inputs and outputs, and of which types it has them."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

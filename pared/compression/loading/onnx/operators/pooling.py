@@ -1,0 +1,170 @@
+"""Pools, and what makes pictures larger or smaller."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pared.compression.loading.onnx.code import Value
+from pared.compression.loading.onnx.operators.padding import Window, padded, window
+from pared.compression.loading.onnx.operators.step import Step, operator
+
+
+@operator("MaxPool")
+def max_pool(step: Step) -> Value:
+    """The largest of each window."""
+    x, spatial = step.input(), step.input().rank - 2
+    frame = _frame(step, x)
+    if step.outputs > 1:
+        raise step.refuse("gives the positions of its maxima, which pared does not follow.")
+    if not frame.even or any(2 * pad > width for pad, width in zip(frame.begins, frame.kernel, strict=True)):
+        x, frame = padded(step, x, frame, -math.inf), frame.unpadded()
+    return step.code.call(
+        f"max_pool{spatial}d",
+        x,
+        frame.kernel,
+        frame.strides,
+        frame.begins,
+        frame.dilations,
+        bool(step.attribute("ceil_mode", 0)),
+    )
+
+
+def _frame(step: Step, x: Value) -> Window:
+    kernel = step.attribute("kernel_shape")
+    if kernel is None or len(kernel) != x.rank - 2 or not 1 <= len(kernel) <= 3:
+        raise step.refuse(f"has no window that fits a tensor of {x.rank} dimensions: the file is damaged.")
+    return window(step, x, list(kernel))
+
+
+@operator("AveragePool")
+def average_pool(step: Step) -> Value:
+    """The mean of each window, of its padding too where `count_include_pad` says so."""
+    x, code, spatial = step.input(), step.code, step.input().rank - 2
+    frame, counted = _frame(step, x), bool(step.attribute("count_include_pad", 0))
+    if max(frame.dilations) > 1:
+        raise step.refuse("averages windows with gaps (dilations), which torch does not have.")
+    ceil = bool(step.attribute("ceil_mode", 0))
+    fits = frame.even and all(2 * pad <= width for pad, width in zip(frame.begins, frame.kernel, strict=True))
+    if fits:
+        return code.call(f"avg_pool{spatial}d", x, frame.kernel, frame.strides, frame.begins, ceil, counted)
+    wide, bare = padded(step, x, frame, 0.0), frame.unpadded()
+    mean = code.call(f"avg_pool{spatial}d", wide, bare.kernel, bare.strides, bare.begins, ceil, True)
+    if counted:
+        return mean
+    shares = padded(step, code.call("ones_like", x), frame, 0.0)
+    share = code.call(f"avg_pool{spatial}d", shares, bare.kernel, bare.strides, bare.begins, ceil, True)
+    return code.call("div", mean, share)
+
+
+@operator("GlobalAveragePool")
+def global_average_pool(step: Step) -> Value:
+    return step.code.call("mean", step.input(), list(range(2, step.input().rank)), True)
+
+
+@operator("GlobalMaxPool")
+def global_max_pool(step: Step) -> Value:
+    return step.code.call("amax", step.input(), list(range(2, step.input().rank)), True)
+
+
+@operator("Resize Upsample")
+def resize(step: Step) -> Value:
+    """Resize over the dimensions behind batch and channels, as torch has it."""
+    x, code = step.input(), step.code
+    mode = _text(step.attribute("mode", "nearest"))
+    scales, sizes = _targets(step)
+    changed = [dim for dim in range(x.rank) if _changes(x, dim, scales, sizes)]
+    if not changed:
+        return x
+    if x.rank == 4 and changed[0] == 1 and 3 not in changed:  # channels last
+        back = code.call("permute", x, [0, 3, 1, 2])
+        order = [0, 3, 1, 2]
+        scales, sizes = (each and [each[dim] for dim in order] for each in (scales, sizes))
+        return code.call("permute", _resized(step, back, mode, scales, sizes), [0, 2, 3, 1])
+    if changed[0] < 2:
+        raise step.refuse("changes the size of the batch or the channels.")
+    return _resized(step, x, mode, scales, sizes)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _targets(step: Step) -> tuple[list[Any] | None, list[Any] | None]:
+    """The scale of each dimension, or else its size."""
+    rank = step.input().rank
+    if step.op == "Upsample" or step.opset < 11:
+        return _for_each(step, step.numbers(1, "scales")), None
+    axes = step.attribute("axes", list(range(rank)))
+    scales = step.numbers(2) if step.given(2) is not None else None
+    sizes = step.numbers(3) if step.given(3) is not None else None
+    if sizes and _text(step.attribute("keep_aspect_ratio_policy", "stretch")) != "stretch":
+        raise step.refuse("keeps an aspect ratio of its own; give it sizes, or scales.")
+    full: list[list[Any] | None] = []
+    for given, default in ((scales, 1.0), (sizes, None)):
+        if not given:
+            full.append(None)
+            continue
+        if len(given) != len(axes):
+            raise step.refuse("has other dimensions than its input: the file is damaged.")
+        values: list[Any] = [default if default else step.code.size(step.input(), dim) for dim in range(rank)]
+        for axis, value in zip(axes, given, strict=True):
+            values[axis % rank] = value
+        full.append(values)
+    if full[0] is None and full[1] is None:
+        raise step.refuse("has neither scales nor sizes: the file is damaged.")
+    return full[0], full[1]
+
+
+def _for_each(step: Step, numbers: list[Any] | None) -> list[Any]:
+    if not numbers or len(numbers) != step.input().rank:
+        raise step.refuse("has other dimensions than its input: the file is damaged.")
+    return numbers
+
+
+def _changes(x: Value, dim: int, scales: list[Any] | None, sizes: list[Any] | None) -> bool:
+    if scales is not None:
+        return bool(_value(scales[dim]) != 1)
+    return sizes is not None and bool(_value(sizes[dim]) != x.shape[dim])
+
+
+def _value(number: Any) -> Any:
+    return getattr(number, "value", number)
+
+
+def _resized(step: Step, x: Value, mode: str, scales: list[Any] | None, sizes: list[Any] | None) -> Value:
+    spatial = x.rank - 2
+    where = _text(step.attribute("coordinate_transformation_mode", "half_pixel" if step.opset >= 11 else "asymmetric"))
+    rounding = _text(step.attribute("nearest_mode", "round_prefer_floor" if step.opset >= 11 else "floor"))
+    if step.attribute("antialias", 0) or step.attribute("exclude_outside", 0) or where == "tf_crop_and_resize":
+        raise step.refuse(f"resizes with settings that pared does not have ({where}, antialias or exclude_outside).")
+    if mode == "nearest":
+        names = [_nearest(step, where, rounding, scales)]
+    else:
+        names = {"linear": {1: ["upsample_linear"], 2: ["upsample_bilinear"], 3: ["upsample_trilinear"]}, "cubic": {2: ["upsample_bicubic"]}}.get(mode, {}).get(
+            spatial, []
+        )
+        if not names or where not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+            raise step.refuse(f"resizes {spatial} dimensions in the mode {mode} with {where}, which torch does not have.")
+        if mode == "cubic" and not math.isclose(float(step.attribute("cubic_coeff_a", -0.75)), -0.75):
+            raise step.refuse("resizes with another cubic coefficient than torch's -0.75.")
+    target = None if sizes is None or scales is not None else sizes[2:]
+    factors = None if scales is None else [_as_float(scale) for scale in scales[2:]]
+    corners = [] if mode == "nearest" else [where == "align_corners"]
+    return step.code.call(f"{names[0]}{spatial}d", x, target, *corners, factors)
+
+
+def _as_float(scale: Any) -> Any:
+    return float(scale.value) if scale.literal else scale
+
+
+def _nearest(step: Step, where: str, rounding: str, scales: list[Any] | None) -> str:
+    """Which of torch's two ways of taking the nearest pixel it is."""
+    doubled = scales is not None and all(_value(scale) in (1, 2) for scale in scales)
+    if where == "asymmetric" and (rounding == "floor" or (doubled and rounding == "round_prefer_floor")):
+        return "upsample_nearest"
+    if where in ("half_pixel", "pytorch_half_pixel") and rounding in ("round_prefer_floor", "round_prefer_ceil"):
+        return "_upsample_nearest_exact"
+    if where == "tf_half_pixel_for_nn" and rounding == "floor":
+        return "_upsample_nearest_exact"
+    raise step.refuse(f"takes the nearest pixel by {where} and {rounding}, which torch does not have.")
