@@ -159,7 +159,9 @@ class Code:
             return self._kept(value)
         return self._loose_text(value.tensor)
 
-    def weight(self, value: Value, path: str, *, transposed: bool = False, kind: str = "", trains: bool = True) -> Value:
+    def weight(
+        self, value: Value, path: str, *, transposed: bool = False, kind: str = "", trains: bool = True
+    ) -> Value:
         """A tensor of the file as one of the module.
 
         Args:

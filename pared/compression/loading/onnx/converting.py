@@ -14,7 +14,7 @@ from torch import Tensor
 from pared.compression.loading.loaded import first_line
 from pared.compression.loading.onnx.code import Code, Value, refused
 from pared.compression.loading.onnx.graph import Graph, Node
-from pared.compression.loading.onnx.operators import OPERATORS, Step
+from pared.compression.loading.onnx.operators import OPERATORS, Step, unknown_attribute
 from pared.compression.loading.program_code import module_tree
 from pared.errors import OutOfMemory, UnsupportedModel
 
@@ -41,6 +41,9 @@ def refuse_unknown(graph: Graph, depth: int = 0) -> None:
                 "is not one that pared opens. Cut it off, as onnx.utils.extract_model does, or upload the model as "
                 "TorchScript or a torch.export program."
             )
+            raise refused(node.name, node.op, why)
+        if node.op != "If" and (unknown := unknown_attribute(node.op, node.attributes)) is not None:
+            why = f"has the attribute {unknown[:60]}, which pared does not know. Export the model without it."
             raise refused(node.name, node.op, why)
         for value in node.attributes.values():
             if isinstance(value, Graph):
@@ -78,9 +81,7 @@ def convert(graph: Graph, example: Sequence[Tensor], opset: int, *, free_batch: 
     """
     writer = _Writer(Code(first="x0", free_batch=free_batch), opset)
     names = [f"x{index}" for index in range(len(example))]
-    values = {
-        name: Value(tensor, text) for name, tensor, text in zip(graph.inputs, example, names, strict=True)
-    }
+    values = {name: Value(tensor, text) for name, tensor, text in zip(graph.inputs, example, names, strict=True)}
     with torch.no_grad():
         made = writer.run(graph, values, 0)
         answers = [writer.code.text(made[name]) for name in graph.outputs]
@@ -95,8 +96,8 @@ def convert(graph: Graph, example: Sequence[Tensor], opset: int, *, free_batch: 
             script.define(text)
         except RuntimeError as error:
             raise UnsupportedModel(
-                f"What this ONNX file computes does not compile as TorchScript: {first_line(error)}. Upload the model as "
-                "TorchScript or a torch.export program."
+                f"What this ONNX file computes does not compile as TorchScript: {first_line(error)}. Upload the model "
+                "as TorchScript or a torch.export program."
             ) from error
     return Converted(script.eval(), writer.code.origin, writer.by_sizes)
 
@@ -133,7 +134,9 @@ class _Writer:
         if node.op == "If":
             results: Sequence[Value | None] = self._branch(node, inputs, known, depth)
         else:
-            step = Step(self.code, node.op, node.name, self._opset, inputs, dict(node.attributes), sum(map(bool, node.outputs)))
+            step = Step(
+                self.code, node.op, node.name, self._opset, inputs, dict(node.attributes), sum(map(bool, node.outputs))
+            )
             results = self._run(step)
         if len(results) < len(node.outputs):
             raise refused(node.name, node.op, f"has {len(node.outputs)} outputs here, and pared knows {len(results)}.")
@@ -180,8 +183,8 @@ class _Writer:
 
 def _undefined(name: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"This ONNX file uses {name[:100]!r} before it is made: its operators go in a circle or are not in order, or a part "
-        "of it is missing. onnx.checker.check_model says more. Save and upload it again."
+        f"This ONNX file uses {name[:100]!r} before it is made: its operators go in a circle or are not in order, or a "
+        "part of it is missing. onnx.checker.check_model says more. Save and upload it again."
     )
 
 

@@ -48,7 +48,9 @@ def read_graph(proto: Any) -> Graph:
         try:
             attributes = {attribute.name: _attribute(attribute) for attribute in entry.attribute}
         except (TypeError, ValueError) as error:
-            raise UnsupportedModel(f"The node {entry.name[:100]} of this file is damaged: {first_line(error)}.") from error
+            raise UnsupportedModel(
+                f"The node {entry.name[:100]} of this file is damaged: {first_line(error)}."
+            ) from error
         if entry.op_type == "Constant" and isinstance(attributes.get("value"), Tensor) and len(entry.output) == 1:
             tensors[entry.output[0]] = attributes["value"]
             continue
@@ -108,7 +110,8 @@ def _readers(graph: Graph) -> Counter[str]:
 
 def _with_biases(graph: Graph) -> list[Node]:
     """The nodes, with additions of a tensor of the file to a product or a convolution as their bias."""
-    readers, made_at, nodes = _readers(graph), {}, list(graph.nodes)
+    readers, nodes = _readers(graph), list(graph.nodes)
+    made_at: dict[str, int] = {}
     gone: set[int] = set()
     for position, node in enumerate(nodes):
         if node.op == "Add" and len(node.inputs) == 2:
@@ -147,7 +150,8 @@ def _with_norms(graph: Graph, ranks: Mapping[str, int]) -> Graph:
         if found is None:
             continue
         x, epsilon = found
-        last, parts = node, []
+        parts: list[str] = []
+        last = node
         for op in ("Mul", "Add"):
             after = follower.get(last.outputs[0])
             part = None if after is None or after.op != op else _other(after, last.outputs[0])
@@ -184,7 +188,11 @@ def _norm(
     if variance is None or mean is None or epsilon is None or mean.inputs[0] != difference.inputs[0]:
         return None
     power, product = made(variance.inputs[0], "Pow"), made(variance.inputs[0], "Mul")
-    if power is not None and tensors.get(power.inputs[1]) is not None and float(tensors[power.inputs[1]].reshape(-1)[0]) == 2:
+    if (
+        power is not None
+        and tensors.get(power.inputs[1]) is not None
+        and float(tensors[power.inputs[1]].reshape(-1)[0]) == 2
+    ):
         squared = [power.inputs[0]]
     elif product is not None:
         squared = list(product.inputs)
@@ -205,4 +213,6 @@ def _over_last(node: Node, x: str, tensors: Mapping[str, Tensor], ranks: Mapping
     if axes is None and len(node.inputs) > 1 and node.inputs[1] in tensors:
         axes = tensors[node.inputs[1]].reshape(-1).tolist()
     last = ranks.get(x, 0) - 1
-    return bool(node.attributes.get("keepdims", 1)) and (list(axes or []) == [-1] or (last >= 0 and list(axes or []) == [last]))
+    return bool(node.attributes.get("keepdims", 1)) and (
+        list(axes or []) == [-1] or (last >= 0 and list(axes or []) == [last])
+    )

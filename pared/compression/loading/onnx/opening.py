@@ -77,7 +77,8 @@ def load_onnx(file: ModelFile) -> LoadedModel:
         example=tuple(example),
         arguments=tuple(each.name for each in inputs),
         free_dims=tuple(
-            frozenset(dim for dim, size in enumerate(each.dims) if size in free or (dim == 0 and freed)) for each in inputs
+            frozenset(dim for dim, size in enumerate(each.dims) if size in free or (dim == 0 and freed))
+            for each in inputs
         ),
         onnx=_form(read, graph, inputs),
     )
@@ -85,17 +86,18 @@ def load_onnx(file: ModelFile) -> LoadedModel:
 
 
 def _inputs(read: OnnxModel, graph: Graph) -> list[_Input]:
-    """The inputs that a caller gives. First dimensions that are free are the batch, and so is what is called as they."""
+    """The inputs that a caller gives. First dimensions that are free are the batch, and so is what is called alike."""
     values = [value for value in read.proto.graph.input if value.name in graph.inputs]
     for value in values:
         if value.type.WhichOneof("value") != "tensor_type" or dtype_of(value.type.tensor_type.elem_type) is None:
             raise UnsupportedModel(
-                f"The input {value.name[:100]} of this ONNX file is no tensor of numbers, which is all that pared takes. "
-                "Export the model without it."
+                f"The input {value.name[:100]} of this ONNX file is no tensor of numbers, which is all that pared "
+                "takes. Export the model without it."
             )
         if not value.type.tensor_type.HasField("shape"):
             raise UnsupportedModel(
-                f"The input {value.name[:100]} of this ONNX file has no shape. Export the model with one; sizes may be free."
+                f"The input {value.name[:100]} of this ONNX file has no shape. Export the model with one; sizes may be "
+                "free."
             )
     firsts = [value.type.tensor_type.shape.dim[0] for value in values if value.type.tensor_type.shape.dim]
     batches = {dim.dim_param for dim in firsts if dim.dim_value <= 0 and dim.dim_param}
@@ -169,8 +171,8 @@ def _compare(module: torch.jit.ScriptModule, runtime: _Runtime, example: Sequenc
     difference = _difference(module, runtime(example), example)
     if difference is not None:
         raise UnsupportedModel(
-            f"Opened as a PyTorch model, this ONNX file answers otherwise than onnxruntime does: {difference}. Upload the "
-            "model as TorchScript or a torch.export program instead."
+            f"Opened as a PyTorch model, this ONNX file answers otherwise than onnxruntime does: {difference}. Upload "
+            "the model as TorchScript or a torch.export program instead."
         )
 
 
@@ -217,8 +219,8 @@ def _found(inputs: Sequence[_Input], runtime: _Runtime) -> tuple[dict[str, int],
         return sizes, example
     said = f" onnxruntime says: {first_line(why)[:200]}." if why is not None else ""
     raise UnsupportedModel(
-        "No sizes of this ONNX file's inputs were found with which onnxruntime runs it. Export it with fixed sizes, all "
-        f"but that of the batch.{said}"
+        "No sizes of this ONNX file's inputs were found with which onnxruntime runs it. Export it with fixed sizes, "
+        f"all but that of the batch.{said}"
     )
 
 
@@ -319,8 +321,8 @@ def _with_any_batch(
         )
         return freed, [repeated(tensor, _ROWS) for tensor in example], True, [note]
     note = (
-        f"This ONNX file takes a batch of {rows} alone, where training and measuring need others: export it with a free "
-        "first dimension (dynamic_shapes of torch.onnx.export)."
+        f"This ONNX file takes a batch of {rows} alone, where training and measuring need others: export it with a "
+        "free first dimension (dynamic_shapes of torch.onnx.export)."
     )
     return made, list(example), False, [note]
 
@@ -338,7 +340,9 @@ def _notes(read: OnnxModel, inputs: Sequence[_Input], free: set[str]) -> list[st
     fixed = [dim for each in inputs for dim in each.dims if isinstance(dim, str) and dim not in free and dim != _BATCH]
     if fixed:
         named = ", ".join(dict.fromkeys(fixed))[:200]
-        notes.append(f"The size of {named} is free in the file; no second size was found that works, so it is fixed here.")
+        notes.append(
+            f"The size of {named} is free in the file; no second size was found that works, so it is fixed here."
+        )
     return notes
 
 
@@ -352,7 +356,9 @@ def _form(read: OnnxModel, graph: Graph, inputs: Sequence[_Input]) -> OnnxForm:
         outputs=tuple(graph.outputs),
         types=read.original,
         dims={
-            each.name: {dim: size for dim, size in enumerate(each.dims) if isinstance(size, str) and size.isidentifier()}
+            each.name: {
+                dim: size for dim, size in enumerate(each.dims) if isinstance(size, str) and size.isidentifier()
+            }
             for each in inputs
         },
         half=kinds.pop() if len(kinds) == 1 else None,

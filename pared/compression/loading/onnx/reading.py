@@ -19,9 +19,7 @@ from pared.errors import UnsupportedModel
 OLDEST_OPSET = 9
 _MOST_BYTES = (1 << 31) - 1  # of one protobuf message
 _FLOATS = ("FLOAT16", "BFLOAT16", "DOUBLE")
-_ONE_FILE = (
-    "onnx.save(onnx.load(path), new_path) writes one file up to 2 GiB; a zip of the .onnx and its data is opened as well."
-)
+_ONE_FILE = "onnx.save(onnx.load(path), new_path) writes one file up to 2 GiB; a zip of the .onnx and its data is opened as well."
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def read_onnx(path: Path) -> OnnxModel:
         model.ParseFromString(content)
     except Exception as error:  # protobuf has several parsers, each with errors of its own
         raise UnsupportedModel(
-            f"This ONNX file cannot be read ({first_line(error)}). It may be damaged or cut off: save and upload it again."
+            f"This ONNX file cannot be read ({first_line(error)}). It may be damaged or cut off: save it again."
         ) from error
     if not model.graph.node:
         raise UnsupportedModel("This ONNX file has no operators, so there is nothing to run. Save and upload it again.")
@@ -132,7 +130,9 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
         for node in graph.node:
             name = node.output[0] if node.output else node.name
             for attribute in node.attribute:
-                yield from ((name, one) for one in [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors])
+                yield from (
+                    (name, one) for one in [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+                )
 
 
 def bring_in(model: Any, beside: dict[str, bytes]) -> None:
@@ -153,7 +153,9 @@ def bring_in(model: Any, beside: dict[str, bytes]) -> None:
         if total > MAX_ELEMENTS:
             raise UnsupportedModel(f"The model has more than {MAX_ELEMENTS:,} elements, the most we take.")
     if model.ByteSize() > _MOST_BYTES:
-        raise UnsupportedModel("With its data, this ONNX model is larger than 2 GiB, the most that pared opens of ONNX.")
+        raise UnsupportedModel(
+            "With its data, this ONNX model is larger than 2 GiB, the most that pared opens of ONNX."
+        )
 
 
 def _external(name: str, tensor: Any, beside: dict[str, bytes]) -> bytes:
@@ -161,7 +163,7 @@ def _external(name: str, tensor: Any, beside: dict[str, bytes]) -> bytes:
     location = posixpath.normpath(entries.get("location", "").replace("\\", "/"))
     if location.startswith(("/", "..")) or ":" in location:
         raise UnsupportedModel(
-            f"The tensor {name[:100]} has its data in {location[:100]!r}, outside of the model's own folder. {_ONE_FILE}"
+            f"The tensor {name[:100]} has its data in {location[:100]!r}, outside of the model's folder. {_ONE_FILE}"
         )
     if location not in beside:
         raise UnsupportedModel(
@@ -216,7 +218,11 @@ def _checked(name: str, tensor: Any) -> int:
 def _width(kind: int) -> Any:
     from onnx import TensorProto
 
-    return np.int16 if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else torch.empty(0, dtype=_PLAIN[kind]).numpy().dtype
+    return (
+        np.int16
+        if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        else torch.empty(0, dtype=_PLAIN[kind]).numpy().dtype
+    )
 
 
 _PLAIN: dict[int, torch.dtype] = {

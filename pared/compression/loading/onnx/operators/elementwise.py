@@ -50,22 +50,25 @@ _NUMBER_UNARY: dict[str, Callable[[Step, Number], Number]] = {
 }
 
 
-@operator("LeakyRelu")
+@operator("LeakyRelu", "alpha")
 def leaky_relu(step: Step) -> Value:
+    """x, or where it is negative α times x."""
     return step.code.call("leaky_relu", step.input(), float(step.attribute("alpha", 0.01)))
 
 
-@operator("Elu")
+@operator("Elu", "alpha")
 def elu(step: Step) -> Value:
+    """x, or where it is negative α(eˣ − 1)."""
     return step.code.call("elu", step.input(), float(step.attribute("alpha", 1.0)))
 
 
-@operator("Celu")
+@operator("Celu", "alpha")
 def celu(step: Step) -> Value:
+    """Elu with its argument over α."""
     return step.code.call("celu", step.input(), float(step.attribute("alpha", 1.0)))
 
 
-@operator("Selu")
+@operator("Selu", "alpha gamma")
 def selu(step: Step) -> Value:
     """Selu, whose two constants torch has fixed."""
     alpha, gamma = step.attribute("alpha", _SELU[0]), step.attribute("gamma", _SELU[1])
@@ -79,21 +82,24 @@ _SELU = (1.6732632, 1.0507010)
 
 @operator("Softplus")
 def softplus(step: Step) -> Value:
+    """log(1 + eˣ)."""
     return step.code.call("softplus", step.input())
 
 
 @operator("Softsign")
 def softsign(step: Step) -> Value:
+    """x over 1 + |x|."""
     x = step.input()
     return step.code.call("div", x, step.code.call("add", step.code.call("abs", x), 1.0))
 
 
-@operator("ThresholdedRelu")
+@operator("ThresholdedRelu", "alpha")
 def thresholded_relu(step: Step) -> Value:
+    """x where it is above α, else 0."""
     return step.code.call("threshold", step.input(), float(step.attribute("alpha", 1.0)), 0.0)
 
 
-@operator("Shrink")
+@operator("Shrink", "bias lambd")
 def shrink(step: Step) -> Value:
     """0 near 0, and moved towards it elsewhere by the bias."""
     x, limit, bias = step.input(), float(step.attribute("lambd", 0.5)), float(step.attribute("bias", 0.0))
@@ -102,7 +108,7 @@ def shrink(step: Step) -> Value:
     return step.code.call("add", low, high)
 
 
-@operator("HardSigmoid")
+@operator("HardSigmoid", "alpha beta")
 def hard_sigmoid(step: Step) -> Value:
     """max(0, min(1, αx + β)), which torch has for one α and β."""
     x, alpha, beta = step.input(), float(step.attribute("alpha", 0.2)), float(step.attribute("beta", 0.5))
@@ -112,8 +118,9 @@ def hard_sigmoid(step: Step) -> Value:
     return step.code.call("clamp", moved, 0.0, 1.0)
 
 
-@operator("Gelu")
+@operator("Gelu", "approximate")
 def gelu(step: Step) -> Value:
+    """Gelu, computed or approximated."""
     return step.code.call("gelu", step.input(), approximate=_text(step.attribute("approximate", "none")))
 
 
@@ -121,7 +128,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-@operator("Swish")
+@operator("Swish", "alpha")
 def swish(step: Step) -> Value:
     """Swish: x · sigmoid(αx)."""
     x, alpha = step.input(), float(step.attribute("alpha", 1.0))
@@ -130,7 +137,7 @@ def swish(step: Step) -> Value:
     return step.code.call("mul", x, step.code.call("sigmoid", step.code.call("mul", x, alpha)))
 
 
-@operator("Clip")
+@operator("Clip", "max min")
 def clip(step: Step) -> Value:
     """Clip, whose limits are attributes before version 11."""
     x = step.input()
@@ -177,7 +184,7 @@ def binary(step: Step) -> Value:
     return binary_of(step, step.op, step.input(0), step.input(1))
 
 
-@operator("Mod")
+@operator("Mod", "fmod")
 def mod(step: Step) -> Value:
     """The remainder, with the sign of the divisor, or with `fmod` of the dividend."""
     x, y = step.input(0), step.input(1)
@@ -198,7 +205,10 @@ def variadic(step: Step) -> Value:
 
 @operator("Mean")
 def mean(step: Step) -> Value:
-    return step.code.call("div", variadic(Step(step.code, "Sum", step.name, step.opset, step.inputs, {})), float(len(step.inputs)))
+    """The mean of any number of tensors."""
+    return step.code.call(
+        "div", variadic(Step(step.code, "Sum", step.name, step.opset, step.inputs, {})), float(len(step.inputs))
+    )
 
 
 def binary_of(step: Step, kind: str, x: Value, y: Value) -> Value:
@@ -262,7 +272,9 @@ def _number_of(step: Step, kind: str, a: Number, b: Number, *, integer: bool) ->
 
 def _never_equal(a: Number, b: Number) -> bool:
     """Whether a size is compared with a negative number."""
-    return any(one.literal and one.value < 0 and not other.literal and other.value >= 0 for one, other in ((a, b), (b, a)))
+    return any(
+        one.literal and one.value < 0 and not other.literal and other.value >= 0 for one, other in ((a, b), (b, a))
+    )
 
 
 _NUMBER_BINARY: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
@@ -297,7 +309,7 @@ def where(step: Step) -> Value:
     return step.code.call("where", chosen, x, y)
 
 
-@operator("IsInf")
+@operator("IsInf", "detect_negative detect_positive")
 def is_inf(step: Step) -> Value:
     """Infinity of the signs asked for."""
     x, code = step.input(), step.code
@@ -307,7 +319,7 @@ def is_inf(step: Step) -> Value:
     return code.call("eq", x, math.inf if positive else -math.inf)
 
 
-@operator("Cast CastLike")
+@operator("Cast CastLike", "to")
 def cast(step: Step) -> Value:
     """A change of type."""
     x = step.input()
@@ -329,7 +341,7 @@ def _cast_number(step: Step, make: str, number: Number) -> Number:
     return _made(step, f"{make}({number.text})", value, [number])
 
 
-@operator("Identity Dropout")
+@operator("Identity Dropout", "ratio")
 def identity(step: Step) -> Value | list[Value]:
     """The same; dropout follows the mode that the model is in."""
     x = step.input()

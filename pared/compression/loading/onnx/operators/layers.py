@@ -10,7 +10,7 @@ from pared.compression.loading.onnx.operators.padding import cropped, padded, wi
 from pared.compression.loading.onnx.operators.step import Step, operator
 
 
-@operator("Conv")
+@operator("Conv", "auto_pad dilations group kernel_shape pads strides")
 def conv(step: Step) -> Value:
     """A convolution over one to three dimensions; uneven padding is written as a step of its own."""
     x, spatial = step.input(), step.input().rank - 2
@@ -37,7 +37,7 @@ def _refuse_rank(step: Step, spatial: int) -> None:
         raise step.refuse(f"works on {spatial} dimensions beside batch and channels; torch has 1 to 3.")
 
 
-@operator("ConvTranspose")
+@operator("ConvTranspose", "auto_pad dilations group kernel_shape output_padding output_shape pads strides")
 def conv_transpose(step: Step) -> Value:
     """A transposed convolution; what padding takes off unevenly is cut afterwards."""
     x, spatial = step.input(), step.input().rank - 2
@@ -103,7 +103,7 @@ def _is_matrix(value: Value) -> bool:
     return value.known and not value.text and value.rank == 2 and value.tensor.is_floating_point()
 
 
-@operator("Gemm")
+@operator("Gemm", "alpha beta transA transB")
 def gemm(step: Step) -> Value:
     """α · A · B + β · C, either of A and B transposed."""
     a, b, c, code = step.input(0), step.input(1), step.given(2), step.code
@@ -132,8 +132,9 @@ def _bias(step: Step, c: Value | None, kind: str) -> Value | None:
     return step.code.weight(flat, step.path(flat, "bias"), kind=kind)
 
 
-@operator("Einsum")
+@operator("Einsum", "equation")
 def einsum(step: Step) -> Value:
+    """A sum of products as its equation says."""
     equation = _text(step.attribute("equation", "")).replace(" ", "")
     return step.code.call("einsum", equation, [step.input(index) for index in range(len(step.inputs))])
 
@@ -141,7 +142,7 @@ def einsum(step: Step) -> Value:
 # -- norms ----------------------------------------------------------------------------------------
 
 
-@operator("BatchNormalization")
+@operator("BatchNormalization", "epsilon momentum")
 def batch_norm(step: Step) -> Value:
     """A batch norm, which uses its statistics or those of the batch, as the model's mode is."""
     if step.outputs > 1:
@@ -162,7 +163,7 @@ def batch_norm(step: Step) -> Value:
     )
 
 
-@operator("LayerNormalization")
+@operator("LayerNormalization", "axis epsilon")
 def layer_norm(step: Step) -> Value:
     """A layer norm over the last dimensions, from `axis` on."""
     if step.outputs > 1:
@@ -178,8 +179,9 @@ def layer_norm(step: Step) -> Value:
     return step.code.call("layer_norm", x, shape, weight, bias, float(step.attribute("epsilon", 1e-5)), False)
 
 
-@operator("RMSNormalization")
+@operator("RMSNormalization", "axis epsilon")
 def rms_norm(step: Step) -> Value:
+    """A norm by the root of the mean square."""
     x = step.input()
     shape = x.shape[int(step.attribute("axis", -1)) % x.rank :]
     if step.input(1).shape != shape:
@@ -189,7 +191,7 @@ def rms_norm(step: Step) -> Value:
     )
 
 
-@operator("InstanceNormalization")
+@operator("InstanceNormalization", "epsilon")
 def instance_norm(step: Step) -> Value:
     """A norm of each channel of each sample."""
     kind = f"InstanceNorm{min(max(step.input().rank - 2, 1), 3)}d"
@@ -198,7 +200,7 @@ def instance_norm(step: Step) -> Value:
     return step.code.call("instance_norm", step.input(), weight, bias, None, None, True, 0.1, epsilon, False)
 
 
-@operator("GroupNormalization")
+@operator("GroupNormalization", "epsilon num_groups")
 def group_norm(step: Step) -> Value:
     """A group norm. Before version 21 its weights are of groups, and are spread over their channels here."""
     x, groups = step.input(), int(step.attribute("num_groups", 1))
@@ -214,7 +216,7 @@ def group_norm(step: Step) -> Value:
     return step.code.call("group_norm", x, groups, *parts, float(step.attribute("epsilon", 1e-5)), False)
 
 
-@operator("LpNormalization")
+@operator("LpNormalization", "axis p")
 def lp_norm(step: Step) -> Value:
     """Each vector along an axis over its norm."""
     x, code = step.input(), step.code
@@ -224,7 +226,7 @@ def lp_norm(step: Step) -> Value:
     return code.call("div", x, safe)
 
 
-@operator("LRN")
+@operator("LRN", "alpha beta bias size")
 def local_response_norm(step: Step) -> Value:
     """Each channel over a power of the squares of its neighbours."""
     x, code, size = step.input(), step.code, int(step.attribute("size", 1))
@@ -253,7 +255,7 @@ def prelu(step: Step) -> Value:
 # -- attention ------------------------------------------------------------------------------------
 
 
-@operator("Attention")
+@operator("Attention", "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap")
 def attention(step: Step) -> Value:
     """Scaled dot-product attention of ONNX 23, without a cache of keys and values."""
     q, k, v, code = step.input(0), step.input(1), step.input(2), step.code

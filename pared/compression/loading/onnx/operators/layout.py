@@ -19,7 +19,7 @@ def _axis(step: Step, rank: int, default: int = 0, *, most: int = 0) -> int:
     return axis if axis >= 0 else axis + rank
 
 
-@operator("Reshape")
+@operator("Reshape", "allowzero shape")
 def reshape(step: Step) -> Value:
     """Reshape: 0 keeps a size, -1 is computed."""
     x, code = step.input(), step.code
@@ -53,7 +53,7 @@ def _freed(step: Step, x: Value, asked: list[Any]) -> list[Any]:
     return [-1, *result.shape[1:]] if 0 not in result.shape else asked
 
 
-@operator("Flatten")
+@operator("Flatten", "axis")
 def flatten(step: Step) -> Value:
     """A matrix: all dimensions before the axis, and all from it on."""
     x, code = step.input(), step.code
@@ -67,12 +67,16 @@ def flatten(step: Step) -> Value:
     return code.call("flatten", code.call("flatten", x, axis), 0, axis - 1)
 
 
-@operator("Squeeze")
+@operator("Squeeze", "axes")
 def squeeze(step: Step) -> Value:
     """Without dimensions of size 1: those named, or all."""
     x = step.input()
     axes = step.integers(1, "axes")
-    dims = [dim for dim, size in enumerate(x.shape) if size == 1] if axes is None else [axis % max(x.rank, 1) for axis in axes]
+    dims = (
+        [dim for dim, size in enumerate(x.shape) if size == 1]
+        if axes is None
+        else [axis % max(x.rank, 1) for axis in axes]
+    )
     if x.numbers is not None:
         return replace(x, tensor=x.tensor.reshape(())) if dims else x
     for dim in sorted(dims, reverse=True):
@@ -82,7 +86,7 @@ def squeeze(step: Step) -> Value:
     return x
 
 
-@operator("Unsqueeze")
+@operator("Unsqueeze", "axes")
 def unsqueeze(step: Step) -> Value:
     """With more dimensions of size 1."""
     x = step.input()
@@ -95,7 +99,7 @@ def unsqueeze(step: Step) -> Value:
     return x
 
 
-@operator("Transpose")
+@operator("Transpose", "perm")
 def transpose(step: Step) -> Value:
     """Another order of the dimensions; of a matrix of the file it is noted, and not computed."""
     x = step.input()
@@ -109,7 +113,7 @@ def transpose(step: Step) -> Value:
     return step.code.call("permute", x, order)
 
 
-@operator("Concat")
+@operator("Concat", "axis")
 def concat(step: Step) -> Value:
     """Tensors one after the other; sizes into one list."""
     parts = [step.input(index) for index in range(len(step.inputs))]
@@ -123,7 +127,7 @@ def concat(step: Step) -> Value:
     return step.code.call("cat", parts, axis)
 
 
-@operator("Split")
+@operator("Split", "axis num_outputs split")
 def split(step: Step) -> list[Value]:
     """Parts of one dimension: of given sizes, or as equal as can be."""
     x, code = step.input(), step.code
@@ -145,7 +149,7 @@ def _equal(step: Step, whole: int) -> list[int]:
     return [one] * (count - 1) + [whole - one * (count - 1)]
 
 
-@operator("Slice")
+@operator("Slice", "axes ends starts")
 def slice_of(step: Step) -> Value:
     """A part of some dimensions, in steps."""
     x, code = step.input(), step.code
@@ -194,7 +198,7 @@ def _backwards(step: Step, x: Value, start: Number, end: Number, axis: int, by: 
 # -- picking --------------------------------------------------------------------------------------
 
 
-@operator("Gather")
+@operator("Gather", "axis")
 def gather(step: Step) -> Value:
     """Slices of one dimension by their positions; of a table of the file, an embedding."""
     x, index, code = step.input(0), step.input(1), step.code
@@ -234,14 +238,15 @@ def _positive(step: Step, index: Value, x: Value, axis: int) -> Value:
     return step.code.call("remainder", index, size)
 
 
-@operator("GatherElements")
+@operator("GatherElements", "axis")
 def gather_elements(step: Step) -> Value:
+    """Elements along one dimension, each by its own position."""
     x, axis = step.input(0), _axis(step, step.input(0).rank)
     index = step.code.call("to", _positive(step, step.input(1), x, axis), torch.int64)
     return step.code.call("gather", x, axis, index)
 
 
-@operator("GatherND")
+@operator("GatherND", "batch_dims")
 def gather_nd(step: Step) -> Value:
     """Elements or slices by their coordinates, which are the last dimension of the index."""
     x, index, code = step.input(0), step.input(1), step.code
@@ -251,15 +256,16 @@ def gather_nd(step: Step) -> Value:
     return code.call("index", x, Positions(parts))
 
 
-@operator("ScatterElements")
+@operator("ScatterElements", "axis reduction")
 def scatter_elements(step: Step) -> Value:
+    """Elements put in the place of others, each by its own position."""
     if step.attribute("reduction", b"none") not in (b"none", "none"):
         raise step.refuse("combines what it writes with what is there, which pared does not follow.")
     x, axis = step.input(0), _axis(step, step.input(0).rank)
     return step.code.call("scatter", x, axis, _positive(step, step.input(1), x, axis), step.input(2))
 
 
-@operator("ScatterND")
+@operator("ScatterND", "reduction")
 def scatter_nd(step: Step) -> Value:
     """Elements or slices put in the place of others, by their coordinates."""
     x, index, updates, code = step.input(0), step.input(1), step.input(2), step.code
@@ -284,7 +290,7 @@ def expand(step: Step) -> Value:
     for position, size in enumerate(sizes):
         dim = position - missing
         own = x.shape[dim] if dim >= 0 else 1
-        if dim >= 0 and (size.value == 1 or size.value == own) and (own != 1 or size.literal):
+        if dim >= 0 and size.value in (1, own) and (own != 1 or size.literal):
             asked.append(-1)
         else:
             asked.append(size)
@@ -297,13 +303,14 @@ def expand(step: Step) -> Value:
 
 @operator("Tile")
 def tile(step: Step) -> Value:
+    """The tensor, several times along each dimension."""
     counts = step.numbers(1) or []
     if all(count.literal and count.value == 1 for count in counts):
         return step.input()
     return step.code.call("repeat", step.input(), counts)
 
 
-@operator("DepthToSpace")
+@operator("DepthToSpace", "blocksize mode")
 def depth_to_space(step: Step) -> Value:
     """Channels into pixels; in either order of the channels."""
     x, code, block = step.input(), step.code, int(step.attribute("blocksize", 1))
@@ -314,10 +321,12 @@ def depth_to_space(step: Step) -> Value:
     return code.call("pixel_shuffle", turned, block)
 
 
-@operator("SpaceToDepth")
+@operator("SpaceToDepth", "blocksize mode")
 def space_to_depth(step: Step) -> Value:
     """Pixels into channels."""
     x, code, block = step.input(), step.code, int(step.attribute("blocksize", 1))
     made = code.call("pixel_unshuffle", x, block)
+    if step.attribute("mode", b"DCR") in (b"CRD", "CRD"):
+        return made
     turned = code.call("unflatten", made, 1, [x.shape[1], block * block])
     return code.call("flatten", code.call("transpose", turned, 1, 2), 1, 2)

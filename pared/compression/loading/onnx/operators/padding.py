@@ -80,7 +80,7 @@ def cropped(step: Step, x: Value, begins: Sequence[int], ends: Sequence[int]) ->
     return x
 
 
-@operator("Pad")
+@operator("Pad", "mode pads value")
 def pad(step: Step) -> Value:
     """Pad: with a number, or with what is at the edge."""
     x, code = step.input(), step.code

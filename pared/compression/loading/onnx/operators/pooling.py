@@ -10,7 +10,7 @@ from pared.compression.loading.onnx.operators.padding import Window, padded, win
 from pared.compression.loading.onnx.operators.step import Step, operator
 
 
-@operator("MaxPool")
+@operator("MaxPool", "auto_pad ceil_mode dilations kernel_shape pads strides")
 def max_pool(step: Step) -> Value:
     """The largest of each window."""
     x, spatial = step.input(), step.input().rank - 2
@@ -37,7 +37,7 @@ def _frame(step: Step, x: Value) -> Window:
     return window(step, x, list(kernel))
 
 
-@operator("AveragePool")
+@operator("AveragePool", "auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
 def average_pool(step: Step) -> Value:
     """The mean of each window, of its padding too where `count_include_pad` says so."""
     x, code, spatial = step.input(), step.code, step.input().rank - 2
@@ -59,15 +59,21 @@ def average_pool(step: Step) -> Value:
 
 @operator("GlobalAveragePool")
 def global_average_pool(step: Step) -> Value:
+    """The mean of each channel."""
     return step.code.call("mean", step.input(), list(range(2, step.input().rank)), True)
 
 
 @operator("GlobalMaxPool")
 def global_max_pool(step: Step) -> Value:
+    """The largest of each channel."""
     return step.code.call("amax", step.input(), list(range(2, step.input().rank)), True)
 
 
-@operator("Resize Upsample")
+@operator(
+    "Resize Upsample",
+    "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside keep_aspect_ratio_policy mode "
+    "nearest_mode scales",
+)
 def resize(step: Step) -> Value:
     """Resize over the dimensions behind batch and channels, as torch has it."""
     x, code = step.input(), step.code
@@ -107,7 +113,7 @@ def _targets(step: Step) -> tuple[list[Any] | None, list[Any] | None]:
             continue
         if len(given) != len(axes):
             raise step.refuse("has other dimensions than its input: the file is damaged.")
-        values: list[Any] = [default if default else step.code.size(step.input(), dim) for dim in range(rank)]
+        values: list[Any] = [default or step.code.size(step.input(), dim) for dim in range(rank)]
         for axis, value in zip(axes, given, strict=True):
             values[axis % rank] = value
         full.append(values)
@@ -141,11 +147,14 @@ def _resized(step: Step, x: Value, mode: str, scales: list[Any] | None, sizes: l
     if mode == "nearest":
         names = [_nearest(step, where, rounding, scales)]
     else:
-        names = {"linear": {1: ["upsample_linear"], 2: ["upsample_bilinear"], 3: ["upsample_trilinear"]}, "cubic": {2: ["upsample_bicubic"]}}.get(mode, {}).get(
-            spatial, []
-        )
+        names = {
+            "linear": {1: ["upsample_linear"], 2: ["upsample_bilinear"], 3: ["upsample_trilinear"]},
+            "cubic": {2: ["upsample_bicubic"]},
+        }.get(mode, {}).get(spatial, [])
         if not names or where not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-            raise step.refuse(f"resizes {spatial} dimensions in the mode {mode} with {where}, which torch does not have.")
+            raise step.refuse(
+                f"resizes {spatial} dimensions in the mode {mode} with {where}, which torch does not have."
+            )
         if mode == "cubic" and not math.isclose(float(step.attribute("cubic_coeff_a", -0.75)), -0.75):
             raise step.refuse("resizes with another cubic coefficient than torch's -0.75.")
     target = None if sizes is None or scales is not None else sizes[2:]

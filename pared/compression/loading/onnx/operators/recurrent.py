@@ -15,7 +15,7 @@ _GATES = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}
 _ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
 
 
-@operator("LSTM GRU RNN")
+@operator("LSTM GRU RNN", "activations clip direction hidden_size input_forget layout linear_before_reset")
 def recurrent(step: Step) -> list[Value | None]:
     """One layer, in one direction or both."""
     code, x = step.code, step.input()
@@ -78,10 +78,15 @@ def _weights(step: Step, way: int, hidden: int) -> list[Value]:
     bias = step.given(3)
     if not all(part.known and not part.text for part in (into, over, *([bias] if bias else []))):
         raise step.refuse("computes its weights, which pared does not follow.")
-    halves: Sequence[torch.Tensor] = torch.zeros(2, len(order) * hidden)
+    halves = torch.zeros(2, len(order) * hidden)
     if bias is not None:
         halves = bias.tensor[way].reshape(2, -1)
-    parts = {"weight_ih_l0": into.tensor[way], "weight_hh_l0": over.tensor[way], "bias_ih_l0": halves[0], "bias_hh_l0": halves[1]}
+    parts = {
+        "weight_ih_l0": into.tensor[way],
+        "weight_hh_l0": over.tensor[way],
+        "bias_ih_l0": halves[0],
+        "bias_hh_l0": halves[1],
+    }
     layer = step.path(Value(into.tensor), "weight").rpartition(".")[0]
     made = []
     for leaf, tensor in parts.items():

@@ -22,7 +22,7 @@ def _axes(step: Step) -> list[int] | None:
     return sorted(axis % rank for axis in axes)
 
 
-@operator(" ".join(_REDUCTIONS))
+@operator(" ".join(_REDUCTIONS), "axes keepdims noop_with_empty_axes")
 def reduce(step: Step) -> Value:
     """Sum, mean, largest, smallest and log of the sum of exponentials."""
     x, axes, keep = step.input(), _axes(step), bool(step.attribute("keepdims", 1))
@@ -33,7 +33,7 @@ def reduce(step: Step) -> Value:
     return step.code.call(_REDUCTIONS[step.op], x, axes, keep)
 
 
-@operator("ReduceSumSquare ReduceLogSum ReduceL1 ReduceL2")
+@operator("ReduceSumSquare ReduceLogSum ReduceL1 ReduceL2", "axes keepdims noop_with_empty_axes")
 def reduce_computed(step: Step) -> Value:
     """Sums of squares, of absolute values and their roots and logs."""
     x, axes, keep, code = step.input(), _axes(step), bool(step.attribute("keepdims", 1)), step.code
@@ -47,7 +47,7 @@ def reduce_computed(step: Step) -> Value:
     return code.call("log", total) if step.op == "ReduceLogSum" else total
 
 
-@operator("ReduceProd")
+@operator("ReduceProd", "axes keepdims noop_with_empty_axes")
 def reduce_prod(step: Step) -> Value:
     """The product, also of sizes."""
     x, axes, keep = step.input(), _axes(step), bool(step.attribute("keepdims", 1))
@@ -63,7 +63,7 @@ def reduce_prod(step: Step) -> Value:
     return x
 
 
-@operator("Softmax LogSoftmax Hardmax")
+@operator("Softmax LogSoftmax Hardmax", "axis")
 def softmax(step: Step) -> Value:
     """Softmax of one dimension; before version 13 of all from `axis` on, as one."""
     x, code = step.input(), step.code
@@ -79,7 +79,7 @@ def softmax(step: Step) -> Value:
     return code.call("reshape_as", code.call(name, code.call("flatten", x, axis), -1), x)
 
 
-@operator("ArgMax ArgMin")
+@operator("ArgMax ArgMin", "axis keepdims select_last_index")
 def arg_extreme(step: Step) -> Value:
     """The position of the largest or smallest."""
     if step.attribute("select_last_index", 0):
@@ -88,7 +88,7 @@ def arg_extreme(step: Step) -> Value:
     return step.code.call(name, step.input(), int(step.attribute("axis", 0)), bool(step.attribute("keepdims", 1)))
 
 
-@operator("TopK")
+@operator("TopK", "axis k largest sorted")
 def top_k(step: Step) -> list[Value]:
     """The largest or smallest, and where they are."""
     counts = step.numbers(1, "k")
@@ -98,7 +98,7 @@ def top_k(step: Step) -> list[Value]:
     return step.code.calls("topk", 2, step.input(), counts[0], axis, largest, bool(step.attribute("sorted", 1)))
 
 
-@operator("CumSum")
+@operator("CumSum", "exclusive reverse")
 def cumulative_sum(step: Step) -> Value:
     """Sums up to each position."""
     x, code = step.input(), step.code

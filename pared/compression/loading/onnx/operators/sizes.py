@@ -13,7 +13,7 @@ from pared.compression.loading.onnx.operators.step import Step, operator
 from pared.compression.loading.onnx.reading import dtype_of
 
 
-@operator("Shape")
+@operator("Shape", "end start")
 def shape(step: Step) -> Value:
     """The sizes of all dimensions, or of some of them in a row."""
     x = step.input()
@@ -31,7 +31,7 @@ def size(step: Step) -> Value:
     return result
 
 
-@operator("Constant")
+@operator("Constant", "value value_float value_floats value_int value_ints")
 def value(step: Step) -> Value:
     """A tensor, or numbers, written in the graph."""
     for name, dtype in (("value_float", torch.float32), ("value_floats", torch.float32)):
@@ -46,7 +46,7 @@ def value(step: Step) -> Value:
     return Value(tensor, known=True, source=step.name)
 
 
-@operator("ConstantOfShape")
+@operator("ConstantOfShape", "value")
 def constant_of_shape(step: Step) -> Value:
     """A tensor of one number all over."""
     sizes = step.numbers(0) or []
@@ -104,14 +104,14 @@ def non_zero(step: Step) -> Value:
     return Value(x.tensor.nonzero().t().contiguous(), known=True)
 
 
-@operator("Trilu")
+@operator("Trilu", "upper")
 def triangle(step: Step) -> Value:
     """The upper or lower triangle."""
     offset = int(step.known(1, "diagonal") or 0)
     return step.code.call("triu" if step.attribute("upper", 1) else "tril", step.input(), offset)
 
 
-@operator("EyeLike")
+@operator("EyeLike", "dtype k")
 def eye_like(step: Step) -> Value:
     """Ones on a diagonal, as large as the input."""
     x, offset = step.input(), int(step.attribute("k", 0))
@@ -120,7 +120,7 @@ def eye_like(step: Step) -> Value:
     return step.code.call("triu", step.code.call("tril", ones, offset), offset)
 
 
-@operator("OneHot")
+@operator("OneHot", "axis")
 def one_hot(step: Step) -> Value:
     """Two values: one where the index is the position."""
     index, code = step.input(0), step.code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,18 +118,35 @@ class Step:
 
 STRAIGHT = "Export the model with fixed settings, or upload it as TorchScript or a torch.export program."
 
-Operator = Callable[[Step], "Value | Sequence[Value]"]
+Operator = Callable[[Step], "Value | Sequence[Value | None]"]
 OPERATORS: dict[str, Operator] = {}
+_ATTRIBUTES: dict[str, frozenset[str]] = {}
+_OF_NO_EFFECT = {
+    "consumed_inputs", "extrapolation_value", "is_test", "round_mode", "saturate", "seed", "softmax_precision",
+    "spatial", "stash_type", "storage_order",
+}  # fmt: skip
+"""Attributes that change nothing in what pared opens: of old versions, of training, of small types, of memory."""
 
 
-def operator(names: str) -> Callable[[Operator], Operator]:
-    """Enter a function into the table, as one of these operators."""
+def operator(names: str, attributes: str = "") -> Callable[[Operator], Operator]:
+    """Enter a function into the table, as one of these operators, which have these attributes.
+
+    Args:
+        names, attributes: with spaces between them.
+    """
 
     def enter(function: Operator) -> Operator:
-        OPERATORS.update(dict.fromkeys(names.split(), function))
+        for name in names.split():
+            OPERATORS[name] = function
+            _ATTRIBUTES[name] = frozenset(attributes.split())
         return function
 
     return enter
+
+
+def unknown_attribute(op: str, given: Iterable[str]) -> str | None:
+    """An attribute that pared does not know of this operator, such as one of a newer version."""
+    return next((name for name in given if name not in _ATTRIBUTES[op] | _OF_NO_EFFECT), None)
 
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
