@@ -89,7 +89,7 @@ def _read(nodes: Sequence[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
     for node in reversed(nodes):
         if wanted.isdisjoint(node.outputs):
             continue
-        kept.append(node)
+        kept.append(replace(node, outputs=tuple(name if name in wanted else "" for name in node.outputs)))
         wanted.update(node.inputs)
         for value in node.attributes.values():
             if isinstance(value, Graph):

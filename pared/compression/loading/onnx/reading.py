@@ -19,7 +19,10 @@ from pared.errors import UnsupportedModel
 OLDEST_OPSET = 9
 _MOST_BYTES = (1 << 31) - 1  # of one protobuf message
 _FLOATS = ("FLOAT16", "BFLOAT16", "DOUBLE")
-_ONE_FILE = "onnx.save(onnx.load(path), new_path) writes one file up to 2 GiB; a zip of the .onnx and its data is opened as well."
+_ONE_FILE = (
+    "onnx.save(onnx.load(path), new_path) writes one file up to 2 GiB; a zip of the .onnx and its data is opened as "
+    "well."
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def read_onnx(path: Path) -> OnnxModel:
             model = onnx.inliner.inline_local_functions(model)
         except Exception as error:
             raise UnsupportedModel(f"The functions of this ONNX file cannot be put in: {first_line(error)}.") from error
-    return OnnxModel(model, _value_types(model), _in_float32(model), opset)
+    return OnnxModel(model, _value_types(model), in_float32(model), opset)
 
 
 def _contents(path: Path) -> tuple[bytes, dict[str, bytes]]:
@@ -256,7 +259,7 @@ def _value_types(model: Any) -> dict[str, int]:
     }
 
 
-def _in_float32(model: Any) -> dict[str, int]:
+def in_float32(model: Any) -> dict[str, int]:
     """Make float32 of every other floating-point type in a model; the types that its tensors had."""
     from onnx import TensorProto, numpy_helper
 

@@ -348,6 +348,8 @@ def identity(step: Step) -> Value | list[Value]:
     if step.op == "Identity":
         return x
     share = step.attribute("ratio") if "ratio" in step.attributes else step.known(1, "ratio")
+    if step.known(2, "mode"):
+        raise step.refuse("is on for good (training_mode), so that no answer is alike. Export the model for inference.")
     dropped = step.code.call("dropout", x, 0.5 if share is None else float(share), TRAINING)
     if step.outputs > 1:
         raise step.refuse("gives its mask, which only training reads. Export the model for inference.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from pared.compression.loading.onnx.code import Value
 from pared.compression.loading.onnx.operators.padding import Window, padded, window
 from pared.compression.loading.onnx.operators.step import Step, operator
@@ -145,7 +147,7 @@ def _resized(step: Step, x: Value, mode: str, scales: list[Any] | None, sizes: l
     if step.attribute("antialias", 0) or step.attribute("exclude_outside", 0) or where == "tf_crop_and_resize":
         raise step.refuse(f"resizes with settings that pared does not have ({where}, antialias or exclude_outside).")
     if mode == "nearest":
-        names = [_nearest(step, where, rounding, scales)]
+        names = [_nearest(step, where, rounding, scales, x, sizes)]
     else:
         names = {
             "linear": {1: ["upsample_linear"], 2: ["upsample_bilinear"], 3: ["upsample_trilinear"]},
@@ -157,6 +159,9 @@ def _resized(step: Step, x: Value, mode: str, scales: list[Any] | None, sizes: l
             )
         if mode == "cubic" and not math.isclose(float(step.attribute("cubic_coeff_a", -0.75)), -0.75):
             raise step.refuse("resizes with another cubic coefficient than torch's -0.75.")
+    scaled = [_value(scale) * size for scale, size in zip(scales or [], x.shape, strict=False)]
+    if where == "align_corners" and any(not float(size).is_integer() for size in scaled):
+        raise step.refuse("aligns corners of pictures of a broken size, which torch does not have.")
     target = None if sizes is None or scales is not None else sizes[2:]
     factors = None if scales is None else [_as_float(scale) for scale in scales[2:]]
     corners = [] if mode == "nearest" else [where == "align_corners"]
@@ -167,13 +172,46 @@ def _as_float(scale: Any) -> Any:
     return float(scale.value) if scale.literal else scale
 
 
-def _nearest(step: Step, where: str, rounding: str, scales: list[Any] | None) -> str:
-    """Which of torch's two ways of taking the nearest pixel it is."""
-    doubled = scales is not None and all(_value(scale) in (1, 2) for scale in scales)
-    if where == "asymmetric" and (rounding == "floor" or (doubled and rounding == "round_prefer_floor")):
-        return "upsample_nearest"
-    if where in ("half_pixel", "pytorch_half_pixel") and rounding in ("round_prefer_floor", "round_prefer_ceil"):
-        return "_upsample_nearest_exact"
-    if where == "tf_half_pixel_for_nn" and rounding == "floor":
-        return "_upsample_nearest_exact"
+def _nearest(step: Step, where: str, rounding: str, scales: list[Any] | None, x: Value, sizes: list[Any] | None) -> str:
+    """Which of torch's two ways of taking the nearest pixel it is: the one that takes the same, also of other sizes."""
+    for name, offset in (("upsample_nearest", 0.0), ("_upsample_nearest_exact", 0.5)):
+        if all(
+            _same_pixels(where, rounding, offset, before, after, scale)
+            for dim in range(2, x.rank)
+            for before, after, scale in _to_try(x.shape[dim], dim, scales, sizes)
+        ):
+            return name
     raise step.refuse(f"takes the nearest pixel by {where} and {rounding}, which torch does not have.")
+
+
+def _to_try(size: int, dim: int, scales: list[Any] | None, sizes: list[Any] | None) -> list[tuple[int, int, float]]:
+    """Sizes before and after, and the scale: of the example, and where the scale is fixed of others."""
+    if scales is None:
+        after = size if sizes is None else int(_value(sizes[dim]))
+        return [(size, after, after / size)]
+    scale = float(_value(scales[dim]))
+    return [(each, int(each * scale), scale) for each in {size, *range(1, 33)} if int(each * scale)]
+
+
+def _same_pixels(where: str, rounding: str, offset: float, before: int, after: int, scale: float) -> bool:
+    """Whether ONNX takes the pixels that torch takes, which are those of the rounded-down (i + offset) / scale."""
+    at = torch.arange(after, dtype=torch.float64)
+    ours = ((at + offset) / scale).floor().clamp(0, before - 1)
+    match where:
+        case "half_pixel" | "tf_half_pixel_for_nn":
+            exact = (at + 0.5) / scale - (0.5 if where == "half_pixel" else 0)
+        case "pytorch_half_pixel":
+            exact = (at + 0.5) / scale - 0.5 if after > 1 else at * 0
+        case "asymmetric":
+            exact = at / scale
+        case "align_corners":
+            exact = at * ((before - 1) / max(after - 1, 1))
+        case _:
+            return False
+    rounded = {
+        "floor": exact.floor(),
+        "ceil": exact.ceil(),
+        "round_prefer_floor": (exact - 0.5).ceil(),
+        "round_prefer_ceil": (exact + 0.5).floor(),
+    }
+    return rounding in rounded and torch.equal(rounded[rounding].clamp(0, before - 1), ours)

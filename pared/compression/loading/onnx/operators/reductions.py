@@ -30,6 +30,8 @@ def reduce(step: Step) -> Value:
         return x
     if not x.rank:
         return x
+    if step.op == "ReduceSum" and not x.tensor.is_floating_point():  # torch would give 64 bits
+        return step.code.call("sum", x, axes, keep, dtype=x.tensor.dtype)
     return step.code.call(_REDUCTIONS[step.op], x, axes, keep)
 
 
@@ -59,7 +61,7 @@ def reduce_prod(step: Step) -> Value:
         final = numbers_of(result) or ()
         return of_numbers(final, x.tensor.dtype, 1 if keep and x.rank else 0)
     for axis in reversed(axes or []):
-        x = step.code.call("prod", x, axis, keep)
+        x = step.code.call("prod", x, axis, keep, dtype=x.tensor.dtype)
     return x
 
 
@@ -90,12 +92,13 @@ def arg_extreme(step: Step) -> Value:
 
 @operator("TopK", "axis k largest sorted")
 def top_k(step: Step) -> list[Value]:
-    """The largest or smallest, and where they are."""
+    """The largest or smallest, and where they are; of equals the first."""
     counts = step.numbers(1, "k")
     if not counts:
         raise step.refuse("does not say how many it takes: the file is damaged.")
     axis, largest = int(step.attribute("axis", -1)), bool(step.attribute("largest", 1))
-    return step.code.calls("topk", 2, step.input(), counts[0], axis, largest, bool(step.attribute("sorted", 1)))
+    ordered = step.code.calls("sort", 2, step.input(), stable=True, dim=axis, descending=largest)
+    return [step.code.call("slice", part, axis, 0, counts[0], 1) for part in ordered]
 
 
 @operator("CumSum", "exclusive reverse")
@@ -105,6 +108,6 @@ def cumulative_sum(step: Step) -> Value:
     axis = int(step.known(1, "axis") or 0)
     backwards, without = step.attribute("reverse", 0), step.attribute("exclusive", 0)
     x = code.call("flip", x, [axis]) if backwards else x
-    total = code.call("cumsum", x, axis)
+    total = code.call("cumsum", x, axis, dtype=x.tensor.dtype)
     total = code.call("sub", total, x) if without else total
     return code.call("flip", total, [axis]) if backwards else total
