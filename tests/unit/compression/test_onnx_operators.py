@@ -110,8 +110,9 @@ def test_an_operator_answers_as_its_examples_say(cases, operator):
         try:
             got = answers(model, inputs, compiled=right < 3)
         except UnsupportedModel as error:
-            assert any(reason in error.detail for reason in RIGHTLY_REFUSED), (name, error.detail)
-            continue
+            if any(reason in error.detail for reason in RIGHTLY_REFUSED):
+                continue
+            raise
         for one, array in zip(got, wanted, strict=operator != "LayerNormalization"):
             # Attention in bfloat16 is rounded between its steps in the examples.
             close = 1e-2 if "bf16" in name else 2e-3

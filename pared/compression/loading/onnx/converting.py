@@ -138,8 +138,9 @@ class _Writer:
                 self.code, node.op, node.name, self._opset, inputs, dict(node.attributes), sum(map(bool, node.outputs))
             )
             results = self._run(step)
-        if len(results) < len(node.outputs):
-            raise refused(node.name, node.op, f"has {len(node.outputs)} outputs here, and pared knows {len(results)}.")
+        asked = max((position for position, name in enumerate(node.outputs, start=1) if name), default=0)
+        if len(results) < asked:
+            raise refused(node.name, node.op, f"is asked for {asked} outputs, of which pared knows {len(results)}.")
         for name, value in zip(node.outputs, results, strict=False):
             if name and value is not None:
                 yield name, value

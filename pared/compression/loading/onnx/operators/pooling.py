@@ -159,9 +159,12 @@ def _resized(step: Step, x: Value, mode: str, scales: list[Any] | None, sizes: l
             )
         if mode == "cubic" and not math.isclose(float(step.attribute("cubic_coeff_a", -0.75)), -0.75):
             raise step.refuse("resizes with another cubic coefficient than torch's -0.75.")
-    scaled = [_value(scale) * size for scale, size in zip(scales or [], x.shape, strict=False)]
+    scaled = [_value(scale) * size for scale, size in zip((scales or [])[2:], x.shape[2:], strict=False)]
     if where == "align_corners" and any(not float(size).is_integer() for size in scaled):
         raise step.refuse("aligns corners of pictures of a broken size, which torch does not have.")
+    single = any(size == 1 for size in [int(each) for each in scaled] or [_value(each) for each in sizes or []][2:])
+    if where == "pytorch_half_pixel" and single and mode != "nearest":
+        raise step.refuse("makes pictures of one row or column by pytorch_half_pixel, which torch does not have.")
     target = None if sizes is None or scales is not None else sizes[2:]
     factors = None if scales is None else [_as_float(scale) for scale in scales[2:]]
     corners = [] if mode == "nearest" else [where == "align_corners"]
