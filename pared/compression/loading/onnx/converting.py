@@ -22,7 +22,7 @@ _DEEPEST = 20
 
 
 def refuse_unknown(graph: Graph, depth: int = 0) -> None:
-    """Refuse a graph with operators that pared does not open.
+    """Refuse a graph with operators that pared does not open, or with graphs too deep in each other.
 
     Raises:
         UnsupportedModel: naming the first of them and its node.
@@ -48,6 +48,29 @@ def refuse_unknown(graph: Graph, depth: int = 0) -> None:
         for value in node.attributes.values():
             if isinstance(value, Graph):
                 refuse_unknown(value, depth + 1)
+
+
+def refuse_undefined(graph: Graph, around: frozenset[str] = frozenset()) -> None:
+    """Refuse a graph that reads what nothing has made.
+
+    Args:
+        around: what an inner graph finds made already.
+
+    Raises:
+        UnsupportedModel: naming the first such value.
+    """
+    made = {"", *around, *graph.inputs, *graph.tensors}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name not in made:
+                raise _undefined(name)
+        for value in node.attributes.values():
+            if isinstance(value, Graph):
+                refuse_undefined(value, frozenset(made))
+        made.update(node.outputs)
+    for name in graph.outputs:
+        if name not in made:
+            raise _undefined(name)
 
 
 _QUANTIZED = {
@@ -121,15 +144,9 @@ class _Writer:
             for name in last.get(position, ()):
                 if name not in values:
                     del known[name]
-        missing = next((name for name in graph.outputs if name not in known), None)
-        if missing is not None:
-            raise _undefined(missing)
         return {name: known[name] for name in graph.outputs}
 
     def _results(self, node: Node, known: Mapping[str, Value], depth: int) -> Iterator[tuple[str, Value]]:
-        missing = next((name for name in node.inputs if name and name not in known), None)
-        if missing is not None:
-            raise _undefined(missing)
         inputs = [known[name] if name else None for name in node.inputs]
         if node.op == "If":
             results: Sequence[Value | None] = self._branch(node, inputs, known, depth)

@@ -16,7 +16,7 @@ from torch.jit._fuser import optimized_execution
 from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, first_line
-from pared.compression.loading.onnx.converting import Converted, convert, refuse_unknown
+from pared.compression.loading.onnx.converting import Converted, convert, refuse_undefined, refuse_unknown
 from pared.compression.loading.onnx.graph import Graph, in_layers, read_graph
 from pared.compression.loading.onnx.reading import OnnxModel, dtype_of, read_onnx
 from pared.compression.loading.onnx_form import OnnxForm
@@ -54,6 +54,7 @@ def load_onnx(file: ModelFile) -> LoadedModel:
     read = read_onnx(file.path)
     graph = read_graph(read.proto.graph)
     refuse_unknown(graph)
+    refuse_undefined(graph)
     inputs = _inputs(read, graph)
     if not inputs:
         raise UnsupportedModel("This ONNX file takes no input, so there is nothing to run it on.")
