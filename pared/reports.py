@@ -33,8 +33,8 @@ class LayerInspection(_Part):
 class ModelInspection(_Part):
     """What opening the file in the sandbox showed."""
 
-    format: Literal["torchscript", "state_dict", "exported_program"]
-    flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported"]
+    format: Literal["torchscript", "state_dict", "exported_program", "onnx"]
+    flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported", "onnx"]
     parameters: int
     trainable_parameters: int
     inputs: list[dict[str, Any]] | None = Field(None, description="Shape and dtype of each input, as far as known.")

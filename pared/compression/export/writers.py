@@ -25,6 +25,7 @@ from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.checkpoints import write_checkpoint
+from pared.compression.export.onnx_files import like_the_upload, rounded, with_types
 from pared.compression.export.own_types import own_state, round_to_own_types
 from pared.compression.export.programs import export_program, load_program, quiet
 from pared.compression.loading import LoadedModel
@@ -76,7 +77,9 @@ def usual_outputs(upload: LoadedModel) -> list[Output]:
     """The formats to write where none was asked for: that of the upload, so that files compare like with like."""
     if not upload.runs:
         return ["state_dict" if upload.origin is None or upload.origin.container == "safetensors" else "checkpoint"]
-    return ["exported_program" if upload.format == "exported_program" else "torchscript"]
+    if upload.format in ("exported_program", "onnx"):
+        return [upload.format]
+    return ["torchscript"]
 
 
 def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
@@ -156,27 +159,60 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
         raise ExportFailed("This server was set up without ONNX. Install pared[worker,onnx] on its workers.") from error
     path = directory / "model.onnx"
     names = [f"x{index}" for index in range(len(example))]
-    axes = {name: {0: "batch"} for name in [*names, "y"]}
-    # A copy, because the exporter inlines calls in a ScriptModule's own code, which other formats then would hold.
-    exported = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
-    try:
-        with quiet(), _nothing_printed():
-            # The exporter for TorchScript: the newer one takes no ScriptModule.
-            torch.onnx.export(
-                exported, example, path, dynamo=False, input_names=names, output_names=["y"], dynamic_axes=axes
-            )
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        if of_the_machine(error):
-            raise
-        raise ExportFailed(f"ONNX cannot hold this model: {_reason(error)}.") from error
+    free = loaded.free_dims or (frozenset({0}),) * len(example)
+    axes = {
+        name: {dim: "batch" if dim == 0 else f"{name}_{dim}" for dim in dims}
+        for name, dims in zip(names, free, strict=True)
+    }
+    form = loaded.onnx
+    with rounded(module, form):
+        # A copy, because the exporter inlines calls in a ScriptModule's own code, which other formats then would hold.
+        exported = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
+        try:
+            with quiet(), _nothing_printed():
+                # The exporter for TorchScript: the newer one takes no ScriptModule.
+                torch.onnx.export(
+                    exported,
+                    example,
+                    path,
+                    dynamo=False,
+                    input_names=names,
+                    output_names=["y"],
+                    dynamic_axes={**axes, "y": {0: "batch"}},
+                )
+            if form is not None:
+                like_the_upload(path, form)
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            if of_the_machine(error):
+                raise
+            raise ExportFailed(f"ONNX cannot hold this model: {_reason(error)}.") from error
+        single = all(0 in dims for dims in free)
+        _check("model.onnx", module, example, _running(session), single=single)
+        if form is not None and with_types(path, form):
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            halves = tuple(x.half().float() if x.is_floating_point() else x for x in example)
+            _check("model.onnx", module, halves, _running(session), single=single, tolerance=_OF_HALVES)
+    return [path]
+
+
+def _running(session: Any) -> Callable[..., list[Tensor]]:
+    """The session as a function of tensors, in float32 whatever types it has."""
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        arrays = dict(zip(names, (x.numpy() for x in inputs), strict=True))
-        return [torch.from_numpy(output) for output in session.run(None, arrays)]
+        arrays = {
+            value.name: x.numpy().astype(_ARRAY_TYPES.get(value.type, x.numpy().dtype))
+            for value, x in zip(session.get_inputs(), inputs, strict=True)
+        }
+        answers = [torch.from_numpy(output) for output in session.run(None, arrays)]
+        return [answer.float() if answer.is_floating_point() else answer for answer in answers]
 
-    _check("model.onnx", module, example, run)
-    return [path]
+    return run
+
+
+_ARRAY_TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+_OF_HALVES = 4e-3
+"""As `TOLERANCE`, where answers are given in float16."""
 
 
 @contextlib.contextmanager
@@ -280,7 +316,13 @@ _OF_WEIGHTS: tuple[Output, ...] = ("state_dict", "packed", "checkpoint")
 
 
 def _check(
-    name: str, module: nn.Module, example: tuple[Tensor, ...], written: Callable[..., Any], *, single: bool = True
+    name: str,
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    written: Callable[..., Any],
+    *,
+    single: bool = True,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """The written file answers as the model does: on the example and, where that takes one, on a single sample.
 
@@ -303,7 +345,7 @@ def _check(
             raise ExportFailed("{} gives the shapes {}, the model {}.".format(name, *shapes))
         for one, other in zip(actual, expected, strict=True):
             difference = relative_difference(one, other)
-            if not difference <= TOLERANCE:  # NaN is no agreement either
+            if not difference <= tolerance:  # NaN is no agreement either
                 raise OutputDiffers(f"{name} was written but its output differs from the model's by {difference:.2g}.")
 
 

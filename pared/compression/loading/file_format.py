@@ -14,7 +14,7 @@ from pared.errors import UnsupportedModel
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_CODE_BYTES = 256 * 2**20
 
-Container = Literal["torchscript", "exported_program", "zip_state_dict", "legacy_state_dict", "safetensors"]
+Container = Literal["torchscript", "exported_program", "zip_state_dict", "legacy_state_dict", "safetensors", "onnx"]
 STATE_DICTS: tuple[Container, ...] = ("zip_state_dict", "legacy_state_dict", "safetensors")
 """Files of weights alone."""
 
@@ -67,10 +67,8 @@ def recognise(path: Path) -> Container:
             raise UnsupportedModel(f"This is {name}. {advice}")
     if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
         return "legacy_state_dict"
-    if head[:1] == b"\x08" and 1 <= head[1] <= 20 and head[2:3] in {b"\x12", b"\x1a", b"\x3a", b"\x42"}:
-        raise UnsupportedModel(
-            f"This looks like an ONNX model. pared writes ONNX but starts from the PyTorch model. {SAVE_ADVICE}"
-        )
+    if _is_onnx(head):
+        return "onnx"
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UnsupportedModel(
@@ -83,8 +81,19 @@ def recognise(path: Path) -> Container:
         )
     raise UnsupportedModel(
         f"This is not a model that pared knows: it begins with {head[:8].hex(' ')}. It opens TorchScript, "
-        f"torch.export programs, state dicts and safetensors. {SAVE_ADVICE}"
+        f"torch.export programs, ONNX, state dicts and safetensors. {SAVE_ADVICE}"
     )
+
+
+def _is_onnx(head: bytes) -> bool:
+    """Whether a file begins as the message of an ONNX model does: with its version, then the name of what made it.
+
+    Or another field of the model comes next, such as the graph.
+    """
+    return head[:1] == b"\x08" and len(head) > 2 and 1 <= head[1] <= 20 and head[2:3] in _AFTER_VERSION
+
+
+_AFTER_VERSION = {b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42", b"\x72"}
 
 
 def _recognise_zip(path: Path) -> Container:
@@ -105,6 +114,8 @@ def _recognise_zip(path: Path) -> Container:
         raise UnsupportedModel(f"This is a NumPy archive (.npz): upload it as a data set. {SAVE_ADVICE}")
     if "MAR-INF/MANIFEST.json" in names:
         raise UnsupportedModel("This is a TorchServe archive (.mar). Unpack it and upload the model file inside.")
+    if any(name.endswith(".onnx") for name in names):
+        return "onnx"
     listing = ", ".join(sorted(names)[:5])[:300]
     raise UnsupportedModel(f"This is a zip archive without a PyTorch model in it (it holds {listing}). {SAVE_ADVICE}")
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pared.compression.loading.onnx_form import OnnxForm
 from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
 
@@ -52,8 +53,8 @@ class LoadedModel:
     """An upload, opened: its module on the CPU, in eval mode, in float32."""
 
     module: nn.Module
-    format: Literal["torchscript", "state_dict", "exported_program"]
-    flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported"]
+    format: Literal["torchscript", "state_dict", "exported_program", "onnx"]
+    flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported", "onnx"]
     architecture: dict[str, Any] | None = None
     sha256: str = ""
     file_bytes: int = 0
@@ -82,6 +83,8 @@ class LoadedModel:
     """Of a state dict: where its tensors stand in the file."""
     runs: bool = True
     """False: weights without an architecture, which nothing can run."""
+    onnx: OnnxForm | None = None
+    """What its ONNX file calls inputs and outputs, and of which types it has them."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

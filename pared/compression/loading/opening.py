@@ -12,6 +12,7 @@ from pared.compression.architectures import build
 from pared.compression.loading.file_format import STATE_DICTS, recognise
 from pared.compression.loading.known_architectures import recognised, recognised_note
 from pared.compression.loading.loaded import LoadedModel, listed
+from pared.compression.loading.onnx import load_onnx
 from pared.compression.loading.programs import load_program
 from pared.compression.loading.state_dicts import read_state_dict
 from pared.compression.loading.torchscript import load_torchscript
@@ -44,6 +45,8 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
         return load_torchscript(file)
     if container == "exported_program":
         return load_program(file)
+    if container == "onnx":
+        return load_onnx(file)
     chosen = architecture if architecture is not None else file.architecture
     known = recognised(file) if chosen is None else None
     notes = [] if known is None else [recognised_note(known)]

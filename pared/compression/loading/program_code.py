@@ -35,7 +35,7 @@ def as_torchscript(program: Program, *, free_batch: bool = False) -> torch.jit.S
     Raises:
         UnsupportedModel: it uses an operator that plain PyTorch lacks, or what is no straight line of calls.
     """
-    tree = _tree(program)
+    tree = module_tree({**program.tensors, **program.constants}, _kinds(program.graph))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -156,7 +156,7 @@ class _Code:
                 name = value[_NAME_OF[kind]]
                 if name not in self._program.tensors and name not in self._program.constants:
                     raise UnsupportedModel(f"This program is damaged: it has no tensor {name[:200]}. Export it again.")
-                yield value["arg"]["name"], _attribute(name)
+                yield value["arg"]["name"], attribute(name)
             elif kind == "user_input" and "as_tensor" in value["arg"]:
                 name = f"x{len(self._inputs)}"
                 self._inputs.append(name)
@@ -410,11 +410,10 @@ def _without_batch(graph: Graph, node: Node, sizes: Argument) -> list[int] | Non
 # -- tensors --------------------------------------------------------------------------------------
 
 
-def _tree(program: Program) -> nn.Module:
-    """Modules with the program's tensors, each of a class that is called as the original's is."""
-    kinds = _kinds(program.graph)
+def module_tree(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> nn.Module:
+    """Modules with these tensors, by their paths; `kinds`: path of a module -> name of its class."""
     root = _module(kinds.get("", "Program"))
-    for name, tensor in {**program.tensors, **program.constants}.items():
+    for name, tensor in tensors.items():
         owner, path = root, ""
         *parts, leaf = name.split(".")
         if any(keyword.iskeyword(part) for part in (*parts, leaf)):  # torch.jit.load cannot read such code again
@@ -460,8 +459,8 @@ def _module(kind: str) -> nn.Module:
     return made
 
 
-def _attribute(path: str) -> str:
-    """`self.layer.weight`, also where a part is no name of Python's, such as a number."""
+def attribute(path: str) -> str:
+    """How code reads a tensor: `self.layer.weight`, also where a part is no name of Python's, such as a number."""
     text = "self"
     for part in path.split("."):
         plain = part.isidentifier() and part.isascii()

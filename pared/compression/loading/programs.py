@@ -98,12 +98,12 @@ def _with_any_batch(
     """A program that was exported for one batch size, taking any if it can; and what to say of that."""
     rows = len(example[0]) if example[0].dim() else 0
     freed = as_torchscript(program, free_batch=True).float().eval()
-    if _takes_any_batch(script, freed, example):
+    if takes_any_batch(script, freed, example):
         note = (
             f"This program was exported for a batch of {rows} alone. Its own steps take any, which was checked, so the "
             "result takes any batch too."
         )
-        return freed, tuple(_repeated(tensor, _ROWS) for tensor in example), [{0, *dims} for dims in free], note
+        return freed, tuple(repeated(tensor, _ROWS) for tensor in example), [{0, *dims} for dims in free], note
     note = (
         f"This program takes a batch of {rows} alone, where training and measuring need others: export it with "
         "torch.export.export(model, args, dynamic_shapes=[{0: torch.export.Dim.AUTO}]), an entry for each input."
@@ -111,7 +111,7 @@ def _with_any_batch(
     return script, example, free, note
 
 
-def _takes_any_batch(script: torch.jit.ScriptModule, freed: torch.jit.ScriptModule, example: Sequence[Tensor]) -> bool:
+def takes_any_batch(script: torch.jit.ScriptModule, freed: torch.jit.ScriptModule, example: Sequence[Tensor]) -> bool:
     """Whether the program whose reshapes were freed treats each row as the program itself does, however many come."""
     rows = len(example[0]) if example[0].dim() else 0
     if not rows or any(not tensor.dim() or len(tensor) != rows for tensor in example):
@@ -120,10 +120,10 @@ def _takes_any_batch(script: torch.jit.ScriptModule, freed: torch.jit.ScriptModu
         try:
             expected = flat_tensors(script(*example))
             single = flat_tensors(freed(*(tensor[:1] for tensor in example)))
-            double = flat_tensors(freed(*(_repeated(tensor, 2 * rows) for tensor in example)))
+            double = flat_tensors(freed(*(repeated(tensor, 2 * rows) for tensor in example)))
         except Exception:  # noqa: BLE001 - whatever it is, it takes no other batch
             return False
-    wanted = [(tensor[:1], _repeated(tensor, 2 * rows)) for tensor in expected if tensor.dim()]
+    wanted = [(tensor[:1], repeated(tensor, 2 * rows)) for tensor in expected if tensor.dim()]
     actual = list(zip(single, double, strict=True))
     return len(wanted) == len(actual) and all(
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -132,7 +132,7 @@ def _takes_any_batch(script: torch.jit.ScriptModule, freed: torch.jit.ScriptModu
     )
 
 
-def _repeated(tensor: Tensor, rows: int) -> Tensor:
+def repeated(tensor: Tensor, rows: int) -> Tensor:
     """The rows of a tensor, over and over until there are so many."""
     return tensor[torch.arange(rows) % len(tensor)]
 

@@ -118,6 +118,7 @@ _SUCCESSORS = {
     "torchscript": ("model.pt",),
     "state_dict": ("model.safetensors", "model.ckpt"),
     "exported_program": ("model.pt2",),
+    "onnx": ("model.onnx",),
 }
 
 
