@@ -26,6 +26,9 @@ Wrap = Callable[[str, torch.Tensor], Tracked]
 Visitor = Callable[["Call"], None]
 StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
+OWN_FORWARD = "forward_of_upload"
+"""The method with the file's own forward, where a module's forward only calls it with tensors alone."""
+
 
 class UnsupportedGraph(Exception):
     """The graph holds a construct that this interpreter does not run; the message names it."""
@@ -98,6 +101,8 @@ class Interpreter:
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
         # A recurrent layer reads its weights from a list of them.
         self._names = {storage_key(tensor): name for name, tensor in module.named_parameters()}
+        self.taken: set[tuple[str, int]] = set()  # (id of a `prim::If`, branch) of all runs
+        self._set: dict[str, Any] = {}  # what a run has set attributes to, by their full names
 
     def holds(self, kinds: Iterable[str]) -> bool:
         """Whether an operator of one of these kinds is in the graph, whatever branch is taken."""
@@ -106,6 +111,14 @@ class Interpreter:
     def kinds(self) -> list[str]:
         """The operators and constructs of the graph, in the order of `nodes_of`."""
         return [node.kind() for node in nodes_of(self._graph)]
+
+    def branches_left_out(self) -> Iterator[tuple[Node, Any]]:
+        """Each `prim::If` that has run, with its block that no run has taken."""
+        for node in nodes_of(self._graph):
+            if node.kind() == "prim::If":
+                ran = [(id_of(node), branch) in self.taken for branch in (0, 1)]
+                if sum(ran) == 1:
+                    yield node, list(node.blocks())[ran.index(False)]
 
     def index_of(self, node: Node) -> int:
         """The position of a node in `nodes_of`."""
@@ -122,7 +135,7 @@ class Interpreter:
             wrap: makes the `Tracked` of a parameter or buffer, from its full name and tensor.
             visit: called after every operator.
         """
-        self._wrap, self._visit = wrap, visit
+        self._wrap, self._visit, self._set = wrap, visit, {}
         owner, *names = self._program.inputs
         env: dict[str, Any] = {owner: _Attribute(self.module._c, "")}
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
@@ -138,7 +151,7 @@ class Interpreter:
 
         Not what a draw of chance has a part in. Steps that write in place write into the module's own tensors.
         """
-        self._wrap, self._visit = lambda name, tensor: Tracked(tensor, name=name), lambda call: None
+        self._wrap, self._visit, self._set = lambda name, tensor: Tracked(tensor, name=name), lambda call: None, {}
         env: dict[str, Any] = {self._program.inputs[0]: _Attribute(self.module._c, "")}
         self._run_fixed(self._program, env)
         return env
@@ -153,6 +166,8 @@ class Interpreter:
                 if known is not None:
                     results = zip(step.outputs, branches[0].outputs, strict=True)
                     env |= {output: env[result] for output, result in results if result in env}
+            elif step.kind == "prim::SetAttr":
+                continue
             elif _DRAWN.match(step.kind) is None and all(name in env for name in step.inputs):
                 try:
                     env |= zip(step.outputs, self._run_step(step, env), strict=True)
@@ -178,9 +193,12 @@ class Interpreter:
         if kind == "prim::GetAttr":
             return [self._get_attribute(args[0], step.node.s("name"))]
         if kind == "prim::SetAttr":
-            return []  # only counters do this (num_batches_tracked); the shrunk file does it by itself
+            self._set[_full_name(args[0], step.node.s("name"))] = args[1]  # the module itself stays as it is
+            return []
         if kind == "prim::If":
-            return self._run_block(step.blocks[0 if _truth(args[0]) else 1], env)
+            branch = 0 if _truth(args[0]) else 1
+            self.taken.add((id_of(step.node), branch))
+            return self._run_block(step.blocks[branch], env)
         if kind == "prim::Loop":
             return self._run_loop(step.blocks[0], args, env)
         if kind == "prim::RaiseException":
@@ -202,8 +220,10 @@ class Interpreter:
         return carried
 
     def _get_attribute(self, owner: _Attribute, name: str) -> Any:
+        full_name = _full_name(owner, name)
+        if full_name in self._set:
+            return self._set[full_name]
         value = owner.object.getattr(name)
-        full_name = f"{owner.name}.{name}" if owner.name else name
         if isinstance(value, torch.Tensor):
             return self._wrap(full_name, value)
         if isinstance(value, torch._C.ScriptModule):
@@ -281,9 +301,25 @@ class _Attribute:
         self.name = name
 
 
+def _full_name(owner: _Attribute, name: str) -> str:
+    return f"{owner.name}.{name}" if owner.name else name
+
+
 def inlined_graph(module: torch.jit.ScriptModule) -> Any:
-    """The forward graph with every call inlined, in place, so that an edit of it is an edit of the module."""
-    return inlined(module.graph)
+    """The graph of the file's own forward with every call inlined, in place: an edit of it is an edit of the module."""
+    return inlined(module._c._get_method(OWN_FORWARD).graph if calls_own_forward(module) else module.graph)
+
+
+def calls_own_forward(module: torch.jit.ScriptModule) -> bool:
+    """Whether a module's forward only calls the file's own one, which is another method."""
+    return bool(module._c._has_method(OWN_FORWARD))
+
+
+def steps_before_own_forward(module: torch.jit.ScriptModule) -> int:
+    """How many nodes of the inlined forward come before those of the file's own forward."""
+    if not calls_own_forward(module):
+        return 0
+    return [node.kind() for node in module.graph.nodes()].index("prim::CallMethod")
 
 
 def inlined(graph: Any) -> Any:

@@ -15,7 +15,15 @@ from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of
-from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_model
+from pared.compression.loading import (
+    LoadedModel,
+    confirmed,
+    example_from_specs,
+    guess_example_inputs,
+    load_model,
+    on_tensors,
+)
+from pared.compression.loading.arguments import missing_values, needs_values
 from pared.compression.measuring.latency import batch_of
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
@@ -30,7 +38,7 @@ from pared.compression.training.loop import trainable
 from pared.compression.work import Work
 from pared.errors import ModelFailed, ValidationError
 from pared.reports import Report
-from pared.specs import PruneSpec, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Retrain
 from pared.wording import shortened
 
 
@@ -130,6 +138,7 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     stages.enter("validate")
     original = load_model(work.models["model"], plain(spec.architecture))
     _check_patterns(spec, original.module)
+    original = _on_tensors(spec, original, work)
     spec, data = data_of(spec, work, original, beside=not to_train)
     example = _example(spec, original, data)
     original = confirmed(original, example)
@@ -173,11 +182,13 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
     if data is not None:
         return data.example(EXAMPLE_BATCH)
     if spec.example_inputs:
-        example = example_from_specs(spec.example_inputs)
+        example = example_from_specs(spec.example_inputs if loaded.given is None else loaded.given.specs)
         example = example if len(example[0]) > 1 else batch_of(example, EXAMPLE_BATCH)
         _check_runs(loaded.module, example)
         return example
     guessed = guess_example_inputs(loaded)
+    if guessed is None and spec.granularity not in PHYSICAL:
+        return ()
     if guessed is None:
         text = (
             "The shape of the model's inputs could not be guessed. Name a data set, or give `example_inputs` such as "
@@ -185,6 +196,15 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
         )
         raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
     return guessed
+
+
+def _on_tensors(spec: PruneSpec, loaded: LoadedModel, work: Work) -> LoadedModel:
+    """The model as it is called on tensors alone, its other arguments with the values that the spec gives."""
+    if spec.example_inputs or not isinstance(loaded.module, torch.jit.ScriptModule) or not needs_values(loaded.module):
+        return on_tensors(loaded, spec.example_inputs or [])
+    if work.dataset is None and spec.granularity not in PHYSICAL:
+        return loaded  # which no step of the job runs
+    raise missing_values(loaded.module)
 
 
 def _check_patterns(spec: PruneSpec, module: nn.Module) -> None:

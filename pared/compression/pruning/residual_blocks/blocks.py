@@ -17,6 +17,7 @@ from pared.compression.coupling.interpreter import (
     inlined_graph,
     nodes_of,
     reloaded,
+    steps_before_own_forward,
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
@@ -201,11 +202,12 @@ def _zero(block: ResidualBlock, args: list[Any]) -> None:
 def without_blocks(script: torch.jit.ScriptModule, blocks: Collection[ResidualBlock]) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule without these blocks, and without all that only they used.
 
-    Calls are inlined. The copy loads anywhere without source, and trains as the original does.
+    Calls are inlined. The copy loads anywhere without source, and trains as the original does. Its forward is the
+    file's own, where that of the script only calls it.
     """
     smaller = reloaded(script)
-    graph = inlined_graph(smaller)
-    _rewire(graph, [(block.add, block.branch) for block in blocks])
+    before, graph = steps_before_own_forward(smaller), inlined_graph(smaller)
+    _rewire(graph, [(block.add - before, block.branch) for block in blocks])
     erase_dead(graph, Flow(graph, smaller))
     return without_unused(smaller)
 
