@@ -101,7 +101,6 @@ class Interpreter:
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
         # A recurrent layer reads its weights from a list of them.
         self._names = {storage_key(tensor): name for name, tensor in module.named_parameters()}
-        self.taken: set[tuple[str, int]] = set()  # (id of a `prim::If`, branch) of all runs
         self._set: dict[str, Any] = {}  # what a run has set attributes to, by their full names
 
     def holds(self, kinds: Iterable[str]) -> bool:
@@ -111,14 +110,6 @@ class Interpreter:
     def kinds(self) -> list[str]:
         """The operators and constructs of the graph, in the order of `nodes_of`."""
         return [node.kind() for node in nodes_of(self._graph)]
-
-    def branches_left_out(self) -> Iterator[tuple[Node, Any]]:
-        """Each `prim::If` that has run, with its block that no run has taken."""
-        for node in nodes_of(self._graph):
-            if node.kind() == "prim::If":
-                ran = [(id_of(node), branch) in self.taken for branch in (0, 1)]
-                if sum(ran) == 1:
-                    yield node, list(node.blocks())[ran.index(False)]
 
     def index_of(self, node: Node) -> int:
         """The position of a node in `nodes_of`."""
@@ -160,7 +151,7 @@ class Interpreter:
         for step in block.steps:
             if step.kind == "prim::If":
                 known = env.get(step.inputs[0])
-                branches = step.blocks if known is None else [step.blocks[0 if _truth(known) else 1]]
+                branches = step.blocks if known is None else [step.blocks[0 if truth(known) else 1]]
                 for branch in branches:
                     self._run_fixed(branch, env)
                 if known is not None:
@@ -196,9 +187,7 @@ class Interpreter:
             self._set[_full_name(args[0], step.node.s("name"))] = args[1]  # the module itself stays as it is
             return []
         if kind == "prim::If":
-            branch = 0 if _truth(args[0]) else 1
-            self.taken.add((id_of(step.node), branch))
-            return self._run_block(step.blocks[branch], env)
+            return self._run_block(step.blocks[0 if truth(args[0]) else 1], env)
         if kind == "prim::Loop":
             return self._run_loop(step.blocks[0], args, env)
         if kind == "prim::RaiseException":
@@ -210,12 +199,12 @@ class Interpreter:
         return self._call(step, args)
 
     def _run_loop(self, block: _Block, args: list[Any], env: dict[str, Any]) -> list[Any]:
-        trips, condition, carried = args[0], _truth(args[1]), args[2:]
+        trips, condition, carried = args[0], truth(args[1]), args[2:]
         trip = 0
         while condition and trip < trips:
             env.update(zip(block.inputs, [trip, *carried], strict=True))
             condition, *carried = self._run_block(block, env)
-            condition = _truth(condition)
+            condition = truth(condition)
             trip += 1
         return carried
 
@@ -414,7 +403,8 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _truth(value: Any) -> bool:
+def truth(value: Any) -> bool:
+    """Whether a condition holds."""
     return bool(_unwrapped(value))
 
 

@@ -7,6 +7,7 @@ upload's does is taken out of the result; a value for which forward no longer do
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +18,15 @@ from pared.compression.coupling import Removed
 from pared.compression.coupling.interpreter import (
     OWN_FORWARD,
     Interpreter,
+    Step,
     UnsupportedGraph,
+    id_of,
     inlined,
     inlined_graph,
     nodes_of,
     reloaded,
     storage_key,
+    truth,
 )
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.shrink import tensors_of
@@ -165,30 +169,28 @@ def _other_values(
     files: Sequence[torch.jit.ScriptModule], called: Arguments, example: Example, removed: Removed
 ) -> list[str]:
     """What to say of values of the arguments for which forward no longer answers as the upload's does."""
-    formal = [one.name for one in files[0]._c._get_method("forward").schema.arguments[1:]]
-    notes, tried = [], set()
+    formal = files[0]._c._get_method("forward").schema.arguments[1:]
+    notes: list[str] = []
+    runs = [_Both(files, called, example)]
     graph = _graph(files[0], "forward")
-    for index, (name, spec) in enumerate(zip(formal, called.specs, strict=False)):
-        for other in _others(graph, files[0]._c._get_method("forward").schema.arguments[1 + index].type, spec):
+    for index, (one, spec) in enumerate(zip(formal, called.specs, strict=False)):
+        for other in _others(graph, one.type, spec):
             specs = (*called.specs[:index], other, *called.specs[index + 1 :])
-            arguments = Arguments(specs, called.states, called.second)
-            given = _left(called, index, example) if other.shape is None and spec.shape is not None else example
+            given = _left(called, index, example) if spec.shape is not None else example
             try:
-                old, new = (arguments.given_to(each) for each in files)
-                runner = Interpreter(old)
-                answers(old, given)
+                both = _Both(files, replace(called, specs=specs), given)
+                answers(both.module, given)
             except Exception:  # noqa: BLE001, S112 - no value that the upload takes
                 continue
             try:
-                check(runner, given, removed, new)
-                tried |= runner.taken
+                check(both.old, given, removed, both.smaller)
             except Mismatch as mismatch:
                 notes.append(
-                    f"With {name}={other.value!r} the result does not answer as the upload does, for {mismatch}. It is "
-                    f"right with {name}={_said(spec)}, which the job ran with."
+                    f"With {one.name}={other.value!r} the result does not answer as the upload does: {mismatch}. It is "
+                    f"right with {one.name}={_said(spec)}, which the job ran with."
                 )
-                tried |= runner.taken
-    return [*notes, *_never_tried(files[0], called, example, removed, tried)]
+            runs.append(both)
+    return [*notes, *_never_tried(runs, removed)]
 
 
 def _said(spec: TensorSpec) -> str:
@@ -210,43 +212,85 @@ def _others(graph: Any, kind: Any, spec: TensorSpec) -> Iterator[TensorSpec]:
     if isinstance(spec.value, bool):
         yield TensorSpec(value=not spec.value)
     elif isinstance(spec.value, (int, float, str)):
-        found: list[Any] = []
+        found: list[Any] = [spec.value]
         for node in nodes_of(graph):
             if node.kind() in _COMPARISONS:
                 constants = [each.toIValue() for each in node.inputs() if each.node().kind() == "prim::Constant"]
                 for each in constants:
                     found += each if isinstance(each, list) else [each]
-        kept = [each for each in dict.fromkeys(found) if type(each) is type(spec.value) and each != spec.value]
-        yield from (TensorSpec(value=each) for each in kept[:_MOST_TRIED])
+        known: list[Any] = [each for each in dict.fromkeys(found) if type(each) is type(spec.value)][:_MOST_TRIED]
+        unknown = "another" if isinstance(spec.value, str) else max(known) + 1
+        yield from (TensorSpec(value=each) for each in [*known[1:], unknown])
 
 
 _COMPARISONS = {f"aten::{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge", "__contains__")}
 
 
-def _never_tried(
-    file: torch.jit.ScriptModule, called: Arguments, example: Example, removed: Removed, tried: set[tuple[str, int]]
-) -> list[str]:
-    """What to say of code that hangs on the arguments' values, reads what lost channels, and could not be tried out."""
-    module = called.given_to(file)
-    runner = Interpreter(module)
-    try:
+_Branch = tuple[int, int]
+"""A branch, by the number of its `prim::If` among those of the graph, and 0 or 1."""
+
+
+class _Watching(Interpreter):
+    """Notes which branches are taken, and of those that are not the shapes of what they would read."""
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        super().__init__(module)
+        self.ifs = [node for node in nodes_of(self._graph) if node.kind() == "prim::If"]
+        self._numbers = {id_of(node): number for number, node in enumerate(self.ifs)}
+        self.taken: dict[_Branch, list[list[int]]] = {}
+
+    def _run_step(self, step: Step, env: dict[str, Any]) -> list[Any]:
+        if step.kind == "prim::If":
+            branch = 0 if truth(env[step.inputs[0]]) else 1
+            other = list(step.node.blocks())[1 - branch]
+            read = [env.get(value.debugName()) for node in nodes_of(other) for value in node.inputs()]
+            read += [env.get(value.debugName()) for value in other.outputs()]
+            shapes = [list(each.tensor.shape) for each in read if isinstance(each, Tracked)]
+            self.taken[self._numbers[id_of(step.node)], branch] = shapes
+        return super()._run_step(step, env)
+
+
+class _Both:
+    """The model before and after a removal, called with the same values."""
+
+    def __init__(self, files: Sequence[torch.jit.ScriptModule], called: Arguments, given: Example) -> None:
+        self.module, self.smaller = (called.given_to(each) for each in files)
+        self.old, self._new, self._given = _Watching(self.module), _Watching(self.smaller), given
+
+    def taken(self) -> dict[_Branch, bool]:
+        """The branches that are taken; whether those not taken would read what has another shape in the smaller model.
+
+        Raises:
+            UnsupportedGraph: one of the models cannot be followed, or fails.
+        """
         with torch.no_grad():
-            runner.run(example, lambda name, tensor: Tracked(tensor, name=name), lambda call: None)
-    except UnsupportedGraph:
-        return []  # nothing could have been removed
-    runner.taken |= tried
-    keys = {storage_key(tensor) for name, tensor in tensors_of(module).items() if name in removed}
-    layers = {
-        name.rpartition(".")[0] or name
-        for node, block in runner.branches_left_out()
-        if _hangs_on_values(node.inputsAt(0))
-        for name in _reads(module, block, keys)
-    }
+            for runner in (self.old, self._new):
+                runner.run(self._given, lambda name, tensor: Tracked(tensor, name=name), lambda call: None)
+        return {branch: shapes != self._new.taken.get(branch, shapes) for branch, shapes in self.old.taken.items()}
+
+
+def _never_tried(runs: Sequence[_Both], removed: Removed) -> list[str]:
+    """What to say of code that hangs on the arguments' values, depends on what was removed, and was not tried out."""
+    found = []
+    for both in runs:
+        with suppress(UnsupportedGraph):  # told already, where a value does not hold
+            found.append((both, both.taken()))
+    tried = {branch for _, taken in found for branch in taken}
+    layers: set[str] = set()
+    for both, taken in found:
+        tensors = tensors_of(both.module)
+        keys = {storage_key(tensors[name]) for name in removed}
+        for (number, branch), differs in taken.items():
+            node = both.old.ifs[number]
+            if (number, 1 - branch) not in tried and _hangs_on_values(node.inputsAt(0)):
+                read = _reads(both.module, list(node.blocks())[1 - branch], keys) or (list(removed) if differs else [])
+                layers |= {name.rpartition(".")[0] or name for name in read}
     if not layers:
         return []
+    names = shortened(sorted(layers))
     note = (
-        f"Code that other values of the arguments reach reads {shortened(sorted(layers))}, which lost channels, and "
-        "could not be tried out: use the result with the values that the job ran with."
+        f"Code that other values of the arguments reach depends on what was removed ({names}) and could not be tried "
+        "out: use the result with the values that the job ran with."
     )
     return [note]
 
