@@ -192,6 +192,10 @@ class Interpreter:
             return self._run_loop(step.blocks[0], args, env)
         if kind == "prim::RaiseException":
             raise RuntimeError(str(args[0]))
+        if kind == "prim::CreateObject":
+            return [_Attribute(None, f"the object {step.outputs[0]}")]
+        if kind in ("prim::Enter", "prim::Exit") and _GRADIENTS.search(step.node.inputsAt(0).type().annotation_str):
+            return [None] * len(step.outputs)  # values are the same with and without gradients
         if kind in _ON_LISTS and isinstance(args[0], list):
             return _ON_LISTS[kind](args)
         if kind in _PYTHON:
@@ -423,6 +427,7 @@ def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], 
     return run
 
 
+_GRADIENTS = re.compile(r"grad_mode\.(___torch_mangle_\d+\.)?(no_grad|enable_grad)$")
 _DRAWN = re.compile(r"aten::(\w*dropout|rand\w*|bernoulli|normal|uniform|multinomial|poisson|exponential|rrelu)(_|$)")
 """Operators whose results hang on chance."""
 

@@ -383,7 +383,10 @@ def states_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
     found: dict[str, Any] = {}
     graph: Any = module.inlined_graph  # which is gone when nothing holds it
     for node in graph.findAllNodes("prim::SetAttr", recurse=True):
-        path = ".".join([*_path(node.inputsAt(0)), node.s("name")])
+        owner = _path(node.inputsAt(0))
+        if owner is None:
+            continue  # an object that lives for one call
+        path = ".".join([*owner, node.s("name")])
         if path in parameters or path.endswith("num_batches_tracked"):
             continue
         value: Any = module._c
@@ -394,9 +397,10 @@ def states_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
     return found
 
 
-def _path(value: Any) -> list[str]:
+def _path(value: Any) -> list[str] | None:
+    """The names that lead from the module to a part of it; None for what is no part of it."""
     names: list[str] = []
     while value.node().kind() == "prim::GetAttr":
         names.insert(0, value.node().s("name"))
         value = value.node().inputsAt(0)
-    return names
+    return names if value.node().kind() == "prim::Param" else None

@@ -296,11 +296,11 @@ def _never_tried(runs: Sequence[_Both], removed: Removed) -> list[str]:
 
 
 def _hangs_on_values(value: Any) -> bool:
-    """Whether a condition is computed from what stands for an argument's value."""
+    """Whether a condition is computed from what stands for an argument's value, and not through any tensor."""
     todo, seen = [value], set()
     while todo:
         each = todo.pop()
-        if each.debugName() in seen:
+        if each.debugName() in seen or isinstance(each.type(), torch._C.TensorType):
             continue
         seen.add(each.debugName())
         node = each.node()
