@@ -96,7 +96,8 @@ class Interpreter:
 
     def __init__(self, module: torch.jit.ScriptModule, graph: Any | None = None) -> None:
         self.module = module
-        self._graph = inlined(module.graph.copy()) if graph is None else graph
+        self._graph = inlined(_own_graph(module).copy()) if graph is None else graph
+        self._call_of_own = _Block(module.graph.copy()) if calls_own_forward(module) else None
         self._program = _Block(self._graph)
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
         # A recurrent layer reads its weights from a list of them.
@@ -127,14 +128,15 @@ class Interpreter:
             visit: called after every operator.
         """
         self._wrap, self._visit, self._set = wrap, visit, {}
-        owner, *names = self._program.inputs
+        program = self._call_of_own or self._program
+        owner, *names = program.inputs
         env: dict[str, Any] = {owner: _Attribute(self.module._c, "")}
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
         if len(names) != len(inputs) + len(defaults) or not all(each.has_default_value() for each in defaults):
             raise UnsupportedGraph(f"forward takes other arguments than these {len(inputs)}")
         values = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
         env |= zip(names, values, strict=True)
-        outputs = self._run_block(self._program, env)
+        outputs = self._run_block(program, env)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def fixed_values(self) -> dict[str, Any]:
@@ -192,6 +194,8 @@ class Interpreter:
             return self._run_loop(step.blocks[0], args, env)
         if kind == "prim::RaiseException":
             raise RuntimeError(str(args[0]))
+        if kind == "prim::CallMethod" and step.node.s("name") == OWN_FORWARD:
+            return self._run_block(self._program, dict(zip(self._program.inputs, args, strict=True)))
         if kind == "prim::CreateObject":
             return [_Attribute(None, f"the object {step.outputs[0]}")]
         if kind in ("prim::Enter", "prim::Exit") and _GRADIENTS.search(step.node.inputsAt(0).type().annotation_str):
@@ -300,19 +304,16 @@ def _full_name(owner: _Attribute, name: str) -> str:
 
 def inlined_graph(module: torch.jit.ScriptModule) -> Any:
     """The graph of the file's own forward with every call inlined, in place: an edit of it is an edit of the module."""
-    return inlined(module._c._get_method(OWN_FORWARD).graph if calls_own_forward(module) else module.graph)
+    return inlined(_own_graph(module))
+
+
+def _own_graph(module: torch.jit.ScriptModule) -> Any:
+    return module._c._get_method(OWN_FORWARD).graph if calls_own_forward(module) else module.graph
 
 
 def calls_own_forward(module: torch.jit.ScriptModule) -> bool:
     """Whether a module's forward only calls the file's own one, which is another method."""
     return bool(module._c._has_method(OWN_FORWARD))
-
-
-def steps_before_own_forward(module: torch.jit.ScriptModule) -> int:
-    """How many nodes of the inlined forward come before those of the file's own forward."""
-    if not calls_own_forward(module):
-        return 0
-    return [node.kind() for node in module.graph.nodes()].index("prim::CallMethod")
 
 
 def inlined(graph: Any) -> Any:

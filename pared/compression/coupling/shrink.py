@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import (
-    StorageKey,
-    inlined_graph,
-    nodes_of,
-    reloaded,
-    steps_before_own_forward,
-    storage_key,
-)
+from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
 from pared.compression.coupling.model import CountedPatch, Removed
 
 
@@ -35,11 +28,11 @@ def remove(
     if not changed:
         return shrunk
     shrunk = reloaded(shrunk)  # with code of its own
-    before, graph = steps_before_own_forward(shrunk), inlined_graph(shrunk)
+    graph = inlined_graph(shrunk)
     nodes = list(nodes_of(graph))
     indices = _removed_indices(removed)
     for counted in changed:
-        _replace_literal(graph, nodes[counted.patch.node - before], counted, _kept(counted, indices))
+        _replace_literal(graph, nodes[counted.patch.node], counted, _kept(counted, indices))
     return shrunk if to_count else reloaded(shrunk)  # so that what is checked and trained is what the file will say
 
 

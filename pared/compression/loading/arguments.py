@@ -31,13 +31,11 @@ _START = "pared_start_"
 class Arguments:
     """What forward is called with: an entry for each argument that is given, tensors with their `batch_dim` settled.
 
-    `states`: path of an attribute that forward sets -> what it was in the file; `second`: positions of the outputs, in
-    a tuple and in tuples of it, that have their batch in dimension 1.
+    `states`: path of an attribute that forward sets -> what it was in the file.
     """
 
     specs: tuple[TensorSpec, ...]
     states: Mapping[str, Any]
-    second: frozenset[tuple[int, ...]] = frozenset()
 
     @property
     def tensors(self) -> list[TensorSpec]:
@@ -57,9 +55,8 @@ class Arguments:
         writer = _Writer(made)
         passed = [writer.argument(one.name, one.type, spec) for one, spec in zip(formal, self.specs, strict=False)]
         starts = [line for path, value in self.states.items() for line in writer.start(path, value)]
-        answer = _answer("answer", schema.returns[0].type, (), self.second)
         taken = "".join(f", {name}: Tensor" for name in writer.tensors)
-        lines = [*starts, f"answer = self.{OWN_FORWARD}({', '.join(passed)})", *starts, f"return {answer}"]
+        lines = [*starts, f"answer = self.{OWN_FORWARD}({', '.join(passed)})", *starts, "return answer"]
         made.define("".join(f"{line}\n" for line in [f"def forward(self{taken}):", *(f"    {line}" for line in lines)]))
         return reloaded(made)
 
@@ -312,10 +309,8 @@ def _settled(module: torch.jit.ScriptModule, arguments: Arguments) -> Arguments:
     for dims in itertools.product(*options):
         chosen = iter(dims)
         tried = Arguments(tuple(_with_dims(spec, chosen) for spec in arguments.specs), arguments.states)
-        answers = [_tried(module, tried, size) for size in (4, 3)]
-        if all(answer is not None for answer in answers):
-            second = _second(*answers) if any(dims) else frozenset()
-            return replace(tried, second=second)
+        if all(_runs(module, tried, size) for size in (4, 3)):
+            return tried
     return arguments
 
 
@@ -336,39 +331,18 @@ def _with_dims(spec: TensorSpec, dims: Iterator[int]) -> TensorSpec:
     return spec
 
 
-def _tried(module: torch.jit.ScriptModule, arguments: Arguments, batch: int) -> Any:
-    """What the model answers to a batch; None: it fails."""
+def _runs(module: torch.jit.ScriptModule, arguments: Arguments, batch: int) -> bool:
+    """Whether the model takes a batch of this size."""
     inputs = [
         torch.zeros([batch, *spec.sizes[1:]], dtype=torch.int64 if spec.dtype == "int64" else torch.float32)
         for spec in arguments.tensors
     ]
     try:
         with torch.no_grad(), optimized_execution(False):
-            return (arguments.given_to(module)(*inputs),)
+            arguments.given_to(module)(*inputs)
     except Exception:  # noqa: BLE001 - the model says no in its own words
-        return None
-
-
-def _second(four: Any, three: Any, at: tuple[int, ...] = ()) -> frozenset[tuple[int, ...]]:
-    """The positions of outputs whose batch, of 4 or of 3, is in dimension 1."""
-    if isinstance(four, Tensor):
-        sizes = [list(each.shape) for each in (four, three)]
-        first, second = ([size[dim : dim + 1] for size in sizes] for dim in (0, 1))
-        return frozenset([at[1:]] if first != [[4], [3]] and second == [[4], [3]] else [])
-    if isinstance(four, tuple):
-        parts = zip(four, three, strict=True)
-        return frozenset().union(*(_second(*each, (*at, index)) for index, each in enumerate(parts)))
-    return frozenset()
-
-
-def _answer(value: str, kind: Any, at: tuple[int, ...], second: frozenset[tuple[int, ...]]) -> str:
-    """The expression of an answer, each tensor of it with its batch first."""
-    if not any(each[: len(at)] == at for each in second):
-        return value
-    if at in second:
-        return f"{value}.transpose(0, 1)"
-    parts = [_answer(f"{value}[{i}]", each, (*at, i), second) for i, each in enumerate(kind.elements())]
-    return f"({', '.join(parts)},)"
+        return False
+    return True
 
 
 # -- states -----------------------------------------------------------------------------------------

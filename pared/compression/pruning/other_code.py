@@ -237,6 +237,7 @@ class _Watching(Interpreter):
         super().__init__(module)
         self.ifs = [node for node in nodes_of(self._graph) if node.kind() == "prim::If"]
         self._numbers = {id_of(node): number for number, node in enumerate(self.ifs)}
+        self.arguments = {value.debugName() for value in list(self._graph.inputs())[1:]}
         self.taken: dict[_Branch, list[list[int]]] = {}
 
     def _run_step(self, step: Step, env: dict[str, Any]) -> list[Any]:
@@ -282,7 +283,7 @@ def _never_tried(runs: Sequence[_Both], removed: Removed) -> list[str]:
         keys = {storage_key(tensors[name]) for name in removed}
         for (number, branch), differs in taken.items():
             node = both.old.ifs[number]
-            if (number, 1 - branch) not in tried and _hangs_on_values(node.inputsAt(0)):
+            if (number, 1 - branch) not in tried and _hangs_on_values(node.inputsAt(0), both.old.arguments):
                 read = _reads(both.module, list(node.blocks())[1 - branch], keys) or (list(removed) if differs else [])
                 layers |= {name.rpartition(".")[0] or name for name in read}
     if not layers:
@@ -295,17 +296,17 @@ def _never_tried(runs: Sequence[_Both], removed: Removed) -> list[str]:
     return [note]
 
 
-def _hangs_on_values(value: Any) -> bool:
-    """Whether a condition is computed from what stands for an argument's value, and not through any tensor."""
+def _hangs_on_values(value: Any, arguments: set[str]) -> bool:
+    """Whether a condition is computed from one of these inputs of the graph, and not through any tensor."""
     todo, seen = [value], set()
     while todo:
         each = todo.pop()
-        if each.debugName() in seen or isinstance(each.type(), torch._C.TensorType):
+        name = each.debugName()
+        if name in seen or isinstance(each.type(), torch._C.TensorType):
             continue
-        seen.add(each.debugName())
-        node = each.node()
-        if node.kind() == "prim::GetAttr" and node.s("name").startswith("pared_value_"):
+        if name in arguments:
             return True
-        todo += list(node.inputs())
-        todo += [result for block in node.blocks() for result in block.outputs()]
+        seen.add(name)
+        todo += list(each.node().inputs())
+        todo += [result for block in each.node().blocks() for result in block.outputs()]
     return False

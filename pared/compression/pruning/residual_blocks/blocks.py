@@ -17,7 +17,6 @@ from pared.compression.coupling.interpreter import (
     inlined_graph,
     nodes_of,
     reloaded,
-    steps_before_own_forward,
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
@@ -206,8 +205,8 @@ def without_blocks(script: torch.jit.ScriptModule, blocks: Collection[ResidualBl
     file's own, where that of the script only calls it.
     """
     smaller = reloaded(script)
-    before, graph = steps_before_own_forward(smaller), inlined_graph(smaller)
-    _rewire(graph, [(block.add - before, block.branch) for block in blocks])
+    graph = inlined_graph(smaller)
+    _rewire(graph, [(block.add, block.branch) for block in blocks])
     erase_dead(graph, Flow(graph, smaller))
     return without_unused(smaller)
 
