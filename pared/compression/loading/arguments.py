@@ -249,7 +249,7 @@ def _items_misfit(kind: Any, spec: TensorSpec, pointer: str) -> Iterator[tuple[s
         if len(kinds) != len(items):
             yield (
                 f"{pointer}/items",
-                f"{len(items)} items are given, where {kind.annotation_str} is wanted: {len(kinds)}.",
+                f"{len(items)} items are given, where {kind.annotation_str} is wanted: give {len(kinds)}.",
             )
         for index, (inner, part) in enumerate(zip(kinds, items, strict=False)):
             yield from _misfits(inner, part, f"{pointer}/items/{index}")
