@@ -33,12 +33,18 @@ ArchitectureFields = str | NamedArchitectureFields | LayeredArchitectureFields
 
 
 class TensorFields(TypedDict, total=False):
-    """One input of a model, for jobs without data."""
+    """One argument of a model: a tensor by its `shape`, a fixed `value`, or the `items` of a list, tuple or dict."""
 
-    shape: Required[list[int]]
-    """Sizes, the batch first."""
+    shape: list[int] | None
+    """Sizes of a tensor, the batch first or where `batch_dim` says."""
     dtype: Literal["float32", "int64"]
-    """Type of the elements; float32 by default."""
+    """Type of a tensor's elements; float32 by default."""
+    batch_dim: Literal[0, 1] | None
+    """Where a tensor has its batch; by default it is found by trying."""
+    value: bool | int | float | str | list[bool | int | float | str] | None
+    """A number, a flag, a text or a list of these; None for an optional argument that is not given."""
+    items: "list[TensorFields] | dict[str, TensorFields] | None"
+    """What a list, a tuple or a dict holds."""
 
 
 class PreprocessFields(TypedDict, total=False):
@@ -279,7 +285,7 @@ class PruneFields(CommonFields, total=False):
     """The options of `prune`."""
 
     example_inputs: list[TensorFields] | None
-    """The model's inputs, where there is no data set to take them from."""
+    """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
     granularity: Granularity
     """What is removed: `channel`, `head`, `residual_block`, or zeroed: `weight`, `n:m`, `block`."""
     n_m: tuple[int, int]

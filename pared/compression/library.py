@@ -23,7 +23,7 @@ from pared.compression.data import Data, load_dataset
 from pared.compression.data.names import arrange_inputs
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.export.writers import as_torchscript
+from pared.compression.export.writers import as_torchscript, as_uploaded
 from pared.compression.jobs.fitting import answer_to
 from pared.compression.jobs.fitting_texts import takes_mask
 from pared.compression.loading import (
@@ -92,7 +92,8 @@ def prune(
         file = place.model(model, "model", architecture, spec, dataset)
         files = {"model": replace(file, weights=weights, prefix=prefix)}
         report, pruned = jobs.pruned(spec, place.work(files, dataset, device, spec.latency_device))
-        return Result(pruned.module, report)
+        module = pruned.module
+        return Result(as_uploaded(pruned, module) if isinstance(module, torch.jit.ScriptModule) else module, report)
 
 
 def distill(
@@ -328,7 +329,7 @@ def _example(
         else:
             data.masked = takes_mask(forward_arguments(model))
         return data.example()
-    if isinstance(spec, specs.PruneSpec) and spec.example_inputs:
+    if isinstance(spec, specs.PruneSpec) and spec.example_inputs and all(each.is_plain for each in spec.example_inputs):
         return example_from_specs(spec.example_inputs)
     return ()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.training import Train
-from pared.specs.uploads import Text
+from pared.specs.uploads import Names, Text
 
 Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
@@ -32,17 +32,87 @@ WITHOUT_LABELS: tuple[Task, ...] = ("embedding", "match")
 """The tasks that learn the answers of the model as it was uploaded."""
 
 
-class TensorSpec(Spec):
-    """Shape (batch first) and type of one model input, for jobs that bring no data."""
+_MOST_TEXT = 1000
+_MOST_NESTED = 2
 
-    shape: list[Annotated[int, Field(ge=1, le=1 << 20)]] = Field(min_length=1, max_length=8)
-    dtype: Literal["float32", "int64"] = "float32"
+Plain = bool | int | float | Annotated[str, Names(None), Field(max_length=_MOST_TEXT)]
+"""A number, a flag or a text."""
+
+
+class TensorSpec(Spec):
+    """One argument of a model's forward: a tensor to be made, a fixed value, or several of these together."""
+
+    shape: list[Annotated[int, Field(ge=1, le=1 << 20)]] | None = Field(
+        None, min_length=1, max_length=8, description="Sizes of a tensor, the batch first or where `batch_dim` says."
+    )
+    dtype: Literal["float32", "int64"] = Field("float32", description="Type of a tensor's elements.")
+    batch_dim: Literal[0, 1] | None = Field(
+        None,
+        description="Where a tensor has its batch: 1 for the state of a recurrent layer, (layers, batch, features). "
+        "Without one it is found by trying.",
+    )
+    value: Plain | Annotated[list[Plain], Field(max_length=64)] | None = Field(
+        None,
+        description="What a number, a flag, a text or a list of these is throughout the job, such as 16000; null for "
+        "an optional argument that is not given. It stays an argument of a TorchScript result.",
+    )
+    items: list[TensorSpec] | dict[Annotated[str, Field(max_length=_MOST_TEXT)], TensorSpec] | None = Field(
+        None,
+        min_length=1,
+        max_length=16,
+        description="What a list, a tuple or a dict holds, each entry described as an argument is.",
+    )
 
     @model_validator(mode="after")
-    def _bounded(self) -> TensorSpec:
-        if math.prod(self.shape) > 1 << 28:
+    def _is_one_thing(self) -> TensorSpec:
+        given = [name for name in ("shape", "value", "items") if getattr(self, name) is not None]
+        if len(given) > 1 or not (given or "value" in self.model_fields_set):
+            raise ValueError(
+                'must have one of `shape`, `value` and `items`: {"shape": [1, 512]} for a tensor, {"value": 16000} for '
+                'a number, {"items": [{"shape": [2, 1, 64]}, {"shape": [2, 1, 64]}]} for a tuple'
+            )
+        if self.shape is not None and math.prod(self.shape) > 1 << 28:
             raise ValueError("must have at most 2^28 elements in all")
+        if self.shape is None:
+            self._must_be_left_out(dict.fromkeys(("dtype", "batch_dim"), "is of tensors, which have a `shape`"))
+        for each in self.value if isinstance(self.value, list) else [self.value]:
+            if isinstance(each, int) and not -(1 << 63) <= each < 1 << 63:
+                raise ValueError("must have a `value` of at most 64 bits")
+        if self.depth > _MOST_NESTED:
+            raise ValueError(f"must not have more than {_MOST_NESTED} levels of `items`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, serialized: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def] # noqa: ANN202 - a return type would stand in the API's schema
+        """Only what belongs to such an argument, so that it reads as it was written."""
+        names = ("shape", "dtype", "batch_dim") if self.shape is not None else ("items",) if self.items else ("value",)
+        fields = serialized(self)
+        return {name: fields[name] for name in names if name != "batch_dim" or self.batch_dim is not None}
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of a tensor; none of what is no tensor."""
+        return self.shape or []
+
+    @property
+    def parts(self) -> list[TensorSpec]:
+        """The entries of a list, tuple or dict, in order."""
+        return list(self.items.values() if isinstance(self.items, dict) else self.items or [])
+
+    @property
+    def depth(self) -> int:
+        """How often items are in items."""
+        return 0 if self.items is None else 1 + max(part.depth for part in self.parts)
+
+    @property
+    def tensors(self) -> list[TensorSpec]:
+        """The tensors in it, in order: those of a list, tuple or dict too."""
+        return [self] if self.shape is not None else [each for part in self.parts for each in part.tensors]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a tensor with its batch first, as far as it says."""
+        return self.shape is not None and not self.batch_dim
 
 
 class Preprocess(Spec):

@@ -52,7 +52,11 @@ class PruneSpec(CompressionSpec):
         "what was removed.",
     )
     example_inputs: list[TensorSpec] | None = Field(
-        None, max_length=8, description="The model's inputs, where there is no data set to take them from."
+        None,
+        max_length=8,
+        description="The arguments of the model's forward, where there is no data set to take them from; beside one, "
+        "where some are values: its inputs are then the tensors among them.",
+        examples=[[{"shape": [1, 512]}, {"value": 16000}]],
     )
     granularity: Granularity = Field(
         "channel",
@@ -197,7 +201,7 @@ class PruneSpec(CompressionSpec):
         if self.dataset is None:
             idle["retrain"] = idle["preprocess"] = "has no effect without data: leave it out, or name a `dataset`"
             idle["output"] = idle["ignore_index"] = "is of labels, which come with a data set: leave it out"
-        else:
+        elif all(each.is_plain for each in self.example_inputs or []):
             idle["example_inputs"] = "has no effect beside a data set, which shows the inputs: leave it out"
         self._must_be_left_out(idle)
         return self

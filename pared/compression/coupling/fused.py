@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pared.compression.coupling.interpreter import inlined, inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import calls_own_forward, inlined, inlined_graph, nodes_of, reloaded
 from pared.compression.coupling.verify import Mismatch, answers, compare
 
 
@@ -56,7 +56,9 @@ def _take_other_branches(graph: Any) -> None:
 def _drop_unread_results(module: torch.jit.ScriptModule) -> None:
     """Leave out what nobody reads, such as the heads' mean weights, which `nn.MultiheadAttention` gives by default."""
     graph = inlined_graph(module)
-    if all(value.type().kind() == "TensorType" for value in graph.outputs()):  # a tuple would come apart
+    if not calls_own_forward(module) and all(
+        value.type().kind() == "TensorType" for value in graph.outputs()
+    ):  # a tuple would come apart
         torch._C._jit_pass_lower_all_tuples(graph)
     torch._C._jit_pass_dce(graph)
 

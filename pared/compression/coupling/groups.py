@@ -92,7 +92,7 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
     patches = _counted(units, roots, tracker)
     layers = list(tracker.uses.values())
     sound, failures = _sound(script, original, example, groups, patches) if check else (groups, {})
-    reasons = _reasons(units, registry, tracker, sound, failures)
+    reasons = _reasons(units, registry, tracker, sound, failures) | _not_reached(script, registry)
     # Of a tied weight, the axis that can lose channels tells more than the one that cannot.
     output_dims = dict([*tracker.out_axes, *(axis for group in sound for axis in group.out_axes)])
     return Coupling(script, original, sound, reasons, layers, patches, output_dims, inlined=script is not uploaded)
@@ -285,8 +285,23 @@ def _reasons(
     return reasons
 
 
+NOT_REACHED = "not reached by the given inputs"
+
+
+def _not_reached(script: torch.jit.ScriptModule, registry: _Registry) -> dict[str, str]:
+    """The layers that the example does not run, as it takes another branch or nothing calls them."""
+    reached = {storage_key(tensor) for tensor in registry.tensors.values()}
+    weights = [(name, tensor) for name, tensor in script.named_parameters() if tensor.dim() >= 2]
+    ran = {_layer(name) for name, tensor in weights if storage_key(tensor) in reached}
+    return {layer: NOT_REACHED for name, _ in weights if (layer := _layer(name)) not in ran}
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
 def _weight_layers(script: torch.jit.ScriptModule) -> list[str]:
-    return list(dict.fromkeys(n.rpartition(".")[0] or n for n, p in script.named_parameters() if p.dim() >= 2))
+    return list(dict.fromkeys(_layer(name) for name, tensor in script.named_parameters() if tensor.dim() >= 2))
 
 
 def _outputs(value: object) -> list[Tracked]:

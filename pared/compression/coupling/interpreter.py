@@ -26,6 +26,9 @@ Wrap = Callable[[str, torch.Tensor], Tracked]
 Visitor = Callable[["Call"], None]
 StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
+OWN_FORWARD = "forward_of_upload"
+"""The method with the file's own forward, where a module's forward only calls it with tensors alone."""
+
 
 class UnsupportedGraph(Exception):
     """The graph holds a construct that this interpreter does not run; the message names it."""
@@ -93,11 +96,13 @@ class Interpreter:
 
     def __init__(self, module: torch.jit.ScriptModule, graph: Any | None = None) -> None:
         self.module = module
-        self._graph = inlined(module.graph.copy()) if graph is None else graph
+        self._graph = inlined(_own_graph(module).copy()) if graph is None else graph
+        self._call_of_own = _Block(module.graph.copy()) if calls_own_forward(module) else None
         self._program = _Block(self._graph)
         self._operators: dict[str, tuple[Any, list[tuple[str, bool]]]] = {}
         # A recurrent layer reads its weights from a list of them.
         self._names = {storage_key(tensor): name for name, tensor in module.named_parameters()}
+        self._set: dict[str, Any] = {}  # what a run has set attributes to, by their full names
 
     def holds(self, kinds: Iterable[str]) -> bool:
         """Whether an operator of one of these kinds is in the graph, whatever branch is taken."""
@@ -122,15 +127,16 @@ class Interpreter:
             wrap: makes the `Tracked` of a parameter or buffer, from its full name and tensor.
             visit: called after every operator.
         """
-        self._wrap, self._visit = wrap, visit
-        owner, *names = self._program.inputs
+        self._wrap, self._visit, self._set = wrap, visit, {}
+        program = self._call_of_own or self._program
+        owner, *names = program.inputs
         env: dict[str, Any] = {owner: _Attribute(self.module._c, "")}
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
         if len(names) != len(inputs) + len(defaults) or not all(each.has_default_value() for each in defaults):
             raise UnsupportedGraph(f"forward takes other arguments than these {len(inputs)}")
         values = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
         env |= zip(names, values, strict=True)
-        outputs = self._run_block(self._program, env)
+        outputs = self._run_block(program, env)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def fixed_values(self) -> dict[str, Any]:
@@ -138,7 +144,7 @@ class Interpreter:
 
         Not what a draw of chance has a part in. Steps that write in place write into the module's own tensors.
         """
-        self._wrap, self._visit = lambda name, tensor: Tracked(tensor, name=name), lambda call: None
+        self._wrap, self._visit, self._set = lambda name, tensor: Tracked(tensor, name=name), lambda call: None, {}
         env: dict[str, Any] = {self._program.inputs[0]: _Attribute(self.module._c, "")}
         self._run_fixed(self._program, env)
         return env
@@ -147,12 +153,14 @@ class Interpreter:
         for step in block.steps:
             if step.kind == "prim::If":
                 known = env.get(step.inputs[0])
-                branches = step.blocks if known is None else [step.blocks[0 if _truth(known) else 1]]
+                branches = step.blocks if known is None else [step.blocks[0 if truth(known) else 1]]
                 for branch in branches:
                     self._run_fixed(branch, env)
                 if known is not None:
                     results = zip(step.outputs, branches[0].outputs, strict=True)
                     env |= {output: env[result] for output, result in results if result in env}
+            elif step.kind == "prim::SetAttr":
+                continue
             elif _DRAWN.match(step.kind) is None and all(name in env for name in step.inputs):
                 try:
                     env |= zip(step.outputs, self._run_step(step, env), strict=True)
@@ -180,13 +188,20 @@ class Interpreter:
         if kind == "prim::GetAttr":
             return [self._get_attribute(args[0], step.node.s("name"))]
         if kind == "prim::SetAttr":
-            return []  # only counters do this (num_batches_tracked); the shrunk file does it by itself
+            self._set[_full_name(args[0], step.node.s("name"))] = args[1]  # the module itself stays as it is
+            return []
         if kind == "prim::If":
-            return self._run_block(step.blocks[0 if _truth(args[0]) else 1], env)
+            return self._run_block(step.blocks[0 if truth(args[0]) else 1], env)
         if kind == "prim::Loop":
             return self._run_loop(step.blocks[0], args, env)
         if kind == "prim::RaiseException":
             raise RuntimeError(str(args[0]))
+        if kind == "prim::CallMethod" and step.node.s("name") == OWN_FORWARD:
+            return self._run_block(self._program, dict(zip(self._program.inputs, args, strict=True)))
+        if kind == "prim::CreateObject":
+            return [_Attribute(None, f"the object {step.outputs[0]}")]
+        if kind in ("prim::Enter", "prim::Exit") and _GRADIENTS.search(step.node.inputsAt(0).type().annotation_str):
+            return [None] * len(step.outputs)  # values are the same with and without gradients
         if kind in _ON_LISTS and isinstance(args[0], list):
             return _ON_LISTS[kind](args)
         if kind in _PYTHON:
@@ -194,18 +209,20 @@ class Interpreter:
         return self._call(step, args)
 
     def _run_loop(self, block: _Block, args: list[Any], env: dict[str, Any]) -> list[Any]:
-        trips, condition, carried = args[0], _truth(args[1]), args[2:]
+        trips, condition, carried = args[0], truth(args[1]), args[2:]
         trip = 0
         while condition and trip < trips:
             env.update(zip(block.inputs, [trip, *carried], strict=True))
             condition, *carried = self._run_block(block, env)
-            condition = _truth(condition)
+            condition = truth(condition)
             trip += 1
         return carried
 
     def _get_attribute(self, owner: _Attribute, name: str) -> Any:
+        full_name = _full_name(owner, name)
+        if full_name in self._set:
+            return self._set[full_name]
         value = owner.object.getattr(name)
-        full_name = f"{owner.name}.{name}" if owner.name else name
         if isinstance(value, torch.Tensor):
             return self._wrap(full_name, value)
         if isinstance(value, torch._C.ScriptModule):
@@ -283,9 +300,22 @@ class _Attribute:
         self.name = name
 
 
+def _full_name(owner: _Attribute, name: str) -> str:
+    return f"{owner.name}.{name}" if owner.name else name
+
+
 def inlined_graph(module: torch.jit.ScriptModule) -> Any:
-    """The forward graph with every call inlined, in place, so that an edit of it is an edit of the module."""
-    return inlined(module.graph)
+    """The graph of the file's own forward with every call inlined, in place: an edit of it is an edit of the module."""
+    return inlined(_own_graph(module))
+
+
+def _own_graph(module: torch.jit.ScriptModule) -> Any:
+    return module._c._get_method(OWN_FORWARD).graph if calls_own_forward(module) else module.graph
+
+
+def calls_own_forward(module: torch.jit.ScriptModule) -> bool:
+    """Whether a module's forward only calls the file's own one, which is another method."""
+    return bool(module._c._has_method(OWN_FORWARD))
 
 
 def inlined(graph: Any) -> Any:
@@ -408,7 +438,8 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _truth(value: Any) -> bool:
+def truth(value: Any) -> bool:
+    """Whether a condition holds."""
     return bool(_unwrapped(value))
 
 
@@ -427,6 +458,7 @@ def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], 
     return run
 
 
+_GRADIENTS = re.compile(r"grad_mode\.(___torch_mangle_\d+\.)?(no_grad|enable_grad)$")
 _DRAWN = re.compile(r"aten::(\w*dropout|rand\w*|bernoulli|normal|uniform|multinomial|poisson|exponential|rrelu)(_|$)")
 """Operators whose results hang on chance."""
 

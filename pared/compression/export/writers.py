@@ -105,17 +105,28 @@ def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.Sc
         return traced
 
 
+_NO_INPUTS = (
+    "It is made by running the model, and what the model takes is not known: give `example_inputs`, such as "
+    '[{"shape": [1, 512]}, {"value": 16000}]'
+)
+
+
 def _write_torchscript(
     loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
 ) -> list[Path]:
     path = directory / "model.pt"
-    torch.jit.save(as_torchscript(module, example), path)
+    torch.jit.save(as_uploaded(loaded, as_torchscript(module, example)), path, _extra_files=dict(loaded.extra_files))
     if loaded.inlined or not isinstance(module, torch.jit.ScriptModule):
         # Positions in a source that the code no longer follows, or that this process made and counted.
         _drop_source_positions(path)
     again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-    _check("model.pt", module, example, again)
+    _check("model.pt", module, example, again if loaded.given is None else loaded.given.given_to(again))
     return [path]
+
+
+def as_uploaded(loaded: LoadedModel, script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """The model with the arguments that the forward of its file takes."""
+    return script if loaded.given is None else loaded.given.taken_from(script)
 
 
 def _drop_source_positions(path: Path) -> None:
@@ -157,6 +168,8 @@ def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, .
         import onnxruntime
     except ImportError as error:
         raise ExportFailed("This server was set up without ONNX. Install pared[worker,onnx] on its workers.") from error
+    if not example:
+        raise ExportFailed(_NO_INPUTS)
     path = directory / "model.onnx"
     names = [f"x{index}" for index in range(len(example))]
     free = loaded.free_dims or (frozenset({0}),) * len(example)
@@ -235,6 +248,8 @@ _STDOUT = 1
 
 
 def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
+    if not example:
+        raise ExportFailed(_NO_INPUTS)
     path = directory / "model.pt2"
     try:
         export_program(module, example, path, free_dims=loaded.free_dims, unsaved=loaded.unsaved)
@@ -270,14 +285,16 @@ def _write_packed(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor,
         unpacked.eval()
     else:
         archive = io.BytesIO()
-        torch.jit.save(as_torchscript(module, example), archive)
+        script = as_uploaded(loaded, as_torchscript(module, example))
+        torch.jit.save(script, archive, _extra_files=dict(loaded.extra_files))
         records, arrays = program.split(archive)
         packed.write(path, arrays, program=records)
         again = packed.read(path)
         restored = io.BytesIO()
         program.join(again.program or [], again.tensors, restored)
         restored.seek(0)
-        unpacked = torch.jit.load(restored, map_location="cpu")  # type: ignore[no-untyped-call]
+        opened: torch.jit.ScriptModule = torch.jit.load(restored, map_location="cpu")  # type: ignore[no-untyped-call]
+        unpacked = opened if loaded.given is None else loaded.given.given_to(opened)
     if any(again.tensors[name].tobytes() != array.tobytes() for name, array in arrays.items()):
         raise ExportFailed("model.packed does not hold what was written into it. Submit the job again.")
     if loaded.runs:
@@ -326,8 +343,11 @@ def _check(
 ) -> None:
     """The written file answers as the model does: on the example and, where that takes one, on a single sample.
 
-    That the model gives no NaN of its own has been seen to by `finite`: where it does, the upload does.
+    That the model gives no NaN of its own has been seen to by `finite`: where it does, the upload does. Where no inputs
+    are known, that it loads is all that can be told.
     """
+    if not example:
+        return
     for inputs in (example, tuple(x[:1] for x in example)) if single else (example,):
         with torch.no_grad():
             try:

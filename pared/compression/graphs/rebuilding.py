@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import Node, StorageKey, inlined_graph, nodes_of, storage_key
+from pared.compression.coupling.interpreter import (
+    OWN_FORWARD,
+    Node,
+    StorageKey,
+    calls_own_forward,
+    inlined_graph,
+    nodes_of,
+    storage_key,
+)
 from pared.weights.program import write_record
 
 _BODY = "forward_as_a_function"
@@ -27,7 +35,7 @@ _rebuilds = itertools.count()
 def without_unused(
     script: torch.jit.ScriptModule, added: Mapping[str, tuple[str, nn.Parameter]] | None = None
 ) -> torch.jit.ScriptModule:
-    """A copy of a ScriptModule that holds what its `forward` reads, under the same names, and nothing else.
+    """A copy of a ScriptModule that holds what its file's own `forward` reads, under the same names, and nothing else.
 
     Calls are inlined. Numbers and the like that no step changes become constants. The same module gives the same
     names of classes in every process.
@@ -148,7 +156,8 @@ def _move(graph: Any, fresh: torch.jit.ScriptModule) -> None:
 def _define(fresh: torch.jit.ScriptModule, graph: Any, script: torch.jit.ScriptModule, namespace: str) -> None:
     """Give a module a forward with this graph, and with the arguments that the original's has."""
     body = torch.jit._state._python_cu.create_function(f"__torch__.{namespace}.{_BODY}", graph, True)
-    _, *arguments = script._c._get_method("forward").schema.arguments
+    own = OWN_FORWARD if calls_own_forward(script) else "forward"
+    _, *arguments = script._c._get_method(own).schema.arguments
     taken = [
         f"{a.name}: {a.type.annotation_str}" + (f" = {a.default_value!r}" if a.has_default_value() else "")
         for a in arguments

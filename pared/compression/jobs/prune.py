@@ -17,7 +17,15 @@ from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, settled
 from pared.compression.jobs.tasking import data_of
 from pared.compression.jobs.without_architecture import open_for, upload_notes
-from pared.compression.loading import LoadedModel, confirmed, example_from_specs, guess_example_inputs, load_weights
+from pared.compression.loading import (
+    LoadedModel,
+    confirmed,
+    example_from_specs,
+    guess_example_inputs,
+    load_weights,
+    on_tensors,
+)
+from pared.compression.loading.arguments import missing_values, needs_values
 from pared.compression.measuring.latency import batch_of
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
@@ -33,7 +41,7 @@ from pared.compression.training.loop import trainable
 from pared.compression.work import ModelFile, Work
 from pared.errors import ModelFailed, ValidationError
 from pared.reports import Report
-from pared.specs import PruneSpec, Retrain
+from pared.specs import PHYSICAL, PruneSpec, Retrain
 
 
 def prune(spec: PruneSpec, work: Work) -> Report:
@@ -140,6 +148,7 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     stages.enter("validate")
     original = open_for(spec, work.models["model"])
     check_patterns(spec, weight_layers(original.module).values())
+    original = _on_tensors(spec, original, work)
     spec, data = data_of(spec, work, original, beside=not to_train)
     example = _example(spec, original, data)
     original = confirmed(original, example)
@@ -206,11 +215,13 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
     if not loaded.runs:
         return ()
     if spec.example_inputs:
-        example = example_from_specs(spec.example_inputs)
+        example = example_from_specs(spec.example_inputs if loaded.given is None else loaded.given.specs)
         example = example if len(example[0]) > 1 else batch_of(example, EXAMPLE_BATCH)
         _check_runs(loaded.module, example)
         return example
     guessed = guess_example_inputs(loaded)
+    if guessed is None and spec.granularity not in PHYSICAL:
+        return ()
     if guessed is None:
         text = (
             "The shape of the model's inputs could not be guessed. Name a data set, or give `example_inputs` such as "
@@ -218,6 +229,15 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
         )
         raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
     return guessed
+
+
+def _on_tensors(spec: PruneSpec, loaded: LoadedModel, work: Work) -> LoadedModel:
+    """The model as it is called on tensors alone, its other arguments with the values that the spec gives."""
+    if spec.example_inputs or not isinstance(loaded.module, torch.jit.ScriptModule) or not needs_values(loaded.module):
+        return on_tensors(loaded, spec.example_inputs or [])
+    if work.dataset is None and spec.granularity not in PHYSICAL:
+        return loaded  # which no step of the job runs
+    raise missing_values(loaded.module)
 
 
 def _check_runs(module: nn.Module, example: tuple[Tensor, ...]) -> None:

@@ -160,7 +160,7 @@ class Pruning:
 
     def _correction(self, lost: Mapping[str, Tensor]) -> BiasCorrection:
         """What makes up for lost weights without data; with data, that is for retraining to do."""
-        if self.job.data is not None or not self.job.original.runs:
+        if self.job.data is not None or not self.job.example:
             return BiasCorrection({}, set(), set())
         self._corrections.append(find_bias_correction(self.loaded.module, self.job.example, lost))
         return self._corrections[-1]
@@ -358,7 +358,7 @@ class Pruning:
 
     def warnings(self) -> list[str]:
         """Warnings where the outcome is not what the spec seems to ask for."""
-        spec, notes = self.job.spec, [*self._corrected(), *self._projections(), *self._notes]
+        spec, notes = self.job.spec, [*self.loaded.lost, *self._corrected(), *self._projections(), *self._notes]
         if spec.granularity in PHYSICAL:
             asked = step_amounts(spec)[-1]
             wanted = sum(round(asked.default * units) for units in self.units.values())

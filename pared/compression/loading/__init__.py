@@ -5,6 +5,7 @@ from pared.compression.loading.examples import (
     example_from_specs,
     forward_arguments,
     guess_example_inputs,
+    on_tensors,
 )
 from pared.compression.loading.folding import confirmed, folding_difference
 from pared.compression.loading.inspection import PASSED_OVER, inspect_model, inspect_weights
@@ -32,4 +33,5 @@ __all__ = [
     "load_model",
     "load_weights",
     "load_weights_only",
+    "on_tensors",
 ]

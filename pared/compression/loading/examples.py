@@ -6,23 +6,66 @@ import inspect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
+from pared.compression.loading.arguments import arguments_for, batch_first
 from pared.compression.loading.loaded import LoadedModel
+from pared.errors import ValidationError
 from pared.specs import TensorSpec
+from pared.wording import shortened
 
 
 def example_from_specs(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
-    """Seeded inputs of the given shapes: normal numbers, or token ids 0 and 1."""
+    """Seeded inputs of the given shapes, each with its batch first: normal numbers, or token ids 0 and 1."""
     generator = torch.Generator().manual_seed(0)
     return tuple(
-        torch.randint(0, 2, spec.shape, generator=generator)
+        torch.randint(0, 2, spec.sizes, generator=generator)
         if spec.dtype == "int64"
-        else torch.randn(spec.shape, generator=generator)
-        for spec in specs
+        else torch.randn(spec.sizes, generator=generator)
+        for each in specs
+        for spec in map(batch_first, each.tensors)
+    )
+
+
+def on_tensors(loaded: LoadedModel, specs: Sequence[TensorSpec]) -> LoadedModel:
+    """The model as it is called on tensors alone, and a warning where that says something of the results.
+
+    Args:
+        specs: of the arguments of its forward; none where all are tensors.
+
+    Raises:
+        ValidationError: the specs are not of what it takes.
+    """
+    script = loaded.module
+    if loaded.format != "torchscript" or not isinstance(script, torch.jit.ScriptModule):
+        if any(spec.shape is None for spec in specs):
+            text = (
+                "Values, lists, tuples and dicts are for the arguments of TorchScript files: save the model with "
+                "torch.jit.save(torch.jit.script(model), …), or give a `shape` for each input."
+            )
+            raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
+        return loaded
+    given = arguments_for(script, specs, loaded.states)
+    if given is None:
+        return loaded
+    unfolded = None if loaded.unfolded is None else given.given_to(loaded.unfolded)
+    notes = []
+    if given.states:
+        notes.append(
+            f"The model keeps {shortened(list(given.states))} from one call to the next. Every batch of this job began "
+            "with what the file has for it, and so does the result."
+        )
+    return replace(
+        loaded,
+        module=given.given_to(script),
+        given=given,
+        unfolded=unfolded,
+        inlined=True,
+        warnings=[*loaded.warnings, *notes],
     )
 
 

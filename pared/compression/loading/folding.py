@@ -73,10 +73,16 @@ def confirmed(loaded: LoadedModel, example: Sequence[Tensor]) -> LoadedModel:
     """The upload as `folded` gives it, after trying out a folding that could not be tried out on opening.
 
     Raises:
-        UnsupportedModel: the folded model answers otherwise than the upload.
+        UnsupportedModel: the folded model answers otherwise than the upload, or there is no example to tell by.
     """
     if loaded.unfolded is None or not isinstance(loaded.module, torch.jit.ScriptModule):
         return loaded
+    if not example:
+        raise UnsupportedModel(
+            "The model computes some of its weights from others, and whether it answers alike without can only be told "
+            "by running it: give `example_inputs`, or take the parametrizations off before saving it, as with "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
     if (why := folding_difference(loaded.unfolded, loaded.module, example)) is not None:
         raise UnsupportedModel(
             f"The weights that this model computes from others cannot be folded into plain ones: {why}. Take the "

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pared.compression.loading.arguments import Arguments
 from pared.compression.loading.onnx_form import OnnxForm
 from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
@@ -75,6 +76,14 @@ class LoadedModel:
     """Layers whose weights are computed from others and could not be folded -> why; no single weights go there."""
     sparse: frozenset[str] = frozenset()
     """Folded weights whose computation forced some of them to zero; these zeros are held while it trains."""
+    states: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes that its forward sets, by path, with the values that the file has for them."""
+    given: Arguments | None = None
+    """How the module calls the file's own forward, where it takes other arguments."""
+    lost: tuple[str, ...] = ()
+    """What its code no longer does as the upload's does, in sentences."""
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that its archive holds beside it."""
     unfolded: torch.jit.ScriptModule | None = None
     """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)

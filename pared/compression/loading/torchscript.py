@@ -17,6 +17,7 @@ from pared.compression.coupling.interpreter import is_constant
 from pared.compression.coupling.verify import TOLERANCE, relative_difference
 from pared.compression.devices.placement import foreign_devices, place
 from pared.compression.devices.values import CPU
+from pared.compression.loading.arguments import states_of
 from pared.compression.loading.examples import guess_example_inputs
 from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
@@ -47,6 +48,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     _refuse_quantized(nodes)
     _refuse_cuda(node.kind() for node in nodes)
     notes = _put_on_cpu(module)
+    states = states_of(module)
     other = other_types(tensors)
     if other:
         module.float()
@@ -61,9 +63,23 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         file_bytes=file.path.stat().st_size,
         warnings=notes,
         frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
+        states=states,
+        extra_files=_extra_files(file.path),
     )
     loaded.warnings.extend(_batch_notes(loaded, nodes))
     return folded(loaded)
+
+
+def _extra_files(path: Path) -> dict[str, bytes]:
+    """What was saved beside the model (`_extra_files`), such as labels.txt."""
+    with zipfile.ZipFile(path) as archive:
+        names = [(name, name.split("/", 2)) for name in archive.namelist()]
+        try:
+            return {parts[2]: archive.read(name) for name, parts in names if len(parts) == 3 and parts[1] == "extra"}
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UnsupportedModel(
+                f"A file beside the model, in extra/, is damaged ({error}). Save it again."
+            ) from error
 
 
 def _put_on_cpu(module: torch.jit.ScriptModule) -> list[str]:

@@ -29,6 +29,7 @@ def hold_finite_on_example(upload: nn.Module, result: nn.Module, example: Inputs
 
     Args:
         upload, result: in eval mode, on the CPU.
+        example: empty where no inputs are known: then weights alone are looked at.
 
     Raises:
         NotFinite: the result answers NaN or infinity where the upload does not, or holds such weights.
@@ -36,6 +37,8 @@ def hold_finite_on_example(upload: nn.Module, result: nn.Module, example: Inputs
     """
     hold_finite_weights(upload, result)
     inputs = tuple(example)
+    if not inputs:
+        return
     try:
         lost = _lost(_answers(upload, inputs), _answers(result, inputs))
     except Exception as error:

@@ -41,8 +41,10 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> int | None:
     """Multiply-adds of convolutions and matrix products for one sample; None where they cannot be counted.
 
     Args:
-        example: inputs with a batch dimension, of which the first sample is used.
+        example: inputs with a batch dimension, of which the first sample is used; none where they are not known.
     """
+    if not example:
+        return None
     inputs = [tensor[:1].to(device_of(module), copy=True) for tensor in example]
     for tensor in inputs:
         tensor.requires_grad_(tensor.is_floating_point())

@@ -24,6 +24,7 @@ from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.loading import LoadedModel
 from pared.compression.names import layer_of, matches, no_match, tensors, tied_names
 from pared.compression.pruning.importance import CalibrationStatistics, channel_scores
+from pared.compression.pruning.other_code import with_code_that_holds
 from pared.compression.pruning.schedules import Amounts
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
@@ -201,6 +202,7 @@ class RemovableChannels:
             raise NothingToPrune(_refused(self._reasons))
         if failed:  # otherwise the last that was built has been checked, and is this one
             built = _without(self._loaded, self._coupling, removed)
+        built = with_code_that_holds(self._loaded, built, self._example, removed)
         return ChannelRemoval(built, removed, dict(self._reasons), self._coupling.output_dims, self.units, count)
 
     def _less_than_one(self, amount: Amounts | float, round_to: int) -> str:
@@ -216,7 +218,8 @@ def apply_removal(loaded: LoadedModel, example: Sequence[Tensor], removed: Remov
     """Replay a recorded removal on the same upload: how a resumed job gets its shrunk model back."""
     if not removed:
         return loaded
-    return _without(loaded, find_groups(loaded.module, example, check=False), removed)
+    smaller = _without(loaded, find_groups(loaded.module, example, check=False), removed)
+    return with_code_that_holds(loaded, smaller, example, removed)
 
 
 def _without(loaded: LoadedModel, coupling: Coupling, removed: Removed, *, to_count: bool = False) -> LoadedModel:

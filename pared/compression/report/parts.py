@@ -29,7 +29,7 @@ from pared.compression.measuring.size import count_bytes, count_macs, count_para
 from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.gpus import driver_version
-from pared.reports import LayerReport, Measurement, Reproduce
+from pared.reports import Latency, LayerReport, Measurement, Reproduce
 from pared.specs import DistillSpec, PruneSpec, Train
 from pared.version import __version__
 from pared.wording import metric_name
@@ -80,10 +80,12 @@ def measure_both(
     first, second = models = [each.module.eval() for each in (before, after)]
     for module in models:
         place(module, work.timed_on)
-    *latencies, refused = measure_latency(
-        first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
-    )
-    notes += refused + _elsewhere(work) + _busy_warning()
+    latencies: Sequence[list[Latency]] = [], []
+    if example:
+        *latencies, refused = measure_latency(
+            first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
+        )
+        notes += refused + _elsewhere(work) + _busy_warning()
     for module, latency in zip(models, latencies, strict=True):
         parameters, nonzero = count_parameters(module)
         macs = count_macs(module, example)
@@ -98,7 +100,12 @@ def measure_both(
             )
         )
         place(module, CPU)
-    if any(part.macs is None for part in parts):
+    if not example:
+        notes.append(
+            "The model was not run, for the shape of its inputs is not known: neither multiply-adds nor latency were "
+            "measured. Give `example_inputs` to have them."
+        )
+    elif any(part.macs is None for part in parts):
         notes.append("Multiply-adds could not be counted: the model does not run on a single sample.")
     return Measured(parts[0], parts[1], before.format, notes)
 

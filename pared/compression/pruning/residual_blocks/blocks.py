@@ -201,7 +201,8 @@ def _zero(block: ResidualBlock, args: list[Any]) -> None:
 def without_blocks(script: torch.jit.ScriptModule, blocks: Collection[ResidualBlock]) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule without these blocks, and without all that only they used.
 
-    Calls are inlined. The copy loads anywhere without source, and trains as the original does.
+    Calls are inlined. The copy loads anywhere without source, and trains as the original does. Its forward is the
+    file's own, where that of the script only calls it.
     """
     smaller = reloaded(script)
     graph = inlined_graph(smaller)

@@ -14,6 +14,7 @@ from pared.compression.coupling.verify import Mismatch, compare, failing
 from pared.compression.loading import LoadedModel
 from pared.compression.names import matches, tensors, weight_layers
 from pared.compression.pruning.importance import CalibrationStatistics
+from pared.compression.pruning.other_code import other_methods
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks, find_blocks, without_blocks
 from pared.compression.pruning.residual_blocks.importance import block_scores
 from pared.compression.pruning.schedules import Amounts
@@ -133,8 +134,11 @@ def _without(
         module: nn.Module = build(architecture)
         smaller = replace(original, module=module, architecture=architecture)
     else:
-        module = without_blocks(residual.script, blocks)
-        smaller = replace(original, module=module, inlined=True)
+        script = without_blocks(residual.script, blocks)
+        module = script if original.given is None else original.given.given_to(script)
+        gone = [name for name in other_methods(original) if not name.startswith("__")]
+        lost = [f"The result has forward alone: its methods {shortened(gone)} are gone."] if gone else []
+        smaller = replace(original, module=module, inlined=True, lost=(*original.lost, *lost))
     state = current.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     module.eval()
