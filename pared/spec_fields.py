@@ -16,9 +16,9 @@ class NamedArchitectureFields(TypedDict, total=False):
     """An architecture that pared knows by name."""
 
     name: Required[str]
-    """Such as `lenet5`."""
+    """Such as `lenet5` or torchvision's `resnet50`."""
     kwargs: dict[str, Any]
-    """Arguments of the architecture."""
+    """Arguments of the architecture, such as `num_classes`."""
 
 
 class LayeredArchitectureFields(TypedDict, total=False):

@@ -49,7 +49,11 @@ def prune(
     training: RetrainingOptions,
     data: Data = None,
     architecture: Annotated[
-        str | None, typer.Option(help="For a state dict: a name, or a .json file with the layers.")
+        str | None,
+        typer.Option(
+            help="For a state dict: a name such as resnet50, vit_b_16 or lenet5 (docs/models.md lists all), or a .json "
+            'file with {"name": …, "kwargs": {…}} or the layers. Published weights of torchvision need none.'
+        ),
     ] = None,
     state_dict: StateDictName = None,
     prefix: Prefix = None,

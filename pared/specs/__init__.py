@@ -5,7 +5,7 @@ Which types of jobs there are, and what belongs to each, is said in `pared.job_t
 
 from __future__ import annotations
 
-from pared.specs.architectures import Architecture, LayeredArchitecture, NamedArchitecture
+from pared.specs.architectures import NAMES_HELP, Architecture, LayeredArchitecture, NamedArchitecture
 from pared.specs.augmentation import (
     Augment,
     ColorJitter,
@@ -48,6 +48,7 @@ from pared.specs.uploads import BUILTIN_DATASETS, DatasetReference, Json, ModelI
 
 __all__ = [
     "BUILTIN_DATASETS",
+    "NAMES_HELP",
     "PHYSICAL",
     "WITHOUT_CLASSES",
     "WITHOUT_LABELS",

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic import ValidationError as Invalid
 
 from pared.errors import NotFound, ValidationError
-from pared.specs import BUILTIN_DATASETS, Architecture
+from pared.specs import BUILTIN_DATASETS, NAMES_HELP, Architecture
 from pared.state.inspections import preview_of
 from pared.state.tables import Dataset, Model
 from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, owned_uploads
@@ -35,7 +35,11 @@ Filename = Annotated[
 ]
 ArchitectureText = Annotated[
     str | None,
-    Query(description="For a state dict: an architecture's name, or its JSON. It can also be set on the job."),
+    Query(
+        description="For a state dict: an architecture's name, or its JSON, such as "
+        '`{"name": "resnet50", "kwargs": {"num_classes": 10}}`. It can also be set on the job. ' + NAMES_HELP,
+        examples=["resnet50"],
+    ),
 ]
 WeightsName = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import operator
 from typing import Any
@@ -126,8 +127,10 @@ def layer_list(architecture: Any) -> list[Any]:
 
 def _named_layers(name: Any, kwargs: Any) -> list[Any]:
     if not isinstance(name, str) or name not in ARCHITECTURES:
+        near = difflib.get_close_matches(str(name)[:64].lower(), ARCHITECTURES, n=3)
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise InvalidArchitecture(
-            f"There is no architecture {str(name)[:64]!r}. Known names: {', '.join(ARCHITECTURES)}; "
+            f"There is no architecture {str(name)[:64]!r}.{meant} Known names: {', '.join(ARCHITECTURES)}; "
             'or give {"layers": [["Linear", {"in_features": …, "out_features": …}], …]}.'
         )
     known = inspect.signature(ARCHITECTURES[name]).parameters

@@ -239,6 +239,8 @@ class _Reader:
             return Layer(kind, _operation(kind, kwargs, where), name, label, where)
         if kind in PARAMETERS and label is None:
             raise InvalidArchitecture(f"{where} ({kind}) needs a name, which is that of its tensor.")
+        if kind in PARAMETERS and not isinstance(kwargs.get("shape"), (list, tuple)):
+            raise InvalidArchitecture(f"{where} ({kind}) needs the argument `shape`: a list of integers.")
         self.take(name, where)
         return Layer(kind, _module_arguments(kind, kwargs, where), name, label, where)
 

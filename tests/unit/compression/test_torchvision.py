@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pared.compression.architectures import build, candidates, tensor_shapes
+from pared.compression.architectures import ARCHITECTURES, build, candidates, tensor_shapes
 from pared.compression.architectures.torchvision import (
     TORCHVISION,
     convnext,
@@ -31,6 +31,7 @@ from pared.compression.pruning.channels import remove_channels
 from pared.compression.work import ModelFile, Work
 from pared.errors import InvalidArchitecture
 from pared.specs import InspectSpec
+from pared.specs.architectures import OWN_NAMES, TORCHVISION_NAMES
 from pared.specs.uploads import EXAMPLE_MODEL_ID
 from tests.support.models.reference import zeroed_outputs
 from tests.support.torchvision_models import ANSWERS, PUBLISHED, answer, digest, options
@@ -125,6 +126,13 @@ def test_removing_channels_equals_zeroing_them_and_the_result_is_written(family)
     assert size < 0.45 * sum(tensor.numel() for tensor in module.parameters())
 
 
+def test_the_names_in_the_documentation_are_those_that_are_known():
+    page = (Path(__file__).parents[3] / "docs/models.d-architectures.md").read_text()
+    documented = set(re.findall(r"`(\w+)`", page.split("| family |")[1].split("torchvision's take")[0]))
+    assert documented == ARCHITECTURES.keys()
+    assert set(f"{OWN_NAMES}, {TORCHVISION_NAMES}".split(", ")) == ARCHITECTURES.keys()
+
+
 def test_stochastic_depth_leaves_out_samples_in_training_alone():
     layers = [["Residual", {"layers": [["Linear", {"in_features": 2, "out_features": 2}, "fc"],
                                        ["StochasticDepth", {"p": 0.5}]]}]]  # fmt: skip
@@ -145,6 +153,8 @@ def test_stochastic_depth_leaves_out_samples_in_training_alone():
             "resnet18 has no argument classes. It takes: num_classes, in_",
         ),
         ({"name": "vit_b_16", "kwargs": {"image_size": 100}}, "vit_b_16: image_size must be a multiple of 16"),
+        ("ResNet-50", "Did you mean resnet50"),
+        ({"layers": [["Prepend", {"shape": 3}, "token"]]}, "needs the argument `shape`: a list of integers"),
         ({"layers": [["Scale", {"shape": [3]}]]}, "needs a name, which is that of its tensor"),
         ({"layers": [["WindowAttention", {"features": 8, "heads": 3, "window": 2}]]}, "divided among 3 heads"),
         ({"layers": [["WindowAttention", {"features": 8, "heads": 2, "window": 2, "shift": 2}]]}, "within a window"),
