@@ -21,6 +21,7 @@ import torch
 import torch._dynamo
 
 from pared.compression.devices.memory import ran_out_of_memory
+from pared.compression.loading.file_format import begins_as_onnx
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak, telling_line
 from pared.job_types import JOB_TYPES, Method, job_spec
@@ -113,7 +114,7 @@ def prepare_device(device: str) -> None:
         raise DeviceUnavailable(f"The worker's GPU cannot be used any more: {telling_line(error)}.") from error
 
 
-_PROGRAMS = {b"constants.pkl": "TorchScript", b"archive_format": "torch.export"}
+_PROGRAMS = {b"constants.pkl": "TorchScript", b"archive_format": "torch.export", b".onnx": "ONNX"}
 """Records that make an archive a program, and of what kind."""
 
 
@@ -121,13 +122,16 @@ def _refuse_program(path: Path, filename: str) -> None:
     """Below the level `standard`, no file that runs code when it is opened is opened.
 
     TorchScript's loader demands a record `constants.pkl`; a torch.export program, which may call any operator of
-    torch, is told by its `archive_format`. These names stand in the archive as they are; looking for the bytes
+    torch, is told by its `archive_format`; an ONNX file, which the native parser of onnxruntime reads, by how it
+    begins, or in a zip by its name. These names stand in the archive as they are; looking for the bytes
     themselves cannot be led astray by an archive that two readers read differently.
     """
     if not path.stat().st_size:
         return  # cannot be mapped, and holds no program
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         kind = next((kind for record, kind in _PROGRAMS.items() if content.find(record) >= 0), None)
+        if kind is None and begins_as_onnx(content[:16]):
+            kind = "ONNX"
         if kind is not None:
             raise SandboxTooWeak(
                 f"{filename} is a {kind} program, and this server's kernel cannot confine it (it lacks "

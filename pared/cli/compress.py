@@ -42,7 +42,7 @@ def prune(
         typer.Argument(
             parser=upload,
             metavar="MODEL",
-            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+            help="A TorchScript file, a torch.export program, ONNX, a state dict, or the id of an upload.",
         ),
     ],
     pruning: PruningOptions,
@@ -100,7 +100,7 @@ def distill(
         typer.Option(
             parser=upload,
             metavar="FILE",
-            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+            help="A TorchScript file, a torch.export program, ONNX, a state dict, or the id of an upload.",
         ),
     ],
     data: Data,

@@ -69,7 +69,7 @@ def prune(
     """Remove weights or channels of a trained model, and retrain it where there is data.
 
     Args:
-        model: a module (not changed), or a TorchScript, state dict or safetensors file.
+        model: a module (not changed), or a TorchScript, torch.export, ONNX, state dict or safetensors file.
         data: `(x, y)` arrays or tensors, a data set file, "builtin:digits" or None. With several inputs x is a list, or
             a dict by the names of the model's arguments; without labels y is None.
         architecture: of a state dict file. Without one its weights can be pruned and packed, which runs nothing.

@@ -67,7 +67,7 @@ def recognise(path: Path) -> Container:
             raise UnsupportedModel(f"This is {name}. {advice}")
     if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
         return "legacy_state_dict"
-    if _is_onnx(head):
+    if begins_as_onnx(head):
         return "onnx"
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -85,7 +85,7 @@ def recognise(path: Path) -> Container:
     )
 
 
-def _is_onnx(head: bytes) -> bool:
+def begins_as_onnx(head: bytes) -> bool:
     """Whether a file begins as the message of an ONNX model does: with its version, then the name of what made it.
 
     Or another field of the model comes next, such as the graph.

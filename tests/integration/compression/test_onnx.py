@@ -242,6 +242,17 @@ def test_recurrent_layers_shrink_and_stay_right(tmp_path):
         torch.testing.assert_close(script(x), run(out / "model.onnx", x)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_of_another_batch_is_an_error_and_reads_no_foreign_memory(tmp_path):
+    weights = {"W": files.numbers(1, 32, 5), "R": files.numbers(1, 32, 8, seed=1)}
+    node = helper.make_node("LSTM", ["x", "W", "R", "", "", "h", "c"], ["", "y"], "lstm", hidden_size=8)
+    states = {name: [1, "batch", 8] for name in ("h", "c")}
+    model = files.made([node], {"x": [7, "batch", 5], **states}, {"y": [1, "batch", 8]}, weights)
+    loaded = opened(files.saved(model, tmp_path / "model.onnx"))
+    assert loaded.free_dims == (frozenset({1}),) * 3
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        loaded.module(torch.ones(7, 32, 5), torch.ones(1, 4, 8), torch.ones(1, 4, 8))
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 

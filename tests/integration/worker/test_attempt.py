@@ -377,7 +377,8 @@ def test_below_standard_programs_are_refused_but_weights_run(bench):
     with zipfile.ZipFile(exported, "w") as archive:
         archive.writestr("model/archive_format", "pt2")
     weak = Confinement("weak", bench.worker.confinement.uid)
-    for content, kind in ((script, "TorchScript"), (exported, "torch.export")):
+    onnx = io.BytesIO(b"\x08\x08\x12\x07pytorch\x3a\x00")
+    for content, kind in ((script, "TorchScript"), (exported, "torch.export"), (onnx, "ONNX")):
         job = bench.run(bench.submit("from_file", content=content.getvalue()), confinement=weak)
         assert (job.status, job.error["code"], job.sandbox) == ("failed", "sandbox-too-weak", "weak")
         assert f"is a {kind} program" in job.error["detail"]

@@ -363,7 +363,7 @@ REFUSED = {
     "empty": (lambda: b"", "empty"),
     "random": (lambda: bytes(random.Random(0).randbytes(2000)), "not a model that pared knows"),
     "web page": (lambda: b"<!DOCTYPE html><html>", "web page"),
-    "onnx": (lambda: b"\x08\x08\x12\x07pytorch\x1a", "ONNX"),
+    "cut onnx": (lambda: b"\x08\x08\x12\x07pytorch\x1a", "ONNX file cannot be read .*cut off"),
     "gguf": (lambda: b"GGUF\x03\0\0\0", "GGUF"),
     "keras h5": (lambda: b"\x89HDF\r\n\x1a\n", "Keras"),
     "keras v3": (lambda: zipped({"config.json": b"{}", "model.weights.h5": b"x"}), "Keras"),

@@ -62,13 +62,15 @@ def _checked(step: Step, both: bool) -> bool:
 
 
 def _state(step: Step, index: int, ways: int, batch: Number, hidden: int, first: bool) -> Value:
-    """The state before the first step: as given, or zeros."""
+    """The state before the first step: as given, with its sizes checked, or zeros."""
     given, code = step.given(index), step.code
     zero = given is None or given.fill == 0 or (given.known and not given.text and not given.tensor.any())
     if given is None or zero:
         device: Any = Number(f"{code.first}.device", None)
         return code.call("zeros", [ways, batch, hidden], dtype=torch.float32, device=device)
-    return code.call("transpose", given, 0, 1) if first else given
+    given = code.call("transpose", given, 0, 1) if first else given
+    # torch's own operator reads past the end of a state that is too small; this says so.
+    return code.call("reshape", given, [ways, batch, hidden])
 
 
 def _weights(step: Step, way: int, hidden: int) -> list[Value]:
