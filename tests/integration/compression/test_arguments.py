@@ -237,6 +237,7 @@ def test_entries_read_as_they_were_written():
     spec = PruneSpec.model_validate(document)
     again = PruneSpec.model_validate(spec.model_dump())
     assert again == spec
+    assert PruneSpec.model_validate_json(spec.model_dump_json(exclude_unset=True)) == spec
     assert spec.model_dump()["example_inputs"] == [{"shape": [2, 12], "dtype": "float32"}, *entries[1:]]
 
 
