@@ -111,7 +111,7 @@ def change(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def input_shape(text: str) -> dict[str, Any]:
-    """The shape of an input and perhaps its type, as in 1,16:int64; a value, as in =16000; or JSON, as the API has it."""
+    """The shape of an input, perhaps with its type, as in 1,16:int64; a value, as in =16000; or JSON as in the API."""
     if text.startswith("="):
         return {"value": _value(text[1:])}
     if text.startswith("{"):
