@@ -73,7 +73,7 @@ def prune(
     if data is None and retrain:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
         raise typer.BadParameter(f"retraining needs --data: give it too, or leave out {options}")
-    if data is not None and pruning.input_shape:
+    if data is not None and pruning.input_shape and all(map(_is_plain, pruning.input_shape)):
         raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     if pruning.quantize is not None and "packed" not in (fields["outputs"] or []):
         raise typer.BadParameter("--quantize makes packed files smaller, and no other: give -o with the ending .packed")
@@ -188,6 +188,11 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         print_json(plan.model_dump(mode="json"))
     else:
         out.print(plan)
+
+
+def _is_plain(entry: dict[str, Any]) -> bool:
+    """Whether an argument is a tensor as a data set has it."""
+    return "shape" in entry and not entry.get("batch_dim")
 
 
 def _labels(task: Task | None, output: str | None, ignore_index: int | None) -> dict[str, Any]:

@@ -328,7 +328,8 @@ class PruningOptions:
         typer.Option(
             parser=input_shape,
             metavar="SHAPE",
-            help="Without --data: the shape of an input, such as 1,3,32,32 or 1,16:int64; once for each.",
+            help="The shape of an input, such as 1,3,32,32 or 1,16:int64, or its value, such as =16000; once for each "
+            "argument of the model. Without --data, or where some are values.",
         ),
     ] = None
 

@@ -111,13 +111,32 @@ def change(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def input_shape(text: str) -> dict[str, Any]:
-    """The shape of an input and perhaps its type, as in 1,16:int64."""
+    """The shape of an input, perhaps with its type, as in 1,16:int64; a value, as in =16000; or JSON as in the API."""
+    if text.startswith("="):
+        return {"value": _value(text[1:])}
+    if text.startswith("{"):
+        try:
+            entry: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise typer.BadParameter(
+                f'{text} is not JSON ({error}); write {{"items": [{{"shape": [2, 1, 64]}}]}}'
+            ) from None
+        return entry
     shape, _, dtype = text.partition(":")
     try:
         sizes = [int(size) for size in shape.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text} is not a shape; write 1,3,32,32 (batch first), or 1,16:int64") from None
+        why = f"{text} is not a shape; write 1,3,32,32 (batch first), 1,16:int64, or =16000 for a value"
+        raise typer.BadParameter(why) from None
     return {"shape": sizes, **({"dtype": dtype} if dtype else {})}
+
+
+def _value(text: str) -> Any:
+    """A number, a flag, a list of these or null, as JSON has them; else text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def class_weights(text: str) -> Any:

@@ -87,7 +87,8 @@ class TensorSpec(Spec):
         """Only what belongs to such an argument, so that it reads as it was written."""
         names = ("shape", "dtype", "batch_dim") if self.shape is not None else ("items",) if self.items else ("value",)
         fields = serialized(self)
-        return {name: fields[name] for name in names if name != "batch_dim" or self.batch_dim is not None}
+        idle = {"batch_dim"} if self.batch_dim is None else set()
+        return {name: fields[name] for name in names if name in fields.keys() - idle}
 
     @property
     def sizes(self) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
+from pared.compression.loading.arguments import missing_values, needs_values
 from pared.compression.loading.file_format import recognise
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.state_dicts import read_shapes
@@ -46,6 +47,8 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
             "The shape of the input could not be guessed, so what can be pruned is not known yet: it will be read off "
             "the data set or `example_inputs` of a job."
         )
+        if isinstance(loaded.module, torch.jit.ScriptModule) and needs_values(loaded.module):
+            notes.append(missing_values(loaded.module).detail)
     elif loaded.flavour != "frozen":
         try:
             coupling = find_groups(loaded.module, example)

@@ -23,6 +23,7 @@ from pared.state.settings import Settings
 from pared.state.tables import WorkerHeartbeat
 from tests.support.cli import run_pared
 from tests.support.models import zoo
+from tests.support.models.arguments import Rated
 from tests.support.processes import environment, wait_for
 from tests.support.scripted_server import Answer, Scripted
 from tests.support.stack import PARED, Stack
@@ -332,6 +333,7 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("prune mlp.pt --channels 50% --epochs 3 --lr-schedule cosine", "leave out --epochs, --lr-schedule"),
         ("prune mlp.pt --channels 50% --data data.npz --input-shape 1,6", "--input-shape"),
         ("prune mlp.pt --channels 50% --input-shape 1x6", "1x6"),
+        ("prune mlp.pt --channels 50% --input-shape {1}", "{1} is not JSON"),
         ("prune nowhere.pt --channels 50%", "there is no file nowhere.pt"),
         ("prune mlp.pt --data nowhere.npz --channels 50%", "'--data': there is no file nowhere.npz"),
         ("prune mlp.pt --architecture nowhere.json --channels 50%", "there is no file nowhere.json"),
@@ -409,6 +411,13 @@ def test_the_shape_of_the_inputs_can_be_given_without_data(embedded: Stack, file
     assert done.returncode == 0, done.stderr
     spec = json.loads(done.stdout)["job"]["spec"]
     assert spec["example_inputs"] == [{"shape": [2, 6], "dtype": "float32"}]
+
+
+def test_values_of_arguments_can_be_given(embedded: Stack, files: Path) -> None:
+    torch.jit.save(torch.jit.script(Rated().eval()), files / "rated.pt")
+    done = pared(embedded, files, "prune rated.pt --channels 50% --input-shape 2,12 --input-shape =16000 -o small.pt")
+    assert done.returncode == 0, done.stderr
+    assert torch.jit.load(files / "small.pt")(torch.zeros(1, 12), 16000).shape == (1, 3)
 
 
 def test_a_file_that_is_no_model_exits_with_1_and_advice(embedded: Stack, files: Path) -> None:

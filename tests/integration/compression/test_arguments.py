@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pared.compression import prune
-from pared.compression.loading import load_model, on_tensors
+from pared.compression.loading import inspect_model, load_model, on_tensors
 from pared.compression.work import ModelFile
 from pared.errors import ShapeMismatch, ValidationError
 from pared.specs import PruneSpec, TensorSpec
@@ -114,6 +114,12 @@ def test_data_without_values_are_refused_with_what_to_write(tmp_path):
     with pytest.raises(ValidationError, match="beside a data set too") as caught:
         prune(saved(models.Rated(), tmp_path), (x, None), task="match", amount=0.3)
     assert caught.value.errors[0]["pointer"] == "/example_inputs"
+
+
+def test_inspection_says_which_values_a_job_must_give(tmp_path):
+    path = saved(models.Rated(), tmp_path)
+    warnings = inspect_model(load_model(ModelFile(path, path.name, "")), None).warnings
+    assert any('such as [{"shape": [1, 512]}, {"value": 16000}]' in warning for warning in warnings)
 
 
 def test_data_with_fewer_inputs_than_tensors_are_refused(tmp_path):
@@ -237,6 +243,7 @@ def test_entries_read_as_they_were_written():
     spec = PruneSpec.model_validate(document)
     again = PruneSpec.model_validate(spec.model_dump())
     assert again == spec
+    assert PruneSpec.model_validate_json(spec.model_dump_json(exclude_unset=True)) == spec
     assert spec.model_dump()["example_inputs"] == [{"shape": [2, 12], "dtype": "float32"}, *entries[1:]]
 
 
