@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.export.writers import OutputDiffers, export, of_the_machine, repeats
+from pared.compression.export.checking import OutputDiffers, of_the_machine, repeats
+from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel
 from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, StorageFull
 from pared.reports import FailedOutput

@@ -10,6 +10,7 @@ from pared.compression.loading.folding import confirmed, folding_difference
 from pared.compression.loading.inspection import PASSED_OVER, inspect_model, inspect_weights
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.opening import load_model
+from pared.compression.loading.own_form import in_own_form, own_inputs, usual_type
 from pared.compression.loading.parametrized import Folded, fold_module
 
 __all__ = [
@@ -23,7 +24,10 @@ __all__ = [
     "folding_difference",
     "forward_arguments",
     "guess_example_inputs",
+    "in_own_form",
     "inspect_model",
     "inspect_weights",
     "load_model",
+    "own_inputs",
+    "usual_type",
 ]

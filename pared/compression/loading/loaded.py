@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pared.compression.loading.own_form import Form
 from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
 
@@ -48,6 +49,8 @@ class LoadedModel:
     """Layers whose weights are computed from others and could not be folded -> why; no single weights go there."""
     sparse: frozenset[str] = frozenset()
     """Folded weights whose computation forced some of them to zero; these zeros are held while it trains."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """What its file has its tensors in, where they are not all plain float32; results have the same."""
     unfolded: torch.jit.ScriptModule | None = None
     """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
 

@@ -16,6 +16,7 @@ from pared.compression.devices.placement import foreign_devices, place
 from pared.compression.devices.values import CPU
 from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
+from pared.compression.loading.own_form import form_note, forms_of, in_float32
 from pared.compression.work import ModelFile
 from pared.errors import OutOfMemory, UnsupportedModel
 
@@ -43,11 +44,11 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     _refuse_quantized(nodes)
     _refuse_cuda(node.kind() for node in nodes)
     notes = _put_on_cpu(module)
-    other = other_types(tensors)
-    if other:
-        module.float()
-        notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
     flavour = _flavour(file.path, module, nodes)
+    forms, inlined = forms_of(tensors), False
+    if other_types(tensors):
+        module, inlined = in_float32(module)
+        notes += form_note(forms)
     notes += _torchscript_notes(flavour, nodes)
     loaded = LoadedModel(
         module=module,
@@ -57,6 +58,8 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         file_bytes=file.path.stat().st_size,
         warnings=notes,
         frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
+        inlined=inlined,
+        forms=forms,
     )
     return folded(loaded)
 

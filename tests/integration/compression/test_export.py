@@ -18,7 +18,8 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.coupling import find_groups
-from pared.compression.export.writers import as_torchscript, export
+from pared.compression.export.scripting import as_torchscript
+from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel, load_model
 from pared.compression.pruning.channels import apply_removal
 from pared.compression.work import ModelFile
