@@ -6,7 +6,6 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.checking import OutputDiffers, check, of_the_machine, reason
-from pared.compression.export.free_sizes import Asked, Sized, sized
+from pared.compression.export.free_sizes import Sized, sized
 from pared.compression.export.onnx import write_onnx
 from pared.compression.export.programs import load_program, program_of, save_program
 from pared.compression.export.scripting import as_torchscript
+from pared.compression.export.settings import Settings
 from pared.compression.loading import LoadedModel, in_own_form, own_inputs
 from pared.errors import ExportFailed
 from pared.specs import Output
@@ -32,23 +32,12 @@ from pared.weights.coding import BFLOAT16
 from pared.weights.program import write_record
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the files of a job are to be, beside their formats."""
-
-    free: Asked = field(default_factory=Asked)
-    opset: int | None = None
-    """The version of ONNX's operators; None: torch's choice."""
-    note: Callable[[Output, str], None] = lambda output, text: None
-    """Is told what sizes a file leaves free, where the job asks for some."""
-
-
 def export(
     loaded: LoadedModel,
     example: Sequence[Tensor],
     outputs: Sequence[Output],
     directory: Path,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
 ) -> list[Path]:
     """Write the model into a directory, once for each format.
 
@@ -59,11 +48,13 @@ def export(
     that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
-        example: inputs of the model on the CPU, to check each file with.
+        example: inputs of the model on the CPU, in float32, to check each file with.
+        settings: free sizes and the like.
 
     Raises:
         ExportFailed: a format cannot hold this model, or a written file answers otherwise; names the operator.
     """
+    settings = settings or Settings()
     place(loaded.module.eval(), CPU)
     module = in_own_form(loaded.module, loaded.forms)
     inputs = own_inputs(module, example, loaded.forms)
