@@ -60,13 +60,8 @@ def sized(make: Callable[[FreeDims], torch.export.ExportedProgram], module: nn.M
     if asked.names is None:
         return Sized(make(batch), usual, [], "")
     automatic = asked.names == "auto"
-    called = list(asked.arguments) if len(asked.arguments) == len(example) else _numbered(len(example))
-    if isinstance(asked.names, str):
-        wanted: list[dict[int, str]] = [
-            {dim: f"{name}_{dim}" for dim in range(1, x.dim())} for name, x in zip(called, example, strict=True)
-        ]
-    else:
-        wanted = [dict(names) for names in asked.names]
+    called = _called(asked, example)
+    wanted = _wanted(asked, example)
     program = make([dims | names.keys() for dims, names in zip(batch, wanted, strict=True)])
     sizes = _sizes(program)
     fixed = [(index, dim) for index, names in enumerate(wanted) for dim in names if isinstance(sizes[index][dim], int)]
@@ -100,6 +95,35 @@ def sized(make: Callable[[FreeDims], torch.export.ExportedProgram], module: nn.M
     return Sized(program, names, others, _note(wanted, called, example, others))
 
 
+def tried(
+    module: nn.Module, example: Sequence[Tensor], asked: Asked
+) -> tuple[Names, list[tuple[Tensor, ...]], str] | None:
+    """What `sized` says of names, other inputs and note, found by running the module alone; None: it is not clear so.
+
+    Whether an exporter keeps these sizes free, checking its file at the other inputs tells.
+    """
+    wanted = _wanted(asked, example)
+    groups: dict[str, list[Place]] = {}
+    for index, of_one in enumerate(wanted):
+        for dim, name in of_one.items():
+            groups.setdefault(name, []).append((index, dim))
+    if asked.names == "auto":
+        groups = {
+            name: places
+            for name, places in groups.items()
+            if len(_other_inputs(module, example, {name: places})[0]) == TRIED
+        }
+    others = _other_inputs(module, example, groups, shifts=(1,))[0]
+    if len(others) < TRIED:
+        return None
+    names: Names = tuple({0: BATCH} for _ in example)
+    for name, places in groups.items():
+        for index, dim in places:
+            names[index][dim] = name
+    beside = [{dim: name for dim, name in of_one.items() if dim} for of_one in names]
+    return names, others, _note(beside, _called(asked, example), example, others)
+
+
 def symbols(program: torch.export.ExportedProgram, names: Names) -> dict[str, str]:
     """What the program's own names for its sizes stand for."""
     found: dict[str, str] = {}
@@ -110,15 +134,31 @@ def symbols(program: torch.export.ExportedProgram, names: Names) -> dict[str, st
     return found
 
 
-def _numbered(count: int) -> list[str]:
-    return ["x"] if count == 1 else [f"x{index}" for index in range(count)]
+def _called(asked: Asked, example: Sequence[Tensor]) -> list[str]:
+    return list(asked.arguments) or [f"x{index}" for index in range(len(example))]
+
+
+def _wanted(asked: Asked, example: Sequence[Tensor]) -> list[dict[int, str]]:
+    """Of each input the dimensions that are to be free, if they can, with names for them."""
+    if asked.names is None or isinstance(asked.names, str):
+        named = zip(_called(asked, example), example, strict=True)
+        return [{dim: f"{name}_{dim}" for dim in range(1, x.dim())} for name, x in named]
+    return [dict(names) for names in asked.names]
 
 
 def _sizes(program: torch.export.ExportedProgram) -> list[list[Any]]:
     """Of each input its sizes: a number where it is fixed, or an expression."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    return [[size if isinstance(size, int) else size.node.expr for size in value.shape] for value in inputs]
+    return [[_settled(size) for size in value.shape] for value in inputs]
+
+
+def _settled(size: Any) -> Any:
+    """A size that turned out to be one number as this number."""
+    expression = None if isinstance(size, int) else size.node.expr
+    if expression is None or expression.is_number:
+        return int(size)
+    return expression
 
 
 def _groups(wanted: Sequence[dict[int, str]], sizes: list[list[Any]], *, one_name: bool) -> dict[str, list[Place]]:
@@ -158,14 +198,14 @@ _FACTORS: Sequence[Callable[[int], int]] = (
 
 
 def _other_inputs(
-    module: nn.Module, example: Sequence[Tensor], groups: dict[str, list[Place]]
+    module: nn.Module, example: Sequence[Tensor], groups: dict[str, list[Place]], shifts: Sequence[int] = (1, 0)
 ) -> tuple[list[tuple[Tensor, ...]], str]:
     """Inputs of other sizes that the module takes, and what it said where it took none."""
     found: list[tuple[Tensor, ...]] = []
     error = ""
     if not groups:
         return found, error
-    for inputs in _candidates(example, groups):
+    for inputs in _candidates(example, groups, shifts):
         try:
             with torch.no_grad():
                 module(*inputs)
@@ -180,9 +220,12 @@ def _other_inputs(
     return found, error
 
 
-def _candidates(example: Sequence[Tensor], groups: dict[str, list[Place]]) -> Iterator[tuple[Tensor, ...]]:
+def _candidates(
+    example: Sequence[Tensor], groups: dict[str, list[Place]], shifts: Sequence[int]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs of other sizes; with a shift of 1 sizes that were equal differ, so that none can stand for another."""
     seen = {tuple(tuple(x.shape) for x in example)}
-    for shift in (1, 0):  # sizes that were equal differ first, so that no place can stand for another
+    for shift in shifts:
         for first in range(len(_FACTORS)):
             shapes = [list(x.shape) for x in example]
             for position, places in enumerate(groups.values()):
@@ -212,8 +255,9 @@ def _fixed_text(
     if size == 1:
         return told + "torch.export takes a size of 1 for fixed. Give `example_inputs` with at least 2 there."
     return told + (
-        "the model's layers, or numbers that tracing wrote into its code, allow no other. Leave it out of `dynamic`, "
-        'or let "auto" find what can be free; a scripted file has fewer fixed sizes than a traced one.'
+        "torch.export finds that the model's layers, or numbers that tracing wrote into its code, allow no other. Leave "
+        'it out of `dynamic`, or let "auto" find what can be free; a scripted file has fewer fixed sizes than a traced '
+        "one."
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.export.checking import check, of_the_machine, reason
-from pared.compression.export.free_sizes import BATCH, Asked, Sized, symbols
+from pared.compression.export.free_sizes import BATCH, Asked, Names, Sized, symbols, tried
 from pared.compression.export.programs import quiet
 from pared.errors import ExportFailed
 
@@ -35,7 +35,7 @@ def write_onnx(
     """Write the module as ONNX, with a free batch size and whatever else is asked for.
 
     torch's exporter for TorchScript comes first: it takes a twentieth of the time. What it cannot do (transformer
-    layers, free sizes beside the batch, newer opsets) goes through the current exporter, from a torch.export program.
+    layers, sizes that hang on each other, newer opsets) goes through the current exporter, from a torch.export program.
 
     Args:
         program: makes that program.
@@ -58,18 +58,21 @@ def write_onnx(
             "model in float32 or float16 for ONNX."
         )
     failure: Exception | None = None
-    if asked.names is None and (opset is None or opset in _OLD_OPSETS):
+    usual: tuple[Names, list[tuple[Tensor, ...]], str] = tuple({0: BATCH} for _ in example), [], ""
+    found = usual if asked.names is None else tried(module, example, asked)
+    if found is not None and (opset is None or opset in _OLD_OPSETS):
+        names, others, note = found
         try:
             with _apart(path) as file:
                 with quiet(), _nothing_printed():
-                    _through_torchscript(module, example, file, opset)
-                _check_file(file, module, example, [], opset)
+                    _through_torchscript(module, example, file, names, opset)
+                _check_file(file, module, example, others, opset)
         except Exception as error:
             if of_the_machine(error):
                 raise
             failure = error
         else:
-            return ""
+            return note
     try:
         with _apart(path) as file:
             with quiet(), _nothing_printed():
@@ -97,9 +100,11 @@ def _apart(path: Path) -> Iterator[Path]:
             file.replace(path.parent / file.name)
 
 
-def _through_torchscript(module: nn.Module, example: tuple[Tensor, ...], path: Path, opset: int | None) -> None:
+def _through_torchscript(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, sizes: Names, opset: int | None
+) -> None:
     names = _input_names(example)
-    axes = {name: {0: BATCH} for name in [*names, "y"]}
+    axes = {**dict(zip(names, sizes, strict=True)), "y": {0: BATCH}}
     # A copy, because the exporter inlines calls in a ScriptModule's own code, which other formats then would hold.
     exported = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
     torch.onnx.export(
@@ -139,10 +144,10 @@ def _tidy(model: Any, called: dict[str, str]) -> None:
             values += node.outputs
         for value in values:
             value.metadata_props.clear()
-            if value.shape is not None:
-                for dim, size in enumerate(value.shape):
-                    if isinstance(size, onnx_ir.SymbolicDim) and str(size.value) in called and not value.shape.frozen:
-                        value.shape[dim] = called[str(size.value)]
+            for dim, size in enumerate(value.shape or ()):
+                text = str(size.value) if isinstance(size, onnx_ir.SymbolicDim) else ""
+                if text.isdecimal() or text in called:  # one that turned out to be fixed, or a free one
+                    value.shape[dim] = int(text) if text.isdecimal() else called[text]
         graph.metadata_props.clear()
     model.metadata_props.clear()
 
