@@ -101,8 +101,8 @@ class CompressionSpec(JobSpec):
         None,
         description="Sizes that `onnx` and `exported_program` leave free beside the batch: for an input, by its name "
         "in the model's `forward`, dimensions and what their sizes are called. Equal names are for sizes that are "
-        'always equal. `"auto"`: all that the model allows. Each file is checked at two other sizes, and the report says what '
-        "is free and what stays fixed. Without it the batch alone is free.",
+        "always equal. `auto`: all that the model allows. Each file is checked at two other sizes, and the report "
+        "says what is free and what stays fixed. Without it the batch alone is free.",
         examples=[{"x": {"2": "height", "3": "width"}}],
     )
     onnx_opset: int | None = Field(

@@ -255,9 +255,9 @@ def _fixed_text(
     if size == 1:
         return told + "torch.export takes a size of 1 for fixed. Give `example_inputs` with at least 2 there."
     return told + (
-        "torch.export finds that the model's layers, or numbers that tracing wrote into its code, allow no other. Leave "
-        'it out of `dynamic`, or let "auto" find what can be free; a scripted file has fewer fixed sizes than a traced '
-        "one."
+        "torch.export finds that the model's layers, or numbers that tracing wrote into its code, allow no other. "
+        'Leave it out of `dynamic`, or let "auto" find what can be free; a scripted file has fewer fixed sizes than a '
+        "traced one."
     )
 
 

@@ -62,10 +62,10 @@ class SelfAttention(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, *, norm_first: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=norm_first, activation="gelu")
-        self.layers, self.out = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, activation="gelu")
+        self.layers, self.out = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.layers(x).mean(1))
@@ -234,13 +234,12 @@ LAYERS: dict[str, Kind] = {
     "RMS norm, gated unit": Kind(RootMeanSquare, (SEQUENCE,)),
     "embedding": Kind(lambda: nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(24, 3)), (TOKENS,), True),
     "LSTM": Kind(lambda: Recurrent(nn.LSTM), (SEQUENCE,)),
-    "LSTM, both ways, two layers": Kind(lambda: Recurrent(nn.LSTM, bidirectional=True, num_layers=2), (SEQUENCE,)),
+    "LSTM, both ways": Kind(lambda: Recurrent(nn.LSTM, bidirectional=True), (SEQUENCE,)),
     "LSTM, last state": Kind(LastState, (SEQUENCE,)),
     "GRU": Kind(lambda: Recurrent(nn.GRU), (SEQUENCE,)),
     "RNN": Kind(lambda: Recurrent(nn.RNN), (SEQUENCE,)),
     "multi-head attention": Kind(SelfAttention, (SEQUENCE,)),
-    "encoder layers": Kind(lambda: Encoder(norm_first=False), (SEQUENCE,)),
-    "encoder layers, norm first": Kind(lambda: Encoder(norm_first=True), (SEQUENCE,)),
+    "encoder layer": Kind(Encoder, (SEQUENCE,)),
     "decoder layer": Kind(Decoder, (SEQUENCE, SEQUENCE)),
     "fused attention": Kind(Fused, (SEQUENCE,)),
     "einsum attention": Kind(Einsum, (SEQUENCE,)),
