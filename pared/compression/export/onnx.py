@@ -134,8 +134,6 @@ def _through_program(made: Sized, path: Path, opset: int | None) -> None:
 
 def _tidy(model: Any, called: dict[str, str]) -> None:
     """Call the free sizes what the spec calls them, and leave out how the file was made, with this machine's paths."""
-    import onnx_ir
-
     for graph in [model.graph, *(function.graph for function in model.functions.values())]:
         values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
         for node in graph.all_nodes():
@@ -145,7 +143,7 @@ def _tidy(model: Any, called: dict[str, str]) -> None:
         for value in values:
             value.metadata_props.clear()
             for dim, size in enumerate(value.shape or ()):
-                text = str(size.value) if isinstance(size, onnx_ir.SymbolicDim) else ""
+                text = str(getattr(size, "value", ""))  # which numbers have not
                 if text.isdecimal() or text in called:  # one that turned out to be fixed, or a free one
                     value.shape[dim] = int(text) if text.isdecimal() else called[text]
         graph.metadata_props.clear()

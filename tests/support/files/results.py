@@ -173,6 +173,7 @@ ROWS: list[HeldFile] = [
         _scripted(_Encoder),
         spec={
             "amount": 0.5,
+            "granularity": "weight",
             "example_inputs": [{"shape": [2, 5, 8]}],
             "outputs": ["exported_program"],
             "dynamic": {"x": {"1": "length"}},
