@@ -273,6 +273,10 @@ class CommonFields(TypedDict, total=False):
     """How stored arrays become inputs of the model."""
     outputs: list[Output] | None
     """Formats of the result."""
+    dynamic: dict[str, dict[int, str]] | Literal["auto"] | None
+    """Free sizes beside the batch in onnx and exported_program, such as {"x": {2: "height", 3: "width"}}."""
+    onnx_opset: int | None
+    """Version of ONNX's operators."""
     time_limit_s: int | None
     """Ends the job as failed after so many seconds."""
     device: Device

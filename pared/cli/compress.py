@@ -27,6 +27,7 @@ from pared.cli.options import (
 )
 from pared.cli.parsers import architecture_of, share, upload, without_none
 from pared.cli.rendering import err, out, print_json
+from pared.cli.result_options import ResultOptions
 from pared.cli.uploads import stored
 from pared.client import Client, Plan
 from pared.specs import Device, Knowledge, Task
@@ -47,6 +48,7 @@ def prune(
     ],
     pruning: PruningOptions,
     training: RetrainingOptions,
+    files: ResultOptions,
     data: Data = None,
     architecture: Annotated[
         str | None,
@@ -68,7 +70,7 @@ def prune(
 ) -> None:
     """Remove channels or weights from a model, retrain it, and download the result."""
     labels = _labels(task, model_output, ignore_index)
-    fields = {**pruning.spec(), **labels, **_common_fields(seed, output, device, latency_device)}
+    fields = {**pruning.spec(), **labels, **_common_fields(seed, output, device, latency_device), **files.spec()}
     retrain = training.spec()
     if data is None and retrain:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
@@ -105,6 +107,7 @@ def distill(
     ],
     data: Data,
     training: StudentTrainingOptions,
+    files: ResultOptions,
     student: Annotated[
         str | None, typer.Option(parser=upload, metavar="FILE", help="The student as a file or an id.")
     ] = None,
@@ -171,6 +174,7 @@ def distill(
             "compare_with_labels_only": compare,
             **_labels(task, model_output, ignore_index),
             **_common_fields(seed, output, device, latency_device),
+            **files.spec(),
         }
         if loss or weighing:
             spec["loss"] = {"kind": loss or "knowledge", **weighing}

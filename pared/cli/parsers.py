@@ -139,6 +139,15 @@ def _value(text: str) -> Any:
         return text
 
 
+def free_size(text: str) -> Any:
+    """`auto`, or an input's dimension and what its size is called: x:2=height."""
+    place, _, called = text.partition("=")
+    name, _, dim = place.rpartition(":")
+    if text != "auto" and not (name and dim.isdecimal() and called):
+        raise typer.BadParameter(f"{text} is no free size; write x:2=height (input, dimension, name), or auto")
+    return text if text == "auto" else (name, dim, called)
+
+
 def class_weights(text: str) -> Any:
     """`balanced`, or a weight for each class: 1,5,2."""
     if text == "balanced":

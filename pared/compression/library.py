@@ -23,7 +23,8 @@ from pared.compression.data import Data, load_dataset
 from pared.compression.data.names import arrange_inputs
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.export.writers import as_torchscript, as_uploaded
+from pared.compression.export.scripting import as_torchscript
+from pared.compression.export.writers import as_uploaded
 from pared.compression.jobs.fitting import answer_to
 from pared.compression.jobs.fitting_texts import takes_mask
 from pared.compression.loading import (
@@ -33,6 +34,8 @@ from pared.compression.loading import (
     fold_module,
     folding_difference,
     forward_arguments,
+    in_own_form,
+    usual_type,
 )
 from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ExportFailed, ValidationError
@@ -92,7 +95,7 @@ def prune(
         file = place.model(model, "model", architecture, spec, dataset)
         files = {"model": replace(file, weights=weights, prefix=prefix)}
         report, pruned = jobs.pruned(spec, place.work(files, dataset, device, spec.latency_device))
-        module = pruned.module
+        module = in_own_form(pruned.module, pruned.forms)
         return Result(as_uploaded(pruned, module) if isinstance(module, torch.jit.ScriptModule) else module, report)
 
 
@@ -134,7 +137,7 @@ def distill(
         if not isinstance(student, dict):
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
         report, distilled = jobs.distilled(spec, place.work(files, dataset, device, spec.latency_device))
-        return Result(distilled.module, report)
+        return Result(in_own_form(distilled.module, distilled.forms), report)
 
 
 def run_spec(
@@ -164,7 +167,9 @@ def run_spec(
 
 @contextmanager
 def _workplace(directory: str | Path | None) -> Iterator[_Workplace]:
-    with tempfile.TemporaryDirectory(prefix="pared-") as temporary:
+    # Whoever calls may have switched gradients off, which training and scores need.
+    gradients = torch.inference_mode(False), torch.enable_grad()
+    with tempfile.TemporaryDirectory(prefix="pared-") as temporary, gradients[0], gradients[1]:
         inputs, outputs = Path(temporary, "in"), Path(directory or Path(temporary, "out"))
         inputs.mkdir()
         outputs.mkdir(parents=True, exist_ok=True)
@@ -193,21 +198,21 @@ class _Workplace:
         if isinstance(model, torch.jit.ScriptModule):
             torch.jit.save(model, path)
             return ModelFile(path, path.name, _digest(path))
-        example = () if isinstance(model, LayeredModule) else _example(spec, dataset, model)
+        example = () if isinstance(model, LayeredModule) else _fitting(model, _example(spec, dataset, model))
         module, folded = _plain(model, example)
-        notes = tuple(folded.notes(sum(parameter.numel() for parameter in module.parameters())))
+        notes = folded.notes(sum(parameter.numel() for parameter in module.parameters()))
         sparse = frozenset(folded.sparse)
         if isinstance(module, LayeredModule):
             torch.save(module.state_dict(), path)
-            return ModelFile(path, path.name, _digest(path), module.architecture, notes, sparse)
+            return ModelFile(path, path.name, _digest(path), module.architecture, tuple(notes), sparse)
         try:
-            script = as_torchscript(module, example)
+            script = as_torchscript(module, example, notes.append)
         except ExportFailed:
             if dataset is not None:  # that it does not take these data, as a job would say it
                 answer_to(LoadedModel(module, "torchscript", "scripted"), _data(spec, dataset))
             raise
         torch.jit.save(script, path)
-        return ModelFile(path, path.name, _digest(path), None, notes, sparse)
+        return ModelFile(path, path.name, _digest(path), None, tuple(notes), sparse)
 
     def dataset(self, data: Arrays | str | Path | None) -> DatasetFile | None:
         """A file of the data."""
@@ -332,6 +337,20 @@ def _example(
     if isinstance(spec, specs.PruneSpec) and spec.example_inputs and all(each.is_plain for each in spec.example_inputs):
         return example_from_specs(spec.example_inputs)
     return ()
+
+
+def _fitting(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The example in the type of the model's weights, or as it is where the model runs on that alone."""
+    usual = usual_type(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    if usual == torch.float32:
+        return example
+    cast = tuple(x.to(usual) if x.is_floating_point() else x for x in example)
+    try:
+        with torch.no_grad():
+            _copy(model).eval()(*cast)
+    except Exception:  # noqa: BLE001 - whatever it says, the other type is left
+        return example
+    return cast
 
 
 def _data(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile) -> Data:

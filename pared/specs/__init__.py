@@ -19,6 +19,7 @@ from pared.specs.augmentation import (
 )
 from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.common import (
+    WITH_FREE_SIZES,
     WITHOUT_CLASSES,
     WITHOUT_LABELS,
     CompressionSpec,
@@ -52,6 +53,7 @@ __all__ = [
     "PHYSICAL",
     "WITHOUT_CLASSES",
     "WITHOUT_LABELS",
+    "WITH_FREE_SIZES",
     "Architecture",
     "Augment",
     "ColorJitter",

@@ -55,9 +55,18 @@ class NamedArchitecture(Spec):
 
 
 class LayeredArchitecture(Spec):
-    """Layers in order: `["Conv2d", {kwargs}]`, or with the name its weights have, `["Conv2d", {kwargs}, "conv1"]`."""
+    """Layers in order: `["Conv2d", {kwargs}]`, or with the name its weights have, `["Conv2d", {kwargs}, "conv1"]`.
 
-    layers: list[Json] = Field(min_length=1, max_length=1000)
+    A short form for networks that are a chain of layers, residual blocks included. What it cannot say (recurrent
+    layers, sums of embeddings, several inputs or outputs) is uploaded as a torch.export program (`.pt2`) instead.
+    """
+
+    layers: list[Json] = Field(
+        min_length=1,
+        max_length=1000,
+        description="One input goes through all of them in order, and comes out as one output. For anything else "
+        "upload a `.pt2`: torch.export.save(torch.export.export(model, args), path).",
+    )
 
 
 Named = Annotated[NamedArchitecture, Tag("NamedArchitecture")]

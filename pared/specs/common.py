@@ -13,6 +13,12 @@ from pared.specs.uploads import Names, Text
 
 Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
+SizeName = Annotated[Text, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+"""What a free size is called in a file."""
+Dynamic = dict[Text, Annotated[dict[Annotated[int, Field(ge=1, le=7)], SizeName], Field(min_length=1)]]
+"""Free sizes beside the batch: an input of the model -> its dimension, from 0 for the batch -> a name."""
+WITH_FREE_SIZES: tuple[Output, ...] = ("onnx", "exported_program")
+"""The formats that say which sizes are free; the others take whatever the model takes."""
 Task = Literal[
     "classification",
     "binary",
@@ -164,6 +170,20 @@ class CompressionSpec(JobSpec):
         "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
         "the report; the job fails, before it trains, only where none can be written.",
     )
+    dynamic: Dynamic | Literal["auto"] | None = Field(
+        None,
+        description="Sizes that `onnx` and `exported_program` leave free beside the batch: for an input, by its name "
+        "in the model's `forward`, dimensions and what their sizes are called. Equal names are for sizes that are "
+        "always equal. `auto`: all that the model allows. Each file is checked at two other sizes, and the report "
+        "says what is free and what stays fixed. Without it the batch alone is free.",
+        examples=[{"x": {"2": "height", "3": "width"}}],
+    )
+    onnx_opset: int | None = Field(
+        None,
+        ge=11,
+        le=23,
+        description="Version of ONNX's operators in `onnx`. Without one: torch's own choice, now 20.",
+    )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
     device: Device = Field(
         "auto",
@@ -211,6 +231,18 @@ class CompressionSpec(JobSpec):
     def _outputs_once(self) -> CompressionSpec:
         if self.outputs is not None and len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs names a format twice")
+        return self
+
+    @model_validator(mode="after")
+    def _formats_have_what_is_said_of_them(self) -> CompressionSpec:
+        idle = {}
+        if self.outputs is not None and not set(self.outputs) & set(WITH_FREE_SIZES):
+            idle["dynamic"] = "is for the formats onnx and exported_program: name one in `outputs`, or leave it out"
+        if "onnx" not in (self.outputs or []):
+            idle["onnx_opset"] = "is for the format onnx: name it in `outputs`, or leave it out"
+        self._must_be_left_out(idle)
+        if isinstance(self.dynamic, dict) and any("batch" in sizes.values() for sizes in self.dynamic.values()):
+            self._refuse({"dynamic": "calls a size batch, which is the name of dimension 0: choose another one"})
         return self
 
     @model_validator(mode="after")

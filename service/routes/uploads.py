@@ -68,8 +68,8 @@ Prefix = Annotated[
     summary="Upload a model",
     description="TorchScript (`.pt`), a torch.export program (`.pt2`), ONNX (`.onnx`, or a zip of it with its data), "
     "or a state dict (`.pt`, `.safetensors`) with its architecture, or a checkpoint that has one at any depth. The "
-    "file is recognised by its content, in a sandbox: `status` goes from `inspecting` to `ready` or `rejected`. The same "
-    "file under the same name answers 200 with the model that is already there.",
+    "file is recognised by its content, in a sandbox: `status` goes from `inspecting` to `ready` or `rejected`. The "
+    "same file under the same name answers 200 with the model that is already there.",
     openapi_extra=UPLOAD_BODY,
     responses=answers(201, MODEL, 413, 507)
     | {200: {"description": "This file was uploaded before.", "model": ModelView}},

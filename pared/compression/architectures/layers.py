@@ -38,6 +38,10 @@ from pared.errors import InvalidArchitecture, telling_line
 
 MAX_DEPTH = 32
 MAX_LAYERS = 20_000
+_OTHERS = (
+    "A layer list is a short form for chains of these; upload any other model as a torch.export program: "
+    "torch.export.save(torch.export.export(model, args), path)."
+)
 
 
 # -- the whitelist ------------------------------------------------------------------------------
@@ -286,7 +290,7 @@ def _parts(entry: Any, where: str) -> tuple[str, dict[str, Any], str | None]:
     kind = entry[0]
     if kind not in _WEIGHTED and kind not in STRUCTURES and kind not in OPERATIONS:
         known = ", ".join(sorted([*_WEIGHTED, *STRUCTURES, *OPERATIONS]))
-        raise InvalidArchitecture(f"{where}: there is no layer kind {kind[:64]!r}. Known kinds: {known}.")
+        raise InvalidArchitecture(f"{where}: there is no layer kind {kind[:64]!r}. Known kinds: {known}. {_OTHERS}")
     kwargs = entry[1] if len(entry) > 1 else {}
     if not isinstance(kwargs, dict):
         raise InvalidArchitecture(f"{where} ({kind}): the second entry must be an object of arguments.")

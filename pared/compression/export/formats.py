@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.export.writers import OutputDiffers, export, of_the_machine, repeats
+from pared.compression.export.checking import OutputDiffers, of_the_machine, repeats
+from pared.compression.export.settings import Settings
+from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel
 from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, StorageFull
 from pared.reports import FailedOutput
@@ -30,6 +32,8 @@ class Written:
 
     files: dict[Output, list[Path]]
     failed: list[FailedOutput]
+    notes: list[str] = field(default_factory=list)
+    """Which sizes the files leave free, where the job asks for some."""
 
     @property
     def paths(self) -> list[Path]:
@@ -49,11 +53,14 @@ class Formats:
         asked: Sequence[Output],
         example: Sequence[Tensor],
         *,
+        settings: Settings | None = None,
         log: Callable[[str], None] = lambda line: None,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Args: example: inputs to check each file with; log: is told what is missing; tick: a sign of life."""
         self.asked = list(asked)
+        self._notes: dict[Output, str] = {}
+        self.settings = replace(settings or Settings(), note=self._notes.__setitem__)
         self._example, self._log, self._tick = tuple(example), log, tick
         self._tried = False
         self._left: list[Path] = []
@@ -109,6 +116,7 @@ class Formats:
             outcome = self._outcome(loaded, output, directory)
             if isinstance(outcome, list):
                 written.files[output] = outcome
+                written.notes.extend(f"{output}: {note}" for note in [self._notes.pop(output, "")] if note)
                 self._left += outcome
             else:
                 written.failed.append(self._failure(loaded, output, outcome))
@@ -122,7 +130,7 @@ class Formats:
         self._tick()
         try:
             with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
-                files = export(loaded, self._example, [output], Path(folder))
+                files = export(loaded, self._example, [output], Path(folder), self.settings)
                 return _moved(Path(folder), files, directory)
         except ExportFailed as error:
             return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pared.compression.loading import LoadedModel
 
@@ -21,9 +21,8 @@ def round_to_own_types(loaded: LoadedModel) -> None:
                 tensor.copy_(tensor.to(dtype))
 
 
-def own_state(loaded: LoadedModel) -> dict[str, Tensor]:
-    """The state dict of the module in the upload's types; tensors that keep their type are not copied."""
+def own_state(loaded: LoadedModel, module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of its module in the upload's types; tensors that keep their type are not copied."""
     return {
-        name: tensor.detach().to(loaded.dtypes.get(name, tensor.dtype))
-        for name, tensor in loaded.module.state_dict().items()
+        name: tensor.detach().to(loaded.dtypes.get(name, tensor.dtype)) for name, tensor in module.state_dict().items()
     }

@@ -23,29 +23,26 @@ from pared.compression.coupling.fused import ON_TENSORS
 from pared.compression.coupling.interpreter import Interpreter, Step, reloaded, storage_key
 from pared.compression.coupling.labels import Tracked
 
+FreeDims = Sequence[frozenset[int]]
+"""The dimensions of each input that may have any size."""
 
-def export_program(
-    module: nn.Module,
-    example: Sequence[Tensor],
-    path: Path,
-    *,
-    free_dims: Sequence[frozenset[int]] | None = None,
-    unsaved: frozenset[str] = frozenset(),
-) -> None:
-    """Write the module as a torch.export program. The same module gives the same bytes in every process.
 
-    What the file says of how it was made is left out: source lines, with this machine's paths, and the example.
+def program_of(
+    module: nn.Module, example: Sequence[Tensor], free: FreeDims, *, unsaved: frozenset[str] = frozenset()
+) -> torch.export.ExportedProgram:
+    """The module as a torch.export program. The same module gives the same program in every process.
+
+    What it says of how it was made is left out: source lines, with this machine's paths, and the example.
 
     Args:
         module: in eval mode, on the CPU. Not changed.
-        example: its inputs, with a batch of at least 2, or the batch becomes fixed.
-        free_dims: the dimensions of each input that may have any size; without it, the batch.
+        example: its inputs, with a size of at least 2 wherever it is free, or the size becomes fixed.
+        free: the dimensions that may have any size, as far as the module allows it.
         unsaved: buffers of a ScriptModule that the state dict leaves out.
 
     Raises:
         Exception: torch.export's own, or the interpreter's, for a model that no program can hold.
     """
-    free = free_dims or [frozenset({0})] * len(example)
     dims = tuple({dim: Dim.AUTO for dim in of_one if dim < x.dim()} for of_one, x in zip(free, example, strict=True))
     shapes: Any = dims
     if isinstance(module, torch.jit.ScriptModule):
@@ -58,6 +55,12 @@ def export_program(
                 for node in part.graph.nodes:
                     node.meta = {name: node.meta[name] for name in ("val", "torch_fn") if name in node.meta}
         program.example_inputs = tuple(map(torch.zeros_like, example)), {}
+    return program
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program as a `.pt2` file."""
+    with quiet():
         torch.export.save(program, path)
 
 
@@ -185,6 +188,21 @@ def _quotient(values: list[Any]) -> Any:
     return _on_numbers(operator.floordiv if values[2:] in (["floor"], ["trunc"]) else operator.truediv, 2)(values)
 
 
+def _equal(values: list[Any]) -> Any:
+    """Whether two numbers, or two lists of numbers, are equal: recurrent layers compare whole shapes."""
+    first, second = values[:2]
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(_equal([one, other]) for one, other in zip(first, second, strict=True))
+    return _on_numbers(operator.eq, 2)(values)
+
+
+def _different(values: list[Any]) -> Any:
+    if isinstance(values[0], (list, tuple)):
+        same = _equal(values)
+        return None if same is None else not same
+    return _on_numbers(operator.ne, 2)(values)
+
+
 def _size(values: list[Any]) -> Any:
     return values[0].shape[values[1]] if len(values) > 1 else list(values[0].shape)
 
@@ -215,8 +233,8 @@ _ON_SIZES: Mapping[str, Callable[[list[Any]], Any]] = {
     "aten::floordiv": _on_numbers(operator.floordiv, 2),
     "aten::floor_divide": _on_numbers(operator.floordiv, 2),
     "aten::remainder": _on_numbers(operator.mod, 2),
-    "aten::eq": _on_numbers(operator.eq, 2),
-    "aten::ne": _on_numbers(operator.ne, 2),
+    "aten::eq": _equal,
+    "aten::ne": _different,
     "aten::lt": _on_numbers(operator.lt, 2),
     "aten::le": _on_numbers(operator.le, 2),
     "aten::gt": _on_numbers(operator.gt, 2),

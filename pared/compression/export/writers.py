@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
-import tempfile
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +15,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pared.compression.architectures import build
-from pared.compression.coupling.interpreter import reloaded
 from pared.compression.coupling.verify import flat_tensors, relative_difference
-from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
+from pared.compression.export.checking import OutputDiffers, check, of_the_machine, reason
 from pared.compression.export.checkpoints import write_checkpoint
-from pared.compression.export.onnx_files import like_the_upload, rounded, with_types
+from pared.compression.export.free_sizes import Sized, sized
+from pared.compression.export.onnx import write_onnx
+from pared.compression.export.onnx_files import rounded
 from pared.compression.export.own_types import own_state, round_to_own_types
-from pared.compression.export.programs import export_program, load_program, quiet
-from pared.compression.loading import LoadedModel
-from pared.errors import ExportFailed, ModelFailed, telling_line
+from pared.compression.export.programs import load_program, program_of, save_program
+from pared.compression.export.scripting import as_torchscript
+from pared.compression.export.settings import Settings
+from pared.compression.loading import LoadedModel, in_own_form, own_inputs
+from pared.errors import ExportFailed
 from pared.specs import Output
 from pared.weights import packed, program
 from pared.weights.coding import BFLOAT16
 from pared.weights.program import write_record
 
-TOLERANCE = 1e-4
-"""Largest difference between a written file's output and the model's, relative to the largest output (and to 1)."""
 
-
-class OutputDiffers(ExportFailed):
-    """A file was written and runs, and answers otherwise than the model: by its weights, or by its structure."""
-
-
-def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Output], directory: Path) -> list[Path]:
+def export(
+    loaded: LoadedModel,
+    example: Sequence[Tensor],
+    outputs: Sequence[Output],
+    directory: Path,
+    settings: Settings | None = None,
+) -> list[Path]:
     """Write the model into a directory, once for each format.
 
     `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
@@ -54,14 +52,19 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
-        example: inputs of the model on the CPU, to check each file with.
+        example: inputs of the model on the CPU, in float32, to check each file with.
+        settings: free sizes and the like.
 
     Raises:
         ExportFailed: a format cannot hold this model, or a written file answers otherwise; names the operator.
     """
-    module = loaded.module.eval()
-    place(module, CPU)
+    settings = settings or Settings()
+    place(loaded.module.eval(), CPU)
     round_to_own_types(loaded)
+    module = in_own_form(loaded.module, loaded.forms)
+    inputs = own_inputs(module, example, loaded.forms)
+    if module is not loaded.module:
+        _check_own_form(loaded.module, example, module, inputs)
     written: list[Path] = []
     for output in outputs:
         if not loaded.runs and output not in _OF_WEIGHTS:
@@ -69,8 +72,30 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
                 "The upload is weights without an architecture, and this format holds code that runs them: give the "
                 "`architecture` that they belong to, or ask for `state_dict`, `checkpoint` or `packed`."
             )
-        written += _WRITERS[output](loaded, module, tuple(example), directory)
+        written += _WRITERS[output](loaded, module, inputs, directory, settings)
     return written
+
+
+def _check_own_form(module: nn.Module, example: Sequence[Tensor], own: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """The model in its file's own types answers as it does in float32, as far as their digits go."""
+    with torch.no_grad():
+        expected = flat_tensors(module(*example))
+        try:
+            actual = flat_tensors(own(*inputs))
+        except Exception as error:
+            raise ExportFailed(
+                f"The model runs in float32 and not in the types of its file: {reason(error)}. Upload it in float32."
+            ) from error
+    for one, other in zip(actual, expected, strict=True):
+        if other.is_floating_point() and not relative_difference(one, other) <= _COARSEST:
+            raise OutputDiffers(
+                f"In the types of its file ({one.dtype}) the model answers otherwise than in float32, by "
+                f"{relative_difference(one, other):.2g}. Upload it in float32."
+            )
+
+
+_COARSEST = 0.1
+"""Rounding adds up over the layers of a deep model in bfloat16, which has three digits."""
 
 
 def usual_outputs(upload: LoadedModel) -> list[Output]:
@@ -82,29 +107,6 @@ def usual_outputs(upload: LoadedModel) -> list[Output]:
     return ["torchscript"]
 
 
-def as_torchscript(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
-    """The module as TorchScript: itself, else scripted, else traced.
-
-    Raises:
-        ExportFailed: it can be neither scripted nor traced.
-    """
-    if isinstance(module, torch.jit.ScriptModule):
-        return module
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with contextlib.suppress(Exception):  # scripting keeps control flow and any batch size, where it works
-            scripted: torch.jit.ScriptModule = torch.jit.script(module)
-            if example:  # some modules script and then do not run, such as those with parametrized weights
-                with torch.no_grad():
-                    scripted(*example)
-            return scripted
-        try:
-            traced: torch.jit.ScriptModule = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            raise ExportFailed(f"The model can be neither scripted nor traced: {_reason(error)}") from error
-        return traced
-
-
 _NO_INPUTS = (
     "It is made by running the model, and what the model takes is not known: give `example_inputs`, such as "
     '[{"shape": [1, 512]}, {"value": 16000}]'
@@ -112,7 +114,7 @@ _NO_INPUTS = (
 
 
 def _write_torchscript(
-    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
 ) -> list[Path]:
     path = directory / "model.pt"
     torch.jit.save(as_uploaded(loaded, as_torchscript(module, example)), path, _extra_files=dict(loaded.extra_files))
@@ -120,7 +122,7 @@ def _write_torchscript(
         # Positions in a source that the code no longer follows, or that this process made and counted.
         _drop_source_positions(path)
     again: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-    _check("model.pt", module, example, again if loaded.given is None else loaded.given.given_to(again))
+    check("model.pt", module, example, again if loaded.given is None else loaded.given.given_to(again))
     return [path]
 
 
@@ -144,13 +146,13 @@ def _drop_source_positions(path: Path) -> None:
 
 
 def _write_state_dict(
-    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
 ) -> list[Path]:
     from safetensors.torch import load_file, save_file
 
     path = directory / "model.safetensors"
     # Copies, because safetensors refuses two names of one tensor; both names are kept for the loader.
-    state = {name: tensor.clone().contiguous() for name, tensor in own_state(loaded).items()}
+    state = {name: tensor.clone().contiguous() for name, tensor in own_state(loaded, module).items()}
     save_file(state, path, metadata={"format": "pt"})
     again = load_file(path)
     if set(again) != set(state) or not all(torch.equal(again[name], tensor) for name, tensor in state.items()):
@@ -162,101 +164,41 @@ def _write_state_dict(
     return [path, described]
 
 
-def _write_onnx(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
-    try:
-        import onnx  # noqa: F401 - the exporter needs it
-        import onnxruntime
-    except ImportError as error:
-        raise ExportFailed("This server was set up without ONNX. Install pared[worker,onnx] on its workers.") from error
+def _write_onnx(
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
+) -> list[Path]:
     if not example:
         raise ExportFailed(_NO_INPUTS)
     path = directory / "model.onnx"
-    names = [f"x{index}" for index in range(len(example))]
-    free = loaded.free_dims or (frozenset({0}),) * len(example)
-    axes = {
-        name: {dim: "batch" if dim == 0 else f"{name}_{dim}" for dim in dims}
-        for name, dims in zip(names, free, strict=True)
-    }
-    form = loaded.onnx
-    with rounded(module, form):
-        # A copy, because the exporter inlines calls in a ScriptModule's own code, which other formats then would hold.
-        exported = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else module
-        try:
-            with quiet(), _nothing_printed():
-                # The exporter for TorchScript: the newer one takes no ScriptModule.
-                torch.onnx.export(
-                    exported,
-                    example,
-                    path,
-                    dynamo=False,
-                    input_names=names,
-                    output_names=["y"],
-                    dynamic_axes={**axes, "y": {0: "batch"}},
-                )
-            if form is not None:
-                like_the_upload(path, form)
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            if of_the_machine(error):
-                raise
-            raise ExportFailed(f"ONNX cannot hold this model: {_reason(error)}.") from error
-        single = all(0 in dims for dims in free)
-        _check("model.onnx", module, example, _running(session), single=single)
-        if form is not None and with_types(path, form):
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            halves = tuple(x.half().float() if x.is_floating_point() else x for x in example)
-            _check("model.onnx", module, halves, _running(session), single=single, tolerance=_OF_HALVES)
+    with rounded(module, loaded.onnx):
+        note = write_onnx(
+            module,
+            example,
+            path,
+            program=lambda: _sized(loaded, module, example, settings),
+            free=loaded.free_dims,
+            asked=settings.free,
+            opset=settings.opset,
+            form=loaded.onnx,
+        )
+    if note:
+        settings.note("onnx", note)
     return [path]
 
 
-def _running(session: Any) -> Callable[..., list[Tensor]]:
-    """The session as a function of tensors, in float32 whatever types it has."""
-
-    def run(*inputs: Tensor) -> list[Tensor]:
-        arrays = {
-            value.name: x.numpy().astype(_ARRAY_TYPES.get(value.type, x.numpy().dtype))
-            for value, x in zip(session.get_inputs(), inputs, strict=True)
-        }
-        answers = [torch.from_numpy(output) for output in session.run(None, arrays)]
-        return [answer.float() if answer.is_floating_point() else answer for answer in answers]
-
-    return run
-
-
-_ARRAY_TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
-_OF_HALVES = 4e-3
-"""As `TOLERANCE`, where answers are given in float16."""
-
-
-@contextlib.contextmanager
-def _nothing_printed() -> Iterator[None]:
-    """Swallow what is printed by Python, and by C++ past it: the exporter prints the whole graph when it fails.
-
-    The process's standard output is away for as long, in all threads.
-    """
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryFile() as swallowed:
-        kept = os.dup(_STDOUT)
-        try:
-            os.dup2(swallowed.fileno(), _STDOUT)
-            yield
-        finally:
-            os.dup2(kept, _STDOUT)
-            os.close(kept)
-
-
-_STDOUT = 1
-
-
-def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
+def _write_program(
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
+) -> list[Path]:
     if not example:
         raise ExportFailed(_NO_INPUTS)
     path = directory / "model.pt2"
     try:
-        export_program(module, example, path, free_dims=loaded.free_dims, unsaved=loaded.unsaved)
+        made = _sized(loaded, module, example, settings)
+        save_program(made.program, path)
     except Exception as error:
-        if of_the_machine(error):
+        if of_the_machine(error) or isinstance(error, ExportFailed):
             raise
-        raise ExportFailed(f"torch.export cannot hold this model: {_reason(error)}.") from error
+        raise ExportFailed(f"torch.export cannot hold this model: {reason(error)}.") from error
     any_batch = loaded.free_dims is None or all(0 in dims for dims in loaded.free_dims)
     program = load_program(path)
 
@@ -264,24 +206,39 @@ def _write_program(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor
         try:
             return program(*inputs)
         except AssertionError as error:
-            raise AssertionError(f"torch.export fixed a size of its inputs ({_reason(error)})") from error
+            raise AssertionError(f"torch.export fixed a size of its inputs ({reason(error)})") from error
 
-    _check("model.pt2", module, example, run, single=any_batch)
+    check("model.pt2", module, example, run, single=any_batch)
+    for inputs in made.others:
+        check("model.pt2", module, inputs, run, single=False)
+    if made.note:
+        settings.note("exported_program", made.note)
     return [path]
 
 
-def _write_packed(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
+def _sized(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], settings: Settings) -> Sized:
+    """A torch.export program of the model."""
+    batch = loaded.free_dims or [frozenset({0})] * len(example)
+    return sized(
+        lambda free: program_of(module, example, free, unsaved=loaded.unsaved), module, example, batch, settings.free
+    )
+
+
+def _write_packed(
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
+) -> list[Path]:
     path = directory / "model.packed"
     if not loaded.runs:
-        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded).items()}
+        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded, module).items()}
         packed.write(path, arrays)
         again = packed.read(path)
     elif loaded.architecture is not None:
-        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded).items()}
+        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded, module).items()}
         packed.write(path, arrays, architecture=loaded.architecture)
         again = packed.read(path)
         unpacked: nn.Module = build(again.architecture)
-        unpacked.load_state_dict({name: _as_tensor(array) for name, array in again.tensors.items()})
+        tensors = {name: _as_tensor(array) for name, array in again.tensors.items()}
+        unpacked.load_state_dict(tensors, assign=bool(loaded.forms))
         unpacked.eval()
     else:
         archive = io.BytesIO()
@@ -298,12 +255,12 @@ def _write_packed(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor,
     if any(again.tensors[name].tobytes() != array.tobytes() for name, array in arrays.items()):
         raise ExportFailed("model.packed does not hold what was written into it. Submit the job again.")
     if loaded.runs:
-        _check("model.packed", module, example, unpacked)
+        check("model.packed", module, example, unpacked)
     return [path]
 
 
 def _write_checkpoint(
-    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
 ) -> list[Path]:
     return write_checkpoint(loaded, directory)
 
@@ -320,7 +277,7 @@ def _as_tensor(array: NDArray[Any]) -> Tensor:
     return bits.view(torch.bfloat16) if array.dtype == BFLOAT16 else bits
 
 
-_WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Path], list[Path]]] = {
+_WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Path, Settings], list[Path]]] = {
     "torchscript": _write_torchscript,
     "state_dict": _write_state_dict,
     "exported_program": _write_program,
@@ -330,62 +287,3 @@ _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Pat
 }
 _OF_WEIGHTS: tuple[Output, ...] = ("state_dict", "packed", "checkpoint")
 """Formats that need no code."""
-
-
-def _check(
-    name: str,
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    written: Callable[..., Any],
-    *,
-    single: bool = True,
-    tolerance: float = TOLERANCE,
-) -> None:
-    """The written file answers as the model does: on the example and, where that takes one, on a single sample.
-
-    That the model gives no NaN of its own has been seen to by `finite`: where it does, the upload does. Where no inputs
-    are known, that it loads is all that can be told.
-    """
-    if not example:
-        return
-    for inputs in (example, tuple(x[:1] for x in example)) if single else (example,):
-        with torch.no_grad():
-            try:
-                expected = flat_tensors(module(*inputs))
-            except Exception as error:
-                if inputs is not example:
-                    continue
-                raise ModelFailed(f"The model failed on an example of its inputs: {_reason(error)}.") from error
-            try:
-                actual = flat_tensors(written(*inputs))
-            except Exception as error:
-                raise ExportFailed(f"{name} was written but does not run: {_reason(error)}") from error
-        if [a.shape for a in actual] != [e.shape for e in expected]:
-            shapes = ([list(tensor.shape) for tensor in tensors] for tensors in (actual, expected))
-            raise ExportFailed("{} gives the shapes {}, the model {}.".format(name, *shapes))
-        for one, other in zip(actual, expected, strict=True):
-            difference = relative_difference(one, other)
-            if not difference <= tolerance:  # NaN is no agreement either
-                raise OutputDiffers(f"{name} was written but its output differs from the model's by {difference:.2g}.")
-
-
-def repeats(module: nn.Module, example: Sequence[Tensor]) -> bool:
-    """Whether a model, in eval mode and on the CPU, answers alike when it is asked twice.
-
-    Raises:
-        ModelFailed: it does not answer.
-    """
-    try:
-        _check("the model", module, tuple(example), module, single=False)
-    except ExportFailed:
-        return False
-    return True
-
-
-def of_the_machine(error: BaseException) -> bool:
-    """Whether an error says that memory or disk gave out, and nothing of the model."""
-    return isinstance(error, OSError) or ran_out_of_memory(error)
-
-
-def _reason(error: Exception) -> str:
-    return telling_line(error, words=("nsupported", "operator"), limit=400).rstrip(".")

@@ -15,6 +15,7 @@ from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import hold_others, make_objective
 from pared.compression.export.formats import Formats
 from pared.compression.export.own_types import round_to_own_types
+from pared.compression.export.settings import settings_of
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of, for_student
@@ -79,7 +80,9 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             f"{count_parameters(teacher.module)[0]:,}"
         )
         alone = copied(student.module) if spec.compare_with_labels_only else None
-        formats = Formats(spec.outputs or usual_outputs(teacher), example, log=work.observer.log, tick=stages.beat)
+        asked = spec.outputs or usual_outputs(teacher)
+        settings = settings_of(spec, student, example, asked)
+        formats = Formats(asked, example, settings=settings, log=work.observer.log, tick=stages.beat)
         checkpoint = work.observer.resume()
         if checkpoint is None:
             formats.try_out(student)

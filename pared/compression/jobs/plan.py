@@ -82,6 +82,7 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
                 *([] if job.data is None else job.data.warnings),
                 *skipped,
                 *state.warnings(),
+                *written.notes,
                 *missing_formats(written.failed),
             ],
         )

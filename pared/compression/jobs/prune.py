@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pared.compression.data import Data
 from pared.compression.export.formats import Formats
+from pared.compression.export.settings import settings_of
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
 from pared.compression.jobs.prune_job import PruneJob, check_patterns
@@ -154,7 +155,8 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)
     outputs = spec.outputs or usual_outputs(original)
-    formats = Formats(outputs, example, log=work.observer.log, tick=stages.beat)
+    settings = settings_of(spec, original, example, outputs)
+    formats = Formats(outputs, example, settings=settings, log=work.observer.log, tick=stages.beat)
     projected = _projected(original, example) if spec.output_width == "project" else None
     return PruneJob(spec, work, stages, original, example, data, retrain, formats, projected=projected), skipped
 

@@ -323,7 +323,7 @@ def _first_file_bytes(job: PruneJob, loaded: LoadedModel, masks: Masks | None) -
         share_values(loaded.module, spec.quantize.bits, **patterns, kept=masks, biases=True).apply(loaded.module)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return export(loaded, job.example, [first], Path(folder))[0].stat().st_size
+            return export(loaded, job.example, [first], Path(folder), job.formats.settings)[0].stat().st_size
         except ExportFailed as failure:
             text = (
                 f"The goal `file_bytes` is for the file of the first format in `outputs`, and `{first}` cannot be "

@@ -11,6 +11,7 @@ from pared.compression.loading.folding import confirmed, folding_difference
 from pared.compression.loading.inspection import PASSED_OVER, inspect_model, inspect_weights
 from pared.compression.loading.loaded import LoadedModel
 from pared.compression.loading.opening import is_without_architecture, load_model, load_weights
+from pared.compression.loading.own_form import in_own_form, own_inputs, usual_type
 from pared.compression.loading.parametrized import Folded, fold_module
 from pared.compression.loading.pickles import load_weights_only
 from pared.compression.loading.weights_alone import is_parameter
@@ -26,6 +27,7 @@ __all__ = [
     "folding_difference",
     "forward_arguments",
     "guess_example_inputs",
+    "in_own_form",
     "inspect_model",
     "inspect_weights",
     "is_parameter",
@@ -34,4 +36,6 @@ __all__ = [
     "load_weights",
     "load_weights_only",
     "on_tensors",
+    "own_inputs",
+    "usual_type",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pared.compression.loading.arguments import Arguments
 from pared.compression.loading.onnx_form import OnnxForm
+from pared.compression.loading.own_form import Form
 from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
 
@@ -84,6 +85,8 @@ class LoadedModel:
     """What its code no longer does as the upload's does, in sentences."""
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     """Files that its archive holds beside it."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """What its file has its tensors in, where they are not all plain float32; results have the same."""
     unfolded: torch.jit.ScriptModule | None = None
     """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)

@@ -12,7 +12,8 @@ from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.loading.folding import folded
-from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
+from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line
+from pared.compression.loading.own_form import form_note, forms_of, in_float32
 from pared.compression.loading.program_code import as_torchscript, devices_named, mode_flags
 from pared.compression.loading.program_files import Nesting, Program, read_program
 from pared.compression.work import ModelFile
@@ -32,9 +33,9 @@ def load_program(file: ModelFile) -> LoadedModel:
     program = read_program(file.path)
     tensors = program.tensors | program.constants
     check_tensors(tensors)
-    other = other_types(tensors)
+    forms = forms_of(program.tensors)
     try:
-        script = as_torchscript(program).float().eval()
+        script = in_float32(as_torchscript(program))[0].eval()
         example, free = _inputs(program)
         notes = _notes(program)
         if example and not any(0 in dims for dims in free):
@@ -45,8 +46,7 @@ def load_program(file: ModelFile) -> LoadedModel:
             f"This program's graph is not as torch.export writes it ({type(error).__name__} at {first_line(error)}). "
             "It may be damaged: save it again."
         ) from error
-    if other:
-        notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
+    notes += form_note(forms)
     loaded = LoadedModel(
         module=script,
         format="exported_program",
@@ -59,6 +59,7 @@ def load_program(file: ModelFile) -> LoadedModel:
         arguments=tuple(spec["user_input"]["arg"]["as_tensor"]["name"] for spec in _user_inputs(program)),
         free_dims=tuple(frozenset(dims) for dims in free),
         unsaved=frozenset(program.constants),
+        forms=forms,
     )
     return folded(loaded)
 
@@ -97,7 +98,7 @@ def _with_any_batch(
 ) -> tuple[torch.jit.ScriptModule, tuple[Tensor, ...], list[set[int]], str]:
     """A program that was exported for one batch size, taking any if it can; and what to say of that."""
     rows = len(example[0]) if example[0].dim() else 0
-    freed = as_torchscript(program, free_batch=True).float().eval()
+    freed = in_float32(as_torchscript(program, free_batch=True))[0].eval()
     if takes_any_batch(script, freed, example):
         note = (
             f"This program was exported for a batch of {rows} alone. Its own steps take any, which was checked, so the "

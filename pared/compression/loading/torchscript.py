@@ -21,6 +21,7 @@ from pared.compression.loading.arguments import states_of
 from pared.compression.loading.examples import guess_example_inputs
 from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
+from pared.compression.loading.own_form import form_note, forms_of, in_float32
 from pared.compression.work import ModelFile
 from pared.errors import OutOfMemory, UnsupportedModel
 
@@ -49,11 +50,11 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     _refuse_cuda(node.kind() for node in nodes)
     notes = _put_on_cpu(module)
     states = states_of(module)
-    other = other_types(tensors)
-    if other:
-        module.float()
-        notes.append(f"Weights in {other} were converted to float32; if its code names a type itself, it may not run.")
     flavour = _flavour(file.path, module, nodes)
+    forms, inlined = forms_of(tensors), False
+    if other_types(tensors):
+        module, inlined = in_float32(module)
+        notes += form_note(forms)
     notes += _torchscript_notes(flavour, nodes)
     loaded = LoadedModel(
         module=module,
@@ -65,6 +66,8 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
         states=states,
         extra_files=_extra_files(file.path),
+        inlined=inlined,
+        forms=forms,
     )
     loaded.warnings.extend(_batch_notes(loaded, nodes))
     return folded(loaded)

@@ -52,6 +52,7 @@ def publish(
             *measured.warnings,
             *work.notes,
             *warnings_of(granularity, before, after, layers, sizes(written.paths)),
+            *written.notes,
             *missing_formats(written.failed),
         ],
         sandbox=work.sandbox,

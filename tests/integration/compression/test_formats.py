@@ -249,28 +249,9 @@ def test_a_file_of_an_earlier_result_does_not_stay_for_one_that_cannot_be_writte
         assert {path.name for path in written.paths} == {path.name for path in tmp_path.iterdir()} == names
 
 
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed, self.out = nn.Linear(3, 8), nn.Linear(8, 3)
-        self.attend = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-
-    def forward(self, x):
-        return self.out(self.attend(self.embed(x.reshape(-1, 2, 3))).mean(1))
-
-
-class Memory(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm, self.out = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.out(self.lstm(x.reshape(-1, 2, 3))[0][:, -1])
-
-
 @pytest.mark.parametrize(
     ("kind", "bad", "says"),
-    [(Encoder, "onnx", "ONNX cannot hold"), (Memory, "exported_program", "fixed a size of its inputs")],
+    [(NoOnnx, "onnx", "ONNX cannot hold"), (NoProgram, "exported_program", "torch.export cannot hold")],
 )
 def test_layers_that_a_format_does_not_take_are_kept_in_torchscript(kind, bad, says, tmp_path):
     observer = Told()
