@@ -21,10 +21,18 @@ from pared.compression.coupling.interpreter import (
     storage_key,
 )
 from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
-from pared.compression.coupling.model import Axis, ChannelGroup, CountedPatch, Coupling, over_all
+from pared.compression.coupling.model import (
+    COUNTING_ZEROS,
+    Axis,
+    ChannelGroup,
+    CountedPatch,
+    Coupling,
+    Removed,
+    over_all,
+)
 from pared.compression.coupling.rules import LabelTracker, apply_rule
 from pared.compression.coupling.shrink import remove
-from pared.compression.coupling.verify import unsound
+from pared.compression.coupling.verify import not_zero, unsound
 from pared.errors import ModelFailed, telling_line
 
 
@@ -99,14 +107,45 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
 
 
 def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, _Registry, LabelTracker]:
-    """Run the model with labels on its weights.
+    """Run the model with labels on its weights; where a mean counts removed channels as zeros, see that they are."""
+    uncounted: set[int] = set()
+    while True:
+        labelled = _best_reading(original, example, uncounted)
+        more = _not_zero(labelled, original, example)
+        if not more:
+            return labelled
+        uncounted |= more
+
+
+def _not_zero(
+    labelled: tuple[Units, _Registry, LabelTracker], original: Interpreter, example: Sequence[Tensor]
+) -> set[int]:
+    units, registry, tracker = labelled
+    nodes = {patch.node for patch in tracker.patches.values() if patch.edit in COUNTING_ZEROS}
+    if not nodes:
+        return set()
+    averaged = sorted(_roots(units, tracker.averaged))
+    gone = [averaged[index] for index in _irregular_half(len(averaged))]
+    removed: Removed = {}
+    for (name, dim), labels in registry.axes.items():
+        indices = np.flatnonzero(np.isin(units.roots(labels), gone))
+        if len(indices):
+            removed.setdefault(name, {})[str(dim)] = indices.tolist()
+    with torch.no_grad():
+        return not_zero(original, example, removed, nodes)
+
+
+def _best_reading(
+    original: Interpreter, example: Sequence[Tensor], uncounted: Collection[int]
+) -> tuple[Units, _Registry, LabelTracker]:
+    """Of all the ways to read reshapes, the best.
 
     Where a reshape splits channels in a way that leaves all of them fixed, as features into (heads, 3, width) of which
     the three are then picked, another of the split's dimensions is tried; so too where the slices are not heads but
     parts of each. What makes most channels removable, and then most heads, is kept.
     """
     choices: dict[int, int] = {}
-    best = latest = _labelled_with(choices, original, example)
+    best = latest = _labelled_with(choices, original, example, uncounted)
     while True:
         units, _, tracker = latest
         widths = _roots(units, tracker.widths)
@@ -114,14 +153,17 @@ def _labelled(original: Interpreter, example: Sequence[Tensor]) -> tuple[Units, 
         later = {split.node: choices.get(split.node, 0) + 1 for split in stuck}
         later = {node: turn for node, turn in later.items() if turn <= max(s.others for s in stuck if s.node == node)}
         if not later:
-            return _loosened(best, original, example)
+            return _loosened(best, original, example, uncounted)
         choices = choices | later
-        latest = _labelled_with(choices, original, example)
+        latest = _labelled_with(choices, original, example, uncounted)
         best = max(best, latest, key=_gain)
 
 
 def _loosened(
-    best: tuple[Units, _Registry, LabelTracker], original: Interpreter, example: Sequence[Tensor]
+    best: tuple[Units, _Registry, LabelTracker],
+    original: Interpreter,
+    example: Sequence[Tensor],
+    uncounted: Collection[int],
 ) -> tuple[Units, _Registry, LabelTracker]:
     """Where a shuffle ties all channels of a grouped layer to each other, try others of each group than the same."""
     units, _, tracker = best
@@ -132,7 +174,7 @@ def _loosened(
     }
     if not loose:
         return best
-    return max(best, _labelled_with(tracker.choices, original, example, loose), key=_choosable)
+    return max(best, _labelled_with(tracker.choices, original, example, uncounted, loose), key=_choosable)
 
 
 def _choosable(labelled: tuple[Units, _Registry, LabelTracker]) -> tuple[tuple[int, int], int]:
@@ -141,11 +183,15 @@ def _choosable(labelled: tuple[Units, _Registry, LabelTracker]) -> tuple[tuple[i
 
 
 def _labelled_with(
-    choices: Mapping[int, int], original: Interpreter, example: Sequence[Tensor], loose: Collection[int] = ()
+    choices: Mapping[int, int],
+    original: Interpreter,
+    example: Sequence[Tensor],
+    uncounted: Collection[int],
+    loose: Collection[int] = (),
 ) -> tuple[Units, _Registry, LabelTracker]:
     units = Units()
     registry = _Registry(units, original.module)
-    tracker = LabelTracker(units, choices=choices, loose=loose)
+    tracker = LabelTracker(units, choices=choices, loose=loose, not_zero=uncounted)
     output = original.run(example, registry.wrap, partial(apply_rule, tracker))
     for tracked in _outputs(output):
         for layer in tracked.layers:

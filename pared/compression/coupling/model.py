@@ -54,6 +54,8 @@ reads each of them at its place among the others, so it still gets as many, with
 `largest`, `smallest`: it is that of all of them, and those that went count as zeros.
 """
 
+COUNTING_ZEROS: tuple[Edit, ...] = ("mean", "largest", "smallest")
+
 
 @dataclass
 class Patch:
@@ -171,4 +173,4 @@ class Coupling:
 
 def over_all(patches: Sequence[CountedPatch]) -> set[int]:
     """Indices of the nodes that take the mean or the like of all channels, removed ones as zeros."""
-    return {each.patch.node for each in patches if each.patch.edit in ("mean", "largest", "smallest")}
+    return {each.patch.node for each in patches if each.patch.edit in COUNTING_ZEROS}

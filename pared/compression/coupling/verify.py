@@ -139,12 +139,33 @@ def answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
         return flat_tensors(module(*example))
 
 
+def not_zero(original: Interpreter, example: Sequence[Tensor], removed: Removed, nodes: Container[int]) -> set[int]:
+    """Which of these nodes are given something else than zeros for what is removed, as a softmax of zeros is."""
+    found: set[int] = set()
+
+    def look(call: Call, removed_unit: int) -> None:
+        x = call.tensors[0]
+        for layer in x.layers:
+            gone = torch.from_numpy(np.broadcast_to(layer == removed_unit, tuple(x.tensor.shape)).copy())
+            if bool((x.tensor[gone].abs() > TOLERANCE).any()):
+                found.add(call.index)
+
+    zeroed_outputs(original, example, removed, nodes, look)
+    return found
+
+
 def zeroed_outputs(
-    original: Interpreter, example: Sequence[Tensor], removed: Removed, over_all: Container[int] = ()
+    original: Interpreter,
+    example: Sequence[Tensor],
+    removed: Removed,
+    over_all: Container[int] = (),
+    look: Callable[[Call, int], None] = lambda call, removed_unit: None,
 ) -> list[Tensor]:
     """The original's outputs with the removed slices zeroed; norms take their statistics over what is kept.
 
-    `over_all`: indices of nodes whose mean, or the like, is of all channels instead, as it is no part of a norm.
+    Args:
+        over_all: indices of nodes whose mean, or the like, is of all channels instead, as it is no part of a norm.
+        look: is shown these, with the unit that marks what is removed.
     """
     units = Units()
     removed_unit, kept_unit = units.make(2)
@@ -168,7 +189,9 @@ def zeroed_outputs(
 
     def visit(call: Call) -> None:
         apply_rule(tracker, call)
-        if call.index not in over_all:
+        if call.index in over_all:
+            look(call, int(removed_unit))
+        else:
             _over_kept(call, int(removed_unit))
 
     # Which elements are removed matters to norms and reductions alone; without one, following them is idle.
@@ -192,6 +215,8 @@ def _over_kept(call: Call, removed_unit: int) -> None:
         return
     (layer,) = layers  # rules keep channels along one dimension
     dim = int(np.argmax(layer.shape))
+    if kind in SOFTMAX and call.arguments["dim"] % x.tensor.dim() != dim:
+        return  # of what is zero, it is not
     removed = np.flatnonzero(layer.reshape(-1) == removed_unit).tolist()
     kept = [index for index in range(layer.shape[dim]) if index not in set(removed)]
     part = norm(call, kept_part(x.tensor, {str(dim): removed}), dim, len(kept), removed)

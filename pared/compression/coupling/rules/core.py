@@ -84,6 +84,7 @@ class LabelTracker:
         units: the union-find to write to. With `frozen`, nothing is merged or noted any more: labels
             are only carried along, which is how a reference run knows which elements are removed.
         choices: index of a node that splits channels -> which of the dimensions that units could be slices of.
+        not_zero: nodes that are given something else than zeros for what is removed.
         loose: nodes of layers in groups whose groups are tied at the end alone, and only if they must be.
     """
 
@@ -94,10 +95,12 @@ class LabelTracker:
         frozen: bool = False,
         choices: Mapping[int, int] | None = None,
         loose: Collection[int] = (),
+        not_zero: Collection[int] = (),
     ) -> None:
         self.units = units
         self.frozen = frozen
         self.loose = loose
+        self.not_zero = not_zero
         self.choices = choices or {}
         self.splits: list[Split] = []
         # Of products of activations: what each has one of, as a head of attention, and what each sums over.
@@ -239,7 +242,7 @@ class LabelTracker:
         """
         for layer in [] if self.frozen else statistics:
             _, call, result = self._statistics[id(layer)]
-            edit = _COUNTING_ZEROS.get(call.kind) if result == 0 else None
+            edit = _COUNTING_ZEROS.get(call.kind) if result == 0 and call.index not in self.not_zero else None
             if edit is None or len(spanned(layer)) != 1:
                 self.units.fix(layer, why)
                 continue
