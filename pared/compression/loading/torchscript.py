@@ -108,6 +108,12 @@ def _torchscript_refusal(error: Exception) -> str:
             f"This TorchScript file uses {unknown[1]}, which plain PyTorch does not have (torchvision's and other "
             "extensions' operators are not installed here). Save a model without it."
         )
+    if "required keyword attribute 'value' is undefined" in text:
+        return (
+            "This TorchScript file holds weights that were packed for one kind of processor, as "
+            "torch.jit.optimize_for_inference does, and torch itself cannot read them back. Save the model as it was "
+            "before that."
+        )
     return (
         f"torch.jit.load cannot open this file: {first_line(error)}. It may be damaged, or written by a newer PyTorch "
         f"than {torch.__version__.partition('+')[0]}. Save and upload it again."

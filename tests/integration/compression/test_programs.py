@@ -238,7 +238,8 @@ def test_half_precision_becomes_float32_and_is_said(opened):
     module = nn.Linear(4, 2).half().eval()
     loaded = opened(zoo.exported(module, torch.randn(3, 4).half()))
     assert loaded.module(torch.randn(2, 4)).dtype == torch.float32
-    assert "float16 were converted" in loaded.warnings[0]
+    assert "float16 are computed with in float32" in loaded.warnings[0]
+    assert loaded.forms["weight"].dtype == torch.float16
     assert loaded.example[0].dtype == torch.float32
 
 

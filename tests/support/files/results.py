@@ -181,5 +181,10 @@ ROWS: list[HeldFile] = [
         check=_free,
     ),
     HeldFile("TorchScript, frozen", _frozen(_net), spec=SHAPES, refused="frozen"),
-    HeldFile("TorchScript, optimized for inference", _frozen(_net, optimized=True), spec=SHAPES, refused="mkldnn"),
+    HeldFile(
+        "TorchScript, optimized for inference",
+        _frozen(_net, optimized=True),
+        spec=SHAPES,
+        refused="optimize_for_inference",
+    ),
 ]
