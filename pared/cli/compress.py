@@ -23,7 +23,7 @@ from pared.cli.options import (
     StudentTrainingOptions,
     TaskOption,
 )
-from pared.cli.parsers import architecture_of, share, upload, without_none
+from pared.cli.parsers import architecture_of, model_upload, share, without_none
 from pared.cli.rendering import err, out, print_json
 from pared.cli.uploads import stored
 from pared.client import Client, Plan
@@ -38,9 +38,9 @@ def prune(
     model: Annotated[
         str,
         typer.Argument(
-            parser=upload,
+            parser=model_upload,
             metavar="MODEL",
-            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+            help="A TorchScript file, a torch.export program, a state dict, a model folder, or the id of an upload.",
         ),
     ],
     pruning: PruningOptions,
@@ -90,15 +90,15 @@ def distill(
     teacher: Annotated[
         str,
         typer.Option(
-            parser=upload,
+            parser=model_upload,
             metavar="FILE",
-            help="A TorchScript file, a torch.export program, a state dict, or the id of an upload.",
+            help="A TorchScript file, a torch.export program, a state dict, a model folder, or the id of an upload.",
         ),
     ],
     data: Data,
     training: StudentTrainingOptions,
     student: Annotated[
-        str | None, typer.Option(parser=upload, metavar="FILE", help="The student as a file or an id.")
+        str | None, typer.Option(parser=model_upload, metavar="FILE", help="The student as a file or an id.")
     ] = None,
     width: Annotated[
         float | None,

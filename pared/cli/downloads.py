@@ -18,6 +18,7 @@ FORMATS = {
     ".pt2": "exported_program",
     ".onnx": "onnx",
     ".packed": "packed",
+    ".zip": "huggingface",
 }
 ARCHITECTURE = "architecture.json"
 

@@ -201,7 +201,7 @@ def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job:
     """The artifact named, else the one called as the destination, else the model in the format of its ending."""
     named = {artifact.name: artifact for artifact in artifacts}
     if name is None:
-        formats = ("model.pt", "model.safetensors", "model.pt2", "model.onnx", "model.packed")
+        formats = ("model.pt", "model.safetensors", "model.pt2", "model.onnx", "model.packed", "model.zip")
         models = [known for known in formats if known in named]
         if not destination.is_dir():  # never one format under the ending of another
             models = [known for known in models if Path(known).suffix == destination.suffix]

@@ -11,7 +11,7 @@ from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.training import Train
 from pared.specs.uploads import Text
 
-Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed"]
+Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "huggingface"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 Task = Literal[
     "classification",
@@ -86,10 +86,11 @@ class CompressionSpec(JobSpec):
     preprocess: Preprocess | None = None
     outputs: Outputs | None = Field(
         None,
-        description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
-        "`torchscript`. `packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
-        "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
-        "the report; the job fails, before it trains, only where none can be written.",
+        description="Formats of the result. Without one: `exported_program` for an upload that is one, `huggingface` "
+        "for a model folder, else `torchscript`. `packed` is the smallest where weights were pruned: sparse and "
+        "entropy-coded; `pared unpack` makes a dense model of it. `huggingface` is a zip of a model folder, for an "
+        "upload that is one. A format that cannot hold the model is left out and named in `failed_outputs` of the "
+        "report; the job fails, before it trains, only where none can be written.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")
     device: Device = Field(

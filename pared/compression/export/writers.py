@@ -24,6 +24,7 @@ from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
+from pared.compression.export.folders import write_folder
 from pared.compression.export.programs import export_program, load_program, quiet
 from pared.compression.loading import LoadedModel
 from pared.errors import ExportFailed, ModelFailed, telling_line
@@ -46,7 +47,8 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     `torchscript`: model.pt, loads with torch alone. `state_dict`: model.safetensors, and architecture.json where
     the architecture is known. `exported_program`: model.pt2, which torch.export loads, with a free batch size.
     `onnx`: model.onnx with a free batch size. `packed`: model.packed, sparse and compressed (docs/packed-format.md), of
-    the architecture and the tensors, or else of the TorchScript. The same model gives the same bytes in every process
+    the architecture and the tensors, or else of the TorchScript. `huggingface`: model.zip, a model folder as the upload
+    was one. The same model gives the same bytes in every process
     that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
@@ -63,8 +65,14 @@ def export(loaded: LoadedModel, example: Sequence[Tensor], outputs: Sequence[Out
     return written
 
 
-def usual_outputs(upload: LoadedModel) -> list[Output]:
-    """The formats to write where none was asked for: that of the upload, so that files compare like with like."""
+def usual_outputs(upload: LoadedModel, *, folder: bool = False) -> list[Output]:
+    """The formats to write where none was asked for: that of the upload, so that files compare like with like.
+
+    Args:
+        folder: whether the result of a model folder is one.
+    """
+    if upload.folder is not None and folder:
+        return ["huggingface"]
     return ["exported_program" if upload.format == "exported_program" else "torchscript"]
 
 
@@ -233,6 +241,13 @@ def _write_packed(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor,
     return [path]
 
 
+def _write_folder(loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path) -> list[Path]:
+    path = directory / "model.zip"
+    stored, again = write_folder(loaded, module, example, path)
+    _check("model.zip", stored, example, again)
+    return [path]
+
+
 def _as_array(tensor: Tensor) -> NDArray[Any]:
     """A tensor of any type as an array; numpy has no bfloat16, so of this the bits."""
     tensor = tensor.detach()
@@ -251,6 +266,7 @@ _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Pat
     "exported_program": _write_program,
     "onnx": _write_onnx,
     "packed": _write_packed,
+    "huggingface": _write_folder,
 }
 
 

@@ -40,6 +40,8 @@ class PruneJob:
     formats: Formats
     baseline: Assessment | None = None
     """The upload, scored, where there is data."""
+    uniform: bool = False
+    """Whether what is left must be such that the config of the uploaded folder can say it."""
 
     def of(self, spec: PruneSpec) -> PruneJob:
         """The same for a spec that a target has led to."""
@@ -96,6 +98,7 @@ def removable_channels(
         job.example,
         scope=job.spec.scope,
         heads_alone=job.spec.granularity == "head",
+        uniform=job.uniform,
         upload_units=upload_units,
         removed_units=removed_units,
         **choice(job, loaded.module, step),

@@ -167,6 +167,7 @@ class Pruning:
             job.example,
             amount=amount,
             removed=self.removed,
+            uniform=job.uniform,
             **choice(job, module, step),
         )
         self.units = self.units or removal.units
@@ -328,7 +329,9 @@ class Pruning:
         self.output_dims = checkpoint["output_dims"]
         self.units, self.removed_units = checkpoint["units"], checkpoint["gone"]
         if self.job.spec.granularity == "residual_block":
-            self.loaded = apply_block_removal(self.job.original, self.job.example, self.removed)
+            self.loaded = apply_block_removal(
+                self.job.original, self.job.example, self.removed, uniform=self.job.uniform
+            )
         else:
             self.loaded = apply_removal(self.loaded, self.job.example, self.removed)
         if checkpoint["masks"] is not None:

@@ -66,7 +66,7 @@ def inspect_weights(file: ModelFile) -> ModelInspection | None:
         UnsupportedModel: not a model we open.
     """
     container = recognise(file.path)
-    if container in ("torchscript", "exported_program"):
+    if container in ("torchscript", "exported_program", "huggingface"):
         return None
     notes = ["A job on these weights must give the `architecture` that they belong to."]
     state, folded = fold_state(read_state_dict(file.path, container, notes))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pared.compression.loading.folders.folder import ModelFolder
 from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
 
@@ -26,7 +27,7 @@ class LoadedModel:
     """An upload, opened: its module on the CPU, in eval mode, in float32."""
 
     module: nn.Module
-    format: Literal["torchscript", "state_dict", "exported_program"]
+    format: Literal["torchscript", "state_dict", "exported_program", "huggingface"]
     flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported"]
     architecture: dict[str, Any] | None = None
     sha256: str = ""
@@ -50,6 +51,8 @@ class LoadedModel:
     """Folded weights whose computation forced some of them to zero; these zeros are held while it trains."""
     unfolded: torch.jit.ScriptModule | None = None
     """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
+    folder: ModelFolder | None = None
+    """The Hugging Face folder that it was built from."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.loading.file_format import recognise
+from pared.compression.loading.folders.opening import load_folder
 from pared.compression.loading.loaded import LoadedModel, listed
 from pared.compression.loading.parametrized import fold_state
 from pared.compression.loading.programs import load_program
@@ -41,6 +42,8 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
         return load_torchscript(file)
     if container == "exported_program":
         return load_program(file)
+    if container == "huggingface":
+        return load_folder(file)
     notes: list[str] = []
     state = read_state_dict(file.path, container, notes)
     chosen = architecture if architecture is not None else file.architecture

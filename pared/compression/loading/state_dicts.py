@@ -37,6 +37,20 @@ def read_state_dict(path: Path, container: Container, notes: list[str]) -> State
     Raises:
         UnsupportedModel: damaged, not a state dict, or holding what only running its code would open.
     """
+    state = stored_tensors(path, container, notes)
+    check_tensors(state)
+    other = other_types(state)
+    if other:
+        notes.append(f"Weights in {other} were converted to float32.")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def stored_tensors(path: Path, container: Container, notes: list[str]) -> State:
+    """The tensors of a file, unchecked and in their own types. What was left out is added to `notes`.
+
+    Raises:
+        UnsupportedModel: as `read_state_dict`.
+    """
     if container == "safetensors":
         try:
             read_header(path)
@@ -49,12 +63,7 @@ def read_state_dict(path: Path, container: Container, notes: list[str]) -> State
         if container == "legacy_state_dict":
             _check_legacy(path)
         loaded = _load_weights_only(path, mmap=container == "zip_state_dict")
-    state = _only_tensors(loaded, notes)
-    check_tensors(state)
-    other = other_types(state)
-    if other:
-        notes.append(f"Weights in {other} were converted to float32.")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return _only_tensors(loaded, notes)
 
 
 def _load_weights_only(path: Path, *, mmap: bool) -> Any:

@@ -106,7 +106,12 @@ def successor(upload_format: str, written: Sequence[Path]) -> Path:
     return next((path for path in written if path.name == _SUCCESSORS[upload_format]), written[0])
 
 
-_SUCCESSORS = {"torchscript": "model.pt", "state_dict": "model.safetensors", "exported_program": "model.pt2"}
+_SUCCESSORS = {
+    "torchscript": "model.pt",
+    "state_dict": "model.safetensors",
+    "exported_program": "model.pt2",
+    "huggingface": "model.zip",
+}
 
 
 def _elsewhere(work: Work) -> list[str]:
