@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pared.compression.coupling.interpreter import reloaded
 from pared.compression.loading.folders.folder import ModelFolder
 from pared.compression.loading.loaded import first_line, shape_text
 from pared.errors import ShapeMismatch, UnsupportedModel
@@ -291,7 +292,9 @@ def traced(model: Any, folder: ModelFolder, example: Sequence[Tensor]) -> torch.
             f"The forward of {folder.class_name} cannot be traced with {', '.join(folder.inputs)}: "
             f"{first_line(error)}. Upload the model as TorchScript or as a torch.export program."
         ) from error
-    return script.eval()
+    script = reloaded(script).eval()
+    script.inlined_graph  # noqa: B018 - looked at before the first run, for what ran unoptimized is never inlined
+    return script
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
