@@ -153,8 +153,8 @@ def _write(kept: Kept, runs: dict[str, Any], pair: list[int]) -> None:
     text = (
         "## MiniLM, folder in and folder out\n\n"
         f"all-MiniLM-L6-v2 ({before / 1e6:.2f} M parameters) from the package {PACKAGE}, by `benchmarks/minilm.py`: "
-        "`pared prune ./model/` with `--channels 50%`, which by config.json is the width within each layer "
-        "(`intermediate_size` 1536 → 768; its answer stays 384 wide, so its heads stay), beside dropping layers "
+        "`pared prune ./model/` with `--channels 50%`, which is what config.json can say of the width within layers "
+        "(`intermediate_size` 1536 → 768; the answer stays 384 wide, and so the heads stay), beside dropping layers "
         f"{pair[0]} and {pair[1]}, the pair that costs least of all. Retrained by `match` on {TEXTS:,} sentences of the "
         f"Python documentation, {RETRAIN['epochs']} epochs. The cosine is that of sentence embeddings to the original's, "
         f"of {TESTED} other sentences, from the written folders by transformers alone.\n\n"
