@@ -15,9 +15,22 @@ from pared.compression.loading import LoadedModel
 from pared.compression.loading.folders import building
 from pared.compression.loading.folders.folder import ModelFolder
 from pared.compression.loading.folders.widths import Widths, renumbered, widths_of, without_layers
-from pared.compression.names import tensors
+from pared.compression.names import layer_of, tensors
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock
 from pared.errors import ParedError, telling_line
+
+
+@dataclass(frozen=True)
+class WholeLayer(ResidualBlock):
+    """A layer of a stack, as the f of x + f(x)."""
+
+    prefix: str
+    """Its name in the model, which those of all its tensors begin with."""
+
+    @property
+    def name(self) -> str:
+        """What stands for it in messages."""
+        return self.prefix
 
 
 @dataclass(frozen=True)
@@ -122,9 +135,10 @@ def find_layers(loaded: LoadedModel, folder: ModelFolder) -> Layers:
         for layer, kind in zip(layers, kinds, strict=True):
             names = [name for name in parameters if _is_in(name, layer)]
             if kind == usual:
-                blocks.append(ResidualBlock(-1, 1, in_place=False, tensors=names, layers=[layer]))
+                blocks.append(WholeLayer(-1, 1, False, names, _of_weights(names, parameters), layer))
             else:
-                reasons[layer] = "it has other weights than the layers that would take its place"
+                why = "it has other weights than the layers that would take its place"
+                reasons |= dict.fromkeys(_of_weights(names, parameters), why)
     return Layers(loaded, folder, widths, blocks, reasons)
 
 
@@ -143,6 +157,11 @@ def checked(layers: Layers, chosen: Sequence[ResidualBlock], example: Sequence[T
         compare(expected, example, smaller.module, "what they add")
 
     return failing(len(chosen), attempt)
+
+
+def _of_weights(names: Sequence[str], parameters: Mapping[str, Tensor]) -> list[str]:
+    """The layers of those that are weights."""
+    return list(dict.fromkeys(layer_of(name) for name in names if parameters[name].dim() >= 2))
 
 
 def _inside(layers: frozenset[str]) -> tuple[str, ...]:
