@@ -361,7 +361,8 @@ class Pruning:
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
-            if self.removed_units < wanted and not spec.amounts and not spec.round_to:
+            coarse = spec.round_to or self.job.uniform  # where a share is rounded to what may be left
+            if self.removed_units < wanted and not spec.amounts and not coarse:
                 least = "" if spec.granularity == "residual_block" else "each group of layers keeps at least one, and "
                 notes.append(
                     f"{self.removed_units} of {sum(self.units.values())} removable {self._unit}s went, where an amount "
