@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-tasks real-models bench-torch-pruning bench-criteria same-bytes stories files coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria same-bytes stories files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -36,7 +36,7 @@ test-torch:  ## Compression, weight files and sandbox with another torch, in its
 	test -x $(OTHER)/bin/python || "$(PYTHON)" -m venv $(OTHER)
 	grep -vE '^(torch|setuptools)==' constraints.txt > $(OTHER)/constraints.txt
 	$(OTHER)/bin/python $(INSTALL) -c $(OTHER)/constraints.txt \
-		'torch==$(TORCH)' -e '.[service,worker,onnx,text,dev]'
+		'torch==$(TORCH)' -e '.[service,worker,onnx,text,hf,dev]'
 	$(OTHER)/bin/python -m pytest -n 3 tests/unit tests/integration/compression tests/integration/worker/test_sandbox.py tests/integration/worker/test_child.py
 
 test-gpu: $(DEV)  ## Real jobs on a card, a JSON line a finding (PARED_TEST_DEVICE=cpu tries the tests without one)
@@ -86,7 +86,7 @@ bench-goals: $(DEV)  ## Twenty goals, each result measured again in a clean proc
 	$(BIN)/python benchmarks/goals.py
 
 bench-torch-pruning: $(DEV)  ## Beside Torch-Pruning: errors at 2×, 4× and 10× fewer MACs, and time (PARED_MNIST=mnist.npz)
-	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,text,dev,bench]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,text,hf,dev,bench]'
 	$(BIN)/python benchmarks/beside_torch_pruning.py
 
 bench-criteria: $(DEV)  ## All criteria for channels on held-out images, which the defaults come from (PARED_MNIST=mnist.npz)
@@ -97,6 +97,9 @@ bench-tasks: $(DEV)  ## Half the multiply-adds of nets of six kinds, retrained o
 
 real-models: $(DEV)  ## Weights as packages ship them, made smaller and measured again -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/real_models.py
+
+bench-minilm: $(DEV)  ## MiniLM as a folder with half the width of its layers, beside layers dropped -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/minilm.py
 
 bench-without-data: $(DEV)  ## What correcting batch norms keeps without data (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/without_data.py
@@ -130,9 +133,9 @@ clean:  ## Remove what make made
 
 # The stamps carry a checksum of what they were made from, so that a pull with new versions sets up again.
 $(RUN): | .venv/bin/python
-	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,text]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,text,hf]'
 	@rm -f .venv/.run-* && touch $@
 
 $(DEV): | $(RUN)
-	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,text,dev]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[service,worker,onnx,text,hf,dev]'
 	@rm -f .venv/.dev-* && touch $@

@@ -33,7 +33,7 @@ class LayerInspection(_Part):
 class ModelInspection(_Part):
     """What opening the file in the sandbox showed."""
 
-    format: Literal["torchscript", "state_dict", "exported_program", "onnx"]
+    format: Literal["torchscript", "state_dict", "exported_program", "onnx", "huggingface"]
     flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported", "onnx"]
     parameters: int
     trainable_parameters: int

@@ -306,6 +306,8 @@ class PruneFields(CommonFields, total=False):
     """Share to remove, between 0 and 1."""
     round_to: int | None
     """`channel`: layers keep a multiple of so many channels."""
+    uniform: bool | None
+    """Of a Hugging Face model folder: remove only what its config.json can say, so that the result is one again."""
     amounts: dict[str, float]
     """Another amount for layers whose name matches a pattern, such as {"conv*": 0.3}."""
     schedule: Schedule

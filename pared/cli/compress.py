@@ -25,7 +25,7 @@ from pared.cli.options import (
     StudentTrainingOptions,
     TaskOption,
 )
-from pared.cli.parsers import architecture_of, share, upload, without_none
+from pared.cli.parsers import architecture_of, model_upload, share, without_none
 from pared.cli.rendering import err, out, print_json
 from pared.cli.result_options import ResultOptions
 from pared.cli.uploads import stored
@@ -41,9 +41,9 @@ def prune(
     model: Annotated[
         str,
         typer.Argument(
-            parser=upload,
+            parser=model_upload,
             metavar="MODEL",
-            help="A TorchScript file, a torch.export program, ONNX, a state dict, or the id of an upload.",
+            help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
         ),
     ],
     pruning: PruningOptions,
@@ -100,16 +100,16 @@ def distill(
     teacher: Annotated[
         str,
         typer.Option(
-            parser=upload,
+            parser=model_upload,
             metavar="FILE",
-            help="A TorchScript file, a torch.export program, ONNX, a state dict, or the id of an upload.",
+            help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
         ),
     ],
     data: Data,
     training: StudentTrainingOptions,
     files: ResultOptions,
     student: Annotated[
-        str | None, typer.Option(parser=upload, metavar="FILE", help="The student as a file or an id.")
+        str | None, typer.Option(parser=model_upload, metavar="FILE", help="The student as a file or an id.")
     ] = None,
     width: Annotated[
         float | None,

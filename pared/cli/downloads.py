@@ -21,6 +21,7 @@ FORMATS = {
     ".ckpt": "checkpoint",
     ".pth": "checkpoint",
     ".tar": "checkpoint",
+    ".zip": "huggingface",
 }
 ARCHITECTURE = "architecture.json"
 

@@ -103,8 +103,8 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx, .packed, or .ckpt (also .pth "
-        "and .tar) for the uploaded checkpoint with the smaller weights.",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx, .packed, .zip (a model "
+        "folder), or .ckpt (also .pth and .tar) for the uploaded checkpoint with the smaller weights.",
         show_default="it stays on the server",
     ),
 ]
@@ -242,6 +242,14 @@ class PruningOptions:
         int | None,
         typer.Option(help="Keep a multiple of so many channels in each layer, such as 8.", show_default="any number"),
     ] = None
+    uniform: Annotated[
+        bool | None,
+        typer.Option(
+            "--uniform/--no-uniform",
+            help="Of a Hugging Face model folder: remove only what its config.json can say.",
+            show_default="uniform where the result is a folder",
+        ),
+    ] = None
     include: Annotated[
         list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
     ] = None
@@ -358,6 +366,7 @@ class PruningOptions:
                 target=goals or None,
                 amount=amount,
                 round_to=self.round_to,
+                uniform=self.uniform,
                 n_m=self.n_m,
                 block=self.block_size,
                 amounts=self.layer_amount and dict(self.layer_amount),

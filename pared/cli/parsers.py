@@ -26,6 +26,18 @@ def upload(text: str) -> str:
     return text if text.startswith(("mdl_", "dst_", "builtin:")) else str(readable(text))
 
 
+def model_upload(text: str) -> str:
+    """As `upload`, or a Hugging Face model folder."""
+    folder = Path(text)
+    if text.startswith("mdl_") or not folder.is_dir():
+        return upload(text)
+    if not (folder / "config.json").is_file():
+        raise typer.BadParameter(
+            f"{text} is a folder without a config.json; name a file, or a folder that save_pretrained wrote"
+        )
+    return text
+
+
 def share(text: str) -> float:
     """50% or 0.5."""
     try:

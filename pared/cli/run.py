@@ -14,7 +14,7 @@ from pared.cli.downloads import check_writable, formats_of, is_folder
 from pared.cli.exits import INCOMPLETE, USAGE, needs_extras
 from pared.cli.jobs import submit_and_follow
 from pared.cli.options import AsJson
-from pared.cli.parsers import readable, upload
+from pared.cli.parsers import model_upload, readable, upload
 from pared.cli.rendering import err, list_files, out, print_json, say
 from pared.cli.uploads import stored
 from pared.client import Client, Report
@@ -81,10 +81,10 @@ def _files(spec: dict[str, Any]) -> dict[str, str]:
         BadParameter: a path leads to no file that can be read.
     """
     files = {}
-    for name in _kinds(spec):
+    for name, kind in _kinds(spec).items():
         if isinstance(spec.get(name), str):
             try:
-                files[name] = upload(spec[name])
+                files[name] = (model_upload if kind == "model" else upload)(spec[name])
             except typer.BadParameter as error:
                 raise typer.BadParameter(f"{name}: {error}") from None
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
@@ -14,6 +15,7 @@ from pared.client import operations
 from pared.client.operations import Operation, Progress, ServerUnreachable
 from pared.client.records import JobRecord, UploadRecord
 from pared.client.report_tables import Plan
+from pared.folders import as_file
 
 T = TypeVar("T")
 U = TypeVar("U", bound=UploadRecord)
@@ -85,7 +87,8 @@ class UploadsBase(Generic[U]):
     ) -> Operation[U]:
         params = {} if architecture is None else {"architecture": operations.as_parameter(architecture)}
         params |= {name: text for name, text in (("weights", weights), ("prefix", prefix)) if text}
-        return self._bound((yield from operations.upload(f"/v1/{self._kind}", path, params, progress)))
+        with as_file(path) if self._kind == "models" else nullcontext(path) as file:
+            return self._bound((yield from operations.upload(f"/v1/{self._kind}", file, params, progress)))
 
     def _get(self, upload_id: str) -> Operation[U]:
         return self._bound((yield from operations.get_json(f"/v1/{self._kind}/{upload_id}")))
@@ -103,7 +106,7 @@ class UploadsBase(Generic[U]):
         if isinstance(upload, str) and upload.startswith(UPLOAD_IDS):
             return upload
         path = Path(upload)
-        if not path.is_file():
+        if not path.is_file() and not (self._kind == "models" and path.is_dir()):
             raise FileNotFoundError(f"{upload} is neither a file nor the id of an upload")
         stored = yield from self._upload(path, None, None)
         return stored.id

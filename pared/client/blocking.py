@@ -104,8 +104,8 @@ class Uploads(UploadsBase[Upload]):
         """Send a file.
 
         Args:
-            path: a TorchScript file (`.pt`), a torch.export program (`.pt2`), ONNX (`.onnx`) or a state dict (`.pt`,
-                `.safetensors`); or a data set.
+            path: a TorchScript file (`.pt`), a torch.export program (`.pt2`), ONNX (`.onnx`), a state dict (`.pt`,
+                `.safetensors`) or a Hugging Face model folder, of which a zip is sent; or a data set.
             architecture: for a state dict: a name, or `{"layers": [...]}`.
             progress: called with the bytes sent and in all.
             weights: of a checkpoint with several state dicts the one that is meant, such as "ema".

@@ -205,8 +205,8 @@ def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job:
     """The artifact named, else the one called as the destination, else the model in the format of its ending."""
     named = {artifact.name: artifact for artifact in artifacts}
     if name is None:
-        formats = ("model.pt", "model.safetensors", "model.pt2", "model.onnx", "model.packed", "model.ckpt")
-        models = [known for known in formats if known in named]
+        formats = ("pt", "safetensors", "pt2", "onnx", "packed", "ckpt", "zip")
+        models = [known for ending in formats if (known := f"model.{ending}") in named]
         if not destination.is_dir():  # never one format under the ending of another
             ending = _SAME_ENDING.get(destination.suffix, destination.suffix)
             models = [known for known in models if Path(known).suffix == ending]

@@ -39,6 +39,7 @@ from pared.compression.loading import (
 )
 from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ExportFailed, ValidationError
+from pared.folders import pack
 from pared.job_types import type_of
 from pared.reports import Report
 from pared.spec_fields import DistillFields, PruneFields
@@ -72,7 +73,8 @@ def prune(
     """Remove weights or channels of a trained model, and retrain it where there is data.
 
     Args:
-        model: a module (not changed), or a TorchScript, torch.export, ONNX, state dict or safetensors file.
+        model: a module (not changed), a TorchScript, torch.export, ONNX, state dict or safetensors file, or a Hugging
+            Face model folder.
         data: `(x, y)` arrays or tensors, a data set file, "builtin:digits" or None. With several inputs x is a list, or
             a dict by the names of the model's arguments; without labels y is None.
         architecture: of a state dict file. Without one its weights can be pruned and packed, which runs nothing.
@@ -160,7 +162,7 @@ def run_spec(
     """
     with _workplace(directory) as place:
         dataset = place.dataset(files.get("dataset"))
-        models = {name: _file(path) for name, path in files.items() if name != "dataset"}
+        models = {name: place.file(path, name) for name, path in files.items() if name != "dataset"}
         work = place.work(models, dataset, _device_for(spec), getattr(spec, "latency_device", None))
         return type_of(spec).load_method()(spec, replace(work, observer=observer))
 
@@ -193,7 +195,7 @@ class _Workplace:
     ) -> ModelFile:
         """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
         if not isinstance(model, nn.Module):
-            return _file(model, architecture)
+            return self.file(model, role, architecture)
         path = self.inputs / f"{role}.pt"
         if isinstance(model, torch.jit.ScriptModule):
             torch.jit.save(model, path)
@@ -213,6 +215,18 @@ class _Workplace:
             raise
         torch.jit.save(script, path)
         return ModelFile(path, path.name, _digest(path), None, tuple(notes), sparse)
+
+    def file(self, model: str | Path, role: str, architecture: Any | None = None) -> ModelFile:
+        """A file of a model as it lies on disk; of a Hugging Face model folder a zip."""
+        path = Path(model)
+        if path.is_dir():
+            packed = self.inputs / f"{role}.zip"
+            try:
+                pack(path, packed)
+            except ValueError as error:
+                raise ValidationError(str(error)) from error
+            path = packed
+        return ModelFile(path, path.name, _digest(path), architecture)
 
     def dataset(self, data: Arrays | str | Path | None) -> DatasetFile | None:
         """A file of the data."""
@@ -247,11 +261,6 @@ class _Workplace:
         """The work on these files, on this machine as it stands."""
         threads = torch.get_num_threads()
         return Work(files, dataset, self.outputs, device=device, latency_device=latency_device, threads=threads)
-
-
-def _file(model: str | Path, architecture: Any | None = None) -> ModelFile:
-    path = Path(model)
-    return ModelFile(path, path.name, _digest(path), architecture)
 
 
 def _device_for(spec: specs.JobSpec) -> str:

@@ -11,7 +11,7 @@ from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.training import Train
 from pared.specs.uploads import Names, Text
 
-Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint"]
+Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint", "huggingface"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
 SizeName = Annotated[Text, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 """What a free size is called in a file."""
@@ -163,9 +163,10 @@ class CompressionSpec(JobSpec):
     preprocess: Preprocess | None = None
     outputs: Outputs | None = Field(
         None,
-        description="Formats of the result. Without one: `exported_program` for an upload that is one, else "
-        "`torchscript`; for weights without an architecture `checkpoint`, or `state_dict` if they are safetensors. "
-        "`checkpoint` is the uploaded checkpoint again, with the smaller weights in the place of the old ones. "
+        description="Formats of the result. Without one: `exported_program` for an upload that is one, `onnx` for "
+        "ONNX, `huggingface` for a model folder, else `torchscript`; for weights without an architecture "
+        "`checkpoint`, or `state_dict` if they are safetensors. `checkpoint` is the uploaded checkpoint again, with the smaller weights "
+        "in the place of the old ones; `huggingface` is a zip of a model folder, for an upload that is one. "
         "`packed` is the smallest where weights were pruned: sparse and entropy-coded; `pared unpack` "
         "makes a dense model of it. A format that cannot hold the model is left out and named in `failed_outputs` of "
         "the report; the job fails, before it trains, only where none can be written.",

@@ -109,6 +109,12 @@ class PruneSpec(CompressionSpec):
         description="Scope `layer`: another amount for layers whose name matches a pattern; the first match counts.",
         examples=[{"conv*": 0.3, "fc*": 0.8}],
     )
+    uniform: bool | None = Field(
+        None,
+        description="`channel`, `head` and `residual_block`, of an uploaded Hugging Face model folder: remove only "
+        "what its config.json can say, so that the result is such a folder too: equal widths in all layers, and whole "
+        "layers. Without one: true where `outputs` has `huggingface`, as it has for a folder if it is left out.",
+    )
     schedule: Schedule = Field(
         "one_shot",
         description="`iterative`: the same share of what is left in each of `steps`, with retraining after each. "
@@ -187,6 +193,8 @@ class PruneSpec(CompressionSpec):
         if self.granularity != "channel":
             idle["round_to"] = "counts channels: leave it out, or make `granularity` channel"
             idle["output_width"] = "is of channels: leave it out, or make `granularity` channel"
+        if self.granularity not in PHYSICAL:
+            idle["uniform"] = "is about what is removed physically: leave it out, or make `granularity` channel"
         if self.granularity != "block":
             idle["block"] = "is for the granularity block: leave it out, or set `granularity`"
         if self.schedule == "one_shot":

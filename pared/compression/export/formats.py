@@ -22,7 +22,7 @@ from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, Storage
 from pared.reports import FailedOutput
 from pared.specs import Output
 
-_CHOOSY: frozenset[Output] = frozenset({"onnx", "exported_program", "checkpoint"})
+_CHOOSY: frozenset[Output] = frozenset({"onnx", "exported_program", "checkpoint", "huggingface"})
 """Formats that cannot hold every model. The others hold whatever runs and answers alike each time."""
 
 

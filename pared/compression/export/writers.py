@@ -20,6 +20,7 @@ from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.export.checking import OutputDiffers, check, of_the_machine, reason
 from pared.compression.export.checkpoints import write_checkpoint
+from pared.compression.export.folders import write_folder
 from pared.compression.export.free_sizes import Sized, sized
 from pared.compression.export.onnx import write_onnx
 from pared.compression.export.onnx_files import rounded
@@ -48,8 +49,9 @@ def export(
     the architecture is known. `exported_program`: model.pt2, which torch.export loads, with a free batch size.
     `onnx`: model.onnx with a free batch size. `packed`: model.packed, sparse and compressed (docs/packed-format.md), of
     the architecture and the tensors, or else of the TorchScript; of weights without an architecture, of the tensors
-    alone. `checkpoint`: model.ckpt, the upload with the module's weights. The same model gives the same bytes in every
-    process that is run alike and with the same PYTHONHASHSEED, which orders what scripting writes.
+    alone. `checkpoint`: model.ckpt, the upload with the module's weights. `huggingface`: model.zip, a model folder as
+    the upload was one. The same model gives the same bytes in every process that is run alike and with the same
+    PYTHONHASHSEED, which orders what scripting writes.
 
     Args:
         example: inputs of the model on the CPU, in float32, to check each file with.
@@ -98,13 +100,17 @@ _COARSEST = 0.1
 """Rounding adds up over the layers of a deep model in bfloat16, which has three digits."""
 
 
-def usual_outputs(upload: LoadedModel) -> list[Output]:
-    """The formats to write where none was asked for: that of the upload, so that files compare like with like."""
+def usual_outputs(upload: LoadedModel, *, folder: bool = False) -> list[Output]:
+    """The formats to write where none was asked for: that of the upload, so that files compare like with like.
+
+    Args:
+        folder: whether the result of a model folder is one.
+    """
     if not upload.runs:
         return ["state_dict" if upload.origin is None or upload.origin.container == "safetensors" else "checkpoint"]
     if upload.format in ("exported_program", "onnx"):
         return [upload.format]
-    return ["torchscript"]
+    return ["huggingface" if upload.folder is not None and folder else "torchscript"]
 
 
 _NO_INPUTS = (
@@ -265,6 +271,15 @@ def _write_checkpoint(
     return write_checkpoint(loaded, directory)
 
 
+def _write_folder(
+    loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
+) -> list[Path]:
+    path = directory / "model.zip"
+    stored, again = write_folder(loaded, module, example, path)
+    check("model.zip", stored, example, again)
+    return [path]
+
+
 def _as_array(tensor: Tensor) -> NDArray[Any]:
     """A tensor of any type as an array; numpy has no bfloat16, so of this the bits."""
     tensor = tensor.detach()
@@ -284,6 +299,7 @@ _WRITERS: dict[Output, Callable[[LoadedModel, nn.Module, tuple[Tensor, ...], Pat
     "onnx": _write_onnx,
     "packed": _write_packed,
     "checkpoint": _write_checkpoint,
+    "huggingface": _write_folder,
 }
 _OF_WEIGHTS: tuple[Output, ...] = ("state_dict", "packed", "checkpoint")
 """Formats that need no code."""

@@ -154,11 +154,17 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     example = _example(spec, original, data)
     original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)
-    outputs = spec.outputs or usual_outputs(original)
+    folder_wanted = spec.uniform is not False
+    outputs = spec.outputs or usual_outputs(original, folder=folder_wanted)
+    uniform = original.folder is not None and folder_wanted and (bool(spec.uniform) or "huggingface" in outputs)
+    if spec.uniform and original.folder is None:
+        text = "is of uploaded Hugging Face model folders, which this model is not: leave it out"
+        raise ValidationError(f"`uniform` {text}.", errors=[{"pointer": "/uniform", "detail": text}])
     settings = settings_of(spec, original, example, outputs)
     formats = Formats(outputs, example, settings=settings, log=work.observer.log, tick=stages.beat)
     projected = _projected(original, example) if spec.output_width == "project" else None
-    return PruneJob(spec, work, stages, original, example, data, retrain, formats, projected=projected), skipped
+    job = PruneJob(spec, work, stages, original, example, data, retrain, formats, projected=projected, uniform=uniform)
+    return job, skipped
 
 
 def _projected(original: LoadedModel, example: tuple[Tensor, ...]) -> LoadedModel:

@@ -45,6 +45,8 @@ class PruneJob:
     """The upload, scored, where there is data."""
     projected: LoadedModel | None = None
     """The upload with projections behind its outputs, where the spec asks for them."""
+    uniform: bool = False
+    """Whether what is left must be such that the config of the uploaded folder can say it."""
 
     @property
     def start(self) -> LoadedModel:
@@ -120,6 +122,7 @@ def removable_channels(
         job.example,
         scope=job.spec.scope,
         heads_alone=job.spec.granularity == "head",
+        uniform=job.uniform,
         upload_units=upload_units,
         removed_units=removed_units,
         **choice(job, loaded.module, step),

@@ -173,6 +173,7 @@ class Pruning:
             job.example,
             amount=amount,
             removed=self.removed,
+            uniform=job.uniform,
             **choice(job, module, step),
         )
         self.units = self.units or removal.units
@@ -334,7 +335,9 @@ class Pruning:
         self.output_dims = checkpoint["output_dims"]
         self.units, self.removed_units = checkpoint["units"], checkpoint["gone"]
         if self.job.spec.granularity == "residual_block":
-            self.loaded = apply_block_removal(self.job.original, self.job.example, self.removed)
+            self.loaded = apply_block_removal(
+                self.job.original, self.job.example, self.removed, uniform=self.job.uniform
+            )
         else:
             self.loaded = apply_removal(self.loaded, self.job.example, self.removed)
         if checkpoint["masks"] is not None:
@@ -364,7 +367,8 @@ class Pruning:
             wanted = sum(round(asked.default * units) for units in self.units.values())
             if spec.scope == "global":
                 wanted = round(asked.default * sum(self.units.values()))
-            if self.removed_units < wanted and not spec.amounts and not spec.round_to:
+            coarse = spec.round_to or self.job.uniform  # where a share is rounded to what may be left
+            if self.removed_units < wanted and not spec.amounts and not coarse:
                 least = "" if spec.granularity == "residual_block" else "each group of layers keeps at least one, and "
                 notes.append(
                     f"{self.removed_units} of {sum(self.units.values())} removable {self._unit}s went, where an amount "

@@ -72,6 +72,7 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
         answer=lambda data: answer_to(original, data),
     )
     if isinstance(data.task, Match):
+        answer_to(original, data)  # which brings inputs into the model's order, and says whether it gets a mask
         data.task = replace(data.task, pieces=_pieces(data, original, None))
     answer = check_fits(original, data)
     data.task = replace(data.task, head=head_of(original.module, data.example(), data.task))

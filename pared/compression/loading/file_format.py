@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 from pared.compression.loading.archives import BadArchive, zip_directory
+from pared.compression.loading.folders.names import find_root
 from pared.compression.loading.loaded import SAVE_ADVICE
 from pared.compression.loading.program_files import is_program
 from pared.errors import UnsupportedModel
@@ -14,7 +16,12 @@ from pared.errors import UnsupportedModel
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_CODE_BYTES = 256 * 2**20
 
-Container = Literal["torchscript", "exported_program", "zip_state_dict", "legacy_state_dict", "safetensors", "onnx"]
+MOST_TIMES = 20
+"""So many times its own bytes a zip of a model folder may unpack to: weights with many zeros compress well."""
+
+Container = Literal[
+    "torchscript", "exported_program", "zip_state_dict", "legacy_state_dict", "safetensors", "onnx", "huggingface"
+]
 STATE_DICTS: tuple[Container, ...] = ("zip_state_dict", "legacy_state_dict", "safetensors")
 """Files of weights alone."""
 
@@ -81,7 +88,7 @@ def recognise(path: Path) -> Container:
         )
     raise UnsupportedModel(
         f"This is not a model that pared knows: it begins with {head[:8].hex(' ')}. It opens TorchScript, "
-        f"torch.export programs, ONNX, state dicts and safetensors. {SAVE_ADVICE}"
+        f"torch.export programs, ONNX, state dicts, safetensors and zips of Hugging Face model folders. {SAVE_ADVICE}"
     )
 
 
@@ -98,8 +105,11 @@ _AFTER_VERSION = {b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42",
 
 def _recognise_zip(path: Path) -> Container:
     try:
-        entries = zip_directory(path, max_unpacked=path.stat().st_size + MAX_CODE_BYTES)
+        entries = folder_entries(path)
         names = {entry.filename for entry in entries}
+        if is_folder(names):
+            return "huggingface"
+        entries = zip_directory(path, max_unpacked=path.stat().st_size + MAX_CODE_BYTES)
         inner = {name.partition("/")[2] for name in names}
         if "constants.pkl" in inner or "data.pkl" in inner:
             _check_torch_archive(entries)
@@ -118,6 +128,25 @@ def _recognise_zip(path: Path) -> Container:
         return "onnx"
     listing = ", ".join(sorted(names)[:5])[:300]
     raise UnsupportedModel(f"This is a zip archive without a PyTorch model in it (it holds {listing}). {SAVE_ADVICE}")
+
+
+def folder_entries(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of a zip that may be a model folder.
+
+    Raises:
+        BadArchive: as `zip_directory`.
+    """
+    return zip_directory(path, max_unpacked=MOST_TIMES * path.stat().st_size + MAX_CODE_BYTES)
+
+
+def is_folder(names: Collection[str]) -> bool:
+    """Whether a zip holds a Hugging Face model folder, or a part of one of which one can say what to do.
+
+    Raises:
+        UnsupportedModel: the latter.
+    """
+    inner = {name.partition("/")[2] for name in names}
+    return not inner & {"constants.pkl", "data.pkl"} and find_root(names) is not None
 
 
 def _check_torch_archive(entries: list[zipfile.ZipInfo]) -> None:

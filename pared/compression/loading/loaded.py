@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.loading.arguments import Arguments
+from pared.compression.loading.folders.folder import ModelFolder
 from pared.compression.loading.onnx_form import OnnxForm
 from pared.compression.loading.own_form import Form
 from pared.errors import UnsupportedModel, telling_line
@@ -55,7 +56,7 @@ class LoadedModel:
     """An upload, opened: its module on the CPU, in eval mode, in float32."""
 
     module: nn.Module
-    format: Literal["torchscript", "state_dict", "exported_program", "onnx"]
+    format: Literal["torchscript", "state_dict", "exported_program", "onnx", "huggingface"]
     flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported", "onnx"]
     architecture: dict[str, Any] | None = None
     sha256: str = ""
@@ -97,6 +98,8 @@ class LoadedModel:
     """False: weights without an architecture, which nothing can run."""
     onnx: OnnxForm | None = None
     """What its ONNX file calls inputs and outputs, and of which types it has them."""
+    folder: ModelFolder | None = None
+    """The Hugging Face folder that it was built from."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from pared.compression.architectures import build
 from pared.compression.loading.file_format import STATE_DICTS, recognise
+from pared.compression.loading.folders.opening import load_folder
 from pared.compression.loading.known_architectures import recognised, recognised_note
 from pared.compression.loading.loaded import LoadedModel, listed
 from pared.compression.loading.onnx import load_onnx
@@ -47,6 +48,8 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
         return load_program(file)
     if container == "onnx":
         return load_onnx(file)
+    if container == "huggingface":
+        return load_folder(file)
     chosen = architecture if architecture is not None else file.architecture
     known = recognised(file) if chosen is None else None
     notes = [] if known is None else [recognised_note(known)]

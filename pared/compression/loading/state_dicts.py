@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -59,12 +60,7 @@ def read_state_dict(file: ModelFile, container: Container, module: LayeredModule
         UnsupportedModel: damaged, no state dict, or several and none is chosen.
         ShapeMismatch: it does not fit the module.
     """
-    if container == "safetensors":
-        loaded = _read_safetensors(file)
-        found, optimizers = [StateDict((), loaded, [])], list[str]()
-    else:
-        loaded = load_weights_only(file.path, legacy=container == "legacy_state_dict")
-        found, optimizers = state_dicts(loaded)
+    found, optimizers = _stored(file.path, container)
     whence = Origin(file.path, container)
     fit = None if module is None else lambda one: _fit(one, module, file.prefix, whence)
     one, read = chosen(found, file.weights, fit)
@@ -72,6 +68,26 @@ def read_state_dict(file: ModelFile, container: Container, module: LayeredModule
     others = [each.name for each in found if each is not one and each.looks() > 1 and not each.is_aside()]
     origin = replace(read.origin, others=others, optimizers=optimizers)
     return replace(read, origin=origin, notes=[*left_out_notes(one), *read.notes])
+
+
+def stored_tensors(path: Path, container: Container, notes: list[str]) -> State:
+    """The tensors of a file with one state dict, unchecked and in their own types.
+
+    What was left out is added to `notes`.
+
+    Raises:
+        UnsupportedModel: as `read_state_dict`.
+    """
+    one, _ = chosen(_stored(path, container)[0], None, None)
+    notes += left_out_notes(one)
+    return one.tensors
+
+
+def _stored(path: Path, container: Container) -> tuple[list[StateDict], list[str]]:
+    """All state dicts of a file, and where the states of optimizers are."""
+    if container == "safetensors":
+        return [StateDict((), _read_safetensors(path), [])], []
+    return state_dicts(load_weights_only(path, legacy=container == "legacy_state_dict"))
 
 
 def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[int, ...]], list[str]]:
@@ -108,10 +124,10 @@ def _converted(types: str) -> list[str]:
     return [note] if types else []
 
 
-def _read_safetensors(file: ModelFile) -> State:
+def _read_safetensors(path: Path) -> State:
     try:
-        header = read_header(file.path)
-        tensors = safetensors.torch.load_file(file.path)
+        header = read_header(path)
+        tensors = safetensors.torch.load_file(path)
     except BadSafetensors as error:
         raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
     except Exception as error:

@@ -22,10 +22,12 @@ from pared.compression.coupling.interpreter import storage_key
 from pared.compression.coupling.model import merge
 from pared.compression.coupling.shrink import changed_sizes, kept_part, remove
 from pared.compression.loading import LoadedModel
+from pared.compression.loading.folders.folder import ModelFolder
 from pared.compression.names import layer_of, matches, no_match, tensors, tied_names
 from pared.compression.pruning.importance import CalibrationStatistics, channel_scores
 from pared.compression.pruning.other_code import with_code_that_holds
 from pared.compression.pruning.schedules import Amounts
+from pared.compression.pruning.uniform import NOT_SAID, SameWidth, same_widths
 from pared.errors import NothingToPrune
 from pared.specs import Criterion, Scope
 from pared.wording import shortened
@@ -85,6 +87,7 @@ class RemovableChannels:
         heads_alone: bool = False,
         upload_units: Mapping[str, int] | None = None,
         removed_units: int = 0,
+        uniform: bool = False,
     ) -> None:
         """Find and score the channels.
 
@@ -94,16 +97,20 @@ class RemovableChannels:
             heads_alone: take whole heads of attention, and nothing else.
             upload_units: for a later step, the `units` of the first: amounts count from these, whatever is left.
             removed_units: how many of them earlier steps removed.
+            uniform: of a model folder, keep to widths that its config can say: those that one number of it counts lose
+                the same share.
 
         Raises:
             NothingToPrune: no channel can go; the detail names layers, operators and what to do.
         """
+        self._folder = loaded.folder if uniform else None
         self._loaded, self._example, self._scope, self._removed_units = loaded, example, scope, removed_units
         self._unit = "head" if heads_alone else "channel"
         self._names_of = tied_names(loaded.module)
         self._patterns, self._upload_units = (include, exclude), upload_units
         self._score = partial(channel_scores, criterion=criterion, statistics=statistics, generator=generator)
         self._made: tuple[list[list[int]], ChannelRemoval] | None = None
+        self._widths: list[SameWidth] = []
         self._look(check=False)  # `removal` checks what is wanted, and looks again where that does not hold
 
     def _look(self, *, check: bool) -> None:
@@ -114,6 +121,8 @@ class RemovableChannels:
         self._groups, self._reasons = _eligible(self._coupling, self._names_of, *self._patterns)
         if self._upload_units is not None:  # what could be chosen from at first: a last head is no group any more
             self._groups = [group for group in self._groups if _key(group) in self._upload_units]
+        if self._groups and self._folder is not None:
+            self._keep_to_widths(self._folder)
         if not self._groups:
             raise NothingToPrune(_none_removable(self._coupling, self._reasons, *self._patterns))
         self.units = {_key(group): group.units for group in self._groups}
@@ -121,6 +130,20 @@ class RemovableChannels:
         scales = [next(iter(layer.weights)) for layer in self._coupling.layers if layer.kind == "batch_norm"]
         self._scores = self._score(self._groups, weights=tensors(self._loaded.module), scales=scales)
         self._unsound: set[int] = set()  # groups whose removal did not hold
+
+    def _keep_to_widths(self, folder: ModelFolder) -> None:
+        """Leave out the groups whose width the config does not say; `_widths` are the others, by what it says."""
+        of_upload = self._upload_units or {}
+        units = [of_upload.get(_key(group), group.units) for group in self._groups]
+        found = same_widths(self._groups, units, self._names_of, folder)
+        kept = sorted(index for width in found for index in width.groups)
+        left_out = [group for index, group in enumerate(self._groups) if index not in kept]
+        if not kept:
+            raise NothingToPrune(_refused({layer: NOT_SAID for group in left_out for layer in group.layers}))
+        self._reasons |= {layer: NOT_SAID for group in left_out for layer in group.layers}
+        place = {index: position for position, index in enumerate(kept)}
+        self._widths = [SameWidth([place[index] for index in width.groups], width.steps) for width in found]
+        self._groups = [self._groups[index] for index in kept]
 
     def chosen(self, amount: Amounts | float, round_to: int = 1) -> list[list[int]]:
         """Which channels of each group go.
@@ -130,12 +153,15 @@ class RemovableChannels:
                 leaves.
         """
         amounts = amount if isinstance(amount, Amounts) else Amounts(amount)
+        if self._folder is not None:
+            counts = self._of_widths(amounts, round_to)
+            chosen = [_lowest([score], count)[0] for score, count in zip(self._scores, counts, strict=True)]
+            return [[] if index in self._unsound else units for index, units in enumerate(chosen)]
         if self._scope == "layer":
             wanted = []
             for group, (key, left) in zip(self._groups, self.units.items(), strict=True):
                 of_upload = self._of_upload[key]
-                names = [layer_of(alias) for name, _ in group.out_axes for alias in self._names_of[name]]
-                wanted.append(round(amounts.of(names) * of_upload) - (of_upload - left))
+                wanted.append(round(amounts.of(self._layers_of(group)) * of_upload) - (of_upload - left))
             chosen = [_lowest([score], count)[0] for score, count in zip(self._scores, wanted, strict=True)]
         else:
             count = round(amounts.default * sum(self._of_upload.values())) - self._removed_units
@@ -144,6 +170,27 @@ class RemovableChannels:
             [] if index in self._unsound else _rounded(group, units, score, round_to)
             for index, (group, units, score) in enumerate(zip(self._groups, chosen, self._scores, strict=True))
         ]
+
+    def _of_widths(self, amounts: Amounts, round_to: int) -> list[int]:
+        """How many units of each group go, where those of one width lose the same share."""
+        counts = [0] * len(self._groups)
+        keys = list(self.units)
+        for width in self._widths:
+            of_upload = [self._of_upload[keys[index]] for index in width.groups]
+            left = width.steps * self.units[keys[width.groups[0]]] // of_upload[0]
+            share = min(amounts.of(self._layers_of(self._groups[index])) for index in width.groups)
+            kept = min(left, max(1, width.steps - round(share * width.steps)))
+            while kept < left and not all(
+                _is_multiple(self._groups[index], kept * whole // width.steps, round_to)
+                for index, whole in zip(width.groups, of_upload, strict=True)
+            ):
+                kept += 1
+            for index, whole in zip(width.groups, of_upload, strict=True):
+                counts[index] = (left - kept) * whole // width.steps
+        return counts
+
+    def _layers_of(self, group: ChannelGroup) -> list[str]:
+        return [layer_of(alias) for name, _ in group.out_axes for alias in self._names_of[name]]
 
     def without(self, chosen: Sequence[Sequence[int]], *, to_count: bool = False) -> LoadedModel:
         """The model without these channels of each group, unchecked. `to_count`: as `remove` takes it."""
@@ -191,6 +238,9 @@ class RemovableChannels:
         if failed and not self._checked:
             self._look(check=True)  # what cannot go at all has no part in the amount
             return self.removal(amount, round_to)
+        for width in self._widths:  # what is not sound for one of a width cannot go from the others
+            if why := next((failed[index] for index in width.groups if index in failed), None):
+                failed |= {index: why for index in width.groups if index not in failed}
         for index, why in failed.items():
             self._reasons |= dict.fromkeys(self._groups[index].layers, why)
         self._unsound |= set(failed)
@@ -297,6 +347,12 @@ def _rounded(group: ChannelGroup, units: list[int], scores: Tensor, round_to: in
     step = round_to // math.gcd(round_to, int((labels >= 0).sum()) // group.units)
     kept = -(-(group.units - len(units)) // step) * step
     return sorted(sorted(units, key=lambda unit: float(scores[unit]))[: max(0, group.units - kept)])
+
+
+def _is_multiple(group: ChannelGroup, kept: int, round_to: int) -> bool:
+    """Whether so many units of a group are a multiple of so many channels of its layers."""
+    labels = group.members[group.out_axes[0]]
+    return kept * (int((labels >= 0).sum()) // group.units) % round_to == 0
 
 
 def _none_removable(

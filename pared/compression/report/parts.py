@@ -126,6 +126,7 @@ _SUCCESSORS = {
     "state_dict": ("model.safetensors", "model.ckpt"),
     "exported_program": ("model.pt2",),
     "onnx": ("model.onnx",),
+    "huggingface": ("model.zip",),
 }
 
 

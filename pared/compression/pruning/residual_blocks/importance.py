@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pared.compression.pruning.importance import CalibrationStatistics, TensorOf, Weights, tensors_of_batches
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks
+from pared.compression.pruning.residual_blocks.whole_layers import Layers
 from pared.criteria import CRITERIA, WeightTensor
 
 
@@ -19,7 +20,7 @@ def block_scores(
     criterion: str,
     weights: Weights,
     *,
-    residual: ResidualBlocks,
+    residual: ResidualBlocks | Layers,
     removed_before: Sequence[ResidualBlock] = (),
     statistics: CalibrationStatistics | None = None,
     generator: torch.Generator | None = None,

@@ -17,6 +17,7 @@ from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.other_code import other_methods
 from pared.compression.pruning.residual_blocks.blocks import ResidualBlock, ResidualBlocks, find_blocks, without_blocks
 from pared.compression.pruning.residual_blocks.importance import block_scores
+from pared.compression.pruning.residual_blocks.whole_layers import Layers, checked, find_layers
 from pared.compression.pruning.schedules import Amounts
 from pared.errors import ModelFailed, NothingToPrune, telling_line
 from pared.specs import Criterion
@@ -51,6 +52,7 @@ def remove_blocks(
     statistics: CalibrationStatistics | None = None,
     generator: torch.Generator | None = None,
     removed: Removed | None = None,
+    uniform: bool = False,
 ) -> BlockRemoval:
     """Remove the `amount` lowest-scored residual blocks; the result is checked on the example.
 
@@ -61,11 +63,12 @@ def remove_blocks(
         amount: share of all blocks of the upload that match, those removed earlier included.
         statistics: for criteria that need data.
         removed: by earlier steps.
+        uniform: of a model folder, take the whole layers that its config counts.
 
     Raises:
         NothingToPrune: no block can go; the detail says why, and what to do.
     """
-    residual = find_blocks(original.module, example)
+    residual = _found(original, example, uniform=uniform)
     eligible, reasons = _eligible(original.module, residual, include, exclude)
     if not eligible:
         raise NothingToPrune(_none_removable(residual, reasons, include, exclude))
@@ -90,27 +93,32 @@ def remove_blocks(
     chosen = [remaining[index] for index in scores.argsort(stable=True)[:count].tolist()]
 
     def attempt(indices: list[int]) -> None:
+        assert isinstance(residual, ResidualBlocks)  # noqa: S101 - layers are checked in another way
         attempted = [*removed_before, *(chosen[index] for index in indices)]
         try:
             expected = residual.runner.outputs_without(example, attempted)
         except ModelFailed as error:
             raise Mismatch(error.detail) from error
         try:
-            smaller = _without(original, residual, attempted, original.module)
+            smaller = _without(original, residual, attempted, original.module, example)
         except Exception as error:
             raise Mismatch(f"the model without it cannot be built: {telling_line(error)}") from error
         if not any(True for _ in smaller.module.parameters()):
             raise Mismatch("without it no weight would be left")
         compare(expected, example, smaller.module, "what they add")
 
-    failed = failing(len(chosen), attempt)
+    if isinstance(residual, Layers):
+        chosen = _leaving_one(residual, removed_before, chosen)
+        failed = checked(residual, chosen, example)
+    else:
+        failed = failing(len(chosen), attempt)
     for index, why in failed.items():
         reasons |= dict.fromkeys(chosen[index].layers, why)
     removed_now = [block for index, block in enumerate(chosen) if index not in failed]
     if not removed_now:
         raise NothingToPrune(_refused(reasons))
     return BlockRemoval(
-        _without(original, residual, [*removed_before, *removed_now], current),
+        _without(original, residual, [*removed_before, *removed_now], current, example),
         _indices(original.module, [*removed_before, *removed_now]),
         reasons,
         {block.name: 1 for block in eligible},
@@ -118,17 +126,45 @@ def remove_blocks(
     )
 
 
-def apply_block_removal(original: LoadedModel, example: Sequence[Tensor], removed: Removed) -> LoadedModel:
+def apply_block_removal(
+    original: LoadedModel, example: Sequence[Tensor], removed: Removed, *, uniform: bool = False
+) -> LoadedModel:
     """Replay a recorded removal on the same upload: how a resumed job gets its smaller model back."""
-    residual = find_blocks(original.module, example)
+    residual = _found(original, example, uniform=uniform)
     blocks = [block for block in residual.blocks if block.tensors[0] in removed]
-    return _without(original, residual, blocks, original.module)
+    return _without(original, residual, blocks, original.module, example)
+
+
+def _found(original: LoadedModel, example: Sequence[Tensor], *, uniform: bool) -> ResidualBlocks | Layers:
+    if uniform and original.folder is not None:
+        return find_layers(original, original.folder)
+    return find_blocks(original.module, example)
+
+
+def _leaving_one(
+    layers: Layers, before: Sequence[ResidualBlock], chosen: Sequence[ResidualBlock]
+) -> list[ResidualBlock]:
+    """Those of the chosen, lowest first, without which each stack has a layer left."""
+    left = {field: len(names) for field, names in layers.widths.depths.items()}
+    going = []
+    for block in [*before, *chosen]:
+        field = next(field for field, names in layers.widths.depths.items() if block.name in names)
+        if left[field] > 1:
+            left[field] -= 1
+            going.append(block)
+    return [block for block in going if block not in before]
 
 
 def _without(
-    original: LoadedModel, residual: ResidualBlocks, blocks: Sequence[ResidualBlock], current: nn.Module
+    original: LoadedModel,
+    residual: ResidualBlocks | Layers,
+    blocks: Sequence[ResidualBlock],
+    current: nn.Module,
+    example: Sequence[Tensor],
 ) -> LoadedModel:
     """The original without these blocks, with the weights of `current`."""
+    if isinstance(residual, Layers):
+        return residual.without(blocks, current, example)
     if original.format == "state_dict":
         architecture = without_residuals(original.architecture, [name for block in blocks for name in block.tensors])
         module: nn.Module = build(architecture)
@@ -152,7 +188,7 @@ def _indices(module: nn.Module, blocks: Sequence[ResidualBlock]) -> Removed:
 
 
 def _eligible(
-    module: nn.Module, residual: ResidualBlocks, include: Sequence[str], exclude: Sequence[str]
+    module: nn.Module, residual: ResidualBlocks | Layers, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[ResidualBlock], dict[str, str]]:
     """Blocks all of whose layers may be touched, and why the other layers stay."""
     reasons = (
@@ -173,7 +209,7 @@ def _eligible(
 
 
 def _none_removable(
-    residual: ResidualBlocks, reasons: Mapping[str, str], include: Sequence[str], exclude: Sequence[str]
+    residual: ResidualBlocks | Layers, reasons: Mapping[str, str], include: Sequence[str], exclude: Sequence[str]
 ) -> str:
     if not residual.blocks:
         return _refused(reasons)
