@@ -163,14 +163,14 @@ class CompressionSpec(JobSpec):
     preprocess: Preprocess | None = None
     outputs: Outputs | None = Field(
         None,
-        description="Formats of the result. Without one: `exported_program` for an upload that is one, `onnx` for ONNX, "
-        "`huggingface` for a model folder, else `torchscript`; for weights without an architecture "
-        "`checkpoint`, or `state_dict` if they are safetensors. `checkpoint` is the uploaded checkpoint "
-        "again, with the smaller weights in the place of the old ones; `huggingface` is a zip of a model "
-        "folder, for an upload that is one. `packed` is the smallest where weights were pruned: sparse and "
-        "entropy-coded; `pared unpack` makes a dense model of it. A format that cannot hold the model is left "
-        "out and named in `failed_outputs` of the report; the job fails, before it trains, only where none "
-        "can be written.",
+        description="Formats of the result. Without one: `exported_program` for an upload that is one, `onnx` for "
+        "ONNX, `huggingface` for a model folder, else `torchscript`; for weights without an "
+        "architecture `checkpoint`, or `state_dict` if they are safetensors. `checkpoint` is the "
+        "uploaded checkpoint again, with the smaller weights in the place of the old ones; "
+        "`huggingface` is a zip of a model folder, for an upload that is one. `packed` is the smallest "
+        "where weights were pruned: sparse and entropy-coded; `pared unpack` makes a dense model of it. "
+        "A format that cannot hold the model is left out and named in `failed_outputs` of the report; "
+        "the job fails, before it trains, only where none can be written.",
     )
     dynamic: Dynamic | Literal["auto"] | None = Field(
         None,

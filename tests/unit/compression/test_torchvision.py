@@ -124,7 +124,7 @@ def test_removing_channels_equals_zeroing_them_and_the_result_is_written(family)
 
 
 def test_the_names_in_the_documentation_are_those_that_are_known():
-    page = (Path(__file__).parents[3] / "docs/models.d-architectures.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/models.md").read_text()
     documented = set(re.findall(r"`(\w+)`", page.split("| family |")[1].split("torchvision's take")[0]))
     assert documented == ARCHITECTURES.keys()
     assert set(f"{OWN_NAMES}, {TORCHVISION_NAMES}".split(", ")) == ARCHITECTURES.keys()
