@@ -9,7 +9,11 @@ import typer
 
 from pared.cli.downloads import check_writable, formats_of
 from pared.cli.jobs import submit_and_follow
-from pared.cli.options import (
+from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
+from pared.cli.parsers import architecture_of, model_upload, share, without_none
+from pared.cli.rendering import err, out, print_json
+from pared.cli.result_options import ResultOptions
+from pared.cli.shared_options import (
     AsJson,
     Data,
     DeviceOption,
@@ -18,16 +22,10 @@ from pared.cli.options import (
     ModelOutput,
     Output,
     Prefix,
-    PruningOptions,
-    RetrainingOptions,
     Seed,
     StateDictName,
-    StudentTrainingOptions,
     TaskOption,
 )
-from pared.cli.parsers import architecture_of, model_upload, share, without_none
-from pared.cli.rendering import err, out, print_json
-from pared.cli.result_options import ResultOptions
 from pared.cli.uploads import stored
 from pared.client import Client, Plan
 from pared.specs import Device, Knowledge, Task

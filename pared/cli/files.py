@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 
 from pared.cli.exits import needs_extras
-from pared.cli.options import AsJson
 from pared.cli.parsers import readable, share
 from pared.cli.rendering import counted_bytes, err, list_files, out, print_json
+from pared.cli.shared_options import AsJson
 from pared.specs import Scope
 
 

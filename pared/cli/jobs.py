@@ -13,7 +13,6 @@ from rich.text import Text
 
 from pared.cli.downloads import check_writable, download, exit_if_incomplete, hand_over
 from pared.cli.exits import DETACHED, FAILED
-from pared.cli.options import AsJson, JobId, OutputOrFolder
 from pared.cli.rendering import (
     err,
     event_text,
@@ -26,6 +25,7 @@ from pared.cli.rendering import (
     print_table,
     say,
 )
+from pared.cli.shared_options import AsJson, JobId, OutputOrFolder
 from pared.client import Client, Job, JobFailed
 from pared.job_types import ListedName
 from pared.statuses import JobStatus

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from pared.cli.exits import needs_extras
-from pared.cli.options import AsJson
 from pared.cli.rendering import out, print_json
+from pared.cli.shared_options import AsJson
 
 app = typer.Typer(no_args_is_help=True, help="API keys, on the server's own machine.")
 

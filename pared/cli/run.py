@@ -13,9 +13,9 @@ import typer
 from pared.cli.downloads import check_writable, formats_of, is_folder
 from pared.cli.exits import INCOMPLETE, USAGE, needs_extras
 from pared.cli.jobs import submit_and_follow
-from pared.cli.options import AsJson
 from pared.cli.parsers import model_upload, readable, upload
 from pared.cli.rendering import err, list_files, out, print_json, say
+from pared.cli.shared_options import AsJson
 from pared.cli.uploads import stored
 from pared.client import Client, Report
 from pared.job_types import BY_NAME, LISTED

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from pared.cli.options import AsJson
 from pared.cli.rendering import counted_bytes, out, plain_table, print_json, print_table
+from pared.cli.shared_options import AsJson
 from pared.client import Client, Upload, Uploads
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import Call, Interpreter, UnsupportedGraph
+from pared.compression.coupling.interpreter import Call, Interpreter
 from pared.compression.coupling.labels import Tracked
+from pared.compression.coupling.python_values import UnsupportedGraph
 from pared.errors import ModelFailed
 
 

@@ -20,15 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import (
-    Call,
-    Interpreter,
-    StorageKey,
-    UnsupportedGraph,
-    storage_key,
-)
+from pared.compression.coupling.interpreter import Call, Interpreter, StorageKey, storage_key
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.model import Removed
+from pared.compression.coupling.python_values import UnsupportedGraph
 from pared.compression.coupling.rules import nature
 from pared.compression.coupling.shrink import kept_part, tensors_of
 

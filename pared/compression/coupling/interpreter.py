@@ -9,7 +9,6 @@ The graph API used here is private to torch; `tests/unit/compression/test_coupli
 
 from __future__ import annotations
 
-import copy
 import io
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -19,19 +18,24 @@ from typing import Any
 import torch
 
 from pared.compression.coupling.labels import Tracked
+from pared.compression.coupling.python_values import (
+    ON_LISTS,
+    ON_VALUES,
+    Node,
+    UnsupportedGraph,
+    spoken,
+    truth,
+    unwrapped,
+    wrapped,
+)
 from pared.errors import telling_line
 
-Node = Any  # torch._C.Node
 Wrap = Callable[[str, torch.Tensor], Tracked]
 Visitor = Callable[["Call"], None]
 StorageKey = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 OWN_FORWARD = "forward_of_upload"
 """The method with the file's own forward, where a module's forward only calls it with tensors alone."""
-
-
-class UnsupportedGraph(Exception):
-    """The graph holds a construct that this interpreter does not run; the message names it."""
 
 
 class Call:
@@ -134,7 +138,7 @@ class Interpreter:
         defaults = self.module._c._get_method("forward").schema.arguments[1 + len(inputs) :]
         if len(names) != len(inputs) + len(defaults) or not all(each.has_default_value() for each in defaults):
             raise UnsupportedGraph(f"forward takes other arguments than these {len(inputs)}")
-        values = [*map(Tracked, inputs), *(_wrapped(argument.default_value) for argument in defaults)]
+        values = [*map(Tracked, inputs), *(wrapped(argument.default_value) for argument in defaults)]
         env |= zip(names, values, strict=True)
         outputs = self._run_block(program, env)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -183,7 +187,7 @@ class Interpreter:
     def _run_step(self, step: Step, env: dict[str, Any]) -> list[Any]:
         kind = step.kind
         if kind == "prim::Constant":
-            return [_wrapped(step.constant)]
+            return [wrapped(step.constant)]
         args = [env[name] for name in step.inputs]
         if kind == "prim::GetAttr":
             return [self._get_attribute(args[0], step.node.s("name"))]
@@ -202,10 +206,10 @@ class Interpreter:
             return [_Attribute(None, f"the object {step.outputs[0]}")]
         if kind in ("prim::Enter", "prim::Exit") and _GRADIENTS.search(step.node.inputsAt(0).type().annotation_str):
             return [None] * len(step.outputs)  # values are the same with and without gradients
-        if kind in _ON_LISTS and isinstance(args[0], list):
-            return _ON_LISTS[kind](args)
-        if kind in _PYTHON:
-            return _PYTHON[kind](step.node, args)
+        if kind in ON_LISTS and isinstance(args[0], list):
+            return ON_LISTS[kind](args)
+        if kind in ON_VALUES:
+            return ON_VALUES[kind](step.node, args)
         return self._call(step, args)
 
     def _run_loop(self, block: _Block, args: list[Any], env: dict[str, Any]) -> list[Any]:
@@ -229,7 +233,7 @@ class Interpreter:
             return _Attribute(value, full_name)
         if isinstance(value, list) and any(isinstance(item, torch.Tensor) for item in value):
             return [self._wrap(self._names.get(storage_key(item), full_name), item) for item in value]
-        return _wrapped(value)
+        return wrapped(value)
 
     def _call(self, step: Step, args: list[Any]) -> list[Any]:
         schema_text = step.schema
@@ -242,13 +246,13 @@ class Interpreter:
                 raise UnsupportedGraph(spoken(step.kind))
             self._operators[schema_text] = (operator[0], [(a.name, a.kwarg_only) for a in schema.arguments])
         operator, formal = self._operators[schema_text]
-        plain = [_unwrapped(arg) for arg in args]
+        plain = [unwrapped(arg) for arg in args]
         positional = [value for value, (_, kwarg_only) in zip(plain, formal, strict=True) if not kwarg_only]
         named = {name: value for value, (name, kwarg_only) in zip(plain, formal, strict=True) if kwarg_only}
         result = operator(*positional, **named)
         results = list(result) if len(step.outputs) > 1 else [result] if step.outputs else []
         arguments = dict(zip((name for name, _ in formal), args, strict=True))
-        call = Call(step, self, arguments, [_wrapped(result) for result in results])
+        call = Call(step, self, arguments, [wrapped(result) for result in results])
         self._visit(call)
         if step.kind.endswith("_") and isinstance(args[0], Tracked) and call.results:
             args[0].layers = call.results[0].layers  # in place: all who hold the tensor see the result
@@ -382,13 +386,6 @@ def is_static(value: Any, known: Container[str] = ()) -> bool:
     return False
 
 
-def spoken(kind: str) -> str:
-    """What people call an operator: torch.conv2d."""
-    namespace, _, name = kind.rpartition("::")
-    name = name.strip("_")
-    return f"TorchScript's {name}" if namespace == "prim" else f"{namespace.replace('aten', 'torch')}.{name}"
-
-
 def is_constant(value: Any, known: Container[str] = ()) -> bool:
     """Whether a tensor in the graph is the same for all inputs, such as a buffer, a range, or a view of one.
 
@@ -418,101 +415,6 @@ def _tracked(value: Any) -> Iterator[Tracked]:
             yield from _tracked(item)
 
 
-def _wrapped(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return Tracked(value)
-    if isinstance(value, list):
-        return [_wrapped(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_wrapped(item) for item in value)
-    return value
-
-
-def _unwrapped(value: Any) -> Any:
-    if isinstance(value, Tracked):
-        return value.tensor
-    if isinstance(value, list):
-        return [_unwrapped(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_unwrapped(item) for item in value)
-    return value
-
-
-def truth(value: Any) -> bool:
-    """Whether a condition holds."""
-    return bool(_unwrapped(value))
-
-
-def _isinstance(node: Node, args: list[Any]) -> list[Any]:
-    inferred = torch._C._jit_try_infer_type(_unwrapped(args[0]))
-    if not inferred.success():
-        raise UnsupportedGraph(spoken(node.kind()))
-    return [any(inferred.type().isSubtypeOf(kind) for kind in node.tys("types"))]
-
-
-def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], list[Any]]:
-    def run(node: Node, args: list[Any]) -> list[Any]:
-        mutate(args)
-        return [args[0]] if list(node.outputs()) else []
-
-    return run
-
-
 _GRADIENTS = re.compile(r"grad_mode\.(___torch_mangle_\d+\.)?(no_grad|enable_grad)$")
 _DRAWN = re.compile(r"aten::(\w*dropout|rand\w*|bernoulli|normal|uniform|multinomial|poisson|exponential|rrelu)(_|$)")
 """Operators whose results hang on chance."""
-
-# What is done on Python's own values: containers keep the `Tracked` in them, with their labels.
-_PYTHON: dict[str, Callable[[Node, list[Any]], list[Any]]] = {
-    "prim::ListConstruct": lambda node, args: [list(args)],
-    "prim::TupleConstruct": lambda node, args: [tuple(args)],
-    "prim::DictConstruct": lambda node, args: [dict(zip(args[::2], args[1::2], strict=True))],
-    "prim::ListUnpack": lambda node, args: list(args[0]),
-    "prim::TupleUnpack": lambda node, args: list(args[0]),
-    "prim::TupleIndex": lambda node, args: [args[0][args[1]]],
-    "prim::TupleSlice": lambda node, args: [args[0][node.i("beg") : node.i("end")]],
-    "prim::unchecked_cast": lambda node, args: [args[0]],
-    "prim::unchecked_unwrap_optional": lambda node, args: [args[0]],
-    "aten::_unwrap_optional": lambda node, args: [args[0]],
-    "prim::data": lambda node, args: [args[0]],
-    "prim::Uninitialized": lambda node, args: [None],
-    "prim::Print": lambda node, args: [],
-    "prim::isinstance": _isinstance,
-    "aten::warn": lambda node, args: [],
-    "aten::format": lambda node, args: [str(args[0]).format(*(_unwrapped(arg) for arg in args[1:]))],
-    # Generic builtins: their schemas take any type, which Python's way of calling them does not.
-    "aten::__is__": lambda node, args: [args[0] is args[1]],
-    "aten::__isnot__": lambda node, args: [args[0] is not args[1]],
-    "aten::__contains__": lambda node, args: [_unwrapped(args[1]) in _unwrapped(args[0])],
-    "aten::len": lambda node, args: [len(_unwrapped(args[0]))],
-    "aten::append": _mutated(lambda args: args[0].append(args[1])),
-    "aten::extend": _mutated(lambda args: args[0].extend(args[1])),
-    "aten::insert": _mutated(lambda args: args[0].insert(args[1], args[2])),
-    "aten::_set_item": _mutated(lambda args: args[0].__setitem__(args[1], args[2])),
-    "aten::clear": _mutated(lambda args: args[0].clear()),
-    "aten::reverse": _mutated(lambda args: args[0].reverse()),
-    "aten::__getitem__": lambda node, args: [args[0][args[1]]],
-    "aten::pop": lambda node, args: [args[0].pop(args[1])],
-    "aten::list": lambda node, args: [list(args[0])],
-    "aten::copy": lambda node, args: [copy.copy(args[0])],
-    "aten::keys": lambda node, args: [list(args[0].keys())],
-    "aten::values": lambda node, args: [list(args[0].values())],
-    "aten::items": lambda node, args: [list(args[0].items())],
-    "aten::get": lambda node, args: [args[0].get(*args[1:])],
-}
-
-
-def _tensor(data: list[Any], dtype: int | None, device: Any, _: bool) -> Tracked:
-    """torch.tensor of a list, of which the operator takes a kind that Python cannot make."""
-    made = torch.tensor(_unwrapped(data), device=device)
-    if dtype is not None:  # a number, as the format has it
-        made = torch._C._get_operation_overload("aten::to", "dtype")[0](made, dtype)
-    return Tracked(made)
-
-
-_ON_LISTS: dict[str, Callable[[list[Any]], list[Any]]] = {
-    "aten::tensor": lambda args: [_tensor(*args)],
-    "aten::slice": lambda args: [args[0][args[1] : args[2] : args[3]]],
-    "aten::add": lambda args: [args[0] + args[1]],
-    "aten::mul": lambda args: [args[0] * args[1]],
-}

@@ -10,15 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import (
-    Call,
-    Interpreter,
-    StorageKey,
-    UnsupportedGraph,
-    storage_key,
-)
+from pared.compression.coupling.interpreter import Call, Interpreter, StorageKey, storage_key
 from pared.compression.coupling.labels import Tracked, Units, along
 from pared.compression.coupling.model import Removed, merge
+from pared.compression.coupling.python_values import UnsupportedGraph
 from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, LabelTracker, apply_rule, reduced_dims
 from pared.compression.coupling.shrink import kept_part, tensors_of
 from pared.errors import telling_line

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import Node, nodes_of
+from pared.compression.coupling.interpreter import nodes_of
+from pared.compression.coupling.python_values import Node
 
 
 def refusal(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pared.compression.coupling.interpreter import Node, nodes_of
+from pared.compression.coupling.interpreter import nodes_of
+from pared.compression.coupling.python_values import Node
 
 
 @dataclass

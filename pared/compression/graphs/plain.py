@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pared.compression.coupling.interpreter import Node, inlined_graph, nodes_of, reloaded, storage_key
+from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded, storage_key
+from pared.compression.coupling.python_values import Node
 
 _FUSED = "aten::_transformer_encoder_layer_fwd"
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import (
     OWN_FORWARD,
-    Node,
     StorageKey,
     calls_own_forward,
     inlined_graph,
     nodes_of,
     storage_key,
 )
+from pared.compression.coupling.python_values import Node
 from pared.weights.program import write_record
 
 _BODY = "forward_as_a_function"

@@ -19,16 +19,15 @@ from pared.compression.coupling.interpreter import (
     OWN_FORWARD,
     Interpreter,
     Step,
-    UnsupportedGraph,
     id_of,
     inlined,
     inlined_graph,
     nodes_of,
     reloaded,
     storage_key,
-    truth,
 )
 from pared.compression.coupling.labels import Tracked
+from pared.compression.coupling.python_values import UnsupportedGraph, truth
 from pared.compression.coupling.shrink import tensors_of
 from pared.compression.coupling.verify import Mismatch, answers, check
 from pared.compression.loading import LoadedModel

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pared.compression.coupling.interpreter import Call, is_constant, is_static, spoken
+from pared.compression.coupling.interpreter import Call, is_constant, is_static
 from pared.compression.coupling.labels import NO_UNITS, Labels, Tracked, Units, spanned
 from pared.compression.coupling.model import Edit, LayerUse, Patch, Split
+from pared.compression.coupling.python_values import spoken
 
 Nature = Literal["elementwise", "layout", "layer"]
 """What an operator is: one that computes each element by itself, only moves elements, or has weights and a bias."""

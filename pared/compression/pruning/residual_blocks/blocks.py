@@ -10,16 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import (
-    Interpreter,
-    Step,
-    UnsupportedGraph,
-    inlined_graph,
-    nodes_of,
-    reloaded,
-    storage_key,
-)
+from pared.compression.coupling.interpreter import Interpreter, Step, inlined_graph, nodes_of, reloaded, storage_key
 from pared.compression.coupling.labels import Tracked
+from pared.compression.coupling.python_values import UnsupportedGraph
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.graphs.flow import Flow, erase_dead
 from pared.compression.graphs.plain import in_plain_steps

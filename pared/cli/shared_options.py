@@ -1,0 +1,89 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pared.cli.parsers import upload
+from pared.specs import Device, Task
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        parser=upload,
+        metavar="FILE",
+        help="Data set: a .npz, .safetensors, .csv, .jsonl, .parquet or .zip file, its id, or builtin:digits.",
+    ),
+]
+TaskOption = Annotated[
+    Task | None,
+    typer.Option(
+        help="What the model is for; match needs no labels, and learns its own answers.",
+        show_default="what its outputs and the labels look like",
+    ),
+]
+ModelOutput = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of a model with several outputs the one that the labels belong to: its name, or its number from 0.",
+        show_default="the only one that fits",
+    ),
+]
+StateDictName = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict",
+        metavar="NAME",
+        help="Of a checkpoint with several state dicts the one that is meant, by its key: ema, or net.state_dict.",
+        show_default="the only one that fits",
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PREFIX",
+        help="Of a state dict only the tensors whose names begin so: student.",
+        show_default="the only one that fits",
+    ),
+]
+IgnoreIndex = Annotated[
+    int | None,
+    typer.Option(help="A label of pixels or tokens that says nothing.", show_default="−100, −1, and 255"),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(
+        help="What to compute on: cuda waits for a worker with a GPU, auto takes the worker that is free first."
+    ),
+]
+LatencyDevice = Annotated[
+    Literal["cpu", "cuda"] | None,
+    typer.Option(help="Where latency is measured: where the model will run.", show_default="where the job computes"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Output = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Where to put the result; the ending chooses .pt, .safetensors, .pt2, .onnx, .packed, .zip (a model "
+        "folder), or .ckpt (also .pth and .tar) for the uploaded checkpoint with the smaller weights.",
+        show_default="it stays on the server",
+    ),
+]
+OutputOrFolder = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="A folder for all files of the job, or a file for the model in the format of its ending.",
+        show_default="it stays on the server",
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of a job, as `pared jobs ls` prints it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
