@@ -4,6 +4,7 @@ Reads a path a line; writes `{"parameters": …, "dtypes": […]}` (parameters o
 tensors), or `{"error": …}`.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -36,17 +37,19 @@ def load(path: str) -> dict:
     try:
         return of_module(torch.jit.load(path))
     except RuntimeError:
-        return of_tensors([each for each in leaves(torch.load(path, weights_only=True)) if torch.is_tensor(each)])
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return of_tensors([each for each in leaves(torch.load(path, weights_only=True)) if torch.is_tensor(each)])
 
 
 def folder(path: str):
-    """The model of a Hugging Face folder in a zip."""
-    from transformers import AutoModel
+    """The model of a Hugging Face folder in a zip, of the class that its config names."""
+    import transformers
 
     with tempfile.TemporaryDirectory() as where:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(where)
-        return AutoModel.from_pretrained(where, local_files_only=True)
+        (kind,) = transformers.AutoConfig.from_pretrained(where).architectures
+        return getattr(transformers, kind).from_pretrained(where, local_files_only=True)
 
 
 def leaves(value):

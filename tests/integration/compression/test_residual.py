@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from pared.compression.architectures import build
-from pared.compression.export.programs import export_program
+from pared.compression.export.programs import program_of, save_program
 from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.loading import LoadedModel
 from pared.compression.loading.opening import load_model
@@ -503,11 +503,11 @@ def test_an_architecture_loses_its_residuals(name, kwargs, example):
 
 def test_an_exported_program_loses_blocks(tmp_path):
     module, x = made(PreNorm)
-    export_program(module, [x], tmp_path / "model.pt2")
+    save_program(program_of(module, [x], [{0}]), tmp_path / "model.pt2")
     upload = load_model(ModelFile(tmp_path / "model.pt2", "model.pt2", "", None), None)
     removal = remove_blocks(upload, upload.module, [x], amount=0.5)
     assert removal.removed_units == 2
-    export_program(removal.loaded.module, [x], tmp_path / "smaller.pt2", free_dims=upload.free_dims)
+    save_program(program_of(removal.loaded.module, [x], upload.free_dims), tmp_path / "smaller.pt2")
     again = torch.export.load(tmp_path / "smaller.pt2").module()
     torch.testing.assert_close(again(x), removal.loaded.module(x))
 
