@@ -109,13 +109,14 @@ same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as
 	$(BIN)/python benchmarks/same_bytes.py "$(BASE)"
 
 files: $(DEV)  ## Model files as people hold them, from the upload to results that load or to a refusal: the table
-	$(BIN)/python -m pytest tests/e2e/test_files.py -rP -p no:logging
+	$(BIN)/python -m pytest tests/e2e/test_files.py -m 'campaign or not campaign' -rP -p no:logging
 
 stories: $(DEV)  ## Users' stories over HTTP, a model and data of each task, pruned, pruned for a goal and distilled: the table
 	$(BIN)/python -m pytest tests/e2e/test_stories.py -rP -p no:logging
 
-coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table
+coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table; and which layers are written as what
 	$(BIN)/python -m pytest tests/integration/compression/test_coverage.py -m campaign -rP -p no:logging
+	$(BIN)/python -m pytest tests/integration/compression/test_written_layers.py -m 'campaign or not campaign' -q
 
 fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they must, counted
 	$(BIN)/python -m pytest tests/integration/compression/test_random_graphs.py -m campaign -rP

@@ -26,6 +26,9 @@ PARTS = [name for _, name, _ in pkgutil.iter_modules(files.__path__) if name != 
 ROWS: dict[str, HeldFile] = {
     row.name: row for part in PARTS for row in importlib.import_module(f"tests.support.files.{part}").ROWS
 }
+NAMES = [pytest.param(name, marks=() if index % 3 == 0 else pytest.mark.campaign) for index, name in enumerate(ROWS)]
+"""Every third row; the others in the campaign, for a job in a real service takes seconds."""
+TRIED = "test_a_file_ends_in_results_that_load_or_is_refused_for_its_true_reason"
 LOADABLE = {".pt", ".pt2", ".onnx", ".safetensors", ".zip", ".pth", ".ckpt"}
 
 
@@ -54,10 +57,14 @@ def loading() -> Iterator[Callable[[Path], dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def posted(embedded: Stack, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[httpx.Response]]:
+def posted(
+    request: pytest.FixtureRequest, embedded: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[httpx.Response]]:
     """What the service answers to each row's upload and to its job, posted up front so that both workers are busy."""
     answers = {}
-    for number, (name, row) in enumerate(ROWS.items()):
+    tried = [item.callspec.params["name"] for item in request.session.items if item.originalname == TRIED]
+    for number, name in enumerate(tried):
+        row = ROWS[name]
         path = uploaded(row.write(tmp_path_factory.mktemp(f"file{number}")))
         query = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.upload.items()}
         answers[name] = [embedded.post_model(path.read_bytes(), path.name, **query)]
@@ -84,7 +91,7 @@ def lines() -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_ends_in_results_that_load_or_is_refused_for_its_true_reason(
     name: str,
     embedded: Stack,
@@ -129,4 +136,5 @@ def refusal(stack: Stack, answers: Sequence[httpx.Response]) -> str | None:
 
 def test_every_row_is_told(lines: list[str]) -> None:
     print("\n" + "\n".join(sorted(lines)))
-    assert len(lines) == len(ROWS) >= 60
+    assert len(lines) >= len(ROWS) / 3
+    assert len(ROWS) >= 60

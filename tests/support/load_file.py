@@ -4,7 +4,6 @@ Reads a path a line; writes `{"parameters": …, "dtypes": […]}` (parameters o
 tensors), or `{"error": …}`.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -22,9 +21,9 @@ class Absent:
 def load(path: str) -> dict:
     """Load one file."""
     if path.endswith(".zip"):
-        return of_module(folder(path))
+        return of_folder(path)
     if path.endswith(".pt2"):
-        return of_module(torch.export.load(path).module())
+        return of_module(list(torch.export.load(path).module().parameters()))
     if path.endswith(".onnx"):
         import onnxruntime
 
@@ -35,21 +34,22 @@ def load(path: str) -> dict:
 
         return of_tensors(list(load_file(path).values()))
     try:
-        return of_module(torch.jit.load(path))
-    except RuntimeError:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return of_tensors([each for each in leaves(torch.load(path, weights_only=True)) if torch.is_tensor(each)])
+        return of_module(list(torch.jit.load(path).parameters()))
+    except RuntimeError:  # a checkpoint, with whatever its owner put into it
+        return of_tensors([each for each in leaves(torch.load(path, weights_only=False)) if torch.is_tensor(each)])
 
 
-def folder(path: str):
-    """The model of a Hugging Face folder in a zip, of the class that its config names."""
+def of_folder(path: str) -> dict:
+    """What is told of the Hugging Face folder in a zip, whose model is of the class that its config names."""
     import transformers
 
     with tempfile.TemporaryDirectory() as where:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(where)
         (kind,) = transformers.AutoConfig.from_pretrained(where).architectures
-        return getattr(transformers, kind).from_pretrained(where, local_files_only=True)
+        model, loading = getattr(transformers, kind).from_pretrained(where, output_loading_info=True)
+    new = loading["missing_keys"]  # which the class has and the folder does not, such as a pooler
+    return of_module([tensor for name, tensor in model.named_parameters() if name not in new])
 
 
 def leaves(value):
@@ -59,10 +59,9 @@ def leaves(value):
     return [leaf for each in value for leaf in leaves(each)] if isinstance(value, (list, tuple)) else [value]
 
 
-def of_module(module) -> dict:
-    """What is told of a module."""
-    parameters = list(module.parameters())
-    return {"parameters": sum(p.numel() for p in parameters)} | {"dtypes": of_tensors(parameters)["dtypes"]}
+def of_module(parameters: list) -> dict:
+    """What is told of a module, by its parameters."""
+    return of_tensors(parameters) | {"parameters": sum(p.numel() for p in parameters)}
 
 
 def of_tensors(tensors: list) -> dict:

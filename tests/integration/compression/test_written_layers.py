@@ -19,15 +19,6 @@ from tests.support.models.layers import LAYERS, Kind
 
 FORMS = ("scripted", "traced", "exported")
 FILES: dict[Output, str] = {"torchscript": "model.pt", "exported_program": "model.pt2", "onnx": "model.onnx"}
-OF_ALL: tuple[Output, ...] = ("torchscript", "exported_program", "onnx")
-THROUGH_PROGRAMS = {
-    "transposed conv",
-    "multi-head attention",
-    "encoder layer",
-    "decoder layer",
-    "causal language model",
-}
-"""What torch's older exporter for ONNX cannot hold, in one form at least: these take seconds, and one form each."""
 
 
 def written(form: str, kind: Kind, path: Path) -> Path:
@@ -49,34 +40,26 @@ def written(form: str, kind: Kind, path: Path) -> Path:
     return path
 
 
-def cells() -> list[tuple[str, str, tuple[Output, ...]]]:
-    """Of each kind of layer the forms of uploads and what they are written as.
-
-    A program takes half a second or more: it is made of each kind in two of the three forms, by turns.
-    """
-    made: list[tuple[str, str, tuple[Output, ...]]] = []
-    for index, name in enumerate(LAYERS):
-        for position, form in enumerate(FORMS):
-            turn = (index + position) % 3
-            if name in THROUGH_PROGRAMS:
-                made.append((name, form, OF_ALL if turn == 0 else ("torchscript",)))
-            else:
-                made.append((name, form, ("torchscript", "onnx") if turn == 0 else OF_ALL))
-    return made
+CELLS = [
+    pytest.param(name, form, marks=() if form == FORMS[index % len(FORMS)] else pytest.mark.campaign)
+    for index, name in enumerate(LAYERS)
+    for form in FORMS
+]
+"""Of each kind of layer one form of the upload, by turns; the others in the campaign, for programs take seconds."""
 
 
-@pytest.mark.parametrize(("name", "form", "outputs"), cells(), ids=lambda each: each if isinstance(each, str) else "")
+@pytest.mark.parametrize(("name", "form"), CELLS)
 def test_every_layer_is_written_in_every_format_at_any_batch(
-    name: str, form: str, outputs: tuple[Output, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str, form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     kind = LAYERS[name]
     path = written(form, kind, tmp_path / "upload.pt")
     capfd.readouterr()
     loaded = load_model(ModelFile(path, path.name, ""))
-    export(loaded, kind.inputs(3), outputs, tmp_path)
+    export(loaded, kind.inputs(3), list(FILES), tmp_path)
     assert capfd.readouterr().out == ""
-    for output in outputs:
-        file = tmp_path / FILES[output]
+    for output, file_name in FILES.items():
+        file = tmp_path / file_name
         for batch in (2, 5):
             inputs = kind.inputs(batch)
             with torch.no_grad():
