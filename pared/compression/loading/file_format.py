@@ -107,6 +107,8 @@ def _recognise_zip(path: Path) -> Container:
     try:
         entries = folder_entries(path)
         names = {entry.filename for entry in entries}
+        if "model.weights.h5" in names:  # beside a config.json of its own
+            raise UnsupportedModel("This is a Keras model. pared opens PyTorch models: convert it to PyTorch first.")
         if is_folder(names):
             return "huggingface"
         entries = zip_directory(path, max_unpacked=path.stat().st_size + MAX_CODE_BYTES)
@@ -118,8 +120,6 @@ def _recognise_zip(path: Path) -> Container:
             return "exported_program"
     except BadArchive as error:
         raise UnsupportedModel(f"This is a damaged or unsafe archive: {error}. Save and upload it again.") from error
-    if "model.weights.h5" in names:
-        raise UnsupportedModel("This is a Keras model. pared opens PyTorch models: convert it to PyTorch first.")
     if any(name.endswith(".npy") for name in names):
         raise UnsupportedModel(f"This is a NumPy archive (.npz): upload it as a data set. {SAVE_ADVICE}")
     if "MAR-INF/MANIFEST.json" in names:
