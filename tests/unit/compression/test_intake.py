@@ -534,13 +534,13 @@ def test_four_hundred_damaged_files_each_load_or_are_refused_in_time(upload):
             case _:
                 start = rng.randrange(len(content))
                 content[start : start + rng.randint(1, 64)] = rng.randbytes(rng.randint(0, 64))
-        began = time.monotonic()
+        began = time.process_time()
         try:
             load_model(upload(bytes(content), architecture))
             outcomes["loaded"] += 1
         except ParedError as error:
             outcomes["refused"] += bool(error.detail)
-        assert time.monotonic() - began < 10
+        assert time.process_time() - began < 10  # of the processor, for other tests run beside this one
     print(outcomes)
     assert sum(outcomes.values()) == 400
     assert min(outcomes.values()) > 30
