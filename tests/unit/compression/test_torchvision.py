@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,15 @@ from pared.compression.architectures import ARCHITECTURES, build, candidates, te
 from pared.compression.architectures.torchvision import (
     FAMILIES,
     TORCHVISION,
-    convnext,
-    densenet,
-    efficientnet,
-    mobilenet,
-    resnet,
-    swin,
-    vgg,
-    vit,
 )
 from pared.compression.jobs.inspect import inspect
-from pared.compression.loading import LoadedModel, load_model
+from pared.compression.loading import load_model
 from pared.compression.loading.state_dicts import fits
-from pared.compression.pruning.channels import remove_channels
 from pared.compression.work import ModelFile, Work
 from pared.errors import InvalidArchitecture
 from pared.specs import InspectSpec
 from pared.specs.architectures import OWN_NAMES, TORCHVISION_NAMES
 from pared.specs.uploads import EXAMPLE_MODEL_ID
-from tests.support.models.reference import zeroed_outputs
 from tests.support.torchvision_models import ANSWERS, PUBLISHED, answer, digest, options
 
 
@@ -70,57 +58,6 @@ def test_the_answers_are_those_of_torchvision(name):
         {"name": name, "kwargs": options(name)}
     )
     assert answer(name, module) == pytest.approx(ANSWERS[name], rel=1e-4, abs=1e-4)
-
-
-REDUCED: dict[str, tuple[Callable[[], list[Any]], tuple[int, ...]]] = {
-    "resnext": (lambda: resnet.layers(resnet.ResNet((1, 1, 1, 1), 4, 8), 3, 1), (1, 32, 32)),
-    "squeezenet": (lambda: vgg.squeezenet((16, 3, [0, 8, 8, 0, 8]), 3, 3), (3, 32, 32)),
-    "mobilenet_v3": (
-        lambda: mobilenet.v3(([mobilenet.Block(3, 16, 16, True, "ReLU", 1),
-                               mobilenet.Block(5, 48, 24, True, "Hardswish", 2),
-                               mobilenet.Block(3, 48, 24, False, "Hardswish", 1)], 32), 3, 3),
-        (3, 16, 16),
-    ),
-    "efficientnet": (
-        lambda: efficientnet.layers(efficientnet.EfficientNet(16, [efficientnet.Stage(1, 3, 1, 16, 1),
-                                                                   efficientnet.Stage(4, 3, 2, 24, 2),
-                                                                   efficientnet.Stage(4, 3, 1, 24, 1, fused=True)],
-                                                              64, 0.2, {}), 3, 3),
-        (3, 16, 16),
-    ),
-    "convnext": (lambda: convnext.layers((16, (1, 1, 1, 2), 0.1), 3, 3), (3, 32, 32)),
-    "densenet": (lambda: densenet.layers((8, (2, 2, 1, 2), 16), 3, 3), (3, 32, 32)),
-    "vit": (lambda: vit.member("vit", vit.ViT(8, 2, 4, 32, 64, image=16))(3), (3, 16, 16)),
-    "swin": (lambda: swin.layers((32, (2, 1, 1, 1), 0.1), 3, 3), (3, 40, 40)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("family", REDUCED)
-def test_removing_channels_equals_zeroing_them_and_the_result_is_written(family):
-    write, image = REDUCED[family]
-    module = build({"layers": write()}).eval()
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point() and tensor.dim() < 2:
-                tensor.add_(torch.rand_like(tensor))
-        for name, tensor in module.named_parameters():
-            if name.endswith("layer_scale"):
-                tensor.add_(torch.rand_like(tensor))
-    x = torch.randn(2, *image)
-    loaded = LoadedModel(module, "state_dict", "state_dict", module.architecture)
-    removal = remove_channels(loaded, (x,), amount=0.5)
-    small = removal.loaded.module
-    with torch.no_grad():
-        expected = zeroed_outputs(module, removal.removed, x)
-        torch.testing.assert_close(small(x), expected, atol=1e-4, rtol=1e-4)
-        file = io.BytesIO()
-        torch.jit.save(torch.jit.script(small), file)
-        file.seek(0)
-        torch.testing.assert_close(torch.jit.load(file)(x), expected, atol=1e-4, rtol=1e-4)
-        program = torch.export.export(small, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        torch.testing.assert_close(program.module()(x), expected, atol=1e-4, rtol=1e-4)
-    size = sum(tensor.numel() for tensor in small.parameters())
-    assert size < 0.45 * sum(tensor.numel() for tensor in module.parameters())
 
 
 def test_the_names_in_the_documentation_are_those_that_are_known():
