@@ -44,7 +44,8 @@ def zip_directory(path: Path, *, max_unpacked: int) -> list[zipfile.ZipInfo]:
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
             _check_names(entries)
-            _check_sizes(entries, max_unpacked)
+            check_total(entries, max_unpacked)
+            _check_sizes(entries)
             _check_local_headers(file, entries, start)
     except BadArchive:
         raise
@@ -99,10 +100,18 @@ def _check_names(entries: list[zipfile.ZipInfo]) -> None:
             raise BadArchive("it is encrypted")
 
 
-def _check_sizes(entries: list[zipfile.ZipInfo], max_unpacked: int) -> None:
+def check_total(entries: list[zipfile.ZipInfo], max_unpacked: int) -> None:
+    """Refuse entries that together unpack to more bytes than that.
+
+    Raises:
+        BadArchive: they do.
+    """
     total = sum(entry.file_size for entry in entries)
     if total > max_unpacked:
         raise BadArchive(f"it unpacks to {total:,} bytes: more than the {max_unpacked:,} we take")
+
+
+def _check_sizes(entries: list[zipfile.ZipInfo]) -> None:
     for entry in entries:
         stored = entry.compress_type == zipfile.ZIP_STORED
         if not stored and entry.compress_type != zipfile.ZIP_DEFLATED:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from pared.compression.loading.archives import BadArchive, zip_directory
+from pared.compression.loading.archives import BadArchive, check_total, zip_directory
 from pared.compression.loading.folders.names import find_root
 from pared.compression.loading.loaded import SAVE_ADVICE
 from pared.compression.loading.program_files import is_program
@@ -111,7 +111,7 @@ def _recognise_zip(path: Path) -> Container:
             raise UnsupportedModel("This is a Keras model. pared opens PyTorch models: convert it to PyTorch first.")
         if is_folder(names):
             return "huggingface"
-        entries = zip_directory(path, max_unpacked=path.stat().st_size + MAX_CODE_BYTES)
+        check_total(entries, path.stat().st_size + MAX_CODE_BYTES)
         inner = {name.partition("/")[2] for name in names}
         if "constants.pkl" in inner or "data.pkl" in inner:
             _check_torch_archive(entries)
