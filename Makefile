@@ -29,7 +29,7 @@ unit: $(DEV)  ## The tests that need no server and train nothing, in a minute; s
 
 # Tests mostly wait for real processes, so several run side by side; tests/conftest.py shares out their files.
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
-	$(BIN)/python -m pytest -n 5 --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 7 --no-loadscope-reorder --durations=10
 
 # Torch and the setuptools that it wants come from its own requirements, all else as pinned.
 test-torch:  ## Compression, weight files and sandbox with another torch, in its own environment: make test-torch TORCH=2.11.0

@@ -366,7 +366,7 @@ def test_a_bad_upload_is_rejected_with_advice(
     row: tuple[str, str, bytes, str, str], wary: Stack, good: Good, rejected: dict[tuple[str, str], str]
 ) -> None:
     kind, name, _, code, says = row
-    upload = wary.inspected(rejected[kind, name], limit_s=120)
+    upload = wary.inspected(rejected[kind, name])
     assert upload["status"] == "rejected", upload
     assert upload["reason"]["code"] == code
     assert upload["reason"]["title"]
@@ -568,7 +568,7 @@ def test_a_bad_job_fails_with_advice(row: Failing, wary: Stack, failing: dict[st
         error = posted.json()
         code = error["type"].removeprefix("/problems/")
     else:
-        job = wary.ended(posted, limit_s=200)
+        job = wary.ended(posted)
         assert job["status"] == "failed", job
         error = job["error"]
         code = error["code"]
@@ -587,7 +587,7 @@ def test_a_bad_job_fails_with_advice(row: Failing, wary: Stack, failing: dict[st
 def test_a_model_that_prints_without_end_is_only_cut_short(wary: Stack, good: Good) -> None:
     model = wary.upload_model(scripted(hostile.FloodsItsOutput()), "flood.pt")
     job = wary.submit(good.spec(model=model, granularity="weight"))
-    wary.succeeded(job, limit_s=200)
+    wary.succeeded(job)
     assert sum(event["event"] == "log" for event in wary.events(job)) < 2000
 
 
@@ -606,5 +606,5 @@ def test_the_traceback_of_a_rejected_upload_is_in_the_log_under_the_id_of_its_re
 def test_afterwards_the_service_is_ready_and_the_next_good_job_succeeds(wary: Stack, good: Good) -> None:
     assert wary.http.get("/readyz").status_code == 200
     assert all(worker.alive for worker in wary.workers)
-    wary.succeeded(wary.submit(good.spec()), limit_s=120)
+    wary.succeeded(wary.submit(good.spec()))
     assert wary.http.get("/readyz").status_code == 200

@@ -79,7 +79,7 @@ def test_half_the_weights_and_half_the_channels(
     shapes = {"one": list(original(one).shape), "seven": list(original(seven).shape)}
     parameters = sum(p.numel() for p in original.parameters())
 
-    history = embedded.succeeded(cell.weights, limit_s=240)["history"]
+    history = embedded.succeeded(cell.weights)["history"]
     assert len(history) == (2 if form in RETRAINED else 0)
     name = "model.pt2" if form == "program" else "model.pt"
     sparse = clean.run(embedded.download(cell.weights, name), name, one=one, seven=seven)
@@ -87,7 +87,7 @@ def test_half_the_weights_and_half_the_channels(
     assert sparse["parameters"] == parameters
     assert abs(sparse["zeros"] - 0.5 * sparse["of"]) <= 1
 
-    job = embedded.ended(cell.channels, limit_s=240)
+    job = embedded.ended(cell.channels)
     if job["status"] == "failed":
         assert job["error"]["code"] == "nothing-to-prune"
         assert "torch." in job["error"]["detail"], "a refusal names the operator"

@@ -88,7 +88,7 @@ def test_a_plan_outlives_its_worker_and_does_not_wait_for_a_long_job(processes: 
     assert asked.status_code == 202, asked.text
     plan_id, location = asked.json()["id"], asked.headers["location"]
     worker = stack.start_worker()
-    wait_for(lambda: stack.job_row(plan_id).status == "running", 60, "the plan is being made", every_s=0.02)
+    wait_for(lambda: stack.job_row(plan_id).status == "running", "the plan is being made", every_s=0.02)
     worker.kill()
     assert stack.http.get(location).json()["status"] == "running"  # as far as anyone can know
     stack.start_worker()
@@ -97,8 +97,8 @@ def test_a_plan_outlives_its_worker_and_does_not_wait_for_a_long_job(processes: 
         answer = stack.http.get(location, headers={"Prefer": "wait=20"})
         return answer.json() if answer.status_code == 200 else None
 
-    plan = wait_for(made, 60, "another worker made it")
-    wait_for(lambda: stack.job_row(long).checkpoint_step, 60, "the long job is under way")
+    plan = wait_for(made, "another worker made it")
+    wait_for(lambda: stack.job_row(long).checkpoint_step, "the long job is under way")
     began = time.monotonic()
     again = stack.http.post("/v1/jobs:plan", json=spec)
     print(f"\na plan beside a long job: {time.monotonic() - began:.1f} s")

@@ -55,7 +55,7 @@ def test_a_story_ends_in_a_smaller_model_whose_score_is_the_reports(
 ) -> None:
     story = (STORIES | FURTHER)[name]
     job, original = jobs[name, way]
-    report = embedded.succeeded(job, limit_s=300)
+    report = embedded.succeeded(job)
     before, after = report["before"], report["after"]
     assert after["parameters"] < before["parameters"]
     assert after["quality"]["metric"] == story.metric

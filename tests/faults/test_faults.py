@@ -109,23 +109,21 @@ def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) 
     spec = training(stack, epochs)
     worker = stack.start_worker()
     undisturbed = stack.submit(spec)
-    stack.succeeded(undisturbed, limit_s=300)
+    stack.succeeded(undisturbed)
 
     job = stack.submit(spec)
     lost = []
     for kill in range(count):
         before = checkpoint_step(stack, job)
-        wait_for(lambda since=before: checkpoint_step(stack, job) > since, 120, f"a checkpoint after {before}")
+        wait_for(lambda since=before: checkpoint_step(stack, job) > since, f"a checkpoint after {before}")
         time.sleep(random.uniform(0, 0.3))  # somewhere within the epoch that follows
         last = checkpoint_step(stack, job)
         worker = replace_worker(stack, worker, alone=kill % 2 == 1)
         killed_at = time.monotonic()
         fence = stack.job_row(job).fence
-        wait_for(
-            lambda since=fence: stack.job_row(job).fence > since or stack.job_row(job).status in ENDED, 60, "resumed"
-        )
+        wait_for(lambda since=fence: stack.job_row(job).fence > since or stack.job_row(job).status in ENDED, "resumed")
         lost.append((last, round(time.monotonic() - killed_at, 1)))
-    report = stack.succeeded(job, limit_s=300)
+    report = stack.succeeded(job)
     assert_settled(stack, [job], once=False)
     assert len(report["history"]) == epochs, "resumed from checkpoints, each epoch counted once"
     assert digest(stack, job) == digest(stack, undisturbed), "as if nothing had happened"
@@ -140,10 +138,10 @@ def test_a_worker_paused_past_its_lease(stack: Stack, count: int) -> None:
     spec = training(stack, 12)
     first, second = stack.start_worker(), stack.start_worker()
     undisturbed = stack.submit(spec)
-    stack.succeeded(undisturbed, limit_s=300)
+    stack.succeeded(undisturbed)
     for round_ in range(count):
         job = stack.submit(spec)
-        wait_for(lambda job=job: checkpoint_step(stack, job) >= 1, 240, "a checkpoint")
+        wait_for(lambda job=job: checkpoint_step(stack, job) >= 1, "a checkpoint", 240)
         holder = first if child_of(first) else second
         child = child_of(holder)
         assert child is not None
@@ -151,10 +149,10 @@ def test_a_worker_paused_past_its_lease(stack: Stack, count: int) -> None:
         if round_ % 2:
             child.resume()  # only those that supervise stand still; the child trains on
         fence = stack.job_row(job).fence
-        wait_for(lambda job=job, since=fence: stack.job_row(job).fence > since, 60, "another worker claims it")
+        wait_for(lambda job=job, since=fence: stack.job_row(job).fence > since, "another worker claims it")
         holder.go_on()
-        wait_for(lambda child=child: not alive(child), 30, "the former owner's child is ended")
-        stack.succeeded(job, limit_s=300)
+        wait_for(lambda child=child: not alive(child), "the former owner's child is ended")
+        stack.succeeded(job)
         assert_settled(stack, [job], once=False)
         assert digest(stack, job) == digest(stack, undisturbed)
         assert stack.job_row(job).fence == fence + 1, "the former owner changed nothing"
@@ -186,14 +184,14 @@ def test_the_api_killed_between_commit_and_publish(stack: Stack, count: int) -> 
         stack.wait_ready(need_worker=False)
         with contextlib.suppress(httpx.TransportError):
             stack.http.post("/v1/jobs", json=spec)  # may or may not be answered before the process is dead
-        wait_for(lambda: not stack.api.alive, 20, "the API has killed itself")
+        wait_for(lambda: not stack.api.alive, "the API has killed itself")
     jobs = [row.id for row in stack.rows("SELECT id FROM jobs WHERE type = 'prune' ORDER BY id")]
     assert len(jobs) == count, "each was committed"
     stack.start_api()
     stack.start_worker()
     stack.wait_ready()
     for job in jobs:
-        stack.succeeded(job, limit_s=60 + 10 * count)
+        stack.succeeded(job)
     assert_settled(stack, jobs)
     print(f"\n{stack.backend}: killed {count} times between commit and publish, {len(jobs)} jobs succeeded")
 
@@ -201,12 +199,12 @@ def test_the_api_killed_between_commit_and_publish(stack: Stack, count: int) -> 
 @counted(6, 50)
 def test_the_broker_emptied_under_queued_jobs(stack: Stack, count: int) -> None:
     jobs = [stack.submit(tiny(stack)) for _ in range(count)]
-    wait_for(lambda: stack.rows("SELECT count(*) FROM outbox")[0][0] == 0, 20, "all are published")
+    wait_for(lambda: stack.rows("SELECT count(*) FROM outbox")[0][0] == 0, "all are published")
     stack.empty_broker()
     stack.start_worker()
     stack.start_worker()
     for job in jobs:
-        stack.succeeded(job, limit_s=60 + 10 * count)
+        stack.succeeded(job)
     assert_settled(stack, jobs)
     print(f"\n{stack.backend}: broker emptied, {count} of {count} jobs succeeded")
 
@@ -220,7 +218,7 @@ def test_every_message_sent_five_times(stack: Stack, count: int) -> None:
     stack.start_worker()
     stack.start_worker()
     for job in jobs:
-        stack.succeeded(job, limit_s=60 + 10 * count)
+        stack.succeeded(job)
     assert_settled(stack, jobs)
     print(f"\n{stack.backend}: {count} jobs sent five times, each ran once")
 
@@ -253,7 +251,7 @@ def test_the_api_killed_in_mid_upload(stack: Stack, count: int) -> None:
         thread.start()
         assert reached.wait(30)
         stack.api.kill()
-        thread.join(30)
+        thread.join(120)
         stack.start_api()
         stack.wait_ready(need_worker=False)
         assert stack.get("/v1/models")["data"] == [], "no half upload is visible"
@@ -288,7 +286,7 @@ def test_cancels_raced_against_completion(stack: Stack, count: int) -> None:
         time.sleep(random.uniform(0.7, 1.4) * usual_s)  # the race is the subject: around the moment of completion
         answer = stack.http.post(f"/v1/jobs/{job}/cancel")
         answers[answer.status_code] += 1
-        status = stack.ended(job, limit_s=60)["status"]
+        status = stack.ended(job)["status"]
         assert status == {202: "canceled", 409: "succeeded"}[answer.status_code]
         jobs.append(job)
     assert_settled(stack, jobs)

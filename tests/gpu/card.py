@@ -41,7 +41,7 @@ def card() -> Card:
         "--query-gpu=name,driver_version,memory.total,memory.used",
         "--format=csv,noheader,nounits",
     ]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
     name, driver, memory, used = (field.strip() for field in said.splitlines()[0].split(","))
     return Card(name, driver, int(memory), int(used))
 

@@ -156,7 +156,7 @@ class Posted:
 
     def all_ended(self) -> None:
         """Wait until none is left."""
-        self._thread.join(60)
+        self._thread.join(120)
         for job in self._ids.values():
             self.up.ended(job, LIMIT_S)
 

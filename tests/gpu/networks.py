@@ -123,7 +123,7 @@ def made_on_the_card(module: nn.Module, example: Tensor, folder: Path, *, state:
     )
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{code}", str(state)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-400:]
     return (folder / "made.pt").read_bytes()
 

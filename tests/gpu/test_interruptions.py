@@ -42,7 +42,7 @@ def in_epoch(up: Up, job: str, epoch: int) -> None:
         assert row.status in ("queued", "running"), up.job(job)["error"]
         return (row.checkpoint_step or 0) >= epoch - 1
 
-    wait_for(there, 60, f"{job} trains epoch {epoch}", every_s=0.05)
+    wait_for(there, f"{job} trains epoch {epoch}", every_s=0.05)
 
 
 def free_again(before: Card | None, finding: Finding) -> None:
@@ -51,7 +51,7 @@ def free_again(before: Card | None, finding: Finding) -> None:
         return
     began = time.monotonic()
     try:
-        wait_for(lambda: card().used <= before.used + LEFT_MIB, 15, "the card's memory is free again")
+        wait_for(lambda: card().used <= before.used + LEFT_MIB, "the card's memory is free again")
     finally:
         finding.update(before_mib=before.used, after_mib=card().used, free_after_s=round(time.monotonic() - began, 1))
 
@@ -68,7 +68,7 @@ def test_a_killed_child_resumes(alone: Up, before: Card | None, finding: Finding
     (child,) = (process for process in up.api.tree() if _name(process) == CHILD_NAME)
     child.kill()
     killed_at = time.monotonic()
-    wait_for(lambda: up.job_row(job).attempt == 2, 60, "a second attempt")
+    wait_for(lambda: up.job_row(job).attempt == 2, "a second attempt")
     finding["resumed_after_s"] = round(time.monotonic() - killed_at, 1)
     report = up.succeeded(job)
     told(finding, report)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu.card import DEVICE
-from tests.support.processes import Process, Processes
+from tests.support.processes import PATIENCE_S, Process, Processes
 from tests.support.stack import Stack
 
 # Not the script `pared`: a checkout that is on Python's path has none.
@@ -42,7 +42,7 @@ class Up(Stack):
         log = self.folder / "up.log"
         self.api = self.processes.start(command, name="up", log=log, cwd=self.folder, env=self.env)
 
-    def wait_ready(self, *, need_worker: bool = True, limit_s: float = 120) -> None:
+    def wait_ready(self, *, need_worker: bool = True, limit_s: float = PATIENCE_S) -> None:
         super().wait_ready(need_worker=need_worker, limit_s=limit_s)
 
     def start_worker(self) -> Process:
@@ -69,7 +69,7 @@ class Up(Stack):
     def stop(self) -> None:
         self.send_workers_home()
         if self.api.alive:
-            self.api.stop(40)
+            self.api.stop()
         self.http.close()
 
     def _patiently(self, look: Any, limit_s: float, what: str) -> dict[str, Any]:

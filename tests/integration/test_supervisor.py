@@ -36,11 +36,11 @@ def test_workers_are_kept_alive_one_for_each_card_and_end_with_their_supervisor(
         return found if len(found) == 2 else None
 
     wanted = [{VISIBLE: UUIDS[index], "PARED_THREADS": "8"} for index in (0, 2)]
-    first = wait_for(both, 20, "two workers")
+    first = wait_for(both, "two workers")
     assert sorted(first.values(), key=str) == wanted
     killed, kept = sorted(first)
     os.kill(killed, signal.SIGKILL)
-    after = wait_for(lambda: (found := both()) and killed not in found and found, 20, "another one")
+    after = wait_for(lambda: (found := both()) and killed not in found and found, "another one")
     assert kept in after
     assert sorted(after.values(), key=str) == wanted
     assert supervisor.stop() == 0

@@ -21,7 +21,11 @@ from tests.support.guard import kill_tree
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], limit_s: float, what: str, every_s: float = 0.1) -> T:
+PATIENCE_S = 240
+"""How long tests wait for what must come: machines are slow, and other tests run beside."""
+
+
+def wait_for(condition: Callable[[], T], what: str, limit_s: float = PATIENCE_S, every_s: float = 0.1) -> T:
     """The first true value of `condition`.
 
     Raises:
@@ -92,7 +96,7 @@ class Process:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
-    def stop(self, limit_s: float = 20) -> int:
+    def stop(self, limit_s: float = PATIENCE_S) -> int:
         """SIGTERM, and its exit status. Killed, and a failure, if it does not stop in time."""
         self.popen.send_signal(signal.SIGTERM)
         try:

@@ -53,7 +53,7 @@ class Servers:
         command += ["--databases", "1000"]
         processes.start(command, name="redis", log=folder / "redis.log", cwd=folder)
         client = redis.Redis(port=self.redis_port)
-        wait_for(lambda: _answers(client.ping, redis.exceptions.RedisError), 20, "Redis answers")
+        wait_for(lambda: _answers(client.ping, redis.exceptions.RedisError), "Redis answers")
 
     def _start_postgres(self, folder: Path, processes: Processes) -> None:
         user = _unprivileged_user() if os.geteuid() == 0 else None
@@ -77,7 +77,7 @@ class Servers:
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         processes.start(command, name="postgres", log=folder / "postgres.log", cwd=data, user=user)
         url = self._postgres_url("postgres")
-        wait_for(lambda: _answers(lambda: psycopg.connect(url).close(), psycopg.Error), 30, "PostgreSQL answers")
+        wait_for(lambda: _answers(lambda: psycopg.connect(url).close(), psycopg.Error), "PostgreSQL answers")
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import redis
 
-from tests.support.processes import Process, Processes, environment, wait_for
+from tests.support.processes import PATIENCE_S, Process, Processes, environment, wait_for
 from tests.support.servers import Servers, free_port
 
 PARED = str(Path(sys.executable).with_name("pared"))
@@ -83,11 +83,11 @@ class Stack:
     def run(self, *arguments: str) -> str:
         """Run a `pared` command to its end, and return what it printed."""
         command = [PARED, *arguments]
-        done = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"pared {' '.join(arguments)} exited {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def python(self, code: str, *arguments: str, limit_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def python(self, code: str, *arguments: str, limit_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run Python code in the environment of this stack's processes."""
         command = [sys.executable, "-c", code, *arguments]
         return subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=limit_s)
@@ -108,11 +108,11 @@ class Stack:
         self.workers.append(worker)
         return worker
 
-    def wait_ready(self, *, need_worker: bool = True, limit_s: float = 60) -> None:
+    def wait_ready(self, *, need_worker: bool = True, limit_s: float = PATIENCE_S) -> None:
         """Wait until the service takes jobs (or, without a worker, until it answers at all)."""
         path = "/readyz" if need_worker else "/healthz"
         try:
-            wait_for(lambda: self._status(path) == 200, limit_s, f"{path} is 200")
+            wait_for(lambda: self._status(path) == 200, f"{path} is 200", limit_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tails()}") from None
 
@@ -159,7 +159,7 @@ class Stack:
         """Upload a data set and return its id."""
         return str(_checked(self.post_dataset(content, filename), 201, 200)["id"])
 
-    def inspected(self, upload_id: str, limit_s: float = 60) -> dict[str, Any]:
+    def inspected(self, upload_id: str, limit_s: float = PATIENCE_S) -> dict[str, Any]:
         """The model or data set, once it was inspected."""
         kind = "models" if upload_id.startswith("mdl_") else "datasets"
 
@@ -182,7 +182,7 @@ class Stack:
         """The job as it is now."""
         return self.get(f"/v1/jobs/{job_id}")
 
-    def ended(self, job_id: str, limit_s: float = 120) -> dict[str, Any]:
+    def ended(self, job_id: str, limit_s: float = PATIENCE_S) -> dict[str, Any]:
         """The job, once it ended."""
 
         def look() -> dict[str, Any] | None:
@@ -191,7 +191,7 @@ class Stack:
 
         return self._patiently(look, limit_s, f"{job_id} ended")
 
-    def succeeded(self, job_id: str, limit_s: float = 120) -> dict[str, Any]:
+    def succeeded(self, job_id: str, limit_s: float = PATIENCE_S) -> dict[str, Any]:
         """The report of a job that must succeed."""
         job = self.ended(job_id, limit_s)
         assert job["status"] == "succeeded", f"{job['status']}: {job['error']}\n{self.tails()}"
@@ -214,7 +214,7 @@ class Stack:
         assert hashlib.sha256(response.content).hexdigest() == sha256
         return response.content
 
-    def events(self, job_id: str, after: int | None = None, limit_s: float = 120) -> Iterator[dict[str, Any]]:
+    def events(self, job_id: str, after: int | None = None, limit_s: float = PATIENCE_S) -> Iterator[dict[str, Any]]:
         """The event stream to its end: `{id, event, data}`, with `Last-Event-ID` where `after` is given."""
         headers = {} if after is None else {"Last-Event-ID": str(after)}
         with self.http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=limit_s) as response:
@@ -232,7 +232,7 @@ class Stack:
 
     def _patiently(self, look: Any, limit_s: float, what: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = wait_for(look, limit_s, what, every_s=0.2)
+            found: dict[str, Any] = wait_for(look, what, limit_s, every_s=0.2)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tails()}") from None
         return found

@@ -130,6 +130,6 @@ def test_here_needs_the_extras_of_a_worker(folder: Path) -> None:
     command = f"{block}; sys.argv = {arguments}; from pared.cli import main; main()"
     (folder / "spec.json").write_text(json.dumps(SPEC))
     python = str(Path(PARED).with_name("python"))
-    done = subprocess.run([python, "-c", command], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([python, "-c", command], cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "pip install 'pared[worker]'" in done.stderr.replace("\n", " ")

@@ -134,7 +134,7 @@ def test_a_server_that_never_answered_is_named_at_once(server: Scripted) -> None
     begun = time.monotonic()
     with pytest.raises(ServerUnreachable, match="pared up"):
         pared.Client(server.url).jobs.get("job_1")
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 30
 
 
 def test_an_address_without_a_scheme_is_told_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def pared(folder: Path, line: str, *start: str) -> subprocess.CompletedProcess[s
     command = [*(start or [PARED]), *line.split()]
     # An address where nothing listens: there is nobody to ask.
     env = environment(PARED_URL="http://127.0.0.1:9", COLUMNS="200")
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
 
 
 def test_it_prunes_and_says_what_that_is_worth(files: Path) -> None:

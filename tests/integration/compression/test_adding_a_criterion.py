@@ -53,7 +53,7 @@ class Example:
         """Python on the copy's own `pared`, beside the service and the tests of the checkout."""
         environment = {**os.environ, "COLUMNS": "300", "PYTHONPATH": f"{self.copy}{os.pathsep}{CHECKOUT}"}
         return subprocess.run(
-            [sys.executable, *arguments], cwd=self.copy, env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, *arguments], cwd=self.copy, env=environment, capture_output=True, text=True, timeout=240
         )
 
 

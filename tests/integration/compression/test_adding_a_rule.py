@@ -61,5 +61,5 @@ def run_in(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python on the copy's own `pared`."""
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, timeout=240
     )

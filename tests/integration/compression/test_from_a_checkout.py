@@ -50,7 +50,7 @@ def test_a_job_succeeds_where_no_package_has_metadata(tmp_path):
     (tmp_path / "out").mkdir()
     code = JOB.replace("CHECKOUT", repr(str(checkout))).replace("PACKAGES", repr(str(packages)))
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])

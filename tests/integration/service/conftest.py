@@ -93,12 +93,12 @@ def serving(folder: Path, **settings: Any) -> Iterator[Api]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        wait_for(lambda: server.started, 20, "the server has started")
+        wait_for(lambda: server.started, "the server has started")
         with Api(app.state.parts) as api:
             yield api
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)
 
 
 @pytest.fixture(scope="module")

@@ -43,14 +43,14 @@ def test_a_submitted_job_is_described_in_full(api: Api):
 def test_a_job_is_dispatched_as_soon_as_it_is_stored(tmp_path: Path):
     with serving(tmp_path) as api:
         api.submit()
-        wait_for(lambda: messages_waiting(queue=api.parts.queue) == 2, 30, "inspection and job are dispatched")
+        wait_for(lambda: messages_waiting(queue=api.parts.queue) == 2, "inspection and job are dispatched")
 
 
 def test_a_dead_broker_does_not_keep_jobs_out(tmp_path: Path):
     with serving(tmp_path, broker_url="redis://127.0.0.1:1/0") as api:
         began = time.monotonic()
         job = api.submit()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 18
         assert api.get(job["links"]["self"]).json()["status"] == "queued"
         with api.parts.sessions() as session:
             assert session.scalar(select(func.count()).select_from(Outbox)) == 2
@@ -101,7 +101,7 @@ def test_a_long_poll_ends_with_the_job(api: Api):
     threading.Timer(0.4, api.finish, [job["id"]]).start()
     began = time.monotonic()
     answer = api.get(job["links"]["self"], headers={"prefer": "respond-async, wait=20"})
-    assert 0.3 < time.monotonic() - began < 10
+    assert 0.3 < time.monotonic() - began < 18
     assert (answer.json()["status"], answer.json()["progress"]["fraction"]) == ("succeeded", 1.0)
     assert answer.headers["preference-applied"] == "wait=20"
     assert "retry-after" not in answer.headers
@@ -111,7 +111,7 @@ def test_a_long_poll_that_sees_no_end_answers_in_time(api: Api):
     job = api.submit()
     began = time.monotonic()
     answer = api.get(job["links"]["self"], headers={"prefer": "wait=1"})
-    assert 0.9 < time.monotonic() - began < 15
+    assert 0.9 < time.monotonic() - began < 30
     assert (answer.status_code, answer.headers["retry-after"]) == (200, "1")
 
 

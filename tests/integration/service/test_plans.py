@@ -40,7 +40,7 @@ def as_a_worker_would(api: Api, act: Callable[[str], None]) -> threading.Thread:
         found = newest(api)
         return found if found and (last is None or found.id != last.id) else None
 
-    thread = threading.Thread(target=lambda: act(wait_for(asked_for, 10, "a plan was asked for").id))
+    thread = threading.Thread(target=lambda: act(wait_for(asked_for, "a plan was asked for").id))
     thread.start()
     return thread
 
@@ -60,7 +60,7 @@ def test_a_plan_is_answered_once_it_is_made(api: Api):
 def test_a_plan_that_is_not_made_in_time_says_where_it_will_be(api: Api):
     began = time.monotonic()
     answer = post(api, prefer="wait=1")
-    assert 0.9 < time.monotonic() - began < 15
+    assert 0.9 < time.monotonic() - began < 30
     pending = answer.json()
     assert (answer.status_code, pending["status"], answer.headers["retry-after"]) == (202, "queued", "1")
     assert answer.headers["preference-applied"] == "wait=1"

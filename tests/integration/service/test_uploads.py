@@ -141,8 +141,8 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(api: Api):
         raw.sendall(
             b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n" + b"x" * 9_000_000
         )
-        wait_for(lambda: any(path.stat().st_size > 4_000_000 for path in incoming.iterdir()), 10, "half is written")
-    wait_for(lambda: not list(incoming.iterdir()), 10, "the half is gone")
+        wait_for(lambda: any(path.stat().st_size > 4_000_000 for path in incoming.iterdir()), "half is written")
+    wait_for(lambda: not list(incoming.iterdir()), "the half is gone")
     assert _count_models(api) == before
 
 
@@ -223,7 +223,7 @@ def test_waiting_for_the_inspection_ends_with_it(api: Api):
     assert (answer.json()["status"], answer.json()["format"]) == ("ready", "torchscript")
     assert answer.headers["preference-applied"] == "wait=20"
     assert "retry-after" not in answer.headers
-    assert 0.3 < time.monotonic() - began < 10
+    assert 0.3 < time.monotonic() - began < 18
     assert api.get(model["links"]["self"], headers={"if-none-match": answer.headers["etag"]}).status_code == 304
 
 

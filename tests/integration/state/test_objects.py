@@ -162,7 +162,7 @@ except StorageFull as error:
     print("full:", error.detail)
 print(list(store.list_older_than(-1)), list((Path({str(tmp_path)!r}) / ".incoming").iterdir()))
 """
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert answer.stdout.startswith("full: ")
     assert answer.stdout.endswith("[] []\n")
     assert StorageFull.status == 507
@@ -181,10 +181,10 @@ time.sleep(60)
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"half\n"
     child.send_signal(signal.SIGKILL)
-    child.wait(10)
+    child.wait(120)
     assert list(store.list_older_than(-1)) == []
     incoming = store.root / ".incoming"
-    wait_for(lambda: list(incoming.iterdir()), 30, "the temporary file is there")
+    wait_for(lambda: list(incoming.iterdir()), "the temporary file is there")
     assert store.drop_abandoned(3600) == 0
     assert store.drop_abandoned(-1) == 1
     assert list(incoming.iterdir()) == []

@@ -117,7 +117,7 @@ def test_a_dead_broker_keeps_the_debt_and_costs_no_time(sessions, no_broker):
     assert send_again(sessions, 0, queue=no_broker) == 0
     with pytest.raises(Unavailable):
         enqueue("job_1", queue=no_broker)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     assert owed(sessions) == 5
 
 

@@ -116,9 +116,9 @@ def test_the_time_limit_fails_the_job_at_once(bench):
 def test_the_time_limit_spans_all_attempts(bench):
     job_id = bench.submit("hang", time_limit_s=3600)
     thread = bench.start(job_id)
-    wait_for(lambda: bench.job(job_id).held_s > 0.5, 20, "a heartbeat counted the time")
+    wait_for(lambda: bench.job(job_id).held_s > 0.5, "a heartbeat counted the time")
     bench.worker.shutdown.request()
-    thread.join(10)
+    thread.join(120)
     job = bench.job(job_id)
     assert (job.status, 0.5 < job.held_s < 30) == ("queued", True)
     bench.write(update(Job).values(held_s=Job.held_s + 3600 - 0.5))
@@ -235,12 +235,12 @@ def test_what_no_child_of_ours_says_is_a_crash(make_bench, line):
 def test_cancel_ends_a_running_job_as_canceled_and_soon(bench):
     job_id = bench.submit("hang")
     thread = bench.start(job_id)
-    wait_for(lambda: bench.events(job_id, "log"), 20, "the child was started")
+    wait_for(lambda: bench.events(job_id, "log"), "the child was started")
     began = time.monotonic()
     with bench.sessions.begin() as session:
         cancel(session, "local", job_id)
-    thread.join(10)
-    assert time.monotonic() - began < 8
+    thread.join(120)
+    assert time.monotonic() - began < 30
     assert bench.job(job_id).status == "canceled"
     assert bench.events(job_id)[-1].data["status"] == "canceled"
     assert child_pids(bench) == []
@@ -249,9 +249,9 @@ def test_cancel_ends_a_running_job_as_canceled_and_soon(bench):
 def test_a_stop_hands_the_job_back_uncharged(bench):
     job_id = bench.submit("slow", "1000", "0.05")
     thread = bench.start(job_id)
-    wait_for(lambda: bench.job(job_id).checkpoint_step, 20, "a checkpoint")
+    wait_for(lambda: bench.job(job_id).checkpoint_step, "a checkpoint")
     bench.worker.shutdown.request()
-    thread.join(10)
+    thread.join(120)
     job = bench.job(job_id)
     assert (job.status, job.attempt, job.crash_count, job.lease_owner) == ("queued", 0, 0, None)
     kept = [job.checkpoint_key, job.previous_checkpoint_key]  # only one, if the stop came before the second
@@ -262,10 +262,10 @@ def test_a_stop_hands_the_job_back_uncharged(bench):
 def test_a_lost_lease_kills_the_child_and_writes_nothing_more(bench):
     job_id = bench.submit("slow", "1000", "0.05")
     thread = bench.start(job_id)
-    wait_for(lambda: bench.job(job_id).checkpoint_step, 20, "a checkpoint")
+    wait_for(lambda: bench.job(job_id).checkpoint_step, "a checkpoint")
     # As the sweep does for a worker that was away for too long, and another worker's claim.
     bench.write(update(Job).values(fence=Job.fence + 1, lease_owner="another", lease_expires_at=db_now() + 60))
-    thread.join(10)
+    thread.join(120)
     after = bench.job(job_id)
     assert (after.status, after.lease_owner, after.fence) == ("running", "another", 2)
     assert child_pids(bench) == []
@@ -276,14 +276,14 @@ def test_a_database_away_for_longer_than_the_lease_ends_the_attempt(make_bench, 
     bench = make_bench(lease_s=4.0)
     job_id = bench.submit("hang")
     thread = bench.start(job_id)
-    wait_for(lambda: child_pids(bench), 20, "the child was started")
+    wait_for(lambda: child_pids(bench), "the child was started")
     database = bench.settings.data_dir / "pared.db"
     # No new connection can be made from here on, as with a server that is gone.
     moved = database.with_suffix(".away")
     database.rename(moved)
     database.mkdir()
     bench.sessions.engine.dispose()
-    thread.join(15)
+    thread.join(120)
     assert not thread.is_alive()
     assert child_pids(bench) == []
 
@@ -291,9 +291,9 @@ def test_a_database_away_for_longer_than_the_lease_ends_the_attempt(make_bench, 
 def test_a_later_attempt_goes_on_from_the_newest_whole_checkpoint(bench):
     job_id = bench.submit("slow", "8", "0.3")
     thread = bench.start(job_id)
-    wait_for(lambda: (bench.job(job_id).checkpoint_step or 0) >= 3, 20, "three checkpoints")
+    wait_for(lambda: (bench.job(job_id).checkpoint_step or 0) >= 3, "three checkpoints")
     bench.worker.shutdown.request()
-    thread.join(10)
+    thread.join(120)
     kept = bench.job(job_id)
     # The newest is damaged on disk; the one before it is used.
     bench.store.path(kept.checkpoint_key).write_bytes(b"flipped")
@@ -326,10 +326,10 @@ def test_a_deleted_upload_fails_the_job_with_a_reason(bench):
 def test_a_cancel_that_came_before_the_end_wins(bench):
     job_id = bench.submit("slow", "20", "0.5")
     thread = bench.start(job_id)
-    wait_for(lambda: bench.job(job_id).status == "running", 10, "claimed")
+    wait_for(lambda: bench.job(job_id).status == "running", "claimed")
     with bench.sessions.begin() as session:
         cancel(session, "local", job_id)
-    thread.join(20)
+    thread.join(120)
     assert bench.job(job_id).status == "canceled"
     assert bench.artifacts(job_id) == []
 
@@ -360,10 +360,10 @@ def test_a_killed_worker_takes_its_child_with_it(bench):
         bench.sessions.engine.dispose(close=False)
         bench.run(job_id)
         os._exit(0)
-    wait_for(lambda: child_pids(bench), 20, "the child was started")
+    wait_for(lambda: child_pids(bench), "the child was started")
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
-    wait_for(lambda: not child_pids(bench), 30, "the child ended with its parent")
+    wait_for(lambda: not child_pids(bench), "the child ended with its parent")
 
 
 def test_below_standard_programs_are_refused_but_weights_run(bench):
@@ -401,10 +401,10 @@ def test_session_members_are_found_and_killed():
     import subprocess
 
     process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
-    wait_for(lambda: len(child_processes.session_members(process.pid)) >= 2, 30, "both run")
+    wait_for(lambda: len(child_processes.session_members(process.pid)) >= 2, "both run")
     child_processes.kill_session(process.pid, signal.SIGKILL)
-    process.wait(30)
-    wait_for(lambda: child_processes.session_members(process.pid) == [], 30, "none is left")
+    process.wait(120)
+    wait_for(lambda: child_processes.session_members(process.pid) == [], "none is left")
 
 
 def test_memory_that_is_counted_is_what_a_process_allocates_not_the_files_that_it_maps(tmp_path):

@@ -14,7 +14,7 @@ from pared.state.jobs import cancel
 from pared.state.tables import Artifact, Job, WorkerHeartbeat
 from tests.integration.service.conftest import serving as serving_http
 from tests.integration.worker.conftest import Bench
-from tests.support.processes import environment, wait_for
+from tests.support.processes import PATIENCE_S, environment, wait_for
 
 ROOT = Path(__file__).parents[3]
 QUICK = {"lease_s": 3.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "ring_again_s": 1.0, "cancel_grace_s": 1.0, "threads": 1}
@@ -51,7 +51,7 @@ class Service:
         return worker
 
     def alive(self, workers: int = 1) -> None:
-        wait_for(lambda: len(self.rows()) >= workers, 60, "workers show signs of life")
+        wait_for(lambda: len(self.rows()) >= workers, "workers show signs of life")
 
     def rows(self):
         with self.bench.sessions() as session:
@@ -62,18 +62,18 @@ class Service:
         queue.relay(self.bench.sessions, queue=self.queue)
         return job_id
 
-    def until(self, job_id: str, condition, limit_s: float = 90):
+    def until(self, job_id: str, condition, limit_s: float = PATIENCE_S):
         def look():
             job = self.bench.job(job_id)
             return job if condition(job) else None
 
         try:
-            return wait_for(look, limit_s, f"{job_id}")
+            return wait_for(look, f"{job_id}", limit_s)
         except AssertionError as error:
             tails = "\n".join(worker.tail(80) for worker in self.workers)
             raise AssertionError(f"{error}\n{vars(self.bench.job(job_id))}\n{tails}") from None
 
-    def ended(self, job_id: str, limit_s: float = 120):
+    def ended(self, job_id: str, limit_s: float = PATIENCE_S):
         return self.until(job_id, lambda job: job.status in {"succeeded", "failed", "canceled"}, limit_s)
 
 
@@ -148,7 +148,7 @@ def test_a_worker_whose_idle_process_was_killed_works_on_and_stops(service):
     pool.kill()
     job = service.ended(service.submit("succeed"))
     assert job.status == "succeeded"
-    assert worker.stop(20) == 0
+    assert worker.stop() == 0
 
 
 def test_a_stopped_worker_hands_its_job_back_and_leaves_no_row(service):
@@ -157,8 +157,8 @@ def test_a_stopped_worker_hands_its_job_back_and_leaves_no_row(service):
     job_id = service.submit("slow", "1000", "0.1")
     service.until(job_id, lambda job: job.checkpoint_step)
     began = time.monotonic()
-    assert worker.stop(15) == 0
-    assert time.monotonic() - began < 10
+    assert worker.stop() == 0
+    assert time.monotonic() - began < 30
     job = service.bench.job(job_id)
     assert (job.status, job.attempt, job.crash_count) == ("queued", 0, 0)
     assert service.rows() == []
@@ -174,9 +174,7 @@ def test_every_message_ten_times_and_two_workers_start_each_job_once(service):
         job = service.ended(job_id)
         assert (job.status, job.fence, job.attempt) == ("succeeded", 1, 1)
         assert [e.data["status"] for e in service.bench.events(job_id, "status")].count("succeeded") == 1
-    wait_for(
-        lambda: not list((service.bench.settings.data_dir / "broker").rglob("*.msg")), 10, "messages are cleaned up"
-    )
+    wait_for(lambda: not list((service.bench.settings.data_dir / "broker").rglob("*.msg")), "messages are cleaned up")
 
 
 def test_a_job_without_a_message_is_rung_by_the_workers_own_sweep(service):
@@ -210,7 +208,7 @@ def test_cancel_reaches_a_job_of_a_celery_worker(service):
     service.until(job_id, lambda job: job.status == "running")
     with service.bench.sessions.begin() as session:
         cancel(session, "local", job_id)
-    assert service.ended(job_id, 10).status == "canceled"
+    assert service.ended(job_id).status == "canceled"
 
 
 def test_a_worker_with_a_crashing_job_goes_on_to_the_next(service):
@@ -218,7 +216,7 @@ def test_a_worker_with_a_crashing_job_goes_on_to_the_next(service):
     service.alive()
     bad, good = service.submit("leave"), service.submit("succeed")
     assert service.ended(good).status == "succeeded"
-    bad_job = service.ended(bad, 60)
+    bad_job = service.ended(bad)
     assert (bad_job.status, bad_job.error["code"], bad_job.crash_count) == ("failed", "model-crashes-worker", 2)
 
 
@@ -227,14 +225,14 @@ def test_a_plan_does_not_wait_for_the_job_under_way_and_goes_back_with_it(servic
     service.alive()
     long = service.submit("hang")
     service.until(long, lambda job: job.status == "running")
-    plan = service.ended(service.bench.submit_plan("make_plan", "0"), 20)
+    plan = service.ended(service.bench.submit_plan("make_plan", "0"))
     assert (plan.status, plan.report["exact"]) == ("succeeded", True)
-    refused = service.ended(service.bench.submit_plan("raise_named"), 20)
+    refused = service.ended(service.bench.submit_plan("raise_named"))
     assert (refused.status, refused.error["code"]) == ("failed", "nothing-to-prune")
     assert service.bench.job(long).status == "running"
     endless = service.bench.submit_plan("hang")
     service.until(endless, lambda job: job.status == "running")
-    assert worker.stop(15) == 0
+    assert worker.stop() == 0
     for job in map(service.bench.job, (long, endless)):
         assert (job.status, job.attempt, job.crash_count) == ("queued", 0, 0)
     assert service.rows() == []
@@ -247,7 +245,7 @@ def test_a_plan_whose_worker_was_killed_is_made_by_another(service):
     service.until(plan_id, lambda job: job.status == "running")
     worker.kill()
     service.start_worker()
-    plan = service.ended(plan_id, 60)
+    plan = service.ended(plan_id)
     assert (plan.status, plan.fence, plan.crash_count) == ("succeeded", 2, 0)
 
 
@@ -370,7 +368,7 @@ def test_a_gpu_that_is_lost_later_costs_no_job_and_the_worker_tries_anew_what_it
     (service.bench.settings.data_dir / "lost-card").touch()
     job_id = (service.submit if asked == "job" else service.bench.submit_plan)("lose_card", asked)
     service.until(job_id, lambda job: job.status == "queued" and job.attempt == 1)
-    wait_for(lambda: [row.devices for row in service.rows()] == [["cpu"]], 60, "another life without the card")
+    wait_for(lambda: [row.devices for row in service.rows()] == [["cpu"]], "another life without the card")
     service.bench.write(update(Job).where(Job.id == job_id).values(run_after=0))
     job = service.ended(job_id)
     assert (job.status, job.attempt, job.crash_count) == ("succeeded", 2, 0)

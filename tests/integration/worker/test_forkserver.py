@@ -122,7 +122,7 @@ def test_who_no_longer_wants_a_child_need_not_wait_for_it(tmp_path):
     server = ForkServer((sys.executable, str(program)), Confinement("none"), threads=1)
     started = time.monotonic()
     assert server.child(tmp_path, {}, lambda: time.monotonic() - started > 1) is None
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50
     server.close()
 
 
@@ -167,12 +167,12 @@ time.sleep(60)
 """
     process = psutil.Popen([sys.executable, "-c", worker])
     try:
-        wait_for(lambda: told.exists() and told.read_text().endswith("\n"), 30, "a child")
+        wait_for(lambda: told.exists() and told.read_text().endswith("\n"), "a child")
     finally:
         process.kill()
         process.wait()
     for pid in told.read_text().split():
-        wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists() or _is_zombie(int(pid)), 10, f"{pid} ends")
+        wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists() or _is_zombie(int(pid)), f"{pid} ends")
 
 
 def _is_zombie(pid: int) -> bool:

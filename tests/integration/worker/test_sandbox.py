@@ -94,7 +94,7 @@ sandbox.restrict(
     "standard", folder=Path({str(scratch)!r}), parent=os.getppid(), memory_bytes=1 << 30, gpu={gpu},
 )
 """
-    done = subprocess.run([sys.executable, "-c", code + body], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code + body], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -24,8 +24,8 @@ def test_a_sweep_that_takes_long_or_fails_keeps_no_worker_from_showing_signs_of_
     for name, value in (("_shutdown", shutdown), ("_write_heartbeat", beat), ("_sweep", sweep), ("HEARTBEAT_S", 0.01)):
         monkeypatch.setattr(tasks, name, value)
     tasks._start_threads()
-    wait_for(lambda: len(beats) > 3, 30, "signs of life during one sweep")
+    wait_for(lambda: len(beats) > 3, "signs of life during one sweep")
     assert len(sweeps) == 1
     go_on.set()
     shutdown.request()
-    wait_for(lambda: not {"alive", "sweep"} & {thread.name for thread in threading.enumerate()}, 30, "both end")
+    wait_for(lambda: not {"alive", "sweep"} & {thread.name for thread in threading.enumerate()}, "both end")
