@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria same-bytes stories files coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria same-bytes stories tables files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -28,6 +28,8 @@ unit: $(DEV)  ## The tests that need no server and train nothing, in a minute; s
 	$(BIN)/python -m pytest tests/unit -n 2 -q -p no:cacheprovider $(ARGS)
 
 # Tests mostly wait for real processes, so several run side by side; tests/conftest.py shares out their files.
+# Compiled files are kept even where the shell says not to: each of these processes would compile all modules again.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
 	$(BIN)/python -m pytest -n 7 --no-loadscope-reorder --durations=10
 
@@ -108,15 +110,17 @@ same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as
 	@test -n "$(BASE)" || { echo "Name the commit to compare with: make same-bytes BASE=main" >&2; exit 1; }
 	$(BIN)/python benchmarks/same_bytes.py "$(BASE)"
 
+tables: $(DEV)  ## All rows of the tables of tests of which make test tries some by turns
+	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder tests/e2e tests/integration -m campaign
+
 files: $(DEV)  ## Model files as people hold them, from the upload to results that load or to a refusal: the table
 	$(BIN)/python -m pytest tests/e2e/test_files.py -m 'campaign or not campaign' -rP -p no:logging
 
 stories: $(DEV)  ## Users' stories over HTTP, a model and data of each task, pruned, pruned for a goal and distilled: the table
 	$(BIN)/python -m pytest tests/e2e/test_stories.py -rP -p no:logging
 
-coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table; and which layers are written as what
+coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table
 	$(BIN)/python -m pytest tests/integration/compression/test_coverage.py -m campaign -rP -p no:logging
-	$(BIN)/python -m pytest tests/integration/compression/test_written_layers.py -m 'campaign or not campaign' -q
 
 fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they must, counted
 	$(BIN)/python -m pytest tests/integration/compression/test_random_graphs.py -m campaign -rP

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from xdist.remote import Producer
@@ -79,6 +80,8 @@ _TOGETHER = (
 """Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs
 all of a row.
 """
+_IN_PARTS = ("integration/worker/test_celery", "integration/compression/test_methods")
+"""Long files whose tests share nothing: three processes of pytest may run parts of them."""
 _LONGEST = (
     "tests/integration/worker/test_celery.py",
     "tests/integration/compression/test_methods.py",
@@ -102,11 +105,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _FilesOfOneService(LoadScopeScheduling):
-    """Hands a process of pytest a file at a time, or all files of a row of `_TOGETHER`."""
+    """Hands a process of pytest a file at a time, all files of a row of `_TOGETHER`, or a part of a long one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         name = file.removeprefix("tests/")
+        if name.startswith(_IN_PARTS):
+            return f"{file}, part {crc32(nodeid.encode()) % 3}"
         return next((row[0] for row in _TOGETHER if name.startswith(row)), file)
 
 

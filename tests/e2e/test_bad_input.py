@@ -10,9 +10,12 @@ import io
 import json
 import pickle
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -289,10 +292,17 @@ def arrays(**named: Any) -> bytes:
     return buffer.getvalue()
 
 
+@cache
 def png(size: tuple[int, int], mode: str = "L") -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, size, 1 if mode == "1" else "white").save(buffer, "PNG")
+    Image.new(mode, size, "white").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def gigapixels() -> bytes:
+    """An image whose header alone says that it is huge."""
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 40_000, 25_000, 1, 0, 0, 0, 0)
+    return png((8, 8))[:8] + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + png((8, 8))[33:]
 
 
 def pictures(other: dict[str, bytes], *folders: str) -> bytes:
@@ -341,7 +351,7 @@ REJECTED_DATASETS: list[tuple[str, bytes, str, str]] = [
     ("no samples", arrays(x=X[:0], y=Y[:0]), DATA, "empty"),
     ("half an image", pictures({"7.png": png((8, 8))[:45]}), DATA, "7.png does not decode|7.png is not an image"),
     ("images of two sizes", pictures({"7.png": png((8, 9))}), DATA, "differ in size"),
-    ("an image of gigapixels", pictures({"0.png": png((40_000, 25_000), "1")}), DATA, "far more pixels"),
+    ("an image of gigapixels", pictures({"0.png": gigapixels()}), DATA, "far more pixels"),
     ("masks of another size", pictures({"masks/7.png": png((9, 9))}, "images", "masks"), DATA, "one size"),
     ("masks of colours", pictures({"masks/7.png": png((8, 8), "RGB")}, "images", "masks"), DATA, "class numbers"),
     ("images without masks", pictures({"masks/x.png": png((8, 8))}, "images"), DATA, "without a mask"),

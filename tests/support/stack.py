@@ -24,7 +24,7 @@ ENDED = ("succeeded", "failed", "canceled")
 QUICK = {
     "PARED_LEASE_S": "6",
     "PARED_HEARTBEAT_S": "1",
-    "PARED_SWEEP_S": "1",
+    "PARED_SWEEP_S": "3",
     "PARED_RING_AGAIN_S": "2",
     "PARED_CANCEL_GRACE_S": "2",
     "PARED_INSPECT_TIME_S": "60",

@@ -25,6 +25,7 @@ from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import NothingToPrune, UnsupportedModel
 from pared.specs import PruneSpec
+from tests.support.campaign import one_form_each
 from tests.support.models import zoo
 
 IDS = {"model": "mdl_" + "0" * 26, "type": "prune"}
@@ -108,8 +109,9 @@ GRANULARITIES = {
 }
 
 
-@pytest.mark.parametrize("form", ["traced", "state_dict", "program"])
-@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize(
+    ("parametrization", "form"), one_form_each(PARAMETRIZATIONS, ["traced", "state_dict", "program"])
+)
 def test_what_is_pruned_is_what_the_layers_multiply_by(parametrization, form, tmp_path):
     module = net(parametrization)
     suffix = {"program": "pt2"}.get(form, "pt")

@@ -20,6 +20,7 @@ from pared.compression.pruning.residual_blocks.blocks import find_blocks, withou
 from pared.compression.pruning.residual_blocks.importance import block_scores
 from pared.compression.work import ModelFile
 from pared.errors import NothingToPrune
+from tests.support.campaign import one_form_each
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -145,8 +146,7 @@ def saved_bytes(module):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("way", ["scripted", "traced"])
-@pytest.mark.parametrize("kind", [Resnet, PreNorm, PostNorm, Parallel])
+@pytest.mark.parametrize(("kind", "way"), one_form_each([Resnet, PreNorm, PostNorm, Parallel], ["scripted", "traced"]))
 def test_without_blocks_a_model_is_as_with_what_they_add_zeroed(kind, way):
     module, x = made(kind)
     script = as_file(module, way, x)

@@ -15,6 +15,7 @@ from pared.compression.export.writers import export
 from pared.compression.loading import load_model
 from pared.compression.work import ModelFile
 from pared.specs import Output
+from tests.support.campaign import one_form_each
 from tests.support.models.layers import LAYERS, Kind
 
 FORMS = ("scripted", "traced", "exported")
@@ -40,15 +41,7 @@ def written(form: str, kind: Kind, path: Path) -> Path:
     return path
 
 
-CELLS = [
-    pytest.param(name, form, marks=() if form == FORMS[index % len(FORMS)] else pytest.mark.campaign)
-    for index, name in enumerate(LAYERS)
-    for form in FORMS
-]
-"""Of each kind of layer one form of the upload, by turns; the others in the campaign, for programs take seconds."""
-
-
-@pytest.mark.parametrize(("name", "form"), CELLS)
+@pytest.mark.parametrize(("name", "form"), one_form_each(LAYERS, FORMS))
 def test_every_layer_is_written_in_every_format_at_any_batch(
     name: str, form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
