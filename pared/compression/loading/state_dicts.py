@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import LayeredModule, current_name
-from pared.compression.loading.checkpoints import StateDict, chosen, left_out_notes, state_dicts
+from pared.compression.loading.checkpoints import StateDict, chosen, left_out_notes, possible, state_dicts
 from pared.compression.loading.file_format import Container
 from pared.compression.loading.loaded import Origin, State, check_tensors, first_line, listed, other_types, shape_text
 from pared.compression.loading.parametrized import Folded, fold_state
@@ -90,11 +90,21 @@ def _stored(path: Path, container: Container) -> tuple[list[StateDict], list[str
     return state_dicts(load_weights_only(path, legacy=container == "legacy_state_dict"))
 
 
-def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """The shape of each tensor of the state dict that is meant, and the notes; of safetensors without the tensors.
+@dataclass(frozen=True)
+class Outline:
+    """The names and shapes in a state dict, what it is called in a list, and what is to be said of it."""
+
+    shapes: dict[str, tuple[int, ...]]
+    notes: list[str]
+    name: str = ""
+    described: str = ""
+
+
+def read_outlines(file: ModelFile, container: Container) -> list[Outline]:
+    """Each state dict of a file that may be meant, where no architecture decides; of safetensors without the tensors.
 
     Raises:
-        UnsupportedModel: as `read_state_dict`.
+        UnsupportedModel: damaged, or no state dict.
     """
     if container == "safetensors" and not file.prefix and not file.weights:
         try:
@@ -104,9 +114,22 @@ def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[
         kinds = {entry.dtype for entry in entries}
         if kinds <= _DTYPES.keys() and not computed_from(entry.name for entry in entries):
             others = {_DTYPES[kind] for kind in kinds if _DTYPES[kind]} - {"float32"}
-            return {entry.name: entry.shape for entry in entries}, _converted(", ".join(sorted(others)))
-    read = read_state_dict(file, container)
-    return {name: tuple(tensor.shape) for name, tensor in read.state.items()}, read.notes
+            return [Outline({entry.name: entry.shape for entry in entries}, _converted(", ".join(sorted(others))))]
+    outlines = []
+    for one in possible(_stored(file.path, container)[0], file.weights):
+        read = _fit(one, None, file.prefix, Origin(file.path, container))
+        shapes = {name: tuple(tensor.shape) for name, tensor in read.state.items()}
+        outlines.append(Outline(shapes, [*left_out_notes(one), *read.notes], one.name, one.described()))
+    return outlines
+
+
+def told_apart(outlines: Sequence[Outline]) -> bool:
+    """Whether an architecture can be named that fits one of these state dicts and no other."""
+    return any(not any(_alike(one, other) for other in outlines if other is not one) for one in outlines)
+
+
+def _alike(one: Outline, other: Outline) -> bool:
+    return fits(one.shapes, other.shapes) or fits(other.shapes, one.shapes)
 
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | dict.fromkeys(

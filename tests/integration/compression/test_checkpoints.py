@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections import OrderedDict
 
 import numpy as np
@@ -206,6 +207,15 @@ def test_formats_of_code_cost_themselves_alone(tmp_path):
     assert [failed.format for failed in report.failed_outputs] == ["torchscript"]
     with pytest.raises(ExportFailed, match="give the `architecture`"):
         prune(path, outputs=["onnx"], **ZEROS)
+
+
+@pytest.mark.parametrize("fields", [ZEROS, {"architecture": NET, "amount": 0.5}, {"amount": 0.5}], ids=str)
+def test_a_job_looks_for_a_known_architecture_once_at_most(fields, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("pared.compression.loading.opening.recognised", looked.append)
+    with pytest.raises(InvalidArchitecture) if fields == {"amount": 0.5} else contextlib.nullcontext():
+        prune(saved(tmp_path, STATE), directory=tmp_path, **fields)
+    assert len(looked) == ("architecture" not in fields)
 
 
 # -- from file to file --------------------------------------------------------------------------
