@@ -17,7 +17,7 @@ from pared.compression.loading.opening import (
     missing_architecture,
     with_architecture,
 )
-from pared.compression.loading.own_form import in_own_form, own_inputs, usual_type
+from pared.compression.loading.own_form import in_own_form, own_inputs, own_types, usual_type
 from pared.compression.loading.parametrized import Folded, fold_module
 from pared.compression.loading.pickles import load_weights_only
 from pared.compression.loading.weights_alone import is_parameter
@@ -44,6 +44,7 @@ __all__ = [
     "missing_architecture",
     "on_tensors",
     "own_inputs",
+    "own_types",
     "usual_type",
     "with_architecture",
 ]

@@ -98,7 +98,7 @@ def _opened(file: ModelFile) -> LoadedModel:
         file_bytes=file.path.stat().st_size,
         warnings=read.notes,
         sparse=frozenset(_named(module, read.folded.sparse)),
-        dtypes=read.dtypes,
+        forms=read.forms,
         origin=read.origin,
     )
 
@@ -119,7 +119,7 @@ def load_weights(file: ModelFile) -> LoadedModel:
         file_bytes=file.path.stat().st_size,
         warnings=[*file.notes, *read.notes],
         sparse=frozenset(read.folded.sparse),
-        dtypes=read.dtypes,
+        forms=read.forms,
         origin=read.origin,
         runs=False,
     )

@@ -46,7 +46,7 @@ def load_program(file: ModelFile) -> LoadedModel:
             f"This program's graph is not as torch.export writes it ({type(error).__name__} at {first_line(error)}). "
             "It may be damaged: save it again."
         ) from error
-    notes += form_note(forms)
+    notes += form_note(form.dtype for form in forms.values())
     loaded = LoadedModel(
         module=script,
         format="exported_program",

@@ -54,7 +54,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     forms, inlined = forms_of(tensors), False
     if other_types(tensors):
         module, inlined = in_float32(module)
-        notes += form_note(forms)
+        notes += form_note(form.dtype for form in forms.values())
     notes += _torchscript_notes(flavour, nodes)
     loaded = LoadedModel(
         module=module,

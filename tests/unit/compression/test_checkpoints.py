@@ -109,7 +109,7 @@ def test_large_integers_beside_the_weights_are_no_claims(upload):
 def test_half_precision_is_remembered_by_tensor(upload):
     mixed = {name: tensor.half() if "weight" in name else tensor.bfloat16() for name, tensor in STATE.items()}
     loaded = load_model(upload({"model": {"module." + name: tensor for name, tensor in mixed.items()}}))
-    assert loaded.dtypes == {name: tensor.dtype for name, tensor in mixed.items()}
+    assert {name: form.dtype for name, form in loaded.forms.items()} == {n: each.dtype for n, each in mixed.items()}
     assert {tensor.dtype for tensor in loaded.module.parameters()} == {torch.float32}
 
 
