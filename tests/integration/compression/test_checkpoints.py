@@ -159,7 +159,9 @@ def test_code_made_of_a_state_dict_is_in_the_types_of_its_weights(kind, tmp_path
         for module in (torch.jit.load(tmp_path / "model.pt"), torch.export.load(tmp_path / "model.pt2").module()):
             assert {tensor.dtype for tensor in module.state_dict().values()} == {kind}
             torch.testing.assert_close(module(x), expected)
-    assert {array.dtype.itemsize for array in packed.read(tmp_path / "model.packed").tensors.values()} == {kind.itemsize}
+    assert {array.dtype.itemsize for array in packed.read(tmp_path / "model.packed").tensors.values()} == {
+        kind.itemsize
+    }
     graph = onnx.load(tmp_path / "model.onnx").graph
     stored = {torch.float16: 10, torch.bfloat16: 16, torch.float64: 11}[kind]
     assert {tensor.data_type for tensor in graph.initializer if tensor.dims} == {stored}
