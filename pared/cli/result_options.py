@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pared.cli.parsers import free_size, without_none
+from pared.specs import ONNX_OPSETS
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,10 @@ class ResultOptions:
         ),
     ] = None
     onnx_opset: Annotated[
-        int | None, typer.Option(min=11, max=23, help="Version of ONNX's operators.", show_default="torch's choice")
+        int | None,
+        typer.Option(
+            min=ONNX_OPSETS[0], max=ONNX_OPSETS[-1], help="Version of ONNX's operators.", show_default="torch's choice"
+        ),
     ] = None
 
     def spec(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def prune(
         file = place.model(model, "model", architecture, spec, dataset)
         files = {"model": replace(file, weights=weights, prefix=prefix)}
         report, pruned = jobs.pruned(spec, place.work(files, dataset, device, spec.latency_device))
-        module = in_own_form(pruned.module, pruned.forms)
+        module = in_own_form(pruned.module, pruned.computed_forms)
         return Result(as_uploaded(pruned, module) if isinstance(module, torch.jit.ScriptModule) else module, report)
 
 
@@ -139,7 +139,7 @@ def distill(
         if not isinstance(student, dict):
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
         report, distilled = jobs.distilled(spec, place.work(files, dataset, device, spec.latency_device))
-        return Result(in_own_form(distilled.module, distilled.forms), report)
+        return Result(in_own_form(distilled.module, distilled.computed_forms), report)
 
 
 def run_spec(

@@ -19,6 +19,7 @@ from pared.specs.augmentation import (
 )
 from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.common import (
+    ONNX_OPSETS,
     WITH_FREE_SIZES,
     WITHOUT_CLASSES,
     WITHOUT_LABELS,
@@ -50,6 +51,7 @@ from pared.specs.uploads import BUILTIN_DATASETS, DatasetReference, Json, ModelI
 __all__ = [
     "BUILTIN_DATASETS",
     "NAMES_HELP",
+    "ONNX_OPSETS",
     "PHYSICAL",
     "WITHOUT_CLASSES",
     "WITHOUT_LABELS",

@@ -19,6 +19,8 @@ Dynamic = dict[Text, Annotated[dict[Annotated[int, Field(ge=1, le=7)], SizeName]
 """Free sizes beside the batch: an input of the model -> its dimension, from 0 for the batch -> a name."""
 WITH_FREE_SIZES: tuple[Output, ...] = ("onnx", "exported_program")
 """The formats that say which sizes are free; the others take whatever the model takes."""
+ONNX_OPSETS = range(11, 24)
+"""Versions of ONNX's operators that torch's exporters write."""
 Task = Literal[
     "classification",
     "binary",
@@ -182,8 +184,8 @@ class CompressionSpec(JobSpec):
     )
     onnx_opset: int | None = Field(
         None,
-        ge=11,
-        le=23,
+        ge=ONNX_OPSETS[0],
+        le=ONNX_OPSETS[-1],
         description="Version of ONNX's operators in `onnx`. Without one: torch's own choice, now 20.",
     )
     time_limit_s: int | None = Field(None, ge=1, le=7 * 86400, description="Ends the job as failed after so long.")

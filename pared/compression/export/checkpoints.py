@@ -37,7 +37,7 @@ def write_checkpoint(loaded: LoadedModel, directory: Path) -> list[Path]:
     whole = load_weights_only(origin.path, legacy=origin.container == "legacy_state_dict")
     _drop_optimizers(whole)
     old = _at(whole, origin)
-    new = _replaced(old, own_state(loaded, loaded.module), origin)
+    new = _replaced(old, own_state(loaded), origin)
     old.clear()  # in place: whatever else in the file is the same dict stays the same
     old.update(new)
     path = directory / FILE

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.verify import flat_tensors, relative_difference
-from pared.compression.loading import LoadedModel
+from pared.compression.loading import LoadedModel, own_types, usual_type
 from pared.compression.loading.file_format import folder_entries
 from pared.compression.loading.folders import building
 from pared.compression.loading.folders.contents import read_contents
 from pared.compression.loading.folders.folder import ModelFolder
 from pared.compression.loading.folders.opening import open_folder
 from pared.compression.loading.folders.widths import renumbered, widths_of, without_layers
+from pared.compression.loading.own_form import Forms
 from pared.compression.names import tensors
-from pared.compression.training.calibration import copied
 from pared.compression.work import ModelFile
 from pared.errors import ExportFailed, ParedError
 from pared.weights.program import write_record
@@ -30,17 +30,15 @@ from pared.weights.program import write_record
 _ALIKE = 1e-4
 
 
-def write_folder(
-    loaded: LoadedModel, module: nn.Module, example: Sequence[Tensor], path: Path
-) -> tuple[nn.Module, Callable[..., Any]]:
+def write_folder(loaded: LoadedModel, module: nn.Module, example: Sequence[Tensor], path: Path) -> Callable[..., Any]:
     """Write a zip of a folder that `from_pretrained` loads.
 
     Args:
-        example: the module's inputs on the CPU.
+        module: with values that the types of the upload can hold.
+        example: its inputs on the CPU.
 
     Returns:
-        The module with its weights as they are stored, in half precision where the upload's are, and the model that
-        transformers loads from what was written.
+        The model that transformers loads from what was written.
 
     Raises:
         ExportFailed: the upload was no folder; or its config cannot say what was left; the text says what to do.
@@ -51,24 +49,11 @@ def write_folder(
             "Only an upload that is a Hugging Face model folder gives one. Upload the folder as a zip, or ask for "
             "`torchscript`."
         )
-    stored = _rounded(module, folder)
-    model, weights = _matching(folder, stored, example)
-    _give_types(model, folder, weights)
+    model, weights = _matching(folder, module, example)
+    _give_types(model, loaded.forms, weights)
     _zip(folder, model, path)
     again = open_folder(ModelFile(path, path.name, ""))
-    return stored, building.Answering(again.model, folder.inputs, hidden_only=folder.hidden_only)
-
-
-def _rounded(module: nn.Module, folder: ModelFolder) -> nn.Module:
-    """The module with the values that its weights have in the types in which the folder stores them."""
-    kinds = folder.dtypes
-    if all(dtype == torch.float32 for dtype in kinds.values()):
-        return module
-    stored = copied(module)
-    with torch.no_grad():
-        for name, parameter in stored.named_parameters(remove_duplicate=False):
-            parameter.copy_(parameter.to(kinds.get(name, torch.float32)).float())
-    return stored
+    return building.Answering(again.model, folder.inputs, hidden_only=folder.hidden_only)
 
 
 def _matching(folder: ModelFolder, module: nn.Module, example: Sequence[Tensor]) -> tuple[Any, Mapping[str, str]]:
@@ -120,14 +105,13 @@ def _answers(module: nn.Module, example: Sequence[Tensor]) -> list[Tensor]:
         return flat_tensors(module(*example))
 
 
-def _give_types(model: Any, folder: ModelFolder, in_upload: Mapping[str, str]) -> None:
+def _give_types(model: Any, forms: Forms, in_upload: Mapping[str, str]) -> None:
     """The types in which the upload stores its weights, for those of the result."""
-    for name, parameter in model.named_parameters():
-        dtype = folder.dtypes.get(in_upload.get(name, name), torch.float32)
-        parameter.data = parameter.data.to(dtype)
-    kinds = list(folder.dtypes.values())
-    if kinds:
-        model.config.dtype = max(dict.fromkeys(kinds), key=kinds.count)
+    type_of = own_types(forms)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(type_of(in_upload.get(name, name)))
+    model.config.dtype = usual_type(form.dtype for form in forms.values())
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True
 

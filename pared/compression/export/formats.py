@@ -60,7 +60,7 @@ class Formats:
         """Args: example: inputs to check each file with; log: is told what is missing; tick: a sign of life."""
         self.asked = list(asked)
         self._notes: dict[Output, str] = {}
-        self.settings = replace(settings or Settings(), note=self._notes.__setitem__)
+        self.settings = replace(settings or Settings(), note=self._note)
         self._example, self._log, self._tick = tuple(example), log, tick
         self._tried = False
         self._left: list[Path] = []
@@ -128,6 +128,7 @@ class Formats:
     def _outcome(self, loaded: LoadedModel, output: Output, directory: Path) -> list[Path] | Exception:
         """The files of one format, or why it is missing. Raises ParedError for what would spoil every format."""
         self._tick()
+        self._notes.pop(output, None)
         try:
             with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
                 files = export(loaded, self._example, [output], Path(folder), self.settings)
@@ -138,6 +139,9 @@ class Formats:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the other formats may be written
             return error
+
+    def _note(self, output: Output, text: str) -> None:
+        self._notes[output] = " ".join(filter(None, [self._notes.get(output), text]))
 
     def _failure(self, loaded: LoadedModel, output: Output, error: Exception) -> FailedOutput:
         """What a report says of it."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pared.compression.coupling.interpreter import reloaded
 from pared.compression.export.checking import check, of_the_machine, reason
 from pared.compression.export.free_sizes import BATCH, Asked, Names, Sized, symbols, tried
-from pared.compression.export.onnx_files import like_the_upload, with_types
+from pared.compression.export.onnx_files import like_the_upload, store_in, with_types
 from pared.compression.export.programs import quiet
 from pared.compression.loading.onnx_form import OnnxForm
 from pared.errors import ExportFailed
@@ -36,6 +36,7 @@ def write_onnx(
     asked: Asked,
     opset: int | None,
     form: OnnxForm | None,
+    stored: torch.dtype | None,
 ) -> str:
     """Write the module as ONNX, with a free batch size and whatever else is asked for.
 
@@ -47,6 +48,7 @@ def write_onnx(
         free: the dimensions of each input that may have any size; without them, the batch alone.
         opset: the version of ONNX's operators; without one, torch's own choice.
         form: what the ONNX file that the model came from looks like; the new one looks like it.
+        stored: the half precision in which the weights of a module in float32 are to be kept.
 
     Returns:
         what is free and what stays, where free sizes were asked for.
@@ -61,8 +63,7 @@ def write_onnx(
         raise ExportFailed("This server was set up without ONNX. Install pared[worker,onnx] on its workers.") from error
     if any(tensor.dtype == torch.bfloat16 for tensor in [*module.parameters(), *module.buffers()]):
         raise ExportFailed(
-            "ONNX Runtime does not compute in bfloat16 on a processor, so no such file could be checked. Upload the "
-            "model in float32 or float16 for ONNX."
+            "ONNX Runtime does not compute in bfloat16 on a processor, so no such file could be checked."
         )
     failure: Exception | None = None
     sizes = tuple(
@@ -77,7 +78,7 @@ def write_onnx(
             with _apart(path) as file:
                 with quiet(), _nothing_printed():
                     _through_torchscript(module, example, file, names, opset)
-                _check_file(file, module, example, others, opset, form)
+                _check_file(file, module, example, others, opset, form, stored)
         except Exception as error:
             if of_the_machine(error):
                 raise
@@ -89,7 +90,7 @@ def write_onnx(
             with quiet(), _nothing_printed():
                 made = program()
                 _through_program(made, file, opset)
-            _check_file(file, module, example, made.others, opset, form)
+            _check_file(file, module, example, made.others, opset, form, stored)
     except Exception as error:
         if of_the_machine(error) or isinstance(error, ExportFailed):
             raise
@@ -172,6 +173,7 @@ def _check_file(
     others: list[tuple[Tensor, ...]],
     opset: int | None,
     form: OnnxForm | None,
+    stored: torch.dtype | None,
 ) -> None:
     """The file runs at the example, at one sample and at other sizes, and has the version that was asked for.
 
@@ -189,6 +191,8 @@ def _check_file(
             )
     if form is not None:
         like_the_upload(path, form)
+    if stored is not None:
+        store_in(path, stored)
     batches = all(size.dim_param for size in _first_sizes(onnx.load(path, load_external_data=False)))
     run = _running(path, None if form is None else form.inputs)
     check(path.name, module, example, run, single=batches)

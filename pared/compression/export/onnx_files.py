@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pared.compression.loading.onnx_form import OnnxForm
 from pared.errors import ExportFailed
@@ -20,10 +18,7 @@ _SMALLEST = 2
 
 
 def like_the_upload(path: Path, form: OnnxForm) -> None:
-    """Write an ONNX file again with the names and texts of the upload, and its weights in the half precision of it.
-
-    Such weights are converted where the graph begins: it computes in float32.
-    """
+    """Write an ONNX file again with the names and texts of the upload."""
     import onnx
 
     model = onnx.load(path)
@@ -39,8 +34,6 @@ def like_the_upload(path: Path, form: OnnxForm) -> None:
         for dim, label in form.dims.get(name, {}).items():
             if dim < len(value.type.tensor_type.shape.dim) and value.type.tensor_type.shape.dim[dim].dim_param:
                 value.type.tensor_type.shape.dim[dim].dim_param = label
-    if form.half is not None:
-        _store_in(graph, form.half)
     if form.metadata:
         kept = {entry.key: entry.value for entry in model.metadata_props} | dict(form.metadata)
         onnx.helper.set_model_props(model, kept)
@@ -76,29 +69,30 @@ def _graphs(graph: Any) -> Iterator[Any]:
                 yield from _graphs(attribute.g)
 
 
-def _store_in(graph: Any, kind: int) -> None:
-    """Keep weights in half precision, and convert each where it is read first."""
+def store_in(path: Path, dtype: torch.dtype) -> None:
+    """Keep the weights of an ONNX file that computes in float32 in half precision, all that lose nothing by it.
+
+    Each is converted where the graph begins.
+    """
+    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    kind = {torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16}[dtype]
+    model = onnx.load(path)
     casts = []
-    for tensor in graph.initializer:
+    for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < _SMALLEST:
             continue
-        name, array = tensor.name, numpy_helper.to_array(tensor)
-        stored = _halved(array, kind)
-        tensor.CopyFrom(helper.make_tensor(f"{name}.stored", kind, array.shape, stored, raw=True))
-        casts.append(helper.make_node("Cast", [f"{name}.stored"], [name], to=TensorProto.FLOAT))
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*casts, *rest])
-
-
-def _halved(array: np.ndarray[Any, Any], kind: int) -> bytes:
-    dtype = _HALVES[kind]
-    return torch.from_numpy(np.array(array)).to(dtype).view(torch.int16).numpy().tobytes()
-
-
-_HALVES = {10: torch.float16, 16: torch.bfloat16}
+        name, values = tensor.name, torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+        stored = values.to(dtype)
+        if torch.equal(stored.float(), values):
+            bits = stored.view(torch.int16).numpy().tobytes()
+            tensor.CopyFrom(helper.make_tensor(f"{name}.stored", kind, values.shape, bits, raw=True))
+            casts.append(helper.make_node("Cast", [f"{name}.stored"], [name], to=TensorProto.FLOAT))
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *rest])
+    onnx.save(model, path)
 
 
 def with_types(path: Path, form: OnnxForm) -> bool:
@@ -136,22 +130,3 @@ def with_types(path: Path, form: OnnxForm) -> bool:
 
 
 _ENDS = {10, 11}  # float16 and float64; onnxruntime takes no bfloat16 from Python
-
-
-@contextlib.contextmanager
-def rounded(module: nn.Module, form: OnnxForm | None) -> Iterator[None]:
-    """Meanwhile, the module has its weights as the file stores them: rounded to the half precision of the upload."""
-    if form is None or form.half is None:
-        yield
-        return
-    dtype = _HALVES[form.half]
-    tensors = [each for each in (*module.parameters(), *module.buffers()) if each.dtype == torch.float32]
-    had = [tensor.detach().clone() for tensor in tensors]
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.copy_(tensor.to(dtype).float())
-        try:
-            yield
-        finally:
-            for tensor, before in zip(tensors, had, strict=True):
-                tensor.copy_(before)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pared.compression.loading import LoadedModel
+from pared.compression.loading import LoadedModel, own_types
 
 
 def round_to_own_types(loaded: LoadedModel) -> None:
@@ -13,16 +13,19 @@ def round_to_own_types(loaded: LoadedModel) -> None:
 
     The module stays in float32. Zeros stay zeros, and what nothing has changed stays as it is.
     """
-    tensors = {**dict(loaded.module.named_parameters()), **dict(loaded.module.named_buffers())}
+    if not loaded.forms:
+        return
+    type_of = own_types(loaded.forms)
     with torch.no_grad():
-        for name, dtype in loaded.dtypes.items():
-            tensor = tensors.get(name)
-            if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
-                tensor.copy_(tensor.to(dtype))
+        for name, tensor in [*loaded.module.named_parameters(), *loaded.module.named_buffers()]:
+            if tensor.is_floating_point() and tensor.dtype != type_of(name):
+                tensor.copy_(tensor.to(type_of(name)))
 
 
-def own_state(loaded: LoadedModel, module: nn.Module) -> dict[str, Tensor]:
+def own_state(loaded: LoadedModel) -> dict[str, Tensor]:
     """The state dict of its module in the upload's types; tensors that keep their type are not copied."""
+    type_of = own_types(loaded.forms)
     return {
-        name: tensor.detach().to(loaded.dtypes.get(name, tensor.dtype)) for name, tensor in module.state_dict().items()
+        name: tensor.detach().to(type_of(name)) if tensor.is_floating_point() else tensor.detach()
+        for name, tensor in loaded.module.state_dict().items()
     }

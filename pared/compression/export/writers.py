@@ -18,17 +18,16 @@ from pared.compression.architectures import build
 from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
-from pared.compression.export.checking import OutputDiffers, check, of_the_machine, reason
+from pared.compression.export.checking import COARSER, OutputDiffers, check, of_the_machine, reason
 from pared.compression.export.checkpoints import write_checkpoint
 from pared.compression.export.folders import write_folder
 from pared.compression.export.free_sizes import Sized, sized
 from pared.compression.export.onnx import write_onnx
-from pared.compression.export.onnx_files import rounded
 from pared.compression.export.own_types import own_state, round_to_own_types
 from pared.compression.export.programs import load_program, program_of, save_program
 from pared.compression.export.scripting import as_torchscript
 from pared.compression.export.settings import Settings
-from pared.compression.loading import LoadedModel, in_own_form, own_inputs
+from pared.compression.loading import LoadedModel, in_own_form, own_inputs, usual_type
 from pared.errors import ExportFailed
 from pared.specs import Output
 from pared.weights import packed, program
@@ -63,10 +62,7 @@ def export(
     settings = settings or Settings()
     place(loaded.module.eval(), CPU)
     round_to_own_types(loaded)
-    module = in_own_form(loaded.module, loaded.forms)
-    inputs = own_inputs(module, example, loaded.forms)
-    if module is not loaded.module:
-        _check_own_form(loaded.module, example, module, inputs)
+    module, inputs, why = _in_own_form(loaded, tuple(example))
     written: list[Path] = []
     for output in outputs:
         if not loaded.runs and output not in _OF_WEIGHTS:
@@ -75,24 +71,46 @@ def export(
                 "`architecture` that they belong to, or ask for `state_dict`, `checkpoint` or `packed`."
             )
         written += _WRITERS[output](loaded, module, inputs, directory, settings)
+        if why and output not in _OF_WEIGHTS:
+            settings.note(output, why)
     return written
+
+
+def _in_own_form(loaded: LoadedModel, example: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...], str]:
+    """The module that results with code hold, its inputs, and why it is in float32 where its file is not.
+
+    A state dict may be in types that only save space; a file with code has run in its own.
+    """
+    if not loaded.runs or not loaded.computed_forms:
+        return loaded.module, example, ""
+    module = in_own_form(loaded.module, loaded.computed_forms)
+    inputs = own_inputs(module, example, loaded.computed_forms)
+    try:
+        _check_own_form(loaded.module, example, module, inputs)
+    except ExportFailed as error:
+        if loaded.format != "state_dict":
+            raise type(error)(f"{error.detail} Upload it in float32.") from error
+        return loaded.module, example, f"It is in float32. {error.detail}"
+    return module, inputs, ""
 
 
 def _check_own_form(module: nn.Module, example: Sequence[Tensor], own: nn.Module, inputs: Sequence[Tensor]) -> None:
     """The model in its file's own types answers as it does in float32, as far as their digits go."""
+    if not example:
+        return
     with torch.no_grad():
         expected = flat_tensors(module(*example))
         try:
             actual = flat_tensors(own(*inputs))
         except Exception as error:
             raise ExportFailed(
-                f"The model runs in float32 and not in the types of its file: {reason(error)}. Upload it in float32."
+                f"The model runs in float32 and not in the types of its file: {reason(error)}."
             ) from error
     for one, other in zip(actual, expected, strict=True):
         if other.is_floating_point() and not relative_difference(one, other) <= _COARSEST:
             raise OutputDiffers(
                 f"In the types of its file ({one.dtype}) the model answers otherwise than in float32, by "
-                f"{relative_difference(one, other):.2g}. Upload it in float32."
+                f"{relative_difference(one, other):.2g}."
             )
 
 
@@ -158,7 +176,7 @@ def _write_state_dict(
 
     path = directory / "model.safetensors"
     # Copies, because safetensors refuses two names of one tensor; both names are kept for the loader.
-    state = {name: tensor.clone().contiguous() for name, tensor in own_state(loaded, module).items()}
+    state = {name: tensor.clone().contiguous() for name, tensor in own_state(loaded).items()}
     save_file(state, path, metadata={"format": "pt"})
     again = load_file(path)
     if set(again) != set(state) or not all(torch.equal(again[name], tensor) for name, tensor in state.items()):
@@ -176,8 +194,11 @@ def _write_onnx(
     if not example:
         raise ExportFailed(_NO_INPUTS)
     path = directory / "model.onnx"
-    with rounded(module, loaded.onnx):
-        note = write_onnx(
+    usual = usual_type(form.dtype for form in loaded.forms.values())
+    notes = []
+
+    def write(module: nn.Module, example: tuple[Tensor, ...], stored: torch.dtype | None) -> str:
+        return write_onnx(
             module,
             example,
             path,
@@ -186,9 +207,19 @@ def _write_onnx(
             asked=settings.free,
             opset=settings.opset,
             form=loaded.onnx,
+            stored=stored,
         )
-    if note:
-        settings.note("onnx", note)
+
+    half = usual if usual in COARSER else None
+    try:
+        notes = [write(module, example, half if module is loaded.module else None)]
+    except ExportFailed as error:
+        if module is loaded.module:
+            raise
+        wide = tuple(x.float() if x.is_floating_point() else x for x in example)
+        notes = [write(loaded.module, wide, half), f"It computes in float32, and takes inputs in it. {error.detail}"]
+    if any(notes):
+        settings.note("onnx", " ".join(filter(None, notes)))
     return [path]
 
 
@@ -235,16 +266,16 @@ def _write_packed(
 ) -> list[Path]:
     path = directory / "model.packed"
     if not loaded.runs:
-        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded, module).items()}
+        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded).items()}
         packed.write(path, arrays)
         again = packed.read(path)
     elif loaded.architecture is not None:
-        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded, module).items()}
+        arrays = {name: _as_array(tensor) for name, tensor in own_state(loaded).items()}
         packed.write(path, arrays, architecture=loaded.architecture)
         again = packed.read(path)
         unpacked: nn.Module = build(again.architecture)
         tensors = {name: _as_tensor(array) for name, array in again.tensors.items()}
-        unpacked.load_state_dict(tensors, assign=bool(loaded.forms))
+        unpacked.load_state_dict(tensors, assign=module is not loaded.module)
         unpacked.eval()
     else:
         archive = io.BytesIO()
@@ -275,8 +306,7 @@ def _write_folder(
     loaded: LoadedModel, module: nn.Module, example: tuple[Tensor, ...], directory: Path, settings: Settings
 ) -> list[Path]:
     path = directory / "model.zip"
-    stored, again = write_folder(loaded, module, example, path)
-    check("model.zip", stored, example, again)
+    check("model.zip", module, example, write_folder(loaded, module, example, path))
     return [path]
 
 

@@ -10,6 +10,7 @@ from pared.compression.loading import (
     inspect_weights,
     is_without_architecture,
     load_model,
+    with_architecture,
 )
 from pared.compression.work import Work
 from pared.reports import DatasetInspection, ModelInspection
@@ -23,10 +24,10 @@ def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspectio
         if work.dataset is not None:
             return inspect_dataset(work.dataset, work.directory)
         (file,) = work.models.values()
-        architecture = plain(spec.architecture)
-        if is_without_architecture(file, architecture):
+        file = with_architecture(file, plain(spec.architecture))
+        if is_without_architecture(file):
             inspection = inspect_weights(file)
         else:
-            loaded = load_model(file, architecture)
+            loaded = load_model(file)
             inspection = inspect_model(loaded, guess_example_inputs(loaded))
         return inspection.model_copy(update={"sandbox": work.sandbox})

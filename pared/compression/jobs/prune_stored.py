@@ -15,7 +15,7 @@ from pared.compression.export.formats import Written
 from pared.compression.jobs.prune_job import check_patterns
 from pared.compression.jobs.stages import Stages, beside, plain
 from pared.compression.jobs.without_architecture import NOT_RUN, needs_to_run
-from pared.compression.loading import is_parameter, is_without_architecture
+from pared.compression.loading import is_parameter, is_without_architecture, with_architecture
 from pared.compression.loading.file_format import recognise
 from pared.compression.measuring.size import count_bytes
 from pared.compression.names import layer_of
@@ -35,7 +35,7 @@ _TYPES = {"F64", "F32", "F16", "BF16"}
 
 def is_stored(spec: PruneSpec, file: ModelFile) -> bool:
     """Whether the job is one that looks at each weight by itself, and writes the tensors as they lay in the file."""
-    if needs_to_run(spec) or not is_without_architecture(file, plain(spec.architecture)):
+    if needs_to_run(spec):
         return False
     simple = spec.granularity == "weight" and spec.criterion == "magnitude" and spec.amount is not None
     whole = not (spec.amounts or spec.stages or spec.quantize) and spec.schedule == "one_shot"
@@ -48,7 +48,9 @@ def is_stored(spec: PruneSpec, file: ModelFile) -> bool:
     except BadSafetensors:
         return False  # told on opening
     matrices = {entry.dtype for entry in entries if len(entry.shape) > 1 and entry.dtype.startswith(("F", "BF"))}
-    return matrices <= _TYPES and not computed_from(entry.name for entry in entries)
+    if not matrices <= _TYPES or computed_from(entry.name for entry in entries):
+        return False
+    return is_without_architecture(with_architecture(file, plain(spec.architecture)))  # by the names and shapes alone
 
 
 def prune_stored(spec: PruneSpec, work: Work, stages: Stages) -> Report:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from pared.compression.export.checkpoints import checkpoint_notes
 from pared.compression.jobs.stages import plain
-from pared.compression.loading import LoadedModel, is_without_architecture, load_model, load_weights
+from pared.compression.loading import (
+    LoadedModel,
+    is_without_architecture,
+    load_model,
+    load_weights,
+    missing_architecture,
+    with_architecture,
+)
 from pared.compression.work import ModelFile
 from pared.errors import InvalidArchitecture
 from pared.specs import PHYSICAL, Output, PruneSpec
@@ -25,18 +32,15 @@ def open_for(spec: PruneSpec, file: ModelFile) -> LoadedModel:
         InvalidArchitecture: it is a state dict without an architecture, and the job needs to run it.
         ParedError: as `load_model`.
     """
-    architecture = plain(spec.architecture)
-    if not is_without_architecture(file, architecture):
-        return load_model(file, architecture)
+    file = with_architecture(file, plain(spec.architecture))
+    if not is_without_architecture(file):
+        return load_model(file)
     needs = needs_to_run(spec)
     if not needs:
         return load_weights(file)
     field, why = needs
-    try:
-        return load_model(file, architecture)
-    except InvalidArchitecture as error:
-        text = f"{error.detail} Here the model has to run: {why}."
-        raise InvalidArchitecture(text, errors=[{"pointer": f"/{field}", "detail": why}]) from error
+    text = f"{missing_architecture(file).detail} Here the model has to run: {why}."
+    raise InvalidArchitecture(text, errors=[{"pointer": f"/{field}", "detail": why}])
 
 
 def upload_notes(upload: LoadedModel, outputs: Sequence[Output]) -> list[str]:

@@ -10,8 +10,14 @@ from pared.compression.loading.examples import (
 from pared.compression.loading.folding import confirmed, folding_difference
 from pared.compression.loading.inspection import PASSED_OVER, inspect_model, inspect_weights
 from pared.compression.loading.loaded import LoadedModel
-from pared.compression.loading.opening import is_without_architecture, load_model, load_weights
-from pared.compression.loading.own_form import in_own_form, own_inputs, usual_type
+from pared.compression.loading.opening import (
+    is_without_architecture,
+    load_model,
+    load_weights,
+    missing_architecture,
+    with_architecture,
+)
+from pared.compression.loading.own_form import in_own_form, own_inputs, own_types, usual_type
 from pared.compression.loading.parametrized import Folded, fold_module
 from pared.compression.loading.pickles import load_weights_only
 from pared.compression.loading.weights_alone import is_parameter
@@ -35,7 +41,10 @@ __all__ = [
     "load_model",
     "load_weights",
     "load_weights_only",
+    "missing_architecture",
     "on_tensors",
     "own_inputs",
+    "own_types",
     "usual_type",
+    "with_architecture",
 ]

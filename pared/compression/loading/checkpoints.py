@@ -112,12 +112,7 @@ def chosen(
         UnsupportedModel: several are there and none is chosen, or none goes by the name.
         ShapeMismatch: none fits the architecture.
     """
-    if wanted is not None:
-        one = _named(found, wanted)
-        return one, None if fit is None else fit(one)
-    candidates = [each for each in found if not each.is_aside()] or list(found)
-    most = max(each.looks() for each in candidates)
-    candidates = _distinct([each for each in candidates if each.looks() == most])
+    candidates = possible(found, wanted)
     if len(candidates) == 1:
         return candidates[0], None if fit is None else fit(candidates[0])
     fits: list[tuple[StateDict, Any]] = []
@@ -133,10 +128,29 @@ def chosen(
     if errors and not fits:
         raise ShapeMismatch(f"None of the state dicts in this file fits. {shortened(errors, 3, between=' ')}")
     left = [each for each, _ in fits] or candidates
-    raise UnsupportedModel(
-        f"This file holds {len(left)} state dicts{' that fit the architecture' if fit is not None else ''}: "
-        f"{shortened([each.described() for each in left])}. Say which: upload it again with `weights` set to its name, "
-        f"such as POST /v1/models?weights={left[-1].name}, or `--state-dict {left[-1].name}` on the command line."
+    fitting = "" if fit is None else " that fit the architecture"
+    raise undecided([each.described() for each in left], left[-1].name, fitting)
+
+
+def possible(found: Sequence[StateDict], wanted: str | None) -> list[StateDict]:
+    """The state dicts of a file that may be meant: that with the name, or else all different ones that look most so.
+
+    Raises:
+        UnsupportedModel: none goes by the name.
+    """
+    if wanted is not None:
+        return [_named(found, wanted)]
+    candidates = [each for each in found if not each.is_aside()] or list(found)
+    most = max(each.looks() for each in candidates)
+    return _distinct([each for each in candidates if each.looks() == most])
+
+
+def undecided(described: Sequence[str], name: str, fitting: str = "") -> UnsupportedModel:
+    """The refusal of several state dicts of which nothing says the one that is meant. `name`: of one of them."""
+    return UnsupportedModel(
+        f"This file holds {len(described)} state dicts{fitting}: {shortened(list(described))}. Say which: upload it "
+        f"again with `weights` set to its name, such as POST /v1/models?weights={name}, or `--state-dict {name}` on "
+        "the command line."
     )
 
 

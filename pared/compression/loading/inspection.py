@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from pared.compression.coupling import Coupling, find_groups
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.loading.arguments import missing_values, needs_values
+from pared.compression.loading.checkpoints import TOP, undecided
 from pared.compression.loading.file_format import recognise
 from pared.compression.loading.loaded import LoadedModel
-from pared.compression.loading.state_dicts import read_shapes
+from pared.compression.loading.state_dicts import read_outlines, told_apart
 from pared.compression.work import ModelFile
 from pared.errors import ParedError
 from pared.reports import LayerInspection, ModelInspection
@@ -69,16 +70,24 @@ def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> Mo
 
 
 def inspect_weights(file: ModelFile) -> ModelInspection:
-    """Describe a state dict whose architecture comes later, with a job.
+    """Describe a state dict whose architecture comes later, with a job; or several, of which it will tell the one.
 
     Raises:
-        UnsupportedModel: not a model we open.
+        UnsupportedModel: not a model we open, or several state dicts that no architecture tells apart.
     """
-    shapes, notes = read_shapes(file, recognise(file.path))
+    outlines = read_outlines(file, recognise(file.path))
+    notes = outlines[0].notes
+    if len(outlines) > 1:
+        several = undecided([each.described for each in outlines], outlines[-1].name)
+        if not told_apart(outlines):
+            raise several
+        notes = [f"{several.detail} Or give a job the `architecture` that one of them fits."]
     layers: dict[str, dict[str, list[int]]] = {}
-    for name, shape in shapes.items():
-        layers.setdefault(_layer(name), {})[name] = list(shape)
-    elements = sum(map(math.prod, shapes.values()))
+    for outline in outlines:
+        before = f"{outline.name}." if len(outlines) > 1 and outline.name != TOP else ""
+        for name, shape in outline.shapes.items():
+            layers.setdefault(_layer(before + name), {})[before + name] = list(shape)
+    elements = sum(math.prod(shape) for outline in outlines for shape in outline.shapes.values())
     return ModelInspection(
         format="state_dict",
         flavour="state_dict",

@@ -87,11 +87,10 @@ class LoadedModel:
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     """Files that its archive holds beside it."""
     forms: Mapping[str, Form] = field(default_factory=dict)
-    """What its file has its tensors in, where they are not all plain float32; results have the same."""
+    """What its file has its floating-point tensors in, by name, where not all are plain float32; results have the
+    same."""
     unfolded: torch.jit.ScriptModule | None = None
     """The model before its weights were folded, where the outcome could not be tried out for want of inputs."""
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
-    """Name of each tensor that the upload holds in another floating-point type than float32 -> that type."""
     origin: Origin | None = None
     """Of a state dict: where its tensors stand in the file."""
     runs: bool = True
@@ -100,6 +99,14 @@ class LoadedModel:
     """What its ONNX file calls inputs and outputs, and of which types it has them."""
     folder: ModelFolder | None = None
     """The Hugging Face folder that it was built from."""
+
+    @property
+    def computed_forms(self) -> Mapping[str, Form]:
+        """What results that hold code have their tensors in.
+
+        The code of an ONNX file or a folder was written for float32 on opening: what it computes stays in that.
+        """
+        return {} if self.format in ("onnx", "huggingface") else self.forms
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,6 @@ class OnnxForm:
         inputs, outputs: their names, in order.
         types: of inputs and outputs by name, as numbers of TensorProto.DataType.
         dims: names of the free dimensions of each input, by position.
-        half: the type of its weights, where it is float16 or bfloat16.
         metadata: texts that the file keeps beside the graph, such as names of classes.
     """
 
@@ -22,5 +21,4 @@ class OnnxForm:
     outputs: tuple[str, ...]
     types: Mapping[str, int]
     dims: Mapping[str, Mapping[int, str]]
-    half: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -34,11 +34,46 @@ def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
         InvalidArchitecture: a state dict without an architecture, or with one that does not build.
         ShapeMismatch: the weights do not fit the architecture.
     """
-    loaded = _opened(file, architecture)
+    file = with_architecture(file, architecture)
+    if is_without_architecture(file):
+        raise missing_architecture(file)
+    loaded = _opened(file)
     return replace(loaded, warnings=[*file.notes, *loaded.warnings], sparse=loaded.sparse | file.sparse)
 
 
-def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
+def with_architecture(file: ModelFile, architecture: Any | None = None) -> ModelFile:
+    """The upload with what it is opened as: the job's architecture, its own, or else that which its tensors are of.
+
+    Raises:
+        UnsupportedModel: damaged, or no state dict.
+    """
+    if architecture is not None:
+        return replace(file, architecture=architecture)
+    known = recognised(file) if file.architecture is None else None
+    return file if known is None else replace(file, architecture=known, notes=(*file.notes, recognised_note(known)))
+
+
+def is_without_architecture(file: ModelFile) -> bool:
+    """Whether what `with_architecture` gave is a state dict of which nothing says what it belongs to."""
+    return file.architecture is None and recognise(file.path) in STATE_DICTS
+
+
+def missing_architecture(file: ModelFile) -> InvalidArchitecture:
+    """The refusal of a state dict that nothing says the architecture of.
+
+    Raises:
+        UnsupportedModel: it holds several, and none is chosen.
+    """
+    state = read_state_dict(file, recognise(file.path)).state
+    return InvalidArchitecture(
+        "A state dict holds weights only, so it needs an architecture: give a known name such as "
+        '"resnet_small", or {"layers": [["Linear", {"in_features": …, "out_features": …}, "fc1"], …]} whose layer '
+        "names match the file's. Without one its weights can be set to zero, quantized and packed, which runs "
+        f"nothing: a prune job with the granularity weight, and no data set. The file holds: {listed(state)}."
+    )
+
+
+def _opened(file: ModelFile) -> LoadedModel:
     container = recognise(file.path)
     if container not in STATE_DICTS:
         _refuse_choice(file)
@@ -50,19 +85,7 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
         return load_onnx(file)
     if container == "huggingface":
         return load_folder(file)
-    chosen = architecture if architecture is not None else file.architecture
-    known = recognised(file) if chosen is None else None
-    notes = [] if known is None else [recognised_note(known)]
-    chosen = known if chosen is None else chosen
-    if chosen is None:
-        state = read_state_dict(file, container).state
-        raise InvalidArchitecture(
-            "A state dict holds weights only, so it needs an architecture: give a known name such as "
-            '"resnet_small", or {"layers": [["Linear", {"in_features": …, "out_features": …}, "fc1"], …]} whose layer '
-            "names match the file's. Without one its weights can be set to zero, quantized and packed, which runs "
-            f"nothing: a prune job with the granularity weight, and no data set. The file holds: {listed(state)}."
-        )
-    module = build(chosen)
+    module = build(file.architecture)
     read = read_state_dict(file, container, module)
     counters = {name: tensor for name, tensor in module.state_dict().items() if name not in read.state}
     module.load_state_dict(counters | read.state)
@@ -73,9 +96,9 @@ def _opened(file: ModelFile, architecture: Any | None) -> LoadedModel:
         architecture=module.architecture,
         sha256=file.sha256,
         file_bytes=file.path.stat().st_size,
-        warnings=[*notes, *read.notes],
+        warnings=read.notes,
         sparse=frozenset(_named(module, read.folded.sparse)),
-        dtypes=read.dtypes,
+        forms=read.forms,
         origin=read.origin,
     )
 
@@ -96,17 +119,10 @@ def load_weights(file: ModelFile) -> LoadedModel:
         file_bytes=file.path.stat().st_size,
         warnings=[*file.notes, *read.notes],
         sparse=frozenset(read.folded.sparse),
-        dtypes=read.dtypes,
+        forms=read.forms,
         origin=read.origin,
         runs=False,
     )
-
-
-def is_without_architecture(file: ModelFile, architecture: Any | None) -> bool:
-    """Whether this is a state dict of which neither the upload, the job nor its tensors say what it belongs to."""
-    if architecture is not None or file.architecture is not None or recognise(file.path) not in STATE_DICTS:
-        return False
-    return recognised(file) is None
 
 
 def _refuse_choice(file: ModelFile) -> None:

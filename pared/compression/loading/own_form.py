@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,14 @@ def in_float32(script: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, 
     return (reloaded(script) if changed else script), changed
 
 
-def form_note(forms: Forms) -> list[str]:
-    """What an inspection says of types other than float32, if there are any."""
-    others = sorted({str(form.dtype).removeprefix("torch.") for form in forms.values()} - {"float32"})
+def typed(types: Mapping[str, torch.dtype]) -> dict[str, Form]:
+    """The forms of tensors of these types, by name; empty where that is what is computed with."""
+    return {} if set(types.values()) <= {torch.float32} else {name: Form(kind) for name, kind in types.items()}
+
+
+def form_note(types: Iterable[torch.dtype]) -> list[str]:
+    """What an inspection says of floating-point types other than float32, if there are any."""
+    others = sorted({str(each).removeprefix("torch.") for each in types if each.is_floating_point} - {"float32"})
     if not others:
         return []
     note = f"Weights in {', '.join(others)} are computed with in float32, scores and quality too; a result has them in "
@@ -69,18 +74,24 @@ def form_note(forms: Forms) -> list[str]:
     return [note]
 
 
+def own_types(forms: Forms) -> Callable[[str], torch.dtype]:
+    """The type that the file has a tensor in, by name; of one that it has not, that of most."""
+    usual = usual_type(form.dtype for form in forms.values())
+    return lambda name: forms[name].dtype if name in forms else usual
+
+
 def in_own_form(module: nn.Module, forms: Forms) -> nn.Module:
     """A copy of the module in the form that its file had; the module itself, where that is what is computed with."""
     if not forms:
         return module
     copied = reloaded(module) if isinstance(module, torch.jit.ScriptModule) else copy.deepcopy(module)
-    usual = usual_type(form.dtype for form in forms.values())
+    type_of = own_types(forms)
     seen: set[int] = set()
     for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
         if not tensor.is_floating_point() or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        form = forms.get(name, Form(usual))
+        form = forms.get(name, Form(type_of(name)))
         with torch.no_grad():
             value = tensor.detach().to(form.dtype)
             fits = form.layout == torch.contiguous_format or tensor.dim() == _RANKS[form.layout]

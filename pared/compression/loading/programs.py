@@ -16,6 +16,7 @@ from pared.compression.loading.loaded import LoadedModel, check_tensors, device_
 from pared.compression.loading.own_form import form_note, forms_of, in_float32
 from pared.compression.loading.program_code import as_torchscript, devices_named, mode_flags
 from pared.compression.loading.program_files import Nesting, Program, read_program
+from pared.compression.loading.recurrent_states import hold_states
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
 
@@ -35,7 +36,7 @@ def load_program(file: ModelFile) -> LoadedModel:
     check_tensors(tensors)
     forms = forms_of(program.tensors)
     try:
-        script = in_float32(as_torchscript(program))[0].eval()
+        script = _script(program)
         example, free = _inputs(program)
         notes = _notes(program)
         if example and not any(0 in dims for dims in free):
@@ -46,7 +47,7 @@ def load_program(file: ModelFile) -> LoadedModel:
             f"This program's graph is not as torch.export writes it ({type(error).__name__} at {first_line(error)}). "
             "It may be damaged: save it again."
         ) from error
-    notes += form_note(forms)
+    notes += form_note(form.dtype for form in forms.values())
     loaded = LoadedModel(
         module=script,
         format="exported_program",
@@ -62,6 +63,11 @@ def load_program(file: ModelFile) -> LoadedModel:
         forms=forms,
     )
     return folded(loaded)
+
+
+def _script(program: Program, *, free_batch: bool = False) -> torch.jit.ScriptModule:
+    """The program as TorchScript, in float32 and eval mode."""
+    return hold_states(in_float32(as_torchscript(program, free_batch=free_batch))[0])[0].eval()
 
 
 def _inputs(program: Program) -> tuple[tuple[Tensor, ...] | None, list[set[int]]]:
@@ -98,7 +104,7 @@ def _with_any_batch(
 ) -> tuple[torch.jit.ScriptModule, tuple[Tensor, ...], list[set[int]], str]:
     """A program that was exported for one batch size, taking any if it can; and what to say of that."""
     rows = len(example[0]) if example[0].dim() else 0
-    freed = in_float32(as_torchscript(program, free_batch=True))[0].eval()
+    freed = _script(program, free_batch=True)
     if takes_any_batch(script, freed, example):
         note = (
             f"This program was exported for a batch of {rows} alone. Its own steps take any, which was checked, so the "

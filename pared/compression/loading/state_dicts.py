@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.architectures import LayeredModule, current_name
-from pared.compression.loading.checkpoints import StateDict, chosen, left_out_notes, state_dicts
+from pared.compression.loading.checkpoints import StateDict, chosen, left_out_notes, possible, state_dicts
 from pared.compression.loading.file_format import Container
-from pared.compression.loading.loaded import Origin, State, check_tensors, first_line, listed, other_types, shape_text
+from pared.compression.loading.loaded import Origin, State, check_tensors, first_line, listed, shape_text
+from pared.compression.loading.own_form import Form, form_note, typed
 from pared.compression.loading.parametrized import Folded, fold_state
 from pared.compression.loading.pickles import load_weights_only
 from pared.compression.work import ModelFile
@@ -39,12 +40,12 @@ _BESIDE = re.compile(
 class ReadState:
     """A state dict as it was read: its tensors by the module's names, in float32, and whence they are.
 
-    `as_stored`: the tensors of the file by its own names. `dtypes` and `origin` are those of a `LoadedModel`.
+    `as_stored`: the tensors of the file by its own names. `forms` and `origin` are those of a `LoadedModel`.
     """
 
     state: State
     as_stored: State
-    dtypes: dict[str, torch.dtype]
+    forms: dict[str, Form]
     folded: Folded
     origin: Origin
     notes: list[str]
@@ -90,11 +91,21 @@ def _stored(path: Path, container: Container) -> tuple[list[StateDict], list[str
     return state_dicts(load_weights_only(path, legacy=container == "legacy_state_dict"))
 
 
-def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """The shape of each tensor of the state dict that is meant, and the notes; of safetensors without the tensors.
+@dataclass(frozen=True)
+class Outline:
+    """The names and shapes in a state dict, what it is called in a list, and what is to be said of it."""
+
+    shapes: dict[str, tuple[int, ...]]
+    notes: list[str]
+    name: str = ""
+    described: str = ""
+
+
+def read_outlines(file: ModelFile, container: Container) -> list[Outline]:
+    """Each state dict of a file that may be meant, where no architecture decides; of safetensors without the tensors.
 
     Raises:
-        UnsupportedModel: as `read_state_dict`.
+        UnsupportedModel: damaged, or no state dict.
     """
     if container == "safetensors" and not file.prefix and not file.weights:
         try:
@@ -103,25 +114,30 @@ def read_shapes(file: ModelFile, container: Container) -> tuple[dict[str, tuple[
             raise UnsupportedModel(f"This safetensors file is damaged: {error}. Save and upload it again.") from error
         kinds = {entry.dtype for entry in entries}
         if kinds <= _DTYPES.keys() and not computed_from(entry.name for entry in entries):
-            others = {_DTYPES[kind] for kind in kinds if _DTYPES[kind]} - {"float32"}
-            return {entry.name: entry.shape for entry in entries}, _converted(", ".join(sorted(others)))
-    read = read_state_dict(file, container)
-    return {name: tuple(tensor.shape) for name, tensor in read.state.items()}, read.notes
+            shapes = {entry.name: entry.shape for entry in entries}
+            return [Outline(shapes, form_note(_DTYPES[kind] for kind in kinds))]
+    outlines = []
+    for one in possible(_stored(file.path, container)[0], file.weights):
+        read = _fit(one, None, file.prefix, Origin(file.path, container))
+        shapes = {name: tuple(tensor.shape) for name, tensor in read.state.items()}
+        outlines.append(Outline(shapes, [*left_out_notes(one), *read.notes], one.name, one.described()))
+    return outlines
 
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | dict.fromkeys(
-    ("I64", "I32", "I16", "I8", "U8", "BOOL"), ""
-)
-"""Plain types in safetensors -> torch's name of those with floating points."""
+def told_apart(outlines: Sequence[Outline]) -> bool:
+    """Whether an architecture can be named that fits one of these state dicts and no other."""
+    return any(not any(_alike(one, other) for other in outlines if other is not one) for one in outlines)
 
 
-def _converted(types: str) -> list[str]:
-    """The note that tensors of other types than float32 are not computed in these."""
-    note = (
-        f"Weights in {types} were converted to float32, in which all is computed. `state_dict`, `checkpoint` and "
-        f"`packed` results hold them in {types} again, other formats in float32."
-    )
-    return [note] if types else []
+def _alike(one: Outline, other: Outline) -> bool:
+    return fits(one.shapes, other.shapes) or fits(other.shapes, one.shapes)
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Plain types in safetensors -> those of torch."""
 
 
 def _read_safetensors(path: Path) -> State:
@@ -141,7 +157,7 @@ def _fit(one: StateDict, module: LayeredModule | None, prefix: str | None, whenc
     notes: list[str] = []
     stored, prefix = _under(one.tensors, prefix, notes)
     check_tensors(stored)
-    notes += _converted(other_types(stored))
+    notes += form_note(tensor.dtype for tensor in stored.values())
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
     layers = [] if module is None else module.named_modules()
     plain, folded = fold_state(state, [name for name, layer in layers if isinstance(layer, _TRANSPOSED)])
@@ -155,7 +171,7 @@ def _fit(one: StateDict, module: LayeredModule | None, prefix: str | None, whenc
     return ReadState(
         state={name: plain[file_name] for name, file_name in names.items()},
         as_stored=stored,
-        dtypes={n: kind for n, kind in kinds.items() if kind.is_floating_point and kind != torch.float32},
+        forms=typed({name: kind for name, kind in kinds.items() if kind.is_floating_point}),
         folded=folded,
         origin=replace(whence, keys=one.keys, names=names, prefix=prefix + wrapper, folded=folded.sources),
         notes=notes,
@@ -314,6 +330,11 @@ def _mismatch(names: Mapping[str, str], state: State, expected: State) -> ShapeM
         parts.append(f"Missing from the file: {listed({name: expected[name] for name in missing})}.")
     if extra:
         parts.append(f"In the file but not in the architecture: {listed({name: found[name] for name in extra})}.")
+    if extra and not missing and not wrong:
+        parts.append(
+            "Give the architecture of all of them; or, if these are no part of the model, leave them out of the file: "
+            "torch.save({name: state[name] for name in model.state_dict()}, …)."
+        )
     if wrong:
         shapes = [
             f"{n} is {shape_text(found[n])} in the file, {shape_text(expected[n])} in the architecture" for n in wrong

@@ -22,6 +22,7 @@ from pared.compression.loading.examples import guess_example_inputs
 from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, check_tensors, device_notes, first_line, other_types
 from pared.compression.loading.own_form import form_note, forms_of, in_float32
+from pared.compression.loading.recurrent_states import hold_states
 from pared.compression.work import ModelFile
 from pared.errors import OutOfMemory, UnsupportedModel
 
@@ -54,7 +55,8 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
     forms, inlined = forms_of(tensors), False
     if other_types(tensors):
         module, inlined = in_float32(module)
-        notes += form_note(forms)
+        notes += form_note(form.dtype for form in forms.values())
+    module, checked = hold_states(module)
     notes += _torchscript_notes(flavour, nodes)
     loaded = LoadedModel(
         module=module,
@@ -66,7 +68,7 @@ def load_torchscript(file: ModelFile) -> LoadedModel:
         frozen_names=[name for name, tensor in module.named_parameters() if not tensor.requires_grad],
         states=states,
         extra_files=_extra_files(file.path),
-        inlined=inlined,
+        inlined=inlined or checked,
         forms=forms,
     )
     loaded.warnings.extend(_batch_notes(loaded, nodes))

@@ -270,3 +270,49 @@ def test_residual_blocks_go_of_a_model_with_values(tmp_path):
     small = prune(saved(Deep(), tmp_path), None, granularity="residual_block", amount=0.4, example_inputs=given).model
     x = torch.randn(2, 6)
     assert torch.allclose(small(x, 1.0) * 3, small(x, 3.0))
+
+
+class _GivenStates(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.lstm = torch.nn.Linear(6, 8), torch.nn.LSTM(8, 5, batch_first=True)
+        self.register_buffer("start", torch.zeros(1, 2, 5))
+
+    def forward(self, x, h, c):
+        return self.lstm(self.before(x).relu(), (h, c))[0]
+
+
+class _KeptState(_GivenStates):
+    def forward(self, x):
+        return super().forward(x, self.start, self.start)
+
+
+@pytest.mark.parametrize("form", ["traced", "exported"])
+def test_a_recurrent_state_of_another_batch_is_an_error_and_no_crash(form, tmp_path):
+    module, x = _KeptState().eval(), torch.randn(2, 7, 6)
+    path = tmp_path / ("upload.pt" if form == "traced" else "upload.pt2")
+    if form == "traced":
+        torch.jit.trace(module, x).save(path)
+    else:
+        torch.export.save(torch.export.export(module, (x,)), path)
+    with pytest.raises(ValidationError, match="The first state of an LSTM has other sizes"):
+        prune(path, amount=0.5, example_inputs=[{"shape": [64, 7, 6]}])
+
+
+def test_recurrent_states_may_be_inputs_of_traced_code(tmp_path):
+    torch.manual_seed(0)
+    module, state = _GivenStates().eval(), torch.randn(1, 2, 5)
+    path = tmp_path / "upload.pt"
+    torch.jit.trace(module, (torch.randn(2, 7, 6), state, state)).save(path)
+    inputs = [{"shape": [2, 7, 6]}, {"shape": [1, 2, 5]}, {"shape": [1, 2, 5]}]
+    outputs = ["torchscript", "onnx", "exported_program"]
+    report = prune(path, amount=0.5, example_inputs=inputs, outputs=outputs, directory=tmp_path).report
+    assert report.failed_outputs == []
+    small = torch.jit.load(tmp_path / "model.pt")
+    assert dict(small.named_parameters())["before.weight"].shape == (4, 6)
+    states = torch.randn(1, 3, 5), torch.randn(1, 3, 5)
+    x = torch.randn(3, 7, 6)
+    program = torch.export.load(tmp_path / "model.pt2").module()  # which has the batch first everywhere
+    torch.testing.assert_close(program(x, *(state.transpose(0, 1) for state in states)), small(x, *states))
+    with pytest.raises(Exception, match="first state of an LSTM has other sizes"):
+        small(torch.randn(4, 7, 6), *states)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections import OrderedDict
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,7 +62,7 @@ def test_a_checkpoint_comes_back_with_smaller_weights_and_all_else_as_it_was(dty
     held = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(held[name], tensor) and held[name].dtype == dtype for name, tensor in small.items())
     x = torch.randn(5, 4)
-    torch.testing.assert_close(runs(small, result.model.architecture, x), result.model(x), rtol=0, atol=0)
+    torch.testing.assert_close(runs(small, result.model.architecture, x), result.model.float()(x), rtol=0, atol=0)
     notes = " ".join(result.report.warnings)
     assert "without the state of its optimizers (optimizer_states.0)" in notes
     assert "a part of what the file lost is theirs" in notes
@@ -140,8 +142,43 @@ def test_half_precision_stays_so_in_packed_files_and_after_training(tmp_path):
     assert {tensor.dtype for tensor in held.values()} == {torch.float16}
     assert {array.dtype.name for array in packed.read(tmp_path / "model.packed").tensors.values()} == {"float16"}
     # What was measured is what is in the file.
-    assert all(torch.equal(tensor, held[name].float()) for name, tensor in result.model.state_dict().items())
+    assert all(torch.equal(tensor, held[name]) for name, tensor in result.model.state_dict().items())
     assert (tmp_path / "model.safetensors").stat().st_size < 1.2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_code_made_of_a_state_dict_is_in_the_types_of_its_weights(kind, tmp_path):
+    path = saved(tmp_path, {name: tensor.to(kind) for name, tensor in STATE.items()})
+    outputs = ["torchscript", "exported_program", "onnx", "packed"]
+    result = prune(path, architecture=NET, amount=0.5, outputs=outputs, directory=tmp_path)
+    assert not result.report.failed_outputs
+    x = torch.randn(5, 4, dtype=kind)
+    with torch.no_grad():
+        expected = result.model(x)
+        assert expected.dtype == kind
+        for module in (torch.jit.load(tmp_path / "model.pt"), torch.export.load(tmp_path / "model.pt2").module()):
+            assert {tensor.dtype for tensor in module.state_dict().values()} == {kind}
+            torch.testing.assert_close(module(x), expected)
+    assert {array.dtype.itemsize for array in packed.read(tmp_path / "model.packed").tensors.values()} == {
+        kind.itemsize
+    }
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    stored = {torch.float16: 10, torch.bfloat16: 16, torch.float64: 11}[kind]
+    assert {tensor.data_type for tensor in graph.initializer if tensor.dims} == {stored}
+    assert graph.input[0].type.tensor_type.elem_type == {torch.bfloat16: 1}.get(kind, stored)
+    said = any("onnx: It computes in float32, and takes inputs in it" in note for note in result.report.warnings)
+    assert said == (kind == torch.bfloat16)
+
+
+def test_code_is_in_float32_where_half_precision_only_saves_space(tmp_path):
+    weights = {name: tensor.half() * 1000 for name, tensor in STATE.items()}  # whose products float16 cannot hold
+    outputs = ["state_dict", "torchscript"]
+    example = [{"shape": [2, 4]}]
+    fields = {"architecture": NET, "amount": 0.5, "outputs": outputs, "example_inputs": example}
+    report = prune(saved(tmp_path, weights), directory=tmp_path, **fields).report
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    assert {tensor.dtype for tensor in torch.jit.load(tmp_path / "model.pt").parameters()} == {torch.float32}
+    assert any("torchscript: It is in float32. In the types of its file" in note for note in report.warnings)
 
 
 # -- weights alone ------------------------------------------------------------------------------
@@ -208,6 +245,15 @@ def test_formats_of_code_cost_themselves_alone(tmp_path):
         prune(path, outputs=["onnx"], **ZEROS)
 
 
+@pytest.mark.parametrize("fields", [ZEROS, {"architecture": NET, "amount": 0.5}, {"amount": 0.5}], ids=str)
+def test_a_job_looks_for_a_known_architecture_once_at_most(fields, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("pared.compression.loading.opening.recognised", looked.append)
+    with pytest.raises(InvalidArchitecture) if fields == {"amount": 0.5} else contextlib.nullcontext():
+        prune(saved(tmp_path, STATE), directory=tmp_path, **fields)
+    assert len(looked) == ("architecture" not in fields)
+
+
 # -- from file to file --------------------------------------------------------------------------
 
 
@@ -247,7 +293,7 @@ def test_a_student_of_half_precision_is_made_of_a_teacher_of_half_precision(tmp_
     result = distill(path, student, data, teacher_architecture=NET, directory=tmp_path, **fields)
     held = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in held.values()} == {torch.float16}
-    assert all(torch.equal(tensor, held[name].float()) for name, tensor in result.model.state_dict().items())
+    assert all(torch.equal(tensor, held[name]) for name, tensor in result.model.state_dict().items())
 
 
 def test_from_file_to_file_a_pattern_of_nothing_and_a_broken_weight_are_told(tmp_path):

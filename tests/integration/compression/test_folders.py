@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pared.compression import prune
 from pared.compression.coupling.verify import flat_tensors, relative_difference
@@ -127,6 +128,9 @@ def test_half_precision_stays_and_what_is_tied_stays_tied(name, dtype, tmp_path)
     config, model = written(removal.loaded, tmp_path)
     assert {tensor.dtype for tensor in model.parameters()} == {dtype}
     assert config["dtype"] == str(dtype).removeprefix("torch.")
+    (weights,) = export(removal.loaded, example_of(loaded), ["state_dict"], tmp_path)
+    held, trained = load_file(weights), dict(removal.loaded.module.named_parameters())
+    assert {tensor.dtype for name, tensor in held.items() if name in trained} == {dtype}
     if name == "gpt2":
         assert model.lm_head.weight is model.transformer.wte.weight
 

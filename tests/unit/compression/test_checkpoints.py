@@ -109,7 +109,7 @@ def test_large_integers_beside_the_weights_are_no_claims(upload):
 def test_half_precision_is_remembered_by_tensor(upload):
     mixed = {name: tensor.half() if "weight" in name else tensor.bfloat16() for name, tensor in STATE.items()}
     loaded = load_model(upload({"model": {"module." + name: tensor for name, tensor in mixed.items()}}))
-    assert loaded.dtypes == {name: tensor.dtype for name, tensor in mixed.items()}
+    assert {name: form.dtype for name, form in loaded.forms.items()} == {n: each.dtype for n, each in mixed.items()}
     assert {tensor.dtype for tensor in loaded.module.parameters()} == {torch.float32}
 
 
@@ -169,6 +169,29 @@ def test_layers_beside_those_that_fit_are_not_dropped_unless_it_is_said(upload):
 def test_of_several_state_dicts_none_of_which_fits_each_says_why(upload):
     with pytest.raises(ShapeMismatch, match=r"None .* fits\. 'a': .*Missing.* 'b': .*Missing"):
         load_model(upload({"a": {"x.weight": torch.ones(2, 2)}, "b": {"y.weight": torch.ones(2, 2)}}))
+
+
+def test_state_dicts_that_an_architecture_tells_apart_are_left_to_the_job(upload):
+    other = {"head.weight": torch.ones(2, 9), "head.bias": torch.ones(2)}
+    several = {"G": STATE, "G_average": state(1), "D": {f"module.{name}": value for name, value in other.items()}}
+    found = inspect_weights(upload(several, None))
+    assert "'D' (2 tensors, 20 numbers)" in found.warnings[1]
+    assert "`weights` set to its name" in found.warnings[1]
+    assert "the `architecture` that one of them fits" in found.warnings[1]
+    assert [layer.name for layer in found.layers] == [
+        "G.fc1", "G.fc2", "G_average.fc1", "G_average.fc2", "D.module.head"
+    ]  # fmt: skip
+    head = {"layers": [["Linear", {"in_features": 9, "out_features": 2}, "head"]]}
+    assert torch.equal(load_model(upload(several, head)).module.head.weight, other["head.weight"])
+    for open_, architecture in ((load_weights, None), (load_model, None), (load_model, NET)):
+        with pytest.raises(UnsupportedModel, match=r"state dicts.*`weights` set to its name"):
+            open_(upload(several, architecture))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_state_dicts_of_the_same_architecture_are_refused_at_once(prefix, upload):
+    with pytest.raises(UnsupportedModel, match=r"2 state dicts: .*'ema'.*`weights` set to its name"):
+        inspect_weights(upload({"model": STATE, "ema": state(1, prefix)}, None))
 
 
 # -- what is refused ----------------------------------------------------------------------------

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -24,7 +22,5 @@ class ModelFolder:
     inputs: tuple[str, ...]
     hidden_only: bool
     """Whether of its outputs the last hidden state alone is the answer."""
-    dtypes: dict[str, torch.dtype]
-    """The type of each parameter as it was stored."""
     dropped: frozenset[str] = frozenset()
     """Layers that were removed whole, by their names in the upload, such as `encoder.layer.3`."""

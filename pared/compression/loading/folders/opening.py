@@ -17,6 +17,7 @@ from pared.compression.loading.folders import building
 from pared.compression.loading.folders.contents import Contents, read_contents, read_weights
 from pared.compression.loading.folders.folder import ModelFolder
 from pared.compression.loading.loaded import LoadedModel, first_line, other_types
+from pared.compression.loading.own_form import Form, typed
 from pared.compression.work import ModelFile
 from pared.errors import ModelFailed, UnsupportedModel
 from pared.wording import shortened
@@ -33,6 +34,8 @@ class Opened:
     folder: ModelFolder
     contents: Contents
     notes: list[str]
+    forms: dict[str, Form]
+    """What each tensor is stored in, by the model's names."""
 
 
 def load_folder(file: ModelFile) -> LoadedModel:
@@ -58,6 +61,7 @@ def load_folder(file: ModelFile) -> LoadedModel:
         example=example,
         free_dims=free,
         unsaved=frozenset(name for name, _ in script.named_buffers() if name not in dict(model.state_dict())),
+        forms=opened.forms,
         folder=folder,
     )
 
@@ -89,9 +93,8 @@ def open_folder(file: ModelFile) -> Opened:
         options=options,
         inputs=building.inputs_of(model),
         hidden_only="modules.json" in contents.sizes,
-        dtypes=_dtypes(model, state),
     )
-    return Opened(model, folder, contents, notes)
+    return Opened(model, folder, contents, notes, typed(_types(model, state)))
 
 
 def _options(config: Any, cls: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -101,16 +104,19 @@ def _options(config: Any, cls: Any, state: Mapping[str, Tensor]) -> dict[str, An
     return {"add_pooling_layer": False} if takes and not has else {}
 
 
-def _dtypes(model: Any, state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """The stored type of each parameter, under the model's names; of one that was renamed, that of most."""
+def _types(model: Any, state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The stored type of each tensor, under the model's names; of a parameter that was renamed, that of most."""
     kinds = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
     usual = max(dict.fromkeys(kinds), key=kinds.count) if kinds else torch.float32
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     stored = {name: tensor.dtype for name, tensor in state.items()}
     found = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        near = (name, f"{prefix}{name}", name.removeprefix(prefix))
-        found[name] = next((stored[each] for each in near if each in stored), usual)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in [*parameters.items(), *model.named_buffers(remove_duplicate=False)]:
+        if tensor.is_floating_point():
+            near = (name, f"{prefix}{name}", name.removeprefix(prefix))
+            other = usual if name in parameters else torch.float32  # of a buffer that transformers makes
+            found[name] = next((stored[each] for each in near if each in stored), other)
     return found
 
 

@@ -18,8 +18,9 @@ from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, first_line
 from pared.compression.loading.onnx.converting import Converted, convert, refuse_undefined, refuse_unknown
 from pared.compression.loading.onnx.graph import Graph, in_layers, read_graph
-from pared.compression.loading.onnx.reading import OnnxModel, dtype_of, read_onnx
+from pared.compression.loading.onnx.reading import PLAIN, OnnxModel, dtype_of, read_onnx
 from pared.compression.loading.onnx_form import OnnxForm
+from pared.compression.loading.own_form import typed, usual_type
 from pared.compression.loading.programs import repeated, takes_any_batch
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
@@ -81,6 +82,7 @@ def load_onnx(file: ModelFile) -> LoadedModel:
             frozenset(dim for dim, size in enumerate(each.dims) if size in free or (dim == 0 and freed))
             for each in inputs
         ),
+        forms=typed(_types(read, made.module)),
         onnx=_form(read, graph, inputs),
     )
     return folded(loaded)
@@ -335,7 +337,8 @@ def _notes(read: OnnxModel, inputs: Sequence[_Input], free: set[str]) -> list[st
     from onnx import TensorProto
 
     notes = []
-    kinds = sorted({TensorProto.DataType.Name(kind).lower() for kind in read.weight_types.values()})
+    others = {*read.weight_types.values()} - {TensorProto.FLOAT}
+    kinds = sorted(TensorProto.DataType.Name(kind).lower() for kind in others)
     if kinds:
         notes.append(f"Weights in {', '.join(kinds)} were converted to float32, in which the model computes here.")
     fixed = [dim for each in inputs for dim in each.dims if isinstance(dim, str) and dim not in free and dim != _BATCH]
@@ -347,11 +350,15 @@ def _notes(read: OnnxModel, inputs: Sequence[_Input], free: set[str]) -> list[st
     return notes
 
 
-def _form(read: OnnxModel, graph: Graph, inputs: Sequence[_Input]) -> OnnxForm:
-    from onnx import TensorProto
+def _types(read: OnnxModel, module: torch.jit.ScriptModule) -> dict[str, torch.dtype]:
+    """The type that the file has each floating-point tensor of the module in; of one by another name, that of most."""
+    types = {name: PLAIN[kind] for name, kind in read.weight_types.items()}
+    usual = usual_type(types.values())
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: types.get(name, usual) for name, tensor in tensors.items() if tensor.is_floating_point()}
 
-    half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    kinds = {kind for kind in read.weight_types.values() if kind in half}
+
+def _form(read: OnnxModel, graph: Graph, inputs: Sequence[_Input]) -> OnnxForm:
     return OnnxForm(
         inputs=tuple(each.name for each in inputs),
         outputs=tuple(graph.outputs),
@@ -362,6 +369,5 @@ def _form(read: OnnxModel, graph: Graph, inputs: Sequence[_Input]) -> OnnxForm:
             }
             for each in inputs
         },
-        half=kinds.pop() if len(kinds) == 1 else None,
         metadata={entry.key: entry.value for entry in read.proto.metadata_props},
     )

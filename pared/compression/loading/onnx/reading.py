@@ -32,7 +32,7 @@ class OnnxModel:
     Attributes:
         proto: the ModelProto, its floating-point types made float32.
         original: the types that its inputs and outputs had, by name, as numbers of TensorProto.DataType.
-        weight_types: the type that each tensor of another floating-point type had, by name.
+        weight_types: the type that each tensor of floating-point numbers had, by name.
         opset: of the operators of ONNX itself.
     """
 
@@ -194,7 +194,7 @@ def _checked(name: str, tensor: Any) -> int:
     kind = tensor.data_type
     if kind not in TensorProto.DataType.values() or kind in (TensorProto.UNDEFINED, TensorProto.STRING):
         raise UnsupportedModel(f"The tensor {name[:100]} holds no numbers (its type is {kind}).")
-    if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) or kind not in _PLAIN:
+    if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) or kind not in PLAIN:
         raise UnsupportedModel(
             f"The tensor {name[:100]} is of the type {TensorProto.DataType.Name(kind)}. pared opens plain numbers: "
             "prune and distill before quantizing, and upload the float32 model."
@@ -224,11 +224,11 @@ def _width(kind: int) -> Any:
     return (
         np.int16
         if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-        else torch.empty(0, dtype=_PLAIN[kind]).numpy().dtype
+        else torch.empty(0, dtype=PLAIN[kind]).numpy().dtype
     )
 
 
-_PLAIN: dict[int, torch.dtype] = {
+PLAIN: dict[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool,
     10: torch.float16, 11: torch.float64, 16: torch.bfloat16,
 }  # fmt: skip
@@ -237,7 +237,7 @@ _PLAIN: dict[int, torch.dtype] = {
 
 def dtype_of(kind: int) -> torch.dtype | None:
     """The type in torch of an ONNX one, floating-point types all being float32; None: pared has none for it."""
-    dtype = _PLAIN.get(kind)
+    dtype = PLAIN.get(kind)
     return torch.float32 if dtype is not None and dtype.is_floating_point else dtype
 
 
@@ -260,14 +260,15 @@ def _value_types(model: Any) -> dict[str, int]:
 
 
 def in_float32(model: Any) -> dict[str, int]:
-    """Make float32 of every other floating-point type in a model; the types that its tensors had."""
+    """Make float32 of every other floating-point type in a model; the types that its tensors of such numbers had."""
     from onnx import TensorProto, numpy_helper
 
     others = {TensorProto.DataType.Value(name) for name in _FLOATS}
     had: dict[str, int] = {}
     for name, tensor in _tensors(model):
-        if tensor.data_type in others:
+        if tensor.data_type in (TensorProto.FLOAT, *others):
             had[name] = tensor.data_type
+        if tensor.data_type in others:
             array = np.array(numpy_helper.to_array(tensor)).astype(np.float32)
             own = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(array, own))
