@@ -90,7 +90,7 @@ def misfit_of(term: FeatureTerm) -> Misfit:
                 if math.prod(layer.places) < 2:
                     return (
                         f"The {role}'s {layer.name} gives {_shape(layer)} a sample, which has no positions; "
-                        "`attention` compares where layers are active: use `hint`, or name layers of images or sequences."
+                        "`attention` compares where layers are active: use `hint`, or name layers of images or texts."
                     )
         too_wide = teacher.channels * student.channels > MAX_PROJECTION and teacher.channels != student.channels
         return (

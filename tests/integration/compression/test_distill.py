@@ -262,7 +262,10 @@ def test_a_teacher_answers_the_samples_as_they_were_changed(kind):
                 Probe(module, [pair[index] for pair in PAIRS], "x")((mixed,), Classification())[1]
                 for index, module in enumerate((teacher, student))
             )
-            softened = [(p(z_s.flatten(1)), z_t.flatten(1)) for p, z_s, z_t in zip(teaching.companion, narrow, wide, strict=True)]
+            softened = [
+                (p(z_s.flatten(1)), z_t.flatten(1))
+                for p, z_s, z_t in zip(teaching.companion, narrow, wide, strict=True)
+            ]
         taught = knowledge(student(mixed), answers, softened, alpha=kind.alpha, temperature=kind.temperature)
         of_labels = [functional.cross_entropy(student(mixed), each) for each in (y, other)]
         expected = with_labels(taught, share[0] * of_labels[0] + (1 - share[0]) * of_labels[1], kind.labels)
