@@ -10,10 +10,14 @@ from typing import Any
 from pared.compression.distillation.features import Layer
 
 _ANCHORS = (1 / 3, 2 / 3, 1.0)
-_OTHER_FORM = 0.25  # what it costs, in shares of the depth, that one has positions which the other has not
-_OTHER_SIZE = 0.05  # for each doubling of the number of positions
+# What makes a pair worse, in shares of the depth:
+_APART = 2.0  # for each share that the two lie apart
+_OFF = 0.5  # for each share that the student's layer lies off the place that is looked at
+_INSIDE = 0.15  # a layer inside of a block, for each of the two
+_OTHER_FORM = 0.25  # positions that one has and the other has not
+_OTHER_SIZE = 0.05  # each doubling of the number of positions
 _AS_THEY_CAME = ("dropout", "identity", "flatten", "unflatten")  # kinds that only pass on what came before
-_NEARLY = 1e-9
+_CHAINS = ("sequential", "modulelist")  # kinds whose members are blocks rather than parts of one
 
 
 @dataclass(frozen=True)
@@ -29,36 +33,43 @@ def auto_pairs(
 ) -> list[Pair]:
     """At a third, two thirds and all of the way, the pair that is nearest in depth, positions and their number.
 
-    Depth is counted in layers with weights, the last of them not counted whose output has the shape of the model's
-    answer. A layer of the student is in one pair at most, and later pairs are of later layers. Of pairs that are alike
-    the one that ends last is taken, which is a block rather than the last layer inside of it.
+    Depth is counted in layers with weights, up to the last one whose output is not of the shape of the model's answer.
+    Of layers, those inside of a block come after the block itself. A layer is in one pair at most, and later pairs are
+    of later layers. Of pairs that are alike the one that ends last is taken.
 
     Args:
         fits: whether a layer of the teacher and one of the student can be compared.
     """
     of_teacher, of_student = _candidates(teacher.values()), _candidates(student.values())
     pairs: list[Pair] = []
+    reached = (0.0, 0.0)
     for anchor in _ANCHORS:
-        best: tuple[float, Pair] | None = None
-        for layer, depth in of_student:
-            if pairs and depth <= _depth_in(of_student, pairs[-1].student):
-                continue
-            for other, other_depth in of_teacher:
-                if pairs and other_depth < _depth_in(of_teacher, pairs[-1].teacher):
+        best: tuple[float, Pair, tuple[float, float]] | None = None
+        for one in of_teacher:
+            for other in of_student:
+                if one.depth <= reached[0] or other.depth <= reached[1] or not fits(one.layer, other.layer):
                     continue
-                if not fits(other, layer):
-                    continue
-                cost = abs(depth - anchor) + abs(other_depth - anchor) + abs(depth - other_depth)
-                cost += _difference(other, layer)
-                if best is None or cost <= best[0] + _NEARLY:
-                    best = cost, Pair(other, layer)
+                cost = _APART * abs(one.depth - other.depth) + _OFF * abs(other.depth - anchor)
+                cost += _INSIDE * (one.inside + other.inside) + _difference(one.layer, other.layer)
+                if best is None or cost <= best[0] + 1e-9:
+                    best = cost, Pair(one.layer, other.layer), (one.depth, other.depth)
         if best is not None:
             pairs.append(best[1])
+            reached = best[2]
     return pairs
 
 
-def _candidates(layers: Iterable[Layer]) -> list[tuple[Layer, float]]:
-    """Layers with their relative depths, in order; of those that give the same, the one of the shortest name."""
+@dataclass(frozen=True)
+class _Candidate:
+    """A layer, its relative depth, and whether it is a part of a block that can be taken instead."""
+
+    layer: Layer
+    depth: float
+    inside: bool
+
+
+def _candidates(layers: Iterable[Layer]) -> list[_Candidate]:
+    """In order; of layers that give the same, the one of the shortest name."""
     chosen: dict[Any, Layer] = {}
     for layer in layers:
         if layer.answers or layer.kind.lower().startswith(_AS_THEY_CAME):
@@ -66,12 +77,25 @@ def _candidates(layers: Iterable[Layer]) -> list[tuple[Layer, float]]:
         same = (layer.given.data_ptr(), layer.shape, layer.given.stride())
         if same not in chosen or layer.name.count(".") < chosen[same].name.count("."):
             chosen[same] = layer
-    last = max((layer.depth for layer in chosen.values()), default=1)
-    return [(layer, layer.depth / max(last, 1)) for layer in chosen.values()]
+    blocks = {layer.name for layer in chosen.values() if not layer.kind.lower().startswith(_CHAINS)}
+    last_in = {_parent(layer.name): layer.name for layer in chosen.values()}
+    deepest = max((layer.depth for layer in chosen.values()), default=1)
+    return [
+        _Candidate(layer, layer.depth / max(deepest, 1), _is_inside(layer.name, blocks, last_in))
+        for layer in chosen.values()
+    ]
 
 
-def _depth_in(layers: Iterable[tuple[Layer, float]], wanted: Layer) -> float:
-    return next(depth for layer, depth in layers if layer is wanted)
+def _is_inside(name: str, blocks: set[str], last_in: Mapping[str, str]) -> bool:
+    """Where calls are inlined no block has an output of its own, and the last layer in it stands for it."""
+    parent = _parent(name)
+    if not parent or name.rpartition(".")[2].isdecimal():
+        return False
+    return parent in blocks or last_in[parent] != name
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _difference(teacher: Layer, student: Layer) -> float:
