@@ -180,6 +180,18 @@ class Goal(_Part):
     sentence: str
 
 
+class FeaturePair(_Part):
+    """An inner layer of the student that learned from one of the teacher."""
+
+    term: str = Field(description="The loss, or its term, that compares them, such as `hint`.")
+    teacher: str = Field(description="The teacher's layer.")
+    student: str = Field(description="The student's layer.")
+    teacher_shape: list[int] = Field(description="What the layer gives for one sample.")
+    student_shape: list[int]
+    chosen: Literal["auto", "named"] = Field(description="By depth and shape, or by the spec.")
+    compared: str = Field(description="What is done to make the two comparable, such as a projection.")
+
+
 class EpochRecord(_Part):
     """One epoch of training."""
 
@@ -226,6 +238,9 @@ class Report(_Part):
     before_retraining: Quality | None = Field(None, description="prune, one-shot: after removal, before retraining.")
     comparison: Comparison | None = None
     labels_only: Quality | None = Field(None, description="distill: the same student trained on labels alone.")
+    features: list[FeaturePair] = Field(
+        default_factory=list, description="distill: the pairs of inner layers that the loss compared."
+    )
     layers: list[LayerReport] = Field(default_factory=list)
     removed: dict[str, dict[str, list[int]]] = Field(
         default_factory=dict,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from pared.cli.downloads import check_writable, formats_of
 from pared.cli.jobs import submit_and_follow
+from pared.cli.losses import LOSS_HELP, loss_of, loss_part
 from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
 from pared.cli.parsers import architecture_of, model_upload, share, without_none
 from pared.cli.rendering import err, out, print_json
@@ -30,7 +31,6 @@ from pared.cli.uploads import stored
 from pared.client import Client, Plan
 from pared.specs import Device, Knowledge, Task
 
-Loss = Literal["knowledge", "output_mse"]
 KNOWLEDGE = Knowledge(kind="knowledge")
 
 
@@ -126,9 +126,10 @@ def distill(
         str | None, typer.Option(help="A name, or a .json file: the student itself, or that of its state dict.")
     ] = None,
     loss: Annotated[
-        Loss | None,
+        list[str] | None,
         typer.Option(
-            help="Softened outputs, or the outputs' squared distance.",
+            metavar="NAME[=WEIGHT]",
+            help=LOSS_HELP,
             show_default="knowledge; output_mse for a regression",
         ),
     ] = None,
@@ -137,7 +138,10 @@ def distill(
         typer.Option(help="knowledge: the weight of the output distance.", show_default=str(KNOWLEDGE.alpha)),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="knowledge: softens the outputs.", show_default=str(KNOWLEDGE.temperature))
+        float | None,
+        typer.Option(
+            help="knowledge, kl, decoupled, dist: softens the outputs.", show_default=str(KNOWLEDGE.temperature)
+        ),
     ] = None,
     labels: Annotated[
         float | None,
@@ -160,8 +164,7 @@ def distill(
     if width is not None and made is not None:
         raise typer.BadParameter("a student of the teacher's --width has the teacher's architecture; name no other one")
     weighing = without_none(alpha=alpha, temperature=temperature, labels=labels)
-    if weighing and loss == "output_mse":
-        raise typer.BadParameter("--alpha, --temperature and --labels are for --loss knowledge; leave them out")
+    learned = loss_of([loss_part(each) for each in loss or []], weighing)
     with Client() as client:
         spec: dict[str, Any] = {
             "type": "distill",
@@ -174,8 +177,8 @@ def distill(
             **_common_fields(seed, output, device, latency_device),
             **files.spec(),
         }
-        if loss or weighing:
-            spec["loss"] = {"kind": loss or "knowledge", **weighing}
+        if learned is not None:
+            spec["loss"] = learned
         if student is not None:
             spec |= {"student": stored(client.models, student, err, made).id, "student_architecture": made}
         elif width is not None:

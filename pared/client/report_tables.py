@@ -53,6 +53,8 @@ class Report(reports.Report):
             yield f"Before any retraining: {_quality(self.before_retraining)}"
         if self.labels_only:
             yield f"The same student trained on labels alone: {_quality(self.labels_only)}"
+        for pair in self.features:
+            yield f"{pair.term}: {pair.student} learned from the teacher's {pair.teacher}, {pair.compared}"
         if self.frontier:
             yield f"The {len(self.frontier)} points that the search for the goal tried: frontier.csv"
         for warning in self.warnings:

@@ -34,12 +34,15 @@ class Spec(BaseModel):
             self._refuse(idle)
 
     def _refuse(self, advice: dict[str, str]) -> NoReturn:
-        """Refuse these fields (name -> what is wrong, and what to do), given or left out."""
+        """Refuse these fields (name, or path such as `terms/0` -> what is wrong, and what to do), given or left out."""
+        paths = {path: [int(part) if part.isdecimal() else part for part in path.split("/")] for path in advice}
         errors = [
             InitErrorDetails(
-                type=PydanticCustomError("advice", "{why}", {"why": why}), loc=(name,), input=getattr(self, name)
+                type=PydanticCustomError("advice", "{why}", {"why": why}),
+                loc=tuple(paths[path]),
+                input=getattr(self, str(paths[path][0])),
             )
-            for name, why in advice.items()
+            for path, why in advice.items()
         ]
         raise ValidationError.from_exception_data(type(self).__name__, errors)
 

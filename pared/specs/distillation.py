@@ -9,7 +9,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pared.specs.architectures import Architecture, Layered, Named, tag_of
 from pared.specs.base import Spec
 from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec
-from pared.specs.training import DistillLoss, Knowledge, OutputMse, TeachTrain
+from pared.specs.losses import Combined
+from pared.specs.training import DistillLoss, Knowledge, TeachTrain
 from pared.specs.uploads import DatasetReference, ModelId
 
 
@@ -76,7 +77,12 @@ class DistillSpec(CompressionSpec):
                 "probabilities, which a regression does not have"
             )
             self._refuse({"loss": why})
-        if self.task in WITHOUT_LABELS and not isinstance(loss, OutputMse):
+        if isinstance(loss, Combined) and self.task is not None:
+            classes, labels = self.task not in WITHOUT_CLASSES, self.task not in WITHOUT_LABELS
+            unfit = loss.unfit(classes=classes, labels=labels, one_output=self.task != "match")
+            if unfit:
+                self._refuse({f"loss/{path}": why for path, why in unfit.items()})
+        if self.task in WITHOUT_LABELS and isinstance(loss, Knowledge):
             why = f"has no part where task={self.task} learns the teacher's answers in its own measure: leave it out"
             self._refuse({"loss": why})
         if self.task in WITHOUT_LABELS and self.compare_with_labels_only:

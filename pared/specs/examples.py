@@ -61,6 +61,22 @@ DISTILL: dict[str, Any] = {
     "train": {"epochs": 5},
 }
 
+DISTILL_INNER_LAYERS: dict[str, Any] = {
+    "type": "distill",
+    "teacher": EXAMPLE_MODEL_ID,
+    "student": {"from_teacher": {"width": 0.5}},
+    "dataset": "builtin:digits",
+    "loss": {
+        "kind": "combined",
+        "terms": [
+            {"kind": "kl", "temperature": 4},
+            {"kind": "labels", "weight": 0.1},
+            {"kind": "hint", "weight": 0.5, "features": "auto"},
+        ],
+    },
+    "train": {"epochs": 5},
+}
+
 PRUNING: dict[str, dict[str, Any]] = {
     "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
     "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
@@ -80,4 +96,8 @@ PRUNING: dict[str, dict[str, Any]] = {
 }
 DISTILLATION: dict[str, dict[str, Any]] = {
     "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
+    "inner layers": {
+        "summary": "Teach it by softened classes, labels and inner layers that are paired by depth and shape",
+        "value": DISTILL_INNER_LAYERS,
+    },
 }

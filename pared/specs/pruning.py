@@ -10,6 +10,7 @@ from pared.criteria import CRITERIA, SCORED_AS, scoring
 from pared.specs.architectures import Architecture
 from pared.specs.base import Spec
 from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec, TensorSpec
+from pared.specs.losses import Combined
 from pared.specs.targets import Target
 from pared.specs.training import Knowledge, Retrain
 from pared.specs.uploads import DatasetReference, ModelId, Text
@@ -289,5 +290,9 @@ class PruneSpec(CompressionSpec):
         if self.task in WITHOUT_CLASSES and isinstance(teach, Knowledge) and teach.alpha < 1:
             why = 'softens class probabilities, which a regression does not have: use {"kind": "output_mse"}'
             self._refuse({"retrain": f"`teach` {why}"})
+        if isinstance(teach, Combined):
+            unfit = teach.unfit(classes=self.task not in WITHOUT_CLASSES, labels=True, one_output=True)
+            if unfit:
+                self._refuse({f"retrain/teach/{path}": why for path, why in unfit.items()})
         if self.retrain is not None:
             self._refuse_without_classes("retrain", self.retrain)

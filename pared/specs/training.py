@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pared.specs.augmentation import Augment
 from pared.specs.base import Spec
-from pared.specs.uploads import Text
+from pared.specs.losses import Combined, FeaturePairs
 
 Optimizer = Literal["sgd", "adam"]
 LrSchedule = Literal["constant", "cosine"]
@@ -97,16 +97,16 @@ class Knowledge(Spec):
     kind: Literal["knowledge"]
     alpha: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(4.0, gt=0, le=100)
-    features: list[tuple[Text, Text]] | None = Field(
+    features: FeaturePairs | None = Field(
         None,
-        max_length=16,
         description="Pairs [teacher layer, student layer]. With pairs, the KL term runs over the softened outputs of "
-        "these layers (projected where widths differ); without, over the logits.",
+        "these layers (projected where widths differ); without, over the logits. `auto` pairs layers by relative depth "
+        "and shape, and the report says which.",
     )
     labels: float = Field(0.0, ge=0, lt=1, description="Share of the loss on the hard labels.")
 
 
-DistillLoss = Annotated[OutputMse | Knowledge, Field(discriminator="kind")]
+DistillLoss = Annotated[OutputMse | Knowledge | Combined, Field(discriminator="kind")]
 
 
 class Retrain(Train):
@@ -124,4 +124,7 @@ class Retrain(Train):
     def _teaches_outputs(self) -> Retrain:
         if isinstance(self.teach, Knowledge) and self.teach.features is not None:
             self._refuse({"teach": "compares outputs: leave `features` out"})
+        if isinstance(self.teach, Combined) and self.teach.with_features:
+            place = self.teach.with_features[0][0]
+            self._refuse({f"teach/terms/{place}": "compares inner layers, and `teach` outputs: leave it out"})
         return self

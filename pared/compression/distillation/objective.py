@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,20 +13,20 @@ from torch import Tensor, nn
 
 from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import place
+from pared.compression.distillation.checks import hold_answers, hold_finite, hold_terms
+from pared.compression.distillation.choosing import BothLayers
 from pared.compression.distillation.features import Probe
-from pared.compression.distillation.losses import knowledge, output_mse, with_labels
+from pared.compression.distillation.lessons import Lesson, Part, lesson_of
+from pared.compression.distillation.terms import Answered
 from pared.compression.measuring.references import KEPT_BYTES
 from pared.compression.measuring.running import Samples, answers, forward, own_failures
 from pared.compression.tasks import TaskRules
-from pared.compression.training.augmentation import Mix, label_loss, parted
+from pared.compression.training.augmentation import Mix, parted
 from pared.compression.training.calibration import copied, learn_labels
 from pared.compression.training.gradients import Loss, WeightedLoss, weight_of
-from pared.compression.training.seeds import seed_of
-from pared.errors import ShapeMismatch, ValidationError
-from pared.specs import Augment, Knowledge, OutputMse
-
-MAX_PROJECTION = 1 << 26
-"""Most weights of one learned projection: 256 MiB, and three times that with its optimizer state."""
+from pared.errors import ShapeMismatch
+from pared.reports import FeaturePair
+from pared.specs import Augment, Combined, DistillLoss
 
 
 class TeachableSamples(Samples, Protocol):
@@ -36,15 +38,19 @@ class TeachableSamples(Samples, Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """What `train.fit` is handed to teach: the data, the loss, and projections that are learned along."""
+    """What `train.fit` is handed to teach: the data, the loss, and projections that are learned along.
+
+    `features`: the pairs of inner layers that the loss compares.
+    """
 
     data: Samples
     loss: Loss
     companion: nn.Module | None
+    features: list[FeaturePair] = field(default_factory=list)
 
 
 def make_objective(
-    kind: OutputMse | Knowledge,
+    kind: DistillLoss,
     teacher: nn.Module,
     student: nn.Module,
     data: TeachableSamples,
@@ -55,6 +61,7 @@ def make_objective(
     seed: int,
     device: str = "cpu",
     augment: Augment | None = None,
+    of_pruning: bool = False,
 ) -> Objective:
     """Prepare what the student learns from the teacher, which stays as it is: in eval mode, without gradients.
 
@@ -67,38 +74,60 @@ def make_objective(
         task: of the student, whose outputs may be probabilities where the teacher's are none.
         teacher_task: of the teacher; without one, the same.
         augment: how the training changes its batches.
+        of_pruning: the loss is `retrain.teach`, and the teacher is the student as it was: no answer of it is refused.
 
     Raises:
         ShapeMismatch: the outputs of teacher and student differ in shape.
-        ValidationError: a named layer does not exist, gives no tensor, or is too narrow or too wide.
+        ValidationError: layers that the loss names do not exist, give no features or cannot be compared; a term has
+            nothing to compare; the teacher answers NaN, or the loss is no finite number for the first samples.
     """
-    teacher_task = teacher_task or task
+    teacher_task, pointer = teacher_task or task, "/retrain/teach" if of_pruning else "/loss"
     place(teacher.eval(), device)
     place(student.eval(), device)
     inputs = tuple(tensor.to(device) for tensor in example)
-    pairs = kind.features or [] if isinstance(kind, Knowledge) else []
-    of_both = Probe(teacher, [pair[0] for pair in pairs], "teacher"), Probe(student, [p[1] for p in pairs], "student")
     with torch.no_grad():
-        of_teacher, wide = of_both[0](inputs, teacher_task)
-        of_student, narrow = of_both[1](inputs, task)
+        of_teacher = forward(teacher, inputs, teacher_task)
+        of_student = forward(student, inputs, task)
     if of_teacher.shape != of_student.shape:
-        raise ShapeMismatch(
+        text = (
             f"For {len(example[0])} samples the teacher answers {tuple(of_teacher.shape)} and the student "
             f"{tuple(of_student.shape)}. A student has as many outputs as its teacher."
         )
-    if task.has_references:  # what the student learns is the teacher's answers, and these are its targets
-        return Objective(data, learn_labels(task, augment), None)
-    if pairs and isinstance(kind, Knowledge):
-        projections = _projections(pairs, narrow, wide, seed).to(device)
-        return Objective(data, _feature_loss(kind, task, teacher_task, of_both, projections, augment), projections)
+        raise ShapeMismatch(text, errors=[{"pointer": "/student", "detail": text}])
+    if task.has_references and not isinstance(kind, Combined):
+        return Objective(data, learn_labels(task, augment), None)  # whose targets are the teacher's answers
+    first = next(iter(data.on(device).batches("train", len(example[0]))))
+    if isinstance(kind, Combined):
+        hold_terms(kind, task, forward(student, first[0], task).detach(), first[1], pointer)
+    lesson = lesson_of(kind, BothLayers(teacher, student, inputs), seed, pointer)
+    if lesson.companion is not None:
+        lesson.companion.to(device)
+    probes = _probes(lesson, teacher, student, inputs)
+    padding = getattr(data, "padding", None)
+    if not of_pruning:
+        _try_out(lesson, _beside(teacher, teacher_task, None, probes), student, first, task, probes, padding, pointer)
+
+    taught: Taught
+    samples: Samples = data
     few = 4 * of_teacher[:1].numel() * data.samples("train") <= KEPT_BYTES
-    of_any_length = of_teacher.dim() > 2 and getattr(data, "padding", None) is not None
-    if few and augment is None and not of_any_length:
+    of_any_length = of_teacher.dim() > 2 and padding is not None
+    if task.has_references:
+        taught = _among_targets(teacher, teacher_task, augment, probes)
+    elif few and augment is None and not of_any_length and not lesson.pairs:
         answered = answers(teacher, data, "train", teacher_task, device=device)
-        return Objective(data.taught(answered), _output_loss(kind, task, _travelling), None)
-    beside = copied(teacher).eval()  # whoever made it may move it on
-    place(beside, device)
-    return Objective(data, _output_loss(kind, task, _beside(beside, teacher_task, augment)), None)
+        if not of_pruning:
+            hold_answers(answered, task)
+        samples, taught = data.taught(answered), _travelling
+    else:
+        beside = teacher if lesson.pairs else copied(teacher).eval()  # whoever made it may move it on
+        place(beside, device)
+        taught = _beside(beside, teacher_task, augment, probes)
+
+    def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        parts = _parts(lesson, taught, module, (inputs, targets), task, probes, padding)
+        return functools.reduce(operator.add, [value for _, value in parts])
+
+    return Objective(samples, WeightedLoss(loss, task.weight), lesson.companion, lesson.features)
 
 
 def hold_others(
@@ -126,7 +155,7 @@ def hold_others(
             reference = held.taken(original(*kept.inputs), samples)
         return value + held.loss(held.taken(kept.answer, samples), reference)
 
-    return Objective(objective.data, WeightedLoss(loss, weight_of(objective.loss)), objective.companion)
+    return replace(objective, loss=WeightedLoss(loss, weight_of(objective.loss)))
 
 
 class _Kept:
@@ -143,104 +172,83 @@ class _Kept:
         return self.answer
 
 
-Taught = Callable[[Inputs], tuple[Inputs, Tensor, Mix | None]]
-"""Of the inputs of a batch as a loss is handed them: the student's, the teacher's answer to these, and what is mixed
-into them."""
+Taught = Callable[[Inputs, Tensor], tuple[Inputs, Tensor, list[Tensor], Mix | None]]
+"""Of the inputs and targets of a batch as a loss is handed them: the student's inputs, the teacher's answer to these,
+what its layers gave, and what is mixed into them."""
+Probes = tuple[Probe, Probe]
+"""Of the teacher and the student, with the layers of the pairs that a loss compares."""
 
 
-def _travelling(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+def _probes(lesson: Lesson, teacher: nn.Module, student: nn.Module, inputs: Inputs) -> Probes | None:
+    if not lesson.pairs:
+        return None
+    probes = (
+        Probe(teacher, [pair.teacher.name for pair in lesson.pairs], "teacher"),
+        Probe(student, [pair.student.name for pair in lesson.pairs], "student"),
+    )
+    for probe in probes:
+        probe.look(inputs)
+    return probes
+
+
+def _travelling(inputs: Inputs, _: Tensor) -> tuple[Inputs, Tensor, list[Tensor], Mix | None]:
     """The teacher's answers are the last of the inputs."""
-    return inputs[:-1], inputs[-1], None
+    return inputs[:-1], inputs[-1], [], None
 
 
-def _beside(teacher: nn.Module, task: TaskRules, augment: Augment | None) -> Taught:
+def _beside(teacher: nn.Module, task: TaskRules, augment: Augment | None, probes: Probes | None) -> Taught:
     """The teacher runs beside the student."""
 
-    def taught(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+    def taught(inputs: Inputs, _: Tensor) -> tuple[Inputs, Tensor, list[Tensor], Mix | None]:
         samples, mix = parted(inputs, augment)
         with torch.no_grad():
-            return samples, forward(teacher, samples, task), mix
+            if probes is None:
+                return samples, forward(teacher, samples, task), [], mix
+            return samples, *probes[0](samples, task), mix
 
     return taught
 
 
-def _output_loss(kind: OutputMse | Knowledge, task: TaskRules, taught: Taught) -> Loss:
-    def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        samples, answer, mix = taught(inputs)
-        output = forward(student, samples, task)
-        return _from_answers(kind, task, output, answer, targets, mix)
+def _among_targets(teacher: nn.Module, task: TaskRules, augment: Augment | None, probes: Probes | None) -> Taught:
+    """The teacher's answers are the targets; it runs for its inner layers."""
 
-    return WeightedLoss(loss, task.weight)
-
-
-def _from_answers(
-    kind: OutputMse | Knowledge,
-    task: TaskRules,
-    output: Tensor,
-    answer: Tensor,
-    targets: Tensor,
-    mix: Mix | None,
-    features: Sequence[tuple[Tensor, Tensor]] | None = None,
-) -> Tensor:
-    """The loss of a batch; `features`: pairs in the place of the logits."""
-    (own, counted), (expected, _) = (task.rows(each, targets) for each in (output, answer))
-    if isinstance(kind, OutputMse):
-        return output_mse(own, expected, counted)
-    lesson = knowledge(
-        own,
-        expected,
-        [(own, expected)] if features is None else features,
-        alpha=kind.alpha,
-        temperature=kind.temperature,
-        counted=counted,
-        independent=task.independent,
-    )
-    return with_labels(lesson, label_loss(task, output, targets, mix), kind.labels)
-
-
-def _feature_loss(
-    kind: Knowledge,
-    task: TaskRules,
-    teacher_task: TaskRules,
-    of_both: tuple[Probe, Probe],
-    projections: nn.ModuleList,
-    augment: Augment | None,
-) -> Loss:
-    teacher, student = of_both
-
-    def loss(_: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+    def taught(inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor, list[Tensor], Mix | None]:
         samples, mix = parted(inputs, augment)
         with torch.no_grad():
-            answer, wide = teacher(samples, teacher_task)
-        output, narrow = student(samples, task)
-        softened = [(project(z_s), z_t) for project, z_s, z_t in zip(projections, narrow, wide, strict=True)]
-        return _from_answers(kind, task, output, answer, targets, mix, softened)
+            return samples, targets, [] if probes is None else probes[0](samples, task)[1], mix
 
-    return WeightedLoss(loss, task.weight)
+    return taught
 
 
-def _projections(
-    pairs: Sequence[tuple[str, str]], narrow: Sequence[Tensor], wide: Sequence[Tensor], seed: int
-) -> nn.ModuleList:
-    """For each pair what takes the student's features to the teacher's width: a linear map where they differ."""
-    projections = nn.ModuleList()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "projections"))
-        for index, ((of_teacher, of_student), z_s, z_t) in enumerate(zip(pairs, narrow, wide, strict=True)):
-            if z_t.shape[1] < 2:
-                text = (
-                    f"The teacher's {of_teacher} gives one number a sample; the softmax of one number says nothing: "
-                    'name a wider layer, or use {"kind": "output_mse"}.'
-                )
-                raise ValidationError(text, errors=[{"pointer": f"/loss/features/{index}", "detail": text}])
-            if z_s.shape[1] == z_t.shape[1]:
-                projections.append(nn.Identity())
-                continue
-            if z_s.shape[1] * z_t.shape[1] > MAX_PROJECTION:
-                text = (
-                    f"The student's {of_student} gives {z_s.shape[1]:,} numbers a sample, the teacher's {of_teacher} "
-                    f"{z_t.shape[1]:,}: too many to project. Name later layers, after pooling."
-                )
-                raise ValidationError(text, errors=[{"pointer": f"/loss/features/{index}", "detail": text}])
-            projections.append(nn.Linear(z_s.shape[1], z_t.shape[1]))
-    return projections
+def _parts(
+    lesson: Lesson,
+    taught: Taught,
+    student: nn.Module,
+    batch: tuple[Inputs, Tensor],
+    task: TaskRules,
+    probes: Probes | None,
+    padding: int | None,
+) -> list[Part]:
+    """The parts of the loss of a batch."""
+    inputs, targets = batch
+    samples, answer, wide, mix = taught(inputs, targets)
+    output, narrow = (forward(student, samples, task), []) if probes is None else probes[1](samples, task)
+    return lesson.parts(task, Answered(samples, targets, output, answer, mix, padding), narrow, wide)
+
+
+def _try_out(
+    lesson: Lesson,
+    taught: Taught,
+    student: nn.Module,
+    first: tuple[Inputs, Tensor],
+    task: TaskRules,
+    probes: Probes | None,
+    padding: int | None,
+    pointer: str,
+) -> None:
+    """Refuse a loss that is no finite number for the first samples."""
+    with torch.no_grad():
+        hold_answers(taught(*first)[1], task)
+        output = forward(student, first[0], task)
+        parts = _parts(lesson, taught, student, first, task, probes, padding)
+    hold_finite(parts, output, pointer)

@@ -35,7 +35,7 @@ from pared.compression.training.loop import Fit, fit, trainable
 from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.errors import ValidationError
-from pared.reports import EpochRecord, Report
+from pared.reports import EpochRecord, FeaturePair, Report
 from pared.specs import DistillSpec, FromTeacher
 
 
@@ -90,12 +90,14 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         stages.enter("retrain")
         halves = 2 if spec.compare_with_labels_only else 1
-        taught = _teach(
+        taught, features = _teach(
             spec, work, teacher, student, of_student, data.task, example, checkpoint, stages.span(0, halves)
         )
         alone_fit = None
         if alone is not None:
-            alone_fit = _labels_only(spec, work, student, alone, of_student, taught, checkpoint, stages.span(1, 2))
+            alone_fit = _labels_only(
+                spec, work, student, alone, of_student, (taught, features), checkpoint, stages.span(1, 2)
+            )
 
         place(student.module.eval(), CPU)
         round_to_own_types(student)
@@ -125,6 +127,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             work,
             verdict=distill_verdict(before, after, comparison, alone_quality, against),
             sizes_and_scores=(before, after),
+            features=features,
             layers=layers,
             granularity=None,
             baseline=baseline,
@@ -173,13 +176,18 @@ def _teach(
     example: Sequence[Tensor],
     checkpoint: dict[str, Any],
     span: tuple[float, float],
-) -> Fit:
-    """Train the student on the teacher, or take it up from a checkpoint that was made after that."""
+) -> tuple[Fit, list[FeaturePair]]:
+    """Train the student on the teacher, or take it up from a checkpoint that was made after that.
+
+    Returns:
+        What came of it, and the pairs of inner layers that the loss compared.
+    """
     if checkpoint["taught"] is not None:
         student.module.load_state_dict(checkpoint["taught_state"])
         done = checkpoint["taught"]
         history = [EpochRecord.model_validate(record) for record in done["history"]]
-        return Fit(history, done["best_epoch"], done["best_score"])
+        pairs = [FeaturePair.model_validate(pair) for pair in done["features"]]
+        return Fit(history, done["best_epoch"], done["best_score"]), pairs
     teaching = make_objective(
         spec.loss,
         teacher.module,
@@ -193,7 +201,9 @@ def _teach(
         augment=spec.train.augment,
     )
     teaching = hold_others(teaching, teacher.module, data.task, device=work.device, augment=spec.train.augment)
-    return fit(
+    for pair in teaching.features:
+        work.observer.log(f"{pair.term}: {pair.student} learns from the teacher's {pair.teacher}, {pair.compared}")
+    fitted = fit(
         student.module,
         teaching.data,
         spec.train,
@@ -210,6 +220,7 @@ def _teach(
         keep=lambda state: work.observer.checkpoint({"taught": None, "taught_state": None, "fit": state}),
         resume=checkpoint["fit"],
     )
+    return fitted, teaching.features
 
 
 def _labels_only(
@@ -218,16 +229,18 @@ def _labels_only(
     student: LoadedModel,
     alone: nn.Module,
     data: Data,
-    taught: Fit,
+    taught: tuple[Fit, list[FeaturePair]],
     checkpoint: dict[str, Any],
     span: tuple[float, float],
 ) -> Fit:
     """Train the same start on labels alone: the same epochs, and the same samples in the same order."""
     taught_state = {name: tensor.detach().cpu() for name, tensor in student.module.state_dict().items()}
+    fitted, features = taught
     done = {
-        "history": [record.model_dump() for record in taught.history],
-        "best_epoch": taught.best_epoch,
-        "best_score": taught.best_score,
+        "history": [record.model_dump() for record in fitted.history],
+        "best_epoch": fitted.best_epoch,
+        "best_score": fitted.best_score,
+        "features": [pair.model_dump() for pair in features],
     }
     return fit(
         alone,

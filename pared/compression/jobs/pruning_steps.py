@@ -325,6 +325,7 @@ class Pruning:
             seed=spec.seed,
             device=self.job.work.device,
             augment=retrain.augment,
+            of_pruning=True,
         )
         place(teacher, CPU)
         return hold_others(objective, teacher, data.task, device=self.job.work.device, augment=retrain.augment)

@@ -109,7 +109,7 @@ def test_named_layers_are_read_from_any_module(kind):
     x = EXAMPLE[0]
     expected = eager.conv(x.unsqueeze(1))
     assert torch.equal(output, eager(x))
-    assert torch.allclose(conv, expected.flatten(1))
+    assert torch.allclose(conv, expected)
     hidden = eager.blocks[0](torch.relu(expected).flatten(1))
     assert torch.allclose(wide, hidden)
     assert torch.allclose(narrow, torch.relu(hidden))
@@ -171,7 +171,7 @@ def test_an_unknown_layer_is_answered_with_those_there_are(kind):
 
 
 def test_features_that_are_too_wide_to_project_are_refused(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("pared.compression.distillation.objective"), "MAX_PROJECTION", 10)
+    monkeypatch.setattr(importlib.import_module("pared.compression.distillation.choosing"), "MAX_PROJECTION", 10)
     with pytest.raises(ValidationError, match="too many to project"):
         prepared(Knowledge(kind="knowledge", features=PAIRS), make("eager", 12), make("eager", 6))
 
@@ -262,7 +262,10 @@ def test_a_teacher_answers_the_samples_as_they_were_changed(kind):
                 Probe(module, [pair[index] for pair in PAIRS], "x")((mixed,), Classification())[1]
                 for index, module in enumerate((teacher, student))
             )
-            softened = [(p(z_s), z_t) for p, z_s, z_t in zip(teaching.companion, narrow, wide, strict=True)]
+            softened = [
+                (p(z_s.flatten(1)), z_t.flatten(1))
+                for p, z_s, z_t in zip(teaching.companion, narrow, wide, strict=True)
+            ]
         taught = knowledge(student(mixed), answers, softened, alpha=kind.alpha, temperature=kind.temperature)
         of_labels = [functional.cross_entropy(student(mixed), each) for each in (y, other)]
         expected = with_labels(taught, share[0] * of_labels[0] + (1 - share[0]) * of_labels[1], kind.labels)
