@@ -33,6 +33,7 @@ from pared.specs.distillation import DistillSpec, FromTeacher, Student
 from pared.specs.inspection import InspectSpec
 from pared.specs.planning import PlanSpec
 from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
+from pared.specs.quantization import Calibration, QuantizeSpec
 from pared.specs.targets import Target
 from pared.specs.training import (
     DistillLoss,
@@ -56,6 +57,7 @@ __all__ = [
     "WITH_FREE_SIZES",
     "Architecture",
     "Augment",
+    "Calibration",
     "ColorJitter",
     "CompressionSpec",
     "Criterion",
@@ -87,6 +89,7 @@ __all__ = [
     "Preprocess",
     "PruneSpec",
     "Quantize",
+    "QuantizeSpec",
     "Reference",
     "ResizedCrop",
     "Retrain",

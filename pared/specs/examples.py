@@ -60,6 +60,18 @@ DISTILL: dict[str, Any] = {
     "loss": {"kind": "knowledge", "alpha": 0.5, "temperature": 4},
     "train": {"epochs": 5},
 }
+QUANTIZE: dict[str, Any] = {
+    "type": "quantize",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "method": "static",
+    "target": {"max_accuracy_drop": 0.005},
+}
+QUANTIZE_WEIGHTS: dict[str, Any] = {
+    "type": "quantize",
+    "model": EXAMPLE_MODEL_ID,
+    "outputs": ["torchscript", "packed"],
+}
 
 PRUNING: dict[str, dict[str, Any]] = {
     "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
@@ -80,4 +92,8 @@ PRUNING: dict[str, dict[str, Any]] = {
 }
 DISTILLATION: dict[str, dict[str, Any]] = {
     "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
+}
+QUANTIZATION: dict[str, dict[str, Any]] = {
+    "quantize": {"summary": "int8 for ONNX Runtime, and no more than half a point lost", "value": QUANTIZE},
+    "weights": {"summary": "A quarter of the bytes, without data", "value": QUANTIZE_WEIGHTS},
 }
