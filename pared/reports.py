@@ -291,8 +291,8 @@ class Plan(_Part):
 
     verdict: str
     amount: float = Field(
-        description="Share that goes: that of the spec, or the one that meets its target; of a quantize job the share of "
-        "the parameters that become int8."
+        description="Share that goes: that of the spec, or the one that meets its target; of a quantize job the share "
+        "of the parameters that become int8."
     )
     round_to: int | None = None
     goal: Goal | None = Field(None, description="What the spec's `target` comes to.")

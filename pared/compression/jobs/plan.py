@@ -31,7 +31,7 @@ from pared.specs import PHYSICAL, PlanSpec, QuantizeSpec
 
 
 def plan(spec: PlanSpec, work: Work) -> Plan:
-    """What a prune or quantize job will do: what becomes of each layer and what cannot, and how large each file will be.
+    """What a prune or quantize job will do: what becomes of each layer or cannot, and how large each file will be.
 
     It is chosen and removed as the job does it, with the same seeds and data. Quality is left out, for only training
     tells it; what else training can still change is marked.
