@@ -172,6 +172,12 @@ class NothingToPrune(ParedError):
     code, title, status = "nothing-to-prune", "Nothing can be removed", 422
 
 
+class NothingToQuantize(ParedError):
+    """No layer of the model can become int8 under this spec, or all that could are; the detail says which."""
+
+    code, title, status = "nothing-to-quantize", "Nothing can be quantized", 422
+
+
 class ModelFailed(ParedError):
     """The model's own forward (or backward) raised; the detail carries its message."""
 

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from pared.reports import DatasetInspection, ModelInspection, Plan, Report
-from pared.specs import DistillSpec, InspectSpec, JobSpec, PlanSpec, PruneSpec, Reference, UploadKind, examples
+from pared.specs import (
+    DistillSpec,
+    InspectSpec,
+    JobSpec,
+    PlanSpec,
+    PruneSpec,
+    QuantizeSpec,
+    Reference,
+    UploadKind,
+    examples,
+)
 from pared.specs.uploads import references, upload_fields
 
 Method = Callable[[Any, Any], BaseModel]
@@ -112,6 +122,13 @@ JOB_TYPES = (
         report=Report,
         method="pared.compression.jobs.distill:distill",
         examples=examples.DISTILLATION,
+    ),
+    JobType(
+        name="quantize",
+        spec=QuantizeSpec,
+        report=Report,
+        method="pared.compression.jobs.quantize:quantize",
+        examples=examples.QUANTIZATION,
     ),
     JobType(
         name="inspect",

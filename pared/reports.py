@@ -141,6 +141,10 @@ class Comparison(_Part):
     )
 
 
+Precision = Literal["int8", "int8_weights", "float32"]
+"""What a layer computes in: all in int8, in float32 with weights kept as int8, or all in float32."""
+
+
 class LayerReport(_Part):
     """One layer before and after."""
 
@@ -150,6 +154,16 @@ class LayerReport(_Part):
     sparsity: float = Field(description="Share of exact zeros in the layer's weights afterwards.")
     removed_units: list[int] | None = Field(None, description="Indices, in the upload, of removed output channels.")
     reason: str | None = Field(None, description="Why it was left alone.")
+    precision: Precision | None = Field(
+        None,
+        description="quantize: `int8`: inputs and weights are multiplied as integers; `int8_weights`: weights are kept "
+        "as int8 and computed with in float32; `float32`: left as it was.",
+    )
+    sensitivity: float | None = Field(
+        None,
+        description="quantize, of a job with a `target`: relative error of the model's answers where this layer alone "
+        "is int8, on validation samples.",
+    )
 
 
 class Point(_Part):
@@ -175,7 +189,9 @@ class Goal(_Part):
     reached: dict[str, float] = Field(
         description="The same of the result; where infeasible, the nearest that was found."
     )
-    amount: float = Field(description="The share that was removed for it.")
+    amount: float = Field(
+        description="The share that was removed for it; of a quantize job the share of the parameters that are int8."
+    )
     round_to: int | None = None
     sentence: str
 
@@ -250,6 +266,11 @@ class Report(_Part):
     best_epoch: int | None = None
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall-clock seconds of each stage.")
+    runtime: Literal["onnxruntime", "torch"] | None = Field(
+        None,
+        description="quantize: what ran the file whose latency and quality `after` has; beside it, and for latency, "
+        "ran the float32 model in the same format.",
+    )
     failed_outputs: list[FailedOutput] = Field(
         default_factory=list, description="Formats that were asked for and could not be written; the others were."
     )
@@ -276,14 +297,18 @@ class PlannedLayer(_Part):
     shape_after: list[int]
     removed_units: int = Field(0, description="Output channels or neurons that go.")
     zeroed_weights: int = Field(0, description="Weights that are set to zero and held there.")
+    precision: Precision | None = Field(None, description="quantize: what it would compute in, as in a report.")
     reason: str | None = Field(None, description="Why it would be left alone.")
 
 
 class Plan(_Part):
-    """What a prune job would do: found out by doing all of it save the training and the measuring."""
+    """What a job would do: found out by doing all of it save the training and the measuring."""
 
     verdict: str
-    amount: float = Field(description="Share that goes: that of the spec, or the one that meets its target.")
+    amount: float = Field(
+        description="Share that goes: that of the spec, or the one that meets its target; of a quantize job the share "
+        "of the parameters that become int8."
+    )
     round_to: int | None = None
     goal: Goal | None = Field(None, description="What the spec's `target` comes to.")
     exact: bool = Field(

@@ -8,6 +8,7 @@ out; defaults and limits are those of the spec.
 from typing import Any, Literal, Required, TypedDict
 
 from pared.specs import Criterion, Device, Granularity, LrSchedule, Optimizer, Output, Precision, Schedule, Scope, Task
+from pared.specs.quantization import Method
 
 # -- parts ----------------------------------------------------------------------------------------
 
@@ -382,6 +383,15 @@ class TargetFields(TypedDict, total=False):
     """The older name of `max_quality_drop`."""
 
 
+class CalibrationFields(TypedDict, total=False):
+    """How static int8 finds the ranges of what flows between layers."""
+
+    samples: int
+    """Training samples that the model is run on; 256 by default."""
+    method: Literal["min_max", "percentile", "entropy"]
+    """Which range is taken of the numbers that were met."""
+
+
 class QuantizeFields(TypedDict, total=False):
     """Few values shared by many weights, for packed files."""
 
@@ -495,3 +505,27 @@ class DistillJobFields(DistillFields, total=False):
     """For a teacher's state dict that was uploaded without one."""
     student_architecture: ArchitectureFields | None
     """For a student's state dict that was uploaded without one."""
+
+
+class Int8Fields(CommonFields, total=False):
+    """The options of `quantize`."""
+
+    example_inputs: list[TensorFields] | None
+    """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
+    method: Method
+    """`weight_only`, `dynamic` or `static`; the last two are for ONNX."""
+    calibration: CalibrationFields
+    """`static`: on how many samples the ranges between layers are found, and how."""
+    include: list[str]
+    """Layer name patterns."""
+    exclude: list[str]
+    """Layer name patterns, stronger than `include`: these layers stay float32."""
+    target: TargetFields | None
+    """How much quality may be lost, as `max_quality_drop`; layers are left out of int8 until no more is."""
+
+
+class Int8JobFields(Int8Fields, total=False):
+    """The options of `Client.quantize`."""
+
+    architecture: ArchitectureFields | None
+    """For a state dict that was uploaded without one."""

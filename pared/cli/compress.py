@@ -1,4 +1,4 @@
-"""Commands that make models smaller: `prune`, `distill`, and `plan`, which says what `prune` would do."""
+"""Commands that make models smaller: `prune`, `distill`, `quantize`, and `plan`, which says what `prune` would do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pared.cli.downloads import check_writable, formats_of
+from pared.cli.int8_options import Int8Options
 from pared.cli.jobs import submit_and_follow
 from pared.cli.losses import LOSS_HELP, loss_of, loss_part
 from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
@@ -185,6 +186,47 @@ def distill(
             spec["student"] = {"from_teacher": {"width": width}}
         else:
             spec["student"] = {"name": made} if isinstance(made, str) else made
+        submit_and_follow(client, spec, output, as_json=as_json)
+
+
+def quantize(
+    model: Annotated[
+        str,
+        typer.Argument(
+            parser=model_upload,
+            metavar="MODEL",
+            help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
+        ),
+    ],
+    int8: Int8Options,
+    files: ResultOptions,
+    data: Data = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="For a state dict: a name, or a .json file. Its weights alone need none.")
+    ] = None,
+    state_dict: StateDictName = None,
+    prefix: Prefix = None,
+    task: TaskOption = None,
+    model_output: ModelOutput = None,
+    ignore_index: IgnoreIndex = None,
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model int8, measure it in the runtime that runs it, and download the result."""
+    labels = _labels(task, model_output, ignore_index)
+    fields = {**int8.spec(), **labels, **_common_fields(seed, output, "auto", None), **files.spec()}
+    if data is not None and int8.input_shape and all(map(_is_plain, int8.input_shape)):
+        raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
+    made = architecture_of(architecture)
+    with Client() as client:
+        spec = {
+            "type": "quantize",
+            "model": stored(client.models, model, err, made, weights=state_dict, prefix=prefix).id,
+            "architecture": made,
+            "dataset": _dataset_id(client, data),
+            **fields,
+        }
         submit_and_follow(client, spec, output, as_json=as_json)
 
 

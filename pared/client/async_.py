@@ -15,7 +15,7 @@ from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
 from pared.client.report_tables import Plan, Report
-from pared.spec_fields import DistillJobFields, PruneJobFields
+from pared.spec_fields import DistillJobFields, Int8JobFields, PruneJobFields
 
 T = TypeVar("T")
 
@@ -187,6 +187,15 @@ class AsyncClient(ClientBase):
     ) -> AsyncJob:
         """As `Client.distill`."""
         return await self.run(self.jobs._distill(teacher, student, dataset, fields))
+
+    async def quantize(
+        self,
+        model: AsyncUpload | str | Path,
+        dataset: AsyncUpload | str | Path | None = None,
+        **fields: Unpack[Int8JobFields],
+    ) -> AsyncJob:
+        """As `Client.quantize`."""
+        return await self.run(self.jobs._quantize(model, dataset, fields))
 
     async def close(self) -> None:
         """Close the connections."""

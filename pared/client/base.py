@@ -145,6 +145,10 @@ class JobsBase(Generic[J]):
     def _plan_prune(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[Plan]:
         return (yield from self._plan((yield from self._prune_spec(model, dataset, fields))))
 
+    def _quantize(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
+        spec = (yield from self._prune_spec(model, dataset, fields)) | {"type": "quantize"}
+        return (yield from self._submit(spec))
+
     def _distill(self, teacher: Any, student: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
         spec = {
             "type": "distill",

@@ -14,7 +14,7 @@ from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
 from pared.client.report_tables import Plan, Report
-from pared.spec_fields import DistillJobFields, PruneJobFields
+from pared.spec_fields import DistillJobFields, Int8JobFields, PruneJobFields
 
 T = TypeVar("T")
 
@@ -234,6 +234,18 @@ class Client(ClientBase):
                 `pared.spec_fields`.
         """
         return self.run(self.jobs._distill(teacher, student, dataset, fields))
+
+    def quantize(
+        self, model: Upload | str | Path, dataset: Upload | str | Path | None = None, **fields: Unpack[Int8JobFields]
+    ) -> Job:
+        """Submit a quantize job, which makes a model int8.
+
+        Args:
+            model: an upload, its id, or a file, which is uploaded.
+            dataset: the same, or `builtin:digits`; None scores nothing, and leaves `static` out.
+            fields: the other fields of the spec, such as `method` and `target`, all described in `pared.spec_fields`.
+        """
+        return self.run(self.jobs._quantize(model, dataset, fields))
 
     def close(self) -> None:
         """Close the connections."""

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pared import reports
 from pared.reports import Latency, Measurement, Quality
-from pared.wording import in_points, metric_name
+from pared.wording import in_points, metric_name, shortened
 
 _TESTS = {
     "mcnemar": "McNemar's exact test",
@@ -55,6 +55,16 @@ class Report(reports.Report):
             yield f"The same student trained on labels alone: {_quality(self.labels_only)}"
         for pair in self.features:
             yield f"{pair.term}: {pair.student} learned from the teacher's {pair.teacher}, {pair.compared}"
+        if left := [layer for layer in self.layers if layer.precision in ("int8_weights", "float32")]:
+            whole = len([layer for layer in self.layers if layer.precision])
+            kinds = {"int8_weights": "int8 weights alone", "float32": "float32"}
+            for precision, words in kinds.items():
+                names = [layer.name for layer in left if layer.precision == precision]
+                if names and len(names) < whole:
+                    yield f"With {words}: {shortened(names, 20)}"
+        if self.runtime:
+            names_of = {"onnxruntime": "ONNX Runtime", "torch": "torch"}
+            yield f"Latency and quality were measured in {names_of[self.runtime]}, beside the float32 model."
         if self.frontier:
             yield f"The {len(self.frontier)} points that the search for the goal tried: frontier.csv"
         for warning in self.warnings:
@@ -80,7 +90,9 @@ class Plan(reports.Plan):
         for layer in self.layers:
             shapes = ("×".join(map(str, shape)) for shape in (layer.shape_before, layer.shape_after))
             goes = layer.reason or ""
-            if not prod(layer.shape_after):
+            if layer.precision:
+                goes = layer.precision.replace("_", " ") + (f": {goes}" if goes else "")
+            elif not prod(layer.shape_after):
                 goes = "all of it"
             elif layer.removed_units:
                 goes = f"{layer.removed_units:,} channels"

@@ -2,7 +2,7 @@
 
 # Not loaded on first use: `prune` and `distill` are names of modules of this package too, and whichever is bound last
 # is what a reader gets. Here that is always the function.
-from pared.compression.library import Result, distill, prune, run_spec
+from pared.compression.library import Result, distill, prune, quantize, run_spec
 from pared.compression.work import Observer, SilentObserver
 
-__all__ = ["Observer", "Result", "SilentObserver", "distill", "prune", "run_spec"]
+__all__ = ["Observer", "Result", "SilentObserver", "distill", "prune", "quantize", "run_spec"]

@@ -42,7 +42,7 @@ from pared.errors import DeviceUnavailable, ExportFailed, ValidationError
 from pared.folders import pack
 from pared.job_types import type_of
 from pared.reports import Report
-from pared.spec_fields import DistillFields, PruneFields
+from pared.spec_fields import DistillFields, Int8Fields, PruneFields
 
 Arrays = tuple[Any, Any]
 
@@ -142,6 +142,40 @@ def distill(
         return Result(in_own_form(distilled.module, distilled.computed_forms), report)
 
 
+def quantize(
+    model: nn.Module | str | Path,
+    data: Arrays | str | Path | None = None,
+    *,
+    architecture: Any | None = None,
+    weights: str | None = None,
+    prefix: str | None = None,
+    directory: str | Path | None = None,
+    **fields: Unpack[Int8Fields],
+) -> Result:
+    """Make a trained model int8.
+
+    Args:
+        model: as in `prune`.
+        data: as in `prune`; None scores nothing, which weight-only and dynamic int8 do without.
+        architecture, weights, prefix: of a state dict file, as in `prune`.
+        directory: where the result files are left, as in `prune`. They are the result: the model that is returned runs
+            the first one in this process, by ONNX Runtime or by torch.
+        fields: the other fields of the spec, such as `method="static", outputs=["onnx"]`, all described in
+            `pared.spec_fields`.
+
+    Raises:
+        ParedError: what a job would fail with.
+    """
+    with _workplace(directory) as place:
+        dataset = place.dataset(data)
+        document = {"type": "quantize", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
+        spec = _checked(specs.QuantizeSpec, document, None)
+        file = place.model(model, "model", architecture, spec, dataset)
+        files = {"model": replace(file, weights=weights, prefix=prefix)}
+        report, module = jobs.quantized(spec, place.work(files, dataset, _device_for(spec), None))
+        return Result(module, report)
+
+
 def run_spec(
     spec: specs.JobSpec, files: Mapping[str, str], directory: str | Path, observer: Observer
 ) -> pydantic.BaseModel:
@@ -190,7 +224,7 @@ class _Workplace:
         model: nn.Module | str | Path,
         role: str,
         architecture: Any | None,
-        spec: specs.PruneSpec | specs.DistillSpec,
+        spec: specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec,
         dataset: DatasetFile | None,
     ) -> ModelFile:
         """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
@@ -333,7 +367,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _example(
-    spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile | None, model: nn.Module
+    spec: specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec, dataset: DatasetFile | None, model: nn.Module
 ) -> tuple[Tensor, ...]:
     """Inputs to trace a module with, where it cannot be scripted."""
     if dataset is not None:
@@ -343,8 +377,9 @@ def _example(
         else:
             data.masked = takes_mask(forward_arguments(model))
         return data.example()
-    if isinstance(spec, specs.PruneSpec) and spec.example_inputs and all(each.is_plain for each in spec.example_inputs):
-        return example_from_specs(spec.example_inputs)
+    given = None if isinstance(spec, specs.DistillSpec) else spec.example_inputs
+    if given and all(each.is_plain for each in given):
+        return example_from_specs(given)
     return ()
 
 
@@ -362,12 +397,12 @@ def _fitting(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return cast
 
 
-def _data(spec: specs.PruneSpec | specs.DistillSpec, dataset: DatasetFile) -> Data:
+def _data(spec: specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec, dataset: DatasetFile) -> Data:
     """The data set, of which a model looks at the inputs alone."""
     return load_dataset(dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index)
 
 
-_AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec)
+_AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec, specs.QuantizeSpec)
 
 
 def _checked(kind: type[_AnySpec], document: dict[str, Any], result_like: Any) -> _AnySpec:

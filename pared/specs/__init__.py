@@ -50,6 +50,7 @@ from pared.specs.losses import (
 )
 from pared.specs.planning import PlanSpec
 from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
+from pared.specs.quantization import Calibration, QuantizeSpec
 from pared.specs.targets import Target
 from pared.specs.training import (
     DistillLoss,
@@ -76,6 +77,7 @@ __all__ = [
     "Architecture",
     "AttentionTerm",
     "Augment",
+    "Calibration",
     "ColorJitter",
     "Combined",
     "CompressionSpec",
@@ -118,6 +120,7 @@ __all__ = [
     "Preprocess",
     "PruneSpec",
     "Quantize",
+    "QuantizeSpec",
     "Reference",
     "RelationalTerm",
     "ResizedCrop",

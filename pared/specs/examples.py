@@ -60,6 +60,18 @@ DISTILL: dict[str, Any] = {
     "loss": {"kind": "knowledge", "alpha": 0.5, "temperature": 4},
     "train": {"epochs": 5},
 }
+QUANTIZE: dict[str, Any] = {
+    "type": "quantize",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "method": "static",
+    "target": {"max_accuracy_drop": 0.005},
+}
+QUANTIZE_WEIGHTS: dict[str, Any] = {
+    "type": "quantize",
+    "model": EXAMPLE_MODEL_ID,
+    "outputs": ["torchscript", "packed"],
+}
 
 DISTILL_INNER_LAYERS: dict[str, Any] = {
     "type": "distill",
@@ -100,4 +112,8 @@ DISTILLATION: dict[str, dict[str, Any]] = {
         "summary": "Teach it by softened classes, labels and inner layers that are paired by depth and shape",
         "value": DISTILL_INNER_LAYERS,
     },
+}
+QUANTIZATION: dict[str, dict[str, Any]] = {
+    "quantize": {"summary": "int8 for ONNX Runtime, and no more than half a point lost", "value": QUANTIZE},
+    "weights": {"summary": "A quarter of the bytes, without data", "value": QUANTIZE_WEIGHTS},
 }

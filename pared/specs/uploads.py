@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, Field
 from pydantic.fields import FieldInfo
@@ -137,9 +138,9 @@ def _fields(spec: type[BaseModel], within: tuple[type[BaseModel], ...]) -> Itera
         kinds = {names.kind for names in _text(_annotation(field), None) if names is not None and names.kind}
         if kinds:
             yield name, kinds.pop() if len(kinds) == 1 else None
-        for inner in _models(field.annotation):
-            if inner not in within:
-                yield from _fields(inner, (*within, spec))
+        inner = [each for each in _models(field.annotation) if each not in within]
+        found = [each for model in inner for each in _fields(model, (*within, spec))]
+        yield from dict.fromkeys(found) if get_origin(field.annotation) in (Union, UnionType) else found  # one of them
 
 
 def _in_model(spec: type[BaseModel], values: Mapping[str, Any], pointer: str) -> Iterator[Reference]:

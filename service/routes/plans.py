@@ -1,4 +1,4 @@
-"""Plans: what a prune job would do, computed in the sandbox and answered within seconds."""
+"""Plans: what a prune or quantize job would do, computed in the sandbox and answered within seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError as Invalid
 
 from pared.errors import BY_CODE, ParedError, ValidationError
 from pared.reports import Plan
-from pared.specs import JobSpec, PlanSpec, PruneSpec
+from pared.specs import JobSpec, PlanSpec, PruneSpec, QuantizeSpec
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
 from pared.state.tables import Job
@@ -30,12 +30,12 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
     "/v1/jobs:plan",
     response_model=Plan,
     summary="Plan a job",
-    description="What a *prune* job with this spec would do, without doing it: what each layer loses or why it cannot, "
-    "and the parameters, multiply-adds and bytes of the result. It is found out by really removing and exporting, with "
-    "the job's seeds, so the figures are those that the job will report; where retraining can still change one, the "
-    "plan says so. Usually answered within seconds, also while a long job runs. After 30 s (or those of `Prefer: "
-    "wait=…`) 202 comes with the `Location` where the answer will be, for an hour. A job that would fail before it "
-    "trains is answered with its problem. A format that the job could not write is under `failed_outputs`, with the "
+    description="What a *prune* or *quantize* job with this spec would do, without doing it: what each layer loses or "
+    "why it cannot, and the parameters, multiply-adds and bytes of the result. It is found out by really removing and "
+    "exporting, with the job's seeds, so the figures are those that the job will report; where retraining can still "
+    "change one, the plan says so. Usually answered within seconds, also while a long job runs. After 30 s (or those "
+    "of `Prefer: wait=…`) 202 comes with the `Location` where the answer will be, for an hour. A job that would fail "
+    "before it trains is answered with its problem. A format that the job could not write is under `failed_outputs`, with the "
     "reason; where it could write none, that is its problem.",
     openapi_extra=PLAN_BODY,
     responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
@@ -66,8 +66,8 @@ async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str)
 
 def _plan_of(spec: JobSpec) -> PlanSpec:
     """The spec of the plan. Raises ValidationError for a job of which nothing is known before it is done."""
-    if not isinstance(spec, PruneSpec):
-        raise _cannot_plan("/type", "must be prune: a student is what it is told to be. Post the job itself")
+    if not isinstance(spec, (PruneSpec, QuantizeSpec)):
+        raise _cannot_plan("/type", "must be prune or quantize: a student is as it is told to be. Post the job itself")
     try:
         return PlanSpec(type="plan", job=spec)
     except Invalid as error:

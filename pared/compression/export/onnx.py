@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from pared.compression.export.free_sizes import BATCH, Asked, Names, Sized, symb
 from pared.compression.export.onnx_files import like_the_upload, store_in, with_types
 from pared.compression.export.programs import quiet
 from pared.compression.loading.onnx_form import OnnxForm
+from pared.compression.measuring.onnx_runtime import running
 from pared.errors import ExportFailed
 
 _OLD_OPSETS = range(9, 21)
@@ -194,13 +194,13 @@ def _check_file(
     if stored is not None:
         store_in(path, stored)
     batches = all(size.dim_param for size in _first_sizes(onnx.load(path, load_external_data=False)))
-    run = _running(path, None if form is None else form.inputs)
+    run = running(path, None if form is None else form.inputs)
     check(path.name, module, example, run, single=batches)
     for inputs in others:
         check(path.name, module, inputs, run, single=False)
     if form is not None and with_types(path, form):
         halves = tuple(x.half().float() if x.is_floating_point() else x for x in example)
-        check(path.name, module, halves, _running(path, form.inputs), single=batches, tolerance=_OF_HALVES)
+        check(path.name, module, halves, running(path, form.inputs), single=batches, tolerance=_OF_HALVES)
 
 
 _OF_HALVES = 4e-3
@@ -209,28 +209,6 @@ _OF_HALVES = 4e-3
 
 def _first_sizes(model: Any) -> list[Any]:
     return [value.type.tensor_type.shape.dim[0] for value in model.graph.input if value.type.tensor_type.shape.dim]
-
-
-def _running(path: Path, names: Sequence[str] | None) -> Callable[..., list[Tensor]]:
-    """The file as a function of tensors, whatever types it takes them in."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors are exceptions too
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    types = {value.name: _ARRAY_TYPES.get(value.type) for value in session.get_inputs()}
-    halved = any(value.type in _ARRAY_TYPES for value in session.get_outputs())
-
-    def run(*inputs: Tensor) -> list[Tensor]:
-        given = dict(zip(names or _input_names(inputs), (x.numpy() for x in inputs), strict=True))
-        arrays = {name: array.astype(types[name] or array.dtype) for name, array in given.items() if name in types}
-        answers = [torch.from_numpy(output) for output in session.run(None, arrays)]
-        return [answer.float() if halved and names and answer.is_floating_point() else answer for answer in answers]
-
-    return run
-
-
-_ARRAY_TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 @contextlib.contextmanager

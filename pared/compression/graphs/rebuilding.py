@@ -33,7 +33,9 @@ _rebuilds = itertools.count()
 
 
 def without_unused(
-    script: torch.jit.ScriptModule, added: Mapping[str, tuple[str, nn.Parameter]] | None = None
+    script: torch.jit.ScriptModule,
+    added: Mapping[str, tuple[str, nn.Parameter]] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> torch.jit.ScriptModule:
     """A copy of a ScriptModule that holds what its file's own `forward` reads, under the same names, and nothing else.
 
@@ -44,16 +46,20 @@ def without_unused(
         script: with plain values for attributes, beside modules and tensors; torch raises a RuntimeError for others.
         added: path -> (a parameter of the module, a new one that comes before it). What the graph reads at the path is
             the new one, whatever the module has there.
+        buffers: path -> a new buffer, likewise.
     """
     graph = inlined_graph(script).copy()
-    added = added or {}
-    modules, reads, changed = _accesses(graph, script, {path: parameter for path, (_, parameter) in added.items()})
+    added, buffers = added or {}, buffers or {}
+    new = {path: parameter for path, (_, parameter) in added.items()}
+    modules, reads, changed = _accesses(graph, script, {**new, **buffers})
     kept = {path: value for path, (value, _) in reads.items() if isinstance(value, Tensor) or path in changed}
     for path, (value, nodes) in reads.items():
         if path not in kept and path.rpartition(".")[2] != "training":  # which every module has
             _write_in(graph, value, nodes)
     namespace = f"pared_rebuilt_{next(_rebuilds)}"
-    fresh: torch.jit.ScriptModule = torch.jit.script(_Tree(script, namespace, added).of({*modules, *kept}, kept))
+    fresh: torch.jit.ScriptModule = torch.jit.script(
+        _Tree(script, namespace, added, buffers).of({*modules, *kept}, kept)
+    )
     _move(graph, fresh)
     _define(fresh, graph, script, namespace)
     fresh.train(script.training)
@@ -96,14 +102,18 @@ class _Tree:
     """Modules and tensors in the order in which the original has them; classes have its names."""
 
     def __init__(
-        self, script: torch.jit.ScriptModule, namespace: str, added: Mapping[str, tuple[str, nn.Parameter]]
+        self,
+        script: torch.jit.ScriptModule,
+        namespace: str,
+        added: Mapping[str, tuple[str, nn.Parameter]],
+        buffers: Mapping[str, Tensor],
     ) -> None:
         self.parameters: dict[str, Tensor] = {}
         for path, tensor in script.named_parameters(remove_duplicate=False):
             self.parameters |= {name: new for name, (place, new) in added.items() if place == path}
-            if path not in added:
+            if path not in added and path not in buffers:
                 self.parameters[path] = tensor
-        self.buffers = dict(script.named_buffers(remove_duplicate=False))
+        self.buffers = {**dict(script.named_buffers(remove_duplicate=False)), **buffers}
         kinds = {path: part.original_name for path, part in script.named_modules(remove_duplicate=False)}
         # A layer that torch has changed the class of, to compute its weight, is plain again.
         owners = {path.rpartition(".")[0] for path in added}

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from pared.compression.jobs.distill import distilled
 from pared.compression.jobs.prune import pruned
+from pared.compression.jobs.quantize import quantized
 
-__all__ = ["distilled", "pruned"]
+__all__ = ["distilled", "pruned", "quantized"]

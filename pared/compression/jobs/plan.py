@@ -1,4 +1,4 @@
-"""The dry run of a prune job: what it will do, by the same code, without training anything or keeping a result."""
+"""The dry run of a job: what it will do, by the same code, without training anything or keeping a result."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.jobs.goal_search import SizeSearch, frontier
+from pared.compression.jobs.plan_quantized import plan_quantized
 from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.pruning_steps import Pruning
@@ -26,11 +27,11 @@ from pared.compression.report.parts import layer_reports, rows_of, sizes, succes
 from pared.compression.report.verdict import missing_formats, not_written, plan_verdict
 from pared.compression.work import Work
 from pared.reports import Plan, PlannedFile, PlannedLayer, Size
-from pared.specs import PHYSICAL, PlanSpec
+from pared.specs import PHYSICAL, PlanSpec, QuantizeSpec
 
 
 def plan(spec: PlanSpec, work: Work) -> Plan:
-    """What a prune job will do: what goes of each layer and what cannot, and how large each file will be.
+    """What a prune or quantize job will do: what becomes of each layer or cannot, and how large each file will be.
 
     It is chosen and removed as the job does it, with the same seeds and data. Quality is left out, for only training
     tells it; what else training can still change is marked.
@@ -39,6 +40,8 @@ def plan(spec: PlanSpec, work: Work) -> Plan:
         NothingToPrune: nothing can go.
         ParedError: whatever else the job would fail with before it trains.
     """
+    if isinstance(spec.job, QuantizeSpec):
+        return plan_quantized(spec.job, work)
     with settled(work):
         stages = Stages(work.observer)
         job, skipped = prepared(spec.job, work, stages, to_train=False)

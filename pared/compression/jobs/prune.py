@@ -5,32 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pared.compression.data import Data
 from pared.compression.export.formats import Formats
 from pared.compression.export.settings import settings_of
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.goal_search import frontier, judge, search_for, write_frontier
+from pared.compression.jobs.inputs import called_on_tensors, example_of
 from pared.compression.jobs.prune_job import PruneJob, check_patterns
 from pared.compression.jobs.prune_stored import is_stored, prune_stored
 from pared.compression.jobs.pruning_steps import Pruning
-from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, settled
+from pared.compression.jobs.stages import Stages, assessed, beside, settled
 from pared.compression.jobs.tasking import data_of
 from pared.compression.jobs.without_architecture import open_for, upload_notes
-from pared.compression.loading import (
-    LoadedModel,
-    confirmed,
-    example_from_specs,
-    guess_example_inputs,
-    load_weights,
-    on_tensors,
-)
-from pared.compression.loading.arguments import missing_values, needs_values
-from pared.compression.measuring.latency import batch_of
+from pared.compression.loading import LoadedModel, confirmed, load_weights
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
-from pared.compression.measuring.running import own_failures
 from pared.compression.measuring.size import count_bytes
 from pared.compression.names import weight_layers
 from pared.compression.pruning.output_projection import with_output_projections
@@ -40,7 +31,7 @@ from pared.compression.report.publishing import publish
 from pared.compression.report.verdict import kept_as_before, prune_verdict
 from pared.compression.training.loop import trainable
 from pared.compression.work import ModelFile, Work
-from pared.errors import ModelFailed, ValidationError
+from pared.errors import ValidationError
 from pared.reports import Report
 from pared.specs import PHYSICAL, PruneSpec, Retrain
 
@@ -149,9 +140,10 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     stages.enter("validate")
     original = open_for(spec, work.models["model"])
     check_patterns(spec, weight_layers(original.module).values())
-    original = _on_tensors(spec, original, work)
+    physical = spec.granularity in PHYSICAL
+    original = called_on_tensors(spec.example_inputs, original, is_run=physical or work.dataset is not None)
     spec, data = data_of(spec, work, original, beside=not to_train)
-    example = _example(spec, original, data)
+    example = example_of(spec.example_inputs, original, data, is_run=physical)
     original = confirmed(original, example)
     retrain, skipped = _retraining(spec, original, data)
     folder_wanted = spec.uniform is not False
@@ -214,46 +206,3 @@ def _retraining(spec: PruneSpec, original: LoadedModel, data: Data | None) -> tu
         )
         return None, [why]
     return spec.retrain, []
-
-
-def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[Tensor, ...]:
-    """A few inputs of the model: from the data, from the spec, or guessed."""
-    if data is not None:
-        return data.example(EXAMPLE_BATCH)
-    if not loaded.runs:
-        return ()
-    if spec.example_inputs:
-        example = example_from_specs(spec.example_inputs if loaded.given is None else loaded.given.specs)
-        example = example if len(example[0]) > 1 else batch_of(example, EXAMPLE_BATCH)
-        _check_runs(loaded.module, example)
-        return example
-    guessed = guess_example_inputs(loaded)
-    if guessed is None and spec.granularity not in PHYSICAL:
-        return ()
-    if guessed is None:
-        text = (
-            "The shape of the model's inputs could not be guessed. Name a data set, or give `example_inputs` such as "
-            '[{"shape": [2, 3, 32, 32]}].'
-        )
-        raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
-    return guessed
-
-
-def _on_tensors(spec: PruneSpec, loaded: LoadedModel, work: Work) -> LoadedModel:
-    """The model as it is called on tensors alone, its other arguments with the values that the spec gives."""
-    if spec.example_inputs or not isinstance(loaded.module, torch.jit.ScriptModule) or not needs_values(loaded.module):
-        return on_tensors(loaded, spec.example_inputs or [])
-    if work.dataset is None and spec.granularity not in PHYSICAL:
-        return loaded  # which no step of the job runs
-    raise missing_values(loaded.module)
-
-
-def _check_runs(module: nn.Module, example: tuple[Tensor, ...]) -> None:
-    """Raises ValidationError unless the model takes the inputs that the spec describes."""
-    try:
-        with torch.no_grad(), own_failures():
-            module(*example)
-    except ModelFailed as error:
-        shapes = " and ".join(str(list(tensor.shape)) for tensor in example)
-        text = f"The model does not run on inputs of the shape {shapes}. {error.detail}"
-        raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}]) from error

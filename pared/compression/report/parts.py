@@ -30,7 +30,7 @@ from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.gpus import driver_version
 from pared.reports import Latency, LayerReport, Measurement, Reproduce
-from pared.specs import DistillSpec, PruneSpec, Train
+from pared.specs import DistillSpec, PruneSpec, QuantizeSpec, Train
 from pared.version import __version__
 from pared.wording import metric_name
 
@@ -85,7 +85,7 @@ def measure_both(
         *latencies, refused = measure_latency(
             first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
         )
-        notes += refused + _elsewhere(work) + _busy_warning()
+        notes += refused + _elsewhere(work) + busy_warning()
     for module, latency in zip(models, latencies, strict=True):
         parameters, nonzero = count_parameters(module)
         macs = count_macs(module, example)
@@ -140,7 +140,7 @@ def _elsewhere(work: Work) -> list[str]:
     ]
 
 
-def _busy_warning() -> list[str]:
+def busy_warning() -> list[str]:
     """Others at work on the machine make latencies, and more so their ratio on several threads, unsound."""
     try:
         load = os.getloadavg()[0]
@@ -228,7 +228,9 @@ def rows_of(module: nn.Module) -> dict[str, str]:
     return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
-def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path], training: Train | None) -> Reproduce:
+def reproduce(
+    spec: PruneSpec | DistillSpec | QuantizeSpec, work: Work, written: Sequence[Path], training: Train | None
+) -> Reproduce:
     """All that is needed to run a job again, and the digests to know that it came out the same."""
     inputs = {
         file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256

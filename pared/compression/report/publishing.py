@@ -11,11 +11,11 @@ from pared.compression.report.parts import Measured, reproduce, sizes, unanswere
 from pared.compression.report.verdict import missing_formats, not_written, warnings_of
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report
-from pared.specs import DistillSpec, Granularity, PruneSpec, Train
+from pared.specs import DistillSpec, Granularity, PruneSpec, QuantizeSpec, Train
 
 
 def publish(
-    spec: PruneSpec | DistillSpec,
+    spec: PruneSpec | DistillSpec | QuantizeSpec,
     work: Work,
     *,
     verdict: str,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pared.compression.loading.inspection import LITTLE
-from pared.reports import Comparison, FailedOutput, Latency, LayerReport, Measurement, Quality, Size
+from pared.reports import Comparison, FailedOutput, Latency, LayerReport, Measurement, Precision, Quality, Size
 from pared.specs import PHYSICAL, Granularity, Target
 from pared.wording import in_points, metric_name, shortened
 
@@ -20,6 +20,31 @@ def prune_verdict(
     """One sentence: what was gained in size and time, and what it cost."""
     gains = [_fewer_parameters(before, after) if granularity in PHYSICAL else _zeros(after), _file(before, after)]
     return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
+
+
+def quantize_verdict(
+    before: Measurement, after: Measurement, comparison: Comparison | None, precisions: Sequence[Precision]
+) -> str:
+    """One sentence: how many layers are int8, what was gained in size and time, and what it cost."""
+    gains = [_in_int8(precisions), _file(before, after)]
+    return f"{_joined(gains, before, after)} — {_quality(before, after, comparison)}."
+
+
+def int8_plan_verdict(before: Size, after: Size, precisions: Sequence[Precision]) -> str:
+    """One sentence: how many layers will be int8, and how large the file."""
+    return f"{_in_int8(precisions)}, {_file(before, after)}."
+
+
+def _in_int8(precisions: Sequence[Precision]) -> str:
+    kinds: dict[Precision, str] = {
+        "int8": "in int8",
+        "int8_weights": "with int8 weights alone",
+        "float32": "in float32",
+    }
+    told = [(precisions.count(kind), words) for kind, words in kinds.items() if kind in precisions]
+    (count, words), *others = told
+    layers = [f"{count} of {len(precisions)} layers {words}", *(f"{count} {words}" for count, words in others)]
+    return ", ".join(layers)
 
 
 def goal_sentence(

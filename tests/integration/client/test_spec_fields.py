@@ -49,8 +49,10 @@ FIELDS: dict[type[BaseModel], Any] = {
     specs.Retrain: spec_fields.RetrainFields,
     specs.Target: spec_fields.TargetFields,
     specs.Quantize: spec_fields.QuantizeFields,
+    specs.Calibration: spec_fields.CalibrationFields,
+    specs.QuantizeSpec: spec_fields.Int8JobFields,
 }
-POSITIONAL = {specs.PruneSpec: {"type", "model", "dataset"}}
+POSITIONAL = {kind: {"type", "model", "dataset"} for kind in (specs.PruneSpec, specs.QuantizeSpec)}
 POSITIONAL[specs.DistillSpec] = {"type", "teacher", "student", "dataset"}
 ALSO = {(specs.Retrain, "teach"): bool}
 """What a spec makes another value of before it looks at the types."""
@@ -93,14 +95,16 @@ def test_every_method_takes_typed_keywords() -> None:
     of_prune = [client.prune for client in (Client, AsyncClient)] + [client.plan for client in (Client, AsyncClient)]
     methods = dict.fromkeys(of_prune, "PruneJobFields")
     methods |= dict.fromkeys([Client.distill, AsyncClient.distill], "DistillJobFields")
+    methods |= dict.fromkeys([Client.quantize, AsyncClient.quantize], "Int8JobFields")
     methods |= {pared.compression.prune: "PruneFields", pared.compression.distill: "DistillFields"}
+    methods[pared.compression.quantize] = "Int8Fields"
     for method, fields in methods.items():
         assert method.__annotations__["fields"] == f"Unpack[{fields}]", method
 
 
 GOOD = """
 import pared
-from pared.compression import distill, prune
+from pared.compression import distill, prune, quantize
 from pared.spec_fields import RetrainFields
 
 retrain: RetrainFields = {"epochs": 3, "lr": 0.02, "teach": {"kind": "knowledge", "temperature": 4}}
@@ -112,6 +116,8 @@ client.plan("m.pt", architecture={"layers": [["Linear", {"in_features": 2, "out_
 client.distill("t.pt", {"from_teacher": {"width": 0.5}}, "d.npz", loss={"kind": "output_mse"}, train={"epochs": 1})
 prune("m.pt", granularity="weight", amount=0.9, directory="out")
 distill("t.pt", "s.pt", "d.npz", student_architecture="mlp", compare_with_labels_only=True)
+client.quantize("m.pt", "d.npz", method="static", calibration={"samples": 64}, target={"max_quality_drop": 0.01})
+quantize("m.pt", outputs=["packed"], exclude=["head"])
 
 
 async def prune_and_wait() -> None:
@@ -128,6 +134,7 @@ BAD = {
     'client.plan("m.pt", target={"flops": 0.5})': '"target"',
     'client.distill("t.pt", "s.pt", "d.npz", trian={"epochs": 1})': "trian",
     'client.distill("t.pt", "s.pt", "d.npz", loss={"kind": "mse"})': '"loss"',
+    'client.quantize("m.pt", method="int8")': '"method"',
     'prune("m.pt", amount=0.5, archtecture="mlp")': "archtecture",
     'distill("t.pt", "s.pt", "d.npz", temperature=4)': "temperature",
 }
