@@ -31,6 +31,7 @@ from pared.specs.common import (
 )
 from pared.specs.distillation import DistillSpec, FromTeacher, Student
 from pared.specs.inspection import InspectSpec
+from pared.specs.pipelines import PipelineSpec
 from pared.specs.planning import PlanSpec
 from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
 from pared.specs.targets import Target
@@ -82,6 +83,7 @@ __all__ = [
     "Output",
     "OutputMse",
     "Outputs",
+    "PipelineSpec",
     "PlanSpec",
     "Precision",
     "Preprocess",

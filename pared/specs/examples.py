@@ -60,6 +60,22 @@ DISTILL: dict[str, Any] = {
     "loss": {"kind": "knowledge", "alpha": 0.5, "temperature": 4},
     "train": {"epochs": 5},
 }
+PIPELINE: dict[str, Any] = {
+    "type": "pipeline",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "target": {"file_bytes": 0.2, "max_quality_drop": 0.02},
+    "steps": [{"prune": {}}, {"distill": {"train": {"epochs": 10}}}],
+}
+ASSISTANT: dict[str, Any] = {
+    "type": "pipeline",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "steps": [
+        {"distill": {"student": {"from_teacher": {"width": 0.6}}}},
+        {"distill": {"teacher": "previous", "student": {"from_teacher": {"width": 0.5}}}},
+    ],
+}
 
 PRUNING: dict[str, dict[str, Any]] = {
     "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
@@ -80,4 +96,8 @@ PRUNING: dict[str, dict[str, Any]] = {
 }
 DISTILLATION: dict[str, dict[str, Any]] = {
     "distill": {"summary": "Teach a student of half the width", "value": DISTILL},
+}
+PIPELINES: dict[str, dict[str, Any]] = {
+    "pipeline": {"summary": "A fifth of the bytes: pruned as far as that takes, then taught", "value": PIPELINE},
+    "assistant": {"summary": "A small student taught by a middle one", "value": ASSISTANT},
 }

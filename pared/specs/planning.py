@@ -1,20 +1,24 @@
-"""The spec of the job that the API makes for each plan: find out what a prune job would do."""
+"""The spec of the job that the API makes for each plan: find out what a prune job, or a pipeline, would do."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pared.specs.base import Device, JobSpec
+from pared.specs.pipelines import PipelineSpec
 from pared.specs.pruning import PruneSpec
+from pared.specs.targets import Target
+
+_BY = {"latency": "measuring", "max_quality_drop": "retraining", "max_accuracy_drop": "retraining"}
 
 
 class PlanSpec(JobSpec):
-    """Say what a prune job would do, without retraining and without a result. Made by the API itself when asked."""
+    """Say what a job would do, without training and without a result. Made by the API itself when asked."""
 
     type: Literal["plan"]
-    job: PruneSpec
+    job: Annotated[PruneSpec | PipelineSpec, Field(discriminator="type")]
 
     @property
     def needs_device(self) -> Device:
@@ -23,8 +27,23 @@ class PlanSpec(JobSpec):
 
     @model_validator(mode="after")
     def _is_known_beforehand(self) -> PlanSpec:
-        goals = {"latency": "measuring", "max_accuracy_drop": "retraining"}
-        means = {by for name, by in goals.items() if self.job.target and getattr(self.job.target, name) is not None}
-        if means:
-            raise ValueError(f"is met by {' and '.join(sorted(means))}, which a plan does without: post the job itself")
+        if unknown := unknown_beforehand(self.job):
+            raise ValueError(unknown[1])
         return self
+
+
+def unknown_beforehand(job: PruneSpec | PipelineSpec) -> tuple[str, str] | None:
+    """A target that no plan can look for: a JSON pointer to it in the job's spec, and why."""
+    targets: dict[str, Target | None] = {"/target": job.target}
+    if isinstance(job, PipelineSpec):
+        if job.searched is None:  # the target is only judged, by what the plan knows of it
+            targets = {}
+        targets |= {
+            f"/steps/{index}/{step.name}/target": getattr(step.own, "target", None)
+            for index, step in enumerate(job.steps)
+        }
+    for pointer, target in targets.items():
+        means = sorted({by for name, by in _BY.items() if getattr(target, name, None) is not None})
+        if means:
+            return pointer, f"is met by {' and '.join(means)}, which a plan does without: post the job itself"
+    return None

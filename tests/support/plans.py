@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from pared.compression.jobs.plan import plan
+from pared.compression.jobs.plans import plan
 from pared.compression.work import Work
 from pared.reports import Plan, Report
 from pared.specs import PlanSpec, PruneSpec

@@ -16,13 +16,14 @@ from pared.compression.jobs.prune_job import PruneJob, check_patterns
 from pared.compression.jobs.prune_stored import is_stored, prune_stored
 from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, settled
-from pared.compression.jobs.tasking import data_of
+from pared.compression.jobs.tasking import data_of, for_student
 from pared.compression.jobs.without_architecture import open_for, upload_notes
 from pared.compression.loading import (
     LoadedModel,
     confirmed,
     example_from_specs,
     guess_example_inputs,
+    load_model,
     load_weights,
     on_tensors,
 )
@@ -66,11 +67,13 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages = Stages(work.observer)
         job, skipped = prepared(spec, work, stages)
         spec = job.spec
-        original, example, data = job.original, job.example, job.data
-        upload_bytes = beside(lambda: count_bytes(work.models["model"].path))  # compressing it takes seconds
+        original, upload, example, data = job.original, job.upload, job.example, job.data
+        upload_bytes = beside(lambda: count_bytes(job.upload_path))  # compressing it takes seconds
 
         stages.enter("baseline")
-        baseline = None if data is None else assessed(original.module, data, work, stages)
+        baseline = None
+        if data is not None:
+            baseline = assessed(upload.module, replace(data, task=job.reference_task or data.task), work, stages)
         job = replace(job, baseline=baseline)
 
         search = None if spec.target is None else search_for(job)
@@ -88,7 +91,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             stages.enter("evaluate")
             final = None if data is None else assessed(smaller.module, data, work, stages, upload=baseline)
             of_upload = upload_bytes()  # nothing else is to run while latency is measured
-            measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
+            measured = measure_both(upload, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
             written = job.formats.write(smaller, work.directory)
             before, after = measured.with_files(of_upload, written.paths, baseline, final)
@@ -104,7 +107,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             write_frontier(points, work.directory)
         comparison = None if baseline is None or final is None else compare(baseline, final)
         if comparison is not None and data is not None and data.task.held is not None:
-            outputs = held_outputs(data, original.module, smaller.module, tick=stages.beat)
+            outputs = held_outputs(data, upload.module, smaller.module, tick=stages.beat)
             comparison = comparison.model_copy(update={"outputs": outputs})
         layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
         verdict = prune_verdict(spec.granularity, before, after, comparison)
@@ -150,9 +153,13 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     original = open_for(spec, work.models["model"])
     check_patterns(spec, weight_layers(original.module).values())
     original = _on_tensors(spec, original, work)
-    spec, data = data_of(spec, work, original, beside=not to_train)
+    reference, reference_task = _reference(spec, work), None
+    spec, data = data_of(spec, work, reference or original, beside=not to_train)
+    if data is not None and reference is not None:
+        reference_task, data = data.task, for_student(data, original, reference)
     example = _example(spec, original, data)
     original = confirmed(original, example)
+    reference = None if reference is None else confirmed(reference, example)
     retrain, skipped = _retraining(spec, original, data)
     folder_wanted = spec.uniform is not False
     outputs = spec.outputs or usual_outputs(original, folder=folder_wanted)
@@ -163,8 +170,28 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     settings = settings_of(spec, original, example, outputs)
     formats = Formats(outputs, example, settings=settings, log=work.observer.log, tick=stages.beat)
     projected = _projected(original, example) if spec.output_width == "project" else None
-    job = PruneJob(spec, work, stages, original, example, data, retrain, formats, projected=projected, uniform=uniform)
+    job = PruneJob(
+        spec,
+        work,
+        stages,
+        original,
+        example,
+        data,
+        retrain,
+        formats,
+        reference=reference,
+        reference_task=reference_task,
+        projected=projected,
+        uniform=uniform,
+    )
     return job, skipped
+
+
+def _reference(spec: PruneSpec, work: Work) -> LoadedModel | None:
+    """The upload of a pipeline, where the model is what an earlier step made of it."""
+    if work.reference is None:
+        return None
+    return _on_tensors(spec, load_model(work.reference), work)
 
 
 def _projected(original: LoadedModel, example: tuple[Tensor, ...]) -> LoadedModel:
