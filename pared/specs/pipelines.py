@@ -281,7 +281,8 @@ def with_steps(types: Mapping[str, type[CompressionSpec]]) -> None:
     _STEP_TYPES.update(types)
     fields: dict[str, Any] = {name: (_fields_of(kind) | None, None) for name, kind in types.items()}
     step = create_model("PipelineStep", __base__=OneStep, __doc__="One step, by the name of its type.", **fields)
-    PipelineSpec.model_rebuild(_types_namespace={"Step": step})
+    globals()["Step"] = step
+    PipelineSpec.model_rebuild()
 
 
 def _fields_of(kind: type[CompressionSpec]) -> type[StepFields]:

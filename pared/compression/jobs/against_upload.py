@@ -17,6 +17,8 @@ from pared.compression.work import ModelFile, SilentObserver
 from pared.errors import ParedError
 from pared.reports import Comparison, Measurement, Report
 from pared.specs import Output
+from pared.weights.packed import read
+from pared.weights.unpack import ending, unpack
 
 _OPENED: tuple[Output, ...] = ("torchscript", "exported_program", "huggingface", "state_dict", "onnx")
 
@@ -87,3 +89,18 @@ def _result(directory: Path) -> ModelFile | None:
     described = directory / "architecture.json"
     architecture = loads(described.read_text()) if described.exists() else None
     return None if path is None else ModelFile(path, path.name, "", architecture)
+
+
+def opened_result(directory: Path, scratch: Path) -> LoadedModel:
+    """The result of a pipeline, from its files.
+
+    Args:
+        directory: where it has left them.
+        scratch: where a packed file is unpacked to, if it is the only one.
+    """
+    file = _result(directory)
+    if file is None:
+        packed = read(directory / MODEL_FILES["packed"])
+        path, *_ = unpack(packed, scratch / f"unpacked{ending(packed)}")
+        file = ModelFile(path, path.name, "", packed.architecture)
+    return load_model(file)
