@@ -20,6 +20,7 @@ app.command("plan", help="Say what `pared prune` would do with these options, in
     grouped(compress.prune)
 )
 app.command("distill")(grouped(compress.distill))
+app.command("compress")(grouped(compress.compress))
 app.command("run")(run.run)
 app.add_typer(jobs.app, name="jobs")
 app.command("report")(jobs.report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from json import loads
@@ -41,27 +42,31 @@ def compared_with_upload(chain: Chain, reports: Sequence[Report], directory: Pat
         directory: where the last one has left its files.
     """
     first, last = reports[0], reports[-1]
-    if last.before.file_bytes == chain.upload.path.stat().st_size:  # that of the upload: it is what it looked at
+    if is_of_upload(chain, last):
         return Compared(last.before, last.after, last.comparison, [])
     note = (
         "The last result could not be opened again, so that quality is compared with the upload's without a paired "
         "test, and latency was measured in turns with the result of the step before."
     )
     without = Compared(first.before.model_copy(update={"latency": last.before.latency}), last.after, None, [note])
-    file = _result(directory)
-    if file is None:
-        return without
     try:
-        return _measured(chain, file, first.before, last.after)
+        with tempfile.TemporaryDirectory() as scratch:
+            return _measured(chain, opened_result(directory, Path(scratch)), first.before, last.after)
     except ParedError as error:
         return replace(without, notes=[f"{note} {error.detail}"])
 
 
-def _measured(chain: Chain, file: ModelFile, before: Measurement, after: Measurement) -> Compared:
+def is_of_upload(chain: Chain, report: Report) -> bool:
+    """Whether a step compared its result with the upload, and not with what it began with."""
+    return report.before.file_bytes == chain.upload.path.stat().st_size
+
+
+def _measured(chain: Chain, result: LoadedModel, before: Measurement, after: Measurement) -> Compared:
     spec, work = chain.spec, replace(chain.work, observer=SilentObserver())
     with settled(work):
         stages = Stages(work.observer)
-        upload, result = (_opened(chain, each) for each in (chain.upload, file))
+        described = spec.example_inputs or []
+        upload, result = on_tensors(load_model(chain.upload), described), on_tensors(result, described)
         spec, data = data_of(spec, work, upload)
         if data is None:  # nothing to compare but sizes, which are known
             first, last = (each.model_copy(update={"latency": []}) for each in (before, after))
@@ -76,10 +81,6 @@ def _measured(chain: Chain, file: ModelFile, before: Measurement, after: Measure
             compare(baseline, final),
             timed.warnings,
         )
-
-
-def _opened(chain: Chain, file: ModelFile) -> LoadedModel:
-    return on_tensors(load_model(file), chain.spec.example_inputs or [])
 
 
 def _result(directory: Path) -> ModelFile | None:

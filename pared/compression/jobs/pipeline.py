@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pared.compression.jobs.against_upload import compared_with_upload
+from pared.compression.jobs.against_upload import compared_with_upload, is_of_upload
 from pared.compression.jobs.pipeline_steps import MODEL_FILES, Chain, StepObserver, labelled, trainings
 from pared.compression.jobs.plan_pipeline import first_file_bytes, look_ahead, shares_of
 from pared.compression.report.parts import reproduce
@@ -166,7 +166,7 @@ class _Run:
             ],
             seconds={chain.label(index): sum(each.seconds.values()) for index, each in enumerate(self._reports)},
             failed_outputs=last.failed_outputs,
-            warnings=[*labelled(chain, [each.warnings for each in self._reports]), *compared.notes],
+            warnings=[*labelled(chain, list(map(self._warnings, self._reports))), *compared.notes],
             sandbox=work.sandbox,
             reproduce=reproduce(spec, work, outputs, taught[-1] if taught else None),
         )
@@ -174,6 +174,12 @@ class _Run:
         work.observer.log(report.verdict)
         work.observer.progress(1.0)
         return report
+
+    def _warnings(self, report: Report) -> list[str]:
+        """Those of a step. What it calls the upload is what it began with, where it compared its result with that."""
+        if is_of_upload(self._chain, report):
+            return report.warnings
+        return [text.replace("the upload", "the result of the step before") for text in report.warnings]
 
     def _publish_files(self) -> list[list[str]]:
         """Move the files of each step to the artifacts. Returns the names that they have there, by step.
