@@ -226,6 +226,12 @@ class PipelineSpec(CompressionSpec):
             why = f"only goes on with /steps/{index - 1}: put another step between, or give that one more epochs"
             raise _refusal([_error(here, why)])
 
+    def pointer(self, index: int, pointer: str) -> str:
+        """Where in the pipeline stands what a JSON pointer into the whole spec of a step leads to."""
+        field = pointer.split("/")[1] if pointer else ""
+        of_whole = field in _shared_fields() or (field == "target" and index == self.searched)
+        return pointer if of_whole else f"/steps/{index}/{self.steps[index].name}{pointer}"
+
     def filled(self, index: int) -> dict[str, Any]:
         """The fields of a step with what the spec of its type fills in.
 
@@ -279,9 +285,11 @@ def step_types() -> Mapping[str, type[CompressionSpec]]:
 def with_steps(types: Mapping[str, type[CompressionSpec]]) -> None:
     """Complete the spec of a pipeline with the types that its steps may have: once, where all of them are known."""
     _STEP_TYPES.update(types)
-    fields: dict[str, Any] = {name: (_fields_of(kind) | None, None) for name, kind in types.items()}
+    kinds = {name: _fields_of(kind) for name, kind in types.items()}
+    fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
     step = create_model("PipelineStep", __base__=OneStep, __doc__="One step, by the name of its type.", **fields)
-    globals()["Step"] = step
+    # Where pickle, and what looks at annotations, finds classes that were not written out.
+    globals().update({"Step": step} | {each.__name__: each for each in (step, *kinds.values())})
     PipelineSpec.model_rebuild()
 
 

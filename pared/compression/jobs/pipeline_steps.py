@@ -105,12 +105,11 @@ class Chain:
 
     @contextmanager
     def telling_which(self, index: int) -> Iterator[None]:
-        """Errors that are raised within say which step they are of, and point into it."""
+        """Errors that are raised within say which step they are of, and point into the pipeline."""
         try:
             yield
         except ParedError as error:
-            within = f"/steps/{index}/{self.names[index]}"
-            errors = [each | {"pointer": within + each["pointer"]} for each in error.errors]
+            errors = [each | {"pointer": self.spec.pointer(index, each["pointer"])} for each in error.errors]
             detail = f"Step {index + 1} of {len(self.names)}, {self.names[index]}: {error.detail}"
             raise type(error)(detail, errors=errors) from error
 

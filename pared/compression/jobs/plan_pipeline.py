@@ -22,11 +22,12 @@ from pared.job_types import type_of
 from pared.reports import FailedOutput, Goal, Plan, PlannedFile, PlannedLayer, PlannedStep, Report, Size
 from pared.specs import PHYSICAL, CompressionSpec, PipelineSpec, PruneSpec, Target
 
-_TRIES = 6
+_TRIES = 8
 _CLOSE = 0.97  # of what is allowed: a search ends there
 _SPARED = 0.005  # of what is allowed, where a try was above it
 _SPARED_OF_PACKED = 0.02  # whose coding depends on the trained weights
 _STAND_IN = 0.5  # an amount for one that only training tells
+_STEP = 0.95  # the next share to try is at most so near to the one before, or as far above it
 _MOST = 0.99
 
 
@@ -114,26 +115,34 @@ def look_ahead(chain: Chain, directory: Path) -> Outlook:
         if found is None or (excess <= 1 and (nearest > 1 or excess > nearest)) or (1 < excess < nearest):
             nearest, found = excess, Outlook(steps, of_step, reached, len(tried))
         if _CLOSE < excess <= 1 or not steps[spec.searched].reached:
-            break
+            break  # near enough, or as far down as pruning goes
         share = _next(tried)
     assert found is not None  # noqa: S101 - there is at least one try
     return replace(found, tries=len(tried))
 
 
 def _next(tried: Mapping[float, float]) -> float:
-    """The share to try next: where a straight line through the two nearest tries comes to what is allowed.
+    """The share to try next: where a straight line through two tries comes to what is allowed.
+
+    What goes is whole channels, so that shares near each other may come to the same: a step is never too small.
 
     Args:
         tried: share -> the largest factor by which a size was above what is allowed.
     """
     aim = 1 - _SPARED
-    nearest = sorted(tried, key=lambda share: abs(tried[share] - aim))[:2]
-    (first, excess), *others = ((share, tried[share]) for share in nearest)
-    share = first * aim / excess
-    for second, other in others:  # what does not change with the share, such as code in a file, is in both
-        if (second - first) * (other - excess) > 0:
-            share = first + (aim - excess) * (second - first) / (other - excess)
-    return min(max(share, first / 10), _MOST)
+    above = min((share for share, excess in tried.items() if excess > 1), default=None)
+    below = max((share for share, excess in tried.items() if excess <= 1), default=None)
+    first, *others = sorted(tried, key=lambda share: abs(tried[share] - aim))
+    share = first * aim / tried[first]
+    for second in others[:1]:  # what does not change with the share, such as code in a file, is in both
+        if (second - first) * (tried[second] - tried[first]) > 0:
+            share = first + (aim - tried[first]) * (second - first) / (tried[second] - tried[first])
+    if above is not None and below is not None:
+        margin = (above - below) / 8
+        return min(max(share, below + margin), above - margin)
+    if above is not None:
+        return min(max(share, above / 10), above * _STEP)
+    return min(max(share, (below or 0.0) / _STEP), _MOST)
 
 
 def _target(whole: Target, share: float) -> Target:
