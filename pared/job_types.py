@@ -17,9 +17,11 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from pared.reports import DatasetInspection, ModelInspection, Plan, Report
 from pared.specs import (
+    CompressionSpec,
     DistillSpec,
     InspectSpec,
     JobSpec,
+    PipelineSpec,
     PlanSpec,
     PruneSpec,
     QuantizeSpec,
@@ -27,6 +29,7 @@ from pared.specs import (
     UploadKind,
     examples,
 )
+from pared.specs.pipelines import with_steps
 from pared.specs.uploads import references, upload_fields
 
 Method = Callable[[Any, Any], BaseModel]
@@ -131,6 +134,13 @@ JOB_TYPES = (
         examples=examples.QUANTIZATION,
     ),
     JobType(
+        name="pipeline",
+        spec=PipelineSpec,
+        report=Report,
+        method="pared.compression.jobs.pipeline:pipeline",
+        examples=examples.PIPELINES,
+    ),
+    JobType(
         name="inspect",
         spec=InspectSpec,
         report={"model": ModelInspection, "dataset": DatasetInspection},
@@ -144,13 +154,22 @@ JOB_TYPES = (
         name="plan",
         spec=PlanSpec,
         report=Plan,
-        method="pared.compression.jobs.plan:plan",
+        method="pared.compression.jobs.plans:plan",
         time_limit="plan_time_s",
         when_out_of_time="Post the job itself, or ask whoever runs this server for a higher PARED_PLAN_TIME_S.",
         listed=False,
         kept_s=3_600.0,
     ),
 )
+
+STEPS = {
+    each.name: each.spec
+    for each in JOB_TYPES
+    if each.listed and issubclass(each.spec, CompressionSpec) and each.spec is not PipelineSpec
+}
+"""The types that can be a step of a pipeline: all that owners post and that make a model of one."""
+with_steps(STEPS)
+PlanSpec.model_rebuild()
 
 BY_NAME = {each.name: each for each in JOB_TYPES}
 BY_SPEC = {each.spec: each for each in JOB_TYPES}

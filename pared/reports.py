@@ -189,8 +189,10 @@ class Goal(_Part):
     reached: dict[str, float] = Field(
         description="The same of the result; where infeasible, the nearest that was found."
     )
-    amount: float = Field(
-        description="The share that was removed for it; of a quantize job the share of the parameters that are int8."
+    amount: float | None = Field(
+        None,
+        description="The share that was removed for it; of a quantize job the share of the parameters that are int8; "
+        "None of a pipeline in which no amount was looked for.",
     )
     round_to: int | None = None
     sentence: str
@@ -242,6 +244,22 @@ class FailedOutput(_Part):
     detail: str = Field(description="What kept it from being written.")
 
 
+class StepReport(_Part):
+    """One step of a pipeline. The report of its own is among the artifacts: `1-prune.report.json`."""
+
+    type: str
+    verdict: str = Field(description="Of the step's own report.")
+    parameters: int
+    nonzero_parameters: int
+    macs: int | None = Field(None, description="Multiply-adds of one sample.")
+    file_bytes: int
+    quality: Quality | None = Field(None, description="Of the step's result, on the same samples as the upload's.")
+    seconds: float = Field(description="Wall-clock seconds; of a resumed step, of its last attempt.")
+    artifact: str | None = Field(
+        None, description="The artifact that holds the result, which the next step began with."
+    )
+
+
 class Report(_Part):
     """The before/after report of one job."""
 
@@ -253,6 +271,7 @@ class Report(_Part):
     after: Measurement
     before_retraining: Quality | None = Field(None, description="prune, one-shot: after removal, before retraining.")
     comparison: Comparison | None = None
+    steps: list[StepReport] = Field(default_factory=list, description="pipeline: a row a step.")
     labels_only: Quality | None = Field(None, description="distill: the same student trained on labels alone.")
     features: list[FeaturePair] = Field(
         default_factory=list, description="distill: the pairs of inner layers that the loss compared."
@@ -301,13 +320,21 @@ class PlannedLayer(_Part):
     reason: str | None = Field(None, description="Why it would be left alone.")
 
 
+class PlannedStep(Size):
+    """One step of a pipeline, with the size of its result."""
+
+    type: str
+    verdict: str
+    exact: bool = Field(description="Whether its figures will be just these; if not, `notes` of the plan say why.")
+
+
 class Plan(_Part):
     """What a job would do: found out by doing all of it save the training and the measuring."""
 
     verdict: str
-    amount: float = Field(
+    amount: float | None = Field(
         description="Share that goes: that of the spec, or the one that meets its target; of a quantize job the share "
-        "of the parameters that become int8."
+        "of the parameters that become int8. Of a pipeline that of its prune step, if it has just one."
     )
     round_to: int | None = None
     goal: Goal | None = Field(None, description="What the spec's `target` comes to.")
@@ -321,7 +348,8 @@ class Plan(_Part):
     failed_outputs: list[FailedOutput] = Field(
         default_factory=list, description="Formats that the job would not write, and why; it would write the others."
     )
-    layers: list[PlannedLayer]
+    layers: list[PlannedLayer] = Field(description="Of a pipeline those of its prune step, if it has just one.")
+    steps: list[PlannedStep] = Field(default_factory=list, description="pipeline: a row a step.")
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list, description="Where the outcome may not be what was meant.")

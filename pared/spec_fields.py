@@ -433,11 +433,9 @@ class CommonFields(TypedDict, total=False):
     """Where latency is measured; by default where the job computes."""
 
 
-class PruneFields(CommonFields, total=False):
-    """The options of `prune`."""
+class PruneStepFields(TypedDict, total=False):
+    """What is of pruning alone: the options of a prune step in a pipeline."""
 
-    example_inputs: list[TensorFields] | None
-    """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
     granularity: Granularity
     """What is removed: `channel`, `head`, `residual_block`, or zeroed: `weight`, `n:m`, `block`."""
     n_m: tuple[int, int]
@@ -480,6 +478,13 @@ class PruneFields(CommonFields, total=False):
     """How the pruned model is retrained; None does not."""
 
 
+class PruneFields(CommonFields, PruneStepFields, total=False):
+    """The options of `prune`."""
+
+    example_inputs: list[TensorFields] | None
+    """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
+
+
 class PruneJobFields(PruneFields, total=False):
     """The options of `Client.prune` and `Client.plan`."""
 
@@ -487,8 +492,8 @@ class PruneJobFields(PruneFields, total=False):
     """For a state dict that was uploaded without one."""
 
 
-class DistillFields(CommonFields, total=False):
-    """The options of `distill`."""
+class TeachFields(TypedDict, total=False):
+    """What is of distillation alone."""
 
     loss: DistillLossFields
     """How the student's outputs are compared with the teacher's."""
@@ -496,6 +501,10 @@ class DistillFields(CommonFields, total=False):
     """How the student is trained."""
     compare_with_labels_only: bool
     """Also train the same student on labels alone, and report it."""
+
+
+class DistillFields(CommonFields, TeachFields, total=False):
+    """The options of `distill`."""
 
 
 class DistillJobFields(DistillFields, total=False):
@@ -526,6 +535,58 @@ class Int8Fields(CommonFields, total=False):
 
 class Int8JobFields(Int8Fields, total=False):
     """The options of `Client.quantize`."""
+
+    architecture: ArchitectureFields | None
+    """For a state dict that was uploaded without one."""
+
+
+class FromTeacherWidth(TypedDict):
+    """How much of its teacher a student keeps."""
+
+    width: float
+    """The share of channels kept in every layer."""
+
+
+class FromTeacherFields(TypedDict):
+    """A student made from the teacher, with its weights."""
+
+    from_teacher: FromTeacherWidth
+    """How much is kept."""
+
+
+class DistillStepFields(TeachFields, total=False):
+    """The options of a distill step in a pipeline."""
+
+    teacher: Literal["upload", "previous"]
+    """Who teaches: the upload, or the result of the step before."""
+    student: str | FromTeacherFields | NamedArchitectureFields | LayeredArchitectureFields | None
+    """By default the result of the step before."""
+    student_architecture: ArchitectureFields | None
+    """For a student's state dict that was uploaded without one."""
+
+
+class StepFields(TypedDict, total=False):
+    """One step of a pipeline: one of these."""
+
+    prune: PruneStepFields | None
+    """Remove weights or channels."""
+    distill: DistillStepFields | None
+    """Teach the result of the step before, or a student of its own."""
+
+
+class PipelineFields(CommonFields, total=False):
+    """The options of `pipeline`."""
+
+    steps: Required[list[StepFields]]
+    """What is done, in order, each on the result of the step before."""
+    target: TargetFields | None
+    """What the last result must come to, as shares of the upload's."""
+    example_inputs: list[TensorFields] | None
+    """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
+
+
+class PipelineJobFields(PipelineFields, total=False):
+    """The options of `Client.pipeline`."""
 
     architecture: ArchitectureFields | None
     """For a state dict that was uploaded without one."""

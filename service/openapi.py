@@ -9,13 +9,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pared.job_types import LISTED, listed_spec
-from pared.specs.examples import PRUNE, PRUNE_BY_AMOUNT
+from pared.specs.examples import PIPELINE, PRUNE, PRUNE_BY_AMOUNT
 from pared.specs.uploads import EXAMPLE_DATASET_ID as DATASET_ID
 from pared.specs.uploads import EXAMPLE_MODEL_ID as MODEL_ID
 
 DESCRIPTION = """\
-Makes trained PyTorch models smaller. Upload a model and a data set, post a *prune* or *distill* job, follow it, and
-download the smaller model with a report of what was gained and lost.
+Makes trained PyTorch models smaller. Upload a model and a data set, post a *prune* or *distill* job, or a *pipeline* of
+them, follow it, and download the smaller model with a report of what was gained and lost.
 
 Errors are RFC 9457 problem documents: `detail` says what to do. Where this server needs keys, send
 `Authorization: Bearer pared_…`.
@@ -140,6 +140,7 @@ PLAN = {
             "reason": "its channels are outputs of the model",
         },
     ],
+    "steps": [],
     "frontier": [],
     "notes": ["The bytes of model.packed are about so many: it codes the weights, which retraining changes."],
     "warnings": [],
@@ -292,7 +293,12 @@ PLAN_BODY = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {"$ref": "#/components/schemas/PruneSpec"},
+                "schema": {
+                    "oneOf": [
+                        {"$ref": "#/components/schemas/PruneSpec"},
+                        {"$ref": "#/components/schemas/PipelineSpec"},
+                    ]
+                },
                 "examples": {
                     "goal": {
                         "summary": "What must go for a quarter of the parameters?",
@@ -301,6 +307,10 @@ PLAN_BODY = {
                     "amount": {
                         "summary": "What would be left without half of the channels?",
                         "value": PRUNE_BY_AMOUNT | {"outputs": ["torchscript", "packed"]},
+                    },
+                    "pipeline": {
+                        "summary": "How far must the first step go for a fifth of the bytes in the end?",
+                        "value": PIPELINE | {"target": {"file_bytes": 0.2}},
                     },
                 },
             }

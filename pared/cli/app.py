@@ -21,6 +21,7 @@ app.command("plan", help="Say what `pared prune` would do with these options, in
 )
 app.command("distill")(grouped(compress.distill))
 app.command("quantize")(grouped(compress.quantize))
+app.command("compress")(grouped(compress.compress))
 app.command("run")(run.run)
 app.add_typer(jobs.app, name="jobs")
 app.command("report")(jobs.report)

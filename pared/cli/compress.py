@@ -1,4 +1,4 @@
-"""Commands that make models smaller: `prune`, `distill`, `quantize`, and `plan`, which says what `prune` would do."""
+"""Commands that make models smaller: `prune`, `distill`, `quantize`, `compress`, and `plan`: what `prune` would do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pared.cli.int8_options import Int8Options
 from pared.cli.jobs import submit_and_follow
 from pared.cli.losses import LOSS_HELP, loss_of, loss_part
 from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
-from pared.cli.parsers import architecture_of, model_upload, share, without_none
+from pared.cli.parsers import architecture_of, drop, goal, model_upload, share, without_none
 from pared.cli.rendering import err, out, print_json
 from pared.cli.result_options import ResultOptions
 from pared.cli.shared_options import (
@@ -30,7 +30,9 @@ from pared.cli.shared_options import (
 )
 from pared.cli.uploads import stored
 from pared.client import Client, Plan
-from pared.specs import Device, Knowledge, Task
+from pared.job_types import STEPS
+from pared.specs import Device, Knowledge, Target, Task
+from pared.specs.choosing import chosen_steps
 
 KNOWLEDGE = Knowledge(kind="knowledge")
 
@@ -228,6 +230,83 @@ def quantize(
             **fields,
         }
         submit_and_follow(client, spec, output, as_json=as_json)
+
+
+def compress(
+    model: Annotated[
+        str,
+        typer.Argument(
+            parser=model_upload,
+            metavar="MODEL",
+            help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
+        ),
+    ],
+    files: ResultOptions,
+    target: Annotated[
+        list[Any] | None,
+        typer.Option(
+            parser=goal,
+            metavar="GOAL=SHARE",
+            help="What may be left of file_bytes, params, macs or latency, such as file_bytes=10%. Once for each.",
+            show_default="none",
+        ),
+    ] = None,
+    max_quality_drop: Annotated[
+        float | None,
+        typer.Option(
+            parser=drop,
+            metavar="DROP",
+            help="How much of the task's measure may be lost, such as 1% or 0.01 of accuracy.",
+            show_default="none",
+        ),
+    ] = None,
+    data: Data = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each training.", show_default="as each step has")
+    ] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
+    architecture: Annotated[str | None, typer.Option(help="For a state dict: a name, or a .json file.")] = None,
+    state_dict: StateDictName = None,
+    prefix: Prefix = None,
+    task: TaskOption = None,
+    model_output: ModelOutput = None,
+    ignore_index: IgnoreIndex = None,
+    device: DeviceOption = "auto",
+    latency_device: LatencyDevice = None,
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model as small as you say: the steps are chosen, run as one pipeline, and the result is downloaded."""
+    goals = dict(target or []) | without_none(max_quality_drop=max_quality_drop)
+    if not goals:
+        raise typer.BadParameter("say what to come to, such as --target file_bytes=10% or --max-quality-drop 1%")
+    if data is None and (epochs is not None or max_quality_drop is not None):
+        option = "--epochs" if epochs is not None else "--max-quality-drop"
+        raise typer.BadParameter(f"{option} needs --data: give it too, or leave {option} out")
+    fields = {**_labels(task, model_output, ignore_index), **_common_fields(seed, output, device, latency_device)}
+    choice = chosen_steps(
+        Target(**goals), types=STEPS, with_data=data is not None, outputs=fields["outputs"] or (), epochs=epochs
+    )
+    err.print(f"[bold]{' → '.join(choice.names)}[/]", highlight=False)
+    for reason in choice.why:
+        err.print(f"  {reason}", markup=False)
+    made = architecture_of(architecture)
+    with Client() as client:
+        spec = {
+            "type": "pipeline",
+            "model": stored(client.models, model, err, made, weights=state_dict, prefix=prefix).id,
+            "architecture": made,
+            "dataset": _dataset_id(client, data),
+            "target": goals,
+            "steps": choice.steps,
+            **fields,
+            **files.spec(),
+        }
+        if only_plan:
+            _print_plan(client.jobs.plan(spec), as_json=as_json)
+        else:
+            submit_and_follow(client, spec, output, as_json=as_json)
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> None:

@@ -85,6 +85,17 @@ def goal(text: str) -> tuple[str, float]:
     return name, share(left)
 
 
+def drop(text: str) -> float:
+    """1% or 0.01, and 0 for none."""
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not a loss of quality; write 1% or 0.01") from None
+    if number < 0:
+        raise typer.BadParameter(f"{text} is below 0; write how much may be lost, such as 1% or 0.01")
+    return number
+
+
 def layer_amount(text: str) -> tuple[str, float]:
     """A pattern of layer names and their amount, as in 'conv*=30%'."""
     pattern, _, amount = text.rpartition("=")

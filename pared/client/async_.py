@@ -15,7 +15,7 @@ from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
 from pared.client.report_tables import Plan, Report
-from pared.spec_fields import DistillJobFields, Int8JobFields, PruneJobFields
+from pared.spec_fields import DistillJobFields, Int8JobFields, PipelineJobFields, PruneJobFields
 
 T = TypeVar("T")
 
@@ -196,6 +196,24 @@ class AsyncClient(ClientBase):
     ) -> AsyncJob:
         """As `Client.quantize`."""
         return await self.run(self.jobs._quantize(model, dataset, fields))
+
+    async def pipeline(
+        self,
+        model: AsyncUpload | str | Path,
+        dataset: AsyncUpload | str | Path | None = None,
+        **fields: Unpack[PipelineJobFields],
+    ) -> AsyncJob:
+        """As `Client.pipeline`."""
+        return await self.run(self.jobs._pipeline(model, dataset, fields))
+
+    async def plan_pipeline(
+        self,
+        model: AsyncUpload | str | Path,
+        dataset: AsyncUpload | str | Path | None = None,
+        **fields: Unpack[PipelineJobFields],
+    ) -> Plan:
+        """As `Client.plan_pipeline`."""
+        return await self.run(self.jobs._plan_pipeline(model, dataset, fields))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -149,6 +149,15 @@ class JobsBase(Generic[J]):
         spec = (yield from self._prune_spec(model, dataset, fields)) | {"type": "quantize"}
         return (yield from self._submit(spec))
 
+    def _pipeline_spec(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[dict[str, Any]]:
+        return {**(yield from self._prune_spec(model, dataset, fields)), "type": "pipeline"}
+
+    def _pipeline(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
+        return (yield from self._submit((yield from self._pipeline_spec(model, dataset, fields))))
+
+    def _plan_pipeline(self, model: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[Plan]:
+        return (yield from self._plan((yield from self._pipeline_spec(model, dataset, fields))))
+
     def _distill(self, teacher: Any, student: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
         spec = {
             "type": "distill",

@@ -14,13 +14,13 @@ from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
 from pared.client.report_tables import Plan, Report
-from pared.spec_fields import DistillJobFields, Int8JobFields, PruneJobFields
+from pared.spec_fields import DistillJobFields, Int8JobFields, PipelineJobFields, PruneJobFields
 
 T = TypeVar("T")
 
 
 class Upload(UploadRecord):
-    """A stored model or data set. Hand it to `Client.prune` or `Client.distill`."""
+    """A stored model or data set. Hand it to `Client.prune`, `Client.distill` or `Client.pipeline`."""
 
     def wait(self, timeout: float | None = None) -> Upload:
         """Wait until the service has looked into the file.
@@ -156,7 +156,7 @@ class Jobs(JobsBase[Job]):
         return self._run(self._submit(spec))
 
     def plan(self, spec: Mapping[str, Any]) -> Plan:
-        """Ask what a prune job with this spec would do."""
+        """Ask what a prune job, or a pipeline, with this spec would do."""
         return self._run(self._plan(spec))
 
     def get(self, job_id: str) -> Job:
@@ -246,6 +246,37 @@ class Client(ClientBase):
             fields: the other fields of the spec, such as `method` and `target`, all described in `pared.spec_fields`.
         """
         return self.run(self.jobs._quantize(model, dataset, fields))
+
+    def pipeline(
+        self,
+        model: Upload | str | Path,
+        dataset: Upload | str | Path | None = None,
+        **fields: Unpack[PipelineJobFields],
+    ) -> Job:
+        """Submit a pipeline: several steps on one model as one job.
+
+        Args:
+            model, dataset: as `prune` takes them, for all steps.
+            fields: `steps`, such as `[{"prune": {"amount": 0.5}}, {"distill": {}}]`, a `target` for the last result,
+                and the other fields of the spec, all described in `pared.spec_fields`.
+        """
+        return self.run(self.jobs._pipeline(model, dataset, fields))
+
+    def plan_pipeline(
+        self,
+        model: Upload | str | Path,
+        dataset: Upload | str | Path | None = None,
+        **fields: Unpack[PipelineJobFields],
+    ) -> Plan:
+        """Say what a pipeline would do, without training anything; print it for a table.
+
+        Args:
+            model, dataset, fields: as `pipeline` takes them.
+
+        Raises:
+            APIError: the job would be refused, or would fail before it trains; the detail says why.
+        """
+        return self.run(self.jobs._plan_pipeline(model, dataset, fields))
 
     def close(self) -> None:
         """Close the connections."""

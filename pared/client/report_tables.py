@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from math import prod
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pared import reports
-from pared.reports import Latency, Measurement, Quality
+from pared.reports import Latency, Measurement, PlannedStep, Quality, Size, StepReport
 from pared.wording import in_points, metric_name, shortened
 
 _TESTS = {
@@ -35,7 +35,11 @@ class Report(reports.Report):
             table.add_column(name, justify="left" if not name else "right")
         for row in _rows(self.before, self.after):
             table.add_row(*row)
-        return Group(Text(self.verdict, style="bold"), "", table, *(Text(line) for line in self._footnotes()))
+        steps: list[RenderableType] = []
+        if self.steps:
+            steps = [_steps(self.before, self.steps, self.before.quality), ""]
+        notes = (Text(line) for line in self._footnotes())
+        return Group(Text(self.verdict, style="bold"), "", *steps, table, *notes)
 
     def _footnotes(self) -> Iterator[str]:
         if self.comparison:
@@ -72,7 +76,7 @@ class Report(reports.Report):
 
 
 class Plan(reports.Plan):
-    """What a prune job would do; `print` shows the layers and the before/after table."""
+    """What a prune job or a pipeline would do; `print` shows the layers and the before/after table."""
 
     def __str__(self) -> str:
         """The tables as plain text."""
@@ -81,7 +85,9 @@ class Plan(reports.Plan):
     def __rich__(self) -> RenderableType:
         """Each layer, the model before and after, the files, and what is not certain."""
         notes = (Text(line) for line in self._footnotes())
-        return Group(Text(self.verdict, style="bold"), "", self._layers(), "", self._sizes(), *notes)
+        parts: list[RenderableType] = [_steps(self.before, self.steps, None), ""] if self.steps else []
+        parts += [self._layers(), ""] if self.layers else []
+        return Group(Text(self.verdict, style="bold"), "", *parts, self._sizes(), *notes)
 
     def _layers(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -116,6 +122,26 @@ class Plan(reports.Plan):
     def _footnotes(self) -> Iterator[str]:
         for note in [*self.notes, *self.warnings]:
             yield f"Note: {note}"
+
+
+def _steps(upload: Size, steps: Sequence[StepReport | PlannedStep], quality: Quality | None) -> Table:
+    """A row for the upload and for each step of a pipeline.
+
+    Args:
+        quality: of the upload, where it was measured.
+    """
+    measured = quality is not None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("step", "parameters", "not zero", "file, bytes", *(["test", "seconds"] if measured else [])):
+        table.add_column(name, justify="left" if name == "step" else "right")
+    for name, row in [("upload", upload), *((f"{number} {each.type}", each) for number, each in enumerate(steps, 1))]:
+        counts = [f"{row.parameters:,}", f"{row.nonzero_parameters:,}", f"{row.file_bytes:,}"]
+        if isinstance(row, StepReport):
+            counts += ["" if row.quality is None else _quality(row.quality), f"{row.seconds:.1f}"] if measured else []
+        elif quality is not None:
+            counts += [_quality(quality), ""]
+        table.add_row(name, *counts)
+    return table
 
 
 def _as_text(printable: RenderableType) -> str:

@@ -42,9 +42,10 @@ from pared.errors import DeviceUnavailable, ExportFailed, ValidationError
 from pared.folders import pack
 from pared.job_types import type_of
 from pared.reports import Report
-from pared.spec_fields import DistillFields, Int8Fields, PruneFields
+from pared.spec_fields import DistillFields, Int8Fields, PipelineFields, PruneFields
 
 Arrays = tuple[Any, Any]
+_Spec = specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec | specs.PipelineSpec
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,47 @@ def quantize(
         return Result(module, report)
 
 
+def pipeline(
+    model: nn.Module | str | Path,
+    data: Arrays | str | Path | None = None,
+    *,
+    architecture: Any | None = None,
+    weights: str | None = None,
+    prefix: str | None = None,
+    directory: str | Path | None = None,
+    **fields: Unpack[PipelineFields],
+) -> Result:
+    """Take a trained model through several steps, each on the result of the one before.
+
+    Args:
+        model, data, architecture, weights, prefix, directory: as in `prune`.
+        fields: `steps`, such as `[{"prune": {"amount": 0.5}}, {"distill": {}}]`, a `target` for the last result, and
+            the other fields of the spec, all described in `pared.spec_fields`. A student that a step names is an
+            architecture, or cut from its teacher.
+
+    Raises:
+        DeviceUnavailable: `device` is cuda, and there is none.
+        ParedError: what a job would fail with.
+    """
+    with _workplace(directory) as place:
+        dataset = place.dataset(data)
+        document = {"type": "pipeline", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
+        spec = _checked(specs.PipelineSpec, document, model)
+        named = [each for each in type_of(spec).references(spec.model_dump(mode="json")) if each.role not in _GIVEN]
+        if named:
+            text = "names an upload, and there is no server to hold it: name an architecture, or leave it out"
+            raise ValidationError(f"{named[0].pointer} {text}.", errors=[{"pointer": named[0].pointer, "detail": text}])
+        device = _device_for(spec)
+        file = place.model(model, "model", architecture, spec, dataset)
+        files = {"model": replace(file, weights=weights, prefix=prefix)}
+        report = jobs.pipeline(spec, place.work(files, dataset, device, spec.latency_device))
+        opened = jobs.opened_result(place.outputs, place.inputs)
+        return Result(in_own_form(opened.module, opened.forms), report)
+
+
+_GIVEN = ("model", "dataset")
+
+
 def run_spec(
     spec: specs.JobSpec, files: Mapping[str, str], directory: str | Path, observer: Observer
 ) -> pydantic.BaseModel:
@@ -224,7 +266,7 @@ class _Workplace:
         model: nn.Module | str | Path,
         role: str,
         architecture: Any | None,
-        spec: specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec,
+        spec: _Spec,
         dataset: DatasetFile | None,
     ) -> ModelFile:
         """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
@@ -366,9 +408,7 @@ def _array(value: Any) -> np.ndarray:
     return array
 
 
-def _example(
-    spec: specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec, dataset: DatasetFile | None, model: nn.Module
-) -> tuple[Tensor, ...]:
+def _example(spec: _Spec, dataset: DatasetFile | None, model: nn.Module) -> tuple[Tensor, ...]:
     """Inputs to trace a module with, where it cannot be scripted."""
     if dataset is not None:
         data = _data(spec, dataset)
@@ -377,9 +417,9 @@ def _example(
         else:
             data.masked = takes_mask(forward_arguments(model))
         return data.example()
-    given = None if isinstance(spec, specs.DistillSpec) else spec.example_inputs
-    if given and all(each.is_plain for each in given):
-        return example_from_specs(given)
+    described: list[specs.TensorSpec] = getattr(spec, "example_inputs", None) or []
+    if described and all(each.is_plain for each in described):
+        return example_from_specs(described)
     return ()
 
 
@@ -397,12 +437,12 @@ def _fitting(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return cast
 
 
-def _data(spec: specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec, dataset: DatasetFile) -> Data:
+def _data(spec: _Spec, dataset: DatasetFile) -> Data:
     """The data set, of which a model looks at the inputs alone."""
     return load_dataset(dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index)
 
 
-_AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec, specs.QuantizeSpec)
+_AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec, specs.QuantizeSpec, specs.PipelineSpec)
 
 
 def _checked(kind: type[_AnySpec], document: dict[str, Any], result_like: Any) -> _AnySpec:

@@ -86,6 +86,11 @@ class Work:
     """What is to be said in the report of where the work was done."""
     record_steps: bool = True
     """Whether a card may run training steps from a recording of one."""
+    reference: ModelFile | None = None
+    """In a later step of a pipeline: the upload, which the result is compared with and learns from. None: the model
+    that the job is about is that itself."""
+    timed: bool = True
+    """Whether latency is measured for the report."""
     threads: int = 1
     sandbox: str = "none"
 

@@ -48,6 +48,7 @@ from pared.specs.losses import (
     OutputMseTerm,
     RelationalTerm,
 )
+from pared.specs.pipelines import PipelineSpec
 from pared.specs.planning import PlanSpec
 from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
 from pared.specs.quantization import Calibration, QuantizeSpec
@@ -115,6 +116,7 @@ __all__ = [
     "OutputMse",
     "OutputMseTerm",
     "Outputs",
+    "PipelineSpec",
     "PlanSpec",
     "Precision",
     "Preprocess",

@@ -88,6 +88,22 @@ DISTILL_INNER_LAYERS: dict[str, Any] = {
     },
     "train": {"epochs": 5},
 }
+PIPELINE: dict[str, Any] = {
+    "type": "pipeline",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "target": {"file_bytes": 0.2, "max_quality_drop": 0.02},
+    "steps": [{"prune": {}}, {"distill": {"train": {"epochs": 10}}}],
+}
+ASSISTANT: dict[str, Any] = {
+    "type": "pipeline",
+    "model": EXAMPLE_MODEL_ID,
+    "dataset": "builtin:digits",
+    "steps": [
+        {"distill": {"student": {"from_teacher": {"width": 0.6}}}},
+        {"distill": {"teacher": "previous", "student": {"from_teacher": {"width": 0.5}}}},
+    ],
+}
 
 PRUNING: dict[str, dict[str, Any]] = {
     "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
@@ -116,4 +132,8 @@ DISTILLATION: dict[str, dict[str, Any]] = {
 QUANTIZATION: dict[str, dict[str, Any]] = {
     "quantize": {"summary": "int8 for ONNX Runtime, and no more than half a point lost", "value": QUANTIZE},
     "weights": {"summary": "A quarter of the bytes, without data", "value": QUANTIZE_WEIGHTS},
+}
+PIPELINES: dict[str, dict[str, Any]] = {
+    "pipeline": {"summary": "A fifth of the bytes: pruned as far as that takes, then taught", "value": PIPELINE},
+    "assistant": {"summary": "A small student taught by a middle one", "value": ASSISTANT},
 }

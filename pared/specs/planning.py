@@ -7,15 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pared.specs.base import Device, JobSpec
+from pared.specs.pipelines import PipelineSpec
 from pared.specs.pruning import PruneSpec
 from pared.specs.quantization import QuantizeSpec
+from pared.specs.targets import Target
 
 
 class PlanSpec(JobSpec):
-    """Say what a job would do, without retraining and without a result. Made by the API itself when asked."""
+    """Say what a job would do, without training and without a result. Made by the API itself when asked."""
 
     type: Literal["plan"]
-    job: Annotated[PruneSpec | QuantizeSpec, Field(discriminator="type")]
+    job: Annotated[PruneSpec | QuantizeSpec | PipelineSpec, Field(discriminator="type")]
 
     @property
     def needs_device(self) -> Device:
@@ -24,10 +26,25 @@ class PlanSpec(JobSpec):
 
     @model_validator(mode="after")
     def _is_known_beforehand(self) -> PlanSpec:
-        target = self.job.target
-        means = [] if target is None or target.latency is None else ["measuring"]
-        if target is not None and target.quality_drop is not None:
-            means.append("retraining" if isinstance(self.job, PruneSpec) else "measuring")
-        if means:
-            raise ValueError(f"is met by {' and '.join(means)}, which a plan does without: post the job itself")
+        if unknown := unknown_beforehand(self.job):
+            raise ValueError(unknown[1])
         return self
+
+
+def unknown_beforehand(job: PruneSpec | QuantizeSpec | PipelineSpec) -> tuple[str, str] | None:
+    """A target that no plan can look for: a JSON pointer to it in the job's spec, and why."""
+    targets: dict[str, Target | None] = {"/target": job.target}
+    if isinstance(job, PipelineSpec):
+        if job.searched is None:  # the target is only judged, by what the plan knows of it
+            targets = {}
+        targets |= {
+            f"/steps/{index}/{step.name}/target": getattr(step.own, "target", None)
+            for index, step in enumerate(job.steps)
+        }
+    for pointer, target in targets.items():
+        of_quality = "measuring" if "quantize" in (job.type, *pointer.split("/")) else "retraining"
+        by = {"latency": "measuring", "max_quality_drop": of_quality, "max_accuracy_drop": of_quality}
+        means = sorted({how for name, how in by.items() if getattr(target, name, None) is not None})
+        if means:
+            return pointer, f"is met by {' and '.join(means)}, which a plan does without: post the job itself"
+    return None

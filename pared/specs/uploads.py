@@ -49,7 +49,8 @@ class Reference:
     pointer: str
     """JSON pointer to it in the spec."""
     role: str
-    """How the method finds the file: by the name of the field, with a number where it is one of a list."""
+    """How the method finds the file: by the name of the field, with a number where it is one of a list, and with the
+    list's name where it is a field of what is in a list (`steps.1.distill.student`)."""
     kind: UploadKind
     id: str
 
@@ -143,10 +144,14 @@ def _fields(spec: type[BaseModel], within: tuple[type[BaseModel], ...]) -> Itera
         yield from dict.fromkeys(found) if get_origin(field.annotation) in (Union, UnionType) else found  # one of them
 
 
-def _in_model(spec: type[BaseModel], values: Mapping[str, Any], pointer: str) -> Iterator[Reference]:
+def _in_model(
+    spec: type[BaseModel], values: Mapping[str, Any], pointer: str, one_of: str | None = None
+) -> Iterator[Reference]:
+    """Args: one_of: the role of the list or dict that these values are in, if they are in one."""
     for name, field in spec.model_fields.items():
         if name in values:
-            yield from _in_value(_annotation(field), None, values[name], f"{pointer}/{name}", name)
+            role = name if one_of is None else f"{one_of}.{name}"
+            yield from _in_value(_annotation(field), None, values[name], f"{pointer}/{name}", role)
 
 
 def _in_value(annotation: Any, names: Names | None, value: Any, pointer: str, role: str) -> Iterator[Reference]:
@@ -159,7 +164,7 @@ def _in_value(annotation: Any, names: Names | None, value: Any, pointer: str, ro
         yield Reference(pointer, role, kind_of(value), value)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if isinstance(value, Mapping):
-            yield from _in_model(annotation, value, pointer)
+            yield from _in_model(annotation, value, pointer, role if "." in role else None)
     elif origin in (dict, Mapping):
         for key, item in value.items() if isinstance(value, Mapping) else ():
             yield from _in_value(_parts(annotation)[0], names, item, f"{pointer}/{key}", f"{role}.{key}")

@@ -1,14 +1,14 @@
-"""Plans: what a prune or quantize job would do, computed in the sandbox and answered within seconds."""
+"""Plans: what another job would do, computed in the sandbox and answered within seconds."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import ValidationError as Invalid
 
 from pared.errors import BY_CODE, ParedError, ValidationError
 from pared.reports import Plan
-from pared.specs import JobSpec, PlanSpec, PruneSpec, QuantizeSpec
+from pared.specs import JobSpec, PipelineSpec, PlanSpec, PruneSpec, QuantizeSpec
+from pared.specs.planning import unknown_beforehand
 from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
 from pared.state.tables import Job
@@ -30,13 +30,13 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
     "/v1/jobs:plan",
     response_model=Plan,
     summary="Plan a job",
-    description="What a *prune* or *quantize* job with this spec would do, without doing it: what each layer loses or "
-    "why it cannot, and the parameters, multiply-adds and bytes of the result. It is found out by really removing and "
-    "exporting, with the job's seeds, so the figures are those that the job will report; where retraining can still "
-    "change one, the plan says so. Usually answered within seconds, also while a long job runs. After 30 s (or those "
-    "of `Prefer: wait=…`) 202 comes with the `Location` where the answer will be, for an hour. A job that would fail "
-    "before it trains is answered with its problem. A format that the job could not write is under `failed_outputs`, with the "
-    "reason; where it could write none, that is its problem.",
+    description="What a *prune* or *quantize* job, or a *pipeline*, with this spec would do, without doing it: what "
+    "each layer loses or why it cannot, and the parameters, multiply-adds and bytes of the result. It is found out by "
+    "really removing and exporting, with the job's seeds, so the figures are those that the job will report; where "
+    "training can still change one, the plan says so. Usually answered within seconds, also while a long job runs. "
+    "After 30 s (or those of `Prefer: wait=…`) 202 comes with the `Location` where the answer will be, for an hour. A "
+    "job that would fail before it trains is answered with its problem. A format that the job could not write is under "
+    "`failed_outputs`, with the reason; where it could write none, that is its problem.",
     openapi_extra=PLAN_BODY,
     responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
 )
@@ -66,12 +66,12 @@ async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str)
 
 def _plan_of(spec: JobSpec) -> PlanSpec:
     """The spec of the plan. Raises ValidationError for a job of which nothing is known before it is done."""
-    if not isinstance(spec, (PruneSpec, QuantizeSpec)):
-        raise _cannot_plan("/type", "must be prune or quantize: a student is as it is told to be. Post the job itself")
-    try:
-        return PlanSpec(type="plan", job=spec)
-    except Invalid as error:
-        raise _cannot_plan("/target", str(error.errors()[0]["ctx"]["error"])) from None
+    if not isinstance(spec, PruneSpec | QuantizeSpec | PipelineSpec):
+        why = "must be prune, quantize or pipeline: a student is what it is told to be. Post the job itself"
+        raise _cannot_plan("/type", why)
+    if unknown := unknown_beforehand(spec):
+        raise _cannot_plan(*unknown)
+    return PlanSpec(type="plan", job=spec)
 
 
 def _cannot_plan(pointer: str, why: str) -> ValidationError:

@@ -8,13 +8,13 @@ from multiprocessing import get_context
 
 import pytest
 
-from pared.compression.jobs.plan import plan
+from pared.compression.jobs.plans import plan
 from pared.compression.work import Work
 from pared.reports import Plan, Report
-from pared.specs import PlanSpec, PruneSpec
+from pared.specs import PipelineSpec, PlanSpec, PruneSpec
 
 
-def plan_of(job: PruneSpec, work: Work) -> Plan:
+def plan_of(job: PruneSpec | PipelineSpec, work: Work) -> Plan:
     """The plan, made in a fork, as in the service: torch numbers what a process has loaded, and files hold that."""
     with ProcessPoolExecutor(1, get_context("fork")) as forked:
         return forked.submit(plan, PlanSpec(type="plan", job=job), work).result(60)

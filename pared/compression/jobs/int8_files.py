@@ -17,6 +17,7 @@ from pared.compression.export.scripting import as_torchscript
 from pared.compression.export.settings import Settings
 from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel, is_parameter
+from pared.compression.loading.own_form import Form, Forms
 from pared.compression.measuring.onnx_runtime import OnnxModule
 from pared.compression.names import layer_of, tensors
 from pared.compression.quantization.int8 import Rounded, pays, rounded
@@ -129,14 +130,16 @@ class Int8Script:
             module=module,
             architecture=None,
             inlined=True,
-            forms={},
-            dtypes={
-                name: its for name, its in self._original.dtypes.items() if name not in weights and not self._script
-            },
+            forms={} if self._script is not None else self._forms_beside(weights),
             onnx=None,
             folder=None,
         )
         return self._last
+
+    def _forms_beside(self, weights: Mapping[str, Rounded]) -> Forms:
+        """What the tensors of a state dict that stay as they are have; scales are float32."""
+        kept = {name: form for name, form in self._original.forms.items() if name not in weights}
+        return {**kept, **{name + SCALE: Form() for name in weights}} if kept else {}
 
 
 class _Called(nn.Module):
@@ -188,8 +191,8 @@ class Int8Onnx:
         Raises:
             ExportFailed: ONNX cannot hold the model.
         """
-        form = None if loaded.onnx is None else replace(loaded.onnx, half=None, types={})
-        plain = replace(loaded, forms={}, dtypes={}, onnx=form)
+        form = None if loaded.onnx is None else replace(loaded.onnx, types={})
+        plain = replace(loaded, forms={}, onnx=form)
         (self._float,) = export(plain, example, ["onnx"], scratch, settings)
         self._names, self._threads, self._scratch = None if form is None else form.inputs, threads, scratch
         with torch.no_grad():

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.jobs.goal_search import SizeSearch, frontier
-from pared.compression.jobs.plan_quantized import plan_quantized
 from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.pruning_steps import Pruning
@@ -27,45 +24,39 @@ from pared.compression.report.parts import layer_reports, rows_of, sizes, succes
 from pared.compression.report.verdict import missing_formats, not_written, plan_verdict
 from pared.compression.work import Work
 from pared.reports import Plan, PlannedFile, PlannedLayer, Size
-from pared.specs import PHYSICAL, PlanSpec, QuantizeSpec
+from pared.specs import PHYSICAL, PruneSpec
 
 
-def plan(spec: PlanSpec, work: Work) -> Plan:
-    """What a prune or quantize job will do: what becomes of each layer or cannot, and how large each file will be.
-
-    It is chosen and removed as the job does it, with the same seeds and data. Quality is left out, for only training
-    tells it; what else training can still change is marked.
+def plan_prune(spec: PruneSpec, work: Work) -> Plan:
+    """The plan of a prune job. The result, as it is without training, is left in the work's directory.
 
     Raises:
         NothingToPrune: nothing can go.
         ParedError: whatever else the job would fail with before it trains.
     """
-    if isinstance(spec.job, QuantizeSpec):
-        return plan_quantized(spec.job, work)
     with settled(work):
         stages = Stages(work.observer)
-        job, skipped = prepared(spec.job, work, stages, to_train=False)
-        search = None if spec.job.target is None else SizeSearch(job)
+        job, skipped = prepared(spec, work, stages, to_train=False)
+        search = None if spec.target is None else SizeSearch(job)
         formats = job.formats
         goal = None
-        with tempfile.TemporaryDirectory() as folder:
-            while True:
-                state = _pruned(_untrained(job), search)
-                stages.enter("export")
-                written = formats.write(state.loaded, Path(folder))
-                files, first = sizes(written.paths), written.model(formats.asked[0])
-                after = _size(job, state.loaded, files[successor(job.original.format, written.paths).name])
-                if state.masks is not None and job.retrain is not None:
-                    # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
-                    after.nonzero_parameters = after.parameters - state.masks.pruned()
-                if search is None:
-                    break
-                goal = search.foreseen(after, None if first is None else files[first.name])
-                if not search.goes_on(goal):
-                    break
-        before = _size(job, job.original, work.models["model"].path.stat().st_size)
+        while True:
+            state = _pruned(_untrained(job), search)
+            stages.enter("export")
+            written = formats.write(state.loaded, work.directory)
+            files, first = sizes(written.paths), written.model(formats.asked[0])
+            after = _size(job, state.loaded, files[successor(job.original.format, written.paths).name])
+            if state.masks is not None and job.retrain is not None:
+                # A weight that happens to be zero may change in retraining; those that are pruned stay zero.
+                after.nonzero_parameters = after.parameters - state.masks.pruned()
+            if search is None:
+                break
+            goal = search.foreseen(after, None if first is None else files[first.name])
+            if not search.goes_on(goal):
+                break
+        before = _size(job, job.upload, job.upload_path.stat().st_size)
         doubts = _doubts(job, state.loaded.module, files)
-        verdict = plan_verdict(spec.job.granularity, before, after) + not_written(written.failed)
+        verdict = plan_verdict(spec.granularity, before, after) + not_written(written.failed)
         return Plan(
             verdict=verdict if goal is None else f"{goal.sentence} {verdict}",
             amount=step_amounts(state.job.spec)[-1].default,

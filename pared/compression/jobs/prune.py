@@ -17,9 +17,9 @@ from pared.compression.jobs.prune_job import PruneJob, check_patterns
 from pared.compression.jobs.prune_stored import is_stored, prune_stored
 from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import Stages, assessed, beside, settled
-from pared.compression.jobs.tasking import data_of
+from pared.compression.jobs.tasking import data_of, for_student
 from pared.compression.jobs.without_architecture import open_for, upload_notes
-from pared.compression.loading import LoadedModel, confirmed, load_weights
+from pared.compression.loading import LoadedModel, confirmed, load_model, load_weights
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
 from pared.compression.measuring.size import count_bytes
@@ -57,11 +57,13 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages = Stages(work.observer)
         job, skipped = prepared(spec, work, stages)
         spec = job.spec
-        original, example, data = job.original, job.example, job.data
-        upload_bytes = beside(lambda: count_bytes(work.models["model"].path))  # compressing it takes seconds
+        original, upload, example, data = job.original, job.upload, job.example, job.data
+        upload_bytes = beside(lambda: count_bytes(job.upload_path))  # compressing it takes seconds
 
         stages.enter("baseline")
-        baseline = None if data is None else assessed(original.module, data, work, stages)
+        baseline = None
+        if data is not None:
+            baseline = assessed(upload.module, replace(data, task=job.reference_task or data.task), work, stages)
         job = replace(job, baseline=baseline)
 
         search = None if spec.target is None else search_for(job)
@@ -79,7 +81,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             stages.enter("evaluate")
             final = None if data is None else assessed(smaller.module, data, work, stages, upload=baseline)
             of_upload = upload_bytes()  # nothing else is to run while latency is measured
-            measured = measure_both(original, smaller, example, work, stages.beat, _batch_sizes(spec))
+            measured = measure_both(upload, smaller, example, work, stages.beat, _batch_sizes(spec))
             stages.enter("export")
             written = job.formats.write(smaller, work.directory)
             before, after = measured.with_files(of_upload, written.paths, baseline, final)
@@ -95,7 +97,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             write_frontier(points, work.directory)
         comparison = None if baseline is None or final is None else compare(baseline, final)
         if comparison is not None and data is not None and data.task.held is not None:
-            outputs = held_outputs(data, original.module, smaller.module, tick=stages.beat)
+            outputs = held_outputs(data, upload.module, smaller.module, tick=stages.beat)
             comparison = comparison.model_copy(update={"outputs": outputs})
         layers = layer_reports(original.module, smaller.module, state.removed, state.reasons, state.output_dims)
         verdict = prune_verdict(spec.granularity, before, after, comparison)
@@ -141,10 +143,15 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     original = open_for(spec, work.models["model"])
     check_patterns(spec, weight_layers(original.module).values())
     physical = spec.granularity in PHYSICAL
-    original = called_on_tensors(spec.example_inputs, original, is_run=physical or work.dataset is not None)
-    spec, data = data_of(spec, work, original, beside=not to_train)
+    is_run = physical or work.dataset is not None
+    original = called_on_tensors(spec.example_inputs, original, is_run=is_run)
+    reference, reference_task = _reference(spec, work, is_run=is_run), None
+    spec, data = data_of(spec, work, reference or original, beside=not to_train)
+    if data is not None and reference is not None:
+        reference_task, data = data.task, for_student(data, original, reference)
     example = example_of(spec.example_inputs, original, data, is_run=physical)
     original = confirmed(original, example)
+    reference = None if reference is None else confirmed(reference, example)
     retrain, skipped = _retraining(spec, original, data)
     folder_wanted = spec.uniform is not False
     outputs = spec.outputs or usual_outputs(original, folder=folder_wanted)
@@ -155,8 +162,28 @@ def prepared(spec: PruneSpec, work: Work, stages: Stages, *, to_train: bool = Tr
     settings = settings_of(spec, original, example, outputs)
     formats = Formats(outputs, example, settings=settings, log=work.observer.log, tick=stages.beat)
     projected = _projected(original, example) if spec.output_width == "project" else None
-    job = PruneJob(spec, work, stages, original, example, data, retrain, formats, projected=projected, uniform=uniform)
+    job = PruneJob(
+        spec,
+        work,
+        stages,
+        original,
+        example,
+        data,
+        retrain,
+        formats,
+        reference=reference,
+        reference_task=reference_task,
+        projected=projected,
+        uniform=uniform,
+    )
     return job, skipped
+
+
+def _reference(spec: PruneSpec, work: Work, *, is_run: bool) -> LoadedModel | None:
+    """The upload of a pipeline, where the model is what an earlier step made of it."""
+    if work.reference is None:
+        return None
+    return called_on_tensors(spec.example_inputs, load_model(work.reference), is_run=is_run)
 
 
 def _projected(original: LoadedModel, example: tuple[Tensor, ...]) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pared.compression.names import unmatched_patterns
 from pared.compression.pruning.channels import RemovableChannels
 from pared.compression.pruning.importance import CalibrationStatistics
 from pared.compression.pruning.weights import PrunableWeights, zeros_held
+from pared.compression.tasks import TaskRules
 from pared.compression.training.calibration import copied, loss_gradients, some_batches
 from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
@@ -43,10 +45,24 @@ class PruneJob:
     formats: Formats
     baseline: Assessment | None = None
     """The upload, scored, where there is data."""
+    reference: LoadedModel | None = None
+    """The upload of a pipeline, where `original` is what an earlier step made of it."""
+    reference_task: TaskRules | None = None
+    """How it answers."""
     projected: LoadedModel | None = None
     """The upload with projections behind its outputs, where the spec asks for them."""
     uniform: bool = False
     """Whether what is left must be such that the config of the uploaded folder can say it."""
+
+    @property
+    def upload(self) -> LoadedModel:
+        """What the result is compared with, and learns from."""
+        return self.reference or self.original
+
+    @property
+    def upload_path(self) -> Path:
+        """Its file."""
+        return (self.work.reference or self.work.models["model"]).path
 
     @property
     def start(self) -> LoadedModel:

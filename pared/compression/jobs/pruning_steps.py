@@ -311,7 +311,7 @@ class Pruning:
 
     def _lesson(self, retrain: Retrain, data: Data) -> Objective:
         """What retraining learns from: the labels, or the answers of the model as it came."""
-        spec, teacher = self.job.spec, self.job.original.module
+        spec, teacher = self.job.spec, self.job.upload.module
         if retrain.teach is None:
             learned = Objective(data, learn_labels(data.task, retrain.augment), None)
             return hold_others(learned, teacher, data.task, device=self.job.work.device, augment=retrain.augment)
@@ -322,6 +322,7 @@ class Pruning:
             data,
             self.job.example,
             task=data.task,
+            teacher_task=self.job.reference_task,
             seed=spec.seed,
             device=self.job.work.device,
             augment=retrain.augment,

@@ -21,7 +21,14 @@ from pared.compression.jobs.int8_files import Int8Files, Int8Onnx, Int8Script
 from pared.compression.jobs.stages import Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of
 from pared.compression.jobs.without_architecture import upload_notes
-from pared.compression.loading import LoadedModel, confirmed, is_without_architecture, load_model, load_weights
+from pared.compression.loading import (
+    LoadedModel,
+    confirmed,
+    is_without_architecture,
+    load_model,
+    load_weights,
+    with_architecture,
+)
 from pared.compression.measuring.latency import measure_latency
 from pared.compression.measuring.quality import Assessment, assess, compare, validation_score
 from pared.compression.measuring.references import held_outputs
@@ -182,10 +189,10 @@ def prepared(
         ParedError: as opening the upload and its data does.
     """
     stages.enter("validate")
-    file, architecture = work.models["model"], plain(spec.architecture)
+    file = with_architecture(work.models["model"], plain(spec.architecture))
     needs_to_run = spec.dataset is not None or spec.method != "weight_only" or "onnx" in (spec.outputs or [])
-    alone = is_without_architecture(file, architecture) and not needs_to_run
-    original = load_weights(file) if alone else load_model(file, architecture)
+    alone = is_without_architecture(file) and not needs_to_run
+    original = load_weights(file) if alone else load_model(file)
     _refuse_int8(original, file)
     original = called_on_tensors(spec.example_inputs, original, is_run=needs_to_run)
     spec, data = data_of(spec, work, original)
@@ -408,7 +415,7 @@ def _reason(job: Int8Job, layer: str | None, precision: Precision, *, left_out: 
 
 def _notes(job: Int8Job, files: Int8Files) -> list[str]:
     notes = []
-    if job.original.runs and (job.original.forms or job.original.dtypes):
+    if job.original.runs and job.original.forms:
         notes.append("The upload has weights in half precision; what is not int8 in the result is float32.")
     if files.runtime == "torch" and job.original.runs:
         notes.append(

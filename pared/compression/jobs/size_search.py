@@ -172,10 +172,10 @@ def target_of(spec: PruneSpec) -> Target:
 
 def upload_sizes(job: PruneJob) -> dict[str, int]:
     """What the shares of a target are shares of."""
-    parameters, _ = count_parameters(job.original.module)
-    sizes = {"params": parameters, "file_bytes": job.work.models["model"].path.stat().st_size}
+    parameters, _ = count_parameters(job.upload.module)
+    sizes = {"params": parameters, "file_bytes": job.upload_path.stat().st_size}
     if target_of(job.spec).macs is not None:
-        macs = count_macs(job.original.module, job.example)
+        macs = count_macs(job.upload.module, job.example)
         if not macs:
             text = "Multiply-adds could not be counted: the model does not run on a single sample, or has none."
             raise ValidationError(text, errors=[{"pointer": "/target/macs", "detail": text}])
@@ -335,7 +335,7 @@ def _first_file_bytes(job: PruneJob, loaded: LoadedModel, masks: Masks | None) -
 def _latency(job: PruneJob, loaded: LoadedModel) -> float:
     """Time of a forward pass, as a share of the upload's."""
     device = job.work.timed_on
-    first, second = models = [each.module.eval() for each in (job.original, loaded)]
+    first, second = models = [each.module.eval() for each in (job.upload, loaded)]
     for module in models:
         place(module, device)
     try:

@@ -30,7 +30,7 @@ from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.gpus import driver_version
 from pared.reports import Latency, LayerReport, Measurement, Reproduce
-from pared.specs import DistillSpec, PruneSpec, QuantizeSpec, Train
+from pared.specs import CompressionSpec, Train
 from pared.version import __version__
 from pared.wording import metric_name
 
@@ -81,7 +81,7 @@ def measure_both(
     for module in models:
         place(module, work.timed_on)
     latencies: Sequence[list[Latency]] = [], []
-    if example:
+    if example and work.timed:
         *latencies, refused = measure_latency(
             first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
         )
@@ -228,9 +228,7 @@ def rows_of(module: nn.Module) -> dict[str, str]:
     return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
-def reproduce(
-    spec: PruneSpec | DistillSpec | QuantizeSpec, work: Work, written: Sequence[Path], training: Train | None
-) -> Reproduce:
+def reproduce(spec: CompressionSpec, work: Work, written: Sequence[Path], training: Train | None) -> Reproduce:
     """All that is needed to run a job again, and the digests to know that it came out the same."""
     inputs = {
         file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256
@@ -238,6 +236,8 @@ def reproduce(
     }
     if work.dataset is not None and work.dataset.sha256:
         inputs[work.dataset.filename] = work.dataset.sha256
+    if work.reference is not None:
+        inputs[f"compared with: {work.reference.filename}"] = work.reference.sha256
     return Reproduce(
         spec=spec.model_dump(mode="json"),
         seed=spec.seed,

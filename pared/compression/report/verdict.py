@@ -47,15 +47,31 @@ def _in_int8(precisions: Sequence[Precision]) -> str:
     return ", ".join(layers)
 
 
+def pipeline_verdict(
+    steps: Sequence[str], before: Measurement, after: Measurement, comparison: Comparison | None
+) -> str:
+    """One sentence: which steps there were, what they gained together, and what it cost."""
+    gains = [_fewer_parameters(before, after)]
+    if after.nonzero_parameters < 0.95 * after.parameters:
+        gains.append(_zeros(after))
+    gains.append(_file(before, after))
+    return f"{' → '.join(steps)}: {_joined(gains, before, after)} — {_quality(before, after, comparison)}."
+
+
+def pipeline_plan_verdict(steps: Sequence[str], before: Size, after: Size) -> str:
+    """One sentence: what a pipeline will gain in size."""
+    return f"{' → '.join(steps)}: {_fewer_parameters(before, after)}, {_file(before, after)}."
+
+
 def goal_sentence(
-    target: Target, reached: Mapping[str, float], before: Quality | None, after: Quality | None, tried: int
+    target: Target, reached: Mapping[str, float], before: Quality | None, after: Quality | None, tried: int | None
 ) -> str:
     """A sentence on whether a goal was met, and what was reached of each of its parts.
 
     Args:
         reached: shares left, and the quality lost on the test split; without the bytes of a file that is missing.
         before, after: of the upload and of the result, where they were measured.
-        tried: how many points the search looked at.
+        tried: how many points the search looked at; None: nothing was searched for.
     """
     missed = target.missed(reached)
     names = {
@@ -78,7 +94,8 @@ def goal_sentence(
         parts.append(f"{result}, where {asked} was asked" if name in missed else f"{result} (asked: {asked})")
     if not missed:
         return f"Goal met: {'; '.join(parts)}."
-    return f"Goal infeasible: {'; '.join(parts)}. This is the nearest of {tried} points tried."
+    nearest = "" if tried is None else f" This is the nearest of {tried} points tried."
+    return f"Goal infeasible: {'; '.join(parts)}.{nearest}"
 
 
 def plan_verdict(granularity: Granularity, before: Size, after: Size) -> str:
@@ -254,13 +271,16 @@ def _speed(before: Latency, after: Latency) -> Literal["faster", "slower", "same
 
 
 def _quality(before: Measurement, after: Measurement, comparison: Comparison | None) -> str:
-    if comparison is None or before.quality is None or after.quality is None:
+    if before.quality is None or after.quality is None:
         return "quality was not measured, for the job brought no data set"
+    levels = f"{_score(after.quality.metric, before.quality.test.value)} → "
+    levels += _score(after.quality.metric, after.quality.test.value)
+    if comparison is None:
+        return f"{levels} of test {metric_name(after.quality.metric)}, without a paired test"
     metric, difference = after.quality.metric, comparison.quality_difference
     # Both ends in the same unit, and the sign on the number.
     low, high = (_signed(metric, end).removesuffix(" points") for end in (difference.low, difference.high))
     change = f"{_signed(metric, difference.value)} of test {metric_name(metric)} (95 % CI {low} … {high})"
-    levels = f"{_score(metric, before.quality.test.value)} → {_score(metric, after.quality.test.value)}"
     if comparison.p_value >= SIGNIFICANT_P:
         judged = "which the paired test cannot tell from chance"
     else:
