@@ -342,6 +342,8 @@ class PruneJobFields(PruneFields, total=False):
 class DistillFields(CommonFields, total=False):
     """The options of `distill`."""
 
+    example_inputs: list[TensorFields] | None
+    """The arguments of the teacher's forward, where some have fixed values."""
     loss: OutputMseFields | KnowledgeFields
     """How the student's outputs are compared with the teacher's."""
     train: TeachTrainFields

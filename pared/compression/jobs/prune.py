@@ -20,13 +20,13 @@ from pared.compression.jobs.tasking import data_of
 from pared.compression.jobs.without_architecture import open_for, upload_notes
 from pared.compression.loading import (
     LoadedModel,
+    called_on_tensors,
     confirmed,
     example_from_specs,
     guess_example_inputs,
     load_weights,
-    on_tensors,
 )
-from pared.compression.loading.arguments import missing_values, needs_values
+from pared.compression.loading.arguments import needs_values
 from pared.compression.measuring.latency import batch_of
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
@@ -241,11 +241,10 @@ def _example(spec: PruneSpec, loaded: LoadedModel, data: Data | None) -> tuple[T
 
 def _on_tensors(spec: PruneSpec, loaded: LoadedModel, work: Work) -> LoadedModel:
     """The model as it is called on tensors alone, its other arguments with the values that the spec gives."""
-    if spec.example_inputs or not isinstance(loaded.module, torch.jit.ScriptModule) or not needs_values(loaded.module):
-        return on_tensors(loaded, spec.example_inputs or [])
-    if work.dataset is None and spec.granularity not in PHYSICAL:
-        return loaded  # which no step of the job runs
-    raise missing_values(loaded.module)
+    is_run = spec.example_inputs or work.dataset is not None or spec.granularity in PHYSICAL
+    if not is_run and isinstance(loaded.module, torch.jit.ScriptModule) and needs_values(loaded.module):
+        return loaded
+    return called_on_tensors(loaded, spec.example_inputs or [])
 
 
 def _check_runs(module: nn.Module, example: tuple[Tensor, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from pared.compression.loading.examples import (
     arguments_of,
+    called_on_tensors,
     example_from_specs,
     forward_arguments,
     guess_example_inputs,
@@ -27,6 +28,7 @@ __all__ = [
     "Folded",
     "LoadedModel",
     "arguments_of",
+    "called_on_tensors",
     "confirmed",
     "example_from_specs",
     "fold_module",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.loading.arguments import arguments_for, batch_first
+from pared.compression.loading.arguments import arguments_for, batch_first, missing_values, needs_values
 from pared.compression.loading.loaded import LoadedModel
 from pared.errors import ValidationError
 from pared.specs import TensorSpec
@@ -67,6 +67,17 @@ def on_tensors(loaded: LoadedModel, specs: Sequence[TensorSpec]) -> LoadedModel:
         inlined=True,
         warnings=[*loaded.warnings, *notes],
     )
+
+
+def called_on_tensors(loaded: LoadedModel, specs: Sequence[TensorSpec]) -> LoadedModel:
+    """As `on_tensors`, of a model that is run.
+
+    Raises:
+        ValidationError: also where its forward must be given values, and there are no specs.
+    """
+    if not specs and isinstance(loaded.module, torch.jit.ScriptModule) and needs_values(loaded.module):
+        raise missing_values(loaded.module)
+    return on_tensors(loaded, specs)
 
 
 def guess_example_inputs(loaded: LoadedModel) -> tuple[Tensor, ...] | None:
