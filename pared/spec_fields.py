@@ -506,6 +506,9 @@ class TeachFields(TypedDict, total=False):
 class DistillFields(CommonFields, TeachFields, total=False):
     """The options of `distill`."""
 
+    example_inputs: list[TensorFields] | None
+    """The arguments of the teacher's forward, where some have fixed values."""
+
 
 class DistillJobFields(DistillFields, total=False):
     """The options of `Client.distill`."""

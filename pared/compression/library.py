@@ -98,8 +98,7 @@ def prune(
         file = place.model(model, "model", architecture, spec, dataset)
         files = {"model": replace(file, weights=weights, prefix=prefix)}
         report, pruned = jobs.pruned(spec, place.work(files, dataset, device, spec.latency_device))
-        module = in_own_form(pruned.module, pruned.computed_forms)
-        return Result(as_uploaded(pruned, module) if isinstance(module, torch.jit.ScriptModule) else module, report)
+        return Result(_in_memory(pruned), report)
 
 
 def distill(
@@ -140,7 +139,7 @@ def distill(
         if not isinstance(student, dict):
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
         report, distilled = jobs.distilled(spec, place.work(files, dataset, device, spec.latency_device))
-        return Result(in_own_form(distilled.module, distilled.computed_forms), report)
+        return Result(_in_memory(distilled), report)
 
 
 def quantize(
@@ -212,7 +211,7 @@ def pipeline(
         files = {"model": replace(file, weights=weights, prefix=prefix)}
         report = jobs.pipeline(spec, place.work(files, dataset, device, spec.latency_device))
         opened = jobs.opened_result(place.outputs, place.inputs)
-        return Result(in_own_form(opened.module, opened.forms), report)
+        return Result(_in_memory(opened), report)
 
 
 _GIVEN = ("model", "dataset")
@@ -417,9 +416,8 @@ def _example(spec: _Spec, dataset: DatasetFile | None, model: nn.Module) -> tupl
         else:
             data.masked = takes_mask(forward_arguments(model))
         return data.example()
-    described: list[specs.TensorSpec] = getattr(spec, "example_inputs", None) or []
-    if described and all(each.is_plain for each in described):
-        return example_from_specs(described)
+    if spec.example_inputs and all(each.is_plain for each in spec.example_inputs):
+        return example_from_specs(spec.example_inputs)
     return ()
 
 
@@ -440,6 +438,12 @@ def _fitting(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...
 def _data(spec: _Spec, dataset: DatasetFile) -> Data:
     """The data set, of which a model looks at the inputs alone."""
     return load_dataset(dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index)
+
+
+def _in_memory(loaded: LoadedModel) -> nn.Module:
+    """The module in the form of its file, with the arguments that this takes."""
+    module = in_own_form(loaded.module, loaded.computed_forms)
+    return as_uploaded(loaded, module) if isinstance(module, torch.jit.ScriptModule) else module
 
 
 _AnySpec = TypeVar("_AnySpec", specs.PruneSpec, specs.DistillSpec, specs.QuantizeSpec, specs.PipelineSpec)

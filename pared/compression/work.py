@@ -70,6 +70,8 @@ class DatasetFile:
     sha256: str = ""
     memory_bytes: int | None = None
     """Memory of the job that reads it; None: what the machine has. Larger data sets are read as needed."""
+    tokenizer: bytes | None = None
+    """A `tokenizer.json` for texts that bring none: that of the model which reads them."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from pared.specs.architectures import Architecture, Layered, Named, tag_of
 from pared.specs.base import Spec
-from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec
+from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec, TensorSpec
 from pared.specs.losses import Combined
 from pared.specs.training import DistillLoss, Knowledge, TeachTrain
 from pared.specs.uploads import DatasetReference, ModelId
@@ -45,6 +45,13 @@ class DistillSpec(CompressionSpec):
     student: Student
     student_architecture: Architecture | None = Field(None, description="For an uploaded student state dict.")
     dataset: DatasetReference
+    example_inputs: list[TensorSpec] | None = Field(
+        None,
+        max_length=8,
+        description="The arguments of the teacher's forward, and of an uploaded student's that takes as many, where "
+        "some are values: the inputs of the data set are the tensors among them.",
+        examples=[[{"shape": [1, 512]}, {"value": 16000}]],
+    )
     loss: DistillLoss = Field(
         default_factory=lambda: Knowledge(kind="knowledge"),
         description="Without one: `knowledge` for classes, `output_mse` for numbers, as of a regression.",
@@ -66,6 +73,13 @@ class DistillSpec(CompressionSpec):
         if not isinstance(self.student, str):
             why = "is for a student given by the id of an upload; this one says itself what it is: leave it out"
             self._must_be_left_out({"student_architecture": why})
+        return self
+
+    @model_validator(mode="after")
+    def _the_data_show_plain_inputs(self) -> DistillSpec:
+        if all(each.is_plain for each in self.example_inputs or []):
+            why = "has no effect where all are plain tensors, which the data set shows: leave it out"
+            self._must_be_left_out({"example_inputs": why})
         return self
 
     @model_validator(mode="after")

@@ -51,7 +51,10 @@ def preview_of(dataset: Dataset) -> Artifact:
         )
     key, sha256, size = dataset.preview_key, dataset.preview_sha256, dataset.preview_bytes
     if key is None or sha256 is None or size is None:
-        raise NotFound("There is no preview of this data set: it was inspected by an older version. Upload it again.")
+        raise NotFound(
+            "There is no preview of this data set: it holds texts without a tokenizer.json, or it was inspected by an "
+            "older version. Upload it again, texts in a zip with their tokenizer."
+        )
     name = key.rpartition("/")[2]
     return Artifact(name=name, media_type=PREVIEWS[name], object_key=key, sha256=sha256, size_bytes=size)
 

@@ -18,7 +18,7 @@ from pared.compression.data.room import room_for
 from pared.compression.data.samples import SPLITS, Data, Split
 from pared.compression.data.splits import draw_missing
 from pared.compression.data.stored import Stored
-from pared.compression.data.text import cut, next_tokens
+from pared.compression.data.text import ANY_WORDS, NeedsTokenizer, cut, next_tokens
 from pared.compression.tasks import Labels, Match, Options, StoredLabels, TaskRules, make_task
 from pared.compression.tasks.base import OtherTask
 from pared.compression.tasks.dense import Segmentation, TokenClassification
@@ -119,11 +119,21 @@ def inspect_dataset(file: DatasetFile, directory: Path | None = None) -> Dataset
     """Describe a data set, after the same checks as for a job; the task is guessed from the targets.
 
     Args:
-        directory: where a preview of its samples is left, `preview.png` or `preview.json`.
+        directory: where a preview of its samples is left, `preview.png` or `preview.json`; none of texts that have no
+            tokenizer yet.
 
     Raises:
         UnsupportedDataset, InvalidData, StorageFull: as `load_dataset`, but for labels without which the data serve.
     """
+    try:
+        return _inspected(file, directory)
+    except NeedsTokenizer:
+        found = _inspected(replace(file, tokenizer=ANY_WORDS), None)
+    texts = [{"shape": [], "dtype": "text"}]
+    return found.model_copy(update={"inputs": texts, "warnings": [WITHOUT_TOKENIZER, *found.warnings]})
+
+
+def _inspected(file: DatasetFile, directory: Path | None) -> DatasetInspection:
     notes = []
     try:
         data = load_dataset(file, task=None, preprocess=None, seed=0)
@@ -176,6 +186,10 @@ def _try_images(data: Data) -> list[str]:
 TRIED = 500
 """Images of a split that an inspection decodes where they do not fit into memory."""
 
+WITHOUT_TOKENIZER = (
+    "These texts came without a tokenizer: a job reads them with that of a Hugging Face model folder. For any other "
+    "model upload a zip of this file and the model's tokenizer.json."
+)
 UNLABELLED = (
     "The data set has no labels. A job on it has the task match: the answers of the uploaded model are the reference."
 )

@@ -66,7 +66,7 @@ def _read_zip(file: DatasetFile) -> Stored:
     if any(name.endswith(("/data.pkl", "/constants.pkl")) for name in names):
         raise UnsupportedDataset(f"This is a PyTorch file: upload it as a model, or save the arrays as .npz. {FORMATS}")
     if records.is_archive(names):
-        return records.read_archive(archive)
+        return records.read_archive(archive, file)
     return images.read_images(archive, file)
 
 

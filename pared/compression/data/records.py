@@ -13,7 +13,7 @@ from pared.compression.data.columns import Array
 from pared.compression.data.samples import SPLIT_NAMES, SPLITS, Split
 from pared.compression.data.stored import FORMATS, MAX_ELEMENTS, Stored
 from pared.compression.data.tables import MAX_BYTES, TARGET_NAMES, feature
-from pared.compression.data.text import encoded, is_sequences, is_text
+from pared.compression.data.text import NeedsTokenizer, encoded, is_sequences, is_text
 from pared.compression.data.zip_members import Member, Zip
 from pared.compression.work import DatasetFile
 from pared.errors import InvalidData, UnsupportedDataset
@@ -39,7 +39,7 @@ def is_json_lines(head: bytes, size: int) -> bool:
 
 
 def read_file(file: DatasetFile) -> Stored:
-    """One file of records, without a tokenizer.
+    """One file of records.
 
     Raises:
         UnsupportedDataset: damaged, or no records.
@@ -49,7 +49,7 @@ def read_file(file: DatasetFile) -> Stored:
     if file.path.stat().st_size > MAX_BYTES:
         raise InvalidData("A file of records may have at most 1 GiB. Save numbers as .npz, which is also smaller.")
     content = file.path.read_bytes()
-    return _stored({"train": _fields(content)}, _kind(content), None)
+    return _stored({"train": _fields(content)}, _kind(content), None, file.tokenizer)
 
 
 def is_archive(names: list[str]) -> bool:
@@ -57,7 +57,7 @@ def is_archive(names: list[str]) -> bool:
     return any(name.lower().endswith(SUFFIXES) for name in names)
 
 
-def read_archive(archive: Zip) -> Stored:
+def read_archive(archive: Zip, file: DatasetFile) -> Stored:
     """A zip with one file of records, or one for each split (train, val, test), and perhaps a `tokenizer.json`.
 
     Raises:
@@ -89,7 +89,8 @@ def read_archive(archive: Zip) -> Stored:
         raise InvalidData("Files of records may have at most 1 GiB together.")
     contents = {split: _unpacked(archive, members[split]) for split in SPLITS if split in members}
     fields = {split: _fields(content) for split, content in contents.items()}
-    return _stored(fields, _kind(contents["train"]), None if tokenizer is None else _unpacked(archive, tokenizer))
+    own = None if tokenizer is None else _unpacked(archive, tokenizer)
+    return _stored(fields, _kind(contents["train"]), own, file.tokenizer)
 
 
 def _unpacked(archive: Zip, member: Member) -> bytes:
@@ -215,8 +216,13 @@ def _words(kind: type) -> str:
 # -- what they are ------------------------------------------------------------------------------------
 
 
-def _stored(by_split: dict[Split, Fields], kind: str, tokenizer: bytes | None) -> Stored:
-    """What the fields of all splits hold, with the same names and types in each."""
+def _stored(by_split: dict[Split, Fields], kind: str, own: bytes | None, others: bytes | None) -> Stored:
+    """What the fields of all splits hold, with the same names and types in each.
+
+    Args:
+        own: the tokenizer that came with them.
+        others: one for texts that came without.
+    """
     train = by_split["train"]
     for split, fields in by_split.items():
         if fields.keys() != train.keys():
@@ -231,17 +237,28 @@ def _stored(by_split: dict[Split, Fields], kind: str, tokenizer: bytes | None) -
     ends = [0, *np.cumsum(counts).tolist()]
     joined = {name: _joined([fields[name] for fields in by_split.values()]) for name in train}
     label = next((name for name in joined if name.lower() in LABEL_NAMES), None)
-    if tokenizer is not None or any(is_sequences(name, values) for name, values in joined.items() if name != label):
-        text = encoded(joined, label, tokenizer)
-        inputs, targets, stored = [text.tokens, text.tokens.lengths], text.labels, text.stored(kind)
-    else:
-        features, targets, notes = _table(joined)
-        inputs, stored = [features], Stored(kind, {}, {}, notes=notes)
+    try:
+        inputs, targets, stored = _content(joined, label, kind, own)
+    except NeedsTokenizer:
+        if others is None:
+            raise
+        inputs, targets, stored = _content(joined, label, kind, others)
     for split, (begin, end) in zip(by_split, pairwise(ends), strict=True):
         stored.inputs[split] = [_part(rows, begin, end) for rows in inputs]
         if targets is not None:
             stored.targets[split] = _part(targets, begin, end)
     return stored
+
+
+def _content(
+    fields: Fields, label: str | None, kind: str, tokenizer: bytes | None
+) -> tuple[list[Any], Any | None, Stored]:
+    """Inputs and targets of all records, and what belongs to all splits."""
+    if tokenizer is None and not any(is_sequences(name, values) for name, values in fields.items() if name != label):
+        features, targets, notes = _table(fields)
+        return [features], targets, Stored(kind, {}, {}, notes=notes)
+    text = encoded(fields, label, tokenizer)
+    return [text.tokens, text.tokens.lengths], text.labels, text.stored(kind)
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -264,10 +281,7 @@ def _table(fields: Fields) -> tuple[Array, Array | None, list[str]]:
         if name == target:
             continue
         if is_text(name, values):
-            raise InvalidData(
-                f"The field {name[:60]!r} holds text. Upload a zip of this file and the {TOKENIZER} of the model, "
-                "which makes token ids of it."
-            )
+            raise NeedsTokenizer.of(name)
         parts.append(_feature(name, values, notes))
     features = np.concatenate(parts, axis=1)
     if features.size > MAX_ELEMENTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,29 @@ _IDS = ("tokens", "input_ids", "ids")
 _DERIVED = ("attention_mask", "token_type_ids", "special_tokens_mask")
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
 _AT_ONCE = 1000  # texts
+
+
+class NeedsTokenizer(InvalidData):
+    """Texts, or words, and nothing that makes token ids of them."""
+
+    @classmethod
+    def of(cls, name: str) -> NeedsTokenizer:
+        """Of the field with this name."""
+        return cls(
+            f"The field {name[:60]!r} holds text. Upload a zip of this file and the tokenizer.json of the model, which "
+            "makes token ids of it. A Hugging Face model folder brings its own."
+        )
+
+
+ANY_WORDS = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+    }
+).encode()
+"""A tokenizer to which all words are one, for a look at texts whose own is not there yet."""
 
 
 @dataclass
@@ -78,6 +102,7 @@ def encoded(fields: Mapping[str, Any], label: str | None, tokenizer: bytes | Non
         tokenizer: a `tokenizer.json`, for texts and words.
 
     Raises:
+        NeedsTokenizer: there is none, and no field holds token ids.
         UnsupportedDataset: the tokenizer does not open, or the worker lacks the library.
         InvalidData: no field or several could be meant; labels that do not fit.
     """
@@ -91,10 +116,7 @@ def encoded(fields: Mapping[str, Any], label: str | None, tokenizer: bytes | Non
     if isinstance(values[0], list) and not isinstance(values[0][:1], str) and not _holds_words(values):
         tokens, of_tokens = _whole_numbers(name, values), words
     elif loaded is None:
-        raise InvalidData(
-            f"The field {name[:60]!r} holds words. Upload a zip of this file and the tokenizer.json of the model, "
-            "which makes token ids of them."
-        )
+        raise NeedsTokenizer.of(name)
     else:
         texts = values if words is None or isinstance(values[0], list) else [value.split() for value in values]
         tokens, of_tokens = loaded.encode(texts, words)

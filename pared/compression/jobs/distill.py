@@ -17,9 +17,11 @@ from pared.compression.export.formats import Formats
 from pared.compression.export.own_types import round_to_own_types
 from pared.compression.export.settings import settings_of
 from pared.compression.export.writers import usual_outputs
+from pared.compression.jobs.inputs import called_on_tensors
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of, for_student
 from pared.compression.loading import LoadedModel, confirmed, load_model
+from pared.compression.loading.arguments import needs_values, takes
 from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
@@ -53,6 +55,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages = Stages(work.observer)
         stages.enter("validate")
         teacher = load_model(work.models["teacher"], plain(spec.teacher_architecture))
+        teacher = _on_tensors(spec, teacher)
         spec, data = data_of(spec, work, teacher)
         if data is None:
             raise ValidationError(
@@ -67,6 +70,9 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
 
         stages.enter("compress")
         student, removal = _student(spec, work, teacher, example)
+        if spec.example_inputs and teacher.given is None and student.given is None:
+            text = "is for values among the arguments of teacher or student, and both take tensors alone: leave it out"
+            raise ValidationError(f"`example_inputs` {text}.", errors=[{"pointer": "/example_inputs", "detail": text}])
         of_student = for_student(data, student, teacher)
         student = confirmed(student, example)
         if not trainable(student.module):
@@ -158,12 +164,25 @@ def _student(
         removal = remove_channels(teacher, example, amount=1 - spec.student.from_teacher.width, scope="layer")
         return removal.loaded, removal
     if isinstance(spec.student, str):
-        loaded = load_model(work.models["student"], plain(spec.student_architecture))
+        loaded = _on_tensors(spec, load_model(work.models["student"], plain(spec.student_architecture)))
     else:
         torch.manual_seed(seed_of(spec.seed, "student"))
         module = build(spec.student)
         loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
     return loaded, None
+
+
+def _on_tensors(spec: DistillSpec, loaded: LoadedModel) -> LoadedModel:
+    """A teacher or an uploaded student as it is called on tensors alone; the other of the two may take other arguments.
+
+    Raises:
+        ValidationError: it must be given values, and they are missing or do not fit.
+    """
+    specs = spec.example_inputs or []
+    if loaded.format != "torchscript" or not isinstance(loaded.module, torch.jit.ScriptModule):
+        return loaded
+    described = needs_values(loaded.module) or takes(loaded.module, len(specs))
+    return called_on_tensors(specs if described else None, loaded, is_run=True)
 
 
 def _teach(

@@ -14,6 +14,7 @@ from pared.compression.data import Data, load_dataset
 from pared.compression.data.columns import chunks
 from pared.compression.jobs.fitting import answer_to, check_fits
 from pared.compression.loading import LoadedModel
+from pared.compression.loading.folders.contents import tokenizer_in
 from pared.compression.measuring.references import with_references
 from pared.compression.measuring.running import own_failures
 from pared.compression.tasks import Match, Piece, TaskRules, pieces_of
@@ -62,8 +63,11 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
     """
     if work.dataset is None:
         return spec, None
+    file = work.dataset
+    if original.folder is not None:
+        file = replace(file, tokenizer=tokenizer_in(original.folder.path))
     data = load_dataset(
-        work.dataset,
+        file,
         task=spec.task,
         preprocess=spec.preprocess,
         seed=spec.seed,

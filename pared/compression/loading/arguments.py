@@ -135,7 +135,7 @@ def arguments_for(
     if not specs:
         tensors = [TensorSpec(shape=[1]) for one in formal if not one.has_default_value()]
         return Arguments(tuple(tensors), states) if states else None
-    _check(formal, specs)
+    _check(module, formal, specs)
     arguments = Arguments(tuple(specs), states)
     if len(arguments.tensors) > 1:
         arguments = _settled(module, arguments)
@@ -175,6 +175,12 @@ def needs_values(module: torch.jit.ScriptModule) -> bool:
     return any(not isinstance(one.type, torch._C.TensorType) and not one.has_default_value() for one in formal)
 
 
+def takes(module: torch.jit.ScriptModule, count: int) -> bool:
+    """Whether forward can be given so many arguments."""
+    formal = module._c._get_method("forward").schema.arguments[1:]
+    return len([one for one in formal if not one.has_default_value()]) <= count <= len(formal)
+
+
 def missing_values(module: torch.jit.ScriptModule) -> ValidationError:
     """The refusal of a job that runs a model and does not say what its arguments are."""
     formal = module._c._get_method("forward").schema.arguments[1:]
@@ -207,15 +213,14 @@ _EXAMPLES = {
 }
 
 
-def _check(formal: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
-    takes = f"The model's forward takes {described(formal)}"
-    needed = [one for one in formal if not one.has_default_value()]
-    if not len(needed) <= len(specs) <= len(formal):
-        text = f"{takes}; {len(specs)} of these are described. Give one entry for each, such as {advised(formal)}."
+def _check(module: torch.jit.ScriptModule, formal: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
+    said = f"The model's forward takes {described(formal)}"
+    if not takes(module, len(specs)):
+        text = f"{said}; {len(specs)} of these are described. Give one entry for each, such as {advised(formal)}."
         raise ValidationError(text, errors=[{"pointer": "/example_inputs", "detail": text}])
     for index, (one, spec) in enumerate(zip(formal, specs, strict=False)):
         for pointer, why in _misfits(one.type, spec, f"/example_inputs/{index}"):
-            text = f"{takes}, and for {one.name} {why}"
+            text = f"{said}, and for {one.name} {why}"
             raise ValidationError(text, errors=[{"pointer": pointer, "detail": text}])
 
 

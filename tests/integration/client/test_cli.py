@@ -193,6 +193,23 @@ def test_each_option_is_a_field_of_the_spec(tmp_path: Path, options: str, fields
     assert listed_spec.validate_python(sent)
 
 
+def test_values_of_a_teacher_are_a_field_of_its_spec(tmp_path: Path) -> None:
+    server = Scripted()
+    row = {"id": "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3", "filename": "m.pt", "sha256": "", "size_bytes": 1, "status": "ready"}
+    server.say(Answer(body=row), Answer(body=row), Answer(422, body={"title": "Only looking", "status": 422}))
+    line = ["distill", "--teacher", row["id"], "--data", "builtin:digits", "--width", "50%"]
+    done = run_pared(
+        [*line, "--input-shape", "1,512", "--input-shape", "=16000"],
+        cwd=tmp_path,
+        env=environment(PARED_URL=server.url),
+    )
+    server.close()
+    assert done.returncode == 2, done.stderr
+    sent = json.loads(server.asked[-1].body)
+    assert sent["example_inputs"] == [{"shape": [1, 512]}, {"value": 16000}]
+    assert listed_spec.validate_python(sent)
+
+
 def test_json_is_all_that_json_prints(embedded: Stack, files: Path) -> None:
     done = pared(embedded, files, "prune mlp.pt --weights 90% --json -o sparse.pt")
     assert done.returncode == 0, done.stderr

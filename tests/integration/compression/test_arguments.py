@@ -7,7 +7,7 @@ import pydantic
 import pytest
 import torch
 
-from pared.compression import prune
+from pared.compression import distill, prune
 from pared.compression.loading import inspect_model, load_model, on_tensors
 from pared.compression.work import ModelFile
 from pared.errors import ShapeMismatch, ValidationError
@@ -97,6 +97,42 @@ def test_data_beside_values_train_and_score_the_model(tmp_path):
     )
     assert 0 < result.report.after.quality.test.value < 1
     assert result.model(torch.randn(1, 12), 16000).shape == (1, 3)
+
+
+class _Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.out(x)
+
+
+@pytest.mark.parametrize("student", [{"from_teacher": {"width": 0.5}}, models.Rated, _Plain])
+def test_a_teacher_of_values_teaches_and_students_take_what_their_files_took(student, tmp_path):
+    x = np.random.default_rng(0).standard_normal((40, 12)).astype("float32")
+    given, taught = student, student is not _Plain
+    if not isinstance(student, dict):
+        given = saved(student(), tmp_path).rename(tmp_path / "student.pt")
+    fields = {"task": "match", "loss": {"kind": "output_mse"}, "train": {"epochs": 1}, "example_inputs": RATED}
+    result = distill(saved(models.Rated(), tmp_path), given, (x, None), directory=tmp_path / "out", **fields)
+    arguments = [torch.randn(2, 12), 16000][: 1 + taught]
+    assert torch.equal(result.model(*arguments), torch.jit.load(tmp_path / "out" / "model.pt")(*arguments))
+
+
+def test_values_that_distillation_lacks_or_cannot_use_are_told(tmp_path):
+    x = np.zeros((40, 12), dtype="float32")
+    fields = {"task": "match", "loss": {"kind": "output_mse"}, "train": {"epochs": 1}}
+    plain = saved(_Plain(), tmp_path).rename(tmp_path / "plain.pt")
+    rated = saved(models.Rated(), tmp_path)
+    for teacher, more, says in (
+        (rated, {}, "beside a data set too"),
+        (plain, {"example_inputs": RATED}, "both take tensors alone"),
+        (rated, {"example_inputs": [{"shape": [2, 12]}]}, "which the data set shows"),
+    ):
+        with pytest.raises(ValidationError, match=says) as caught:
+            distill(teacher, plain, (x, None), **fields, **more)
+        assert caught.value.errors[0]["pointer"] == "/example_inputs"
 
 
 def test_data_with_states_are_sample_by_sample(tmp_path):

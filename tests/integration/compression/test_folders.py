@@ -196,3 +196,19 @@ def test_uniform_is_of_folders(tmp_path):
         prune(script, amount=0.5, uniform=True)
     with pytest.raises(ParedError, match="Only an upload that is a Hugging Face model folder"):
         prune(script, amount=0.5, outputs=["huggingface"])
+
+
+def test_a_goal_is_met_by_a_folder_that_learned_texts_without_a_tokenizer_of_their_own(tmp_path):
+    folder = saved("bert", tmp_path / "model")
+    lines = [json.dumps({"text": f"w{index % 30 + 1} w{index % 2 + 31}", "label": index % 2}) for index in range(60)]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(lines))
+    fields: dict[str, Any] = {"target": {"params": 0.6}, "retrain": {"epochs": 1}, "directory": tmp_path / "out"}
+    report = prune(folder, texts, **fields).report
+    assert report.goal is not None
+    assert report.goal.status == "met"
+    assert report.after.parameters <= 0.6 * report.before.parameters
+    assert report.after.quality is not None
+    config = config_in({"model.zip": tmp_path / "out" / "model.zip"})
+    assert config["hidden_size"] < 16
+    assert load_model(ModelFile(tmp_path / "out" / "model.zip", "model.zip", "")).folder is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,20 @@ def test_long_texts_are_cut_and_it_is_said(dataset):
     data = load(dataset(zipped(tokenizer__json=tokenizer(), data__jsonl=lines(many))))
     assert data.inputs["train"][0].shape[1] == 512
     assert any("1 of 20 texts have more than 512" in note for note in data.warnings)
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["texts", "lists of words"])
+def test_texts_without_a_tokenizer_are_read_with_that_of_the_model(words, dataset):
+    records = [each | {"text": each["text"].split()} for each in PETS] if words else PETS
+    alone, whole = dataset(lines(records)), zipped(tokenizer__json=tokenizer(), data__jsonl=lines(records))
+    inspected = inspect_dataset(alone)
+    assert inspected.inputs == [{"shape": [], "dtype": "text"}]
+    assert "a job reads them with that of a Hugging Face model folder" in inspected.warnings[0]
+    with_its_own = load(dataset(whole))
+    assert (inspected.task, inspected.samples["train"]) == (with_its_own.task.name, with_its_own.samples("train"))
+    data = load(replace(dataset(lines(records)), tokenizer=tokenizer()))
+    assert torch.equal(data.example(9)[0], with_its_own.example(9)[0])
+    assert (data.vocabulary, data.padding) == (with_its_own.vocabulary, with_its_own.padding)
 
 
 def test_token_ids_need_no_tokenizer_and_may_differ_in_length(dataset):
@@ -224,7 +239,7 @@ BOTH = {"text": "the cat", "title": "cats", "label": 0}
     ("content", "error", "says"),
     [
         (lines([{"text": "a b", "label": 0}] * 12), InvalidData, "Upload a zip of this file and the tokenizer.json"),
-        (lines([{"words": ["a"], "label": 0}] * 12), InvalidData, "holds words. Upload a zip"),
+        (lines([{"words": ["a"], "label": 0}] * 12), InvalidData, "holds text. Upload a zip"),
         (zipped(tokenizer__json=b"{}", a__jsonl=lines(PETS)), UnsupportedDataset, "tokenizer.json does not open"),
         (zipped(tokenizer__json=tokenizer(), a__jsonl=b"{no"), UnsupportedDataset, "Line 1 is no JSON by itself"),
         (b'{"a": 1,\n "y": 2}', UnsupportedDataset, "Save one object a line"),

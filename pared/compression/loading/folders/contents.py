@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pared.compression.loading.file_format import folder_entries
 from pared.compression.loading.folders.names import CONFIG, find_root
 from pared.compression.loading.loaded import State, check_tensors
 from pared.compression.loading.state_dicts import stored_tensors
@@ -95,6 +96,12 @@ def _modules_after(contents: Contents) -> set[str]:
     listed = contents.json("modules.json")
     paths = [each.get("path") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     return {path for path in paths if isinstance(path, str) and path and "/" not in path}
+
+
+def tokenizer_in(path: Path) -> bytes | None:
+    """The `tokenizer.json` of a folder that was uploaded as a zip, if it has one."""
+    contents = read_contents(path, folder_entries(path))
+    return contents.read("tokenizer.json") if "tokenizer.json" in contents.sizes else None
 
 
 def read_contents(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Contents:
