@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from pared.compression.loading import LoadedModel, is_parameter
 from pared.compression.measuring.onnx_runtime import OnnxModule
 from pared.compression.names import layer_of, tensors
 from pared.compression.quantization.int8 import Rounded, pays, rounded
-from pared.compression.quantization.onnx_file import Calibrated, float_file, precisions_in, write_quantized
+from pared.compression.quantization.onnx_file import Calibrated, float_file, precisions_in, write_quantized, write_short
 from pared.compression.quantization.script import SCALE, rounded_weights, with_int8_weights
 from pared.compression.quantization.sensitivity import Precisions
 from pared.errors import ExportFailed, telling_line
@@ -211,7 +210,7 @@ class Int8Onnx:
     def write(self, precisions: Precisions, directory: Path) -> Written:
         made, path = self._scratch / "made.onnx", directory / "model.onnx"
         write_quantized(self._file, {**self.usual, **precisions}, made, self._calibrated)
-        shutil.copyfile(made, path)
+        write_short(made, path)
         return Written({"onnx": [path]}, [])
 
     def written_module(self, written: Written, output: Output) -> nn.Module:
