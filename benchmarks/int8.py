@@ -6,7 +6,7 @@ documentation shows them, the static one on the same 256 training images. All fi
 ONNX Runtime here: bytes, test accuracy (of MiniLM the cosine of sentence embeddings to the original's, and whether the
 nearest other sentence is the same), and time, in turns with the float32 file. Nothing is chosen by the test images.
 
-Arguments name what to run: `lenet residual minilm`, and `short` for one seed.
+Arguments name what to run: `lenet residual minilm`, and `short` for one seed and two epochs.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def _trained(module: nn.Module, data: Data, seed: int, folder: Path) -> nn.Modul
     if state.exists():
         module.load_state_dict(torch.load(state))
     else:
-        fit(module, data, DENSE, learn_labels(Classification()), task=Classification(), seed=seed, phase="dense")
+        dense = DENSE.model_copy(update={"epochs": 2}) if "short" in sys.argv else DENSE
+        fit(module, data, dense, learn_labels(Classification()), task=Classification(), seed=seed, phase="dense")
         torch.save(module.state_dict(), state)
     return module.eval()
 
