@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria same-bytes stories tables files coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 same-bytes stories tables files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -102,6 +102,9 @@ real-models: $(DEV)  ## Weights as packages ship them, made smaller and measured
 
 bench-minilm: $(DEV)  ## MiniLM as a folder with half the width of its layers, beside layers dropped -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/minilm.py
+
+bench-int8: $(DEV)  ## int8 of three nets beside ONNX Runtime's own quantizers (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/int8.py
 
 bench-without-data: $(DEV)  ## What correcting batch norms keeps without data (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/without_data.py

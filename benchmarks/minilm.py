@@ -102,13 +102,13 @@ def _downloaded() -> Path:
     return FOLDER
 
 
-def _texts() -> tuple[list[str], list[str]]:
+def _texts(tested: int = TESTED) -> tuple[list[str], list[str]]:
     """Sentences of the Python documentation: some to train on, and others."""
     whole = " ".join(" ".join(text.split()) for _, text in sorted(topics.items()))
     sentences = [each.strip(" *`") for each in re.split(r"(?<=[a-z)][.?!])\s+(?=[A-Z])", whole)]
     plain = sorted({each for each in sentences if 8 <= len(each.split()) <= 40 and each.count("|") == 0})
     random.Random(0).shuffle(plain)
-    return plain[:TEXTS], plain[TEXTS : TEXTS + TESTED]
+    return plain[:TEXTS], plain[TEXTS : TEXTS + tested]
 
 
 def _embeddings(folder: Path, texts: list[str]) -> Tensor:

@@ -532,6 +532,8 @@ class Int8Fields(CommonFields, total=False):
     """Layer name patterns."""
     exclude: list[str]
     """Layer name patterns, stronger than `include`: these layers stay float32."""
+    retrain: RetrainFields | None
+    """Train the model while it computes with rounded weights and inputs; None does not."""
     target: TargetFields | None
     """How much quality may be lost, as `max_quality_drop`; layers are left out of int8 until no more is."""
 

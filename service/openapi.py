@@ -14,8 +14,8 @@ from pared.specs.uploads import EXAMPLE_DATASET_ID as DATASET_ID
 from pared.specs.uploads import EXAMPLE_MODEL_ID as MODEL_ID
 
 DESCRIPTION = """\
-Makes trained PyTorch models smaller. Upload a model and a data set, post a *prune* or *distill* job, or a *pipeline* of
-them, follow it, and download the smaller model with a report of what was gained and lost.
+Makes trained PyTorch models smaller. Upload a model and a data set, post a *prune*, *distill* or *quantize* job, or a
+*pipeline* of them, follow it, and download the smaller model with a report of what was gained and lost.
 
 Errors are RFC 9457 problem documents: `detail` says what to do. Where this server needs keys, send
 `Authorization: Bearer pared_…`.

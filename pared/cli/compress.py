@@ -211,6 +211,7 @@ def quantize(
         ),
     ],
     int8: Int8Options,
+    training: RetrainingOptions,
     files: ResultOptions,
     data: Data = None,
     architecture: Annotated[
@@ -228,6 +229,11 @@ def quantize(
     """Make a model int8, measure it in the runtime that runs it, and download the result."""
     labels = _labels(task, model_output, ignore_index)
     fields = {**int8.spec(), **labels, **_common_fields(seed, output, "auto", None), **files.spec()}
+    retrain = training.spec()
+    if retrain and data is None:
+        raise typer.BadParameter("training needs --data: give it too, or leave out the options of training")
+    if retrain:
+        fields["retrain"] = retrain
     if data is not None and int8.input_shape and all(map(_is_plain, int8.input_shape)):
         raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     made = architecture_of(architecture)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pared.specs.base import Device, JobSpec, Spec
-from pared.specs.training import Train
+from pared.specs.losses import Combined
+from pared.specs.training import Knowledge, Retrain, Train
 from pared.specs.uploads import Names, Text
 
 Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint", "huggingface"]
@@ -220,6 +221,22 @@ class CompressionSpec(JobSpec):
         """Refuse what a training says of classes where the task has none."""
         if self.task in WITHOUT_CLASSES and training.names_classes:
             self._refuse({field: f"`{training.names_classes}` is of classes, which task={self.task} does not have"})
+
+    def _retraining_is_of_the_task(self, retrain: Retrain | None) -> None:
+        """Refuse what a retraining learns from, or says of classes, where the task has no such thing."""
+        teach = None if retrain is None else retrain.teach
+        if self.task in WITHOUT_LABELS and teach is not None:
+            why = f"has no effect: task={self.task} learns the uploaded model's answers already; leave it out"
+            self._refuse({"retrain": f"`teach` {why}"})
+        if self.task in WITHOUT_CLASSES and isinstance(teach, Knowledge) and teach.alpha < 1:
+            why = 'softens class probabilities, which a regression does not have: use {"kind": "output_mse"}'
+            self._refuse({"retrain": f"`teach` {why}"})
+        if isinstance(teach, Combined):
+            unfit = teach.unfit(classes=self.task not in WITHOUT_CLASSES, labels=True, one_output=True)
+            if unfit:
+                self._refuse({f"retrain/teach/{path}": why for path, why in unfit.items()})
+        if retrain is not None:
+            self._refuse_without_classes("retrain", retrain)
 
     @model_validator(mode="after")
     def _labels_are_of_the_task(self) -> CompressionSpec:

@@ -10,9 +10,8 @@ from pared.criteria import CRITERIA, SCORED_AS, scoring
 from pared.specs.architectures import Architecture
 from pared.specs.base import Spec
 from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec, TensorSpec
-from pared.specs.losses import Combined
 from pared.specs.targets import Target
-from pared.specs.training import Knowledge, Retrain
+from pared.specs.training import Retrain
 from pared.specs.uploads import DatasetReference, ModelId, Text
 from pared.wording import listed
 
@@ -39,6 +38,19 @@ class Quantize(Spec):
 
 SOFTENED_CLASSES = {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0, "labels": 0.5}
 """What retraining learns from where a spec says nothing and answers are odds of classes."""
+
+
+def with_usual_teacher(retrain: Any, task: Any) -> Any:
+    """What a spec says of retraining, with what it learns from where that is left out, or `true` or `false`."""
+    if not isinstance(retrain, dict):
+        return retrain
+    numbers = task in WITHOUT_CLASSES
+    # Measured: with Adam, softened classes cost more accuracy than they bring.
+    teach = retrain.get("teach", not numbers and retrain.get("optimizer", "sgd") == "sgd")
+    if not isinstance(teach, bool):
+        return retrain
+    taught = {"kind": "output_mse"} if numbers else SOFTENED_CLASSES
+    return {**retrain, "teach": taught if teach and task not in WITHOUT_LABELS else None}  # which learn nothing else
 
 
 class PruneSpec(CompressionSpec):
@@ -165,15 +177,8 @@ class PruneSpec(CompressionSpec):
         match values.get("granularity"), values.get("n_m", (2, 4)):
             case "n:m", (int(n), int(m)) if 0 < n < m and values.get("amount") is None and values.get("target") is None:
                 values["amount"] = 1 - n / m
-        retrain, task = values.get("retrain", {}), values.get("task")
-        numbers = task in WITHOUT_CLASSES
-        if isinstance(retrain, dict) and ("retrain" in values or values.get("dataset") is not None):
-            # Measured: with Adam, softened classes cost more accuracy than they bring.
-            teach = retrain.get("teach", not numbers and retrain.get("optimizer", "sgd") == "sgd")
-            if isinstance(teach, bool):
-                taught = {"kind": "output_mse"} if numbers else SOFTENED_CLASSES
-                teach = teach and task not in WITHOUT_LABELS  # which learn nothing else
-                values["retrain"] = {**retrain, "teach": taught if teach else None}
+        if "retrain" in values or values.get("dataset") is not None:
+            values["retrain"] = with_usual_teacher(values.get("retrain", {}), values.get("task"))
         return values
 
     @property
@@ -283,16 +288,4 @@ class PruneSpec(CompressionSpec):
             self._refuse({"stages": "are shares of all layers alike: leave them out beside `amounts`"})
         if self.stages and self.stages != sorted(share for share in {*self.stages} if share < (self.amount or 1)):
             self._refuse({"stages": "must rise, and end below `amount`"})
-        teach = None if self.retrain is None else self.retrain.teach
-        if self.task in WITHOUT_LABELS and teach is not None:
-            why = f"has no effect: task={self.task} learns the uploaded model's answers already; leave it out"
-            self._refuse({"retrain": f"`teach` {why}"})
-        if self.task in WITHOUT_CLASSES and isinstance(teach, Knowledge) and teach.alpha < 1:
-            why = 'softens class probabilities, which a regression does not have: use {"kind": "output_mse"}'
-            self._refuse({"retrain": f"`teach` {why}"})
-        if isinstance(teach, Combined):
-            unfit = teach.unfit(classes=self.task not in WITHOUT_CLASSES, labels=True, one_output=True)
-            if unfit:
-                self._refuse({f"retrain/teach/{path}": why for path, why in unfit.items()})
-        if self.retrain is not None:
-            self._refuse_without_classes("retrain", self.retrain)
+        self._retraining_is_of_the_task(self.retrain)

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from pared.specs.architectures import Architecture
 from pared.specs.base import Spec
 from pared.specs.common import CompressionSpec, Output, TensorSpec
+from pared.specs.pruning import with_usual_teacher
 from pared.specs.targets import Target
+from pared.specs.training import Retrain
 from pared.specs.uploads import DatasetReference, ModelId, Text
 
 Method = Literal["weight_only", "dynamic", "static"]
@@ -58,6 +60,12 @@ class QuantizeSpec(CompressionSpec):
     exclude: list[Text] = Field(
         default_factory=list, description="Layer name patterns, stronger than include: these layers stay float32."
     )
+    retrain: Retrain | None = Field(
+        None,
+        description="Train the model first, while it computes with rounded weights, and with rounded inputs where "
+        "these become int8 too; gradients go straight through the rounding. None: no training.",
+        examples=[{"epochs": 3, "lr": 0.001}],
+    )
     target: Target | None = Field(
         None,
         description="How much quality may be lost, as `max_quality_drop` (or `max_accuracy_drop`). Where int8 "
@@ -68,9 +76,13 @@ class QuantizeSpec(CompressionSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _formats_of_the_method(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("outputs") is None and values.get("method") in ("dynamic", "static"):
-            return {**values, "outputs": ["onnx"]}
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("outputs") is None and values.get("method") in ("dynamic", "static"):
+            values = {**values, "outputs": ["onnx"]}
+        if values.get("retrain") is not None:
+            values = {**values, "retrain": with_usual_teacher(values["retrain"], values.get("task"))}
         return values
 
     @model_validator(mode="after")
@@ -79,12 +91,13 @@ class QuantizeSpec(CompressionSpec):
         if self.method != "static":
             idle["calibration"] = "is of the method static: leave it out, or set `method`"
         if self.dataset is None:
-            idle["preprocess"] = "has no effect without data: leave it out, or name a `dataset`"
+            idle["retrain"] = idle["preprocess"] = "has no effect without data: leave it out, or name a `dataset`"
             idle["output"] = idle["ignore_index"] = "is of labels, which come with a data set: leave it out"
         elif all(each.is_plain for each in self.example_inputs or []):
             idle["example_inputs"] = "has no effect beside a data set, which shows the inputs: leave it out"
         self._must_be_left_out(idle)
         self._refuse_formats()
+        self._retraining_is_of_the_task(self.retrain)
         if self.method == "static" and self.dataset is None:
             self._refuse({"dataset": "is what static int8 is calibrated on: name one, or make `method` weight_only"})
         if self.target is not None:

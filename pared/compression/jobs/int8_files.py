@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +10,29 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from pared.compression.data import Data
 from pared.compression.export.formats import Formats, Written
 from pared.compression.export.programs import load_program
 from pared.compression.export.scripting import as_torchscript
-from pared.compression.export.settings import Settings
+from pared.compression.export.settings import Settings, settings_of
 from pared.compression.export.writers import export
+from pared.compression.jobs.stages import Stages
 from pared.compression.loading import LoadedModel, is_parameter
 from pared.compression.loading.own_form import Form, Forms
 from pared.compression.measuring.onnx_runtime import OnnxModule
 from pared.compression.names import layer_of, tensors
 from pared.compression.quantization.int8 import Rounded, pays, rounded
-from pared.compression.quantization.onnx_file import Calibrated, float_file, precisions_in, write_quantized
+from pared.compression.quantization.onnx_file import Calibrated, float_file, precisions_in, write_quantized, write_short
 from pared.compression.quantization.script import SCALE, rounded_weights, with_int8_weights
 from pared.compression.quantization.sensitivity import Precisions
+from pared.compression.work import Work
 from pared.errors import ExportFailed, telling_line
-from pared.reports import Precision
+from pared.reports import FailedOutput, Precision
 from pared.specs import Output
-from pared.specs.quantization import Calibration, Method
+from pared.specs.quantization import Calibration, Method, QuantizeSpec
+
+BATCH = 16
+"""Samples that are run at once to find ranges, and to compare answers."""
 
 
 class Int8Files(Protocol):
@@ -214,7 +219,7 @@ class Int8Onnx:
     def write(self, precisions: Precisions, directory: Path) -> Written:
         made, path = self._scratch / "made.onnx", directory / "model.onnx"
         write_quantized(self._file, {**self.usual, **precisions}, made, self._calibrated)
-        shutil.copyfile(made, path)
+        write_short(made, path)
         return Written({"onnx": [path]}, [])
 
     def written_module(self, written: Written, output: Output) -> nn.Module:
@@ -228,3 +233,64 @@ class Int8Onnx:
 
     def precisions(self, precisions: Precisions) -> dict[str, Precision]:
         return precisions_in(self._scratch / "made.onnx", self._file)
+
+
+def int8_files(
+    spec: QuantizeSpec,
+    loaded: LoadedModel,
+    data: Data | None,
+    example: tuple[Tensor, ...],
+    outputs: Sequence[Output],
+    work: Work,
+    stages: Stages,
+    scratch: Path,
+    calibrated_on: int | None = None,
+) -> tuple[list[Int8Files], list[FailedOutput]]:
+    """What makes the files of a job, that of the first format first, and which formats will be missing.
+
+    Args:
+        calibrated_on: samples, where other than the spec says.
+
+    Raises:
+        ExportFailed: no format can be written.
+    """
+    files: list[Int8Files] = []
+    failed: list[FailedOutput] = []
+    settings = settings_of(spec, loaded, example, outputs)
+    kinds = dict.fromkeys("onnx" if output == "onnx" else "script" for output in outputs)
+    for kind in kinds:
+        stages.beat()
+        if kind == "script":
+            others: list[Output] = [output for output in outputs if output != "onnx"]
+            formats = Formats(others, example, settings=settings, log=work.observer.log, tick=stages.beat)
+            files.append(Int8Script(loaded, example, formats))
+            continue
+        calibration = spec.calibration
+        if calibrated_on is not None:
+            calibration = calibration.model_copy(update={"samples": calibrated_on})
+        try:
+            made = Int8Onnx(
+                loaded,
+                example,
+                spec.method,
+                scratch,
+                settings=settings,
+                threads=max(work.threads, 1),
+                calibration=calibration,
+                batches=[] if data is None else _calibration(data, calibration.samples),
+            )
+        except ExportFailed as error:
+            if len(kinds) == 1:
+                raise
+            failed.append(FailedOutput(format="onnx", code=error.code, detail=error.detail))
+            work.observer.log(f"onnx will be missing from the result: {error.detail}")
+        else:
+            files.append(made)
+    return files, failed
+
+
+def _calibration(data: Data, count: int) -> list[tuple[Tensor, ...]]:
+    """Batches of training samples, all of one size."""
+    rows = data.spread("train", count)
+    rows = rows[: max(len(rows) // BATCH, 1) * BATCH]
+    return [data.take("train", part, cut=False)[0] for part in torch.split(rows, BATCH)]

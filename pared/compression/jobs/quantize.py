@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.data import Data
-from pared.compression.export.formats import Formats, Written
-from pared.compression.export.settings import settings_of
+from pared.compression.export.formats import Written
 from pared.compression.export.writers import usual_outputs
 from pared.compression.jobs.inputs import called_on_tensors, example_of
-from pared.compression.jobs.int8_files import Int8Files, Int8Onnx, Int8Script
+from pared.compression.jobs.int8_files import BATCH, Int8Files, Int8Script, int8_files
+from pared.compression.jobs.rounded_training import train_rounded
 from pared.compression.jobs.stages import Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of
 from pared.compression.jobs.without_architecture import upload_notes
@@ -47,7 +47,6 @@ from pared.specs import Output
 from pared.specs.quantization import QuantizeSpec
 from pared.wording import shortened
 
-_BATCH = 16  # of calibration and of comparing answers
 _COMPARED = 64  # validation samples that tell how far one layer's int8 moves the answers
 
 
@@ -104,7 +103,7 @@ class Int8Job:
 def quantize(spec: QuantizeSpec, work: Work) -> Report:
     """Make the model int8, leave out the layers that cost too much, and measure the written file.
 
-    A job that was interrupted begins anew: it trains nothing.
+    A job that was interrupted while it trained goes on there.
     """
     return quantized(spec, work)[0]
 
@@ -119,6 +118,10 @@ def quantized(spec: QuantizeSpec, work: Work) -> tuple[Report, nn.Module]:
 
         stages.enter("baseline")
         baseline = None if data is None else assessed(original.module, data, work, stages)
+        trained = train_rounded(job, work, stages)
+        if trained is not None:
+            made = int8_files(job.spec, trained.loaded, data, job.example, job.outputs, work, stages, scratch)
+            job = replace(job, files=made[0], failed=made[1])
         stages.enter("compress")
         choice = _chosen(job, baseline, stages)
         stages.enter("export")
@@ -149,16 +152,19 @@ def quantized(spec: QuantizeSpec, work: Work) -> tuple[Report, nn.Module]:
             baseline=baseline,
             measured=measured,
             written=written,
-            training=None,
+            training=None if trained is None else job.spec.retrain,
             warnings=[
                 *original.warnings,
                 *upload_notes(original, job.outputs),
                 *([] if data is None else data.warnings),
                 *split_warning(data),
+                *([] if trained is None else trained.warnings),
                 *_notes(job, files),
             ],
             goal=goal,
             comparison=comparison,
+            history=[] if trained is None else trained.history,
+            best_epoch=None if trained is None else trained.best_epoch,
             runtime=files.runtime if original.runs else None,
             seconds=stages.finish(),
         )
@@ -199,38 +205,7 @@ def prepared(
     outputs = spec.outputs or (usual_outputs(original) if original.runs else ["state_dict"])
     example = example_of(spec.example_inputs, original, data, is_run="onnx" in outputs)
     original = confirmed(original, example)
-    settings = settings_of(spec, original, example, outputs)
-    files: list[Int8Files] = []
-    failed: list[FailedOutput] = []
-    stages.beat()
-    kinds = dict.fromkeys("onnx" if output == "onnx" else "script" for output in outputs)
-    for kind in kinds:
-        try:
-            if kind == "onnx":
-                calibration = spec.calibration
-                if calibrated_on is not None:
-                    calibration = calibration.model_copy(update={"samples": calibrated_on})
-                files.append(
-                    Int8Onnx(
-                        original,
-                        example,
-                        spec.method,
-                        scratch,
-                        settings=settings,
-                        threads=max(work.threads, 1),
-                        calibration=calibration,
-                        batches=[] if data is None else _calibration(data, calibration.samples),
-                    )
-                )
-            else:
-                others: list[Output] = [output for output in outputs if output != "onnx"]
-                formats = Formats(others, example, settings=settings, log=work.observer.log, tick=stages.beat)
-                files.append(Int8Script(original, example, formats))
-        except ExportFailed as error:
-            if len(kinds) == 1:
-                raise
-            failed.append(FailedOutput(format="onnx", code=error.code, detail=error.detail))
-            work.observer.log(f"onnx will be missing from the result: {error.detail}")
+    files, failed = int8_files(spec, original, data, example, outputs, work, stages, scratch, calibrated_on)
     usual = _usual(spec, files)
     for each in files:
         if isinstance(each, Int8Script):
@@ -280,13 +255,6 @@ def _usual(spec: QuantizeSpec, files: Sequence[Int8Files]) -> dict[str, Precisio
     return chosen
 
 
-def _calibration(data: Data, count: int) -> list[tuple[Tensor, ...]]:
-    """Batches of training samples, all of one size."""
-    rows = data.spread("train", count)
-    rows = rows[: max(len(rows) // _BATCH, 1) * _BATCH]
-    return [data.take("train", part, cut=False)[0] for part in torch.split(rows, _BATCH)]
-
-
 def _chosen(job: Int8Job, baseline: Assessment | None, stages: Stages) -> Choice:
     """The precision of each layer: the method's, with layers left out where a goal asks for it.
 
@@ -296,7 +264,7 @@ def _chosen(job: Int8Job, baseline: Assessment | None, stages: Stages) -> Choice
     target, data, first = job.spec.target, job.data, job.files[0]
     if target is None or target.quality_drop is None or data is None or baseline is None:
         return Choice(dict(job.usual))
-    rows = torch.split(data.spread("val", _COMPARED), _BATCH)
+    rows = torch.split(data.spread("val", _COMPARED), BATCH)
     batches = [data.take("val", part)[0] for part in rows]
     reference = answers_to(first.float_module(), batches)
 

@@ -33,6 +33,7 @@ from pared.specs import (
     DistillSpec,
     Knowledge,
     PruneSpec,
+    QuantizeSpec,
     Train,
 )
 from pared.specs.pruning import SOFTENED_CLASSES
@@ -231,7 +232,7 @@ def _for_task(spec: _Spec, data: Data) -> _Spec:
     if spec.task is not None or (name == "classification" and spec.ignore_index is None):
         return spec.model_copy(update={"task": name})
     document = spec.model_dump() | {"task": name}
-    if name in WITHOUT_CLASSES and isinstance(spec, PruneSpec):
+    if name in WITHOUT_CLASSES and isinstance(spec, (PruneSpec, QuantizeSpec)):
         teach = None if spec.retrain is None else spec.retrain.teach
         if teach == Knowledge.model_validate(SOFTENED_CLASSES) or (name in WITHOUT_LABELS and teach is not None):
             document["retrain"] = document["retrain"] | {"teach": None}

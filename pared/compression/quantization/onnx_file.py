@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,7 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
-    nodes = onnx.load(file.path, load_external_data=False).graph.node
-    delicate = any(node.op_type in _DELICATE for node in nodes)
-    between = [node.name for node in nodes if node.op_type in _BETWEEN and not (delicate and node.op_type == "Add")]
+    between = [] if alone else _between(file, chosen, onnx.load(file.path, load_external_data=False).graph.node)
     with _quiet():
         quantize_static(
             file.path,
@@ -168,7 +167,7 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
             calibrated.reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*_STATIC_LAYERS, *_BETWEEN],
-            nodes_to_quantize=chosen if alone else [*chosen, *between],
+            nodes_to_quantize=[*chosen, *between],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -176,6 +175,20 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
             calibrate_method=methods[calibrated.calibration.method],
             calibration_cache_path=calibrated.cache,
         )
+
+
+def _between(file: FloatFile, chosen: Collection[str], nodes: Sequence[Any]) -> list[str]:
+    """The operators between layers that are to stay in int8: what leads to a layer that is left out stays float32."""
+    delicate = any(node.op_type in _DELICATE for node in nodes)
+    kept = {node.name: node for node in nodes if node.op_type in _BETWEEN and not (delicate and node.op_type == "Add")}
+    maker = {name: node.name for node in nodes for name in node.output}
+    left_out = {name for layer in file.layers for name in layer.operators} - set(chosen)
+    todo = [node for node in nodes if node.name in left_out]
+    while todo:
+        for name in todo.pop().input:
+            made_by = kept.pop(maker.get(name, ""), None)
+            todo += [] if made_by is None else [made_by]
+    return list(kept)
 
 
 def precisions_in(path: Path, file: FloatFile) -> dict[str, Precision]:
@@ -221,6 +234,35 @@ def _tidy(model: Any) -> None:
     del model.metadata_props[:]
     model.metadata_props.extend(notes)
     del model.graph.value_info[:]
+
+
+def write_short(made: Path, path: Path) -> None:
+    """Write a file anew with short names for what flows between its operators, which small models are full of.
+
+    Names of inputs, outputs and weights stay. So do all names where a branch or a loop may read what is outside of it.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(made)
+    nodes, stored = model.graph.node, {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in nodes:
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored and len(node.input) == 3:
+            zero = stored.get(node.input[2])
+            if zero is not None and not numpy_helper.to_array(zero).any():
+                del node.input[2]  # where there is none, it is zero
+    if not any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute):
+        outside = {value.name for value in [*model.graph.input, *model.graph.output]} | stored.keys() | {""}
+        inside = (name for node in nodes for name in node.output if name not in outside)
+        fresh = (name for number in itertools.count() if (name := f"v{number:x}") not in outside)
+        names = dict(zip(inside, fresh, strict=False))
+        for node in nodes:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+            if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+                node.ClearField("name")
+    _tidy(model)
+    onnx.save(model, path)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def rounded_weights(script: torch.jit.ScriptModule) -> dict[str, Rounded]:
     graph = inlined_graph(plain)
     spell_out_lists(graph, plain)
     found: dict[str, Rounded] = {}
-    channels = {key: _channels(node) for key, node in _reads(graph, plain)}
+    channels = {key: _channels(node) for key, node in reads_of(graph, plain)}
     for name, parameter in plain.named_parameters():
         key = storage_key(parameter)
         if key not in channels or not parameter.is_floating_point():
@@ -58,12 +58,12 @@ def with_int8_weights(script: torch.jit.ScriptModule, weights: Mapping[str, Roun
     spell_out_lists(graph, plain)
     name_of = {storage_key(p): name for name, p in plain.named_parameters() if name in weights}
     owner = next(graph.inputs())
-    for key, node in list(_reads(graph, plain)):
+    for key, node in list(reads_of(graph, plain)):
         if key not in name_of:
             continue
         with graph.insert_point_guard(node):
-            codes = _read(graph, owner, plain._c, name_of[key])
-            scales = _read(graph, owner, plain._c, name_of[key] + SCALE)
+            codes = read_of(graph, owner, plain._c, name_of[key])
+            scales = read_of(graph, owner, plain._c, name_of[key] + SCALE)
             product = graph.insertNode(graph.create("aten::mul", [codes, scales], 1))
         product.output().setType(torch._C.TensorType.get())
         node.output().replaceAllUsesWith(product.output())
@@ -75,7 +75,7 @@ def with_int8_weights(script: torch.jit.ScriptModule, weights: Mapping[str, Roun
     return without_unused(plain, buffers=buffers).eval()
 
 
-def _reads(graph: Any, module: torch.jit.ScriptModule) -> Iterator[tuple[StorageKey, Node]]:
+def reads_of(graph: Any, module: torch.jit.ScriptModule) -> Iterator[tuple[StorageKey, Node]]:
     """The nodes that read a tensor of the module, each with the key of that tensor."""
     modules = {next(graph.inputs()).debugName(): module._c}
     for node in list(nodes_of(graph)):
@@ -88,7 +88,7 @@ def _reads(graph: Any, module: torch.jit.ScriptModule) -> Iterator[tuple[Storage
             yield storage_key(value), node
 
 
-def _read(graph: Any, owner: Any, module: Any, path: str) -> Any:
+def read_of(graph: Any, owner: Any, module: Any, path: str) -> Any:
     """A new value of the graph: a tensor of that name, which may come to the module later."""
     value = owner
     *parts, leaf = path.split(".")
