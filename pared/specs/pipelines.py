@@ -289,7 +289,8 @@ def with_steps(types: Mapping[str, type[CompressionSpec]]) -> None:
     fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
     step = create_model("PipelineStep", __base__=OneStep, __doc__="One step, by the name of its type.", **fields)
     # Where pickle, and what looks at annotations, finds classes that were not written out.
-    globals().update({"Step": step} | {each.__name__: each for each in (step, *kinds.values())})
+    made: list[type[Spec]] = [step, *kinds.values()]
+    globals().update({"Step": step} | {each.__name__: each for each in made})
     PipelineSpec.model_rebuild()
 
 
