@@ -35,6 +35,8 @@ def unknown_beforehand(job: PruneSpec | QuantizeSpec | PipelineSpec) -> tuple[st
     """A target that no plan can look for: a JSON pointer to it in the job's spec, and why."""
     targets: dict[str, Target | None] = {"/target": job.target}
     if isinstance(job, PipelineSpec):
+        if job.target is not None and job.target.sizes:  # which alone are looked for; the plan leaves out quality
+            targets = {"/target": job.target.sizes_alone()}
         if job.searched is None:  # the target is only judged, by what the plan knows of it
             targets = {}
         targets |= {

@@ -72,6 +72,10 @@ class Target(Spec):
         """All that is asked for."""
         return self.sizes | ({} if self.quality_drop is None else {self.quality_field: self.quality_drop})
 
+    def sizes_alone(self) -> Target:
+        """The same without what it says of quality."""
+        return self.model_copy(update={"max_quality_drop": None, "max_accuracy_drop": None})
+
     def missed(self, reached: Mapping[str, float]) -> list[str]:
         """Which goals are not met by what was reached of each; a last bit of arithmetic misses none.
 

@@ -139,7 +139,7 @@ def test_every_operation_is_described_with_an_example(locked: Stack) -> None:
 def test_the_example_jobs_are_accepted_but_for_their_ids(locked: Stack, ann: httpx.Client) -> None:
     body = locked.get("/openapi.json")["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
     examples = [example["value"] for example in body["examples"].values()]
-    assert {example["type"] for example in examples} == {"prune", "distill"}
+    assert {example["type"] for example in examples} == {"prune", "distill", "pipeline"}
     for example in examples:
         answer = ann.post("/v1/jobs", json=example)
         assert answer.status_code == 404, answer.text  # 422 would say that the spec itself is wrong

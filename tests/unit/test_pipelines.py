@@ -128,7 +128,8 @@ def test_uploads_that_steps_name_have_roles_of_their_own() -> None:
     ("spec", "pointer"),
     [
         (pipeline(PRUNE, DISTILL, target={"latency": 0.5, "max_quality_drop": 0.1}), None),  # only judged
-        (pipeline({"prune": {}}, DISTILL, target={"file_bytes": 0.5}), None),
+        (pipeline({"prune": {}}, DISTILL, target={"file_bytes": 0.5, "max_quality_drop": 0.1}), None),
+        (pipeline({"prune": {}}, DISTILL, target={"max_quality_drop": 0.1}), "/target"),
         (pipeline({"prune": {}}, DISTILL, target={"file_bytes": 0.5, "latency": 0.5}), "/target"),
         (pipeline({"prune": {"target": {"max_quality_drop": 0.1}}}, DISTILL), "/steps/0/prune/target"),
     ],

@@ -59,7 +59,7 @@ class Outlook:
 
 
 def plan_pipeline(spec: PipelineSpec, work: Work) -> Plan:
-    """The plan of a pipeline.
+    """The plan of a pipeline. What its target says of quality is left out.
 
     Raises:
         ParedError: what the job would fail with before it trains.
@@ -204,6 +204,8 @@ def _pruned(name: str, job: PruneSpec, work: Work, *, after_training: bool) -> A
     if needs_training(job):
         job = job.model_copy(update={"target": None, "amount": _STAND_IN})
         notes.append(f"How much it removes is found by training or measuring; {_STAND_IN:g} stands for it here.")
+    elif job.target is not None:
+        job = job.model_copy(update={"target": job.target.sizes_alone()})
     plan = plan_prune(job, work)
     exact = plan.exact and not notes
     if after_training and not (job.scope == "layer" and job.target is None and job.granularity != "block"):

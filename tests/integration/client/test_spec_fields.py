@@ -16,7 +16,15 @@ from pydantic import BaseModel
 import pared.compression
 from pared import AsyncClient, Client, spec_fields, specs
 
+STEP = typing.get_args(typing.get_type_hints(specs.PipelineSpec)["steps"])[0]
+PRUNE_STEP, DISTILL_STEP = (typing.get_args(STEP.model_fields[name].annotation)[0] for name in ("prune", "distill"))
 FIELDS: dict[type[BaseModel], Any] = {
+    specs.PipelineSpec: spec_fields.PipelineJobFields,
+    STEP: spec_fields.StepFields,
+    PRUNE_STEP: spec_fields.PruneStepFields,
+    DISTILL_STEP: spec_fields.DistillStepFields,
+    specs.FromTeacher: spec_fields.FromTeacherFields,
+    specs.FromTeacher.Width: spec_fields.FromTeacherWidth,
     specs.PruneSpec: spec_fields.PruneJobFields,
     specs.DistillSpec: spec_fields.DistillJobFields,
     specs.NamedArchitecture: spec_fields.NamedArchitectureFields,
@@ -52,7 +60,7 @@ FIELDS: dict[type[BaseModel], Any] = {
     specs.Calibration: spec_fields.CalibrationFields,
     specs.QuantizeSpec: spec_fields.Int8JobFields,
 }
-POSITIONAL = {kind: {"type", "model", "dataset"} for kind in (specs.PruneSpec, specs.QuantizeSpec)}
+POSITIONAL = {kind: {"type", "model", "dataset"} for kind in (specs.PruneSpec, specs.QuantizeSpec, specs.PipelineSpec)}
 POSITIONAL[specs.DistillSpec] = {"type", "teacher", "student", "dataset"}
 ALSO = {(specs.Retrain, "teach"): bool}
 """What a spec makes another value of before it looks at the types."""
@@ -96,6 +104,9 @@ def test_every_method_takes_typed_keywords() -> None:
     methods = dict.fromkeys(of_prune, "PruneJobFields")
     methods |= dict.fromkeys([Client.distill, AsyncClient.distill], "DistillJobFields")
     methods |= dict.fromkeys([Client.quantize, AsyncClient.quantize], "Int8JobFields")
+    of_pipeline = [getattr(client, name) for client in (Client, AsyncClient) for name in ("pipeline", "plan_pipeline")]
+    methods |= dict.fromkeys(of_pipeline, "PipelineJobFields")
+    methods |= {pared.compression.pipeline: "PipelineFields"}
     methods |= {pared.compression.prune: "PruneFields", pared.compression.distill: "DistillFields"}
     methods[pared.compression.quantize] = "Int8Fields"
     for method, fields in methods.items():
@@ -104,7 +115,7 @@ def test_every_method_takes_typed_keywords() -> None:
 
 GOOD = """
 import pared
-from pared.compression import distill, prune, quantize
+from pared.compression import distill, pipeline, prune, quantize
 from pared.spec_fields import RetrainFields
 
 retrain: RetrainFields = {"epochs": 3, "lr": 0.02, "teach": {"kind": "knowledge", "temperature": 4}}
@@ -114,6 +125,9 @@ client.prune("m.pt", "d.npz", amount=0.5, granularity="channel", retrain=retrain
 client.prune("m.pt", "d.npz", target={"params": 0.25, "max_accuracy_drop": 0.02}, retrain=None, n_m=(2, 4))
 client.plan("m.pt", architecture={"layers": [["Linear", {"in_features": 2, "out_features": 1}]]}, amount=0.5)
 client.distill("t.pt", {"from_teacher": {"width": 0.5}}, "d.npz", loss={"kind": "output_mse"}, train={"epochs": 1})
+client.pipeline("m.pt", "d.npz", steps=[{"prune": {"amount": 0.5}}, {"distill": {"train": {"epochs": 1}}}]).wait()
+client.plan_pipeline("m.pt", "d.npz", steps=[{"prune": {}}], target={"file_bytes": 0.1})
+pipeline("m.pt", "d.npz", steps=[{"distill": {"student": {"from_teacher": {"width": 0.5}}}}])
 prune("m.pt", granularity="weight", amount=0.9, directory="out")
 distill("t.pt", "s.pt", "d.npz", student_architecture="mlp", compare_with_labels_only=True)
 client.quantize("m.pt", "d.npz", method="static", calibration={"samples": 64}, target={"max_quality_drop": 0.01})
@@ -135,6 +149,8 @@ BAD = {
     'client.distill("t.pt", "s.pt", "d.npz", trian={"epochs": 1})': "trian",
     'client.distill("t.pt", "s.pt", "d.npz", loss={"kind": "mse"})': '"loss"',
     'client.quantize("m.pt", method="int8")': '"method"',
+    'client.pipeline("m.pt", "d.npz", steps=[{"prune": {"amonut": 0.5}}])': '"prune"',
+    'client.pipeline("m.pt", "d.npz", target={"params": 0.5})': '"steps"',
     'prune("m.pt", amount=0.5, archtecture="mlp")': "archtecture",
     'distill("t.pt", "s.pt", "d.npz", temperature=4)': "temperature",
 }
