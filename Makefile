@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline same-bytes stories tables files coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features same-bytes stories tables files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -99,6 +99,9 @@ bench-pipeline: $(DEV)  ## A tenth of the bytes at no more than a point, by one 
 
 bench-tasks: $(DEV)  ## Half the multiply-adds of nets of six kinds, retrained on labels and on their own answers -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/tasks.py
+
+bench-features: $(DEV)  ## Twelve pairs of networks of other families, distilled from files by each loss of inner layers -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/features.py
 
 real-models: $(DEV)  ## Weights as packages ship them, made smaller and measured again -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/real_models.py

@@ -225,6 +225,18 @@ def test_latency_is_not_measured_on_a_gpu_that_the_job_may_not_have() -> None:
     assert [error["loc"] for error in caught.value.errors()] == [("latency_device",)]
 
 
+def test_a_combined_loss_has_what_its_terms_need() -> None:
+    terms = [{"kind": "kl"}, {"kind": "labels", "weight": 0.1}, {"kind": "hint"}, {"kind": "relational"}]
+    loss = DistillSpec.model_validate(DISTILL | {"loss": {"kind": "combined", "terms": terms}}).loss
+    assert [(term.kind, term.weight) for term in loss.terms][:2] == [("kl", 1.0), ("labels", 0.1)]
+    assert [(place, term.features) for place, term in loss.with_features] == [(2, "auto")]
+    for task, term in (("embedding", {"kind": "cosine"}), ("regression", {"kind": "output_mse"})):
+        spec = DISTILL | {"task": task, "loss": {"kind": "combined", "terms": [term, {"kind": "hint"}]}}
+        assert DistillSpec.model_validate(spec).loss.terms[0].kind == term["kind"]
+    taught = {"retrain": {"teach": {"kind": "combined", "terms": terms[:2]}}} | DATA
+    assert PruneSpec.model_validate(PRUNE | taught).retrain.teach.kind == "combined"
+
+
 def test_a_match_is_distilled_in_its_own_measure() -> None:
     spec = DISTILL | {"task": "match"}
     assert isinstance(DistillSpec.model_validate(spec).loss, OutputMse)

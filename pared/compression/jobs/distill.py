@@ -205,7 +205,7 @@ def _teach(
         student.module.load_state_dict(checkpoint["taught_state"])
         done = checkpoint["taught"]
         history = [EpochRecord.model_validate(record) for record in done["history"]]
-        pairs = [FeaturePair.model_validate(pair) for pair in done["features"]]
+        pairs = [FeaturePair.model_validate(pair) for pair in done.get("features", [])]
         return Fit(history, done["best_epoch"], done["best_score"]), pairs
     teaching = make_objective(
         spec.loss,

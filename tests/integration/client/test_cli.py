@@ -253,9 +253,11 @@ def test_distill_into_the_teacher_at_half_width(embedded: Stack, files: Path) ->
     done = pared(
         embedded,
         files,
-        "distill --teacher mlp.pt --width 50% --data data.npz --epochs 1 -o student.safetensors",
+        "distill --teacher mlp.pt --width 50% --data data.npz --epochs 1 -o student.safetensors "
+        "--loss kl --loss labels=0.1 --loss hint=0.5 --temperature 2",
     )
     assert done.returncode == 0, done.stderr
+    assert "hint: " in done.stdout
     assert (files / "student.safetensors").is_file()
 
 
@@ -365,6 +367,12 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("distill --teacher mlp.pt --data nowhere.npz --width 0.5", "there is no file nowhere.npz"),
         ("distill --teacher mlp.pt --data data.npz --student nowhere.pt", "there is no file nowhere.pt"),
         ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss output_mse --alpha 1", "--loss knowledge"),
+        ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss magic", "magic is no loss; there are knowledge"),
+        ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss kl=much", "write kl=0.5"),
+        ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss kl --labels 0.1", "--loss labels=0.1"),
+        ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss knowledge --loss hint", "a loss by itself"),
+        ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss hint --temperature 2", "softens kl"),
+        ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss nowhere.json", "there is no file nowhere.json"),
     ],
 )
 def test_what_is_wrong_in_the_line_is_told_before_anything_is_sent(files: Path, arguments: str, says: str) -> None:

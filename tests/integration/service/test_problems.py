@@ -17,6 +17,10 @@ PRUNE = {"type": "prune", "model": MODEL, "amount": 0.5}
 DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "builtin:digits"}
 
 
+def terms(*each: dict) -> dict:
+    return {"loss": {"kind": "combined", "terms": list(each)}}
+
+
 @pytest.mark.parametrize(
     ("body", "pointer", "text"),
     [
@@ -63,6 +67,18 @@ DISTILL = {"type": "distill", "teacher": MODEL, "student": MODEL, "dataset": "bu
         (DISTILL | {"student": "lenet5"}, "/student", "id of an uploaded model"),
         (DISTILL | {"loss": "knowledge"}, "/loss", "must be an object"),
         (DISTILL | {"task": "regression", "loss": {"kind": "knowledge"}}, "/loss", '{"kind": "output_mse"}'),
+        (DISTILL | terms({"kind": "magic"}), "/loss/terms/0/kind", "'kl', 'decoupled', 'dist'"),
+        (DISTILL | terms({"kind": "kl"}, {"kind": "hint", "weight": 0}), "/loss/terms/1/weight", "greater than 0"),
+        (DISTILL | terms({"kind": "hint", "features": []}), "/loss/terms/0/features", '"auto"'),
+        (DISTILL | terms({"kind": "labels"}), "/loss/terms", "a teacher has no part"),
+        (DISTILL | {"task": "regression"} | terms({"kind": "kl"}), "/loss/terms/0", "odds of classes"),
+        (DISTILL | {"task": "embedding"} | terms({"kind": "cosine"}, {"kind": "labels"}), "/loss/terms/1", "labels"),
+        (DISTILL | {"task": "match"} | terms({"kind": "relational"}), "/loss/terms/0", "task=embedding"),
+        (
+            PRUNE | {"dataset": "builtin:digits", "retrain": {"teach": terms({"kind": "hint"})["loss"]}},
+            "/retrain/teach/terms/0",
+            "inner layers",
+        ),
         (
             DISTILL | {"student": {"from_teacher": {"width": 0.5}}, "student_architecture": "lenet5"},
             "/student_architecture",
