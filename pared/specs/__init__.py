@@ -44,6 +44,7 @@ from pared.specs.training import (
     Retrain,
     TeachTrain,
     Train,
+    Training,
 )
 from pared.specs.uploads import BUILTIN_DATASETS, DatasetReference, Json, ModelId, Reference, Text, UploadKind
 
@@ -101,5 +102,6 @@ __all__ = [
     "Text",
     "TokenDropout",
     "Train",
+    "Training",
     "UploadKind",
 ]
