@@ -9,17 +9,15 @@ interrupted run goes on where it stopped: results are kept in `build/bench-disti
 
 from __future__ import annotations
 
-import argparse
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from results import Kept, machine, table, write_section
+from results import Kept
 from taught_networks import KINDS, Kind
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -99,47 +97,49 @@ class Many:
     def fit(
         self,
         lessons: Sequence[Lesson],
-        teacher: Tensor | None,
+        teacher: Tensor,
         rates: Sequence[float],
         seeds: Sequence[int],
         epochs: int,
         warmup: float,
         schedule: str,
-        changed: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> Tensor:
         """Train by Adam; each network ends with the weights of its best epoch on validation, whose number is returned.
 
         Args:
-            teacher: (networks, training samples, classes) what the teacher answers; None where all learn labels.
-            changed: training samples as the networks see them.
+            teacher: (networks, training samples, classes) what the teacher answers.
         """
         count = self._data["x_train"].shape[1]
         of_an_epoch = math.ceil(count / BATCH)
         rising = round(warmup * of_an_epoch * epochs)
         names = list(self.parameters)
-        moments = {name: (torch.zeros_like(self.parameters[name]), torch.zeros_like(self.parameters[name])) for name in names}
+        moments = {
+            name: (torch.zeros_like(self.parameters[name]), torch.zeros_like(self.parameters[name])) for name in names
+        }
         alpha, temperature, labels = (
-            torch.tensor([getattr(each, name) for each in lessons], dtype=torch.float32)[:, None, None]
+            torch.tensor([getattr(each, name) for each in lessons], dtype=torch.float32)
             for name in ("alpha", "temperature", "labels")
         )
+        temperature = temperature[:, None, None]
         rate_of = torch.tensor(rates, dtype=torch.float32)
         best = [*(each for each in self.errors("val")), torch.zeros(len(lessons), dtype=torch.long)]
         kept = {name: self.parameters[name].detach().clone() for name in names}
         step = 0
         for epoch in range(1, epochs + 1):
-            orders = {seed: torch.randperm(count, generator=torch.Generator().manual_seed(1000 * seed + epoch)) for seed in {*seeds}}
+            orders = {
+                seed: torch.randperm(count, generator=torch.Generator().manual_seed(1000 * seed + epoch))
+                for seed in {*seeds}
+            }
             order = torch.stack([orders[seed] for seed in seeds])
             for chosen in order.split(BATCH, 1):
                 x, y = (self._data[f"{letter}_train"][self._of[:, None], chosen] for letter in "xy")
-                answers = self(changed(x))
-                loss = labels[:, 0, 0] * functional.cross_entropy(answers.transpose(1, 2), y, reduction="none").mean(1)
-                if teacher is not None:
-                    taught = teacher.gather(1, chosen[:, :, None].expand(-1, -1, teacher.shape[2]))
-                    distance = (answers - taught).square().sum(2).mean(1)
-                    own, expected = ((each / temperature).log_softmax(2) for each in (answers, taught))
-                    kl = (expected.exp() * (expected - own)).sum(2).mean(1) * temperature[:, 0, 0] ** 2
-                    a, l = alpha[:, 0, 0], labels[:, 0, 0]
-                    loss = loss + (1 - l) * (a * distance + (1 - a) * kl)
+                answers = self(x)
+                hard = functional.cross_entropy(answers.transpose(1, 2), y, reduction="none").mean(1)
+                taught = teacher.gather(1, chosen[:, :, None].expand(-1, -1, teacher.shape[2]))
+                distance = (answers - taught).square().sum(2).mean(1)
+                own, expected = ((each / temperature).log_softmax(2) for each in (answers, taught))
+                kl = (expected.exp() * (expected - own)).sum(2).mean(1) * temperature[:, 0, 0] ** 2
+                loss = labels * hard + (1 - labels) * (alpha * distance + (1 - alpha) * kl)
                 gradients = torch.autograd.grad(loss.sum(), [self.parameters[name] for name in names])
                 share = (step + 1) / rising if step < rising else 1.0
                 if step >= rising and schedule == "cosine":
@@ -170,27 +170,19 @@ def teachers_of(name: str, seeds: Sequence[int]) -> tuple[list[dict[str, np.ndar
     """Of each seed its splits and its teacher, which are kept in files."""
     kind, arrays, modules = KINDS[name], [], []
     stem = "".join(letter for letter in name if letter.isalnum())
-    missing = []
     for seed in seeds:
         arrays.append(kind.arrays(WORK, seed))
-        modules.append(kind.network(1.0, seed))
         file = WORK / f"{stem}-{seed}.pt"
-        if file.exists():
-            modules[-1].load_state_dict(torch.load(file))
-        else:
-            missing.append(len(modules) - 1)
-    if missing:
-        many = Many([modules[index] for index in missing], [arrays[index] for index in missing])
-        ones = [seeds[index] for index in missing]
-        many.fit([ALONE] * len(ones), None, [0.002] * len(ones), ones, kind.epochs, 0.0, "cosine", kind.changed)
-        for position, index in enumerate(missing):
-            state = {key: tensor[position].detach().clone() for key, tensor in many.parameters.items()}
-            modules[index].load_state_dict(state)
-            torch.save(state, WORK / f"{stem}-{seeds[index]}.pt")
+        if not file.exists():
+            torch.save(kind.teacher(arrays[-1], seed).state_dict(), file)
+        modules.append(kind.network(1.0, seed))
+        modules[-1].load_state_dict(torch.load(file))
     return arrays, modules
 
 
-def starts(kind: Kind, how: str, teachers: Sequence[nn.Module], seeds: Sequence[int], example: Tensor) -> list[nn.Module]:
+def starts(
+    kind: Kind, how: str, teachers: Sequence[nn.Module], seeds: Sequence[int], example: Tensor
+) -> list[nn.Module]:
     """The students of a quarter of the width as they start."""
     if how == "fresh":
         return [kind.network(0.25, seed + 1000) for seed in seeds]
@@ -201,8 +193,11 @@ def starts(kind: Kind, how: str, teachers: Sequence[nn.Module], seeds: Sequence[
     return found
 
 
-def run(name: str, how: str, seeds: Sequence[int], training: dict[str, Any], lessons: Sequence[Lesson], results: Kept) -> None:
+def run(
+    name: str, how: str, seeds: Sequence[int], training: dict[str, Any], lessons: Sequence[Lesson], results: Kept
+) -> None:
     """Train what is missing, and keep each one's held-out error."""
+
     def key(lesson: Lesson, seed: int) -> str:
         return f"{name}/{how}/{named(training)}/{lesson}/{seed}"
 
@@ -223,7 +218,9 @@ def run(name: str, how: str, seeds: Sequence[int], training: dict[str, Any], les
         training["epochs"], training["warmup"], training["lr_schedule"],
     )  # fmt: skip
     errors, losses = many.errors("test")
-    for (lesson, seed), error, loss, epoch in zip(wanted, errors.tolist(), losses.tolist(), epochs.tolist(), strict=True):
+    for (lesson, seed), error, loss, epoch in zip(
+        wanted, errors.tolist(), losses.tolist(), epochs.tolist(), strict=True
+    ):
         results[key(lesson, seed)] = {"error": error, "loss": loss, "epoch": epoch}
 
 

@@ -7,6 +7,8 @@ file that PARED_MNIST names.
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import random
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from results import mnist_file
 from sklearn.datasets import load_digits
 from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
@@ -28,6 +31,7 @@ from pared.compression.architectures import LayeredModule, build
 from pared.specs.architectures import Layered
 
 RIVER = "river==0.26.1"
+BATCH = 64
 PACKAGES = ("asyncio", "concurrent", "ctypes", "email", "importlib", "logging", "multiprocessing", "tkinter", "unittest",
             "xml")  # fmt: skip
 Judged = Literal["held_out", "test"]
@@ -40,7 +44,7 @@ class Kind:
 
     `samples`: how many are for training, for the choice of epochs, and to judge by. `layers`: the layer list of a
     network whose layers have this share of the channels. `epochs`: of the teacher. `changed`: samples as a teacher is
-    trained on them, which are (networks, samples, …) and change at random.
+    trained on them, which changes them at random.
     """
 
     loaded: Callable[[Path, Judged], tuple[np.ndarray, np.ndarray, Arrays]]
@@ -58,6 +62,20 @@ class Kind:
                   for letter, of in (("x", x), ("y", y))}  # fmt: skip
         return arrays | test
 
+    def teacher(self, arrays: Arrays, seed: int) -> LayeredModule:
+        """The whole network after the last epoch of Adam 0.002 along a cosine, on samples that change."""
+        module = self.network(1.0, seed).train()
+        x, y = torch.from_numpy(arrays["x_train"]), torch.from_numpy(arrays["y_train"])
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.002)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * math.ceil(len(x) / BATCH))
+        for _ in range(self.epochs):
+            for chosen in torch.randperm(len(x)).split(BATCH):
+                optimizer.zero_grad()
+                functional.cross_entropy(module(self.changed(x[chosen])), y[chosen]).backward()
+                optimizer.step()
+                schedule.step()
+        return module.eval()
+
     def network(self, width: float, seed: int) -> LayeredModule:
         """One that has learned nothing."""
         torch.manual_seed(seed)
@@ -72,28 +90,32 @@ def _digits(_: Path, __: Judged) -> tuple[np.ndarray, np.ndarray, Arrays]:
     return (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64), {}
 
 
-def _mnist(folder: Path, judged: Judged) -> tuple[np.ndarray, np.ndarray, Arrays]:
-    """MNIST at 14×14 pixels, 0 to 1."""
-    from results import mnist_file  # noqa: PLC0415 - it ends the process where no file is named
+def _mnist(size: int) -> Callable[[Path, Judged], tuple[np.ndarray, np.ndarray, Arrays]]:
+    """MNIST at 28×28 or 14×14 pixels, 0 to 1."""
 
-    given = np.load(mnist_file())
+    def loaded(_: Path, judged: Judged) -> tuple[np.ndarray, np.ndarray, Arrays]:
+        given = np.load(mnist_file())
+        x, x_test = (
+            (given[name].reshape(-1, 1, size, 28 // size, size, 28 // size).mean(axis=(3, 5)) / 255).astype(np.float32)
+            for name in ("x_train", "x_test")
+        )
+        test = {"x_test": x_test, "y_test": given["y_test"].astype(np.int64)} if judged == "test" else {}
+        return x, given["y_train"].astype(np.int64), test
 
-    def smaller(images: np.ndarray) -> np.ndarray:
-        return (images.reshape(-1, 1, 14, 2, 14, 2).mean(axis=(3, 5)) / 255).astype(np.float32)
-
-    test = {"x_test": smaller(given["x_test"]), "y_test": given["y_test"].astype(np.int64)} if judged == "test" else {}
-    return smaller(given["x_train"]), given["y_train"].astype(np.int64), test
+    return loaded
 
 
 def _segments(folder: Path, _: Judged) -> tuple[np.ndarray, np.ndarray, Arrays]:
-    """18 numbers of 2,310 patches of outdoor photographs, and which of seven things they show (UCI Image Segmentation)."""
+    """UCI's Image Segmentation: 18 numbers of 2,310 patches of photographs, and which of seven things they show."""
     wheels = list(folder.glob("river-*.whl"))
     if not wheels:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-q"]
         subprocess.run([*pip, "-d", str(folder), RIVER], check=True)
         wheels = list(folder.glob("river-*.whl"))
-    with zipfile.ZipFile(wheels[0]) as wheel, zipfile.ZipFile(io.BytesIO(wheel.read("river/datasets/segment.csv.zip"))) as z:
-        rows = [line.split(",") for line in z.read(z.namelist()[0]).decode().split()[1:]]
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        packed = io.BytesIO(wheel.read("river/datasets/segment.csv.zip"))
+    with zipfile.ZipFile(packed) as archive:
+        rows = [line.split(",") for line in archive.read(archive.namelist()[0]).decode().split()[1:]]
     numbers = np.array([row[:-1] for row in rows], dtype=np.float32)
     names = sorted({row[-1] for row in rows})
     x = (numbers - numbers.mean(0)) / numbers.std(0)
@@ -141,7 +163,7 @@ def _perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> Callable[[f
 
     def layers(width: float) -> list[Any]:
         sizes = [inputs, *(max(1, round(width * each)) for each in hidden), outputs]
-        pairs = [["Linear", {"in_features": a, "out_features": b}] for a, b in zip(sizes, sizes[1:], strict=False)]
+        pairs = [["Linear", {"in_features": a, "out_features": b}] for a, b in itertools.pairwise(sizes)]
         return [["Flatten"], *[layer for pair in pairs for layer in (pair, ["ReLU"])][:-1]]
 
     return layers
@@ -149,12 +171,12 @@ def _perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> Callable[[f
 
 def _shifted(images: Tensor) -> Tensor:
     """Each image moved by up to a pixel, up or down, left or right; what leaves is lost."""
+    count, channels, size, _ = images.shape
     padded = functional.pad(images, (1, 1, 1, 1))
-    size = images.shape[-1]
-    down, right = (torch.randint(0, 3, images.shape[:2])[:, :, None, None, None] for _ in range(2))
-    rows = (torch.arange(size)[:, None] + down).expand(*images.shape[:3], size, size + 2)
-    columns = (torch.arange(size) + right).expand(*images.shape[:3], size, size)
-    return padded.gather(3, rows).gather(4, columns)
+    down, right = (torch.randint(0, 3, (count, 1, 1, 1)) for _ in range(2))
+    rows = (torch.arange(size)[:, None] + down).expand(count, channels, size, size + 2)
+    columns = (torch.arange(size) + right).expand(count, channels, size, size)
+    return padded.gather(2, rows).gather(3, columns)
 
 
 def _noisy(numbers: Tensor) -> Tensor:
@@ -169,7 +191,8 @@ def _thinned(counts: Tensor) -> Tensor:
 
 KINDS = {
     "digits": Kind(_digits, (1000, 200, 597), _images(8), 80, _shifted),
-    "MNIST, 14×14": Kind(_mnist, (5000, 1000, 6000), _perceptron(196, (256, 128), 10), 20, _shifted),
+    "MNIST": Kind(_mnist(28), (50000, 5000, 5000), _images(28), 6, _shifted),
+    "MNIST, 14×14": Kind(_mnist(14), (5000, 1000, 6000), _perceptron(196, (256, 128), 10), 20, _shifted),
     "image segments": Kind(_segments, (1200, 310, 800), _perceptron(18, (32, 32), 7), 150, _noisy),
     "lines of code": Kind(_lines, (5000, 1000, 2500), _perceptron(512, (256, 128), 10), 12, _thinned),
 }

@@ -73,13 +73,13 @@ class KnowledgeFields(TypedDict, total=False):
     kind: Required[Literal["knowledge"]]
     """Names this loss."""
     alpha: float
-    """Weight α of the output distance, 0 to 1."""
+    """Weight α of the output distance, 0 to 1; 0 by default."""
     temperature: float
-    """Temperature T that softens the outputs, above 0."""
+    """Temperature T that softens the outputs, above 0; 2 by default."""
     features: list[tuple[str, str]] | None
     """Pairs of a teacher's and a student's layer: the KL term compares their softened outputs, not the logits."""
     labels: float
-    """Share of the loss on the labels, 0 to below 1."""
+    """Share of the loss on the labels, 0 to below 1; 0.5 by default."""
 
 
 class FlipFields(TypedDict, total=False):

@@ -135,15 +135,15 @@ class Knowledge(Spec):
     """Knowledge distillation: L = α · output distance + (1−α) · T² · KL(teacher ‖ student)."""
 
     kind: Literal["knowledge"]
-    alpha: float = Field(0.5, ge=0, le=1)
-    temperature: float = Field(4.0, gt=0, le=100)
+    alpha: float = Field(0.0, ge=0, le=1, description="Weight of the output distance.")
+    temperature: float = Field(2.0, gt=0, le=100)
     features: list[tuple[Text, Text]] | None = Field(
         None,
         max_length=16,
         description="Pairs [teacher layer, student layer]. With pairs, the KL term runs over the softened outputs of "
         "these layers (projected where widths differ); without, over the logits.",
     )
-    labels: float = Field(0.0, ge=0, lt=1, description="Share of the loss on the hard labels.")
+    labels: float = Field(0.5, ge=0, lt=1, description="Share of the loss on the hard labels.")
 
 
 DistillLoss = Annotated[OutputMse | Knowledge, Field(discriminator="kind")]
