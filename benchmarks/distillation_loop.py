@@ -151,8 +151,8 @@ def _section(jobs: list[list[dict[str, float]]], loops: list[list[dict[str, floa
     return (
         f"## Distillation beside a plain loop\n\n{table(header, rows)}\n\n"
         f"From the second epoch a job runs at **{statistics.median(ratios):.1f}** times the speed of the loop "
-        f"({min(ratios):.1f} to {max(ratios):.1f} in {ROUNDS} rounds, the fastest epoch of each): the teacher's answers "
-        "are computed once, before the first epoch, and the loop runs the teacher in each. Teacher: LeNet-5; student: "
+        f"({min(ratios):.1f} to {max(ratios):.1f} in {ROUNDS} rounds, the fastest epoch of each): the teacher's "
+        "answers are computed once, before the first epoch; the loop runs the teacher in each. Teacher: LeNet-5; student: "
         "a quarter of its width. The loop's loss is `KDLoss` of "
         f"{TORCHDISTILL}. Losses are means with the standard deviation over the seeds 0 to {ROUNDS - 1}, of 6,000 "
         f"samples in batches of {BATCH}; seconds are medians, with the validation of 1,000 more. {machine()}; torch "

@@ -1,7 +1,7 @@
 """The data sets and networks that the defaults of distillation are chosen and judged on; small enough to train often.
 
-Each data set comes with scikit-learn, with Python itself, or in a wheel that is fetched for its data alone; MNIST is the
-file that PARED_MNIST names.
+Each data set comes with scikit-learn, with Python itself, or in a wheel that is fetched for its data alone; MNIST is
+the file that PARED_MNIST names.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pared.specs.architectures import Layered
 
 RIVER = "river==0.26.1"
 BATCH = 64
-PACKAGES = ("asyncio", "concurrent", "ctypes", "email", "importlib", "logging", "multiprocessing", "tkinter", "unittest",
-            "xml")  # fmt: skip
+PACKAGES = ("asyncio", "concurrent", "ctypes", "email", "importlib", "logging", "multiprocessing", "tkinter",
+            "unittest", "xml")  # fmt: skip
 Judged = Literal["held_out", "test"]
 Arrays = dict[str, np.ndarray]
 
