@@ -288,9 +288,9 @@ def section(results: dict[str, float], seeds: Sequence[int]) -> str:
         + table(["students cut from the teacher", *names], of_trainings)
         + "\n\nMean error of the seeds, and in brackets its difference to the same student on labels alone with its "
         f"standard error, on samples that neither training nor the choice of epochs saw. {len(seeds)} seeds: each has "
-        "a split, a teacher and an order of samples of its own. Students have a quarter of the teacher's width, and its "
-        f"weights (cut) or fresh ones; Adam in batches of {BATCH}, with a warm-up of a twentieth of the steps. α is "
-        f"the weight of the squared distance, `labels` the share of the labels. Usual epochs: {TeachTrain.usual_length}. "
+        "a split, a teacher and an order of samples of its own. Students have a quarter of the teacher's width, and "
+        f"its weights (cut) or fresh ones; Adam in batches of {BATCH}, with a warm-up of a twentieth of the steps. α is "
+        f"the weight of the squared distance, `labels` their share. Usual epochs: {TeachTrain.usual_length}. "
         f"{machine()}; torch {torch.__version__}.\n\n`make bench-distillation-defaults PARED_MNIST=mnist.npz`"
     )
 
