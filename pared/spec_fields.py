@@ -75,7 +75,7 @@ class KnowledgeFields(TypedDict, total=False):
     alpha: float
     """Weight α of the output distance, 0 to 1; 0 by default."""
     temperature: float
-    """Temperature T that softens the outputs, above 0; 2 by default."""
+    """Temperature T that softens the outputs, above 0; 4 by default."""
     features: list[tuple[str, str]] | None
     """Pairs of a teacher's and a student's layer: the KL term compares their softened outputs, not the logits."""
     labels: float
@@ -223,7 +223,7 @@ class TeachTrainFields(TrainingFields, total=False):
     """The training of a student; by default by Adam at 0.003, along a cosine after a warm-up."""
 
     epochs: int | None
-    """Epochs of training; without a number as many as make 6,000 steps, but at least 10 and at most 100."""
+    """Epochs of training; without a number as many as make 6,000 steps, but at least 10 and at most 200."""
 
 
 class RetrainFields(TrainFields, total=False):

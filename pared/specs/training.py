@@ -100,7 +100,7 @@ class TeachTrain(Training):
 
     usual_rates: ClassVar[dict[Optimizer, float]] = {"sgd": 0.01, "adam": 0.003}
     usual_steps: ClassVar[int] = 6000
-    usual_epochs: ClassVar[tuple[int, int]] = (10, 100)
+    usual_epochs: ClassVar[tuple[int, int]] = (10, 200)
     usual_length: ClassVar[str] = (
         f"as many as make {usual_steps:,} steps, but at least {usual_epochs[0]} and at most {usual_epochs[1]}"
     )
@@ -136,7 +136,7 @@ class Knowledge(Spec):
 
     kind: Literal["knowledge"]
     alpha: float = Field(0.0, ge=0, le=1, description="Weight of the output distance.")
-    temperature: float = Field(2.0, gt=0, le=100)
+    temperature: float = Field(4.0, gt=0, le=100)
     features: list[tuple[Text, Text]] | None = Field(
         None,
         max_length=16,
