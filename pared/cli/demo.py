@@ -39,11 +39,7 @@ STUDENT = {
         ["Linear", {"in_features": 32, "out_features": 10}],
     ]
 }
-DISTILL: DistillFields = {
-    "loss": {"kind": "knowledge", "alpha": 0.0, "temperature": 4.0},
-    "train": {"epochs": 20, "lr": 0.02},
-    "compare_with_labels_only": True,
-}
+DISTILL: DistillFields = {"compare_with_labels_only": True}
 
 
 def run(url: str | None, directory: Path, console: Console) -> int:
@@ -97,7 +93,7 @@ def _show(client: Client, directory: Path, console: Console) -> None:
         console,
         "4. A student with a quarter of the parameters learns from the model's answers",
         "pared distill --teacher digits_cnn.pt --student-architecture student.json --data digits.npz --compare "
-        "--alpha 0 --temperature 4 --epochs 20 --lr 0.02 -o distilled.pt",
+        "-o distilled.pt",
     )
     distilled = _finish(client.distill(model, STUDENT, data, **DISTILL), directory, "distilled", console)
 

@@ -33,6 +33,7 @@ from pared.specs import (
     Scope,
     TeachTrain,
     Train,
+    Training,
 )
 from pared.wording import listed
 
@@ -78,8 +79,12 @@ def _options_of(kind: type) -> list[inspect.Parameter]:
     ]
 
 
-def _default(spec: type[PruneSpec | Train], field: str) -> str:
+def _default(spec: type[PruneSpec | Training], field: str) -> str:
     return str(spec.model_fields[field].default)
+
+
+def _rates(spec: type[Training]) -> str:
+    return ", ".join(f"{rate} for {optimizer}" for optimizer, rate in spec.usual_rates.items())
 
 
 _SCHEDULE, _TRAINING = "Schedule", "Training"
@@ -323,7 +328,7 @@ class TrainingOptions:
         float | None,
         typer.Option(
             help="Learning rate.",
-            show_default=f"{Train(optimizer='sgd').lr} for sgd, {Train(optimizer='adam').lr} for adam",
+            show_default=_rates(Train),
             rich_help_panel=_TRAINING,
         ),
     ] = None
@@ -430,6 +435,34 @@ class RetrainingOptions(TrainingOptions):
 class StudentTrainingOptions(TrainingOptions):
     """How a student is trained."""
 
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Epochs of training.", show_default=TeachTrain.usual_length, rich_help_panel=_TRAINING
+        ),
+    ] = None
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate.", show_default=_rates(TeachTrain), rich_help_panel=_TRAINING),
+    ] = None
+    lr_schedule: Annotated[
+        LrSchedule | None,
+        typer.Option(
+            help="Whether the learning rate stays, or falls to 0 along half a cosine.",
+            show_default=_default(TeachTrain, "lr_schedule"),
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    warmup: Annotated[
+        float | None,
+        typer.Option(
+            parser=share,
+            metavar="SHARE",
+            help="The share of the training over which the learning rate first rises.",
+            show_default=_default(TeachTrain, "warmup"),
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
     optimizer: Annotated[
         Optimizer | None,
         typer.Option(help="Optimizer.", show_default=_default(TeachTrain, "optimizer"), rich_help_panel=_TRAINING),

@@ -63,6 +63,7 @@ from pared.specs.training import (
     Retrain,
     TeachTrain,
     Train,
+    Training,
 )
 from pared.specs.uploads import BUILTIN_DATASETS, DatasetReference, Json, ModelId, Reference, Text, UploadKind
 
@@ -138,5 +139,6 @@ __all__ = [
     "Text",
     "TokenDropout",
     "Train",
+    "Training",
     "UploadKind",
 ]

@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.losses import Combined
-from pared.specs.training import Knowledge, Retrain, Train
+from pared.specs.training import Knowledge, Retrain, Training
 from pared.specs.uploads import Names, Text
 
 Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint", "huggingface"]
@@ -217,7 +217,7 @@ class CompressionSpec(JobSpec):
         """The field that asks for this device."""
         return "device" if self.device == "cuda" else "latency_device"
 
-    def _refuse_without_classes(self, field: str, training: Train) -> None:
+    def _refuse_without_classes(self, field: str, training: Training) -> None:
         """Refuse what a training says of classes where the task has none."""
         if self.task in WITHOUT_CLASSES and training.names_classes:
             self._refuse({field: f"`{training.names_classes}` is of classes, which task={self.task} does not have"})

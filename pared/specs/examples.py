@@ -57,8 +57,7 @@ DISTILL: dict[str, Any] = {
     "teacher": EXAMPLE_MODEL_ID,
     "student": {"from_teacher": {"width": 0.5}},
     "dataset": "builtin:digits",
-    "loss": {"kind": "knowledge", "alpha": 0.5, "temperature": 4},
-    "train": {"epochs": 5},
+    "train": {"epochs": 20},
 }
 QUANTIZE: dict[str, Any] = {
     "type": "quantize",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,10 +15,12 @@ LrSchedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class Train(Spec):
-    """One training run. The epoch with the best validation score is kept, not the last."""
+class Training(Spec):
+    """How a module is trained. The epoch with the best validation score is kept, not the last."""
 
-    epochs: int = Field(5, ge=0, le=1000)
+    usual_rates: ClassVar[dict[Optimizer, float]] = {"sgd": 0.01, "adam": 0.001}
+
+    epochs: int | None
     optimizer: Optimizer = "sgd"
     lr: float = Field(0.01, gt=0, le=10, description="Without one: 0.01 for sgd, 0.001 for adam.")
     lr_schedule: LrSchedule = Field(
@@ -58,6 +60,11 @@ class Train(Spec):
     )
 
     @property
+    def trains(self) -> bool:
+        """Whether there is an epoch; how many without a number hangs on the data."""
+        return self.epochs != 0
+
+    @property
     def names_classes(self) -> str | None:
         """A field that is of classes, where one is set."""
         if self.class_weights is not None:
@@ -69,20 +76,53 @@ class Train(Spec):
     def _default_lr(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("lr") is not None:
             return values
-        adam = values.get("optimizer", cls.model_fields["optimizer"].default) == "adam"
-        return {**values, "lr": 0.001 if adam else 0.01}
+        optimizer = values.get("optimizer", cls.model_fields["optimizer"].default)
+        return {**values, "lr": cls.usual_rates.get(optimizer, cls.usual_rates["sgd"])}
 
     @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> Train:
+    def _nesterov_has_momentum(self) -> Training:
         if self.nesterov and (self.optimizer == "adam" or not self.momentum):
             self._refuse({"nesterov": "is a kind of SGD's momentum: leave it out, or give both"})
         return self
 
 
-class TeachTrain(Train):
-    """A training run of a student: Adam by default, for a distance of logits is too steep for SGD's usual rate."""
+class Train(Training):
+    """A training run of so many epochs."""
 
+    epochs: int = Field(5, ge=0, le=1000)
+
+
+class TeachTrain(Training):
+    """A training run of a student, which takes more steps to learn answers than to learn labels.
+
+    Adam by default, for a distance of logits is too steep for SGD's usual rate.
+    """
+
+    usual_rates: ClassVar[dict[Optimizer, float]] = {"sgd": 0.01, "adam": 0.003}
+    usual_steps: ClassVar[int] = 6000
+    usual_epochs: ClassVar[tuple[int, int]] = (10, 200)
+    usual_length: ClassVar[str] = (
+        f"as many as make {usual_steps:,} steps, but at least {usual_epochs[0]} and at most {usual_epochs[1]}"
+    )
+
+    epochs: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description=f"Without one: {usual_length}.",
+    )
     optimizer: Optimizer = "adam"
+    lr: float = Field(0.003, gt=0, le=10, description="Without one: 0.01 for sgd, 0.003 for adam.")
+    lr_schedule: LrSchedule = Field(
+        "cosine", description="`cosine`: the learning rate falls from `lr` to 0 along half a cosine."
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of all steps over which the rate first rises to `lr`.")
+
+    def on(self, samples: int) -> Train:
+        """The run on so many training samples, with its number of epochs."""
+        least, most = self.usual_epochs
+        usual = min(max(least, round(self.usual_steps * self.batch_size / max(samples, 1))), most)
+        return Train.model_validate(self.model_dump() | {"epochs": usual if self.epochs is None else self.epochs})
 
 
 class OutputMse(Spec):
@@ -95,7 +135,7 @@ class Knowledge(Spec):
     """Knowledge distillation: L = α · output distance + (1−α) · T² · KL(teacher ‖ student)."""
 
     kind: Literal["knowledge"]
-    alpha: float = Field(0.5, ge=0, le=1)
+    alpha: float = Field(0.0, ge=0, le=1, description="Weight of the output distance.")
     temperature: float = Field(4.0, gt=0, le=100)
     features: FeaturePairs | None = Field(
         None,
@@ -103,7 +143,7 @@ class Knowledge(Spec):
         "these layers (projected where widths differ); without, over the logits. `auto` pairs layers by relative depth "
         "and shape, and the report says which.",
     )
-    labels: float = Field(0.0, ge=0, lt=1, description="Share of the loss on the hard labels.")
+    labels: float = Field(0.5, ge=0, lt=1, description="Share of the loss on the hard labels.")
 
 
 DistillLoss = Annotated[OutputMse | Knowledge | Combined, Field(discriminator="kind")]

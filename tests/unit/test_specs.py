@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pared.specs import DistillSpec, Knowledge, OutputMse, PruneSpec
+from pared.specs import DistillSpec, Knowledge, OutputMse, PruneSpec, TeachTrain, Train
 
 MODEL = "mdl_" + "0" * 26
 PRUNE = {"type": "prune", "model": MODEL, "amount": 0.5}
@@ -31,6 +31,35 @@ def test_a_regression_is_taught_by_the_distance_of_the_outputs() -> None:
     assert isinstance(DistillSpec.model_validate(DISTILL | {"task": "regression"}).loss, OutputMse)
     features = {"kind": "knowledge", "features": [["a", "b"]]}
     assert isinstance(DistillSpec.model_validate(DISTILL | {"task": "regression", "loss": features}).loss, Knowledge)
+
+
+@pytest.mark.parametrize(
+    ("samples", "given", "epochs"),
+    [
+        (1000, {}, 200),
+        (6400, {}, 60),
+        (50000, {}, 10),
+        (6400, {"batch_size": 32}, 30),
+        (6400, {"epochs": 3}, 3),
+        (6400, {"epochs": 0}, 0),
+    ],
+)
+def test_a_student_trains_for_as_many_epochs_as_its_data_ask_for(samples: int, given: dict, epochs: int) -> None:
+    training = TeachTrain.model_validate(given)
+    assert training.on(samples) == Train.model_validate(training.model_dump() | {"epochs": epochs})
+
+
+def test_rates_and_schedules_of_students_are_their_own() -> None:
+    taught, retrained = TeachTrain(), Train(optimizer="adam")
+    assert (taught.optimizer, taught.lr, taught.lr_schedule, taught.warmup) == ("adam", 0.003, "cosine", 0.05)
+    assert (retrained.lr, retrained.lr_schedule, retrained.warmup) == (0.001, "constant", 0.0)
+    assert TeachTrain(optimizer="sgd").lr == Train().lr == 0.01
+
+
+def test_a_loss_without_numbers_is_that_of_no_loss() -> None:
+    named, left_out = (DistillSpec.model_validate(DISTILL | loss) for loss in ({"loss": {"kind": "knowledge"}}, {}))
+    assert named.loss == left_out.loss
+    assert (named.loss.alpha, named.loss.temperature, named.loss.labels) == (0.0, 4.0, 0.5)
 
 
 @pytest.mark.parametrize(

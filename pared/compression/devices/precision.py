@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from pared.specs import Train
+from pared.specs import Training
 
 
-def training_precision(config: Train, device: str) -> Literal["float32", "bfloat16"]:
+def training_precision(config: Training, device: str) -> Literal["float32", "bfloat16"]:
     """What convolutions and matrix products of a training compute in."""
     if config.precision != "auto":
         return config.precision

@@ -38,7 +38,7 @@ from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.errors import ValidationError
 from pared.reports import EpochRecord, FeaturePair, Report
-from pared.specs import DistillSpec, FromTeacher
+from pared.specs import DistillSpec, FromTeacher, Train
 
 
 def distill(spec: DistillSpec, work: Work) -> Report:
@@ -64,6 +64,9 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
         teacher = confirmed(teacher, example)
+
+        training = spec.train.on(data.samples("train"))
+        spec = spec.model_copy(update={"train": spec.train.model_copy(update={"epochs": training.epochs})})
 
         stages.enter("baseline")
         baseline = assessed(teacher.module, data, work, stages)
@@ -97,12 +100,12 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages.enter("retrain")
         halves = 2 if spec.compare_with_labels_only else 1
         taught, features = _teach(
-            spec, work, teacher, student, of_student, data.task, example, checkpoint, stages.span(0, halves)
+            spec, training, work, teacher, student, of_student, data.task, example, checkpoint, stages.span(0, halves)
         )
         alone_fit = None
         if alone is not None:
             alone_fit = _labels_only(
-                spec, work, student, alone, of_student, (taught, features), checkpoint, stages.span(1, 2)
+                spec, training, work, student, alone, of_student, (taught, features), checkpoint, stages.span(1, 2)
             )
 
         place(student.module.eval(), CPU)
@@ -139,7 +142,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             baseline=baseline,
             measured=measured,
             written=written,
-            training=spec.train,
+            training=training,
             warnings=[
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
                 *split_warning(data),
@@ -187,6 +190,7 @@ def _on_tensors(spec: DistillSpec, loaded: LoadedModel) -> LoadedModel:
 
 def _teach(
     spec: DistillSpec,
+    training: Train,
     work: Work,
     teacher: LoadedModel,
     student: LoadedModel,
@@ -225,7 +229,7 @@ def _teach(
     fitted = fit(
         student.module,
         teaching.data,
-        spec.train,
+        training,
         teaching.loss,
         task=data.task,
         seed=seed_of(spec.seed, "train"),
@@ -244,6 +248,7 @@ def _teach(
 
 def _labels_only(
     spec: DistillSpec,
+    training: Train,
     work: Work,
     student: LoadedModel,
     alone: nn.Module,
@@ -264,7 +269,7 @@ def _labels_only(
     return fit(
         alone,
         data,
-        spec.train,
+        training,
         learn_labels(data.task, spec.train.augment),
         task=data.task,
         seed=seed_of(spec.seed, "train"),

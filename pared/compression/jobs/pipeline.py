@@ -22,6 +22,7 @@ from pared.specs import CompressionSpec, PipelineSpec, Target
 
 REPORT = "report.json"
 _AHEAD = 0.03  # of the progress: the steps without their training
+_SOME_EPOCHS = 30  # of a training whose number hangs on the data
 
 
 def pipeline(spec: PipelineSpec, work: Work) -> Report:
@@ -116,7 +117,10 @@ class _Run:
     def _span(self, index: int) -> tuple[float, float]:
         """The part of the progress that a step has: by the epochs that it trains."""
         jobs = [self._job(each) for each in range(len(self._chain.names))]
-        weights = [1 + sum(training.epochs for training in trainings(job).values()) for job in jobs]
+        weights = [
+            1 + sum(_SOME_EPOCHS if each.epochs is None else each.epochs for each in trainings(job).values())
+            for job in jobs
+        ]
         unit = (1 - _AHEAD) / sum(weights)
         return _AHEAD + unit * sum(weights[:index]), _AHEAD + unit * sum(weights[: index + 1])
 

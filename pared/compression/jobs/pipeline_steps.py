@@ -16,7 +16,7 @@ from pared.compression.loading.file_format import STATE_DICTS, recognise
 from pared.compression.names import tensors, weight_layers
 from pared.compression.work import ModelFile, Observer, SilentObserver, Work
 from pared.errors import ParedError
-from pared.specs import PHYSICAL, CompressionSpec, Output, PipelineSpec, PruneSpec, Target, Train
+from pared.specs import PHYSICAL, CompressionSpec, Output, PipelineSpec, PruneSpec, Target, Training
 from pared.statuses import Stage
 
 MODEL_FILES: dict[Output, str] = {
@@ -121,10 +121,10 @@ def _with_zeros(file: ModelFile) -> frozenset[str]:
     return frozenset(name for name in weight_layers(module) if bool((found[name] == 0).any()))
 
 
-def trainings(job: CompressionSpec) -> dict[str, Train]:
+def trainings(job: CompressionSpec) -> dict[str, Training]:
     """The trainings of a job, by field."""
     found = {name: getattr(job, name) for name in type(job).model_fields}
-    return {name: value for name, value in found.items() if isinstance(value, Train)}
+    return {name: value for name, value in found.items() if isinstance(value, Training)}
 
 
 def labelled(chain: Chain, texts: Sequence[Sequence[str]]) -> list[str]:

@@ -163,7 +163,7 @@ def _steps(chain: Chain, directory: Path, target: Target | None) -> Iterator[Ahe
             ahead = _step(chain, index, job, previous, folder, after_training=trained)
             if not chain.is_last(index):
                 previous = chain.result(index, folder)
-        trained = trained or any(training.epochs for training in trainings(job).values())
+        trained = trained or any(training.trains for training in trainings(job).values())
         yield ahead
 
 

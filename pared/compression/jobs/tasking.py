@@ -34,7 +34,7 @@ from pared.specs import (
     Knowledge,
     PruneSpec,
     QuantizeSpec,
-    Train,
+    Training,
 )
 from pared.specs.pruning import SOFTENED_CLASSES
 
@@ -89,10 +89,10 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
         data.task = _trained_by(training, data, answer)
     if spec.task is None and data.task.name != "classification":
         data.warnings.append(_said(data.task))
-    if data.task.has_references and training is not None and training.epochs and training.optimizer == "sgd":
+    if data.task.has_references and training is not None and training.trains and training.optimizer == "sgd":
         data.warnings.append(_FLAT)
     spec = _for_task(spec, data)
-    augment = training.augment if training is not None and training.epochs else None
+    augment = training.augment if training is not None and training.trains else None
     if augment is not None:
         pointer = f"/{'train' if isinstance(spec, DistillSpec) else 'retrain'}/augment"
         _check_changes(augment, data, original, pointer)
@@ -172,7 +172,7 @@ def _held(data: Data, original: LoadedModel, answer: Any) -> Match | None:
     return Match(pieces=pieces)
 
 
-def _trained_by(training: Train, data: Data, answer: Any) -> TaskRules:
+def _trained_by(training: Training, data: Data, answer: Any) -> TaskRules:
     """The rules with what a training says of classes. `answer`: of the original, to two samples."""
     task = data.task
     if training.names_classes and task.name in WITHOUT_CLASSES:

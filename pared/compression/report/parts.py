@@ -30,7 +30,7 @@ from pared.compression.names import tensors, tied_names, weight_layers
 from pared.compression.work import Work
 from pared.gpus import driver_version
 from pared.reports import Latency, LayerReport, Measurement, Reproduce
-from pared.specs import CompressionSpec, Train
+from pared.specs import CompressionSpec, Training
 from pared.version import __version__
 from pared.wording import metric_name
 
@@ -228,7 +228,7 @@ def rows_of(module: nn.Module) -> dict[str, str]:
     return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
-def reproduce(spec: CompressionSpec, work: Work, written: Sequence[Path], training: Train | None) -> Reproduce:
+def reproduce(spec: CompressionSpec, work: Work, written: Sequence[Path], training: Training | None) -> Reproduce:
     """All that is needed to run a job again, and the digests to know that it came out the same."""
     inputs = {
         file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256

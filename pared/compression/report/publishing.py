@@ -11,7 +11,7 @@ from pared.compression.report.parts import Measured, reproduce, sizes, unanswere
 from pared.compression.report.verdict import missing_formats, not_written, warnings_of
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report
-from pared.specs import DistillSpec, Granularity, PruneSpec, QuantizeSpec, Train
+from pared.specs import DistillSpec, Granularity, PruneSpec, QuantizeSpec, Training
 
 
 def publish(
@@ -25,7 +25,7 @@ def publish(
     baseline: Assessment | None,
     measured: Measured,
     written: Written,
-    training: Train | None,
+    training: Training | None,
     warnings: Sequence[str],
     **fields: Any,
 ) -> Report:

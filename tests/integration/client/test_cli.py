@@ -390,6 +390,10 @@ def test_help_says_the_defaults() -> None:
         "prune": [Train().epochs, "0.01 for sgd, 0.001 for adam", Train().batch_size, "sgd"],
         "distill": [
             TeachTrain().optimizer,
+            TeachTrain.usual_length,
+            "0.01 for sgd, 0.003 for adam",
+            TeachTrain().lr_schedule,
+            TeachTrain().warmup,
             Knowledge(kind="knowledge").temperature,
             "knowledge; output_mse for a regression",
         ],

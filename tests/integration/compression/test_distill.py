@@ -190,9 +190,9 @@ def test_a_student_with_other_outputs_is_refused():
 
 KINDS = [
     OutputMse(kind="output_mse"),
-    Knowledge(kind="knowledge", alpha=0.5, temperature=2.0),
+    Knowledge(kind="knowledge", alpha=0.5, labels=0.0),
     Knowledge(kind="knowledge", alpha=0.5, labels=0.1),
-    Knowledge(kind="knowledge", alpha=0.5, features=PAIRS),
+    Knowledge(kind="knowledge", alpha=0.5, features=PAIRS, labels=0.0),
 ]
 
 
