@@ -29,10 +29,11 @@ from pared.specs.common import (
     Task,
     TensorSpec,
 )
-from pared.specs.distillation import DistillSpec, FromTeacher, Student
+from pared.specs.distillation import DistillSpec
 from pared.specs.inspection import InspectSpec
 from pared.specs.planning import PlanSpec
 from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
+from pared.specs.students import FromTeacher, Student, StudentTarget, Teacher, TeacherCut
 from pared.specs.targets import Target
 from pared.specs.training import (
     DistillLoss,
@@ -94,9 +95,12 @@ __all__ = [
     "Scope",
     "Spec",
     "Student",
+    "StudentTarget",
     "Target",
     "Task",
     "TeachTrain",
+    "Teacher",
+    "TeacherCut",
     "TensorSpec",
     "Text",
     "TokenDropout",

@@ -13,8 +13,9 @@ from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import place
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.losses import knowledge, output_mse, with_labels
+from pared.compression.distillation.teachers import Member, Teachers
 from pared.compression.measuring.references import KEPT_BYTES
-from pared.compression.measuring.running import Samples, answers, forward, own_failures
+from pared.compression.measuring.running import Samples, forward, own_failures
 from pared.compression.tasks import TaskRules
 from pared.compression.training.augmentation import Mix, label_loss, parted
 from pared.compression.training.calibration import copied, learn_labels
@@ -55,6 +56,7 @@ def make_objective(
     seed: int,
     device: str = "cpu",
     augment: Augment | None = None,
+    teachers: Teachers | None = None,
 ) -> Objective:
     """Prepare what the student learns from the teacher, which stays as it is: in eval mode, without gradients.
 
@@ -67,6 +69,7 @@ def make_objective(
         task: of the student, whose outputs may be probabilities where the teacher's are none.
         teacher_task: of the teacher; without one, the same.
         augment: how the training changes its batches.
+        teachers: several that teach by their outputs, the teacher among them; without any, it teaches alone.
 
     Raises:
         ShapeMismatch: the outputs of teacher and student differ in shape.
@@ -91,14 +94,15 @@ def make_objective(
     if pairs and isinstance(kind, Knowledge):
         projections = _projections(pairs, narrow, wide, seed).to(device)
         return Objective(data, _feature_loss(kind, task, teacher_task, of_both, projections, augment), projections)
+    teachers = teachers or Teachers([Member(teacher, teacher_task)])
+    for each in teachers.members:
+        place(each.module, device)
     few = 4 * of_teacher[:1].numel() * data.samples("train") <= KEPT_BYTES
     of_any_length = of_teacher.dim() > 2 and getattr(data, "padding", None) is not None
     if few and augment is None and not of_any_length:
-        answered = answers(teacher, data, "train", teacher_task, device=device)
+        answered = teachers.answers(data, device=device)
         return Objective(data.taught(answered), _output_loss(kind, task, _travelling), None)
-    beside = copied(teacher).eval()  # whoever made it may move it on
-    place(beside, device)
-    return Objective(data, _output_loss(kind, task, _beside(beside, teacher_task, augment)), None)
+    return Objective(data, _output_loss(kind, task, _beside(teachers.beside(device), augment)), None)
 
 
 def hold_others(
@@ -143,30 +147,29 @@ class _Kept:
         return self.answer
 
 
-Taught = Callable[[Inputs], tuple[Inputs, Tensor, Mix | None]]
-"""Of the inputs of a batch as a loss is handed them: the student's, the teacher's answer to these, and what is mixed
-into them."""
+Taught = Callable[[Inputs, Tensor], tuple[Inputs, Tensor, Mix | None]]
+"""Of the inputs and targets of a batch as a loss is handed them: the student's inputs, the teacher's answer to these,
+and what is mixed into them."""
 
 
-def _travelling(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+def _travelling(inputs: Inputs, _: Tensor) -> tuple[Inputs, Tensor, Mix | None]:
     """The teacher's answers are the last of the inputs."""
     return inputs[:-1], inputs[-1], None
 
 
-def _beside(teacher: nn.Module, task: TaskRules, augment: Augment | None) -> Taught:
-    """The teacher runs beside the student."""
+def _beside(teachers: Teachers, augment: Augment | None) -> Taught:
+    """The teachers run beside the student."""
 
-    def taught(inputs: Inputs) -> tuple[Inputs, Tensor, Mix | None]:
+    def taught(inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor, Mix | None]:
         samples, mix = parted(inputs, augment)
-        with torch.no_grad():
-            return samples, forward(teacher, samples, task), mix
+        return samples, teachers.answer(samples, targets), mix
 
     return taught
 
 
 def _output_loss(kind: OutputMse | Knowledge, task: TaskRules, taught: Taught) -> Loss:
     def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        samples, answer, mix = taught(inputs)
+        samples, answer, mix = taught(inputs, targets)
         output = forward(student, samples, task)
         return _from_answers(kind, task, output, answer, targets, mix)
 
