@@ -339,9 +339,30 @@ class PruneJobFields(PruneFields, total=False):
     """For a state dict that was uploaded without one."""
 
 
+class TeacherFields(TypedDict, total=False):
+    """A model that teaches beside the teacher."""
+
+    model: Required[str]
+    """The id of an upload; the client takes a file as well, which it uploads."""
+    architecture: ArchitectureFields | None
+    """For a state dict that was uploaded without one."""
+    weight: float
+    """How much its answers weigh in the mean; 1 by default."""
+
+
 class DistillFields(CommonFields, total=False):
     """The options of `distill`."""
 
+    teacher_weight: float
+    """Of the teacher, among `teachers`; 1 by default."""
+    combine: Literal["mean", "best"]
+    """What several teachers answer together: the `mean`, or of each sample the answer of the `best` by its label."""
+    student_weights: Literal["own", "teacher"]
+    """Where a student that is no part of the teacher begins: `teacher` takes each tensor of the same name and shape."""
+    example_inputs: list[TensorFields] | None
+    """The shapes of the inputs, where there is no data set and they cannot be guessed."""
+    made_samples: int
+    """How many inputs are made up where there is no data set."""
     loss: OutputMseFields | KnowledgeFields
     """How the student's outputs are compared with the teacher's."""
     train: TeachTrainFields
@@ -357,3 +378,5 @@ class DistillJobFields(DistillFields, total=False):
     """For a teacher's state dict that was uploaded without one."""
     student_architecture: ArchitectureFields | None
     """For a student's state dict that was uploaded without one."""
+    teachers: list[TeacherFields]
+    """Further models that teach, with outputs of the same shape."""

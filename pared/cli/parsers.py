@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 GOALS = ("params", "macs", "file_bytes", "latency")
+STUDENT_GOALS = ("params", "macs")
 
 
 def readable(text: str) -> Path:
@@ -82,6 +83,16 @@ def goal(text: str) -> tuple[str, float]:
     name, _, left = text.partition("=")
     if name not in GOALS:
         raise typer.BadParameter(f"{text} is no goal; write one of {', '.join(f'{each}=25%' for each in GOALS)}")
+    return name, share(left)
+
+
+def student_goal(text: str) -> tuple[str, float]:
+    """A size of a student and the share of the teacher's that it may have, as in params=25%."""
+    name, _, left = text.partition("=")
+    if name not in STUDENT_GOALS:
+        raise typer.BadParameter(
+            f"{text} is no size; write one of {', '.join(f'{each}=25%' for each in STUDENT_GOALS)}"
+        )
     return name, share(left)
 
 
