@@ -100,12 +100,16 @@ def _largest(
     if cut.width is not None and layers is None:
         cutting.shares(1.0, 0.5)  # says why there is no layer to find a number of
     by_layers = cut.width is not None and layers is not None
+    alike = cut.width is None and cut.depth is None and layers is not None
+    kept_of_both: int | None = None
 
     def candidates(step: int) -> tuple[float, int | None]:
         if by_layers:
             return cut.width or 1.0, step if step != layers else None
         share = step / _FINEST
-        return cutting.shares(share, share if cut.depth is None and layers is not None else cut.depth or 1.0)
+        if kept_of_both is not None:
+            return share, kept_of_both
+        return cutting.shares(share, share if alike else cut.depth or 1.0)
 
     low, high = 1, (layers or 1 if by_layers else _FINEST) + 1
     if not meets(1):
@@ -116,10 +120,19 @@ def _largest(
             "asked for. Ask for less, leave `width` and `depth` to the search, or name an architecture as the student."
         )
         raise ValidationError(text, errors=[{"pointer": f"{_POINTER}/target", "detail": text}])
-    while high - low > 1:  # `low` meets the target, and `high` does not
+    low = _last(meets, low, high)
+    if alike:  # a layer is a large step: with as many of them, as wide as can be
+        kept_of_both = candidates(low)[1]
+        low = _last(meets, low, high)
+    return candidates(low)
+
+
+def _last(meets: Callable[[int], bool], low: int, high: int) -> int:
+    """The last number that meets something which `low` and those below a bound do, and `high` does not."""
+    while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if meets(middle) else (low, middle)
-    return candidates(low)
+    return low
 
 
 def _sizes(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int | None]:
