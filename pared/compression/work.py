@@ -73,6 +73,14 @@ class DatasetFile:
 
 
 @dataclass(frozen=True)
+class AnswerFiles:
+    """Where a job finds the answers of its teachers that an earlier one kept, and where it leaves its own."""
+
+    given: Path | None
+    made: Path
+
+
+@dataclass(frozen=True)
 class Work:
     """One run of a method. The files it leaves in `directory` are the job's artifacts."""
 
@@ -88,6 +96,8 @@ class Work:
     """Whether a card may run training steps from a recording of one."""
     threads: int = 1
     sandbox: str = "none"
+    answers: AnswerFiles | None = None
+    """Where answers of teachers are kept between jobs, if they are."""
 
     @property
     def timed_on(self) -> str:

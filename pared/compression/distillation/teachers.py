@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pared.compression.data.samples import Inputs
 from pared.compression.devices.placement import place
+from pared.compression.distillation.kept_answers import KeptAnswers
 from pared.compression.measuring.running import Samples, answers_of, forward
 from pared.compression.tasks import TaskRules
 from pared.compression.tasks.labels import IGNORED
@@ -33,12 +34,13 @@ class Teachers:
     """One teacher or several, as one.
 
     `combine`: `mean` or `best`, as in a spec. `temperature`: at which the loss softens classes; None: it does not, and
-    a mean is that of the outputs themselves.
+    a mean is that of the outputs themselves. `kept`: how answers that are computed ahead are rounded and kept.
     """
 
     members: Sequence[Member]
     combine: Literal["mean", "best"] = "mean"
     temperature: float | None = None
+    kept: KeptAnswers | None = None
 
     def answer(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """What they answer to a batch, without gradients, as `TaskRules.taken` gives outputs.
@@ -57,7 +59,11 @@ class Teachers:
 
     def answers(self, data: Samples, *, device: str, tick: Callable[[], None] = lambda: None) -> Tensor:
         """What they answer to all training samples in their stored order, on the device; many come to the CPU."""
-        return answers_of(self.answer, data, "train", device=device, tick=tick)
+
+        def compute() -> Tensor:
+            return answers_of(self.answer, data, "train", device=device, tick=tick)
+
+        return compute() if self.kept is None else self.kept.of(data, compute, device)
 
     def beside(self, device: str) -> Teachers:
         """The same on a device, where nobody else moves them on."""

@@ -164,7 +164,7 @@ def _teach(
     spec: DistillSpec,
     work: Work,
     teacher: LoadedModel,
-    teachers: Teachers | None,
+    teachers: Teachers,
     student: LoadedModel,
     data: Data,
     of_teacher: TaskRules,

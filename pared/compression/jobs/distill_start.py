@@ -12,6 +12,7 @@ from pared.compression.architectures import build
 from pared.compression.data import Data
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
+from pared.compression.distillation.kept_answers import KeptAnswers
 from pared.compression.distillation.made_inputs import made_data, make_inputs
 from pared.compression.distillation.students import CutStudent, Taken, cut_student, take_weights
 from pared.compression.distillation.teachers import Member, Teachers
@@ -84,16 +85,12 @@ def _example(spec: DistillSpec, teacher: LoadedModel) -> tuple[Tensor, ...]:
 # -- teachers -----------------------------------------------------------------------------------
 
 
-def teachers_of(
-    spec: DistillSpec, work: Work, teacher: LoadedModel, data: Data, example: Sequence[Tensor]
-) -> Teachers | None:
-    """All teachers of a job, the first one being `teacher`; None: it teaches alone.
+def teachers_of(spec: DistillSpec, work: Work, teacher: LoadedModel, data: Data, example: Sequence[Tensor]) -> Teachers:
+    """All teachers of a job, the first one being `teacher`.
 
     Raises:
         ValidationError: with a pointer to one that does not fit the data, or has outputs of another shape.
     """
-    if not spec.teachers:
-        return None
     with torch.no_grad():
         shape = forward(teacher.module, tuple(example), data.task).shape
     members = [Member(teacher.module, data.task, spec.teacher_weight)]
@@ -117,14 +114,39 @@ def teachers_of(
         members.append(Member(loaded.module.eval(), task, each.weight))
     loss = spec.loss
     softens = not isinstance(loss, Knowledge) or loss.alpha < 1
-    return Teachers(members, spec.combine, getattr(loss, "temperature", None) if softens else None)
+    temperature = getattr(loss, "temperature", None) if softens else None
+    if spec.train.augment is not None and spec.train.epochs:
+        work.observer.log("the teacher runs beside the student: `augment` changes samples, and no answers can be kept")
+    kept = KeptAnswers(_described(spec, work, members, temperature), data.task, work.answers, work.observer.log)
+    return Teachers(members, spec.combine, temperature, kept)
+
+
+def _described(
+    spec: DistillSpec, work: Work, members: Sequence[Member], temperature: float | None
+) -> dict[str, object]:
+    """All that the teachers' answers depend on beside the samples."""
+    files = {role: file for role, file in work.models.items() if role.startswith("teacher")}
+    return {
+        "files": {
+            role: [file.sha256, file.architecture, file.weights, file.prefix] for role, file in sorted(files.items())
+        },
+        "architectures": [plain(spec.teacher_architecture), *(plain(each.architecture) for each in spec.teachers)],
+        "tasks": [
+            [each.task.name, each.task.output, each.task.head, getattr(each.task, "flat", None)] for each in members
+        ],
+        "weights": [each.weight for each in members],
+        "combine": spec.combine if len(members) > 1 else "mean",
+        "temperature": temperature if len(members) > 1 else None,
+        "device": work.device if work.device == "cpu" else torch.cuda.get_device_name(),
+        "threads": work.threads,
+    }
 
 
 def teacher_scores(
-    spec: DistillSpec, work: Work, teachers: Teachers | None, data: Data, baseline: Assessment | None, stages: Stages
+    spec: DistillSpec, work: Work, teachers: Teachers, data: Data, baseline: Assessment | None, stages: Stages
 ) -> list[TeacherScore]:
     """How well each of several teachers does on the validation split, where there is data."""
-    if teachers is None:
+    if len(teachers.members) == 1:
         return []
     scores = []
     pointers = ["/teacher", *(f"/teachers/{index}" for index in range(len(spec.teachers)))]

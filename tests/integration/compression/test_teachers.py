@@ -12,14 +12,17 @@ from torch.nn import functional
 
 from pared.compression import distill
 from pared.compression.data import Data
+from pared.compression.distillation import kept_answers
+from pared.compression.distillation.kept_answers import KeptAnswers
 from pared.compression.distillation.made_inputs import make_inputs
 from pared.compression.distillation.teachers import Member, Teachers, best_of, mean_of
 from pared.compression.jobs.unlabelled import labelled_by
 from pared.compression.loading import LoadedModel
-from pared.compression.tasks import TASKS, Match, Options
+from pared.compression.tasks import TASKS, Match, Options, TaskRules
 from pared.compression.tasks.classification import Binary, Classification
 from pared.compression.tasks.multilabel import Multilabel
 from pared.compression.tasks.regression import Regression
+from pared.compression.work import AnswerFiles
 from pared.errors import ParedError, ValidationError
 from pared.specs import WITHOUT_LABELS
 
@@ -88,14 +91,7 @@ def test_the_best_teacher_is_told_for_each_sample_by_its_label():
 
 
 def test_answers_that_were_computed_ahead_are_those_beside_the_student():
-    data = Data(
-        {split: [torch.from_numpy(X)] for split in ("train", "val", "test")},
-        dict.fromkeys(("train", "val", "test"), torch.from_numpy(Y)),
-        Classification(),
-        3,
-        "given",
-        "npz",
-    )
+    data = splits_of()
     for combine in ("mean", "best"):
         members = [Member(net(seed=0), Classification()), Member(net(seed=1), Classification(), 2.0)]
         teachers = Teachers(members, combine, 4.0)
@@ -294,3 +290,90 @@ def test_what_needs_data_is_refused_where_there_are_none(fields, pointer):
     with pytest.raises(ParedError) as caught:
         distill(torch.jit.script(normed(6).eval()), {"from_teacher": {"width": 0.5}}, task="classification", **fields)
     assert caught.value.errors[0]["pointer"] == pointer
+
+
+# -- kept answers -------------------------------------------------------------------------------
+
+
+def splits_of(x: np.ndarray = X, task: TaskRules | None = None) -> Data:
+    splits = ("train", "val", "test")
+    inputs = {split: [torch.from_numpy(x)] for split in splits}
+    return Data(inputs, dict.fromkeys(splits, torch.from_numpy(Y)), task or Classification(), 3, "given", "npz")
+
+
+def kept(files: AnswerFiles | None, described: str = "teacher", task: TaskRules | None = None) -> KeptAnswers:
+    return KeptAnswers({"combine": "mean", "files": described}, task or Classification(), files)
+
+
+class Counted:
+    """Answers, and how often they were computed."""
+
+    def __init__(self, answers: torch.Tensor) -> None:
+        self.answers, self.times = answers, 0
+
+    def __call__(self) -> torch.Tensor:
+        self.times += 1
+        return self.answers
+
+
+ANSWERS = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_answers_that_an_earlier_job_kept_are_those_that_this_one_would_compute(tmp_path):
+    compute = Counted(ANSWERS)
+    files = AnswerFiles(None, tmp_path / "made")
+    first = kept(files).of(splits_of(), compute, "cpu")
+    torch.testing.assert_close(first, ANSWERS, atol=2e-3, rtol=0)
+    later = kept(AnswerFiles(tmp_path / "made", tmp_path / "again")).of(splits_of(), compute, "cpu")
+    assert torch.equal(first, later)
+    assert compute.times == 1
+    assert not (tmp_path / "again").exists()
+    # Without files they are rounded all the same, so that a job's result does not hang on them.
+    assert torch.equal(kept(None).of(splits_of(), compute, "cpu"), first)
+
+
+@pytest.mark.parametrize("what", ["other samples", "another teacher", "another version", "damaged", "cut off", "text"])
+def test_answers_of_anything_else_are_computed_anew(tmp_path, monkeypatch, what):
+    made = tmp_path / "made"
+    kept(AnswerFiles(None, made)).of(splits_of(), Counted(ANSWERS), "cpu")
+    described, x = "teacher", X
+    if what == "other samples":
+        x = X.copy()
+        x[-1, -1] += 1
+    elif what == "another teacher":
+        described = "other"
+    elif what == "another version":
+        monkeypatch.setattr(kept_answers, "__version__", "0")
+    else:
+        content = bytearray(made.read_bytes())
+        content[-1] ^= 1
+        made.write_bytes({"damaged": content, "cut off": content[:-10], "text": b"no answers"}[what])
+    compute = Counted(ANSWERS + 1)
+    found = kept(AnswerFiles(made, tmp_path / "again"), described).of(splits_of(x), compute, "cpu")
+    assert compute.times == 1
+    torch.testing.assert_close(found, ANSWERS + 1, atol=4e-3, rtol=0)
+    assert (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("answers", "task"),
+    [
+        (ANSWERS * 1e6, Classification()),
+        (torch.where(ANSWERS > 0, ANSWERS, math.nan), Classification()),
+        (ANSWERS, Regression()),
+    ],
+    ids=["too large", "NaN", "numbers"],
+)
+def test_what_float16_would_change_is_neither_rounded_nor_kept(tmp_path, answers, task):
+    found = kept(AnswerFiles(None, tmp_path / "made"), task=task).of(splits_of(task=task), lambda: answers, "cpu")
+    assert torch.equal(found.nan_to_num(7), answers.nan_to_num(7))
+    assert not (tmp_path / "made").exists()
+
+
+def test_masked_classes_stay_masked_in_what_is_kept(tmp_path):
+    masked = ANSWERS.clone()
+    masked[:, 1] = -math.inf
+    kept(AnswerFiles(None, tmp_path / "made")).of(splits_of(), lambda: masked, "cpu")
+    found = kept(AnswerFiles(tmp_path / "made", tmp_path / "again")).of(splits_of(), Counted(ANSWERS), "cpu")
+    assert (found[:, 1] == -math.inf).all()
+    torch.testing.assert_close(found[:, 0], ANSWERS[:, 0], atol=2e-3, rtol=0)
