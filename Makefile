@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-distillation-loop bench-hinton same-bytes stories tables files coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-distillation-loop bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories tables files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -126,6 +126,13 @@ bench-int8: $(DEV)  ## int8 of three nets beside ONNX Runtime's own quantizers (
 
 bench-without-data: $(DEV)  ## What correcting batch norms keeps without data (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/without_data.py
+
+bench-distill-without-data: $(DEV)  ## Students taught by made-up inputs, noise or unlabelled images (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/distill_without_data.py
+
+bench-torchdistill: $(DEV)  ## The same distillation by torchdistill: loss and speed (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
+	$(BIN)/pip install --quiet --no-deps torchdistill==1.1.5 pyyaml cython
+	$(BIN)/python benchmarks/beside_torchdistill.py
 
 same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as at another commit: make same-bytes BASE=main
 	@test -n "$(BASE)" || { echo "Name the commit to compare with: make same-bytes BASE=main" >&2; exit 1; }

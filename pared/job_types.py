@@ -67,6 +67,8 @@ class JobType:
     rejected where the job fails."""
     uses_gpu: bool = True
     """False: it runs on the processor, on whichever worker takes it."""
+    teachers: str | None = None
+    """What the roles of models begin with whose answers to the data set are kept for later jobs; None: no model's."""
     kept_s: float | None = None
     """How long after its making a job is deleted; None: never."""
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -124,6 +126,7 @@ JOB_TYPES = (
         spec=DistillSpec,
         report=Report,
         method="pared.compression.jobs.distill:distill",
+        teachers="teacher",
         examples=examples.DISTILLATION,
     ),
     JobType(

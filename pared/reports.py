@@ -166,6 +166,30 @@ class LayerReport(_Part):
     )
 
 
+class StudentStart(_Part):
+    """Where a student of a distillation began."""
+
+    source: Literal["from_teacher", "upload", "architecture"]
+    parameters: int
+    parameters_from_teacher: int = Field(description="How many of them had the values of the teacher's.")
+    tensors_from_teacher: list[str] = Field(
+        default_factory=list,
+        description="Those that were taken from the teacher by name and shape, if it was asked for.",
+    )
+    width: float | None = Field(None, description="from_teacher: the share of channels that was kept.")
+    layers: int | None = Field(None, description="from_teacher: residual blocks, or layers, of the teacher.")
+    dropped: list[str] = Field(default_factory=list, description="from_teacher: those of them that went.")
+    validation: float | None = Field(None, description="Its score on the validation split before it was taught.")
+
+
+class TeacherScore(_Part):
+    """One of several teachers."""
+
+    pointer: str = Field(description="Where the spec names it.")
+    weight: float
+    validation: float | None = Field(description="Its score on the validation split; None without data.")
+
+
 class Point(_Part):
     """One point that the search for a goal tried; what was not looked at there is None."""
 
@@ -275,6 +299,11 @@ class Report(_Part):
     labels_only: Quality | None = Field(None, description="distill: the same student trained on labels alone.")
     features: list[FeaturePair] = Field(
         default_factory=list, description="distill: the pairs of inner layers that the loss compared."
+    )
+    student: StudentStart | None = Field(None, description="distill: where the student began.")
+    teachers: list[TeacherScore] = Field(
+        default_factory=list,
+        description="distill: each of several teachers, the first being the one it is compared with.",
     )
     layers: list[LayerReport] = Field(default_factory=list)
     removed: dict[str, dict[str, list[int]]] = Field(

@@ -83,8 +83,8 @@ class KnowledgeFields(TypedDict, total=False):
     """Temperature T that softens the outputs, above 0; 4 by default."""
     features: FeaturePairs | None
     """Pairs of a teacher's and a student's layer, or `auto`: the KL term compares their softened outputs."""
-    labels: float
-    """Share of the loss on the labels, 0 to below 1; 0.5 by default."""
+    labels: float | None
+    """Share of the loss on the labels, 0 to below 1; by default 0.5, and 0 of samples without labels."""
 
 
 class OutputMseTermFields(TypedDict, total=False):
@@ -500,9 +500,28 @@ class PruneJobFields(PruneFields, total=False):
     """For a state dict that was uploaded without one."""
 
 
+class TeacherFields(TypedDict, total=False):
+    """A model that teaches beside the teacher."""
+
+    model: Required[str]
+    """The id of an upload; the client takes a file as well, which it uploads."""
+    architecture: ArchitectureFields | None
+    """For a state dict that was uploaded without one."""
+    weight: float
+    """How much its answers weigh in the mean; 1 by default."""
+
+
 class TeachFields(TypedDict, total=False):
     """What is of distillation alone."""
 
+    teacher_weight: float
+    """Of the teacher, among `teachers`; 1 by default."""
+    combine: Literal["mean", "best"]
+    """What several teachers answer together: the `mean`, or of each sample the answer of the `best` by its label."""
+    student_weights: Literal["own", "teacher"]
+    """Where a student that is no part of the teacher begins: `teacher` takes each tensor of the same name and shape."""
+    made_samples: int
+    """How many inputs are made up where there is no data set."""
     loss: DistillLossFields
     """How the student's outputs are compared with the teacher's."""
     train: TeachTrainFields
@@ -515,7 +534,7 @@ class DistillFields(CommonFields, TeachFields, total=False):
     """The options of `distill`."""
 
     example_inputs: list[TensorFields] | None
-    """The arguments of the teacher's forward, where some have fixed values."""
+    """The arguments of the teacher's forward, where some have fixed values, or where there is no data set."""
 
 
 class DistillJobFields(DistillFields, total=False):
@@ -525,13 +544,13 @@ class DistillJobFields(DistillFields, total=False):
     """For a teacher's state dict that was uploaded without one."""
     student_architecture: ArchitectureFields | None
     """For a student's state dict that was uploaded without one."""
+    teachers: list[TeacherFields]
+    """Further models that teach, with outputs of the same shape."""
 
 
-class Int8Fields(CommonFields, total=False):
-    """The options of `quantize`."""
+class QuantizeStepFields(TypedDict, total=False):
+    """The options of a quantize step in a pipeline."""
 
-    example_inputs: list[TensorFields] | None
-    """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
     method: Method
     """`weight_only`, `dynamic` or `static`; the last two are for ONNX."""
     calibration: CalibrationFields
@@ -546,6 +565,13 @@ class Int8Fields(CommonFields, total=False):
     """How much quality may be lost, as `max_quality_drop`; layers are left out of int8 until no more is."""
 
 
+class Int8Fields(CommonFields, QuantizeStepFields, total=False):
+    """The options of `quantize`."""
+
+    example_inputs: list[TensorFields] | None
+    """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
+
+
 class Int8JobFields(Int8Fields, total=False):
     """The options of `Client.quantize`."""
 
@@ -553,17 +579,32 @@ class Int8JobFields(Int8Fields, total=False):
     """For a state dict that was uploaded without one."""
 
 
-class FromTeacherWidth(TypedDict):
-    """How much of its teacher a student keeps."""
+class StudentTargetFields(TypedDict, total=False):
+    """What a student that is cut from its teacher may have at most."""
 
-    width: float
+    params: float | None
+    """Share of the teacher's parameters."""
+    macs: float | None
+    """Share of the multiply-adds of one sample."""
+
+
+class TeacherCutFields(TypedDict, total=False):
+    """What a student keeps of its teacher."""
+
+    width: float | None
     """The share of channels kept in every layer."""
+    depth: float | None
+    """The share of residual blocks kept; of a transformer, of its layers."""
+    drop: Literal["evenly", "least_important"]
+    """Which blocks go."""
+    target: StudentTargetFields | None
+    """Sizes to come to, instead of a width or a depth."""
 
 
 class FromTeacherFields(TypedDict):
     """A student made from the teacher, with its weights."""
 
-    from_teacher: FromTeacherWidth
+    from_teacher: TeacherCutFields
     """How much is kept."""
 
 
@@ -576,6 +617,8 @@ class DistillStepFields(TeachFields, total=False):
     """By default the result of the step before."""
     student_architecture: ArchitectureFields | None
     """For a student's state dict that was uploaded without one."""
+    teachers: list[TeacherFields]
+    """Further models that teach, with outputs of the same shape."""
 
 
 class StepFields(TypedDict, total=False):
@@ -585,6 +628,8 @@ class StepFields(TypedDict, total=False):
     """Remove weights or channels."""
     distill: DistillStepFields | None
     """Teach the result of the step before, or a student of its own."""
+    quantize: QuantizeStepFields | None
+    """Make the result of the step before int8."""
 
 
 class PipelineFields(CommonFields, total=False):

@@ -37,6 +37,7 @@ from worker.attempt_types import (
     early_ending,
 )
 from worker.forkserver import Child
+from worker.kept_answers import key_of
 from worker.lease import Lease, LeaseLost
 from worker.monitor import ChildMonitor
 from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
@@ -158,6 +159,8 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         return Hindered(error)
     except ParedError as error:
         return Failed(error)
+    answers = _answers_key(claim, inputs)
+    answers_given = answers is not None and worker.answers.hand_in(claim.owner, answers, folder)
     recorder = Recorder(worker.sessions, worker.store, lease, folder / "checkpoints", checkpoints)
     recorder.log(f"Sandbox held: {worker.confinement.in_words()}.")
     device = worker.serving.device_for(claim.device)
@@ -171,6 +174,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         "models": {upload.role: upload.as_request() for upload in inputs if upload.kind == "model"},
         "dataset": next((upload.as_request() for upload in inputs if upload.kind == "dataset"), None),
         "resume": resume,
+        "answers_given": answers_given,
         "memory_bytes": worker.settings.memory_bytes,
         "threads": worker.threads,
         "device": device,
@@ -195,7 +199,23 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         recorder.close(keep_checkpoint=isinstance(ending, Crashed | HandedBack))
     if lease.lost:
         raise LeaseLost
+    if answers is not None and isinstance(ending, Succeeded):
+        worker.answers.take(claim.owner, answers, folder)
     return ending
+
+
+def _answers_key(claim: Claim, inputs: list[_Upload]) -> str | None:
+    """Where the answers of a job's teachers are kept; None: it has none that could be."""
+    data = next((upload.sha256 for upload in inputs if upload.kind == "dataset"), "")
+    prefix = claim.type.teachers
+    if prefix is None or not data:
+        return None
+    teachers = [
+        (upload.role, upload.sha256, upload.about)
+        for upload in inputs
+        if upload.kind == "model" and upload.role.startswith(prefix)
+    ]
+    return key_of(teachers, data, claim.spec)
 
 
 def _notes(worker: Worker, claim: Claim) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pared.errors import ParedError
@@ -12,6 +13,7 @@ from pared.state.session import Sessions
 from pared.state.settings import Settings
 from worker.devices import CPU_ALONE, Serving
 from worker.forkserver import ForkServer
+from worker.kept_answers import KeptAnswers
 from worker.lease import Lease, LeaseLost
 from worker.sandbox import Confinement
 from worker.shutdown import Shutdown
@@ -28,6 +30,12 @@ class Worker:
     name: str
     shutdown: Shutdown
     serving: Serving = CPU_ALONE
+
+    @cached_property
+    def answers(self) -> KeptAnswers:
+        """What jobs on this machine keep of teachers."""
+        folder = self.settings.data_dir.resolve() / "teacher-answers"
+        return KeptAnswers(folder, self.settings.teacher_answers_bytes)
 
     @property
     def confinement(self) -> Confinement:

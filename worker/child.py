@@ -22,12 +22,13 @@ import torch._dynamo
 
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.loading.file_format import begins_as_onnx
-from pared.compression.work import DatasetFile, ModelFile, Work
+from pared.compression.work import AnswerFiles, DatasetFile, ModelFile, Work
 from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak, telling_line
 from pared.job_types import JOB_TYPES, Method, job_spec
 from pared.specs import JobSpec
 from pared.statuses import Stage
 from worker import forkserver, protocol
+from worker.kept_answers import GIVEN, MADE
 
 METHODS: Mapping[type[JobSpec], Method] = {each.spec: each.load_method() for each in JOB_TYPES}
 """All are imported here, before children are forked, and not by each of them."""
@@ -78,6 +79,7 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
         record_steps=request["record_steps"],
         threads=request["threads"],
         sandbox=request["level"],
+        answers=AnswerFiles(Path(GIVEN) if request["answers_given"] else None, Path(MADE)),
     )
     report = methods[type(spec)](spec, work)
     encoded: dict[str, Any] = json.loads(report.model_dump_json())

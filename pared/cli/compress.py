@@ -12,7 +12,7 @@ from pared.cli.int8_options import Int8Options
 from pared.cli.jobs import submit_and_follow
 from pared.cli.losses import LOSS_HELP, loss_of, loss_part
 from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
-from pared.cli.parsers import architecture_of, drop, goal, input_shape, model_upload, share, without_none
+from pared.cli.parsers import architecture_of, drop, goal, input_shape, model_upload, without_none
 from pared.cli.rendering import err, out, print_json
 from pared.cli.result_options import ResultOptions
 from pared.cli.shared_options import (
@@ -28,6 +28,7 @@ from pared.cli.shared_options import (
     StateDictName,
     TaskOption,
 )
+from pared.cli.student_options import StudentOptions
 from pared.cli.uploads import stored
 from pared.client import Client, Plan
 from pared.job_types import STEPS
@@ -106,19 +107,12 @@ def distill(
             help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
         ),
     ],
-    data: Data,
+    cut: StudentOptions,
     training: StudentTrainingOptions,
     files: ResultOptions,
+    data: Data = None,
     student: Annotated[
         str | None, typer.Option(parser=model_upload, metavar="FILE", help="The student as a file or an id.")
-    ] = None,
-    width: Annotated[
-        float | None,
-        typer.Option(
-            parser=share,
-            metavar="SHARE",
-            help="Make the student from the teacher by this share of its channels, such as 50%.",
-        ),
     ] = None,
     teacher_architecture: Annotated[
         str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
@@ -148,7 +142,7 @@ def distill(
     ] = None,
     labels: Annotated[
         float | None,
-        typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.labels)),
+        typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.label_share)),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
     input_shape: Annotated[
@@ -171,10 +165,15 @@ def distill(
 ) -> None:
     """Train a smaller student to answer as the teacher does, and download it."""
     made, teachers = architecture_of(student_architecture), architecture_of(teacher_architecture)
-    if [student, width].count(None) == 0 or (student is None and width is None and made is None):
-        raise typer.BadParameter("give one of --student, --width and --student-architecture")
-    if width is not None and made is not None:
-        raise typer.BadParameter("a student of the teacher's --width has the teacher's architecture; name no other one")
+    from_teacher = cut.spec()
+    if [student, from_teacher].count(None) == 0 or (student is None and from_teacher is None and made is None):
+        raise typer.BadParameter("give one of --student, --width (or --depth, --target) and --student-architecture")
+    if from_teacher is not None and made is not None:
+        raise typer.BadParameter(
+            "a student of the teacher's --width or --depth has the teacher's architecture; name no other one"
+        )
+    if data is not None and cut.input_shape:
+        raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     weighing = without_none(alpha=alpha, temperature=temperature, labels=labels)
     learned = loss_of([loss_part(each) for each in loss or []], weighing)
     with Client() as client:
@@ -189,13 +188,16 @@ def distill(
             **_labels(task, model_output, ignore_index),
             **_common_fields(seed, output, device, latency_device),
             **files.spec(),
+            **cut.beside(),
         }
         if learned is not None:
             spec["loss"] = learned
+        if cut.also_teacher:
+            spec["teachers"] = [{"model": stored(client.models, each, err).id} for each in cut.also_teacher]
         if student is not None:
             spec |= {"student": stored(client.models, student, err, made).id, "student_architecture": made}
-        elif width is not None:
-            spec["student"] = {"from_teacher": {"width": width}}
+        elif from_teacher is not None:
+            spec["student"] = {"from_teacher": from_teacher}
         else:
             spec["student"] = {"name": made} if isinstance(made, str) else made
         submit_and_follow(client, spec, output, as_json=as_json)

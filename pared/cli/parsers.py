@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 GOALS = ("params", "macs", "file_bytes", "latency")
+STUDENT_GOALS = ("params", "macs")
 
 
 def readable(text: str) -> Path:
@@ -94,6 +95,16 @@ def drop(text: str) -> float:
     if number < 0:
         raise typer.BadParameter(f"{text} is below 0; write how much may be lost, such as 1% or 0.01")
     return number
+
+
+def student_goal(text: str) -> tuple[str, float]:
+    """A size of a student and the share of the teacher's that it may have, as in params=25%."""
+    name, _, left = text.partition("=")
+    if name not in STUDENT_GOALS:
+        raise typer.BadParameter(
+            f"{text} is no size; write one of {', '.join(f'{each}=25%' for each in STUDENT_GOALS)}"
+        )
+    return name, share(left)
 
 
 def layer_amount(text: str) -> tuple[str, float]:

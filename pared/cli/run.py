@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,7 @@ from pared.cli.shared_options import AsJson
 from pared.cli.uploads import stored
 from pared.client import Client, Report
 from pared.job_types import BY_NAME, LISTED
-from pared.specs import BUILTIN_DATASETS, JobSpec, UploadKind
-from pared.specs.uploads import upload_fields
+from pared.specs import BUILTIN_DATASETS, JobSpec, Reference
 
 LISTED_NAMES = tuple(each.name for each in LISTED)
 
@@ -74,26 +74,39 @@ def _read(path: Path) -> dict[str, Any]:
     return spec
 
 
+def _named(spec: dict[str, Any]) -> list[Reference]:
+    """The models and data that a spec names by path or id; none where only the server knows the type of job."""
+    job_type = BY_NAME.get(str(spec.get("type")))
+    return [] if job_type is None else job_type.references(spec)
+
+
 def _files(spec: dict[str, Any]) -> dict[str, str]:
-    """The paths and ids of models and data that a spec names, by the names of their fields.
+    """The paths and ids of models and data that a spec names, by what they are to the job.
 
     Raises:
         BadParameter: a path leads to no file that can be read.
     """
     files = {}
-    for name, kind in _kinds(spec).items():
-        if isinstance(spec.get(name), str):
-            try:
-                files[name] = (model_upload if kind == "model" else upload)(spec[name])
-            except typer.BadParameter as error:
-                raise typer.BadParameter(f"{name}: {error}") from None
+    for each in _named(spec):
+        try:
+            files[each.role] = (model_upload if each.kind == "model" else upload)(each.id)
+        except typer.BadParameter as error:
+            raise typer.BadParameter(f"{each.role}: {error}") from None
     return files
 
 
-def _kinds(spec: dict[str, Any]) -> dict[str, UploadKind | None]:
-    """What each field that names an upload is for; of a type of job that only the server knows, nothing is known."""
-    job_type = BY_NAME.get(str(spec.get("type")))
-    return {} if job_type is None else dict(upload_fields(job_type.spec))
+def _holder(spec: dict[str, Any], pointer: str) -> tuple[Any, str]:
+    """What holds the value at a JSON pointer, and the value's name or number there."""
+    *steps, last = pointer.removeprefix("/").split("/")
+    holder: Any = spec
+    for step in steps:
+        holder = holder[int(step)] if isinstance(holder, list) else holder[step]
+    return holder, last
+
+
+def _put(spec: dict[str, Any], pointer: str, value: str) -> None:
+    holder, last = _holder(spec, pointer)
+    holder[int(last) if isinstance(holder, list) else last] = value
 
 
 def _run_on_the_server(spec: dict[str, Any], output: list[Path], *, as_json: bool) -> None:
@@ -105,13 +118,15 @@ def _run_on_the_server(spec: dict[str, Any], output: list[Path], *, as_json: boo
     if missing:
         raise typer.BadParameter(f"the spec does not ask for {missing[0]}: add it to `outputs`", param_hint="-o")
     check_writable(output)
-    files, kinds = _files(spec), _kinds(spec)  # each file is looked for before any is sent
+    named, files = _named(spec), _files(spec)  # each file is looked for before any is sent
     with Client() as client:
-        for name, path in files.items():
-            if not path.startswith("builtin:"):
-                uploads = client.models if kinds[name] == "model" else client.datasets
-                architecture = spec.get("architecture" if name == "model" else f"{name}_architecture")
-                spec[name] = stored(uploads, path, err, architecture).id
+        for each in named:
+            if not files[each.role].startswith("builtin:"):
+                uploads = client.models if each.kind == "model" else client.datasets
+                holder, name = _holder(spec, each.pointer)
+                beside = holder if isinstance(holder, dict) else {}
+                architecture = beside.get("architecture" if name == "model" else f"{name}_architecture")
+                _put(spec, each.pointer, stored(uploads, files[each.role], err, architecture).id)
         submit_and_follow(client, spec, output, as_json=as_json)
 
 
@@ -146,15 +161,18 @@ def _run_here(spec: dict[str, Any], output: list[Path], *, debug: bool, as_json:
 
 def _checked(spec: dict[str, Any], files: Mapping[str, str]) -> JobSpec:
     """The spec, with ids of the right form in place of paths."""
-    kinds = _kinds(spec)
-    ids = {name: _placeholder(name, kinds[name]) for name, path in files.items() if path not in BUILTIN_DATASETS}
+    spec = copy.deepcopy(spec)
+    for each in _named(spec):
+        if files[each.role] not in BUILTIN_DATASETS:
+            _put(spec, each.pointer, _placeholder(each))
     try:
-        return BY_NAME[spec["type"]].spec.model_validate({**spec, **ids})
+        return BY_NAME[spec["type"]].spec.model_validate(spec)
     except pydantic.ValidationError as error:
-        for each in error.errors():
-            say(f"/{'/'.join(map(str, each['loc']))}: {each['msg']}")
+        for wrong in error.errors():
+            say(f"/{'/'.join(map(str, wrong['loc']))}: {wrong['msg']}")
         raise typer.Exit(USAGE) from None
 
 
-def _placeholder(field: str, kind: UploadKind | None) -> str:
-    return f"{'mdl' if kind == 'model' else 'dst'}_{field.replace('_', '').ljust(26, '0')}"
+def _placeholder(named: Reference) -> str:
+    letters = "".join(each for each in named.role if each.isalnum())[:26]
+    return f"{'mdl' if named.kind == 'model' else 'dst'}_{letters.ljust(26, '0')}"

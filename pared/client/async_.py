@@ -182,7 +182,7 @@ class AsyncClient(ClientBase):
         self,
         teacher: AsyncUpload | str | Path,
         student: AsyncUpload | str | Path | Mapping[str, Any],
-        dataset: AsyncUpload | str | Path,
+        dataset: AsyncUpload | str | Path | None = None,
         **fields: Unpack[DistillJobFields],
     ) -> AsyncJob:
         """As `Client.distill`."""

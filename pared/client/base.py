@@ -159,12 +159,18 @@ class JobsBase(Generic[J]):
         return (yield from self._plan((yield from self._pipeline_spec(model, dataset, fields))))
 
     def _distill(self, teacher: Any, student: Any, dataset: Any, fields: Mapping[str, Any]) -> Operation[J]:
+        models = self._client.models
         spec = {
             "type": "distill",
-            "teacher": (yield from self._client.models._id(teacher)),
-            "student": student if isinstance(student, Mapping) else (yield from self._client.models._id(student)),
-            "dataset": (yield from self._client.datasets._id(dataset)),
+            "teacher": (yield from models._id(teacher)),
+            "student": student if isinstance(student, Mapping) else (yield from models._id(student)),
+            "dataset": None if dataset is None else (yield from self._client.datasets._id(dataset)),
         }
+        if fields.get("teachers"):
+            others: list[Any] = []
+            for each in fields["teachers"]:
+                others += [{**each, "model": (yield from models._id(each["model"]))}]
+            fields = {**fields, "teachers": others}
         return (yield from self._submit({**spec, **fields}))
 
     def _get(self, job_id: str) -> Operation[J]:

@@ -221,7 +221,7 @@ class Client(ClientBase):
         self,
         teacher: Upload | str | Path,
         student: Upload | str | Path | Mapping[str, Any],
-        dataset: Upload | str | Path,
+        dataset: Upload | str | Path | None = None,
         **fields: Unpack[DistillJobFields],
     ) -> Job:
         """Submit a distill job.
@@ -229,9 +229,9 @@ class Client(ClientBase):
         Args:
             teacher: an upload, its id, or a file, which is uploaded.
             student: the same, or an architecture, or `{"from_teacher": {"width": 0.5}}`.
-            dataset: an upload, its id, a file, or `builtin:digits`.
-            fields: the other fields of the spec, such as `loss` and `train`; all of them are described in
-                `pared.spec_fields`.
+            dataset: an upload, its id, a file, or `builtin:digits`; None makes inputs up, and measures nothing.
+            fields: the other fields of the spec, such as `loss`, `train` and `teachers`, whose models may be files as
+                well; all of them are described in `pared.spec_fields`.
         """
         return self.run(self.jobs._distill(teacher, student, dataset, fields))
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -37,6 +38,7 @@ from pared.compression.loading import (
     in_own_form,
     usual_type,
 )
+from pared.compression.tasks.base import NoLabels
 from pared.compression.work import DatasetFile, ModelFile, Observer, Work
 from pared.errors import DeviceUnavailable, ExportFailed, ValidationError
 from pared.folders import pack
@@ -104,8 +106,9 @@ def prune(
 def distill(
     teacher: nn.Module | str | Path,
     student: nn.Module | str | Path | dict[str, Any],
-    data: Arrays | str | Path,
+    data: Arrays | str | Path | None = None,
     *,
+    teachers: Sequence[Mapping[str, Any]] = (),
     teacher_architecture: Any | None = None,
     student_architecture: Any | None = None,
     directory: str | Path | None = None,
@@ -115,8 +118,10 @@ def distill(
 
     Args:
         teacher: as `model` of `prune`; not changed.
-        student: the same, or an architecture (`{"name": …}`, `{"layers": …}`), or `{"from_teacher": {"width": 0.5}}`.
-        data: as in `prune`.
+        student: the same, or an architecture (`{"name": …}`, `{"layers": …}`), or `{"from_teacher": {"width": 0.5}}`,
+            which also takes `depth` and `target`.
+        data: as in `prune`; without any, inputs are made up, and nothing is measured.
+        teachers: further ones, each a dict of a `model` and, if need be, its `architecture` and `weight`.
         teacher_architecture, student_architecture: of state dict files.
         directory: where the result files are left, as in `prune`.
         fields: the other fields of the spec, such as `loss={"kind": "output_mse"}, train={"epochs": 10}`, all described
@@ -129,13 +134,17 @@ def distill(
     with _workplace(directory) as place:
         dataset = place.dataset(data)
         named = student if isinstance(student, dict) else _id("mdl", "student")
-        document = {"type": "distill", "teacher": _id("mdl", "teacher"), "student": named, **fields}
+        others = [{**each, "model": _id("mdl", f"teachers{index}")} for index, each in enumerate(teachers)]
+        document = {"type": "distill", "teacher": _id("mdl", "teacher"), "student": named, "teachers": others, **fields}
         from_teacher = isinstance(student, dict) and "from_teacher" in student
         spec = _checked(
             specs.DistillSpec, {**document, "dataset": _dataset_id(dataset)}, teacher if from_teacher else student
         )
         device = _device_for(spec)
         files = {"teacher": place.model(teacher, "teacher", teacher_architecture, spec, dataset)}
+        for index, each in enumerate(teachers):
+            role = f"teachers.{index}.model"
+            files[role] = place.model(each["model"], role, each.get("architecture"), spec, dataset)
         if not isinstance(student, dict):
             files["student"] = place.model(student, "student", student_architecture, spec, dataset)
         report, distilled = jobs.distilled(spec, place.work(files, dataset, device, spec.latency_device))
@@ -437,7 +446,11 @@ def _fitting(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 def _data(spec: _Spec, dataset: DatasetFile) -> Data:
     """The data set, of which a model looks at the inputs alone."""
-    return load_dataset(dataset, task=spec.task, preprocess=spec.preprocess, seed=spec.seed, ignored=spec.ignore_index)
+    load = partial(load_dataset, dataset, preprocess=spec.preprocess, seed=spec.seed)
+    try:
+        return load(task=spec.task, ignored=spec.ignore_index)
+    except NoLabels:  # of which the job says what it means
+        return load(task="match")
 
 
 def _in_memory(loaded: LoadedModel) -> nn.Module:

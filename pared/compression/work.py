@@ -75,6 +75,14 @@ class DatasetFile:
 
 
 @dataclass(frozen=True)
+class AnswerFiles:
+    """Where a job finds the answers of its teachers that an earlier one kept, and where it leaves its own."""
+
+    given: Path | None
+    made: Path
+
+
+@dataclass(frozen=True)
 class Work:
     """One run of a method. The files it leaves in `directory` are the job's artifacts."""
 
@@ -95,6 +103,8 @@ class Work:
     """Whether latency is measured for the report."""
     threads: int = 1
     sandbox: str = "none"
+    answers: AnswerFiles | None = None
+    """Where answers of teachers are kept between jobs, if they are."""
 
     @property
     def timed_on(self) -> str:

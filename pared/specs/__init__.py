@@ -30,7 +30,7 @@ from pared.specs.common import (
     Task,
     TensorSpec,
 )
-from pared.specs.distillation import DistillSpec, FromTeacher, Student
+from pared.specs.distillation import DistillSpec
 from pared.specs.inspection import InspectSpec
 from pared.specs.losses import (
     OF_CLASSES,
@@ -52,6 +52,7 @@ from pared.specs.pipelines import PipelineSpec
 from pared.specs.planning import PlanSpec
 from pared.specs.pruning import PHYSICAL, Criterion, Granularity, PruneSpec, Quantize, Schedule, Scope
 from pared.specs.quantization import Calibration, QuantizeSpec
+from pared.specs.students import FromTeacher, Student, StudentTarget, Teacher, TeacherCut
 from pared.specs.targets import Target
 from pared.specs.training import (
     DistillLoss,
@@ -132,9 +133,12 @@ __all__ = [
     "Scope",
     "Spec",
     "Student",
+    "StudentTarget",
     "Target",
     "Task",
     "TeachTrain",
+    "Teacher",
+    "TeacherCut",
     "TensorSpec",
     "Text",
     "TokenDropout",

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from pared.specs.architectures import Architecture, Layered, Named, tag_of
-from pared.specs.base import Spec
+from pared.specs.architectures import Architecture
 from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec, TensorSpec
 from pared.specs.losses import Combined
+from pared.specs.students import FromTeacher, Student, Teacher
 from pared.specs.training import DistillLoss, Knowledge, TeachTrain
-from pared.specs.uploads import DatasetReference, ModelId
-
-
-class FromTeacher(Spec):
-    """A student made from the teacher by keeping this share of its channels (and their weights)."""
-
-    class Width(Spec):
-        """`width`: the share of channels kept in every layer."""
-
-        width: float = Field(gt=0, lt=1)
-
-    from_teacher: Width
-
-
-Student = Annotated[
-    Annotated[ModelId, Tag("str")] | Annotated[FromTeacher, Tag("FromTeacher")] | Named | Layered,
-    Discriminator(
-        tag_of,
-        custom_error_type="alternatives",
-        custom_error_message='must be the id of an uploaded model, {"from_teacher": {"width": 0.5}}, '
-        '{"name": …, "kwargs": {…}} or {"layers": [["Linear", {…}], …]}',
-    ),
-]
+from pared.specs.uploads import EXAMPLE_MODEL_ID, DatasetReference, ModelId
 
 
 class DistillSpec(CompressionSpec):
@@ -42,16 +20,41 @@ class DistillSpec(CompressionSpec):
     type: Literal["distill"]
     teacher: ModelId
     teacher_architecture: Architecture | None = None
+    teacher_weight: float = Field(1.0, gt=0, le=1000, description="Of the teacher, among `teachers`.")
+    teachers: list[Teacher] = Field(
+        default_factory=list,
+        max_length=7,
+        description="Further models that teach, with outputs of the same shape. The `teacher` stays the one that the "
+        "student is compared with, and cut from.",
+        examples=[[{"model": EXAMPLE_MODEL_ID, "weight": 0.5}]],
+    )
+    combine: Literal["mean", "best"] = Field(
+        "mean",
+        description="What several teachers answer together: the weighted `mean` of their answers, of classes that of "
+        "their probabilities, softened by the loss's temperature; or for each sample the answer of the `best` teacher, "
+        "whose loss on the label is the smallest.",
+    )
     student: Student
     student_architecture: Architecture | None = Field(None, description="For an uploaded student state dict.")
-    dataset: DatasetReference
+    student_weights: Literal["own", "teacher"] = Field(
+        "own",
+        description="Where an upload or an architecture begins: with its `own` weights (of an architecture, random "
+        "ones), or with those of the `teacher` where a tensor has the same name and shape; the report says how many.",
+    )
+    dataset: DatasetReference | None = Field(
+        None,
+        description="Without one, inputs are made up: by the statistics of the teacher's batch norms, or else of "
+        "noise. Nothing is then measured.",
+    )
     example_inputs: list[TensorSpec] | None = Field(
         None,
         max_length=8,
         description="The arguments of the teacher's forward, and of an uploaded student's that takes as many, where "
-        "some are values: the inputs of the data set are the tensors among them.",
+        "some are values: the inputs of the data set are the tensors among them. Also the shapes of the inputs, where "
+        "there is no data set and they cannot be guessed.",
         examples=[[{"shape": [1, 512]}, {"value": 16000}]],
     )
+    made_samples: int = Field(1024, ge=32, le=1 << 20, description="How many inputs are made up without a data set.")
     loss: DistillLoss = Field(
         default_factory=lambda: Knowledge(kind="knowledge"),
         description="Without one: `knowledge` for classes, `output_mse` for numbers, as of a regression.",
@@ -76,10 +79,56 @@ class DistillSpec(CompressionSpec):
         return self
 
     @model_validator(mode="after")
-    def _the_data_show_plain_inputs(self) -> DistillSpec:
-        if all(each.is_plain for each in self.example_inputs or []):
-            why = "has no effect where all are plain tensors, which the data set shows: leave it out"
-            self._must_be_left_out({"example_inputs": why})
+    def _a_student_of_its_own_has_weights_of_its_own(self) -> DistillSpec:
+        if isinstance(self.student, FromTeacher):
+            why = "has no effect on a student that is cut from the teacher, with its weights: leave it out"
+            self._must_be_left_out({"student_weights": why})
+        return self
+
+    @model_validator(mode="after")
+    def _several_teachers_answer_alike(self) -> DistillSpec:
+        if not self.teachers:
+            why = "is of several teachers: leave it out, or name further ones in `teachers`"
+            self._must_be_left_out({"teacher_weight": why, "combine": why})
+            return self
+        if self.task in WITHOUT_LABELS:
+            why = f"have no part in task={self.task}, which learns the answers of one model: leave them out"
+            if self.task == "match":
+                why += ", or name the `task`, such as classification"
+            self._refuse({"teachers": why})
+        if getattr(self.loss, "features", None) is not None or (
+            isinstance(self.loss, Combined) and self.loss.with_features
+        ):
+            why = "teach by their outputs, and `features` are of one teacher: leave one of the two out"
+            self._refuse({"teachers": why})
+        if self.combine == "best":
+            if any(weight != 1 for weight in (self.teacher_weight, *(each.weight for each in self.teachers))):
+                self._refuse({"combine": "takes the answer of one teacher, where weights say nothing: leave these out"})
+            if self.dataset is None:
+                self._refuse({"combine": "tells the best teacher by labels: name a `dataset`, or make it mean"})
+            augment = self.train.augment
+            if augment is not None and (augment.mixup is not None or augment.cutmix is not None):
+                self._refuse({"combine": "tells the best teacher by labels, which mixed samples lack: make it mean"})
+        return self
+
+    @model_validator(mode="after")
+    def _without_data_nothing_is_said_of_them(self) -> DistillSpec:
+        if self.dataset is not None:
+            self._must_be_left_out({"made_samples": "is of jobs without data: leave it out beside a `dataset`"})
+            if all(each.is_plain for each in self.example_inputs or []):
+                why = "has no effect where all are plain tensors, which the data set shows: leave it out"
+                self._must_be_left_out({"example_inputs": why})
+            return self
+        why = "has no effect without data: leave it out, or name a `dataset`"
+        self._must_be_left_out({"preprocess": why, "ignore_index": why})
+        if self.compare_with_labels_only:
+            self._refuse({"compare_with_labels_only": "needs labels, which come with a data set: leave it out"})
+        if isinstance(self.loss, Combined):
+            unfit = self.loss.unfit(classes=True, labels=False, one_output=True)
+            if unfit:
+                self._refuse({f"loss/{path}": why for path, why in unfit.items()})
+        elif getattr(self.loss, "labels", 0):
+            self._refuse({"loss": "`labels` is a share of labels, which come with a data set: leave it out"})
         return self
 
     @model_validator(mode="after")
@@ -98,6 +147,8 @@ class DistillSpec(CompressionSpec):
                 self._refuse({f"loss/{path}": why for path, why in unfit.items()})
         if self.task in WITHOUT_LABELS and isinstance(loss, Knowledge):
             why = f"has no part where task={self.task} learns the teacher's answers in its own measure: leave it out"
+            if self.task == "match":
+                why += ", or name the `task`, such as classification, which needs no labels for this"
             self._refuse({"loss": why})
         if self.task in WITHOUT_LABELS and self.compare_with_labels_only:
             why = f"has no labels to learn from: task={self.task} learns the teacher's answers; leave it out"

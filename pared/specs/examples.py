@@ -104,6 +104,28 @@ ASSISTANT: dict[str, Any] = {
     ],
 }
 
+DISTILL_TO_A_SIZE: dict[str, Any] = {
+    "type": "distill",
+    "teacher": EXAMPLE_MODEL_ID,
+    "student": {"from_teacher": {"target": {"params": 0.25}}},
+    "dataset": "builtin:digits",
+}
+DISTILL_FROM_SEVERAL: dict[str, Any] = {
+    "type": "distill",
+    "teacher": EXAMPLE_MODEL_ID,
+    "teachers": [{"model": EXAMPLE_MODEL_ID, "weight": 0.5}],
+    "student": {"from_teacher": {"width": 0.5}},
+    "dataset": "builtin:digits",
+}
+DISTILL_WITHOUT_DATA: dict[str, Any] = {
+    "type": "distill",
+    "teacher": EXAMPLE_MODEL_ID,
+    "student": {"from_teacher": {"width": 0.5}},
+    "task": "classification",
+    "example_inputs": [{"shape": [1, 1, 8, 8]}],
+    "train": {"epochs": 20},
+}
+
 PRUNING: dict[str, dict[str, Any]] = {
     "goal": {"summary": "A quarter of the parameters, and no more than two points lost", "value": PRUNE},
     "prune": {"summary": "Remove half of the channels, then retrain", "value": PRUNE_BY_AMOUNT},
@@ -126,6 +148,15 @@ DISTILLATION: dict[str, dict[str, Any]] = {
     "inner layers": {
         "summary": "Teach it by softened classes, labels and inner layers that are paired by depth and shape",
         "value": DISTILL_INNER_LAYERS,
+    },
+    "size": {
+        "summary": "Teach the largest student that has a quarter of the teacher's parameters",
+        "value": DISTILL_TO_A_SIZE,
+    },
+    "teachers": {"summary": "Learn from the mean of two teachers", "value": DISTILL_FROM_SEVERAL},
+    "no-data": {
+        "summary": "Learn from made-up inputs, where there is no data; nothing is measured",
+        "value": DISTILL_WITHOUT_DATA,
     },
 }
 QUANTIZATION: dict[str, dict[str, Any]] = {

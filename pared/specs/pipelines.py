@@ -168,7 +168,8 @@ class PipelineSpec(CompressionSpec):
             shared |= {"teacher_architecture": self.architecture if by_upload else None}
             if own.get("student") is None:
                 own["student"] = before
-            if all(each.is_plain for each in self.example_inputs or []):  # the data show them
+            shown = self.dataset is not None and all(each.is_plain for each in self.example_inputs or [])
+            if shown:  # by the data
                 shared.pop("example_inputs", None)
         elif index > 0:
             shared |= {"model": before, "architecture": None}

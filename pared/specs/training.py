@@ -143,7 +143,17 @@ class Knowledge(Spec):
         "these layers (projected where widths differ); without, over the logits. `auto` pairs layers by relative depth "
         "and shape, and the report says which.",
     )
-    labels: float = Field(0.5, ge=0, lt=1, description="Share of the loss on the hard labels.")
+    labels: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the loss on the hard labels. Without one: 0.5, and 0 of samples without labels.",
+    )
+
+    @property
+    def label_share(self) -> float:
+        """`labels`, of samples that have some."""
+        return 0.5 if self.labels is None else self.labels
 
 
 DistillLoss = Annotated[OutputMse | Knowledge | Combined, Field(discriminator="kind")]

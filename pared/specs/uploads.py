@@ -65,6 +65,11 @@ def kind_of(upload_id: str) -> UploadKind:
     return "model" if upload_id.startswith("mdl_") else "dataset"
 
 
+def _is_path(value: str) -> bool:
+    """Whether a value is no id yet, as in a file that a command reads: then the field says what it is of."""
+    return not value.startswith(("mdl_", "dst_", *BUILTIN_DATASETS))
+
+
 def references(spec: type[BaseModel], values: Mapping[str, Any]) -> list[Reference]:
     """Every upload and built-in data set that a spec names, in the order of its fields.
 
@@ -76,7 +81,10 @@ def references(spec: type[BaseModel], values: Mapping[str, Any]) -> list[Referen
 
 
 def upload_fields(spec: type[BaseModel]) -> list[tuple[str, UploadKind | None]]:
-    """(role, kind) of each field that names uploads, also in the specs within a spec; None: it may name either kind."""
+    """(role, kind) of each field that names uploads, also in the specs within a spec; None: it may name either kind.
+
+    The role is that of a `Reference`, less numbers and keys.
+    """
     return list(_fields(spec, ()))
 
 
@@ -127,11 +135,13 @@ def _parts(annotation: Any) -> Sequence[Any]:
     return parts[1:] if get_origin(annotation) in (dict, Mapping) else parts
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models(annotation: Any, *, one_of_many: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """The specs in a type, and whether each is one entry of a list or dict."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield annotation, one_of_many
+    many = one_of_many or get_origin(annotation) in (dict, Mapping, list, tuple, set)
     for part in get_args(annotation):
-        yield from _models(part)
+        yield from _models(part, one_of_many=many)
 
 
 def _fields(spec: type[BaseModel], within: tuple[type[BaseModel], ...]) -> Iterator[tuple[str, UploadKind | None]]:
@@ -139,39 +149,48 @@ def _fields(spec: type[BaseModel], within: tuple[type[BaseModel], ...]) -> Itera
         kinds = {names.kind for names in _text(_annotation(field), None) if names is not None and names.kind}
         if kinds:
             yield name, kinds.pop() if len(kinds) == 1 else None
-        inner = [each for each in _models(field.annotation) if each not in within]
-        found = [each for model in inner for each in _fields(model, (*within, spec))]
+        found = [
+            (f"{name}.{role}" if one_of_many else role, kind)
+            for inner, one_of_many in _models(field.annotation)
+            if inner not in within
+            for role, kind in _fields(inner, (*within, spec))
+        ]
         yield from dict.fromkeys(found) if get_origin(field.annotation) in (Union, UnionType) else found  # one of them
 
 
 def _in_model(
     spec: type[BaseModel], values: Mapping[str, Any], pointer: str, one_of: str | None = None
 ) -> Iterator[Reference]:
-    """Args: one_of: the role of the list or dict that these values are in, if they are in one."""
+    """Args: one_of: the role so far, where these values are within one entry of a list or dict."""
     for name, field in spec.model_fields.items():
         if name in values:
             role = name if one_of is None else f"{one_of}.{name}"
-            yield from _in_value(_annotation(field), None, values[name], f"{pointer}/{name}", role)
+            yield from _in_value(
+                _annotation(field), None, values[name], f"{pointer}/{name}", role, one=one_of is not None
+            )
 
 
-def _in_value(annotation: Any, names: Names | None, value: Any, pointer: str, role: str) -> Iterator[Reference]:
+def _in_value(
+    annotation: Any, names: Names | None, value: Any, pointer: str, role: str, *, one: bool = False
+) -> Iterator[Reference]:
+    """Args: one: whether the value is, or is within, one entry of a list or dict, which the role then tells."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *metadata = get_args(annotation)
         names = next((each for each in metadata if isinstance(each, Names)), names)
-        yield from _in_value(inner, names, value, pointer, role)
+        yield from _in_value(inner, names, value, pointer, role, one=one)
     elif annotation is str and names is not None and names.kind is not None and isinstance(value, str):
-        yield Reference(pointer, role, kind_of(value), value)
+        yield Reference(pointer, role, names.kind if _is_path(value) else kind_of(value), value)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if isinstance(value, Mapping):
-            yield from _in_model(annotation, value, pointer, role if "." in role else None)
+            yield from _in_model(annotation, value, pointer, role if one else None)
     elif origin in (dict, Mapping):
         for key, item in value.items() if isinstance(value, Mapping) else ():
-            yield from _in_value(_parts(annotation)[0], names, item, f"{pointer}/{key}", f"{role}.{key}")
+            yield from _in_value(_parts(annotation)[0], names, item, f"{pointer}/{key}", f"{role}.{key}", one=True)
     elif origin in (list, tuple, set):
         for index, item in enumerate(value if isinstance(value, list | tuple) else ()):
             for part in _parts(annotation):
-                yield from _in_value(part, names, item, f"{pointer}/{index}", f"{role}.{index}")
+                yield from _in_value(part, names, item, f"{pointer}/{index}", f"{role}.{index}", one=True)
     elif origin is not Literal:
         for part in _parts(annotation):
-            yield from _in_value(part, names, value, pointer, role)
+            yield from _in_value(part, names, value, pointer, role, one=one)

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     memory_bytes: int = Field(default=8 * 2**30)
     """Most memory of one child. Pages of mapped files, which the kernel can drop, do not count."""
     keep_unreferenced_s: float = 86400.0
+    teacher_answers_bytes: int = Field(default=4 * 2**30, ge=0)
+    """Most bytes of teachers' answers that a worker's machine keeps for later jobs of the same owner; 0: none."""
     allow_weak_sandbox: bool = False
     """Open TorchScript below the sandbox level `standard`."""
     threads: int = 0

@@ -76,7 +76,7 @@ def test_references_are_found_wherever_they_stand_and_nothing_else_is():
         ("/steps/1/learned_from/0", "steps.1.learned_from.0", "dataset", DATA, True),
         ("/steps/1/learned_from/1", "steps.1.learned_from.1", "dataset", "builtin:digits", False),
     ]
-    assert upload_fields(Toy) == [("first", "model"), ("others", "model"), ("learned_from", "dataset")]
+    assert upload_fields(Toy) == [("first", "model"), ("others", "model"), ("steps.learned_from", "dataset")]
     assert references(Toy, {"type": "toy", "first": None, "steps": "?"}) == []
 
 

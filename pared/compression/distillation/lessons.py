@@ -54,7 +54,9 @@ class Lesson:
             counted=counted,
             independent=task.independent,
         )
-        return [("", with_labels(lesson, label_loss(task, batch.student, batch.targets, batch.mix), self.kind.labels))]
+        return [
+            ("", with_labels(lesson, label_loss(task, batch.student, batch.targets, batch.mix), self.kind.label_share))
+        ]
 
     def _softened(
         self, own: Tensor, expected: Tensor, narrow: Sequence[Tensor], wide: Sequence[Tensor]

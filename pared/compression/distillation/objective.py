@@ -17,9 +17,10 @@ from pared.compression.distillation.checks import hold_answers, hold_finite, hol
 from pared.compression.distillation.choosing import BothLayers
 from pared.compression.distillation.features import Probe
 from pared.compression.distillation.lessons import Lesson, Part, lesson_of
+from pared.compression.distillation.teachers import Member, Teachers
 from pared.compression.distillation.terms import Answered
 from pared.compression.measuring.references import KEPT_BYTES
-from pared.compression.measuring.running import Samples, answers, forward, own_failures
+from pared.compression.measuring.running import Samples, forward, own_failures
 from pared.compression.tasks import TaskRules
 from pared.compression.training.augmentation import Mix, parted
 from pared.compression.training.calibration import copied, learn_labels
@@ -61,6 +62,7 @@ def make_objective(
     seed: int,
     device: str = "cpu",
     augment: Augment | None = None,
+    teachers: Teachers | None = None,
     of_pruning: bool = False,
 ) -> Objective:
     """Prepare what the student learns from the teacher, which stays as it is: in eval mode, without gradients.
@@ -74,6 +76,7 @@ def make_objective(
         task: of the student, whose outputs may be probabilities where the teacher's are none.
         teacher_task: of the teacher; without one, the same.
         augment: how the training changes its batches.
+        teachers: several that teach by their outputs, the teacher among them; without any, it teaches alone.
         of_pruning: the loss is `retrain.teach`, and the teacher is the student as it was: no answer of it is refused.
 
     Raises:
@@ -103,9 +106,12 @@ def make_objective(
     if lesson.companion is not None:
         lesson.companion.to(device)
     probes = _probes(lesson, teacher, student, inputs)
+    teachers = teachers or Teachers([Member(teacher, teacher_task)])
+    for each in teachers.members:
+        place(each.module, device)
     padding = getattr(data, "padding", None)
     if not of_pruning:
-        _try_out(lesson, _beside(teacher, teacher_task, None, probes), student, first, task, probes, padding, pointer)
+        _try_out(lesson, _beside(teachers, None, probes), student, first, task, probes, padding, pointer)
 
     taught: Taught
     samples: Samples = data
@@ -114,14 +120,12 @@ def make_objective(
     if task.has_references:
         taught = _among_targets(teacher, teacher_task, augment, probes)
     elif few and augment is None and not of_any_length and not lesson.pairs:
-        answered = answers(teacher, data, "train", teacher_task, device=device)
+        answered = teachers.answers(data, device=device)
         if not of_pruning:
             hold_answers(answered, task)
         samples, taught = data.taught(answered), _travelling
     else:
-        beside = teacher if lesson.pairs else copied(teacher).eval()  # whoever made it may move it on
-        place(beside, device)
-        taught = _beside(beside, teacher_task, augment, probes)
+        taught = _beside(teachers if lesson.pairs else teachers.beside(device), augment, probes)
 
     def loss(module: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         parts = _parts(lesson, taught, module, (inputs, targets), task, probes, padding)
@@ -196,15 +200,15 @@ def _travelling(inputs: Inputs, _: Tensor) -> tuple[Inputs, Tensor, list[Tensor]
     return inputs[:-1], inputs[-1], [], None
 
 
-def _beside(teacher: nn.Module, task: TaskRules, augment: Augment | None, probes: Probes | None) -> Taught:
-    """The teacher runs beside the student."""
+def _beside(teachers: Teachers, augment: Augment | None, probes: Probes | None) -> Taught:
+    """The teachers run beside the student; one that is looked into is alone."""
 
-    def taught(inputs: Inputs, _: Tensor) -> tuple[Inputs, Tensor, list[Tensor], Mix | None]:
+    def taught(inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor, list[Tensor], Mix | None]:
         samples, mix = parted(inputs, augment)
+        if probes is None:
+            return samples, teachers.answer(samples, targets), [], mix
         with torch.no_grad():
-            if probes is None:
-                return samples, forward(teacher, samples, task), [], mix
-            return samples, *probes[0](samples, task), mix
+            return samples, *probes[0](samples, teachers.members[0].task), mix
 
     return taught
 

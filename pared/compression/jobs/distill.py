@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pared.compression.architectures import build
 from pared.compression.data import Data
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU
 from pared.compression.distillation.objective import hold_others, make_objective
+from pared.compression.distillation.teachers import Teachers
 from pared.compression.export.formats import Formats
 from pared.compression.export.own_types import round_to_own_types
 from pared.compression.export.settings import settings_of
 from pared.compression.export.writers import usual_outputs
-from pared.compression.jobs.inputs import called_on_tensors
+from pared.compression.jobs.distill_start import (
+    before_teaching,
+    called,
+    made_samples,
+    start_of,
+    teacher_scores,
+    teachers_of,
+)
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of, for_student
 from pared.compression.loading import LoadedModel, confirmed, load_model
-from pared.compression.loading.arguments import needs_values, takes
 from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import compare
 from pared.compression.measuring.references import held_outputs
 from pared.compression.measuring.size import count_bytes, count_parameters
-from pared.compression.pruning.channels import ChannelRemoval, remove_channels
 from pared.compression.pruning.weights import Masks, zeros_held
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
@@ -38,7 +42,7 @@ from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.errors import ValidationError
 from pared.reports import EpochRecord, FeaturePair, Report
-from pared.specs import DistillSpec, FromTeacher, Train
+from pared.specs import DistillSpec, Train
 
 
 def distill(spec: DistillSpec, work: Work) -> Report:
@@ -55,25 +59,26 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages = Stages(work.observer)
         stages.enter("validate")
         teacher = load_model(work.models["teacher"], plain(spec.teacher_architecture))
-        teacher = _on_tensors(spec, teacher)
-        spec, data = data_of(spec, work, teacher)
-        if data is None:
-            raise ValidationError(
-                "Distillation needs a data set.", errors=[{"pointer": "/dataset", "detail": "a data set is needed"}]
-            )
+        teacher = called(spec, teacher)
+        made = None if work.dataset is not None else made_samples(spec, teacher, stages)
+        spec, data = data_of(spec, work, teacher, made=made)
+        assert data is not None  # noqa: S101 - there is a data set, or there are made samples
         upload_bytes = beside(lambda: count_bytes(work.models["teacher"].path))  # compressing it takes seconds
         example = data.example(EXAMPLE_BATCH)
         teacher = confirmed(teacher, example)
+        teachers = teachers_of(spec, work, teacher, data, example)
 
         training = spec.train.on(data.samples("train"))
         spec = spec.model_copy(update={"train": spec.train.model_copy(update={"epochs": training.epochs})})
 
         stages.enter("baseline")
-        baseline = assessed(teacher.module, data, work, stages)
+        baseline = None if made is not None else assessed(teacher.module, data, work, stages)
+        scores = teacher_scores(spec, work, teachers, data, baseline, stages)
 
         stages.enter("compress")
-        student, removal = _student(spec, work, teacher, example)
-        if spec.example_inputs and teacher.given is None and student.given is None:
+        start = start_of(spec, work, teacher, data, example, stages)
+        student, cut = start.loaded, start.cut
+        if spec.example_inputs and made is None and teacher.given is None and student.given is None:
             text = "is for values among the arguments of teacher or student, and both take tensors alone: leave it out"
             raise ValidationError(f"`example_inputs` {text}.", errors=[{"pointer": "/example_inputs", "detail": text}])
         of_student = for_student(data, student, teacher)
@@ -88,6 +93,8 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             f"the student has {count_parameters(student.module)[0]:,} parameters, the teacher "
             f"{count_parameters(teacher.module)[0]:,}"
         )
+        before, better = before_teaching(spec, work, student.module, of_student, baseline, stages)
+        began = start.report(spec, before)
         alone = copied(student.module) if spec.compare_with_labels_only else None
         asked = spec.outputs or usual_outputs(teacher)
         settings = settings_of(spec, student, example, asked)
@@ -100,7 +107,17 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         stages.enter("retrain")
         halves = 2 if spec.compare_with_labels_only else 1
         taught, features = _teach(
-            spec, training, work, teacher, student, of_student, data.task, example, checkpoint, stages.span(0, halves)
+            spec,
+            training,
+            work,
+            teacher,
+            teachers,
+            student,
+            of_student,
+            data.task,
+            example,
+            checkpoint,
+            stages.span(0, halves),
         )
         alone_fit = None
         if alone is not None:
@@ -111,31 +128,33 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         place(student.module.eval(), CPU)
         round_to_own_types(student)
         stages.enter("evaluate")
-        final = assessed(student.module, of_student, work, stages, upload=baseline, role="The student")
+        final = None
+        if baseline is not None:
+            final = assessed(student.module, of_student, work, stages, upload=baseline, role="The student")
         place(teacher.module, CPU)
         hold_finite_on_example(teacher.module, student.module, example)
-        comparison = compare(baseline, final)
-        if of_student.task.held is not None:
+        comparison = None if baseline is None or final is None else compare(baseline, final)
+        if comparison is not None and of_student.task.held is not None:
             outputs = held_outputs(of_student, teacher.module, student.module, tick=stages.beat)
             comparison = comparison.model_copy(update={"outputs": outputs})
         role = "The student that was trained on labels alone"
         without = None if alone is None else assessed(alone, of_student, work, stages, upload=baseline, role=role)
         layers = []
-        if removal is not None:
-            layers = layer_reports(
-                teacher.module, student.module, removal.removed, removal.reasons, removal.output_dims
-            )
+        if cut is not None:
+            layers = layer_reports(teacher.module, student.module, cut.removed, cut.reasons, cut.output_dims)
         of_upload = upload_bytes()  # nothing else is to run while latency is measured
         measured = measure_both(teacher, student, example, work, stages.beat)
         stages.enter("export")
         written = formats.write(student, work.directory)
-        before, after = measured.with_files(of_upload, written.paths, baseline, final)
-        alone_quality, against = (None, None) if without is None else (without.quality, compare(without, final))
+        sizes = measured.with_files(of_upload, written.paths, baseline, final)
+        alone_quality, against = None, None
+        if without is not None and final is not None:
+            alone_quality, against = without.quality, compare(without, final)
         report = publish(
             spec,
             work,
-            verdict=distill_verdict(before, after, comparison, alone_quality, against),
-            sizes_and_scores=(before, after),
+            verdict=distill_verdict(*sizes, comparison, alone_quality, against),
+            sizes_and_scores=sizes,
             features=features,
             layers=layers,
             granularity=None,
@@ -145,13 +164,16 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
             training=training,
             warnings=[
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
-                *split_warning(data),
+                *split_warning(None if made is not None else data),
+                *better,
                 *kept_as_before("distillation", taught.best_epoch),
                 *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
             ],
             comparison=comparison,
             labels_only=alone_quality,
-            removed={} if removal is None else removal.removed,
+            student=began,
+            teachers=scores,
+            removed={} if cut is None else cut.removed,
             history=taught.history + (alone_fit.history if alone_fit else []),
             best_epoch=taught.best_epoch,
             seconds=stages.finish(),
@@ -159,40 +181,12 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         return report, student
 
 
-def _student(
-    spec: DistillSpec, work: Work, teacher: LoadedModel, example: Sequence[Tensor]
-) -> tuple[LoadedModel, ChannelRemoval | None]:
-    """The student as it starts; of one cut from the teacher also what was removed."""
-    if isinstance(spec.student, FromTeacher):
-        removal = remove_channels(teacher, example, amount=1 - spec.student.from_teacher.width, scope="layer")
-        return removal.loaded, removal
-    if isinstance(spec.student, str):
-        loaded = _on_tensors(spec, load_model(work.models["student"], plain(spec.student_architecture)))
-    else:
-        torch.manual_seed(seed_of(spec.seed, "student"))
-        module = build(spec.student)
-        loaded = LoadedModel(module.eval(), "state_dict", "state_dict", architecture=module.architecture)
-    return loaded, None
-
-
-def _on_tensors(spec: DistillSpec, loaded: LoadedModel) -> LoadedModel:
-    """A teacher or an uploaded student as it is called on tensors alone; the other of the two may take other arguments.
-
-    Raises:
-        ValidationError: it must be given values, and they are missing or do not fit.
-    """
-    specs = spec.example_inputs or []
-    if loaded.format != "torchscript" or not isinstance(loaded.module, torch.jit.ScriptModule):
-        return loaded
-    described = needs_values(loaded.module) or takes(loaded.module, len(specs))
-    return called_on_tensors(specs if described else None, loaded, is_run=True)
-
-
 def _teach(
     spec: DistillSpec,
     training: Train,
     work: Work,
     teacher: LoadedModel,
+    teachers: Teachers,
     student: LoadedModel,
     data: Data,
     of_teacher: TaskRules,
@@ -222,6 +216,7 @@ def _teach(
         seed=spec.seed,
         device=work.device,
         augment=spec.train.augment,
+        teachers=teachers,
     )
     teaching = hold_others(teaching, teacher.module, data.task, device=work.device, augment=spec.train.augment)
     for pair in teaching.features:

@@ -13,17 +13,19 @@ from torch import Tensor
 from pared.compression.data import Data, load_dataset
 from pared.compression.data.columns import chunks
 from pared.compression.jobs.fitting import answer_to, check_fits
+from pared.compression.jobs.unlabelled import LIKE_THE_TEACHER, hold_no_labels, labelled_by
 from pared.compression.loading import LoadedModel
 from pared.compression.loading.folders.contents import tokenizer_in
 from pared.compression.measuring.references import with_references
 from pared.compression.measuring.running import own_failures
-from pared.compression.tasks import Match, Piece, TaskRules, pieces_of
+from pared.compression.tasks import Match, Options, Piece, TaskRules, pieces_of
+from pared.compression.tasks.base import NoLabels
 from pared.compression.tasks.heads import head_of
 from pared.compression.tasks.outputs import named_outputs, path_of, same_by_number
 from pared.compression.tasks.references import scaled
 from pared.compression.training.augmentation import check_augmentation
 from pared.compression.training.calibration import copied
-from pared.compression.work import Work
+from pared.compression.work import DatasetFile, Work
 from pared.errors import ModelFailed, ValidationError
 from pared.specs import (
     WITHOUT_CLASSES,
@@ -34,6 +36,7 @@ from pared.specs import (
     Knowledge,
     PruneSpec,
     QuantizeSpec,
+    Task,
     Training,
 )
 from pared.specs.pruning import SOFTENED_CLASSES
@@ -47,35 +50,40 @@ _FLAT = (
     "SGD was asked to learn the original's answers, whose distance is a small number: it may get nearer with an `lr` "
     "of 0.05 to 0.1, or with `optimizer` adam, for which no size of a loss matters."
 )
+_OF_MADE = (
+    "No `task` was named: the student learned the numbers of the teacher's outputs (task=match). Where these are odds "
+    "of classes, name the task, such as classification: the student then learns the softened classes."
+)
 _HEADS = {
     "softmax": "a softmax, so that its outputs are probabilities. It is trained and scored on their logarithms",
     "sigmoid": "a sigmoid, so that its outputs are probabilities. It is trained and scored on the logits before it",
 }
 
 
-def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = False) -> tuple[_Spec, Data | None]:
+def data_of(
+    spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = False, made: Data | None = None
+) -> tuple[_Spec, Data | None]:
     """The job's data set, if it names one, with its configured task; and the spec that names this task.
+
+    Where a student learns a task with labels from samples without any, its teacher's answers stand in their place.
 
     Args:
         beside: never to compute the original's answers ahead, where a task learns these.
+        made: samples that were made up for a job without a data set.
 
     Raises:
         ParedError: data and model, or task and model, do not fit.
     """
-    if work.dataset is None:
+    data = made if work.dataset is None else _loaded(spec, work.dataset, original)
+    if data is None:
         return spec, None
-    file = work.dataset
-    if original.folder is not None:
-        file = replace(file, tokenizer=tokenizer_in(original.folder.path))
-    data = load_dataset(
-        file,
-        task=spec.task,
-        preprocess=spec.preprocess,
-        seed=spec.seed,
-        output=spec.output_path,
-        ignored=spec.ignore_index,
-        answer=lambda data: answer_to(original, data),
-    )
+    if not data.labelled and isinstance(spec, DistillSpec) and spec.task not in (None, data.task.name):
+        hold_no_labels(spec)
+        if isinstance(spec.loss, Knowledge):
+            spec = spec.model_copy(update={"loss": spec.loss.model_copy(update={"labels": 0.0})})
+        data = labelled_by(original, data, Options(spec.task, spec.output_path, spec.ignore_index), device=work.device)
+        if made is None:
+            data.warnings.append(LIKE_THE_TEACHER)
     if isinstance(data.task, Match):
         answer_to(original, data)  # which brings inputs into the model's order, and says whether it gets a mask
         data.task = replace(data.task, pieces=_pieces(data, original, None))
@@ -88,7 +96,7 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
     if training is not None:
         data.task = _trained_by(training, data, answer)
     if spec.task is None and data.task.name != "classification":
-        data.warnings.append(_said(data.task))
+        data.warnings.append(_said(data.task) if made is None else _OF_MADE)
     if data.task.has_references and training is not None and training.trains and training.optimizer == "sgd":
         data.warnings.append(_FLAT)
     spec = _for_task(spec, data)
@@ -101,6 +109,29 @@ def data_of(spec: _Spec, work: Work, original: LoadedModel, *, beside: bool = Fa
         beside = beside or augment is not None or data.padding is not None
         data = with_references(data, copied(original.module).eval(), device=work.device, beside=beside)
     return spec, data
+
+
+def _loaded(spec: CompressionSpec, dataset: DatasetFile, original: LoadedModel) -> Data:
+    if original.folder is not None:
+        dataset = replace(dataset, tokenizer=tokenizer_in(original.folder.path))
+
+    def loaded(task: Task | None, output: str | None, ignored: int | None) -> Data:
+        return load_dataset(
+            dataset,
+            task=task,
+            preprocess=spec.preprocess,
+            seed=spec.seed,
+            output=output,
+            ignored=ignored,
+            answer=lambda data: answer_to(original, data),
+        )
+
+    try:
+        return loaded(spec.task, spec.output_path, spec.ignore_index)
+    except NoLabels:
+        if not isinstance(spec, DistillSpec):
+            raise
+        return loaded("match", None, None)
 
 
 def _check_changes(augment: Augment, data: Data, original: LoadedModel, pointer: str) -> None:

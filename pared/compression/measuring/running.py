@@ -89,7 +89,11 @@ def predict(
         OutOfMemory: not even one sample fits.
     """
     module.eval()
-    outputs, targets = _collected(module, data, split, task, task.condensed, task.kept_targets, device, tick)
+
+    def condensed(inputs: Inputs, target: Tensor) -> Tensor:
+        return task.condensed(forward(module, inputs, task), target)
+
+    outputs, targets = _collected(condensed, data, split, task.kept_targets, device, tick)
     return outputs.cpu(), targets.cpu()
 
 
@@ -106,15 +110,25 @@ def answers(
 
     Outputs of more than a card should hold come to the CPU. The module is run as it is, without gradients.
     """
-    return _collected(module, data, split, task, lambda output, _: output, lambda each: each[:0], device, tick)[0]
+    return answers_of(lambda inputs, _: forward(module, inputs, task), data, split, device=device, tick=tick)
+
+
+def answers_of(
+    answer: Callable[[Inputs, Tensor], Tensor],
+    data: Samples,
+    split: Split,
+    *,
+    device: str = "cpu",
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """As `answers`, of whatever gives an answer to the inputs and targets of a batch."""
+    return _collected(answer, data, split, lambda each: each[:0], device, tick)[0]
 
 
 def _collected(
-    module: nn.Module,
+    answer: Callable[[Inputs, Tensor], Tensor],
     data: Samples,
     split: Split,
-    task: TaskRules,
-    condense: Callable[[Tensor, Tensor], Tensor],
     keep: Callable[[Tensor], Tensor],
     device: str,
     tick: Callable[[], None],
@@ -125,7 +139,7 @@ def _collected(
     def run(size: int) -> tuple[Tensor, Tensor]:
         outputs, targets, kept = [], [], 0
         for inputs, target in data.batches(split, size):
-            output = condense(forward(module, inputs, task), target).float()
+            output = answer(inputs, target).float()
             kept += output.nbytes
             # Together at the end, so that no batch waits for the card.
             outputs.append(output if kept <= _KEPT_BYTES else output.cpu())

@@ -168,7 +168,7 @@ def unanswered_warning(baseline: Assessment | None) -> list[str]:
 
 def split_warning(data: Data | None) -> list[str]:
     """A test split drawn from the upload may hold what the model was trained on."""
-    if data is None or data.splits == "given" or data.task.has_references:
+    if data is None or data.splits == "given" or data.task.has_references or not data.labelled:
         return []
     note = (
         "The test samples were drawn by seed from the uploaded data. If the model was trained on them, its "

@@ -109,7 +109,7 @@ def plan_verdict(granularity: Granularity, before: Size, after: Size) -> str:
 def distill_verdict(
     before: Measurement,
     after: Measurement,
-    comparison: Comparison,
+    comparison: Comparison | None,
     labels_only: Quality | None,
     against_labels: Comparison | None,
 ) -> str:

@@ -29,6 +29,10 @@ class OtherTask(InvalidData):
     """Labels from which their task learns nothing, in data that serve another task."""
 
 
+class NoLabels(InvalidData):
+    """There are no labels, and the task that a spec names learns from them."""
+
+
 @dataclass(frozen=True)
 class StoredLabels:
     """Labels as a file holds them, by split, not yet checked; without labels no split is there.
@@ -237,9 +241,9 @@ class TaskRules(ABC):
 
 
 def hold_labelled(stored: StoredLabels, task: Task) -> None:
-    """Raises InvalidData where there are no labels."""
+    """Raises NoLabels where there are none."""
     if not stored.arrays:
-        raise InvalidData(
+        raise NoLabels(
             f"The data set has no labels (y), which task={task} learns from. Without labels use task=match, which "
             "learns the answers of the model as it was uploaded, or leave `task` out."
         )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import pared as pared_client
 from tests.support.cli import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Scripted
@@ -78,6 +79,34 @@ def test_a_student_is_distilled_here_and_json_is_all_that_is_printed(folder: Pat
     printed = json.loads(done.stdout)
     assert printed["report"]["after"]["parameters"] < printed["report"]["before"]["parameters"]
     assert printed["files"] == ["student/model.pt", "student/report.json"]
+
+
+def test_several_teachers_are_uploaded_and_their_answers_are_kept_for_the_next_job(
+    embedded: Stack, folder: Path
+) -> None:
+    torch.manual_seed(1)
+    torch.jit.script(nn.Linear(6, 3)).save(str(folder / "line.pt"))
+    spec = {
+        "type": "distill",
+        "teacher": "mlp.pt",
+        "teachers": [{"model": "line.pt", "weight": 0.5}],
+        "student": {"from_teacher": {"width": 0.5}},
+        "dataset": "data.npz",
+        "train": {"epochs": 1},
+    }
+    reports = []
+    for out in ("--here -o teachers-here", "-o teachers-1", "-o teachers-2"):
+        done = pared(folder, spec, out, **embedded.env)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads((folder / out.split()[-1] / "report.json").read_text()))
+    assert [each["pointer"] for each in reports[2]["teachers"]] == ["/teacher", "/teachers/0"]
+    models = [(folder / name / "model.pt").read_bytes() for name in ("teachers-here", "teachers-1", "teachers-2")]
+    assert models[0] == models[1] == models[2]
+    with pared_client.Client(embedded.env["PARED_URL"]) as client:
+        latest, earlier = (list(client.jobs.list(type="distill"))[index] for index in (0, 1))
+        kept = "are those that an earlier job kept"
+        logs = [[event.data["text"] for event in job.events() if event.event == "log"] for job in (earlier, latest)]
+    assert [any(kept in line for line in lines) for lines in logs] == [False, True]
 
 
 def test_the_debugger_starts_where_a_job_fails(folder: Path) -> None:

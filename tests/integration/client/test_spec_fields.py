@@ -56,6 +56,7 @@ FIELDS: dict[type[BaseModel], Any] = {
     specs.TeachTrain: spec_fields.TeachTrainFields,
     specs.Retrain: spec_fields.RetrainFields,
     specs.Target: spec_fields.TargetFields,
+    specs.Teacher: spec_fields.TeacherFields,
     specs.Quantize: spec_fields.QuantizeFields,
     specs.Calibration: spec_fields.CalibrationFields,
     specs.QuantizeSpec: spec_fields.Int8JobFields,

@@ -91,6 +91,89 @@ def remove_blocks(
         generator=generator,
     )
     chosen = [remaining[index] for index in scores.argsort(stable=True)[:count].tolist()]
+    return _removal(original, current, example, residual, eligible, reasons, removed_before, chosen)
+
+
+class RemovableBlocks:
+    """The residual blocks of a model in the layers that they make up, found once, for removals of any number of them.
+
+    Where blocks of the same shapes follow one another in turns, as attention and MLP of a transformer do, those of one
+    turn are one layer; anything else is a layer of its own. `layers`: their names, in the order in which they run.
+    """
+
+    def __init__(self, loaded: LoadedModel, example: Sequence[Tensor]) -> None:
+        """Find the blocks; of a model folder, the whole layers that its config counts.
+
+        Args:
+            example: the model's inputs, on CPU, in a batch of at least 2.
+
+        Raises:
+            NothingToPrune: there are none.
+        """
+        self._loaded, self._example = loaded, example
+        self._residual = _found(loaded, example, uniform=True)
+        self._blocks, self._reasons = _eligible(loaded.module, self._residual, ["*"], [])
+        if not self._blocks:
+            raise NothingToPrune(_refused(self._reasons))
+        weights = tensors(loaded.module)
+        shapes = [[tuple(weights[name].shape) for name in block.tensors] for block in self._blocks]
+        turn = _turn(shapes)
+        self._layers = [self._blocks[first : first + turn] for first in range(0, len(self._blocks), turn)]
+        self.layers = [", ".join(block.name for block in layer) for layer in self._layers]
+
+    def evenly(self, kept: int) -> list[int]:
+        """Which layers go where so many stay: the first and the last stay, and those between at equal distances."""
+        staying = torch.linspace(0, len(self.layers) - 1, kept).round().long().tolist()
+        return [index for index in range(len(self.layers)) if index not in staying]
+
+    def least_important(self, kept: int, statistics: CalibrationStatistics | None) -> list[int]:
+        """Which layers go where so many stay: those that add the least to what passes by them.
+
+        Args:
+            statistics: of training samples; without them, those with the smallest weights go.
+        """
+        criterion = "magnitude" if statistics is None else "activation"
+        scores = block_scores(
+            self._blocks, criterion, tensors(self._loaded.module), residual=self._residual, statistics=statistics
+        )
+        of_layers = scores.reshape(len(self._layers), -1).sum(1)
+        return sorted(of_layers.argsort(stable=True)[: len(self._layers) - kept].tolist())
+
+    def without(self, layers: Sequence[int]) -> BlockRemoval:
+        """The model without these layers, checked on the example; blocks that cannot go stay.
+
+        Raises:
+            NothingToPrune: none can go.
+        """
+        chosen = [block for index in layers for block in self._layers[index]]
+        reasons = dict(self._reasons)
+        module = self._loaded.module
+        return _removal(self._loaded, module, self._example, self._residual, self._blocks, reasons, [], chosen)
+
+
+def _turn(shapes: Sequence[Sequence[tuple[int, ...]]]) -> int:
+    """How many blocks follow one another until the same shapes come again, throughout; 1 where they do not."""
+    for turn in range(1, len(shapes) // 2 + 1):
+        if len(shapes) % turn == 0 and all(one == other for one, other in zip(shapes, shapes[turn:], strict=False)):
+            return turn
+    return 1
+
+
+def _removal(
+    original: LoadedModel,
+    current: nn.Module,
+    example: Sequence[Tensor],
+    residual: ResidualBlocks | Layers,
+    eligible: Sequence[ResidualBlock],
+    reasons: dict[str, str],
+    removed_before: Sequence[ResidualBlock],
+    chosen: Sequence[ResidualBlock],
+) -> BlockRemoval:
+    """The original without the chosen blocks, as far as they can go.
+
+    Raises:
+        NothingToPrune: none can.
+    """
 
     def attempt(indices: list[int]) -> None:
         assert isinstance(residual, ResidualBlocks)  # noqa: S101 - layers are checked in another way
