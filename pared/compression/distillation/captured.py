@@ -31,6 +31,7 @@ _OPERATORS = (
     "aten::gru",
     "aten::rnn",
 )
+_MARK = "prim::Print"
 _TURNED = ("aten::t", "aten::transpose", "aten::numpy_T")
 
 
@@ -130,13 +131,13 @@ def _first(output: Any) -> Any:
 
 
 def _mark_calls(graph: Any, block: Any) -> None:
-    """After each call of a submodule, a tuple of that submodule and its output, which inlining leaves alone."""
+    """After each call of a submodule a node that prints it and its output, which inlining does not optimize away."""
     for node in list(block.nodes()):
         for inner in node.blocks():
             _mark_calls(graph, inner)
         # The second call of a traced module is a method `forward1`.
         if node.kind() == "prim::CallMethod" and node.s("name").startswith("forward"):
-            graph.create("prim::TupleConstruct", [next(node.inputs()), node.output()], 1).insertAfter(node)
+            graph.create(_MARK, [next(node.inputs()), node.output()], 0).insertAfter(node)
 
 
 class _Runs:
@@ -150,7 +151,7 @@ class _Runs:
         for node in block.nodes():
             for inner in node.blocks():
                 self.collect(inner)
-            if node.kind() == "prim::TupleConstruct" and _is_module(next(node.inputs(), None)):
+            if _is_mark(node):
                 called, output = node.inputs()
                 if (name := _path(called)) and _holds_tensor(output):
                     earlier = [] if name in self.operators else self.found.get(name, [])
@@ -186,7 +187,8 @@ def _returning(graph: Any, layers: Sequence[list[Run]]) -> Any:
     for _ in list(graph.outputs()):
         graph.eraseOutput(0)
     graph.registerOutput(result.output())
-    torch._C._jit_pass_dce(graph)  # drops the marks
+    _without_marks(graph)
+    torch._C._jit_pass_dce(graph)
     return torch._C._create_function_from_graph("with_features", graph)
 
 
@@ -207,8 +209,17 @@ def _holds_tensor(value: Any) -> bool:
     return any(each.kind() == "TensorType" for each in kinds)
 
 
-def _is_module(value: Any) -> bool:
-    return value is not None and isinstance(value.type(), torch._C.ClassType)
+def _is_mark(node: Any) -> bool:
+    first = next(node.inputs(), None) if node.kind() == _MARK else None
+    return first is not None and isinstance(first.type(), torch._C.ClassType)
+
+
+def _without_marks(block: Any) -> None:
+    for node in list(block.nodes()):
+        for inner in node.blocks():
+            _without_marks(inner)
+        if _is_mark(node):
+            node.destroy()
 
 
 def _arguments(node: Any) -> Iterator[Any]:

@@ -100,7 +100,10 @@ class Probe:
     def _of_samples(self, index: int, runs: list[Any] | None, samples: int) -> Tensor:
         layer, dim = self._layers[index], self._batch_dims[index]
         if not runs:
-            text = f"The {self._role}'s layer {layer} does not run for these inputs. Name another layer."
+            text = (
+                f"The {self._role}'s layer {layer} does not run for these inputs. torch evaluates a whole transformer "
+                "layer at once: name that, or another layer."
+            )
             raise self._refusal(index, text)
         value = runs[-1]
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2 and value.shape[dim] == samples:

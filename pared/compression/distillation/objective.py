@@ -101,7 +101,8 @@ def make_objective(
         return Objective(data, learn_labels(task, augment), None)  # whose targets are the teacher's answers
     first = next(iter(data.on(device).batches("train", len(example[0]))))
     if isinstance(kind, Combined):
-        hold_terms(kind, task, forward(student, first[0], task).detach(), first[1], pointer)
+        with torch.no_grad():
+            hold_terms(kind, task, forward(student, first[0], task), first[1], pointer)
     lesson = lesson_of(kind, BothLayers(teacher, student, inputs), seed, pointer)
     if lesson.companion is not None:
         lesson.companion.to(device)

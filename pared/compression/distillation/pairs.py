@@ -70,15 +70,14 @@ class _Candidate:
 
 def _candidates(layers: Iterable[Layer]) -> list[_Candidate]:
     """In order; of layers that give the same, the one of the shortest name."""
+    layers = [layer for layer in layers if not layer.kind.lower().startswith(_AS_THEY_CAME)]
     chosen: dict[Any, Layer] = {}
     for layer in layers:
-        if layer.answers or layer.kind.lower().startswith(_AS_THEY_CAME):
-            continue
         same = (layer.given.data_ptr(), layer.shape, layer.given.stride())
-        if same not in chosen or layer.name.count(".") < chosen[same].name.count("."):
+        if not layer.answers and (same not in chosen or layer.name.count(".") < chosen[same].name.count(".")):
             chosen[same] = layer
-    blocks = {layer.name for layer in chosen.values() if not layer.kind.lower().startswith(_CHAINS)}
-    last_in = {_parent(layer.name): layer.name for layer in chosen.values()}
+    blocks = {layer.name for layer in layers if not layer.kind.lower().startswith(_CHAINS)}
+    last_in = {layer.name.rpartition(".")[0]: layer.name for layer in layers}
     deepest = max((layer.depth for layer in chosen.values()), default=1)
     return [
         _Candidate(layer, layer.depth / max(deepest, 1), _is_inside(layer.name, blocks, last_in))
@@ -87,15 +86,15 @@ def _candidates(layers: Iterable[Layer]) -> list[_Candidate]:
 
 
 def _is_inside(name: str, blocks: set[str], last_in: Mapping[str, str]) -> bool:
-    """Where calls are inlined no block has an output of its own, and the last layer in it stands for it."""
-    parent = _parent(name)
-    if not parent or name.rpartition(".")[2].isdecimal():
-        return False
-    return parent in blocks or last_in[parent] != name
+    """Whether a layer is a part of a block, as `layer.0.norm` of `layer.0`; a numbered one only of a numbered block.
 
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
+    Where calls are inlined no block has an output of its own, and the last layer in it stands for it.
+    """
+    parts = name.split(".")
+    around = [parts[:end] for end in range(1, len(parts)) if ".".join(parts[:end]) in blocks]
+    if parts[-1].isdecimal():
+        return any(outer[-1].isdecimal() for outer in around)
+    return bool(around) or (len(parts) > 1 and last_in[".".join(parts[:-1])] != name)
 
 
 def _difference(teacher: Layer, student: Layer) -> float:

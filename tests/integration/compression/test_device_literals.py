@@ -435,7 +435,7 @@ def test_probes_run_where_the_model_does():
     place(module, ELSEWHERE)
     with unoptimized():
         output, (features,) = Probe(module, ["memory"], "teacher")((TOKENS.to(ELSEWHERE),), Classification())
-    assert (output.device, features.device, features.shape) == (ELSEWHERE, ELSEWHERE, (4, 72))
+    assert (output.device, features.device, features.shape) == (ELSEWHERE, ELSEWHERE, (4, 6, 12))
 
 
 def test_the_operators_that_make_tensors_are_those_of_torch():

@@ -28,10 +28,11 @@ from pared.compression.tasks.dense import TokenClassification
 from pared.compression.tasks.labels import IGNORED
 from pared.compression.tasks.multilabel import Multilabel
 from pared.compression.tasks.regression import Regression
+from pared.compression.training.augmentation import Augmentation
 from pared.compression.training.loop import fit
 from pared.compression.work import ModelFile
 from pared.errors import ModelFailed, ShapeMismatch, ValidationError
-from pared.specs import Combined, Knowledge, Train
+from pared.specs import Augment, Combined, Knowledge, Train
 
 
 def _nets() -> ModuleType:
@@ -158,6 +159,27 @@ def test_layers_in_conditions_and_loops_are_read_and_the_batch_is_found_wherever
     assert [*named] == ["first", "inner", "steps", "cell", "head"]
     assert named["cell"].shape == (8, 5)
     assert named["head"].answers
+
+
+class Encoder(nn.Module):
+    """torch's own transformer layers, whose calls are nested in conditions."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(width, 2, 16, batch_first=True), depth)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x.squeeze(1))).mean(1))
+
+
+def test_the_layers_of_a_scripted_transformer_are_read_and_paired() -> None:
+    teacher, student = torch.jit.script(Encoder(16, 4).eval()), torch.jit.script(Encoder(8, 2).eval())
+    pairs = auto_pairs(layers_of(teacher, IMAGES), layers_of(student, IMAGES), lambda *_: True)
+    assert ("encoder.layers.1", "encoder.layers.0") in [(pair.teacher.name, pair.student.name) for pair in pairs]
+    kind = named("hint", ("encoder.layers.1.linear2", "encoder.layers.0"))
+    refused("/loss/terms/1/features/0", "whole transformer layer at once", kind, teacher, student)
 
 
 @pytest.mark.parametrize("form", ["scripted", "traced", "exported"])
@@ -293,6 +315,19 @@ def test_independent_labels_and_lone_logits_have_terms_too() -> None:
             terms += [{"kind": "kl"}, {"kind": "dist"}]
         made = lesson(combined(*terms), teacher, student, data)
         assert np.isfinite(learned(made, student, task, epochs=1)).all()
+
+
+def test_terms_take_samples_that_are_mixed() -> None:
+    augment, student = Augment(mixup={}), NETS.Convolutional(4)
+    kind = combined({"kind": "decoupled"}, {"kind": "labels"}, {"kind": "hint"})
+    made = lesson(kind, NETS.Convolutional(8), student, augment=augment)
+    inputs, targets = next(iter(made.data.batches("train", 8)))
+    mixed, targets = Augmentation(augment, 1)(inputs, targets, 0)
+    student.eval()
+    found = made.loss(student, mixed, targets)
+    whole = [made.loss(student, (*mixed[:-2], each, torch.ones(8)), each) for each in (targets, mixed[-2])]
+    share = mixed[-1][0]
+    assert torch.allclose(found, share * whole[0] + (1 - share) * whole[1], rtol=1e-5)
 
 
 def test_embeddings_learn_from_answers_and_inner_layers() -> None:

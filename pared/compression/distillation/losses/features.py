@@ -62,11 +62,12 @@ def relational(student: Tensor, teacher: Tensor, *, distance: float, angle: floa
         teacher: (N, D′), without.
         distance, angle: λ_D and λ_A.
     """
-    of_distance = _huber_between(_distances(student), _distances(teacher))
-    if not angle:
-        return distance * of_distance
-    of_angle = _huber_between(_angles(student[:MOST_ANGLES]), _angles(teacher[:MOST_ANGLES]))
-    return distance * of_distance + angle * of_angle
+    with torch.autocast(student.device.type, enabled=False):  # products in half precision are no angles
+        of_distance = _huber_between(_distances(student), _distances(teacher))
+        if not angle:
+            return distance * of_distance
+        of_angle = _huber_between(_angles(student[:MOST_ANGLES]), _angles(teacher[:MOST_ANGLES]))
+        return distance * of_distance + angle * of_angle
 
 
 def cosine(student: Tensor, teacher: Tensor, counted: Tensor | None = None) -> Tensor:
