@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pared.compression.measuring.onnx_runtime import OnnxModule
 from pared.compression.quantization.int8 import pays, rounded
 from pared.compression.quantization.onnx_file import float_file, precisions_in, write_quantized
+from pared.compression.quantization.rounded_training import with_rounding
 from pared.compression.quantization.script import rounded_weights, with_int8_weights
 from pared.compression.quantization.sensitivity import least_left_out, relative_error
 from pared.errors import ModelFailed
@@ -158,3 +159,35 @@ def test_as_few_layers_are_left_out_as_the_goal_allows_those_first_that_matter_m
         found = least_left_out(usual, error, lost, most)
         assert found.precisions == precisions, most
         assert found.errors == ({} if most == 7.0 else {"a": 4.0, "b": 1.0, "c": 2.0})
+
+
+@pytest.mark.parametrize("form", ["scripted", "traced"])
+def test_training_sees_what_the_int8_file_will_answer_and_gradients_go_straight_through(
+    everything: tuple[nn.Module, Tensor], form: str
+) -> None:
+    module, x = everything
+    script = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, x, check_trace=False)
+    weights = rounded_weights(script)
+    trained = with_rounding(script, weights, "weight_only")
+    assert sorted(trained.state_dict()) == sorted(script.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(trained(x), with_int8_weights(script, weights)(x), atol=1e-5)
+    rounds_inputs = with_rounding(script, weights, "static")
+    assert relative_error(rounds_inputs, [module(x)], [(x,)]) > relative_error(trained, [module(x)], [(x,)])
+    parameters = dict(rounds_inputs.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(requires_grad=True)
+    rounds_inputs(x).square().mean().backward()
+    for name in weights:
+        assert parameters[name].grad is not None, name
+        assert parameters[name].grad.any(), name
+
+
+def test_what_a_rounded_tensor_gets_as_gradient_the_tensor_gets() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    script = torch.jit.script(layer)
+    rounded_layer = with_rounding(script, rounded_weights(script), "weight_only")
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    rounded_layer(x).sum().backward()
+    (parameter,) = rounded_layer.parameters()
+    assert torch.equal(parameter.grad, x.expand(2, 4))
