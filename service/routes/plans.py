@@ -35,8 +35,8 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
     "exporting, with the job's seeds, so the figures are those that the job will report; where retraining can still "
     "change one, the plan says so. Usually answered within seconds, also while a long job runs. After 30 s (or those "
     "of `Prefer: wait=…`) 202 comes with the `Location` where the answer will be, for an hour. A job that would fail "
-    "before it trains is answered with its problem. A format that the job could not write is under `failed_outputs`, with the "
-    "reason; where it could write none, that is its problem.",
+    "before it trains is answered with its problem. A format that the job could not write is under `failed_outputs`, "
+    "with the reason; where it could write none, that is its problem.",
     openapi_extra=PLAN_BODY,
     responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
 )

@@ -7,18 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pared.compression.measuring.onnx_runtime import OnnxModule
 from pared.compression.quantization.int8 import pays, rounded
-from pared.compression.quantization.onnx_file import float_file, precisions_in, write_quantized
+from pared.compression.quantization.onnx_file import (
+    Calibrated,
+    float_file,
+    precisions_in,
+    write_quantized,
+    write_short,
+)
 from pared.compression.quantization.rounded_training import with_rounding
 from pared.compression.quantization.script import rounded_weights, with_int8_weights
 from pared.compression.quantization.sensitivity import least_left_out, relative_error
 from pared.errors import ModelFailed
 from pared.reports import Precision
+from pared.specs import Calibration
 
 
 def test_a_weight_is_off_by_at_most_half_a_scale_of_its_channel() -> None:
@@ -135,6 +143,29 @@ def test_dynamic_int8_is_for_linear_and_lstm_layers(everything: tuple[nn.Module,
     with torch.no_grad():
         expected = module(x)
         assert relative_error(OnnxModule(path, None, expected, threads=1), [expected], [(x,)]) < 0.06
+
+
+def test_static_int8_is_run_by_integer_kernels_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 16), nn.ReLU(),
+        nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(8, 1, 8, 8)
+    file = float_file(exported(module, x, tmp_path / "float.onnx"), module, "static", tmp_path)
+    write_quantized(file, file.usual(), tmp_path / "made.onnx", Calibrated(file, Calibration(), [(x,)]))
+    assert set(precisions_in(tmp_path / "made.onnx", file).values()) == {"int8"}
+    write_short(tmp_path / "made.onnx", tmp_path / "int8.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as_run.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(tmp_path / "int8.onnx", options)
+    run = [node.op_type for node in onnx.load(tmp_path / "as_run.onnx").graph.node]
+    assert (run.count("QLinearConv"), run.count("QGemm")) == (1, 2)
+    assert not {"Conv", "FusedConv", "Gemm", "FusedGemm"} & set(run)
+    with torch.no_grad():
+        expected = module(x)
+        assert relative_error(OnnxModule(tmp_path / "int8.onnx", None, expected, threads=1), [expected], [(x,)]) < 0.05
 
 
 def test_as_few_layers_are_left_out_as_the_goal_allows_those_first_that_matter_most() -> None:
