@@ -228,7 +228,10 @@ def quantize(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model int8, measure it in the runtime that runs it, and download the result."""
+    """Make a model int8, measure it in the runtime that runs it, and download the result.
+
+    It is trained, while it computes with rounded weights, where an option of training is given.
+    """
     labels = _labels(task, model_output, ignore_index)
     fields = {**int8.spec(), **labels, **_common_fields(seed, output, "auto", None), **files.spec()}
     retrain = training.spec()

@@ -242,17 +242,12 @@ def write_short(made: Path, path: Path) -> None:
     Names of inputs, outputs and weights stay. So do all names where a branch or a loop may read what is outside of it.
     """
     import onnx
-    from onnx import numpy_helper
 
     model = onnx.load(made)
-    nodes, stored = model.graph.node, {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in nodes:
-        if node.op_type == "DequantizeLinear" and node.input[0] in stored and len(node.input) == 3:
-            zero = stored.get(node.input[2])
-            if zero is not None and not numpy_helper.to_array(zero).any():
-                del node.input[2]  # where there is none, it is zero
+    nodes = model.graph.node
     if not any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute):
-        outside = {value.name for value in [*model.graph.input, *model.graph.output]} | stored.keys() | {""}
+        lasting = [*model.graph.input, *model.graph.output, *model.graph.initializer]
+        outside = {value.name for value in lasting} | {""}
         inside = (name for node in nodes for name in node.output if name not in outside)
         fresh = (name for number in itertools.count() if (name := f"v{number:x}") not in outside)
         names = dict(zip(inside, fresh, strict=False))

@@ -179,18 +179,51 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
     ],
 )
 def test_each_option_is_a_field_of_the_spec(tmp_path: Path, options: str, fields: dict[str, Any]) -> None:
+    sent = sent_by(tmp_path, f"prune {{model}} --data builtin:digits {options}")
+    assert sent | fields == sent
+    assert listed_spec.validate_python(sent)
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        (
+            (
+                "--method static --calibration-samples 64 --calibration-method entropy --max-accuracy-drop 0.01 "
+                "--epochs 2 --exclude head -o small.onnx --onnx-opset 17"
+            ),
+            {
+                "method": "static",
+                "calibration": {"samples": 64, "method": "entropy"},
+                "target": {"max_accuracy_drop": 0.01},
+                "retrain": {"epochs": 2},
+                "exclude": ["head"],
+                "outputs": ["onnx"],
+                "onnx_opset": 17,
+            },
+        ),
+        ("--method dynamic --max-quality-drop 0.02", {"method": "dynamic", "target": {"max_quality_drop": 0.02}}),
+        ("-o small.pt -o small.packed --seed 3", {"outputs": ["torchscript", "packed"], "seed": 3}),
+    ],
+)
+def test_each_option_of_quantize_is_a_field_of_its_spec(tmp_path: Path, options: str, fields: dict[str, Any]) -> None:
+    sent = sent_by(tmp_path, f"quantize {{model}} --data builtin:digits {options}")
+    assert sent | fields | {"type": "quantize"} == sent
+    assert listed_spec.validate_python(sent)
+
+
+def sent_by(tmp_path: Path, line: str) -> dict[str, Any]:
+    """The spec that a command posts."""
     server = Scripted()
     model = "mdl_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"
     row = {"id": model, "filename": "m.pt", "sha256": "", "size_bytes": 1, "status": "ready"}
     server.say(Answer(body=row), Answer(body=row), Answer(422, body={"title": "Only looking", "status": 422}))
     env = environment(PARED_URL=server.url)
-    line = ["prune", model, "--data", "builtin:digits", *options.split()]
-    done = run_pared(line, cwd=tmp_path, env=env)
+    done = run_pared(line.format(model=model).split(), cwd=tmp_path, env=env)
     server.close()
     assert done.returncode == 2, done.stderr
-    sent = json.loads(server.asked[-1].body)
-    assert sent | fields == sent
-    assert listed_spec.validate_python(sent)
+    sent: dict[str, Any] = json.loads(server.asked[-1].body)
+    return sent
 
 
 def test_values_of_a_teacher_are_a_field_of_its_spec(tmp_path: Path) -> None:
@@ -364,6 +397,8 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("prune nowhere.pt --channels 50%", "there is no file nowhere.pt"),
         ("prune mlp.pt --data nowhere.npz --channels 50%", "'--data': there is no file nowhere.npz"),
         ("prune mlp.pt --architecture nowhere.json --channels 50%", "there is no file nowhere.json"),
+        ("quantize mlp.pt --epochs 3", "training needs --data"),
+        ("quantize mlp.pt --method int4", "'--method'"),
         ("distill --teacher mlp.pt --data nowhere.npz --width 0.5", "there is no file nowhere.npz"),
         ("distill --teacher mlp.pt --data data.npz --student nowhere.pt", "there is no file nowhere.pt"),
         ("distill --teacher mlp.pt --data data.npz --width 0.5 --loss output_mse --alpha 1", "--loss knowledge"),

@@ -176,3 +176,22 @@ def test_where_nothing_can_become_int8_it_says_why() -> None:
         quantize(conv, example_inputs=images, exclude=["head"])
     with pytest.raises(NothingToQuantize, match="No layer is left"):
         quantize(copy.deepcopy(conv), example_inputs=images, exclude=["*"])
+
+
+@pytest.mark.parametrize(("method", "output"), [("weight_only", "torchscript"), ("static", "onnx")])
+def test_a_model_that_is_trained_with_rounded_weights_is_the_one_that_becomes_int8(
+    method: Any, output: Any, tmp_path: Path
+) -> None:
+    module, data = zoo.trained("mlp"), data_of("mlp")
+    before = copy.deepcopy(module.state_dict())
+    options: Any = {"method": method, "outputs": [output], "directory": tmp_path}
+    report = quantize(module, data, retrain={"epochs": 2, "lr": 0.01}, **options).report
+    assert [record.phase for record in report.history] == ["retrain"] * 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert report.reproduce.precision == "float32"
+    assert report.after.quality is not None
+    assert report.best_epoch is not None
+    if output == "torchscript" and report.best_epoch > 0:
+        held = torch.jit.load(tmp_path / "model.pt").state_dict()
+        changed = [name for name, its in before.items() if name.endswith("bias") and not torch.equal(held[name], its)]
+        assert changed

@@ -7,17 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pared.compression.measuring.onnx_runtime import OnnxModule
 from pared.compression.quantization.int8 import pays, rounded
-from pared.compression.quantization.onnx_file import float_file, precisions_in, write_quantized
+from pared.compression.quantization.onnx_file import (
+    Calibrated,
+    float_file,
+    precisions_in,
+    write_quantized,
+    write_short,
+)
+from pared.compression.quantization.rounded_training import with_rounding
 from pared.compression.quantization.script import rounded_weights, with_int8_weights
 from pared.compression.quantization.sensitivity import least_left_out, relative_error
 from pared.errors import ModelFailed
 from pared.reports import Precision
+from pared.specs import Calibration
 
 
 def test_a_weight_is_off_by_at_most_half_a_scale_of_its_channel() -> None:
@@ -136,6 +145,29 @@ def test_dynamic_int8_is_for_linear_and_lstm_layers(everything: tuple[nn.Module,
         assert relative_error(OnnxModule(path, None, expected, threads=1), [expected], [(x,)]) < 0.06
 
 
+def test_static_int8_is_run_by_integer_kernels_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 16), nn.ReLU(),
+        nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(8, 1, 8, 8)
+    file = float_file(exported(module, x, tmp_path / "float.onnx"), module, "static", tmp_path)
+    write_quantized(file, file.usual(), tmp_path / "made.onnx", Calibrated(file, Calibration(), [(x,)]))
+    assert set(precisions_in(tmp_path / "made.onnx", file).values()) == {"int8"}
+    write_short(tmp_path / "made.onnx", tmp_path / "int8.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as_run.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(tmp_path / "int8.onnx", options)
+    run = [node.op_type for node in onnx.load(tmp_path / "as_run.onnx").graph.node]
+    assert (run.count("QLinearConv"), run.count("QGemm")) == (1, 2)
+    assert not {"Conv", "FusedConv", "Gemm", "FusedGemm"} & set(run)
+    with torch.no_grad():
+        expected = module(x)
+        assert relative_error(OnnxModule(tmp_path / "int8.onnx", None, expected, threads=1), [expected], [(x,)]) < 0.05
+
+
 def test_as_few_layers_are_left_out_as_the_goal_allows_those_first_that_matter_most() -> None:
     cost = {("a", "int8"): 4.0, ("b", "int8"): 1.0, ("c", "int8"): 2.0}
     cost |= {("a", "int8_weights"): 0.1, ("b", "int8_weights"): 0.2, ("c", "int8_weights"): 0.4}
@@ -158,3 +190,35 @@ def test_as_few_layers_are_left_out_as_the_goal_allows_those_first_that_matter_m
         found = least_left_out(usual, error, lost, most)
         assert found.precisions == precisions, most
         assert found.errors == ({} if most == 7.0 else {"a": 4.0, "b": 1.0, "c": 2.0})
+
+
+@pytest.mark.parametrize("form", ["scripted", "traced"])
+def test_training_sees_what_the_int8_file_will_answer_and_gradients_go_straight_through(
+    everything: tuple[nn.Module, Tensor], form: str
+) -> None:
+    module, x = everything
+    script = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, x, check_trace=False)
+    weights = rounded_weights(script)
+    trained = with_rounding(script, weights, "weight_only")
+    assert sorted(trained.state_dict()) == sorted(script.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(trained(x), with_int8_weights(script, weights)(x), atol=1e-5)
+    rounds_inputs = with_rounding(script, weights, "static")
+    assert relative_error(rounds_inputs, [module(x)], [(x,)]) > relative_error(trained, [module(x)], [(x,)])
+    parameters = dict(rounds_inputs.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(requires_grad=True)
+    rounds_inputs(x).square().mean().backward()
+    for name in weights:
+        assert parameters[name].grad is not None, name
+        assert parameters[name].grad.any(), name
+
+
+def test_what_a_rounded_tensor_gets_as_gradient_the_tensor_gets() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    script = torch.jit.script(layer)
+    rounded_layer = with_rounding(script, rounded_weights(script), "weight_only")
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    rounded_layer(x).sum().backward()
+    (parameter,) = rounded_layer.parameters()
+    assert torch.equal(parameter.grad, x.expand(2, 4))
