@@ -64,6 +64,11 @@ def test_the_page_on_python_runs_as_one_session(embedded: Stack, tmp_path: Path)
 def test_the_page_on_python_names_every_keyword() -> None:
     kinds = [spec_fields.PruneJobFields, spec_fields.DistillJobFields, spec_fields.RetrainFields]
     kinds += [spec_fields.TargetFields, spec_fields.QuantizeFields, spec_fields.KnowledgeFields]
-    kinds += [spec_fields.PreprocessFields, spec_fields.TensorFields]
+    kinds += [
+        spec_fields.PipelineJobFields,
+        spec_fields.DistillStepFields,
+        spec_fields.PreprocessFields,
+        spec_fields.TensorFields,
+    ]
     text = PYTHON_API.read_text()
     assert [name for kind in kinds for name in kind.__annotations__ if f"`{name}`" not in text] == []

@@ -67,7 +67,6 @@ def problem(body: dict[str, Any]) -> Problem:
             "nothing of the steps before",
         ),
         ([PRUNE, {"distill": {"teacher": "previous"}}], {}, "/steps/1/distill/student", "learn from itself"),
-        ([PRUNE, DISTILL], {"dataset": None}, "/dataset", "the step distill needs one"),
         ([PRUNE], {"example_inputs": [{"shape": [1, 64]}]}, "/example_inputs", "no effect beside a data set"),
         ([{"prune": {}}, PRUNE, {"prune": {}}], {"target": {"params": 0.1}}, "/steps/2/prune/amount", "in one step"),
         ([{"prune": {"granularity": "weight"}}, DISTILL], {"target": {"macs": 0.1}}, "/target", "MACs are no fewer"),
@@ -92,7 +91,7 @@ def test_a_stored_pipeline_names_all_that_its_steps_have_and_reads_the_same_agai
     assert stored["steps"][1]["distill"]["train"] == stored["steps"][1]["distill"]["train"] | {
         "epochs": 2,
         "optimizer": "adam",
-        "lr": 0.001,
+        "lr": 0.003,
     }
     assert listed_spec.validate_python(stored).model_dump(mode="json") == stored
     assert spec.searched == 0
