@@ -289,8 +289,8 @@ def section(results: dict[str, float], seeds: Sequence[int]) -> str:
         + "\n\nMean error of the seeds, and in brackets its difference to the same student on labels alone with its "
         f"standard error, on samples that neither training nor the choice of epochs saw. {len(seeds)} seeds: each has "
         "a split, a teacher and an order of samples of its own. Students have a quarter of the teacher's width, and "
-        f"its weights (cut) or fresh ones; Adam in batches of {BATCH}, with a warm-up of a twentieth of the steps. α is "
-        f"the weight of the squared distance, `labels` their share. Usual epochs: {TeachTrain.usual_length}. "
+        f"its weights (cut) or fresh ones; Adam in batches of {BATCH}, with a warm-up of a twentieth of the steps. α "
+        f"is the weight of the squared distance, `labels` their share. Usual epochs: {TeachTrain.usual_length}. "
         f"{machine()}; torch {torch.__version__}.\n\n`make bench-distillation-defaults PARED_MNIST=mnist.npz`"
     )
 

@@ -228,7 +228,9 @@ def rows_of(module: nn.Module) -> dict[str, str]:
     return {name: layer if count[layer] == 1 else name for name, layer in layers.items()}
 
 
-def reproduce(spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path], training: Training | None) -> Reproduce:
+def reproduce(
+    spec: PruneSpec | DistillSpec, work: Work, written: Sequence[Path], training: Training | None
+) -> Reproduce:
     """All that is needed to run a job again, and the digests to know that it came out the same."""
     inputs = {
         file.filename if len(work.models) == 1 else f"{role}: {file.filename}": file.sha256
