@@ -25,7 +25,7 @@ SEEDS = (0, 1, 2)
 WORK = Path("build/bench-mnist")
 PREPROCESS = {"scale": 1 / 255, "mean": [0.1307], "std": [0.3081]}
 SGD = {"epochs": 5, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "batch_size": 64}
-ADAM = {"epochs": 5, "optimizer": "adam", "lr": 0.001, "batch_size": 64}
+ADAM = {"epochs": 5, "optimizer": "adam", "lr": 0.001, "lr_schedule": "constant", "warmup": 0.0, "batch_size": 64}
 STUDENT = {
     "layers": [
         ["Conv2d", {"in_channels": 1, "out_channels": 12, "kernel_size": 3, "padding": 1}],
@@ -87,7 +87,12 @@ def experiments(seed: int) -> dict[str, dict[str, Any]]:
                 specs[name] = {"type": "prune", "granularity": granularity, "amount": amount, "retrain": retrain}
     losses: dict[str, dict[str, Any]] = {"output distillation": {"kind": "output_mse"}}
     for alpha in (0.1, 0.5, 0.9):
-        losses[f"knowledge distillation, α {alpha}"] = {"kind": "knowledge", "alpha": alpha, "temperature": 4}
+        losses[f"knowledge distillation, α {alpha}"] = {
+            "kind": "knowledge",
+            "alpha": alpha,
+            "temperature": 4,
+            "labels": 0.0,
+        }
     for name, loss in losses.items():
         specs[name] = {"type": "distill", "student": STUDENT, "loss": loss, "train": ADAM}
     # The student on labels alone starts alike and sees the same budget whatever the loss: once is enough.

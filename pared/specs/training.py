@@ -76,8 +76,8 @@ class Training(Spec):
     def _default_lr(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("lr") is not None:
             return values
-        optimizer = values.get("optimizer", cls.model_fields["optimizer"].default)
-        return {**values, "lr": cls.usual_rates.get(optimizer, cls.usual_rates["sgd"])}
+        adam = values.get("optimizer", cls.model_fields["optimizer"].default) == "adam"
+        return {**values, "lr": cls.usual_rates["adam" if adam else "sgd"]}
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Training:

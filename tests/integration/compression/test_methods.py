@@ -25,7 +25,7 @@ from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import InvalidData, NothingToPrune, ValidationError
 from pared.job_types import BY_SPEC, JOB_TYPES, listed_spec
 from pared.reports import DatasetInspection, ModelInspection, Report
-from pared.specs import DistillSpec, InspectSpec, Train
+from pared.specs import DistillSpec, InspectSpec, TeachTrain, Train
 from pared.weights.packed import read
 from pared.weights.unpack import unpack
 
@@ -479,6 +479,12 @@ def test_an_interrupted_distillation_ends_as_an_uninterrupted_one(dense, layered
     assert pieces.labels_only == whole.labels_only
     assert pieces.verdict.partition(" — ")[2] == whole.verdict.partition(" — ")[2]
     assert set(whole.reproduce.inputs) == {"teacher: digits.pt", "student: mlp.pt"}
+
+
+def test_a_report_has_the_epochs_that_nobody_named(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(TeachTrain, "usual_epochs", (1, 2))
+    report = run(distilling({"layers": LAYERS}, train={}), {"teacher": dense}, tmp_path)
+    assert report.reproduce.spec["train"]["epochs"] == len(report.history) == 2
 
 
 def test_features_of_named_layers_are_distilled_from_file_to_file(dense, layered, tmp_path):
