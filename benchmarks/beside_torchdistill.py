@@ -123,7 +123,8 @@ def by_torchdistill(teacher: nn.Module, start: nn.Module, train: tuple[Tensor, T
         "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9}},
         "criterion": {
             "key": "WeightedSumLoss",
-            "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": 1.0}}},
+            # Without a share of labels its KDLoss leaves T² out.
+            "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": TEMPERATURE**2}}},
         },
     }
     torch.manual_seed(seed)

@@ -118,6 +118,10 @@ def test_references_are_the_uploads_alone():
         {"type": "distill", "teacher": MODEL_ID, "student": {"name": "lenet5"}, "dataset": "builtin:digits"}
     )
     assert [(reference.pointer, reference.id) for reference in uploads_of(spec)] == [("/teacher", MODEL_ID)]
+    other = MODEL_ID[:-1] + "Z"
+    several = DistillSpec.model_validate(spec.model_dump() | {"teachers": [{"model": other}]})
+    found = [(reference.pointer, reference.role, reference.id) for reference in uploads_of(several)]
+    assert found == [("/teacher", "teacher", MODEL_ID), ("/teachers/0/model", "teachers.0.model", other)]
 
 
 def test_an_upload_is_in_use_while_a_job_of_its_owner_names_it_that_has_not_ended(sessions):
