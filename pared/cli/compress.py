@@ -12,7 +12,7 @@ from pared.cli.int8_options import Int8Options
 from pared.cli.jobs import submit_and_follow
 from pared.cli.losses import LOSS_HELP, loss_of, loss_part
 from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
-from pared.cli.parsers import architecture_of, drop, goal, input_shape, model_upload, without_none
+from pared.cli.parsers import architecture_of, drop, goal, model_upload, without_none
 from pared.cli.rendering import err, out, print_json
 from pared.cli.result_options import ResultOptions
 from pared.cli.shared_options import (
@@ -145,15 +145,6 @@ def distill(
         typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.label_share)),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
-    input_shape: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=input_shape,
-            metavar="SHAPE",
-            help="The shape of an argument of the teacher, such as 1,512, or its value, such as =16000; once for each, "
-            "where some are values.",
-        ),
-    ] = None,
     task: TaskOption = None,
     model_output: ModelOutput = None,
     ignore_index: IgnoreIndex = None,
@@ -172,7 +163,7 @@ def distill(
         raise typer.BadParameter(
             "a student of the teacher's --width or --depth has the teacher's architecture; name no other one"
         )
-    if data is not None and cut.input_shape:
+    if data is not None and cut.input_shape and all(map(_is_plain, cut.input_shape)):
         raise typer.BadParameter("give one of --data and --input-shape: the data shows the inputs")
     weighing = without_none(alpha=alpha, temperature=temperature, labels=labels)
     learned = loss_of([loss_part(each) for each in loss or []], weighing)
@@ -184,7 +175,6 @@ def distill(
             "dataset": _dataset_id(client, data),
             "train": training.spec(),
             "compare_with_labels_only": compare,
-            **without_none(example_inputs=input_shape),
             **_labels(task, model_output, ignore_index),
             **_common_fields(seed, output, device, latency_device),
             **files.spec(),

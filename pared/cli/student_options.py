@@ -79,7 +79,8 @@ class StudentOptions:
         typer.Option(
             parser=input_shape,
             metavar="SHAPE",
-            help="Without --data: the shape of an input, such as 1,3,32,32 or 1,16:int64; once for each argument.",
+            help="The shape of an argument of the teacher, such as 1,3,32,32 or 1,16:int64, or its value, such as "
+            "=16000; once for each. With --data only where some are values.",
             show_default="guessed",
         ),
     ] = None
