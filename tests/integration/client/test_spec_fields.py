@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import types
 import typing
 from pathlib import Path
@@ -17,14 +16,18 @@ import pared.compression
 from pared import AsyncClient, Client, spec_fields, specs
 
 STEP = typing.get_args(typing.get_type_hints(specs.PipelineSpec)["steps"])[0]
-PRUNE_STEP, DISTILL_STEP = (typing.get_args(STEP.model_fields[name].annotation)[0] for name in ("prune", "distill"))
+PRUNE_STEP, DISTILL_STEP, QUANTIZE_STEP = (
+    typing.get_args(STEP.model_fields[name].annotation)[0] for name in ("prune", "distill", "quantize")
+)
 FIELDS: dict[type[BaseModel], Any] = {
     specs.PipelineSpec: spec_fields.PipelineJobFields,
     STEP: spec_fields.StepFields,
     PRUNE_STEP: spec_fields.PruneStepFields,
     DISTILL_STEP: spec_fields.DistillStepFields,
     specs.FromTeacher: spec_fields.FromTeacherFields,
-    specs.FromTeacher.Width: spec_fields.FromTeacherWidth,
+    QUANTIZE_STEP: spec_fields.QuantizeStepFields,
+    specs.TeacherCut: spec_fields.TeacherCutFields,
+    specs.StudentTarget: spec_fields.StudentTargetFields,
     specs.PruneSpec: spec_fields.PruneJobFields,
     specs.DistillSpec: spec_fields.DistillJobFields,
     specs.NamedArchitecture: spec_fields.NamedArchitectureFields,
@@ -92,8 +95,10 @@ def test_keywords_are_the_fields_of_the_spec(spec: type[BaseModel]) -> None:
 
 
 def test_every_keyword_is_documented() -> None:
-    tree = ast.parse(inspect.getsource(spec_fields))
-    for kind in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+    trees = [ast.parse(path.read_text()) for path in Path(spec_fields.__file__).parent.glob("*.py")]
+    kinds = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(kinds) > len(FIELDS)
+    for kind in kinds:
         for statement, following in zip(kind.body, [*kind.body[1:], None], strict=True):
             if isinstance(statement, ast.AnnAssign):
                 documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
