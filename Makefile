@@ -16,7 +16,7 @@ OTHER := .venv-torch-$(TORCH)
 DEV := .venv/.dev-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared, show before and after
 	$(BIN)/pared demo
