@@ -164,7 +164,7 @@ def _minilm() -> dict[str, Any]:
     plain = transformers.AutoModel.from_pretrained(model).eval()
     batches = list(_tokens(tokenizer, sentences))
     first = tuple(torch.from_numpy(each) for each in list(batches[0].values())[:2])
-    _export(_Embedder(plain), first, folder / "float32.onnx", list(batches[0])[:2])
+    _export(_Embedder(plain).eval(), first, folder / "float32.onnx", list(batches[0])[:2])
     original = minilm._answers(plain, tokenizer, sentences)  # noqa: SLF001
     nearest = _nearest(original)
 
