@@ -70,6 +70,8 @@ class DatasetFile:
     sha256: str = ""
     memory_bytes: int | None = None
     """Memory of the job that reads it; None: what the machine has. Larger data sets are read as needed."""
+    most: int | None = None
+    """Samples of each split that are used, where nothing is trained or measured by them; None: all."""
 
 
 @dataclass(frozen=True)
