@@ -81,7 +81,7 @@ def load_dataset(
     targets, found = _checked_labels(rules, stored, labels)
     draw_missing(inputs, targets, seed, by_class=found.by_class)
     columns, targets = held(inputs, targets, scaling, room_for(file).held)
-    return replace(
+    data = replace(
         unlabelled,
         inputs=columns,
         targets=targets,
@@ -91,6 +91,7 @@ def load_dataset(
         class_names=stored.class_names if isinstance(rules, TokenClassification) else found.class_names,
         warnings=[*stored.notes, *found.notes],
     )
+    return data if file.most is None else data.some(file.most)
 
 
 def _labels(stored: Stored, inputs: Mapping[Split, Sequence[StoredColumn]]) -> StoredLabels:

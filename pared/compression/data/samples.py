@@ -111,6 +111,21 @@ class Data:
         count = self.samples(split)
         return torch.linspace(0, count - 1, min(count, most)).round().long()
 
+    def some(self, most: int) -> Data:
+        """At most so many samples of each split, evenly spaced, in memory."""
+        inputs: dict[Split, list[Column]] = {}
+        targets: dict[Split, Column] = {}
+        for split, columns in self.inputs.items():
+            rows = self.spread(split, most)
+            inputs[split] = [self._in_memory(index, column, rows) for index, column in enumerate(columns)]
+            targets[split] = self.targets[split].index_select(0, rows)
+        return replace(self, inputs=inputs, targets=targets)
+
+    def _in_memory(self, index: int, column: Column, rows: Tensor) -> Tensor:
+        taken = column.index_select(0, rows)
+        as_stored = not isinstance(column, Tensor) and taken.is_floating_point() and bool(self.scaling)
+        return self.scaling[index](taken.float()) if as_stored else taken
+
     def take(self, split: Split, indices: Tensor, *, cut: bool = True) -> tuple[Inputs, Tensor]:
         """`(inputs, targets)` of these samples. `cut`: whether texts are cut to the longest of them."""
         return self.finished([column.index_select(0, indices) for column in self.columns(split)], cut=cut)

@@ -87,6 +87,18 @@ def test_batches_are_the_same_bits_as_in_memory(form, dataset):
     assert torch.equal(held.example()[0], read.example()[0])
 
 
+@pytest.mark.parametrize("form", FILES)
+def test_some_samples_are_the_same_bits_from_memory_and_from_the_file(form, dataset):
+    make, preprocess = FILES[form]
+    file = replace(dataset(make()), most=7)
+    held, read = load(file, preprocess=preprocess), load(replace(file, memory_bytes=4096), preprocess=preprocess)
+    for split in ("train", "val", "test"):
+        assert held.samples(split) == read.samples(split) == 7
+        for one, other in zip(batches(held, split, None), batches(read, split, None), strict=True):
+            assert torch.equal(one, other)
+            assert one.dtype == other.dtype
+
+
 def test_masks_are_the_same_bits_as_in_memory(dataset):
     file = dataset(zipped(pairs(count=60)))
     held, read = forms(file), forms(replace(file, memory_bytes=4096))
