@@ -68,7 +68,7 @@ class Training:
         return TeachTrain(epochs=self.epochs).on(samples).epochs
 
 
-ALONE, BEFORE, CHOSEN = Lesson(0, 1, 1), Lesson(0.5, 4, 0), Lesson(0, 4, 0.5)
+ALONE, BEFORE, CHOSEN = Lesson(0, 1, 1), Lesson(0.5, 4, 0), Lesson(0, 2, 0.5)
 USUAL = Training(None, 0.003)
 LESSONS = [
     ALONE,

@@ -21,7 +21,7 @@ class KnowledgeFields(TypedDict, total=False):
     alpha: float
     """Weight α of the output distance, 0 to 1; 0 by default."""
     temperature: float
-    """Temperature T that softens the outputs, above 0; 4 by default."""
+    """Temperature T that softens the outputs, above 0; 2 by default."""
     features: FeaturePairs | None
     """Pairs of a teacher's and a student's layer, or `auto`: the KL term compares their softened outputs."""
     labels: float | None

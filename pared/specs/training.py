@@ -136,7 +136,7 @@ class Knowledge(Spec):
 
     kind: Literal["knowledge"]
     alpha: float = Field(0.0, ge=0, le=1, description="Weight of the output distance.")
-    temperature: float = Field(4.0, gt=0, le=100)
+    temperature: float = Field(2.0, gt=0, le=100)
     features: FeaturePairs | None = Field(
         None,
         description="Pairs [teacher layer, student layer]. With pairs, the KL term runs over the softened outputs of "

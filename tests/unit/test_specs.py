@@ -59,7 +59,7 @@ def test_rates_and_schedules_of_students_are_their_own() -> None:
 def test_a_loss_without_numbers_is_that_of_no_loss() -> None:
     named, left_out = (DistillSpec.model_validate(DISTILL | loss) for loss in ({"loss": {"kind": "knowledge"}}, {}))
     assert named.loss == left_out.loss
-    assert (named.loss.alpha, named.loss.temperature, named.loss.label_share) == (0.0, 4.0, 0.5)
+    assert (named.loss.alpha, named.loss.temperature, named.loss.label_share) == (0.0, 2.0, 0.5)
 
 
 @pytest.mark.parametrize(
