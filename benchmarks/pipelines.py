@@ -30,7 +30,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 import pared
 from pared.compression.architectures import build
 from pared.job_types import STEPS
-from pared.specs import Target
+from pared.specs import Output, Target
 from pared.specs.choosing import chosen_steps
 
 SEEDS = (0, 1, 2)
@@ -40,6 +40,8 @@ EPOCHS = 15  # of each training in the pipeline
 DENSE_EPOCHS = 10
 NETWORKS = {"LeNet-5": lambda: build({"name": "lenet5"}), "residual network": Residual}
 SIZES = {"LeNet-5": 28, "residual network": 14}
+# The code of twenty layers alone is a seventh of the residual network's TorchScript: packed, a file has little of it.
+OUTPUTS: dict[str, list[Output]] = {"LeNet-5": ["torchscript"], "residual network": ["packed", "torchscript"]}
 
 
 def main(*, short: bool) -> None:
@@ -67,13 +69,17 @@ def experiment(client: pared.Client, mnist: str, name: str, seed: int, work: Pat
     np.savez(data, **arrays)
     module = trained(name, arrays, seed, 2 if short else DENSE_EPOCHS)
     torch.jit.save(torch.jit.trace(module, inputs_of(arrays["x_val"][:4])), dense)
-    choice = chosen_steps(Target(**TARGET), types=STEPS, with_data=True, epochs=2 if short else EPOCHS)
+    choice = chosen_steps(
+        Target(**TARGET), types=STEPS, with_data=True, outputs=OUTPUTS[name], epochs=2 if short else EPOCHS
+    )
     model, dataset = client.models.upload(dense), client.datasets.upload(data)
     fields: dict[str, Any] = {"target": TARGET, "steps": choice.steps, "preprocess": PREPROCESS, "seed": seed}
+    fields["outputs"] = OUTPUTS[name]
     plan = client.plan_pipeline(model, dataset, **fields)
     job = client.pipeline(model, dataset, **fields).wait()
-    report, result = job.report(), job.download(folder)
-    again = measured(result, arrays, folder)
+    first = "model.packed" if OUTPUTS[name][0] == "packed" else "model.pt"
+    report, result = job.report(), job.download(folder, name=first)
+    again = measured(job.download(folder, name="model.pt"), arrays, folder)
     assert report.before.quality is not None
     assert report.after.quality is not None
     assert report.goal is not None
@@ -154,7 +160,7 @@ def section(results: dict[str, Any]) -> str:
         rows.append(
             [
                 name,
-                " → ".join(runs[0]["steps"]),
+                f"{' → '.join(runs[0]['steps'])} ({OUTPUTS[name][0]})",
                 f"{runs[0]['before_bytes']:,}",
                 spread([float(run["after_bytes"]) for run in runs], ",.0f"),
                 spread(times, ".1f") + "×",
@@ -164,7 +170,7 @@ def section(results: dict[str, Any]) -> str:
                 ),
                 spread(lost, ".2f"),
                 f"{sum(run['goal'] == 'met' for run in runs)} of {len(runs)}",
-                f"{sum(run['planned_bytes'] == run['after_bytes'] for run in runs)} of {len(runs)}",
+                f"{max(abs(run['planned_bytes'] / run['after_bytes'] - 1) for run in runs):.1%}",
                 f"{100 * again:.2f}",
             ]
         )
@@ -172,12 +178,12 @@ def section(results: dict[str, Any]) -> str:
     return f"""\
 ## Pipelines: a tenth of the bytes at no more than a point
 
-{table([*header, "goal met", "planned bytes right", "measured again, apart by"], rows)}
+{table([*header, "goal met", "plan apart by", "measured again, apart by"], rows)}
 
 One job each with the target {json.dumps(TARGET)}, through the API; median (smallest … largest) of {len(SEEDS)} seeds.
 The steps are those that `pared compress` chooses, with {EPOCHS} epochs a training. Accuracies: of the upload, then of
-each step's result. The last column: the accuracy of the downloaded file in a clean process, in points from the
-report's.
+each step's result. The plan: of the bytes, at most. The last column: the accuracy of the downloaded model in a clean
+process, in points from the report's.
 {machine()}. `make bench-pipeline` (PARED_MNIST=mnist.npz)."""
 
 

@@ -85,6 +85,7 @@ class Chain:
         else:
             models["model"] = previous
         reference = self.upload if index else None
+        timed = timed and self.work.timed
         return replace(
             self.work, models=models, reference=reference, directory=directory, observer=observer, timed=timed
         )
