@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-distillation-loop bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories tables files coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories tables files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -102,9 +102,6 @@ bench-distillation: $(DEV)  ## Students by defaults alone beside the same on lab
 
 bench-distillation-defaults: $(DEV)  ## What the defaults of distillation come from, on held-out samples (PARED_MNIST=mnist.npz)
 	$(BIN)/python benchmarks/distillation_defaults.py
-
-bench-distillation-loop: $(DEV)  ## Epochs of a distill job beside a plain loop with torchdistill's loss -> benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/distillation_loop.py
 
 bench-hinton: $(DEV)  ## Hinton's MNIST experiment (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/hinton.py
