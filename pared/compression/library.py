@@ -219,8 +219,8 @@ def pipeline(
         file = place.model(model, "model", architecture, spec, dataset)
         files = {"model": replace(file, weights=weights, prefix=prefix)}
         report = jobs.pipeline(spec, place.work(files, dataset, device, spec.latency_device))
-        opened = jobs.opened_result(place.outputs, place.inputs)
-        return Result(_in_memory(opened), report)
+        opened = jobs.result_module(place.outputs, place.inputs)
+        return Result(opened if isinstance(opened, nn.Module) else _in_memory(opened), report)
 
 
 _GIVEN = ("model", "dataset")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pared.compression.jobs.against_upload import opened_result
+from pared.compression.jobs.against_upload import result_module
 from pared.compression.jobs.distill import distilled
 from pared.compression.jobs.pipeline import pipeline
 from pared.compression.jobs.prune import pruned
 from pared.compression.jobs.quantize import quantized
 
-__all__ = ["distilled", "opened_result", "pipeline", "pruned", "quantized"]
+__all__ = ["distilled", "pipeline", "pruned", "quantized", "result_module"]

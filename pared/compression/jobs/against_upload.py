@@ -8,11 +8,16 @@ from dataclasses import dataclass, replace
 from json import loads
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from pared.compression.jobs.pipeline_steps import MODEL_FILES, Chain
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, settled
 from pared.compression.jobs.tasking import data_of, for_student
 from pared.compression.loading import LoadedModel, load_model, on_tensors
-from pared.compression.measuring.quality import compare
+from pared.compression.measuring.onnx_runtime import OnnxModule
+from pared.compression.measuring.quality import assess, compare
+from pared.compression.quantization.onnx_weights import int8_weights
 from pared.compression.report.parts import measure_both
 from pared.compression.work import ModelFile, SilentObserver
 from pared.errors import ParedError
@@ -44,6 +49,9 @@ def compared_with_upload(chain: Chain, reports: Sequence[Report], directory: Pat
     first, last = reports[0], reports[-1]
     if is_of_upload(chain, last):
         return Compared(last.before, last.after, last.comparison, [])
+    file = _result(directory)
+    if file is not None and file.path.suffix == ".onnx" and int8_weights(file.path):
+        return _scored_by_onnxruntime(chain, file.path, first.before, last)
     note = (
         "The last result could not be opened again, so that quality is compared with the upload's without a paired "
         "test, and latency was measured in turns with the result of the step before."
@@ -83,6 +91,31 @@ def _measured(chain: Chain, result: LoadedModel, before: Measurement, after: Mea
         )
 
 
+def _scored_by_onnxruntime(chain: Chain, path: Path, before: Measurement, last: Report) -> Compared:
+    """An int8 ONNX file beside the upload. Its runtime alone runs it: its latency stays that of its own step."""
+    spec, work = chain.spec, replace(chain.work, observer=SilentObserver())
+    before = before.model_copy(update={"latency": last.before.latency})
+    note = "Latency was measured in ONNX Runtime, in turns with the float32 result of the step before."
+    with settled(work):
+        stages = Stages(work.observer)
+        upload = on_tensors(load_model(chain.upload), spec.example_inputs or [])
+        _, data = data_of(spec, work, upload)
+        if data is None:
+            return Compared(before, last.after, None, [note])
+        baseline = assessed(upload.module, data, work, stages)
+        with torch.no_grad():
+            like = upload.module(*data.example(EXAMPLE_BATCH))
+        names = None if upload.onnx is None else upload.onnx.inputs
+        result = OnnxModule(path, names, like, threads=max(work.threads, 1))
+        final = assess(result, data, data.task, upload=baseline, tick=stages.beat)
+        return Compared(
+            before.model_copy(update={"quality": baseline.quality}),
+            last.after.model_copy(update={"quality": final.quality}),
+            compare(baseline, final),
+            [note],
+        )
+
+
 def _result(directory: Path) -> ModelFile | None:
     """The file of a result that can be opened again, if there is one."""
     paths = [directory / MODEL_FILES[output] for output in _OPENED]
@@ -90,6 +123,17 @@ def _result(directory: Path) -> ModelFile | None:
     described = directory / "architecture.json"
     architecture = loads(described.read_text()) if described.exists() else None
     return None if path is None else ModelFile(path, path.name, "", architecture)
+
+
+def result_module(directory: Path, scratch: Path) -> LoadedModel | nn.Module:
+    """The result of a pipeline, from its files; an int8 ONNX file as a module that ONNX Runtime runs.
+
+    Args: as `opened_result` takes them.
+    """
+    file = _result(directory)
+    if file is not None and file.path.suffix == ".onnx" and int8_weights(file.path):
+        return OnnxModule(file.path, None, threads=0)
+    return opened_result(directory, scratch)
 
 
 def opened_result(directory: Path, scratch: Path) -> LoadedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,7 +184,7 @@ class _Run:
         """Those of a step. What it calls the upload is what it began with, where it compared its result with that."""
         if is_of_upload(self._chain, report):
             return report.warnings
-        return [text.replace("the upload", "the result of the step before") for text in report.warnings]
+        return [re.sub(r"\bthe upload\b", "the result of the step before", text) for text in report.warnings]
 
     def _publish_files(self) -> list[list[str]]:
         """Move the files of each step to the artifacts. Returns the names that they have there, by step.

@@ -46,15 +46,18 @@ def _session(path: Path, threads: int) -> Any:
 class OnnxModule(nn.Module):
     """An ONNX file as a module: it answers in the form in which the model answers that the file was made of."""
 
-    def __init__(self, path: Path, names: Sequence[str] | None, like: Any, *, threads: int) -> None:
-        """Args: names, threads: as `running` takes them; like: an answer of the model."""
+    def __init__(self, path: Path, names: Sequence[str] | None, like: Any = None, *, threads: int) -> None:
+        """Args: names, threads: as `running` takes them; like: an answer of the model. Without one: its tensors."""
         super().__init__()
         self._run = running(path, names, threads=threads)
         self._like = like
 
     def forward(self, *inputs: Tensor) -> Any:
         """The file's answer."""
-        return _filled(self._like, iter(self._run(*(x.detach() for x in inputs))))
+        answers = self._run(*(x.detach() for x in inputs))
+        if self._like is None:
+            return answers[0] if len(answers) == 1 else tuple(answers)
+        return _filled(self._like, iter(answers))
 
 
 def _filled(like: Any, tensors: Iterator[Tensor]) -> Any:

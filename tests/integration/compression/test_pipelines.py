@@ -269,3 +269,25 @@ def test_the_library_takes_modules_through_pipelines(tmp_path: Path) -> None:
     with pytest.raises(ParedError, match="names an upload"):
         pipeline(module, (x, y), steps=[{"distill": {"student": MODEL}}])
     assert np.isfinite(result.report.after.quality.test.value if result.report.after.quality else np.nan)
+
+
+def test_an_int8_file_that_only_its_runtime_opens_is_compared_with_the_upload() -> None:
+    net = build(
+        {
+            "layers": [
+                ["Linear", {"in_features": 8, "out_features": 32}],
+                ["ReLU"],
+                ["Linear", {"out_features": 3, "in_features": 32}],
+            ]
+        }
+    )
+    x, y = np.random.default_rng(0).normal(size=(300, 8)).astype("float32"), np.arange(300) % 3
+    steps = [{"prune": {"amount": 0.25, "retrain": {"epochs": 1}}}, {"quantize": {"method": "static"}}]
+    found = pipeline(net, (x, y), steps=steps, outputs=["onnx"])
+    report = found.report
+    assert report.comparison is not None
+    assert report.before.quality.samples == report.after.quality.samples
+    assert report.after.quality.test.value == report.steps[-1].quality.test.value
+    assert report.before.parameters > report.after.parameters
+    assert found.model(torch.from_numpy(x[:5])).shape == (5, 3)
+    assert any("in ONNX Runtime" in text for text in report.warnings)
