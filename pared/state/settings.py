@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
@@ -71,6 +71,16 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that processes log. `debug` also writes what each job's process reports and prints."""
+
+    @model_validator(mode="after")
+    def _leases_outlive_a_sweep(self) -> Settings:
+        if self.lease_s <= self.heartbeat_s + self.sweep_s:
+            raise ValueError(
+                f"PARED_LEASE_S ({self.lease_s:g}) must be above PARED_HEARTBEAT_S ({self.heartbeat_s:g}) and "
+                f"PARED_SWEEP_S ({self.sweep_s:g}) together: a lease is renewed with each heartbeat, and a sweep that "
+                "was held up must not take the jobs of workers that live"
+            )
+        return self
 
     @property
     def loopback(self) -> bool:

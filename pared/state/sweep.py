@@ -123,7 +123,9 @@ class Sweep:
         """After a pause of the database (or of the whole machine) give living workers one lease to renew theirs."""
         with self._sessions() as session:
             now = session.scalar(select(db_now())) or 0.0
-        if self._looked_at is not None and now - self._looked_at > self._settings.lease_s / 2:
+        # Longer than between two sweeps, and shorter than what a lease that was just renewed outlives.
+        most = (self._settings.sweep_s + self._settings.lease_s - self._settings.heartbeat_s) / 2
+        if self._looked_at is not None and now - self._looked_at > most:
             self._patient_until = now + self._settings.lease_s
             log.warning("sweep_was_interrupted", seconds=round(now - self._looked_at, 1))
         self._looked_at = now

@@ -195,9 +195,7 @@ REFUSED = [
         "alpha 2", distill(loss={"kind": "knowledge", "alpha": 2}), 422, V, "(at most|less than or equal to) 1", None
     ),
     Refused("an unknown loss", distill(loss={"kind": "magic"}), 422, V, "output_mse.*knowledge", "/loss/kind"),
-    Refused(
-        "a student of width 2", distill(student={"from_teacher": {"width": 2}}), 422, V, "(below|less than) 1", None
-    ),
+    Refused("a student of width 2", distill(student={"from_teacher": {"width": 2}}), 422, V, "at most 1", None),
     Refused("a model that is absent", post(model=ABSENT_MODEL), 404, N, "upload it first", "/model"),
     Refused("a data set that is absent", post(dataset=ABSENT_DATASET), 404, N, "upload it first", "/dataset"),
     Refused("a data set for a model", post(model=ABSENT_DATASET), 422, V, "id of an uploaded model", "/model"),

@@ -22,9 +22,9 @@ ENDED = ("succeeded", "failed", "canceled")
 
 # Short, so that what a fault leaves behind is found in seconds.
 QUICK = {
-    "PARED_LEASE_S": "6",
+    "PARED_LEASE_S": "8",
     "PARED_HEARTBEAT_S": "1",
-    "PARED_SWEEP_S": "3",
+    "PARED_SWEEP_S": "2",
     "PARED_RING_AGAIN_S": "2",
     "PARED_CANCEL_GRACE_S": "2",
     "PARED_INSPECT_TIME_S": "60",

@@ -63,7 +63,7 @@ def terms(*each: dict) -> dict:
         ({}, "/type", "is required"),
         (DISTILL | {"loss": {"kind": "mse"}}, "/loss/kind", "must be one of 'output_mse', 'knowledge'"),
         (DISTILL | {"loss": {"kind": "knowledge", "alpha": 2}}, "/loss/alpha", "less than or equal to 1"),
-        (DISTILL | {"student": {"from_teacher": {"width": 2}}}, "/student/from_teacher/width", "above 0 and below 1"),
+        (DISTILL | {"student": {"from_teacher": {"width": 2}}}, "/student/from_teacher/width", "above 0 and at most 1"),
         (DISTILL | {"student": "lenet5"}, "/student", "id of an uploaded model"),
         (DISTILL | {"loss": "knowledge"}, "/loss", "must be an object"),
         (DISTILL | {"task": "regression", "loss": {"kind": "knowledge"}}, "/loss", '{"kind": "output_mse"}'),

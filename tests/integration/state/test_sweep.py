@@ -134,6 +134,20 @@ def test_after_an_outage_living_workers_get_one_lease(sessions, sweep):
     assert sweep.expire() == [job_id]
 
 
+def test_sweeps_that_are_as_far_apart_as_they_should_be_are_no_outage(sessions, settings, store):
+    rare = settings.model_copy(update={"sweep_s": 30.0})
+    sweep = new_sweep(sessions, rare, store)
+    assert sweep.expire() == []
+    sweep._looked_at -= 30.0
+    job_id = lost_job(sessions)
+    assert sweep.expire() == [job_id]
+
+
+def test_sweeps_that_would_outlast_a_lease_are_refused():
+    with pytest.raises(ValueError, match=r"PARED_LEASE_S \(20\) must be above PARED_HEARTBEAT_S"):
+        Settings(lease_s=20, sweep_s=10)
+
+
 def test_a_whole_round_rings_for_what_was_never_delivered(sessions, sweep):
     with sessions.begin() as session:
         create(session, "local", PRUNE)

@@ -50,6 +50,7 @@ class Bench:
             "data_dir": folder / "data",
             "lease_s": 20.0,
             "heartbeat_s": 0.5,
+            "sweep_s": 1.0,
             "cancel_grace_s": 1.0,
             "stall_s": 30.0,
             "memory_bytes": 2 * 2**30,
