@@ -11,14 +11,11 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-
-# Torch's optimizers import its compiler, only to tell it to look away: over a second of processor time, which is spent
-# here, before children are forked, and not by each of them.
-import torch._dynamo
 
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.loading.file_format import begins_as_onnx
@@ -30,15 +27,17 @@ from pared.statuses import Stage
 from worker import forkserver, protocol
 from worker.kept_answers import GIVEN, MADE
 
-METHODS: Mapping[type[JobSpec], Method] = {each.spec: each.load_method() for each in JOB_TYPES}
-"""All are imported here, before children are forked, and not by each of them."""
-
 _PROGRESS_EVERY_S = 0.1
 _CHECKPOINT_INTERVAL = 20  # times what writing one took
 
 
-def main(methods: Mapping[type[JobSpec], Method] = METHODS) -> None:
-    """Serve the worker; in each child, run the method of the requested spec and send its report."""
+def main(methods: Mapping[type[JobSpec], Method] | None = None) -> None:
+    """Serve the worker; in each child, run the method of the requested spec and send its report.
+
+    Args:
+        methods: other ones than those of all types of jobs.
+    """
+    methods = methods or all_methods()
     request = forkserver.enter()
     _keep_freed_memory(request["memory_bytes"])
     send = _Pipe(request["messages"])
@@ -54,6 +53,13 @@ def main(methods: Mapping[type[JobSpec], Method] = METHODS) -> None:
     sys.stderr.flush()
     # Not through interpreter and library teardown, which a model's own objects take part in.
     os._exit(0)
+
+
+def all_methods() -> Mapping[type[JobSpec], Method]:
+    """Those of all types of jobs, with all that they import: before children are forked, and not in each of them."""
+    # Torch's optimizers import its compiler, only to tell it to look away: over a second of processor time.
+    import_module("torch._dynamo")
+    return {each.spec: each.load_method() for each in JOB_TYPES}
 
 
 def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send: _Pipe) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def counted(method):
 
     return run
 
-child.main({spec: counted(method) for spec, method in child.METHODS.items()})
+child.main({spec: counted(method) for spec, method in child.all_methods().items()})
 """
 
 
