@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pared.cli.parsers import input_shape, without_none
+from pared.cli.parsers import without_none
+from pared.cli.shared_options import InputShape
 from pared.specs import Calibration, QuantizeSpec
 from pared.specs.quantization import Method
 
@@ -54,15 +55,7 @@ class Int8Options:
             show_default=str(Calibration.model_fields["method"].default),
         ),
     ] = None
-    input_shape: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=input_shape,
-            metavar="SHAPE",
-            help="The shape of an input, such as 1,3,32,32 or 1,16:int64, or its value, such as =16000; once for each "
-            "argument of the model. Without --data, or where some are values.",
-        ),
-    ] = None
+    input_shape: InputShape = None
 
     def spec(self) -> dict[str, Any]:
         """The fields of a quantize spec; what was not given is left out."""

@@ -14,13 +14,13 @@ from pared.cli.parsers import (
     change,
     class_weights,
     goal,
-    input_shape,
     layer_amount,
     pair,
     share,
     shares,
     without_none,
 )
+from pared.cli.shared_options import InputShape
 from pared.criteria import needing_data
 from pared.specs import (
     Criterion,
@@ -251,15 +251,7 @@ class PruningOptions:
             rich_help_panel=_SCHEDULE,
         ),
     ] = None
-    input_shape: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=input_shape,
-            metavar="SHAPE",
-            help="The shape of an input, such as 1,3,32,32 or 1,16:int64, or its value, such as =16000; once for each "
-            "argument of the model. Without --data, or where some are values.",
-        ),
-    ] = None
+    input_shape: InputShape = None
 
     def spec(self) -> dict[str, Any]:
         """The fields of a prune spec; a field that was not given is left out."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pared.cli.parsers import upload
+from pared.cli.parsers import input_shape, upload
 from pared.specs import Device, Task
 
 Data = Annotated[
@@ -17,6 +17,16 @@ Data = Annotated[
         parser=upload,
         metavar="FILE",
         help="Data set: a .npz, .safetensors, .csv, .jsonl, .parquet or .zip file, its id, or builtin:digits.",
+    ),
+]
+InputShape = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--input-shape",
+        parser=input_shape,
+        metavar="SHAPE",
+        help="The shape of an input, such as 1,3,32,32 or 1,16:int64, or its value, such as =16000; once for each "
+        "argument of the model. Without --data, or where some are values.",
     ),
 ]
 TaskOption = Annotated[

@@ -53,7 +53,7 @@ def epochs_of(stack: Stack, job: str) -> list[str]:
 
 
 def test_a_pipeline_killed_in_each_step_goes_on_in_it(embedded: Stack) -> None:
-    spec = spec_of(embedded)
+    spec = spec_of(embedded, 6000)  # epochs long enough to be killed in
     undisturbed = embedded.submit(spec)
     expected = embedded.succeeded(undisturbed)
 
@@ -70,8 +70,7 @@ def test_a_pipeline_killed_in_each_step_goes_on_in_it(embedded: Stack) -> None:
     assert embedded.job_row(job).attempt == 3
     logs = [event["data"]["text"] for event in embedded.events(job) if event["event"] == "log"]
     begun = [line for line in logs if line.startswith("step ")]
-    assert begun == sorted(begun)  # never a step again that was done; a kill may come just as one ends
-    assert set(begun) == {"step 1 of 2: prune", "step 2 of 2: distill"}
+    assert begun == ["step 1 of 2: prune", "step 1 of 2: prune", "step 2 of 2: distill", "step 2 of 2: distill"]
     trained = epochs_of(embedded, job)
     for phase in ("1-prune: retrain", "2-distill: distill"):
         assert 4 <= trained.count(phase) <= 5, "at most the epoch under way is trained again"

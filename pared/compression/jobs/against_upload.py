@@ -49,9 +49,8 @@ def compared_with_upload(chain: Chain, reports: Sequence[Report], directory: Pat
     first, last = reports[0], reports[-1]
     if is_of_upload(chain, last):
         return Compared(last.before, last.after, last.comparison, [])
-    file = _result(directory)
-    if file is not None and file.path.suffix == ".onnx" and int8_weights(file.path):
-        return _scored_by_onnxruntime(chain, file.path, first.before, last)
+    if (int8 := _int8_onnx(directory)) is not None:
+        return _scored_by_onnxruntime(chain, int8, first.before, last)
     note = (
         "The last result could not be opened again, so that quality is compared with the upload's without a paired "
         "test, and latency was measured in turns with the result of the step before."
@@ -125,15 +124,19 @@ def _result(directory: Path) -> ModelFile | None:
     return None if path is None else ModelFile(path, path.name, "", architecture)
 
 
+def _int8_onnx(directory: Path) -> Path | None:
+    """The result, where it is an ONNX file with int8 weights, which cannot be opened as a model."""
+    file = _result(directory)
+    return file.path if file is not None and file.path.suffix == ".onnx" and int8_weights(file.path) else None
+
+
 def result_module(directory: Path, scratch: Path) -> LoadedModel | nn.Module:
     """The result of a pipeline, from its files; an int8 ONNX file as a module that ONNX Runtime runs.
 
     Args: as `opened_result` takes them.
     """
-    file = _result(directory)
-    if file is not None and file.path.suffix == ".onnx" and int8_weights(file.path):
-        return OnnxModule(file.path, None, threads=0)
-    return opened_result(directory, scratch)
+    int8 = _int8_onnx(directory)
+    return opened_result(directory, scratch) if int8 is None else OnnxModule(int8, None, threads=0)
 
 
 def opened_result(directory: Path, scratch: Path) -> LoadedModel:
