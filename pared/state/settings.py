@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     keep_unreferenced_s: float = 86400.0
     teacher_answers_bytes: int = Field(default=4 * 2**30, ge=0)
     """Most bytes of teachers' answers that a worker's machine keeps for later jobs of the same owner; 0: none."""
+    latency_s: float = Field(default=2.0, gt=0)
+    """Most wall clock that measuring the latency of two models takes at one batch size. Children and the library read
+    it from the environment."""
     allow_weak_sandbox: bool = False
     """Open TorchScript below the sandbox level `standard`."""
     threads: int = 0
