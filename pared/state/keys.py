@@ -121,9 +121,7 @@ def rotate_key(
     return made
 
 
-def revoke_key(
-    sessions: Sessions, key_id: str, *, cancel_jobs: bool = False, actor: Actor = COMMAND_LINE
-) -> bool:
+def revoke_key(sessions: Sessions, key_id: str, *, cancel_jobs: bool = False, actor: Actor = COMMAND_LINE) -> bool:
     """Stop a key from working; what follows jobs by it is cut off within seconds.
 
     Args:
@@ -182,8 +180,8 @@ def any_works(session: Session) -> bool:
 
 def key_counts(session: Session) -> dict[str, int]:
     """Owner -> how many of their keys work."""
-    rows = session.execute(select(ApiKey.owner_id, func.count()).join(Owner).where(_works()).group_by(ApiKey.owner_id))
-    return {owner_id: count for owner_id, count in rows}
+    counted = select(ApiKey.owner_id, func.count()).join(Owner).where(_works()).group_by(ApiKey.owner_id)
+    return dict(session.execute(counted).tuples().all())
 
 
 def _works() -> ColumnElement[bool]:

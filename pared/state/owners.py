@@ -69,7 +69,9 @@ def disable_owner(
         Conflict: it is the owner of what is made without keys.
     """
     if owner_id == LOCAL_OWNER:
-        raise Conflict("What is made without keys cannot be disabled; set PARED_REQUIRE_KEYS=1 to ask everybody for one.")
+        raise Conflict(
+            "What is made without keys cannot be disabled; set PARED_REQUIRE_KEYS=1 to ask everybody for one."
+        )
     with sessions.begin() as session:
         owner = _locked(session, owner_id)
         if owner is None:

@@ -77,9 +77,10 @@ class Base(DeclarativeBase):
 
 
 class Owner(Base):
-    """Whose models, data sets and jobs rows are: each has this id as its `owner`. What is made without a key is `local`'s.
+    """Whose models, data sets and jobs are: rows have this id as `owner`. What is made without a key is `local`'s.
 
-    Whoever admits something for an owner, or claims a job of theirs, locks this row first, so that both count right.
+    Whoever admits something for an owner, or claims a job of theirs, locks this row before any other, so that they
+    count right and none waits for another in a circle.
     """
 
     __tablename__ = "owners"
