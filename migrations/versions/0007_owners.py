@@ -63,7 +63,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_queued",
         "jobs",
-        ["owner", "type", "device", "id"],
+        ["status", "owner", "type", "device", "id"],
         postgresql_where=QUEUED,
         sqlite_where=QUEUED,
     )

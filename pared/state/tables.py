@@ -173,7 +173,9 @@ class Job(Base):
         Index("ix_jobs_owner_id", "owner", "id"),
         Index("ix_jobs_status_run_after", "status", "run_after"),
         # For `pared.state.turns`: who waits, and the first job of each.
-        Index("ix_jobs_queued", "owner", "type", "device", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED),
+        Index(
+            "ix_jobs_queued", "status", "owner", "type", "device", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED
+        ),
         # For the jobs of a key that is revoked.
         Index("ix_jobs_key_id", "key_id"),
     )

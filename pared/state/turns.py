@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select, tuple_, update
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, literal_column, select, update
 from sqlalchemy.orm import Session, aliased
 
 from pared.job_types import BY_NAME, UNLISTED
@@ -78,15 +78,20 @@ def note_served(session: Session, owner: str, lane: Lane) -> None:
     session.execute(update(Owner).where(Owner.id == owner).values({column: db_now()}))
 
 
-def claimable(devices: Sequence[str], job: type[Job] = Job) -> ColumnElement[bool]:
+def claimable(devices: Sequence[str]) -> ColumnElement[bool]:
     """WHERE clause: queued and due, for a worker that computes on these devices (`cpu`, `cuda`); without any, none."""
     return and_(
-        job.status == "queued",
-        job.run_after <= db_now(),
-        job.cancel_requested_at.is_(None),
-        job.device.in_(["auto", *devices] if devices else []),
-        job.type.in_([*BY_NAME]),  # a job that a newer release made waits for a worker of that release
+        Job.status == "queued",
+        Job.run_after <= db_now(),
+        Job.cancel_requested_at.is_(None),
+        Job.device.in_(_served_by(devices)),
+        Job.type.in_([*BY_NAME]),  # a job that a newer release made waits for a worker of that release
     )
+
+
+def _served_by(devices: Sequence[str]) -> list[str]:
+    """What jobs may ask for that a worker with these devices takes."""
+    return ["auto", *devices] if devices else []
 
 
 def _first_of_each(lane: Lane, devices: Sequence[str], asked_for: str | None) -> Select[str, str | None]:
@@ -95,33 +100,36 @@ def _first_of_each(lane: Lane, devices: Sequence[str], asked_for: str | None) ->
     It steps through the index of queued jobs from one of these to the next, so it costs as much as there are of them,
     however many jobs each has.
     """
-    head, later, due = aliased(Job), aliased(Job), aliased(Job)
-    start = select(Job.id).where(Job.status == _QUEUED).order_by(Job.owner, Job.type, Job.device, Job.id).limit(1)
-    heads = select(start.scalar_subquery().label("id")).cte("heads", recursive=True)
-    following = (
-        select(later.id)
-        .where(
-            later.status == _QUEUED,
-            tuple_(later.owner, later.type, later.device) > tuple_(head.owner, head.type, head.device),
-        )
-        .order_by(later.owner, later.type, later.device, later.id)
-        .limit(1)
-        .scalar_subquery()
+    head, due = aliased(Job), aliased(Job)
+    heads = select(_first(aliased(Job)).label("id")).cte("heads", recursive=True)
+    # Three steps of one column each, for SQLite reads all rows of a group to get past it by three columns at once.
+    another_device, another_type, another_owner = aliased(Job), aliased(Job), aliased(Job)
+    following = func.coalesce(
+        _first(
+            another_device,
+            another_device.owner == head.owner,
+            another_device.type == head.type,
+            another_device.device > head.device,
+        ),
+        _first(another_type, another_type.owner == head.owner, another_type.type > head.type),
+        _first(another_owner, another_owner.owner > head.owner),
     )
     heads = heads.union_all(select(following).select_from(heads.join(head, head.id == heads.c.id)))
-    first = (
-        select(due.id)
-        .where(
-            due.status == _QUEUED,
-            due.owner == head.owner,
-            due.type == head.type,
-            due.device == head.device,
-            claimable(devices, due),
-        )
-        .order_by(due.owner, due.type, due.device, due.id)
-        .limit(1)
-        .scalar_subquery()
+    may_run = _first(
+        due,
+        due.owner == head.owner,
+        due.type == head.type,
+        due.device == head.device,
+        # An expression, for SQLite would look for it in another index, and then sort all that waits.
+        due.run_after + 0.0 <= db_now(),
+        due.cancel_requested_at.is_(None),
     )
-    query = select(head.owner, first).select_from(heads.join(head, head.id == heads.c.id))
-    query = query.where(head.type.in_(TYPES[lane]))
+    query = select(head.owner, may_run).select_from(heads.join(head, head.id == heads.c.id))
+    query = query.where(head.type.in_(TYPES[lane]), head.device.in_(_served_by(devices)))
     return query if asked_for is None else query.where(head.device == asked_for)
+
+
+def _first(job: type[Job], *where: ColumnElement[bool]) -> ScalarSelect[str]:
+    """The id of the first queued job in the order of the index."""
+    order = (job.status, job.owner, job.type, job.device, job.id)
+    return select(job.id).where(job.status == _QUEUED, *where).order_by(*order).limit(1).scalar_subquery()
