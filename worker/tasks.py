@@ -31,6 +31,7 @@ from sqlalchemy.orm import Session
 
 from pared import gpus
 from pared.errors import DeviceUnavailable, ParedError, Unavailable
+from pared.state.keys import any_works
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
 from pared.state.queue import TASK, enqueue, queues_of
@@ -40,6 +41,7 @@ from pared.state.settings import settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, WorkerHeartbeat, db_now
 from pared.state.turns import Lane, next_in_turn
+from pared.state.workers import living
 from worker import attempt, sandbox, sandbox_probe
 from worker.attempt_types import Ending, Hindered, Worker
 from worker.devices import CPU_ALONE, Serving, find_devices
@@ -94,16 +96,16 @@ def _run_next(worker: Worker, job_id: str) -> Ending | None:
     """The attempt that a message for this job leads to; None: no attempt was made, or it is not ours to end."""
     for _ in range(TRIES):
         with worker.sessions() as session:
-            device = session.scalar(select(Job.device).where(Job.id == job_id))
-            if device is None:
+            named = session.execute(select(Job.device, Job.request_id).where(Job.id == job_id)).first()
+            if named is None:
                 return None
-            turn = _turn(session, worker, device)
+            turn = _turn(session, worker, named.device)
         if turn is None:
-            log.info("nothing_to_claim", job=job_id)
+            log.info("nothing_to_claim", job=job_id, **({"request_id": named.request_id} if named.request_id else {}))
             return None
         ending = attempt.run(worker, turn.job_id, most_held=turn.most_held)
         if ending is not None or worker.shutdown.requested:
-            _pass_on(worker, device)
+            _pass_on(worker, named.device)
             return ending
     return None
 
@@ -297,10 +299,17 @@ def _run_quick_jobs() -> None:
     worker = _worker()
     while not worker.shutdown.requested:
         with worker.sessions() as session:
-            job_id = next_in_turn(session, "quick", worker.serving.devices)
+            most_held = _most_quick(session)
+            job_id = next_in_turn(session, "quick", worker.serving.devices, most_held=most_held)
         if job_id is None:
             return
-        _restart_without_device(attempt.run(worker, job_id))
+        _restart_without_device(attempt.run(worker, job_id, most_held=most_held))
+
+
+def _most_quick(session: Session) -> int:
+    """How many quick jobs of one owner may be under way: where there are others, one worker's thread is for them."""
+    workers = len(living(session))
+    return workers - 1 if workers > 1 and any_works(session) else 0
 
 
 def _sweep() -> None:

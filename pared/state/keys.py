@@ -181,7 +181,7 @@ def any_works(session: Session) -> bool:
 def key_counts(session: Session) -> dict[str, int]:
     """Owner -> how many of their keys work."""
     counted = select(ApiKey.owner_id, func.count()).join(Owner).where(_works()).group_by(ApiKey.owner_id)
-    return dict(session.execute(counted).tuples().all())
+    return dict(session.execute(counted).all())
 
 
 def _works() -> ColumnElement[bool]:
