@@ -50,6 +50,17 @@ def next_in_turn(
     return first[min(waiting, key=lambda owner: (under_way[owner], served.get(owner, 0.0), first[owner]))]
 
 
+def place_in_line(session: Session, job: Job) -> int:
+    """When a queued job's turn comes if nothing else is posted, 1 for the next, among the jobs for the same device.
+
+    Of each other owner as many may come before it as of its own.
+    """
+    rivals = (Job.status == _QUEUED, Job.type.in_(TYPES["jobs"]), Job.device.in_({job.device, "auto"}))
+    own = session.scalar(select(func.count()).where(*rivals, Job.owner == job.owner, Job.id <= job.id)) or 0
+    others = session.scalars(select(func.count()).where(*rivals, Job.owner != job.owner).group_by(Job.owner))
+    return own + sum(min(count, own) for count in others)
+
+
 def lock_owner(session: Session, owner: str) -> None:
     """Hold the owner's row to the end of the transaction: whoever counts for this owner takes turns."""
     session.execute(select(Owner.id).where(Owner.id == owner).with_for_update())

@@ -221,8 +221,8 @@ def post_rotate(
     "/keys/{key_id}/revoke",
     status_code=204,
     summary="Revoke a key",
-    description="It works no more, and streams that it holds open end within seconds. With `cancel_jobs`, what waits and "
-    "runs of the jobs that were submitted with it is canceled.",
+    description="It works no more, and streams that it holds open end within seconds. With `cancel_jobs`, what waits "
+    "and runs of the jobs that were submitted with it is canceled.",
     responses=answers(204, None, 404),
 )
 def post_revoke(parts: PartsOf, actor: ActorOf, key_id: str, cancel_jobs: CancelJobs = False) -> None:

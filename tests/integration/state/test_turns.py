@@ -12,7 +12,7 @@ from pared.specs import InspectSpec
 from pared.state import lifecycle
 from pared.state.owners import create_owner
 from pared.state.tables import Job, new_id
-from pared.state.turns import _first_of_each, next_in_turn
+from pared.state.turns import _first_of_each, next_in_turn, place_in_line
 from tests.support.job_specs import PRUNE
 
 
@@ -55,6 +55,14 @@ def test_one_owners_hundred_jobs_are_served_in_turn_with_anothers_three(sessions
     assert [owner for owner, _ in served] == [ann, bob, carol, ann, bob, ann, ann]
     assert [job for owner, job in served if owner == ann] == first[:4]
     assert [job for owner, job in served if owner != ann] == [others[0], others[2], others[1]]
+
+
+def test_the_place_in_line_counts_of_each_other_owner_as_many_as_of_ones_own(sessions, owners):
+    ann, bob, carol = owners
+    flood, others, _ = queued(sessions, ann, 20), queued(sessions, bob, 2), queued(sessions, carol, 1)
+    with sessions() as session:
+        places = [place_in_line(session, session.get(Job, job)) for job in (*others, flood[0], flood[9])]
+    assert places == [3, 5, 3, 13]
 
 
 def test_who_has_fewer_jobs_under_way_is_served_first(sessions, owners):
