@@ -37,6 +37,21 @@ class Settings(BaseSettings):
     max_json_bytes: int = 2**20
     """Largest body of a request that is not an upload."""
 
+    max_waiting_jobs: int = Field(500, ge=0)
+    """Jobs of one owner that may wait; as for the next ones, 0: any number."""
+    max_running_jobs: int = Field(0, ge=0)
+    """Jobs of one owner that run at once. Below the number of workers, it keeps some free for others."""
+    max_waiting_plans: int = Field(20, ge=0)
+    """Plans of one owner that are not made yet."""
+    max_inspecting_uploads: int = Field(200, ge=0)
+    """Uploads of one owner that are not inspected yet."""
+    max_stored_bytes: int = Field(1 << 40, ge=0)
+    """Bytes of one owner's uploads and results. Of deleted uploads, until they are collected, so many again."""
+    max_requests_per_s: float = Field(100.0, ge=0)
+    """Requests of one owner to one API process, on average; twenty seconds' worth may come at once."""
+    max_streams: int = Field(500, ge=0)
+    """Event streams and long polls of one owner that one API process holds open."""
+
     lease_s: float = 45.0
     heartbeat_s: float = 10.0
     sweep_s: float = 5.0
