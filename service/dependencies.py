@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Annotated
 
 from celery import Celery
@@ -19,7 +18,9 @@ from pared.state.session import Sessions, make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job
+from service.changes import Changes
 from service.dispatcher import Dispatcher
+from service.origins import from_this_machine
 from service.verified_objects import VerifiedObjects
 
 LOCAL_OWNER = "local"
@@ -35,6 +36,7 @@ class Parts:
     verified: VerifiedObjects
     queue: Celery
     dispatcher: Dispatcher
+    changes: Changes
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -44,7 +46,8 @@ def build_parts(settings: Settings) -> Parts:
     queue = make_app(settings)
     sweep = Sweep(sessions, settings, store=store, queue=queue)
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher)
+    changes = Changes(sessions, settings.max_streams)
+    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, changes)
 
 
 def parts_of(request: Request) -> Parts:
@@ -70,7 +73,8 @@ def owner_of(
     """
     secret = bearer.credentials if bearer else header
     if secret is None:
-        if parts.settings.keys_required or (parts.settings.require_keys is None and not _from_this_machine(request)):
+        here = parts.settings.require_keys is not None or from_this_machine(request, parts.settings)
+        if parts.settings.keys_required or not here:
             raise Unauthorized(
                 "Send your key as `Authorization: Bearer pared_…`. Whoever runs this server makes one with "
                 "`pared keys add NAME`."
@@ -80,16 +84,6 @@ def owner_of(
     if owner is None:
         raise Unauthorized("This API key is unknown or was revoked.")
     return owner
-
-
-def _from_this_machine(request: Request) -> bool:
-    """Whether the client runs on this machine: settings do not know what uvicorn binds, or which proxy is before it."""
-    if request.client is None:
-        return True  # a Unix socket
-    try:
-        return ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
 
 
 def request_id_of(request: Request) -> str:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from sqlalchemy import select
 
 from pared.job_types import LISTED, ListedName
-from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, jobs_of, submit
-from pared.state.tables import Job, JobEvent
+from pared.state.tables import Job
 from pared.statuses import ENDED, JobStatus
-from service.dependencies import OwnedJob, Owner, Parts, PartsOf, RequestId, check_id
+from service.dependencies import OwnedJob, Owner, PartsOf, RequestId, check_id
 from service.etags import client_has, json_with_tag, weak_tag
 from service.job_specs import PostedSpec
 from service.job_views import read_job, view_of
-from service.long_polling import POLL_S, requested_wait_s, wait_headers, wait_until
+from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
 from service.pagination import After, Limit, as_page, fetch_page
 from service.schemas import JobView, Page
@@ -135,7 +131,10 @@ async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -
         changed = conditional and not client_has(request, weak_tag(view.model_dump_json().encode()))
         return changed or view.status in ENDED
 
-    view = await wait_until(request, lambda: read_job(parts.sessions, owner, job_id), may_answer, wait_s)
+    def read() -> JobView:
+        return read_job(parts.sessions, owner, job_id)
+
+    view = await wait_until(request, parts.changes, job_id, read, may_answer, wait_s, any_change=conditional)
     headers = wait_headers(wait_s)
     if view.status not in ENDED:
         headers["Retry-After"] = "1"
@@ -162,8 +161,14 @@ def cancel_job(response: Response, parts: PartsOf, owner: Owner, job: OwnedJob) 
     return view
 
 
+def _room_for_a_stream(parts: PartsOf) -> None:
+    """Raise Unavailable, while a status can still be answered, where no more streams may be open."""
+    parts.changes.must_have_room()
+
+
 @router.get(
     "/v1/jobs/{job_id}/events",
+    dependencies=[Depends(_room_for_a_stream)],
     response_class=EventSourceResponse,
     summary="Follow a job",
     description="Server-Sent Events: `status`, `progress`, `metric`, `log` and, last, `done`. Ids rise by one; after a "
@@ -182,21 +187,5 @@ async def job_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Replay what was missed, then follow until the job has ended."""
     last_seq = last_event_id if last_event_id is not None else last_event_id_query or 0
-    while True:
-        events, complete = await run_in_threadpool(_next_events, parts, job.id, last_seq)
-        for event in events:
-            yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.seq))
-            last_seq = event.seq
-        if complete:
-            return
-        await asyncio.sleep(POLL_S)
-
-
-def _next_events(parts: Parts, job_id: str, last_seq: int) -> tuple[list[JobEvent], bool]:
-    """The events after this one, and whether they are the last."""
-    with parts.sessions() as session:
-        # Status first: a job seen as ended has its last event already, for both are one transaction.
-        status = session.scalar(select(Job.status).where(Job.id == job_id))
-        events = list(events_after(session, job_id, last_seq))
-    done = bool(events) and events[-1].kind == "done"
-    return events, done or (not events and (status is None or status in ENDED))
+    async for event in parts.changes.follow(job.id, last_seq):
+        yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.seq))

@@ -183,7 +183,7 @@ async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: st
         with parts.sessions() as session:
             return model_view(find_upload(session, owner, Model, model_id))
 
-    return await _once_inspected(request, read)
+    return await _once_inspected(request, parts, model_id, read)
 
 
 @router.get(
@@ -204,7 +204,7 @@ async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id
         with parts.sessions() as session:
             return dataset_view(find_upload(session, owner, Dataset, dataset_id))
 
-    return await _once_inspected(request, read)
+    return await _once_inspected(request, parts, dataset_id, read)
 
 
 _SHOWN = answers(200, PREVIEW, 404, 409, 412, 416, description="Rows, or a sheet of images.")
@@ -307,9 +307,11 @@ def _say_where(response: Response, parts: Parts, view: UploadView, *, new: bool)
         response.status_code = 200
 
 
-async def _once_inspected(request: Request, read: Callable[[], UploadView]) -> Response:
+async def _once_inspected(request: Request, parts: Parts, upload_id: str, read: Callable[[], UploadView]) -> Response:
     wait_s = requested_wait_s(request)
-    view = await wait_until(request, read, lambda upload: upload.status != "inspecting", wait_s)
+    view = await wait_until(
+        request, parts.changes, upload_id, read, lambda upload: upload.status != "inspecting", wait_s
+    )
     headers = wait_headers(wait_s)
     if view.status == "inspecting":
         headers["Retry-After"] = "1"
