@@ -87,15 +87,16 @@ async def upload_model(
     prefix: Prefix = None,
 ) -> ModelView:
     """Store the file, keep the model, answer."""
-    parsed = _parse_architecture(architecture)
+    # In a thread, for a large one takes long.
+    given = await run_in_threadpool(_parse_architecture, architecture)
     received = await receive(request, parts.store, parts.settings.max_upload_bytes)
-    parsed = parsed or _parse_architecture(received.fields.get("architecture"))
 
     def add() -> tuple[Model, bool]:
+        parsed = given or _parse_architecture(received.fields.get("architecture"))
         name = _filename(filename, received)
         chosen = {
-            part: _part(part, given or received.fields.get(part))
-            for part, given in (("weights", weights), ("prefix", prefix))
+            part: _part(part, named or received.fields.get(part))
+            for part, named in (("weights", weights), ("prefix", prefix))
         }
         return add_model(parts.sessions, owner, received.stored, name, parsed, request_id=request_id, **chosen)
 
@@ -275,7 +276,7 @@ def _parse_architecture(text: str | None) -> Any | None:
     try:
         _architecture.validate_python(value)
     except Invalid as error:
-        detail = "; ".join(one["msg"] for one in error.errors()[:3])
+        detail = "; ".join(one["msg"][:500] for one in error.errors(include_input=False)[:3])
         raise ValidationError(
             'An architecture is a name, {"name": …, "kwargs": {…}} or {"layers": [[kind, {…}], …]}.',
             errors=[{"pointer": "/query/architecture", "detail": detail}],
