@@ -39,14 +39,17 @@ class Limits:
     """For so long a body, or the reader of an answer, may stay below `MIN_BYTES_PER_S`."""
     answer_s: float
     waiting: dict[Connection, None] = field(default_factory=dict)
-    """Connections without a whole request, the one that has waited longest first."""
+    """Connections whose next request is not whole, the one that has waited longest first."""
+    idle: dict[Connection, None] = field(default_factory=dict)
+    """Connections between two requests, likewise."""
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol with bounds: it has none for headers, unfinished requests and clients that do not read.
 
     Where all places are taken, a new connection gets that of the one which has waited longest without a whole request,
-    so whoever only opens connections keeps nobody out; if every connection has a request, the new one is answered 503.
+    or else longest between two requests, so whoever only opens connections keeps nobody out. If every connection has a
+    request, the new one is answered 503.
     """
 
     def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
@@ -82,12 +85,12 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest for a request to become whole. False: none waits."""
-        oldest = next(iter(self._limits.waiting), None)
-        if oldest is None:
-            return False
-        oldest.drop()
-        return True
+        """Close the connection that has waited longest. False: none waits."""
+        for waiting in (self._limits.waiting, self._limits.idle):
+            for oldest in waiting:
+                oldest.drop()
+                return True
+        return False
 
     def drop(self) -> None:
         """Close at once, whatever is under way; the kernel too forgets what the client did not take."""
@@ -159,7 +162,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             raise ValueError  # what came behind a request that was refused
         self._in_headers, self._in_body, self._held = False, True, 0
-        self._limits.waiting.pop(self, None)
+        self._forget()
         if len(self.pipeline) >= MAX_PIPELINED:
             self.drop()
             return
@@ -194,7 +197,7 @@ class Connection(HttpToolsProtocol):
             # Reading on for a while lets a client that only sends get to reading the answer.
             self._set_timer(self._limits.body_s, self.transport.close)
         elif self._idle():
-            self._limits.waiting[self] = None  # uvicorn has started its time for idle connections
+            self._limits.idle[self] = None  # uvicorn has started its time for idle connections
 
     def _idle(self) -> bool:
         return not self._answering() and not self._in_body
@@ -207,7 +210,7 @@ class Connection(HttpToolsProtocol):
     # -- time -----------------------------------------------------------------------------------
 
     def _wait_for_request(self) -> None:
-        self._limits.waiting.pop(self, None)
+        self._forget()
         self._limits.waiting[self] = None
         self._set_timer(self._limits.header_s, self._headers_late)
 
@@ -268,8 +271,12 @@ class Connection(HttpToolsProtocol):
             self._timer.cancel()
         self._timer = self.loop.call_later(seconds, late) if seconds is not None and late else None
 
-    def _stop_timers(self) -> None:
+    def _forget(self) -> None:
         self._limits.waiting.pop(self, None)
+        self._limits.idle.pop(self, None)
+
+    def _stop_timers(self) -> None:
+        self._forget()
         self._unset_keepalive_if_required()
         self._set_timer(None)
         if self._write_timer:

@@ -53,7 +53,8 @@ def config_for(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Conf
         "loop": "asyncio",
         "http": cast("type[asyncio.Protocol]", partial(Connection, limits=limits)),
         "ws": "none",
-        "backlog": ACCEPTED_AT_ONCE,
+        # Few beside all places: a new connection must not lose its own to the next before it is looked at.
+        "backlog": min(ACCEPTED_AT_ONCE, max(1, limits.connections // 8)),
         "log_level": level_of_servers(settings.log_level),
         "access_log": False,  # the app writes its own, without secrets
         "proxy_headers": False,  # the app decides itself whom it believes

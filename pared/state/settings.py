@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     Requests that come through any other proxy need a key, unless `require_keys` is off."""
     max_connections: int = Field(4096, ge=16)
     """Open connections of one API process, or fewer where it may not open so many files."""
-    max_header_bytes: int = Field(65536, ge=4096)
+    max_header_bytes: int = Field(default=128 * 2**10, ge=4096)
     """Of a request's first line and its headers together."""
     header_time_s: float = Field(10.0, gt=0)
     """In which all headers of a request must have come."""

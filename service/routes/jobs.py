@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -19,7 +19,7 @@ from service.job_specs import PostedSpec
 from service.job_views import read_job, view_of
 from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
-from service.pagination import After, Limit, as_page, fetch_page
+from service.pagination import After, Limit, json_page
 from service.schemas import JobView, Page
 
 router = APIRouter(tags=["jobs"])
@@ -101,7 +101,7 @@ def list_jobs(
     job_type: Annotated[ListedName | None, Query(alias="type", description="Only this type.")] = None,
     after: After = None,
     limit: Limit = 20,
-) -> dict[str, Any]:
+) -> Response:
     """A page of the jobs that the owner posted."""
     query = jobs_of(owner)
     if status:
@@ -109,7 +109,7 @@ def list_jobs(
     if job_type:
         query = query.where(Job.type == job_type)
     with parts.sessions() as session:
-        return as_page([view_of(session, job) for job in fetch_page(session, query, Job.id, after, limit)], limit)
+        return json_page(session, query, Job.id, after, limit, lambda job: view_of(session, job))
 
 
 @router.get(

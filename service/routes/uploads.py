@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Invalid
+from sqlalchemy.orm import defer
 
 from pared.errors import NotFound, ValidationError
 from pared.specs import BUILTIN_DATASETS, NAMES_HELP, Architecture
@@ -22,11 +23,13 @@ from service.downloads import file_response
 from service.etags import json_with_tag
 from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import DATASET, MODEL, PREVIEW, UNCHANGED, UPLOAD_BODY, answers, page
-from service.pagination import After, Limit, as_page, fetch_page
+from service.pagination import EXPANDED_ROWS, After, Limit, json_page
 from service.schemas import ModelView, Page, PreviewRows, UploadView, builtin_dataset_view, dataset_view, model_view
 from service.upload_stream import Received, receive
 
 router = APIRouter()
+
+Upload = TypeVar("Upload", Model, Dataset)
 
 _architecture: TypeAdapter[Any] = TypeAdapter(Architecture)
 
@@ -40,6 +43,10 @@ ArchitectureText = Annotated[
         '`{"name": "resnet50", "kwargs": {"num_classes": 10}}`. It can also be set on the job. ' + NAMES_HELP,
         examples=["resnet50"],
     ),
+]
+Expand = Annotated[
+    Literal["inspection"] | None,
+    Query(description=f"With `inspection` each row has its own, and a page has at most {EXPANDED_ROWS} rows."),
 ]
 WeightsName = Annotated[
     str | None,
@@ -143,14 +150,14 @@ async def upload_dataset(
     response_model=Page[ModelView],
     tags=["models"],
     summary="List models",
-    description="Newest first.",
-    responses=answers(200, page(MODEL)),
+    description="Newest first. `inspection` is null here, unless `expand=inspection` asks for it.",
+    responses=answers(200, page(MODEL | {"inspection": None})),
 )
-def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def list_models(
+    parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20, expand: Expand = None
+) -> Response:
     """A page of the owner's models."""
-    with parts.sessions() as session:
-        rows = fetch_page(session, owned_uploads(owner, Model), Model.id, after, limit)
-        return as_page([model_view(row) for row in rows], limit)
+    return _page(parts, owner, Model, model_view, after, limit, expand)
 
 
 @router.get(
@@ -158,14 +165,15 @@ def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit 
     response_model=Page[UploadView],
     tags=["data sets"],
     summary="List data sets",
-    description="Newest first. `builtin:digits` is always there and not listed.",
-    responses=answers(200, page(DATASET)),
+    description="Newest first. `builtin:digits` is always there and not listed. `inspection` is null here, unless "
+    "`expand=inspection` asks for it.",
+    responses=answers(200, page(DATASET | {"inspection": None})),
 )
-def list_datasets(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def list_datasets(
+    parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20, expand: Expand = None
+) -> Response:
     """A page of the owner's data sets."""
-    with parts.sessions() as session:
-        rows = fetch_page(session, owned_uploads(owner, Dataset), Dataset.id, after, limit)
-        return as_page([dataset_view(row) for row in rows], limit)
+    return _page(parts, owner, Dataset, dataset_view, after, limit, expand)
 
 
 @router.get(
@@ -258,6 +266,24 @@ def delete_dataset(parts: PartsOf, owner: Owner, dataset_id: str) -> None:
     if dataset_id not in BUILTIN_DATASETS:
         check_id(dataset_id, "dst")
     delete_upload(parts.sessions, owner, Dataset, dataset_id)
+
+
+def _page(
+    parts: Parts,
+    owner: str,
+    table: type[Upload],
+    view: Callable[..., UploadView],
+    after: str | None,
+    limit: int,
+    expand: str | None,
+) -> Response:
+    query = owned_uploads(owner, table)
+    if expand:
+        limit = min(limit, EXPANDED_ROWS)
+    else:
+        query = query.options(defer(table.inspection, raiseload=True))
+    with parts.sessions() as session:
+        return json_page(session, query, table.id, after, limit, lambda row: view(row, inspection=bool(expand)))
 
 
 def _parse_architecture(text: str | None) -> Any | None:
