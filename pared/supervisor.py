@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pared.gpus import VISIBLE, Gpu
+from pared.log_files import begin_anew_if_full
 
 SHUTDOWN_TIMEOUT_S = 15.0
 """Between TERM and KILL."""
@@ -68,9 +69,14 @@ def worker_processes(
 class Supervisor:
     """Runs processes until Ctrl-C or SIGTERM."""
 
-    def __init__(self, processes: list[Process]) -> None:
-        """Set up; starts nothing."""
+    def __init__(self, processes: list[Process], log_bytes: int = 0) -> None:
+        """Set up; starts nothing.
+
+        Args:
+            log_bytes: size from which a log file is begun anew; 0: never.
+        """
         self.processes = processes
+        self._log_bytes = log_bytes
         self._stops = 0
         self._wake = threading.Event()
 
@@ -88,6 +94,8 @@ class Supervisor:
             while not self._stops:
                 for process in self.processes:
                     self._restart_if_ended(process)
+                    if process.log and self._log_bytes:
+                        begin_anew_if_full(process.log, self._log_bytes)
                 tick()
                 self._wake.wait(0.2)
         finally:

@@ -61,7 +61,7 @@ class _Up:
         self._workers = worker_processes(
             cards if len(cards) > 1 else [], environment, len(os.sched_getaffinity(0)), logs
         )
-        self._supervisor = Supervisor([api, *self._workers])
+        self._supervisor = Supervisor([api, *self._workers], settings.log_bytes)
         self._announced = False
 
     def run(self) -> int:

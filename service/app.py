@@ -10,8 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 import pared
-from pared.state.logs import configure_logging
-from pared.state.settings import Settings, settings
+from pared.state.settings import Settings
 from service import problems
 from service.audit import AuditMiddleware
 from service.dependencies import build_parts, caller_of
@@ -27,7 +26,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         parts.dispatcher.start()
+        parts.changes.start()
         yield
+        await parts.changes.stop()
         parts.dispatcher.stop()
         parts.admission.stop()
         parts.sessions.engine.dispose()
@@ -53,9 +54,3 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AuditMiddleware, sessions=parts.sessions)
     app.add_middleware(RequestMiddleware, settings=settings)
     return app
-
-
-def app_from_env() -> FastAPI:
-    """For `uvicorn --factory service.app:app_from_env`: settings from the environment, the log as JSON lines."""
-    configure_logging(settings().log_level)
-    return create_app(settings())

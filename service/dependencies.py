@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Annotated
 
 from celery import Celery
@@ -24,7 +23,9 @@ from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job
 from service.admission import Admission
+from service.changes import Changes
 from service.dispatcher import Dispatcher
+from service.origins import from_this_machine
 from service.verified_objects import VerifiedObjects
 
 ADMIN_PATH = "/v1/admin/"
@@ -43,6 +44,7 @@ class Parts:
     queue: Celery
     dispatcher: Dispatcher
     admission: Admission
+    changes: Changes
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -53,7 +55,8 @@ def build_parts(settings: Settings) -> Parts:
     sweep = Sweep(sessions, settings, store=store, queue=queue)
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
     admission = Admission(sessions, settings)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission)
+    changes = Changes(sessions, settings.max_open_streams)
+    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission, changes)
 
 
 def parts_of(request: Request) -> Parts:
@@ -82,12 +85,13 @@ def caller_of(
     secret = bearer.credentials if bearer else header
     if secret is not None:
         caller = keys.caller_of(parts.sessions, secret)
-    elif parts.settings.keys_required or (parts.settings.require_keys is None and not _from_this_machine(request)):
-        raise Unauthorized(
-            "Send your key as `Authorization: Bearer pared_…`. Whoever runs this server makes one with "
-            "`pared keys add NAME`."
-        )
     else:
+        here = parts.settings.require_keys is not None or from_this_machine(request, parts.settings)
+        if parts.settings.keys_required or not here:
+            raise Unauthorized(
+                "Send your key as `Authorization: Bearer pared_…`. Whoever runs this server makes one with "
+                "`pared keys add NAME`."
+            )
         caller = _LOCAL
     # From here on, whatever is answered is this caller's, and is written down as such.
     request.state.caller = caller
@@ -132,16 +136,6 @@ def _scope_of(request: Request) -> str:
     if request.scope["route"].path.startswith(ADMIN_PATH):
         return "admin"
     return "read" if request.method in ("GET", "HEAD") else "submit"
-
-
-def _from_this_machine(request: Request) -> bool:
-    """Whether the client runs on this machine: settings do not know what uvicorn binds, or which proxy is before it."""
-    if request.client is None:
-        return True  # a Unix socket
-    try:
-        return ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
 
 
 def request_id_of(request: Request) -> str:

@@ -12,6 +12,9 @@ from pared.state.turns import place_in_line
 from pared.state.workers import waits_for
 from service.schemas import JobView, Result, artifact_view, job_view
 
+_TEXT_CHARACTERS = 4000
+_FAILED_OUTPUTS = 20
+
 
 def read_job(sessions: Sessions, owner: str, job_id: str) -> JobView:
     """The owner's job as the API shows it. Raises NotFound."""
@@ -34,4 +37,9 @@ def _result(session: Session, job: Job) -> Result:
     columns = (Job.report["verdict"].as_string(), Job.report["failed_outputs"].as_json())
     verdict, failed_outputs = session.execute(select(*columns).where(Job.id == job.id)).one()
     artifacts = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name))
-    return Result(verdict=verdict, artifacts=list(map(artifact_view, artifacts)), failed_outputs=failed_outputs or [])
+    # The report is the child's; what many jobs are listed with has a size of its own.
+    failed = [
+        {**each, "detail": str(each["detail"])[:_TEXT_CHARACTERS]} for each in (failed_outputs or [])[:_FAILED_OUTPUTS]
+    ]
+    verdict = verdict and verdict[:_TEXT_CHARACTERS]
+    return Result(verdict=verdict, artifacts=list(map(artifact_view, artifacts)), failed_outputs=failed)

@@ -1,4 +1,4 @@
-"""Owns long polling: `Prefer: wait=…` (RFC 7240), and reading again until something has changed or the time is up."""
+"""Owns long polling: `Prefer: wait=…` (RFC 7240), and reading again once something has changed or the time is up."""
 
 from __future__ import annotations
 
@@ -13,30 +13,55 @@ from fastapi.concurrency import run_in_threadpool
 
 from pared.errors import Unauthorized
 from service.admission import Follower
+from service.changes import LOOK_S, Changes
 
-POLL_S = 0.25
 MAX_WAIT_S = 60.0
 
 View = TypeVar("View")
 
 
-async def wait_until(request: Request, read: Callable[[], View], done: Callable[[View], bool], wait_s: float) -> View:
+async def wait_until(
+    request: Request,
+    changes: Changes,
+    key: str,
+    read: Callable[[], View],
+    done: Callable[[View], bool],
+    wait_s: float,
+    *,
+    any_change: bool = False,
+) -> View:
     """What `read`, called in a thread, returns: once it is `done`, after `wait_s`, or when the client has left.
+
+    Where as many streams and polls are open as may be, nothing is waited for.
+
+    Args:
+        changes: tells when to read again.
+        key: the id of what is read.
+        any_change: read again at each change; otherwise only when the status is another.
 
     Raises:
         Unauthorized: the key that the request came with works no more.
     """
+    if wait_s <= 0 or changes.full:
+        return await run_in_threadpool(read)
     deadline = time.monotonic() + wait_s
-    pause_s = POLL_S / 4
-    while True:
-        if cut_off(request):
-            raise Unauthorized("This API key was revoked or has expired.")
-        view = await run_in_threadpool(read)
-        left_s = deadline - time.monotonic()
-        if done(view) or left_s <= 0 or await request.is_disconnected():
-            return view
-        await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 2, POLL_S)
+    with changes.watching(key) as channel:
+        while True:
+            seen = channel.row if any_change else channel.status
+            view = await run_in_threadpool(read)
+            if done(view):
+                return view
+            while (channel.row if any_change else channel.status) == seen:
+                if cut_off(request):
+                    raise Unauthorized("This API key was revoked or has expired.")
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or await request.is_disconnected():
+                    return view
+                try:
+                    async with asyncio.timeout(min(left_s, LOOK_S)):
+                        await channel.changed.wait()
+                except TimeoutError:
+                    continue
 
 
 def cut_off(request: Request) -> bool:

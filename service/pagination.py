@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Query
+from fastapi import Query, Response
+from pydantic import BaseModel
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
@@ -12,20 +15,55 @@ After = Annotated[
     str | None,
     Query(max_length=30, pattern=r"^[0-9A-Za-z_]+$", description="`next_cursor` of the page before."),
 ]
-Limit = Annotated[int, Query(ge=1, le=100, description="Rows on a page.")]
+Limit = Annotated[int, Query(ge=1, le=100, description="Most rows on a page. One of large rows may have fewer.")]
+
+PAGE_BYTES = 4 << 20
+"""A page ends early where the next row would make it larger."""
+ROWS_AT_ONCE = 10
+EXPANDED_ROWS = 10
+"""On a page whose rows are shown with their inspections."""
 
 Row = TypeVar("Row")
 
 
-def fetch_page(session: Session, query: Select[Row], id_column: Any, after: str | None, limit: int) -> list[Row]:
-    """Up to `limit + 1` rows: one more than a page says that there is another page."""
-    if after:
-        query = query.where(id_column < after)
-    return list(session.scalars(query.order_by(id_column.desc()).limit(limit + 1)))
+def json_page(
+    session: Session,
+    query: Select[Row],
+    id_column: Any,
+    after: str | None,
+    limit: int,
+    view: Callable[[Row], BaseModel],
+) -> Response:
+    """A page as JSON: up to `limit` rows, or fewer, but one at least, where it would grow beyond `PAGE_BYTES`.
+
+    Args:
+        id_column: by which the rows are ordered, newest first.
+        after: the id of the last row of the page before.
+        view: what is shown of a row.
+    """
+    shown: list[bytes] = []
+    size, last, has_more = 0, after, False
+    for row, row_id in _rows(session, query, id_column, after, limit + 1):
+        content = view(row).model_dump_json(by_alias=True).encode()
+        has_more = len(shown) == limit or (bool(shown) and size + len(content) > PAGE_BYTES)
+        if has_more:
+            break
+        shown.append(content)
+        size, last = size + len(content), row_id
+    ending = json.dumps({"has_more": has_more, "next_cursor": last if has_more else None})
+    return Response(b'{"data":[' + b",".join(shown) + b"]," + ending[1:].encode(), media_type="application/json")
 
 
-def as_page(views: list[Any], limit: int) -> dict[str, Any]:
-    """The page's JSON from up to `limit + 1` views."""
-    shown = views[:limit]
-    has_more = len(views) > limit
-    return {"data": shown, "has_more": has_more, "next_cursor": shown[-1].id if has_more else None}
+def _rows(
+    session: Session, query: Select[Row], id_column: Any, after: str | None, most: int
+) -> Iterator[tuple[Row, str]]:
+    """The rows with their ids, fetched a few at a time, for each may hold a megabyte."""
+    while most > 0:
+        here = query.where(id_column < after) if after else query
+        rows = list(session.scalars(here.order_by(id_column.desc()).limit(min(most, ROWS_AT_ONCE))))
+        for row in rows:
+            after = getattr(row, id_column.key)
+            yield row, after
+        if len(rows) < ROWS_AT_ONCE:
+            return
+        most -= len(rows)

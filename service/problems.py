@@ -21,6 +21,14 @@ from pared.errors import NotReady, OverLimit, ParedError, TooManyRequests, Unaut
 from pared.state.session import database_problem
 
 RETRY_AFTER_S = 2
+MAX_ERRORS = 20
+"""Bad fields that one problem names; a last entry says how many there are beside them."""
+MAX_SUGGESTIONS = 5
+"""Unknown fields of one request to which a known name is looked for; it takes a millisecond each."""
+_NAME_CHARACTERS = 64
+"""Of a name that somebody may have misspelt."""
+_TEXT_CHARACTERS = 2000
+"""Of one pointer, and of what is said there."""
 
 log = structlog.get_logger()
 
@@ -63,31 +71,44 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     tag = body.get("type") if isinstance(body, dict) else None
     model = models.get(tag) if isinstance(tag, str) else None
     field_errors = []
-    for error in errors:
+    suggestions = 0
+    for error in errors[:MAX_ERRORS]:
         pointer = _pointer(error["loc"], body, may_lack_it=error["type"] in ("missing", "advice"))
         if error["type"].startswith("union_tag_"):
             pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
-        field_errors.append({"pointer": pointer, "detail": _advice(error, model)})
-    return ValidationError(_summary(field_errors), errors=field_errors)
+        suggestions += error["type"] == "extra_forbidden"
+        detail = _advice(error, model if suggestions <= MAX_SUGGESTIONS else None)
+        field_errors.append({"pointer": pointer, "detail": detail})
+    return _validation_error(field_errors, len(errors))
 
 
 async def only_known_parameters(request: Request) -> None:
     """A dependency that refuses query parameters which the route does not have: a misspelt one would do nothing."""
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     there = f"there are {', '.join(known)}" if known else "there are none here"
-    field_errors = [
-        {"pointer": f"/query/{name}", "detail": f"is not a known parameter; {there}"}
-        for name in dict.fromkeys(request.query_params)
-        if name not in known
-    ]
-    if field_errors:
-        raise ValidationError(_summary(field_errors), errors=field_errors)
+    unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
+    if unknown:
+        raise _validation_error(
+            [
+                {"pointer": f"/query/{name}", "detail": f"is not a known parameter; {there}"}
+                for name in unknown[:MAX_ERRORS]
+            ],
+            len(unknown),
+        )
 
 
-def _summary(field_errors: list[dict[str, str]]) -> str:
-    first = field_errors[0]
-    more = f" (and {len(field_errors) - 1} more)" if len(field_errors) > 1 else ""
-    return f"{first['pointer'] or 'The body'} {first['detail']}{more}"
+def _validation_error(first: list[dict[str, str]], total: int) -> ValidationError:
+    """The error for so many bad fields, of which the first are told, cut to a length that people read."""
+    shown = [{name: _shortened(text) for name, text in error.items()} for error in first]
+    more = f" (and {total - 1:,} more)" if total > 1 else ""
+    summary = f"{shown[0]['pointer'] or 'The body'} {shown[0]['detail']}{more}"
+    if total > len(shown):
+        shown.append({"pointer": "", "detail": f"and {total - len(shown):,} more; mend these first"})
+    return ValidationError(summary, errors=shown)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}…"
 
 
 def _pointer(location: Sequence[str | int], body: Any, *, may_lack_it: bool) -> str:
@@ -134,7 +155,7 @@ def _advice(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) ->
 def _unknown_field(name: str, model: type[pydantic.BaseModel] | None) -> str:
     if model is None:
         return "is not a known field"
-    close = difflib.get_close_matches(name, model.model_fields, n=1)
+    close = difflib.get_close_matches(name[:_NAME_CHARACTERS], model.model_fields, n=1)
     if close:
         return f"is not a known field; did you mean {close[0]}?"
     return f"is not a known field; there are {', '.join(model.model_fields)}"
@@ -190,18 +211,20 @@ async def _database(request: Request, error: Exception) -> JSONResponse:
 
 async def _parameters(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what the handler is registered for
-    field_errors = [
-        {"pointer": "".join(f"/{part}" for part in one["loc"]), "detail": _advice(one, None)} for one in error.errors()
+    errors = error.errors()
+    first = [
+        {"pointer": "".join(f"/{part}" for part in one["loc"]), "detail": _advice(one, None)}
+        for one in errors[:MAX_ERRORS]
     ]
-    return problem(request.state.request_id, ValidationError(_summary(field_errors), errors=field_errors))
+    return problem(request.state.request_id, _validation_error(first, len(errors)))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
     title = HTTPStatus(error.status_code).phrase
     detail = {
-        404: f"There is nothing at {request.url.path}. The routes are described at /docs.",
-        405: f"{request.method} is not possible at {request.url.path}. The routes are described at /docs.",
+        404: f"There is nothing at {_shortened(request.url.path)}. The routes are described at /docs.",
+        405: f"{request.method} is not possible at {_shortened(request.url.path)}. The routes are described at /docs.",
     }.get(error.status_code, str(error.detail))
     members = {
         "type": f"/problems/{title.lower().replace(' ', '-')}",

@@ -40,7 +40,7 @@ class UploadView(BaseModel):
     format: str | None
     status: UploadStatus
     reason: ErrorView | None = Field(description="Why it was rejected.")
-    inspection: dict[str, Any] | None = Field(description="What opening it in the sandbox showed.")
+    inspection: dict[str, Any] | None = Field(description="What opening it in the sandbox showed. Not in lists.")
     created_at: str | None
     links: Links
 
@@ -168,14 +168,15 @@ class PlanPending(BaseModel):
     links: Links
 
 
-def model_view(row: Model) -> ModelView:
-    """A model's JSON."""
-    return ModelView(**_upload(row, "models"), architecture=row.architecture, weights=row.weights, prefix=row.prefix)
+def model_view(row: Model, *, inspection: bool = True) -> ModelView:
+    """A model's JSON, with its inspection or without."""
+    shown = _upload(row, "models", inspection=inspection)
+    return ModelView(**shown, architecture=row.architecture, weights=row.weights, prefix=row.prefix)
 
 
-def dataset_view(row: Dataset) -> UploadView:
-    """A data set's JSON."""
-    return UploadView(**_upload(row, "datasets"))
+def dataset_view(row: Dataset, *, inspection: bool = True) -> UploadView:
+    """A data set's JSON, with its inspection or without."""
+    return UploadView(**_upload(row, "datasets", inspection=inspection))
 
 
 def builtin_dataset_view(dataset_id: str) -> UploadView:
@@ -255,7 +256,7 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _upload(row: Model | Dataset, kind: str) -> dict[str, Any]:
+def _upload(row: Model | Dataset, kind: str, *, inspection: bool) -> dict[str, Any]:
     return {
         "id": row.id,
         "filename": row.filename,
@@ -264,7 +265,7 @@ def _upload(row: Model | Dataset, kind: str) -> dict[str, Any]:
         "format": row.format,
         "status": row.status,
         "reason": row.reason,
-        "inspection": row.inspection,
+        "inspection": row.inspection if inspection else None,
         "created_at": timestamp(row.created_at),
         "links": Links(self=f"/v1/{kind}/{row.id}"),
     }

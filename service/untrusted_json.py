@@ -7,6 +7,8 @@ from typing import Any
 
 MAX_DEPTH = 64
 MAX_DIGITS = 300
+MAX_MARKS = 10_000
+"""Commas and opening brackets: a bound of the values in the text that is known before it is read."""
 
 
 def parse(text: str | bytes) -> Any:
@@ -15,6 +17,9 @@ def parse(text: str | bytes) -> Any:
     Raises:
         ValueError: the message says what is wrong with the text.
     """
+    encoded = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    if sum(map(encoded.count, (b",", b"[", b"{"))) > MAX_MARKS:
+        raise ValueError(f"it holds more than {MAX_MARKS:,} commas and brackets")
     try:
         value = json.loads(text, parse_int=_whole_number)
         json.dumps(value, ensure_ascii=False).encode()

@@ -100,7 +100,7 @@ class _Form:
         self._header = b""
         self._value = b""
         self._disposition: dict[bytes, bytes] = {}
-        self._text = b""
+        self._text = bytearray()  # grown in place: it may come a byte at a time
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -134,7 +134,7 @@ class _Form:
         return self._fields
 
     def _part_begins(self) -> None:
-        self._disposition, self._text = {}, b""
+        self._disposition, self._text = {}, bytearray()
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]

@@ -41,20 +41,9 @@ def up(
 def api() -> None:
     """Run the API process alone, configured by PARED_… variables."""
     with needs_extras("service"):
-        import uvicorn
-
-        from pared.state.logs import level_of_servers
         from pared.state.settings import settings
-    uvicorn.run(
-        "service.app:app_from_env",
-        factory=True,
-        host=settings().host,
-        port=settings().port,
-        log_level=level_of_servers(settings().log_level),
-        access_log=False,  # the app writes its own, without secrets
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
+        from service.server import serve
+    serve(settings())
 
 
 def worker(

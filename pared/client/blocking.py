@@ -122,7 +122,7 @@ class Uploads(UploadsBase[Upload]):
         self._run(self._delete(upload_id))
 
     def list(self) -> Iterator[Upload]:
-        """All of them, newest first."""
+        """All of them, newest first, without their inspections; `get` has it."""
         for row in cast("Client", self._client).iterate(operations.pages(f"/v1/{self._kind}", {})):
             yield self._bound(row)
 

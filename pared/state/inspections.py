@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import exists, select, update
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from pared.errors import Conflict, NotFound, NotReady
 from pared.job_types import JOB_TYPES
 from pared.state.references import UNINSPECTED, mentions, table_of
+from pared.state.session import to_json
 from pared.state.tables import Artifact, Dataset, Job, Model, db_now
 from pared.statuses import ENDED
 
@@ -22,9 +24,16 @@ PREVIEWS = {"preview.png": "image/png", "preview.json": "application/json"}
 MAX_PREVIEW_BYTES = 8 << 20
 
 
+MAX_INSPECTION_BYTES = 1 << 20
+_SHORTER = ((1000, 2000), (100, 500), (10, 100))
+"""Most entries of a list or object, and most characters of a text, tried in turn until an inspection fits."""
+_MAX_DEPTH = 16
+
+
 def accept(session: Session, upload_id: str, inspection: dict[str, Any], artifacts: Iterable[Artifact] = ()) -> None:
     """The upload becomes ready, if its inspection is still open. Of the files that were left it keeps a preview."""
     table = table_of(upload_id)
+    inspection = fitted(inspection)
     values: dict[str, Any] = {"status": "ready", "inspection": inspection, "format": inspection["format"][:32]}
     if table is Dataset:
         for artifact in artifacts:
@@ -33,6 +42,43 @@ def accept(session: Session, upload_id: str, inspection: dict[str, Any], artifac
                 values["preview_sha256"] = artifact.sha256
                 values["preview_bytes"] = artifact.size_bytes
     session.execute(update(table).where(table.id == upload_id, table.status == "inspecting").values(values))
+
+
+def fitted(inspection: dict[str, Any]) -> dict[str, Any]:
+    """The inspection, if need be with less in its lists, such that its JSON has at most `MAX_INSPECTION_BYTES`.
+
+    A file with a hundred thousand tensors is as usable as others; only what is shown of it is cut short.
+    """
+    if _size(inspection) <= MAX_INSPECTION_BYTES:
+        return inspection
+    for entries, characters in _SHORTER:
+        shown: dict[str, Any] = _shortened(inspection, entries, characters, _MAX_DEPTH)
+        told = (
+            f"There is more in this file than an inspection shows: lists are cut after {entries:,} entries, and texts "
+            f"after {characters:,} characters."
+        )
+        shown["warnings"] = [told, *(shown.get("warnings") or [])]
+        if _size(shown) <= MAX_INSPECTION_BYTES:
+            return shown
+    plain = {name: value for name, value in shown.items() if isinstance(value, int | float) or name == "format"}
+    return plain | {"warnings": [told]}
+
+
+def _size(inspection: dict[str, Any]) -> int:
+    return len(to_json(inspection).encode())
+
+
+def _shortened(value: Any, entries: int, characters: int, depth: int) -> Any:
+    if isinstance(value, str):
+        return value[:characters]
+    if isinstance(value, list | dict) and not depth:
+        return None
+    if isinstance(value, list):
+        return [_shortened(item, entries, characters, depth - 1) for item in value[:entries]]
+    if isinstance(value, dict):
+        first = islice(value.items(), entries)
+        return {name[:characters]: _shortened(item, entries, characters, depth - 1) for name, item in first}
+    return value
 
 
 def preview_of(dataset: Dataset) -> Artifact:

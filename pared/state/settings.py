@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
@@ -51,6 +51,21 @@ class Settings(BaseSettings):
     """Requests of one owner to one API process, on average; twenty seconds' worth may come at once."""
     max_streams: int = Field(500, ge=0)
     """Event streams and long polls of one owner that one API process holds open."""
+    trusted_proxies: str = ""
+    """Addresses and networks of proxies, with commas between them, whose `X-Forwarded-For` says who the client is.
+    Requests that come through any other proxy need a key, unless `require_keys` is off."""
+    max_connections: int = Field(4096, ge=16)
+    """Open connections of one API process, or fewer where it may not open so many files."""
+    max_header_bytes: int = Field(default=128 * 2**10, ge=4096)
+    """Of a request's first line and its headers together."""
+    header_time_s: float = Field(10.0, gt=0)
+    """In which all headers of a request must have come."""
+    body_time_s: float = Field(30.0, gt=0)
+    """A body must bring 500 bytes a second on average over each such time."""
+    answer_time_s: float = Field(60.0, gt=0)
+    """A client must take 500 bytes a second of what it is sent, on average over each such time."""
+    max_open_streams: int = Field(1000, ge=1)
+    """Event streams and long polls of all owners that one API process keeps open."""
 
     lease_s: float = 45.0
     heartbeat_s: float = 10.0
@@ -87,6 +102,8 @@ class Settings(BaseSettings):
     """What a worker computes on. `auto`: an NVIDIA GPU if one works, else the processor; `cuda`: a GPU, or it takes no
     jobs; `cpu`: the processor alone."""
 
+    log_bytes: int = Field(default=64 * 2**20, ge=2**20)
+    """Size from which `pared up` begins a log file anew; four earlier ones stay."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that processes log. `debug` also writes what each job's process reports and prints."""
 
@@ -99,6 +116,18 @@ class Settings(BaseSettings):
                 "was held up must not take the jobs of workers that live"
             )
         return self
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, value: str) -> str:
+        for proxy in _listed(value):
+            ip_network(proxy, strict=False)
+        return value
+
+    @property
+    def proxies(self) -> list[str]:
+        """The addresses and networks of `trusted_proxies`."""
+        return _listed(self.trusted_proxies)
 
     @property
     def loopback(self) -> bool:
@@ -132,6 +161,10 @@ class Settings(BaseSettings):
     def effective_objects_url(self) -> str:
         """The object store URL with the embedded default filled in."""
         return self.objects_url or (self.data_dir.resolve() / "objects").as_uri()
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from pared.state.owners import LOCAL_OWNER, create_owner, disable_owner, enable_
 from pared.state.tables import ApiKey, AuditEntry, Owner
 from service.dependencies import ADMIN_PATH, ActorOf, PartsOf, check_id
 from service.openapi import answers, page
-from service.pagination import Limit, as_page
+from service.pagination import Limit
 from service.schemas import Page, timestamp
 
 router = APIRouter(prefix=ADMIN_PATH.rstrip("/"), tags=["administration"])
@@ -247,11 +247,12 @@ def get_audit(
         str | None,
         Query(alias="actor", max_length=30, pattern=r"^[0-9A-Za-z_ ]+$", description="Only what this owner did."),
     ] = None,
-) -> dict[str, Any]:
+) -> Page[EntryView]:
     """A page of entries."""
     with parts.sessions() as session:
         rows = entries(session, before=after, actor=actor_id, limit=limit + 1)
-    return as_page([_entry_view(row) for row in rows], limit)
+    shown, has_more = [_entry_view(row) for row in rows[:limit]], len(rows) > limit
+    return Page[EntryView](data=shown, has_more=has_more, next_cursor=shown[-1].id if has_more else None)
 
 
 def _time(seconds: float | None) -> str | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
+
+from service.security_headers import policy_of_page
 
 router = APIRouter(include_in_schema=False)
 
@@ -12,7 +16,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/docs")
 async def docs() -> HTMLResponse:
     """Swagger UI."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="pared",
         swagger_js_url="/static/swagger-ui/swagger-ui-bundle.js",
@@ -21,6 +25,9 @@ async def docs() -> HTMLResponse:
         # Without this the page asks a server of Swagger's to validate the description.
         swagger_ui_parameters={"validatorUrl": None},
     )
+    scripts = re.findall(r"<script>(.*?)</script>", bytes(page.body).decode(), re.DOTALL)
+    page.headers["Content-Security-Policy"] = policy_of_page(*scripts)
+    return page
 
 
 @router.get("/")

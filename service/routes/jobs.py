@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from sqlalchemy import select
 
 from pared.job_types import LISTED, ListedName
-from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, jobs_of, submit
-from pared.state.tables import Job, JobEvent
+from pared.state.tables import Job
 from pared.statuses import ENDED, JobStatus
-from service.dependencies import CallerOf, Following, OwnedJob, Owner, Parts, PartsOf, RequestId, check_id
+from service.dependencies import CallerOf, Following, OwnedJob, Owner, PartsOf, RequestId, check_id
 from service.etags import client_has, json_with_tag, weak_tag
 from service.job_specs import PostedSpec
 from service.job_views import read_job, view_of
-from service.long_polling import POLL_S, cut_off, requested_wait_s, wait_headers, wait_until
+from service.long_polling import cut_off, requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
-from service.pagination import After, Limit, as_page, fetch_page
+from service.pagination import After, Limit, json_page
 from service.schemas import JobView, Page
 
 router = APIRouter(tags=["jobs"])
@@ -113,7 +109,7 @@ def list_jobs(
     job_type: Annotated[ListedName | None, Query(alias="type", description="Only this type.")] = None,
     after: After = None,
     limit: Limit = 20,
-) -> dict[str, Any]:
+) -> Response:
     """A page of the jobs that the owner posted."""
     query = jobs_of(owner)
     if status:
@@ -121,7 +117,7 @@ def list_jobs(
     if job_type:
         query = query.where(Job.type == job_type)
     with parts.sessions() as session:
-        return as_page([view_of(session, job) for job in fetch_page(session, query, Job.id, after, limit)], limit)
+        return json_page(session, query, Job.id, after, limit, lambda job: view_of(session, job))
 
 
 @router.get(
@@ -144,7 +140,10 @@ async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -
         changed = conditional and not client_has(request, weak_tag(view.model_dump_json().encode()))
         return changed or view.status in ENDED
 
-    view = await wait_until(request, lambda: read_job(parts.sessions, owner, job_id), may_answer, wait_s)
+    def read() -> JobView:
+        return read_job(parts.sessions, owner, job_id)
+
+    view = await wait_until(request, parts.changes, job_id, read, may_answer, wait_s, any_change=conditional)
     headers = wait_headers(wait_s)
     if view.status not in ENDED:
         headers["Retry-After"] = "1"
@@ -171,14 +170,19 @@ def cancel_job(response: Response, parts: PartsOf, owner: Owner, job: OwnedJob) 
     return view
 
 
+def _room_for_a_stream(parts: PartsOf) -> None:
+    """Raise Unavailable, while a status can still be answered, where no more streams may be open."""
+    parts.changes.must_have_room()
+
+
 @router.get(
     "/v1/jobs/{job_id}/events",
+    dependencies=[Following, Depends(_room_for_a_stream)],
     response_class=EventSourceResponse,
     summary="Follow a job",
     description="Server-Sent Events: `status`, `progress`, `metric`, `log` and, last, `done`. Ids rise by one; after a "
     "lost connection `Last-Event-ID` (or `?last_event_id=`) continues behind that event. Comments keep the line open.",
     responses=answers(200, EXAMPLE_EVENTS, 404, media_type="text/event-stream"),
-    dependencies=[Following],
 )
 async def job_events(
     request: Request,
@@ -193,21 +197,5 @@ async def job_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Replay what was missed, then follow until the job has ended, or the key works no more."""
     last_seq = last_event_id if last_event_id is not None else last_event_id_query or 0
-    while not cut_off(request):
-        events, complete = await run_in_threadpool(_next_events, parts, job.id, last_seq)
-        for event in events:
-            yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.seq))
-            last_seq = event.seq
-        if complete:
-            return
-        await asyncio.sleep(POLL_S)
-
-
-def _next_events(parts: Parts, job_id: str, last_seq: int) -> tuple[list[JobEvent], bool]:
-    """The events after this one, and whether they are the last."""
-    with parts.sessions() as session:
-        # Status first: a job seen as ended has its last event already, for both are one transaction.
-        status = session.scalar(select(Job.status).where(Job.id == job_id))
-        events = list(events_after(session, job_id, last_seq))
-    done = bool(events) and events[-1].kind == "done"
-    return events, done or (not events and (status is None or status in ENDED))
+    async for event in parts.changes.follow(job.id, last_seq, until=lambda: cut_off(request)):
+        yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.seq))

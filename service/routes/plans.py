@@ -93,7 +93,7 @@ async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait
         with parts.sessions() as session:
             return waits_for(session, job.device) if job.status == "queued" else None
 
-    job = await wait_until(request, read, lambda plan: plan.status in ENDED, wait_s)
+    job = await wait_until(request, parts.changes, plan_id, read, lambda plan: plan.status in ENDED, wait_s)
     headers = wait_headers(requested_wait_s(request))
     if job.status == "succeeded":
         return Response(to_json(job.report), media_type="application/json", headers=headers)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Invalid
+from sqlalchemy.orm import defer
 
 from pared.errors import NotFound, ValidationError
 from pared.specs import BUILTIN_DATASETS, NAMES_HELP, Architecture
@@ -30,11 +31,13 @@ from service.downloads import file_response
 from service.etags import json_with_tag
 from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import DATASET, MODEL, PREVIEW, UNCHANGED, UPLOAD_BODY, answers, page
-from service.pagination import After, Limit, as_page, fetch_page
+from service.pagination import EXPANDED_ROWS, After, Limit, json_page
 from service.schemas import ModelView, Page, PreviewRows, UploadView, builtin_dataset_view, dataset_view, model_view
 from service.upload_stream import Received, receive
 
 router = APIRouter()
+
+Upload = TypeVar("Upload", Model, Dataset)
 
 _architecture: TypeAdapter[Any] = TypeAdapter(Architecture)
 
@@ -48,6 +51,10 @@ ArchitectureText = Annotated[
         '`{"name": "resnet50", "kwargs": {"num_classes": 10}}`. It can also be set on the job. ' + NAMES_HELP,
         examples=["resnet50"],
     ),
+]
+Expand = Annotated[
+    Literal["inspection"] | None,
+    Query(description=f"With `inspection` each row has its own, and a page has at most {EXPANDED_ROWS} rows."),
 ]
 WeightsName = Annotated[
     str | None,
@@ -95,15 +102,16 @@ async def upload_model(
     prefix: Prefix = None,
 ) -> ModelView:
     """Store the file, keep the model, answer."""
-    parsed = _parse_architecture(architecture)
+    # In a thread, for a large one takes long.
+    given = await run_in_threadpool(_parse_architecture, architecture)
     received = await _receive(request, parts, owner)
-    parsed = parsed or _parse_architecture(received.fields.get("architecture"))
 
     def add() -> tuple[Model, bool]:
+        parsed = given or _parse_architecture(received.fields.get("architecture"))
         name = _filename(filename, received)
         chosen = {
-            part: _part(part, given or received.fields.get(part))
-            for part, given in (("weights", weights), ("prefix", prefix))
+            part: _part(part, named or received.fields.get(part))
+            for part, named in (("weights", weights), ("prefix", prefix))
         }
         return add_model(
             parts.sessions,
@@ -160,14 +168,14 @@ async def upload_dataset(
     response_model=Page[ModelView],
     tags=["models"],
     summary="List models",
-    description="Newest first.",
-    responses=answers(200, page(MODEL)),
+    description="Newest first. `inspection` is null here, unless `expand=inspection` asks for it.",
+    responses=answers(200, page(MODEL | {"inspection": None})),
 )
-def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def list_models(
+    parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20, expand: Expand = None
+) -> Response:
     """A page of the owner's models."""
-    with parts.sessions() as session:
-        rows = fetch_page(session, owned_uploads(owner, Model), Model.id, after, limit)
-        return as_page([model_view(row) for row in rows], limit)
+    return _page(parts, owner, Model, model_view, after, limit, expand)
 
 
 @router.get(
@@ -175,14 +183,15 @@ def list_models(parts: PartsOf, owner: Owner, after: After = None, limit: Limit 
     response_model=Page[UploadView],
     tags=["data sets"],
     summary="List data sets",
-    description="Newest first. `builtin:digits` is always there and not listed.",
-    responses=answers(200, page(DATASET)),
+    description="Newest first. `builtin:digits` is always there and not listed. `inspection` is null here, unless "
+    "`expand=inspection` asks for it.",
+    responses=answers(200, page(DATASET | {"inspection": None})),
 )
-def list_datasets(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def list_datasets(
+    parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20, expand: Expand = None
+) -> Response:
     """A page of the owner's data sets."""
-    with parts.sessions() as session:
-        rows = fetch_page(session, owned_uploads(owner, Dataset), Dataset.id, after, limit)
-        return as_page([dataset_view(row) for row in rows], limit)
+    return _page(parts, owner, Dataset, dataset_view, after, limit, expand)
 
 
 @router.get(
@@ -202,7 +211,7 @@ async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: st
         with parts.sessions() as session:
             return model_view(find_upload(session, owner, Model, model_id))
 
-    return await _once_inspected(request, read)
+    return await _once_inspected(request, parts, model_id, read)
 
 
 @router.get(
@@ -224,7 +233,7 @@ async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id
         with parts.sessions() as session:
             return dataset_view(find_upload(session, owner, Dataset, dataset_id))
 
-    return await _once_inspected(request, read)
+    return await _once_inspected(request, parts, dataset_id, read)
 
 
 _SHOWN = answers(200, PREVIEW, 404, 409, 412, 416, description="Rows, or a sheet of images.")
@@ -289,6 +298,24 @@ async def _receive(request: Request, parts: Parts, owner: str) -> Received:
         return await receive(request, parts.store, settings.max_upload_bytes)
 
 
+def _page(
+    parts: Parts,
+    owner: str,
+    table: type[Upload],
+    view: Callable[..., UploadView],
+    after: str | None,
+    limit: int,
+    expand: str | None,
+) -> Response:
+    query = owned_uploads(owner, table)
+    if expand:
+        limit = min(limit, EXPANDED_ROWS)
+    else:
+        query = query.options(defer(table.inspection, raiseload=True))
+    with parts.sessions() as session:
+        return json_page(session, query, table.id, after, limit, lambda row: view(row, inspection=bool(expand)))
+
+
 def _parse_architecture(text: str | None) -> Any | None:
     if not text:
         return None
@@ -305,7 +332,7 @@ def _parse_architecture(text: str | None) -> Any | None:
     try:
         _architecture.validate_python(value)
     except Invalid as error:
-        detail = "; ".join(one["msg"] for one in error.errors()[:3])
+        detail = "; ".join(one["msg"][:500] for one in error.errors(include_input=False)[:3])
         raise ValidationError(
             'An architecture is a name, {"name": …, "kwargs": {…}} or {"layers": [[kind, {…}], …]}.',
             errors=[{"pointer": "/query/architecture", "detail": detail}],
@@ -337,9 +364,11 @@ def _say_where(response: Response, parts: Parts, view: UploadView, *, new: bool)
         response.status_code = 200
 
 
-async def _once_inspected(request: Request, read: Callable[[], UploadView]) -> Response:
+async def _once_inspected(request: Request, parts: Parts, upload_id: str, read: Callable[[], UploadView]) -> Response:
     wait_s = requested_wait_s(request)
-    view = await wait_until(request, read, lambda upload: upload.status != "inspecting", wait_s)
+    view = await wait_until(
+        request, parts.changes, upload_id, read, lambda upload: upload.status != "inspecting", wait_s
+    )
     headers = wait_headers(wait_s)
     if view.status == "inspecting":
         headers["Retry-After"] = "1"

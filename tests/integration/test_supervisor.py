@@ -45,3 +45,28 @@ def test_workers_are_kept_alive_one_for_each_card_and_end_with_their_supervisor(
     assert sorted(after.values(), key=str) == wanted
     assert supervisor.stop() == 0
     assert {int(path.stem) for path in here.glob("*.drained")} == set(after)
+
+
+CHATTERBOX = """
+import os, sys
+from pathlib import Path
+from pared.supervisor import Process, Supervisor
+command = [sys.executable, "-uc", "while True: print('a line of a log, again and again' * 100)"]
+Supervisor([Process("chatterbox", command, os.environ, Path("chatterbox.log"))], 1 << 20).run()
+"""
+
+
+def test_a_log_that_is_full_is_begun_anew_under_its_writer(tmp_path: Path, processes: Processes) -> None:
+    supervisor = processes.start(
+        [sys.executable, "-c", CHATTERBOX],
+        name="supervisor",
+        log=tmp_path / "log",
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(Path(__file__).parents[2])),
+    )
+    oldest = tmp_path / "chatterbox.log.4"
+    wait_for(oldest.exists, "four earlier files", every_s=0.02)
+    assert supervisor.stop() == 0
+    assert len(list(tmp_path.glob("chatterbox.log*"))) == 5
+    for path in tmp_path.glob("chatterbox.log.*"):
+        assert b"\0" not in path.read_bytes(), "no gap, as where a writer does not append"

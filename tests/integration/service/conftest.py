@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from pared.state import lifecycle
 from pared.state.logs import configure_logging
@@ -19,6 +18,7 @@ from pared.state.settings import Settings
 from pared.state.tables import Artifact, Dataset, Model, new_id
 from service.app import create_app
 from service.dependencies import Parts
+from service.server import Server, config_for
 from tests.support.processes import wait_for
 from tests.support.servers import free_port
 
@@ -88,8 +88,7 @@ def serving(folder: Path, **settings: Any) -> Iterator[Api]:
     chosen = Settings(data_dir=folder, port=free_port(), **settings)
     migrate(chosen)
     app = create_app(chosen)
-    config = uvicorn.Config(app, host="127.0.0.1", port=chosen.port, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = Server(config_for(app, chosen, host="127.0.0.1", log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 
 import jsonschema
@@ -82,6 +84,33 @@ def test_the_documentation_page_asks_no_other_server(api: Api):
     assert '"validatorUrl": null' in page.text
     assert not re.search(r"https?://", page.text)
     assert api.get("/", follow_redirects=False).headers["location"] == "/docs"
+
+
+def test_every_answer_tells_browsers_what_not_to_do_with_it(api: Api):
+    for path in (
+        "/healthz",
+        "/v1/models",
+        "/v1/nothing",
+        "/openapi.json",
+        "/static/swagger-ui/swagger-ui.css",
+        "/docs",
+    ):
+        headers = api.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert headers["x-frame-options"] == "DENY", path
+        assert headers["referrer-policy"] == "no-referrer", path
+        assert "frame-ancestors 'none'" in headers["content-security-policy"], path
+        assert "default-src 'none'" in headers["content-security-policy"], path
+
+
+def test_the_documentation_page_may_run_its_own_scripts_and_no_others(api: Api):
+    page = api.get("/docs")
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    (inline,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+    assert policy["script-src"] == f"'self' 'sha256-{digest}'"
+    assert policy["connect-src"] == "'self'"
+    assert not re.search(r"""\son[a-z]+\s*=|javascript:""", page.text), "no handler in the page itself"
 
 
 def test_ready_says_what_is_missing_and_what_serves(api: Api):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -289,3 +295,56 @@ def test_the_app_never_imports_torch():
 def test_the_app_starts_nothing_until_it_is_served(tmp_path: Path):
     app = create_app(Settings(data_dir=tmp_path))
     assert not app.state.parts.dispatcher.is_alive()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PRUNE | {f"amoun{number}": 0 for number in range(9000)},
+        PRUNE | {"include": [0] * 9000},
+        PRUNE | {"x" * 1_000_000: 0},
+        PRUNE | {"model": "m" * 1_000_000},
+        PRUNE | {f"amount{number}": 0 for number in range(60_000)},
+        PRUNE | {"include": [[]] * 300_000},
+    ],
+    ids=["unknown fields", "bad values", "a long name", "a long value", "too many fields", "too many values"],
+)
+def test_a_megabyte_of_mistakes_is_answered_shortly_and_holds_nobody_up(api: Api, body: dict):
+    content = json.dumps(body, separators=(",", ":")).encode()
+    api.get("/healthz")
+    with serving_meanwhile(api) as longest_ms:
+        answer = api.post("/v1/jobs", content=content)
+    assert answer.status_code == 422
+    assert len(answer.content) < 20_000
+    assert len(answer.json()["errors"]) <= 21
+    assert answer.text.count("did you mean") <= 6
+    assert longest_ms() < 1000  # tens of milliseconds; as much as this on a machine that is busy with other tests
+
+
+@contextlib.contextmanager
+def serving_meanwhile(api: Api) -> Iterator[Callable[[], float]]:
+    """Ask for something else again and again. Gives the longest time that one answer took, in milliseconds."""
+    done, waited = threading.Event(), [0.0]
+
+    def ask() -> None:
+        with httpx.Client(base_url=api.base_url) as other:
+            while not done.is_set():
+                began = time.perf_counter()
+                assert other.get("/healthz").status_code == 200
+                waited.append((time.perf_counter() - began) * 1000)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield lambda: max(waited)
+    finally:
+        done.set()
+        thread.join(60)
+
+
+def test_one_entry_says_how_many_mistakes_are_not_named(api: Api):
+    problem = api.post("/v1/jobs", json=PRUNE | {f"x{number}": 0 for number in range(100)}).json()
+    assert problem["errors"][-1] == {"pointer": "", "detail": "and 80 more; mend these first"}
+    assert "(and 99 more)" in problem["detail"]
+    problem = api.get("/v1/jobs?" + "&".join(f"x{number}=" for number in range(5000))).json()
+    assert problem["errors"][-1]["detail"] == "and 4,980 more; mend these first"

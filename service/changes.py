@@ -1,0 +1,255 @@
+"""Owns telling open streams and long polls what has changed: one poller asks the database for all of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from pared.errors import Unavailable
+from pared.state.events import events_after
+from pared.state.session import Sessions
+from pared.state.tables import Dataset, Job, JobEvent, Model
+from pared.state.workers import living
+from pared.statuses import ENDED
+
+POLL_S = 0.1
+QUEUE_POLL_S = 1.0
+"""How often places in the queue are looked at: they move with everybody's jobs."""
+LOOK_S = 2.0
+"""How often those who wait look whether their client and its key are still there."""
+KEPT_EVENTS = 256
+"""The newest events of a job that its streams find here; who is further behind reads the database."""
+_AT_ONCE = 200
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Channel:
+    """What is known of one job or upload that somebody waits for."""
+
+    watchers: int = 0
+    followers: int = 0
+    """Those of the watchers that want events."""
+    known: bool = False
+    status: str | None = None
+    """None also if there is no such row any more."""
+    row: tuple[Any, ...] = ()
+    """Differs whenever something in the row has changed."""
+    head: int = 0
+    """The number of the newest event that streams may have."""
+    complete: bool = False
+    """The job has ended, and `head` is its last event."""
+    events: deque[JobEvent] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def after(self, seq: int) -> list[JobEvent] | None:
+        """The events after this one up to `head`; None if not all of them are kept here."""
+        if not self.events or self.events[0].seq > seq + 1:
+            return None
+        return [event for event in self.events if event.seq > seq]
+
+    def tell(self) -> None:
+        """Wake all who wait."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one look at the database showed."""
+
+    rows: Mapping[str, tuple[Any, ...]]
+    """Id -> status, when it was updated, the number of its newest event."""
+    events: Sequence[JobEvent]
+    queue: tuple[Any, ...]
+
+
+class Changes:
+    """The poller, and a channel for each thing that is watched. Used from the event loop alone."""
+
+    def __init__(self, sessions: Sessions, max_watchers: int) -> None:
+        """Args: max_watchers: streams and long polls that may be open at once."""
+        self._sessions, self._max_watchers = sessions, max_watchers
+        self._channels: dict[str, Channel] = {}
+        self._watchers = 0
+        self._watched = asyncio.Event()
+        self._queue: tuple[Any, ...] = ()
+        self._queue_at = -QUEUE_POLL_S
+        self._task: asyncio.Task[None] | None = None
+        # A thread of its own: those that requests use may all be busy.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="changes")
+
+    def start(self) -> None:
+        """Begin to poll, whenever something is watched. Call it in the event loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the poller."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._thread.shutdown(wait=False)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may watch."""
+        return self._watchers >= self._max_watchers
+
+    def must_have_room(self) -> None:
+        """Raise Unavailable if no more may watch."""
+        if self.full:
+            raise Unavailable(
+                f"This server keeps {self._max_watchers:,} streams open, and no more. Try again in a few seconds, or "
+                "ask for the job's status instead. Whoever runs the server can raise PARED_MAX_OPEN_STREAMS."
+            )
+
+    @contextlib.contextmanager
+    def watching(self, key: str, *, events: bool = False) -> Iterator[Channel]:
+        """The channel of a job, model or data set, as long as the block lasts.
+
+        Args:
+            key: its id.
+            events: whether the job's events are wanted too.
+
+        Raises:
+            Unavailable: as many watch as may.
+        """
+        self.must_have_room()
+        channel = self._channels.setdefault(key, Channel())
+        channel.watchers += 1
+        channel.followers += events
+        self._watchers += 1
+        self._watched.set()
+        try:
+            yield channel
+        finally:
+            self._watchers -= 1
+            channel.followers -= events
+            channel.watchers -= 1
+            if not channel.watchers:
+                del self._channels[key]
+
+    async def follow(
+        self, job_id: str, last_seq: int, *, until: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[JobEvent]:
+        """The events of a job after this number, as they come, until it has ended. Raises as `watching`.
+
+        Args:
+            until: whether to end earlier, asked every two seconds and at each change.
+        """
+        with self.watching(job_id, events=True) as channel:
+            events, complete = await run_in_threadpool(self._read, job_id, last_seq)
+            while True:
+                for event in events:
+                    yield event
+                    last_seq = event.seq
+                if complete or until():
+                    return
+                while not channel.known or (channel.head <= last_seq and not channel.complete):
+                    if until():
+                        return
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await channel.changed.wait()
+                kept = channel.after(last_seq) if channel.head > last_seq else []
+                if kept is None:
+                    events, complete = await run_in_threadpool(self._read, job_id, last_seq)
+                else:
+                    events, complete = kept, _is_last(kept, ended=channel.complete)
+
+    def _read(self, job_id: str, last_seq: int) -> tuple[Sequence[JobEvent], bool]:
+        """Some events after this number, and whether they are the last."""
+        with self._sessions() as session:
+            # Status first: a job seen as ended has its last event already, for both are one transaction.
+            status = session.scalar(select(Job.status).where(Job.id == job_id))
+            events = events_after(session, job_id, last_seq)
+        return events, _is_last(events, ended=status is None or status in ENDED)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._channels:
+                self._watched.clear()
+                await self._watched.wait()
+            heads = {key: channel.head if channel.known else None for key, channel in self._channels.items()}
+            followed = {key for key, channel in self._channels.items() if channel.followers}
+            try:
+                self._deliver(await loop.run_in_executor(self._thread, self._look, heads, followed))
+            except Exception:
+                log.warning("changes_not_read", exc_info=True)
+                await asyncio.sleep(1)
+            await asyncio.sleep(POLL_S)
+
+    def _look(self, heads: Mapping[str, int | None], followed: Collection[str]) -> _Seen:
+        with self._sessions() as session:
+            rows: dict[str, tuple[Any, ...]] = {}
+            for ids in _parts(key for key in heads if key.startswith("job_")):
+                newest = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).scalar_subquery()
+                query = select(Job.id, Job.status, Job.updated_at, newest).where(Job.id.in_(ids))
+                rows.update((key, tuple(rest)) for key, *rest in session.execute(query))
+            for table, prefix in ((Model, "mdl_"), (Dataset, "dst_")):
+                for ids in _parts(key for key in heads if key.startswith(prefix)):
+                    states = session.execute(select(table.id, table.status).where(table.id.in_(ids)))
+                    rows.update((key, (status, None, None)) for key, status in states)
+            newer = {
+                key: head
+                for key, head in heads.items()
+                if head is not None and key in followed and key in rows and (rows[key][2] or 0) > head
+            }
+            events: list[JobEvent] = []
+            for ids in _parts(newer):
+                each = (and_(JobEvent.job_id == key, JobEvent.seq > newer[key]) for key in ids)
+                ordered = select(JobEvent).where(or_(*each)).order_by(JobEvent.job_id, JobEvent.seq)
+                events.extend(session.scalars(ordered.limit(10 * _AT_ONCE)))
+            if any(row[0] == "queued" for row in rows.values()):
+                self._look_at_queue(session)
+        return _Seen(rows, events, self._queue)
+
+    def _look_at_queue(self, session: Session) -> None:
+        if time.monotonic() - self._queue_at < QUEUE_POLL_S:
+            return
+        self._queue_at = time.monotonic()
+        waiting = session.execute(select(func.count(), func.min(Job.id)).where(Job.status == "queued")).one()
+        self._queue = (*waiting, *(worker.name for worker in living(session)))
+
+    def _deliver(self, seen: _Seen) -> None:
+        events: dict[str, list[JobEvent]] = {}
+        for event in seen.events:
+            events.setdefault(event.job_id, []).append(event)
+        for key, channel in self._channels.items():
+            status, updated_at, newest = seen.rows.get(key, (None, None, None))
+            row = (status, updated_at, newest, seen.queue if status == "queued" else None)
+            if new := events.get(key):
+                channel.events.extend(event for event in new if event.seq > channel.head)
+                channel.head = max(channel.head, new[-1].seq)
+            elif not channel.known or not channel.followers:
+                # Nobody has asked for these events yet: who does reads them in the database.
+                channel.events.clear()
+                channel.head = newest or 0
+            complete = (status is None or status in ENDED) and channel.head >= (newest or 0)
+            if not channel.known or new or row != channel.row or complete != channel.complete:
+                channel.known, channel.status, channel.row, channel.complete = True, status, row, complete
+                channel.tell()
+
+
+def _is_last(events: Sequence[JobEvent], *, ended: bool) -> bool:
+    return events[-1].kind == "done" if events else ended
+
+
+def _parts(keys: Iterator[str] | Mapping[str, Any]) -> Iterator[list[str]]:
+    """The keys in lists that a query may name at once."""
+    listed = list(keys)
+    for start in range(0, len(listed), _AT_ONCE):
+        yield listed[start : start + _AT_ONCE]
