@@ -12,7 +12,6 @@ branch_labels = None
 depends_on = None
 
 JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-QUEUED = sa.text("status = 'queued'")
 OWNED = ("models", "datasets", "jobs", "idempotency_keys")
 
 
@@ -59,21 +58,23 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_audit_log_actor"), "audit_log", ["actor"])
     op.add_column("jobs", sa.Column("key_id", sa.String(length=30), nullable=True))
-    op.create_index("ix_jobs_key_id", "jobs", ["key_id"])
-    op.create_index(
-        "ix_jobs_queued",
-        "jobs",
-        ["status", "owner", "type", "device", "id"],
-        postgresql_where=QUEUED,
-        sqlite_where=QUEUED,
+    op.add_column("jobs", sa.Column("result_bytes", sa.BigInteger(), server_default="0", nullable=False))
+    op.execute(
+        "update jobs set result_bytes = (select sum(size_bytes) from artifacts where job_id = jobs.id) "
+        "where id in (select job_id from artifacts)"
     )
+    op.create_index("ix_jobs_owner_result_bytes", "jobs", ["owner", "result_bytes"])
+    op.create_index("ix_jobs_key_id", "jobs", ["key_id"])
+    op.create_index("ix_jobs_status_owner_type_device_id", "jobs", ["status", "owner", "type", "device", "id"])
 
 
 def downgrade() -> None:
     """An owner's rows become those of the first of their keys."""
-    op.drop_index("ix_jobs_queued", "jobs")
+    op.drop_index("ix_jobs_status_owner_type_device_id", "jobs")
     op.drop_index("ix_jobs_key_id", "jobs")
+    op.drop_index("ix_jobs_owner_result_bytes", "jobs")
     with op.batch_alter_table("jobs") as batch_op:
+        batch_op.drop_column("result_bytes")
         batch_op.drop_column("key_id")
     op.drop_table("audit_log")
     for table in OWNED:

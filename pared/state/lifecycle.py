@@ -150,14 +150,18 @@ def succeed(
     if row is None:
         return False
     inspected = _inspected(row.type, row.spec)
+    files = list(artifacts)
     kept = report if inspected is None else None
-    statement = _running(job_id, fence).values(status="succeeded", report=kept, stage=None, **_ending())
+    size = sum(each.size_bytes for each in files) if inspected is None else 0
+    statement = _running(job_id, fence).values(
+        status="succeeded", report=kept, result_bytes=size, stage=None, **_ending()
+    )
     if not _apply(session, statement):
         return False
     if inspected is None:
-        session.add_all(artifacts)
+        session.add_all(files)
     else:
-        accept(session, inspected, report, artifacts)
+        accept(session, inspected, report, files)
     return True
 
 

@@ -17,7 +17,7 @@ from pared.errors import OverLimit
 from pared.job_types import BY_SPEC, LISTED
 from pared.specs import PlanSpec
 from pared.state.settings import Settings
-from pared.state.tables import Artifact, Dataset, Job, Model, db_now
+from pared.state.tables import Dataset, Job, Model, db_now
 from pared.statuses import ENDED, HELD
 
 PLAN = BY_SPEC[PlanSpec].name
@@ -70,7 +70,7 @@ def _is_there(table: type[Model | Dataset]) -> ColumnElement[bool]:
 
 def _stored(session: Session, owner: str, settings: Settings) -> int:
     """Uploads that are there, and results."""
-    results = select(func.sum(Artifact.size_bytes)).join(Job, Job.id == Artifact.job_id).where(Job.owner == owner)
+    results = select(func.sum(Job.result_bytes)).where(Job.owner == owner)
     uploads = [
         select(func.sum(table.size_bytes)).where(table.owner == owner, _is_there(table)) for table in (Model, Dataset)
     ]

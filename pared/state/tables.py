@@ -22,7 +22,6 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
-    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
@@ -161,9 +160,6 @@ class Dataset(_Upload, Base):
     preview_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
-_QUEUED = text("status = 'queued'")
-
-
 class Job(Base):
     """One job. The row is the truth; a Celery message only says that there is something to claim."""
 
@@ -173,9 +169,9 @@ class Job(Base):
         Index("ix_jobs_owner_id", "owner", "id"),
         Index("ix_jobs_status_run_after", "status", "run_after"),
         # For `pared.state.turns`: who waits, and the first job of each.
-        Index(
-            "ix_jobs_queued", "status", "owner", "type", "device", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED
-        ),
+        Index("ix_jobs_status_owner_type_device_id", "status", "owner", "type", "device", "id"),
+        # For what an owner's results take up.
+        Index("ix_jobs_owner_result_bytes", "owner", "result_bytes"),
         # For the jobs of a key that is revoked.
         Index("ix_jobs_key_id", "key_id"),
     )
@@ -191,6 +187,7 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(Json)  # {fraction, epoch, epochs, eta_s}
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     report: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    result_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # of its artifacts together
     sandbox: Mapped[str | None] = mapped_column(String(16))
     request_id: Mapped[str | None] = mapped_column(String(64))  # of the HTTP request that made it, for the logs
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, literal_column, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from pared.job_types import BY_NAME, UNLISTED
@@ -20,7 +20,6 @@ from pared.statuses import HELD
 Lane = Literal["jobs", "quick"]
 
 TYPES: dict[Lane, list[str]] = {"jobs": [name for name in BY_NAME if name not in UNLISTED], "quick": [*UNLISTED]}
-_QUEUED: ColumnElement[str] = literal_column("'queued'")  # as the index has it: a parameter could be anything
 _SERVED = {"jobs": Owner.served_at, "quick": Owner.quick_served_at}
 
 
@@ -55,7 +54,7 @@ def place_in_line(session: Session, job: Job) -> int:
 
     Of each other owner as many may come before it as of its own.
     """
-    rivals = (Job.status == _QUEUED, Job.type.in_(TYPES["jobs"]), Job.device.in_({job.device, "auto"}))
+    rivals = (Job.status == "queued", Job.type.in_(TYPES["jobs"]), Job.device.in_({job.device, "auto"}))
     own = session.scalar(select(func.count()).where(*rivals, Job.owner == job.owner, Job.id <= job.id)) or 0
     others = session.scalars(select(func.count()).where(*rivals, Job.owner != job.owner).group_by(Job.owner))
     return own + sum(min(count, own) for count in others)
@@ -126,11 +125,15 @@ def _first_of_each(lane: Lane, devices: Sequence[str], asked_for: str | None) ->
         _first(another_owner, another_owner.owner > head.owner),
     )
     heads = heads.union_all(select(following).select_from(heads.join(head, head.id == heads.c.id)))
+    # The group's columns are compared together, from both sides: where each equals something, PostgreSQL takes the
+    # order for that of the ids alone, and reads all jobs by their primary key until one fits.
+    group = tuple_(due.owner, due.type, due.device)
+    # Of the head, values: SQLite compares several columns by an index with these alone.
+    of_head = tuple_(head.owner.concat(""), head.type.concat(""), head.device.concat(""))
     may_run = _first(
         due,
-        due.owner == head.owner,
-        due.type == head.type,
-        due.device == head.device,
+        group >= of_head,
+        group <= of_head,
         # An expression, for SQLite would look for it in another index, and then sort all that waits.
         due.run_after + 0.0 <= db_now(),
         due.cancel_requested_at.is_(None),
@@ -143,4 +146,4 @@ def _first_of_each(lane: Lane, devices: Sequence[str], asked_for: str | None) ->
 def _first(job: type[Job], *where: ColumnElement[bool]) -> ScalarSelect[str]:
     """The id of the first queued job in the order of the index."""
     order = (job.status, job.owner, job.type, job.device, job.id)
-    return select(job.id).where(job.status == _QUEUED, *where).order_by(*order).limit(1).scalar_subquery()
+    return select(job.id).where(job.status == "queued", *where).order_by(*order).limit(1).scalar_subquery()

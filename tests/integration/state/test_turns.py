@@ -6,12 +6,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import delete, text, update
 
+from pared.errors import OverLimit
 from pared.specs import InspectSpec
 from pared.state import lifecycle
+from pared.state.limits import bytes_left, check_bytes
 from pared.state.owners import create_owner
-from pared.state.tables import Job, new_id
+from pared.state.tables import Artifact, Job, new_id
 from pared.state.turns import _first_of_each, next_in_turn, place_in_line
 from tests.support.job_specs import PRUNE
 
@@ -113,6 +115,26 @@ def test_no_owner_has_more_jobs_under_way_than_may_be_however_many_workers_ask_a
     assert serve(sessions, most_held=2) == (bob, other)
 
 
+def test_results_count_towards_what_an_owner_stores_as_long_as_their_job_is_there(sessions, owners, settings):
+    ann, bob, _ = owners
+    limited = settings.model_copy(update={"max_stored_bytes": 100})
+    (job,) = queued(sessions, ann)
+    with sessions.begin() as session:
+        fence = lifecycle.claim(session, job, "worker", 45.0, ["cpu"]).fence
+        files = [
+            Artifact(id=new_id("art"), job_id=job, name=f"{n}", media_type="", object_key="", sha256="", size_bytes=30)
+            for n in range(3)
+        ]
+        assert lifecycle.succeed(session, job, fence, {}, files)
+    with sessions.begin() as session:
+        assert [bytes_left(session, owner, limited) for owner in (ann, bob)] == [10, 100]
+        check_bytes(session, ann, 10, limited)
+        with pytest.raises(OverLimit):
+            check_bytes(session, ann, 11, limited)
+        session.execute(delete(Job).where(Job.id == job))
+        assert bytes_left(session, ann, limited) == 100
+
+
 FLOOD = """
 insert into jobs (id, owner, type, status, spec, created_at, updated_at, attempt, crash_count, fence, held_s, run_after)
 with recursive numbers(n) as (select 1 union all select n + 1 from numbers where n < 100000)
@@ -124,18 +146,24 @@ def test_a_claim_is_quick_with_a_hundred_thousand_jobs_waiting(sessions, owners)
     ann, bob, _ = owners
     with sessions.begin() as session:
         session.execute(text(FLOOD), {"owner": ann})
+        if session.connection().dialect.name == "postgresql":
+            session.execute(text("analyze jobs"))  # as its autovacuum does within a minute
     (theirs,) = queued(sessions, bob)
     assert serve(sessions)[0] == ann
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: SQLite's own work, whatever else the machine does
     assert serve(sessions) == (bob, theirs)
     for _ in range(9):
         assert serve(sessions)[0] == ann
-    assert (time.perf_counter() - began) / 10 < 0.5  # seconds, were all of them read and sorted
+    assert (time.process_time() - began) / 10 < 0.08  # seconds; more are needed to read and sort all that wait
     query = _first_of_each("jobs", ["cpu"], None).compile(sessions.engine, compile_kwargs={"literal_binds": True})
     explain = "explain query plan " if sessions.engine.dialect.name == "sqlite" else "explain "
     with sessions() as session:
         plan = "\n".join(map(str, session.execute(text(explain + str(query).replace(":", r"\:")))))
-    assert "ix_jobs_queued" in plan
+    assert "ix_jobs_status_owner_type_device_id" in plan
     assert "Seq Scan on jobs" not in plan
     assert "B-TREE FOR ORDER" not in plan
     assert "ix_jobs_status_run_after" not in plan
+    if sessions.engine.dialect.name == "postgresql":
+        _, *steps = plan.split("Scan using ix_jobs_status_owner_type_device_id")
+        assert len(steps) == 5
+        assert all("status" in step.partition("Index Cond")[2].partition("\n")[0] for step in steps)
