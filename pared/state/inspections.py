@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import exists, select, update
@@ -20,6 +20,11 @@ _ORPHAN_S = 120.0
 PREVIEWS = {"preview.png": "image/png", "preview.json": "application/json"}
 """What an inspection may leave to show a data set's samples: name -> media type."""
 MAX_PREVIEW_BYTES = 8 << 20
+
+
+def files_to_keep(upload_id: str) -> Collection[str]:
+    """Names of the files that the inspection of an upload may leave; no row will ever name another."""
+    return PREVIEWS if table_of(upload_id) is Dataset else ()
 
 
 def accept(session: Session, upload_id: str, inspection: dict[str, Any], artifacts: Iterable[Artifact] = ()) -> None:
