@@ -10,6 +10,8 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 import pared
+from pared.state.data_folder import close_to_others
+from pared.state.failpoints import arm
 from pared.state.logs import configure_logging
 from pared.state.settings import Settings, settings
 from service import problems
@@ -21,6 +23,8 @@ from service.routes import docs, health, jobs, plans, results, uploads
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app for these settings. The tables must be there (`pared.state.session.migrate`)."""
+    close_to_others(settings)
+    arm(settings.failpoints)
     parts = build_parts(settings)
 
     @asynccontextmanager

@@ -89,10 +89,15 @@ class ObjectStore(Protocol):
 
 def open_store(url: str) -> ObjectStore:
     """The store behind a `file://` URL; its folder is made if it is missing."""
+    return DirectoryStore(folder_of(url))
+
+
+def folder_of(url: str) -> Path:
+    """The folder that a `file://` URL names. Raises ValueError for any other."""
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"PARED_OBJECTS_URL must look like file:///var/lib/pared/objects, not {url!r}")
-    return DirectoryStore(Path(unquote(parts.path)))
+    return Path(unquote(parts.path))
 
 
 def content_key(sha256: str) -> str:

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, s
 
 from pared.errors import Unavailable
 from pared.job_types import UNLISTED
+from pared.state.failpoints import failpoint
 from pared.state.lifecycle import claimable
 from pared.state.session import Sessions
 from pared.state.settings import Settings
@@ -94,6 +95,8 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
             .order_by(Outbox.id)
             .limit(limit)
         ).all()
+    if owed:
+        failpoint("job.created")
     sent: list[tuple[int, str]] = []
     for row_id, job_id, device in owed:
         try:
@@ -103,6 +106,7 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
             break
         sent.append((row_id, job_id))
     if sent:
+        failpoint("outbox.sent")
         with sessions.begin() as session:
             these = Job.id.in_([job_id for _, job_id in sent])
             # In order, or two relays at once may each wait for a row that the other holds.
