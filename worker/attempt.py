@@ -40,7 +40,7 @@ from worker.attempt_types import (
 from worker.forkserver import Child
 from worker.kept_answers import key_of
 from worker.lease import Lease, LeaseLost
-from worker.monitor import ChildMonitor
+from worker.monitor import ChildMonitor, over_quota
 from worker.recorder import Recorder, UntrustworthyFile, discard
 from worker.results import NoRoom, Results, check_report
 from worker.scratch import scratch
@@ -215,6 +215,8 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[
         recorder.close(keep_checkpoint=isinstance(ending, Crashed | HandedBack))
     if lease.lost:
         raise LeaseLost
+    if isinstance(ending, Succeeded) and (over := over_quota(folder, quota)) is not None:
+        return Failed(over), quota  # since it was last looked at; from here on it is copied
     if answers is not None and isinstance(ending, Succeeded):
         worker.answers.take(claim.owner, answers, folder)
     return ending, quota
@@ -330,8 +332,6 @@ def _conclude(
         results = Results(worker.store, claim, quota, out)
     except UntrustworthyFile as error:
         return _record(worker, claim, lease, _left_what_cannot_be_kept(error))
-    except StorageFull as error:
-        return _record(worker, claim, lease, Failed(error))
 
     def save() -> Ending:
         try:

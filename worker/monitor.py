@@ -22,7 +22,10 @@ from pared.errors import (
     Stalled,
     StorageFull,
     TimeLimit,
+    UnsupportedDataset,
+    UnsupportedModel,
 )
+from pared.reports import ModelInspection
 from worker import child_processes, protocol
 from worker.attempt_types import (
     Canceled,
@@ -47,6 +50,8 @@ _TAIL_BYTES = 32 << 10
 """How much of what the child printed last is kept; a chain of tracebacks through torch is long."""
 _EXIT_S = 5.0
 _CHECK_FILES_EVERY_S = 2.0
+MAX_INSPECTION_BYTES = 4 << 20
+"""An inspection is read with its upload, and by lists; that of a model with a thousand layers takes 0.3 MiB."""
 _MAX_TOLD_ERRORS = 20
 
 log = structlog.get_logger()
@@ -147,6 +152,13 @@ class ChildMonitor:
             # In words only where they are few: there may be as many as values.
             which = str(error) if error.error_count() <= _MAX_TOLD_ERRORS else f"{error.error_count()} errors"
             raise protocol.Malformed(f"not a {kind.__name__}: {which[: protocol.MAX_TEXT]}") from error
+        if self._claim.type.report_goes_to == "upload" and len(report.model_dump_json()) > MAX_INSPECTION_BYTES:
+            most = f"{MAX_INSPECTION_BYTES >> 20} MiB, the most that is kept of one"
+            return Failed(
+                UnsupportedModel(f"What there is to say of this upload takes more than {most}: it has too many layers.")
+                if kind is ModelInspection
+                else UnsupportedDataset(f"What there is to say of this upload takes more than {most}.")
+            )
         self._log_output("method_returned", logging.DEBUG)
         return Succeeded(report.model_dump(mode="json"))
 
@@ -167,13 +179,11 @@ class ChildMonitor:
             used = f"The job used more than {self._quota.memory_bytes / 2**30:.3g} GiB of memory."
             return Failed(OutOfMemory(f"{used} {self._claim.type.when_out_of_memory}"))
         if now > self._check_files_at:
-            found = written(self._folder)
+            over = over_quota(self._folder, self._quota)
             # A folder that takes long to look at is looked at less often: messages are to be read too.
             self._check_files_at = time.monotonic() + max(_CHECK_FILES_EVERY_S, 10 * (time.monotonic() - now))
-            if found.size_bytes > self._quota.file_bytes:
-                return Failed(StorageFull("The job wrote more files than it may keep. Ask for fewer outputs."))
-            if found.too_many:
-                return Failed(StorageFull("The job made more files and folders than any job needs."))
+            if over is not None:
+                return Failed(over)
         return None
 
     def _terminate(self) -> None:
@@ -218,6 +228,16 @@ class ChildMonitor:
 
     def _attempt(self) -> str:
         return f"{self._claim.crash_count + 1} of {self._worker.settings.max_attempts}"
+
+
+def over_quota(folder: Path, quota: Quota) -> StorageFull | None:
+    """What to say of a child that has written more than it may; None: it has not."""
+    found = written(folder)
+    if found.size_bytes > quota.file_bytes:
+        return StorageFull("The job wrote more files than it may keep. Ask for fewer outputs.")
+    if found.too_many:
+        return StorageFull("The job made more files and folders than any job needs.")
+    return None
 
 
 def _read(fd: int) -> bytes | None:

@@ -16,7 +16,6 @@ from pared.state.objects import ObjectStore
 from pared.state.tables import Artifact, new_id
 from pared.weights.safetensors import BadSafetensors, read_header
 from worker.attempt_types import Claim, Quota
-from worker.child_files import size_of
 from worker.recorder import UntrustworthyFile, discard, store_file
 
 _MAX_ARTIFACTS = 100
@@ -41,15 +40,12 @@ class Results:
 
         Raises:
             UntrustworthyFile: there are too many files, or one has a name that no result of ours has.
-            StorageFull: together they are larger than a job may keep.
         """
         self._store, self._claim = store, claim
         self._waiting = _paths(claim, out)
         self._most_bytes = quota.file_bytes
         self.artifacts: list[Artifact] = []
         """Those that are stored."""
-        if sum(size_of(os.lstat(path)) for path in self._waiting) > quota.file_bytes:
-            raise StorageFull("The job wrote more files than it may keep. Ask for fewer outputs.")
 
     def save(self) -> None:
         """Store what is not yet stored.

@@ -69,6 +69,12 @@ def test_thousands_of_nested_folders_end_the_job_that_made_them_and_no_other(mak
     assert bench.run(bench.submit_inspection("raise_named")).error["code"] == "nothing-to-prune"
 
 
+def test_an_inspection_that_would_fill_every_list_is_refused(bench):
+    job = bench.run(bench.submit_inspection("talk"))
+    assert (job.status, job.error["code"]) == ("failed", "unsupported-model")
+    assert "too many layers" in job.error["detail"]
+
+
 @pytest.mark.parametrize("what", ["digest", "name", "size", "parameters"])
 def test_a_report_that_disagrees_with_the_files_is_a_crash(make_bench, what):
     bench = make_bench(max_attempts=1)
