@@ -59,12 +59,16 @@ class JobType:
     """The setting that limits a job whose spec has no `time_limit_s`."""
     when_out_of_time: str = "Use fewer epochs, a smaller model or a higher time_limit_s."
     """What to do about a job that was ended after its time limit."""
+    when_out_of_memory: str = "Use a smaller batch size, data set or model."
+    """What to do about a job that was ended at its memory limit."""
     listed: bool = True
     """Whether owners post, list and cancel such jobs. The API makes the others for itself: they are over in seconds,
     and do not wait for a job that takes hours."""
     report_goes_to: Literal["job", "upload"] = "job"
     """Whose the report is when a job succeeds. `upload`: of the upload that the spec names, which becomes ready; it is
     rejected where the job fails."""
+    keeps_files: bool = True
+    """Whether the files that the method leaves become artifacts. False: they are thrown away."""
     uses_gpu: bool = True
     """False: it runs on the processor, on whichever worker takes it."""
     teachers: str | None = None
@@ -149,6 +153,8 @@ JOB_TYPES = (
         report={"model": ModelInspection, "dataset": DatasetInspection},
         method="pared.compression.jobs.inspect:inspect",
         time_limit="inspect_time_s",
+        when_out_of_memory="Upload it in a smaller form, or ask whoever runs this server for a higher "
+        "PARED_INSPECT_MEMORY_BYTES or PARED_MEMORY_BYTES.",
         listed=False,
         report_goes_to="upload",
         uses_gpu=False,
@@ -161,6 +167,7 @@ JOB_TYPES = (
         time_limit="plan_time_s",
         when_out_of_time="Post the job itself, or ask whoever runs this server for a higher PARED_PLAN_TIME_S.",
         listed=False,
+        keeps_files=False,
         kept_s=3_600.0,
     ),
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pared import gpus
+from pared.state.data_folder import close_to_others
 from pared.state.keys import any_works
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
@@ -28,7 +29,8 @@ def run(settings: Settings) -> int:
     a running job be handed back to the queue; a second one stops at once.
     """
     directory = settings.data_dir.resolve()
-    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    close_to_others(settings)
+    (directory / "logs").mkdir(exist_ok=True)
     with (directory / "up.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,6 +85,7 @@ class _Up:
                 self._announce(f"pared is not ready after {READY_S:.0f} s; see {self._directory / 'logs'}")
             return
         problems = [worker["device_problem"] for worker in workers if worker["device_problem"]]
+        as_root = [worker["sandbox_problem"] for worker in workers if worker["sandbox_problem"]]
         if readiness.get("status") != "ready":
             if waited or not any(worker["devices"] for worker in workers):
                 self._announce(f"pared is not ready: {readiness.get('detail')}")
@@ -95,7 +98,8 @@ class _Up:
             f"  serving        {'; '.join(worker['device'] for worker in workers)}\n"
             + "".join(f"                 {problem}\n" for problem in problems)
             + f"  sandbox        {readiness['sandbox']}\n"
-            "  Ctrl-C stops it; jobs go on at the next start."
+            + "".join(f"                 {problem}\n" for problem in dict.fromkeys(as_root))
+            + "  Ctrl-C stops it; jobs go on at the next start."
         )
 
     def _announce(self, text: str) -> None:

@@ -10,6 +10,8 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 import pared
+from pared.state.data_folder import close_to_others
+from pared.state.failpoints import arm
 from pared.state.settings import Settings
 from service import problems
 from service.audit import AuditMiddleware
@@ -21,6 +23,8 @@ from service.routes import admin, docs, health, jobs, limits, plans, results, up
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app for these settings. The tables must be there (`pared.state.session.migrate`)."""
+    close_to_others(settings)
+    arm(settings.failpoints)
     parts = build_parts(settings)
 
     @asynccontextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import mimetypes
-import os
-import re
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never, cast
@@ -18,12 +17,13 @@ from pared.errors import CorruptObject, ModelCrashesWorker, NotFound, ParedError
 from pared.job_types import BY_NAME
 from pared.specs import Reference, UploadKind
 from pared.state import lifecycle
+from pared.state.failpoints import failpoint
 from pared.state.objects import ObjectStore, content_key
 from pared.state.references import table_of
 from pared.state.session import Sessions
-from pared.state.tables import Artifact, Dataset, Job, Model, new_id
+from pared.state.tables import Artifact, Dataset, Job, Model
 from pared.statuses import ENDED
-from worker import protocol
+from worker import protocol, waiting_results
 from worker.attempt_types import (
     Canceled,
     Claim,
@@ -32,6 +32,7 @@ from worker.attempt_types import (
     Failed,
     HandedBack,
     Hindered,
+    Quota,
     Succeeded,
     Worker,
     early_ending,
@@ -39,17 +40,15 @@ from worker.attempt_types import (
 from worker.forkserver import Child
 from worker.kept_answers import key_of
 from worker.lease import Lease, LeaseLost
-from worker.monitor import ChildMonitor
-from worker.recorder import Recorder, UntrustworthyFile, discard, store_file
+from worker.monitor import ChildMonitor, over_quota
+from worker.recorder import Recorder, UntrustworthyFile, discard
+from worker.results import NoRoom, Results, check_report
 from worker.scratch import scratch
 
-_MAX_ARTIFACTS = 100
-STORE_TIMEOUT_S = 600.0
-"""How long a result that is made waits for room in the store."""
-STORE_RETRY_S = 5.0
 RETRY_BACKOFF_S = 15.0
 """After an attempt that this machine hindered, times the number of them."""
-_ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_INSPECTION_BYTES = 8
+"""Memory of the inspection of a model for each byte of its file, beside what each may use."""
 
 log = structlog.get_logger()
 
@@ -61,7 +60,8 @@ def run(worker: Worker, job_id: str, *, most_held: int = 0) -> Ending | None:
         most_held: leave it where its owner has so many jobs of its lane under way; 0: take it.
 
     Returns:
-        How the attempt ended, where it was made and is this worker's to end.
+        How the attempt ended, where it was made and is this worker's to end; None also where its results wait for
+        room, and a thread of their own ends it later.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is away; nothing was claimed, and the sweep will ring again.
@@ -100,14 +100,14 @@ def _run(worker: Worker, job_id: str, most_held: int) -> Ending | None:
         heartbeat_s=worker.settings.heartbeat_s,
         claimed_at=claim.claimed_at,
     )
-    with lease:
+    failpoint("job.claimed")
+    with ExitStack() as held:
+        held.enter_context(lease)
         try:
-            ending = _run_in_scratch(worker, claim, lease)
+            return _run_in_scratch(worker, claim, lease, held)
         except LeaseLost:
             log.warning("lease_lost", job=job_id, fence=claim.fence)
             return None
-        log.info("ended", job=job_id, ending=type(ending).__name__, detail=_detail(ending))
-        return ending
 
 
 def _claim(worker: Worker, job_id: str, most_held: int) -> Claim | None:
@@ -138,33 +138,47 @@ def _claim(worker: Worker, job_id: str, most_held: int) -> Claim | None:
         )
 
 
-def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease) -> Ending:
+def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease, held: ExitStack) -> Ending | None:
+    """Args: held: what is let go of once the attempt has ended; the thread of results that wait takes it over."""
     try:
-        with scratch(worker.settings.data_dir.resolve() / "scratch", worker.confinement.uid) as folder:
-            return _conclude(worker, claim, lease, folder, _attempt(worker, claim, lease, folder))
+        folder = held.enter_context(scratch(worker.settings.data_dir.resolve() / "scratch", worker.confinement.uid))
+        ending, quota = _attempt(worker, claim, lease, folder)
+        if not isinstance(ending, Succeeded):
+            return _record(worker, claim, lease, ending)
+        failpoint("child.ended")
+        return _conclude(worker, claim, lease, folder / "out", ending, quota, held)
     except OSError as error:
         # This machine, not the job.
         log.warning("attempt_hindered", job=claim.job_id, reason=str(error))
         problem = Unavailable(f"The machine that was to run the job failed: {error.strerror}.")
-        return _conclude(worker, claim, lease, Path(), Hindered(problem))
+        return _record(worker, claim, lease, Hindered(problem))
 
 
 # -- running it -----------------------------------------------------------------------------------
 
 
-def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending:
+def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[Ending, Quota]:
+    quota = Quota(worker.settings.memory_bytes, 4 * worker.settings.memory_bytes)
     try:
         inputs = lease.write(lambda: _inputs(worker, claim))
         for upload in inputs:
             _fetch(worker.store, upload, folder)
         resume, checkpoints = _fetch_checkpoint(worker.store, claim, folder)
     except StorageFull as error:
-        return Hindered(error)
+        return Hindered(error), quota
     except ParedError as error:
-        return Failed(error)
+        return Failed(error), quota
+    quota = _quota(worker, claim, inputs)
     answers = _answers_key(claim, inputs)
     answers_given = answers is not None and worker.answers.hand_in(claim.owner, answers, folder)
-    recorder = Recorder(worker.sessions, worker.store, lease, folder / "checkpoints", checkpoints)
+    recorder = Recorder(
+        worker.sessions,
+        worker.store,
+        lease,
+        folder / "checkpoints",
+        checkpoints,
+        checkpoint_bytes=quota.file_bytes if claim.type.listed else 0,
+    )
     recorder.log(f"Sandbox held: {worker.confinement.in_words()}.")
     device = worker.serving.device_for(claim.device)
     notes = _notes(worker, claim)
@@ -178,7 +192,9 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         "dataset": next((upload.as_request() for upload in inputs if upload.kind == "dataset"), None),
         "resume": resume,
         "answers_given": answers_given,
-        "memory_bytes": worker.settings.memory_bytes,
+        "memory_bytes": quota.memory_bytes,
+        "file_bytes": quota.file_bytes,
+        "failpoints": worker.settings.failpoints,
         "threads": worker.threads,
         "device": device,
         "notes": notes,
@@ -193,7 +209,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
     try:
         child = worker.children.child(folder, request, lambda: early_ending(worker, lease) is not None)
         if child is not None:
-            ending = ChildMonitor(worker, claim, lease, child, recorder, folder).run()
+            ending = ChildMonitor(worker, claim, lease, child, recorder, folder, quota).run()
         else:
             ending = early_ending(worker, lease) or HandedBack()
     finally:
@@ -202,9 +218,21 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> Ending
         recorder.close(keep_checkpoint=isinstance(ending, Crashed | HandedBack))
     if lease.lost:
         raise LeaseLost
+    if isinstance(ending, Succeeded) and (over := over_quota(folder, quota)) is not None:
+        return Failed(over), quota  # since it was last looked at; from here on it is copied
     if answers is not None and isinstance(ending, Succeeded):
         worker.answers.take(claim.owner, answers, folder)
-    return ending
+    return ending, quota
+
+
+def _quota(worker: Worker, claim: Claim, inputs: list[_Upload]) -> Quota:
+    """What the child may use up. To look into a model takes little more than the model; data sets may be compressed."""
+    settings = worker.settings
+    memory = settings.memory_bytes
+    if claim.type.report_goes_to == "upload" and all(upload.kind == "model" for upload in inputs):
+        size = sum(upload.size_bytes for upload in inputs)
+        memory = min(memory, settings.inspect_memory_bytes + _INSPECTION_BYTES * size)
+    return Quota(memory, 4 * memory)
 
 
 def _answers_key(claim: Claim, inputs: list[_Upload]) -> str | None:
@@ -237,6 +265,7 @@ class _Upload:
     role: str
     filename: str
     sha256: str
+    size_bytes: int
     path: str | None
     about: dict[str, Any] = field(default_factory=dict)
     """Of a model what was posted with it, as `ModelFile` takes it."""
@@ -253,14 +282,15 @@ def _inputs(worker: Worker, claim: Claim) -> list[_Upload]:
 
 def _find(session: Session, owner: str, reference: Reference) -> _Upload:
     if not reference.is_upload:
-        return _Upload(reference.kind, reference.role, reference.id, "", None)
+        return _Upload(reference.kind, reference.role, reference.id, "", 0, None)
     row = cast("Model | Dataset | None", session.get(table_of(reference.id), reference.id))
     if row is None or row.owner != owner or row.deleted_at is not None:
         raise NotFound(f"{reference.id} was deleted before the job could use it. Upload the file again.")
     about: dict[str, Any] = {}
     if isinstance(row, Model):
         about = {"architecture": row.architecture, "weights": row.weights, "prefix": row.prefix}
-    return _Upload(reference.kind, reference.role, row.filename, row.sha256, f"in/{reference.role}", about)
+    path = f"in/{reference.role}"
+    return _Upload(reference.kind, reference.role, row.filename, row.sha256, row.size_bytes, path, about)
 
 
 def _fetch(store: ObjectStore, upload: _Upload, folder: Path) -> None:
@@ -293,31 +323,70 @@ def _fetch_checkpoint(
 # -- recording how it ended ------------------------------------------------------------------
 
 
-def _conclude(worker: Worker, claim: Claim, lease: Lease, folder: Path, ending: Ending) -> Ending:
+def _conclude(
+    worker: Worker, claim: Claim, lease: Lease, out: Path, ending: Succeeded, quota: Quota, held: ExitStack
+) -> Ending | None:
+    """Store what a successful child left, and record how the attempt ended; None: it ends later, in a thread.
+
+    Raises:
+        LeaseLost: the job is no longer this worker's.
+    """
+    try:
+        results = Results(worker.store, claim, quota, out)
+    except UntrustworthyFile as error:
+        return _record(worker, claim, lease, _left_what_cannot_be_kept(error))
+
+    def save() -> Ending:
+        try:
+            results.save()
+            check_report(ending.report, results.artifacts, out)
+        except UntrustworthyFile as error:
+            return _left_what_cannot_be_kept(error)
+        return ending
+
+    def finish(ending: Ending) -> Ending:
+        ended = _record(worker, claim, lease, ending, results.artifacts)
+        if not isinstance(ended, Succeeded):
+            results.discard()
+        return ended
+
+    try:
+        return finish(save())
+    except NoRoom as error:
+        log.warning("result_not_stored", job=claim.job_id, reason=str(error))
+        if not claim.type.listed:
+            # Made again in seconds; somebody waits for the uploads behind it.
+            return finish(Hindered(error.error))
+    # The result of hours; it would be a pity to make it again.
+    return waiting_results.finish(worker, lease, save, finish, held)
+
+
+def _left_what_cannot_be_kept(error: UntrustworthyFile) -> Crashed:
+    return Crashed(ModelCrashesWorker(f"The process that ran the model left files that cannot be kept: {error}."))
+
+
+def _record(worker: Worker, claim: Claim, lease: Lease, ending: Ending, artifacts: Sequence[Artifact] = ()) -> Ending:
     """Turn an ending into one fenced transition of the job. Returns what it came to.
 
     Raises:
         LeaseLost: the transition was no longer this worker's to make.
     """
-    artifacts: list[Artifact] = []
-    if isinstance(ending, Succeeded):
-        stored = _store_results(worker, claim, lease, folder / "out")
-        if isinstance(stored, list):
-            artifacts = stored
-        else:
-            ending = stored
     if isinstance(ending, Crashed) and claim.crash_count + 1 >= worker.settings.max_attempts:
         ending = Failed(ending.error)
     if isinstance(ending, Hindered) and claim.attempt - claim.crash_count >= worker.settings.max_lost_attempts:
         ending = Failed(ending.error)
     status, checkpoints = lease.write(lambda: _end(worker.sessions, claim, ending, artifacts))
+    failpoint("job.ended")
     if status in ENDED:
         for key in checkpoints:
             discard(worker.store, key)
-    return Canceled() if status == "canceled" else ending
+    if status == "canceled":
+        ending = Canceled()
+    log.info("ended", job=claim.job_id, ending=type(ending).__name__, detail=_detail(ending))
+    return ending
 
 
-def _end(sessions: Sessions, claim: Claim, ending: Ending, artifacts: list[Artifact]) -> tuple[str, list[str]]:
+def _end(sessions: Sessions, claim: Claim, ending: Ending, artifacts: Sequence[Artifact]) -> tuple[str, list[str]]:
     """One transaction: the transition that the ending asks for, or `canceled` where a cancel came first.
 
     Returns:
@@ -336,7 +405,7 @@ def _end(sessions: Sessions, claim: Claim, ending: Ending, artifacts: list[Artif
         return status, [key for key in keys if key]
 
 
-def _transition(session: Session, claim: Claim, ending: Ending, artifacts: list[Artifact]) -> bool:
+def _transition(session: Session, claim: Claim, ending: Ending, artifacts: Sequence[Artifact]) -> bool:
     job_id, fence = claim.job_id, claim.fence
     match ending:
         case Succeeded(report):
@@ -364,69 +433,6 @@ def _transition(session: Session, claim: Claim, ending: Ending, artifacts: list[
 def _tried_again(error: ParedError) -> str:
     """Why there is another attempt, for whoever follows."""
     return f"{error.detail[: protocol.MAX_TEXT]} It is tried again."
-
-
-def _store_results(worker: Worker, claim: Claim, lease: Lease, out: Path) -> list[Artifact] | Ending:
-    """Store the files of `out` under this attempt's own keys. They become artifacts with the job's end, or never."""
-    try:
-        names = _result_names(out)
-        return [_store_result(worker, claim, lease, out / name) for name in names]
-    except UntrustworthyFile as error:
-        return Crashed(ModelCrashesWorker(f"The process that ran the model left files that cannot be kept: {error}."))
-    except _StillNoRoom as error:
-        return error.ending
-
-
-def _result_names(out: Path) -> list[str]:
-    try:
-        names = sorted(os.listdir(out))
-    except OSError as error:
-        raise UntrustworthyFile(f"the folder itself cannot be listed: {error.strerror}") from error
-    if len(names) > _MAX_ARTIFACTS:
-        raise UntrustworthyFile(f"{len(names)} files are more than a job makes")
-    for name in names:
-        if not _ARTIFACT_NAME.fullmatch(name):
-            raise UntrustworthyFile(f"{name[:200]!a} is not a name for a result")
-    return names
-
-
-def _store_result(worker: Worker, claim: Claim, lease: Lease, path: Path) -> Artifact:
-    key = f"jobs/{claim.job_id}/{claim.fence}/{path.name}"
-    give_up_at = time.monotonic() + STORE_TIMEOUT_S
-    while True:
-        try:
-            stored = store_file(worker.store, path, key)
-        except (StorageFull, OSError) as error:
-            # The result is made; it would be a pity to make it again.
-            log.warning("result_not_stored", job=claim.job_id, name=path.name, reason=str(error))
-            if lease.lost:
-                raise LeaseLost from error
-            if lease.cancel_requested:
-                raise _StillNoRoom(Canceled()) from error
-            if worker.shutdown.requested:
-                raise _StillNoRoom(HandedBack()) from error
-            if time.monotonic() > give_up_at:
-                named = error if isinstance(error, StorageFull) else Unavailable("The results could not be stored.")
-                raise _StillNoRoom(Failed(named)) from error
-            worker.shutdown.wait(STORE_RETRY_S)
-        else:
-            return Artifact(
-                id=new_id("art"),
-                job_id=claim.job_id,
-                name=path.name,
-                media_type=mimetypes.types_map.get(path.suffix, "application/octet-stream"),
-                object_key=stored.key,
-                sha256=stored.sha256,
-                size_bytes=stored.size_bytes,
-            )
-
-
-class _StillNoRoom(Exception):
-    """The results could not be stored; `ending` says what becomes of the job."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__()
-        self.ending = ending
 
 
 def _detail(ending: Ending) -> str:

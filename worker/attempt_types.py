@@ -69,6 +69,15 @@ class Claim:
     claimed_at: float
 
 
+@dataclass(frozen=True)
+class Quota:
+    """What one child may use up."""
+
+    memory_bytes: int
+    file_bytes: int
+    """Of all that it writes, and so of what is copied from it."""
+
+
 # How an attempt can end. (A lost lease is no ending: it is an exception, for nothing may be written then.)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import math
 import mmap
@@ -20,9 +21,10 @@ import torch
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.loading.file_format import begins_as_onnx
 from pared.compression.work import AnswerFiles, DatasetFile, ModelFile, Work
-from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak, telling_line
+from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak, StorageFull, telling_line
 from pared.job_types import JOB_TYPES, Method, job_spec
 from pared.specs import JobSpec
+from pared.state.failpoints import arm, failpoint
 from pared.statuses import Stage
 from worker import forkserver, protocol
 from worker.kept_answers import GIVEN, MADE
@@ -39,6 +41,7 @@ def main(methods: Mapping[type[JobSpec], Method] | None = None) -> None:
     """
     methods = methods or all_methods()
     request = forkserver.enter()
+    arm(request["failpoints"])
     _keep_freed_memory(request["memory_bytes"])
     send = _Pipe(request["messages"])
     send(protocol.Confined(type="confined"))
@@ -48,6 +51,7 @@ def main(methods: Mapping[type[JobSpec], Method] | None = None) -> None:
         traceback.print_exc()
         send(_failure(error))
     else:
+        failpoint("child.reported")
         send(protocol.Result(type="result", report=report))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -148,6 +152,13 @@ def _refuse_program(path: Path, filename: str) -> None:
             )
 
 
+_NO_ROOM = {
+    errno.EFBIG: "The job wrote a file that is larger than all that it may keep. Ask for fewer outputs.",
+    errno.ENOSPC: "The worker's disk is full. Submit the job again later, or ask whoever runs this server.",
+    errno.EDQUOT: "The worker's disk is full. Submit the job again later, or ask whoever runs this server.",
+}
+
+
 def _failure(error: Exception) -> protocol.Failure:
     if isinstance(error, ParedError):
         code, detail = error.code, error.detail
@@ -156,6 +167,8 @@ def _failure(error: Exception) -> protocol.Failure:
         detail = (
             f"The job needed more memory than it may use: {telling_line(error)}. Use a smaller batch size or model."
         )
+    elif isinstance(error, OSError) and error.errno in _NO_ROOM:
+        code, detail = StorageFull.code, _NO_ROOM[error.errno]
     else:
         code = ParedError.code
         detail = f"{type(error).__name__}: {telling_line(error)}"
@@ -202,7 +215,9 @@ class PipeReporter:
         temporary = path.with_suffix(".part")
         with temporary.open("wb") as file:
             torch.save(state, file)
+        failpoint("child.checkpoint.written")
         temporary.replace(path)  # made durable by the parent's store
+        failpoint("child.checkpoint.renamed")
         self._send(protocol.Checkpoint(type="checkpoint", step=self._step))
         ended = time.monotonic()
         self._next_checkpoint_at = ended + _CHECKPOINT_INTERVAL * (ended - began)

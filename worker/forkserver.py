@@ -122,7 +122,8 @@ class ForkServer:
 
         Args:
             folder: its scratch folder, from `make_scratch`.
-            request: one JSON object, with `memory_bytes`, its limit, and `gpu`, whether it may use the GPUs (where it
+            request: one JSON object, with `memory_bytes`, its limit, where wanted `file_bytes`, that of each file that
+                it writes, and `gpu`, whether it may use the GPUs (where it
                 does not say so: if there are any), of which `card` may name one; `enter` returns it there.
             stop: whether it is no longer wanted; asked while the server still loads.
 
@@ -315,6 +316,7 @@ def enter() -> dict[str, Any]:
         folder=Path(),
         parent=request["parent"],
         memory_bytes=request["memory_bytes"],
+        file_bytes=request.get("file_bytes", sandbox.MAX_FILE_BYTES),
         gpu=request["gpu"],
         card=request.get("card"),
     )

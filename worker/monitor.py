@@ -24,11 +24,22 @@ from pared.errors import (
     TimeLimit,
 )
 from worker import child_processes, protocol
-from worker.attempt_types import Canceled, Claim, Crashed, Ending, Failed, Hindered, Succeeded, Worker, early_ending
+from worker.attempt_types import (
+    Canceled,
+    Claim,
+    Crashed,
+    Ending,
+    Failed,
+    Hindered,
+    Quota,
+    Succeeded,
+    Worker,
+    early_ending,
+)
 from worker.forkserver import Child
 from worker.lease import Lease
 from worker.recorder import Recorder
-from worker.scratch import written_bytes
+from worker.scratch import written
 
 _TICK_S = 0.1
 _READ_BYTES = 1 << 20
@@ -36,6 +47,7 @@ _TAIL_BYTES = 32 << 10
 """How much of what the child printed last is kept; a chain of tracebacks through torch is long."""
 _EXIT_S = 5.0
 _CHECK_FILES_EVERY_S = 2.0
+_MAX_TOLD_ERRORS = 20
 
 log = structlog.get_logger()
 
@@ -44,9 +56,9 @@ class ChildMonitor:
     """The parent's loop over everything that can happen to a child. It never blocks for longer than a tick."""
 
     def __init__(
-        self, worker: Worker, claim: Claim, lease: Lease, child: Child, recorder: Recorder, folder: Path
+        self, worker: Worker, claim: Claim, lease: Lease, child: Child, recorder: Recorder, folder: Path, quota: Quota
     ) -> None:
-        self._worker, self._claim, self._lease = worker, claim, lease
+        self._worker, self._claim, self._lease, self._quota = worker, claim, lease, quota
         self._child, self._recorder, self._folder = child, recorder, folder
         self._reader = protocol.Reader()
         self._tail = bytearray()
@@ -132,7 +144,9 @@ class ChildMonitor:
         try:
             report = kind.model_validate(message.report | filled)
         except ValidationError as error:
-            raise protocol.Malformed(f"not a {kind.__name__}: {error}") from error
+            # In words only where they are few: there may be as many as values.
+            which = str(error) if error.error_count() <= _MAX_TOLD_ERRORS else f"{error.error_count()} errors"
+            raise protocol.Malformed(f"not a {kind.__name__}: {which[: protocol.MAX_TEXT]}") from error
         self._log_output("method_returned", logging.DEBUG)
         return Succeeded(report.model_dump(mode="json"))
 
@@ -149,17 +163,15 @@ class ChildMonitor:
             return Crashed(
                 Stalled(f"Nothing was heard of the job for {settings.stall_s:g} seconds on attempt {self._attempt()}.")
             )
-        if self._memory_bytes() > settings.memory_bytes:
-            return Failed(
-                OutOfMemory(
-                    f"The job used more than {settings.memory_bytes / 2**30:.3g} GiB of memory. Use a smaller "
-                    "batch size, data set or model."
-                )
-            )
+        if self._memory_bytes() > self._quota.memory_bytes:
+            used = f"The job used more than {self._quota.memory_bytes / 2**30:.3g} GiB of memory."
+            return Failed(OutOfMemory(f"{used} {self._claim.type.when_out_of_memory}"))
         if now > self._check_files_at:
-            self._check_files_at = now + _CHECK_FILES_EVERY_S
-            if written_bytes(self._folder) > 4 * settings.memory_bytes:
-                return Failed(StorageFull("The job wrote more files than it may keep. Ask for fewer outputs."))
+            over = over_quota(self._folder, self._quota)
+            # A folder that takes long to look at is looked at less often: messages are to be read too.
+            self._check_files_at = time.monotonic() + max(_CHECK_FILES_EVERY_S, 10 * (time.monotonic() - now))
+            if over is not None:
+                return Failed(over)
         return None
 
     def _terminate(self) -> None:
@@ -204,6 +216,16 @@ class ChildMonitor:
 
     def _attempt(self) -> str:
         return f"{self._claim.crash_count + 1} of {self._worker.settings.max_attempts}"
+
+
+def over_quota(folder: Path, quota: Quota) -> StorageFull | None:
+    """What to say of a child that has written more than it may; None: it has not."""
+    found = written(folder)
+    if found.size_bytes > quota.file_bytes:
+        return StorageFull("The job wrote more files than it may keep. Ask for fewer outputs.")
+    if found.too_many:
+        return StorageFull("The job made more files and folders than any job needs.")
+    return None
 
 
 def _read(fd: int) -> bytes | None:

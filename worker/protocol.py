@@ -11,14 +11,23 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pared import statuses
 
-MAX_LINE_BYTES = 32 * 2**20
+MAX_LINE_BYTES = 16 * 2**20
 """A report names each removed channel of each tensor; nothing else comes near."""
+MAX_SHORT_LINE_BYTES = 64 * 2**10
+"""Of all messages but a report."""
 MAX_LINES = 2_000_000
 MAX_TEXT = 2000
+MAX_VALUES = 2_000_000
+"""In one message: numbers, mostly."""
+MAX_CONTAINERS = 200_000
+"""In one message: lists and objects, each of which takes many times the memory that its two bytes do."""
+MAX_DEPTH = 32
+MAX_STRING = 100_000
+"""Characters of one text in a report."""
 
 
 class Malformed(Exception):
@@ -99,8 +108,8 @@ _messages: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimin
 
 
 def encode(message: Message) -> bytes:
-    """One line, newline included."""
-    return message.model_dump_json().encode() + b"\n"
+    """One line of ASCII, newline included."""
+    return json.dumps(message.model_dump(mode="json"), separators=(",", ":")).encode() + b"\n"
 
 
 class Reader:
@@ -131,19 +140,48 @@ class Reader:
 
 def _parse(line: bytearray) -> Message:
     try:
+        _check_before_parsing(line)
         return _messages.validate_python(_clean(json.loads(line, parse_constant=_refuse)))
-    except (ValueError, RecursionError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"not a message: {bytes(line[:200])!r}") from error
 
 
-def _clean(value: Any) -> Any:
-    """The same value without what PostgreSQL refuses: NUL, halves of surrogate pairs, and numbers like 1e999."""
+def _check_before_parsing(line: bytearray) -> None:
+    """Refuse what would take many times its length once it is parsed. What stands in texts counts too.
+
+    Raises:
+        ValueError: there is too much of something.
+    """
+    if len(line) <= MAX_SHORT_LINE_BYTES:
+        return
+    if not line.startswith(_RESULT):
+        raise ValueError("only a report is so long")
+    if line.count(b"[") + line.count(b"{") > MAX_CONTAINERS or line.count(b",") > MAX_VALUES:
+        raise ValueError("it holds too many values")
+    if not line.isascii():
+        # One character from beyond would make all others take four bytes each; `encode` escapes them.
+        raise ValueError("it is not ASCII")
+
+
+_RESULT = b'{"type":"result",'
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    """The same value without what PostgreSQL refuses: NUL, halves of surrogate pairs, and numbers like 1e999.
+
+    Raises:
+        ValueError: it is nested too deep, or a text or a number is too large.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError("it is nested too deep")
     if isinstance(value, str):
+        if len(value) > MAX_STRING:
+            raise ValueError("a text is too long")
         return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [_clean(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
+        return {_clean(key, depth + 1): _clean(item, depth + 1) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number is too large")
     return value

@@ -20,6 +20,7 @@ import structlog
 from pared.errors import StorageFull
 from pared.state import lifecycle
 from pared.state.events import EventKind
+from pared.state.failpoints import failpoint
 from pared.state.logs import thread_with_context
 from pared.state.objects import CHUNK_BYTES, ObjectStore, Stored
 from pared.state.session import Sessions
@@ -39,10 +40,27 @@ class Recorder:
     """Writes for one attempt at one job until `close`."""
 
     def __init__(
-        self, sessions: Sessions, store: ObjectStore, lease: Lease, folder: Path, checkpoints: list[tuple[str, str]]
+        self,
+        sessions: Sessions,
+        store: ObjectStore,
+        lease: Lease,
+        folder: Path,
+        checkpoints: list[tuple[str, str]],
+        *,
+        checkpoint_bytes: int,
     ) -> None:
-        """Args: checkpoints: (key, sha256) of those of earlier attempts, newest first; at most two."""
+        """Start the thread.
+
+        Args:
+            sessions: of the process.
+            store: for checkpoints.
+            lease: on the job.
+            folder: where the child leaves its checkpoints.
+            checkpoints: (key, sha256) of those of earlier attempts, newest first; at most two.
+            checkpoint_bytes: no larger one is kept; 0: none is.
+        """
         self._sessions, self._store, self._lease, self._folder = sessions, store, lease, folder
+        self._checkpoint_bytes = checkpoint_bytes
         self.checkpoints = checkpoints
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -83,6 +101,9 @@ class Recorder:
 
     def checkpoint(self, step: int) -> None:
         """`checkpoints/{step}` is whole. When several wait, only the newest is kept."""
+        if not self._checkpoint_bytes:
+            _drop(self._folder / str(step))
+            return
         with self._lock:
             passed, self._checkpoint = self._checkpoint, step
         if passed is not None:
@@ -142,13 +163,14 @@ class Recorder:
         key = f"checkpoints/{self._lease.job_id}/{self._lease.fence}/{step}"
         path = self._folder / str(step)
         try:
-            stored = store_file(self._store, path, key)
+            stored = store_file(self._store, path, key, most_bytes=self._checkpoint_bytes)
         except (StorageFull, OSError, UntrustworthyFile) as error:
             # The job goes on; an attempt after this one would start from the checkpoint before.
             log.warning("checkpoint_not_kept", job=self._lease.job_id, step=step, reason=str(error))
             return
         finally:
             _drop(path)
+        failpoint("checkpoint.stored")
         checkpoints = [(stored.key, stored.sha256), *self.checkpoints]
         values: dict[str, Any] = {
             "checkpoint_key": stored.key,
@@ -158,6 +180,7 @@ class Recorder:
             "previous_checkpoint_sha256": checkpoints[1][1] if len(checkpoints) > 1 else None,
         }
         self._lease.write(lambda: self._advance(values, []))
+        failpoint("checkpoint.recorded")
         # Only now does no row name the older ones.
         self.checkpoints = checkpoints[:2]
         for old, _ in checkpoints[2:]:
@@ -168,11 +191,17 @@ class UntrustworthyFile(Exception):
     """What the child left under this name is not a plain file of its own."""
 
 
-def store_file(store: ObjectStore, path: Path, key: str) -> Stored:
+def store_file(store: ObjectStore, path: Path, key: str, *, most_bytes: int) -> Stored:
     """Upload a file that the child wrote.
 
+    Args:
+        store: where to.
+        path: the file, in the child's folder; its child may live.
+        key: what it is stored under.
+        most_bytes: no larger file is copied.
+
     Raises:
-        UntrustworthyFile: it is a link, a device, or a file that has another name elsewhere too.
+        UntrustworthyFile: it is a link, a device, a file that has another name elsewhere too, or too large.
         StorageFull: the store has no room.
     """
     try:
@@ -183,6 +212,9 @@ def store_file(store: ObjectStore, path: Path, key: str) -> Stored:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise UntrustworthyFile(f"{path.name} is not a plain file")
+        if status.st_size > most_bytes:
+            raise UntrustworthyFile(f"{path.name} is larger than all that a job may write")
+        store.check_room(status.st_size)
         return store.put(_chunks(fd, status.st_size), key=key)
     finally:
         os.close(fd)

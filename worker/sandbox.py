@@ -63,7 +63,16 @@ def make_scratch(folder: Path, uid: int | None) -> None:
 # -- the child's side ---------------------------------------------------------------------------
 
 
-def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu: bool, card: int | None = None) -> None:
+def restrict(
+    level: Level,
+    *,
+    folder: Path,
+    parent: int,
+    memory_bytes: int,
+    file_bytes: int = MAX_FILE_BYTES,
+    gpu: bool,
+    card: int | None = None,
+) -> None:
     """Confine this process for good.
 
     Args:
@@ -71,6 +80,7 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu:
         folder: the scratch folder: `in` stays readable; `out`, `checkpoints` and `tmp` writable.
         parent: the process that this one must not outlive.
         memory_bytes: the job's memory limit.
+        file_bytes: how long a file of the job's may become, sparse ones too.
         gpu: whether it may use the GPUs, with the few rights more that CUDA does not start without.
         card: N of /dev/nvidiaN, the only one whose file it may open; None: those of all.
 
@@ -81,7 +91,7 @@ def restrict(level: Level, *, folder: Path, parent: int, memory_bytes: int, gpu:
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("the sandbox must be entered before the first thread starts")
     _end_with(parent)
-    _limit_resources(memory_bytes, gpu=gpu)
+    _limit_resources(memory_bytes, min(file_bytes, MAX_FILE_BYTES), gpu=gpu)
     prctl(PR_SET_DUMPABLE, 0)
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
@@ -122,14 +132,14 @@ def _end_with(parent: int) -> None:
         raise RuntimeError("the parent ended before the sandbox was ready")
 
 
-def _limit_resources(memory_bytes: int, *, gpu: bool) -> None:
+def _limit_resources(memory_bytes: int, file_bytes: int, *, gpu: bool) -> None:
     # The exact limit is the parent's watch over resident memory. This one stops a single huge
     # allocation between two looks; CUDA reserves far more address space than it uses.
     data = resource.RLIM_INFINITY if gpu else memory_bytes + 4 * 2**30
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_DATA: data,
-        resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
+        resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_MSGQUEUE: 0,
     }

@@ -31,6 +31,8 @@ from sqlalchemy.orm import Session
 
 from pared import gpus
 from pared.errors import DeviceUnavailable, ParedError, Unavailable
+from pared.state.data_folder import close_to_others
+from pared.state.failpoints import arm
 from pared.state.keys import any_works
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
@@ -42,8 +44,9 @@ from pared.state.sweep import Sweep
 from pared.state.tables import Job, WorkerHeartbeat, db_now
 from pared.state.turns import Lane, next_in_turn
 from pared.state.workers import living
-from worker import attempt, sandbox, sandbox_probe
+from worker import attempt, children_user, sandbox, sandbox_probe, scratch, waiting_results
 from worker.attempt_types import Ending, Hindered, Worker
+from worker.condition import Condition
 from worker.devices import CPU_ALONE, Serving, find_devices
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
@@ -55,6 +58,8 @@ CHILD = (sys.executable, "-P", "-m", "worker.forkserver", "worker.child")
 """The program of the jobs."""
 HEARTBEAT_S = 10.0
 """How often a worker writes its row."""
+CLEAR_S = 30.0
+"""How often it looks for scratch folders that nobody needs."""
 QUICK_S = 0.5
 """How often it looks for quick jobs."""
 SHUTDOWN_TIMEOUT_S = 10.0
@@ -64,10 +69,12 @@ TRIES = 10
 """How often another worker may be first before a message is given up; the sweep then sends another."""
 
 _shutdown = Shutdown()
+_condition = Condition(lambda: settings().data_dir.resolve() / "scratch")
 _forked = mmap.mmap(-1, 1)  # one byte, shared with every process that is forked from here
 _main_pid = os.getpid()
 _confinement = Confinement("none")
 _serving = CPU_ALONE
+_sandbox_problem: str | None = None
 _threads: dict[str, threading.Thread] = {}
 _working = threading.Lock()  # held while a job runs that is not quick
 
@@ -83,12 +90,15 @@ class Turn:
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run one attempt at the job whose turn it is, of those that ask for the same device as the one in the message."""
+    if _condition.scratch_problem() is not None:
+        return  # the message is sent again; the job waits, and no attempt is lost
     try:
         with _working:
             ending = _run_next(_worker(), job_id)
     except (DBAPIError, PoolTimeout) as error:
         log.warning("database_away", job=job_id, reason=str(error))  # the message is sent again when it is back
         return
+    _condition.note(ending)
     _restart_without_device(ending)
 
 
@@ -138,25 +148,30 @@ def _pass_on(worker: Worker, device: str) -> None:
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def probe_machine(**_: Any) -> None:
     """Before anything is forked: probe the sandbox and the devices, and so choose the queues to listen to."""
-    global _confinement, _serving, _main_pid  # noqa: PLW0603 - inherited by the forked process
+    global _confinement, _serving, _sandbox_problem, _main_pid  # noqa: PLW0603 - inherited by the forked process
+    arm(settings().failpoints)
     _main_pid = os.getpid()
     configure_logging(settings().log_level)
     signal.signal(signal.SIGUSR2, _restart)
     sandbox.hide_from_others()
-    scratch = settings().data_dir.resolve() / "scratch"
+    close_to_others(settings())
+    folder = settings().data_dir.resolve() / "scratch"
     cards = [] if settings().device == "cpu" else gpus.visible()
     try:
-        probe = sandbox_probe.probe(scratch, gpu=bool(cards))
+        probe = sandbox_probe.probe(folder, gpu=bool(cards))
     except Exception:
         # Celery would swallow it. What could not be shown to hold is not assumed to.
         log.exception("sandbox_not_probed")
     else:
         _confinement = probe.confinement
         log.info("sandbox_probed", level=_confinement.level, held=_confinement.in_words(), escaped=probe.escaped)
+    _sandbox_problem = children_user.problem(_confinement, folder)
+    if _sandbox_problem is not None:
+        log.warning("children_are_root", problem=_sandbox_problem)
     if _confinement.level != "standard":
         log.warning("sandbox_weak", torchscript="allowed" if settings().allow_weak_sandbox else "refused")
     try:
-        _serving = find_devices(settings().device, cards, scratch, _confinement)
+        _serving = find_devices(settings().device, cards, folder, _confinement)
     except Exception as error:
         log.exception("devices_not_found")
         _serving = Serving(() if settings().device == "cuda" else ("cpu",), problem=f"No GPU could be tried: {error}")
@@ -196,6 +211,7 @@ def leave(**_: Any) -> None:
     """A stopped worker is not a lost one: hand its quick job back too, and delete its row."""
     if "quick" in _threads and _threads["quick"] is not threading.current_thread():
         _threads["quick"].join(SHUTDOWN_TIMEOUT_S)
+    waiting_results.join(SHUTDOWN_TIMEOUT_S)
     try:
         with _worker().sessions.begin() as session:
             session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.name == _worker().name))
@@ -256,6 +272,7 @@ def _start_threads() -> None:
         ("alive", _write_heartbeat, HEARTBEAT_S),
         ("sweep", _sweep, settings().sweep_s),
         ("quick", _run_quick_jobs, QUICK_S),
+        ("clear", _clear_scratch, CLEAR_S),
     )
     for name, act, pause_s in rounds:
         thread = threading.Thread(target=_repeat, args=(name, act, pause_s), name=name, daemon=True)
@@ -278,11 +295,13 @@ def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
 
 def _write_heartbeat() -> None:
     worker = _worker()
+    problem = _condition.problem()
     row = {
         "sandbox": worker.confinement.level,
+        "sandbox_problem": _sandbox_problem,
         "device": worker.serving.in_words(worker.threads),
-        "devices": list(worker.serving.devices),
-        "device_problem": worker.serving.problem,
+        "devices": list(worker.serving.devices) if problem is None else [],
+        "device_problem": worker.serving.problem if problem is None else problem,
         "seen_at": db_now(),
     }
     with worker.sessions.begin() as session:
@@ -301,15 +320,22 @@ def _run_quick_jobs() -> None:
         with worker.sessions() as session:
             most_held = _most_quick(session)
             job_id = next_in_turn(session, "quick", worker.serving.devices, most_held=most_held)
-        if job_id is None:
+        if job_id is None or _condition.scratch_problem() is not None:
             return
-        _restart_without_device(attempt.run(worker, job_id, most_held=most_held))
+        ending = attempt.run(worker, job_id, most_held=most_held)
+        _condition.note(ending)
+        _restart_without_device(ending)
 
 
 def _most_quick(session: Session) -> int:
     """How many quick jobs of one owner may be under way: where there are others, one worker's thread is for them."""
     workers = len(living(session))
     return workers - 1 if workers > 1 and any_works(session) else 0
+
+
+def _clear_scratch() -> None:
+    """Remove what workers that died left, and what took longer than its job was given."""
+    scratch.clear(settings().data_dir.resolve() / "scratch", limit_s=CLEAR_S)
 
 
 def _sweep() -> None:

@@ -99,8 +99,9 @@ def _check_local_workers() -> int:
     for row in rows:
         devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"
         out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", markup=False, soft_wrap=True)
-        if row.device_problem:
-            say(row.device_problem)
+        for problem in (row.device_problem, row.sandbox_problem):
+            if problem:
+                say(problem)
     if not rows:
         say("no worker of this machine has been seen lately; start one with `pared worker`")
     return DONE if any(row.devices for row in rows) else FAILED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,11 @@ MAX_INSPECTION_BYTES = 1 << 20
 _SHORTER = ((1000, 2000), (100, 500), (10, 100))
 """Most entries of a list or object, and most characters of a text, tried in turn until an inspection fits."""
 _MAX_DEPTH = 16
+
+
+def files_to_keep(upload_id: str) -> Collection[str]:
+    """Names of the files that the inspection of an upload may leave; no row will ever name another."""
+    return PREVIEWS if table_of(upload_id) is Dataset else ()
 
 
 def accept(session: Session, upload_id: str, inspection: dict[str, Any], artifacts: Iterable[Artifact] = ()) -> None:

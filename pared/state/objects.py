@@ -17,10 +17,12 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from pared.errors import CorruptObject, StorageFull
+from pared.state.failpoints import failpoint
 
 CHUNK_BYTES = 1 << 20
 # No segment starts with a dot, so neither `..` nor the store's own folder can be named.
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_FULL = "The server's disk is full. Delete models you no longer need, or try again later."
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -57,6 +59,9 @@ class ObjectStore(Protocol):
     def writer(self) -> ObjectWriter:
         """For a producer that cannot hand over an iterable."""
 
+    def check_room(self, size_bytes: int) -> None:
+        """Raise StorageFull where so many bytes would not fit; nothing is reserved."""
+
     def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes from `start` up to, not including, `end`. Raises CorruptObject when the object is gone."""
 
@@ -84,10 +89,15 @@ class ObjectStore(Protocol):
 
 def open_store(url: str) -> ObjectStore:
     """The store behind a `file://` URL; its folder is made if it is missing."""
+    return DirectoryStore(folder_of(url))
+
+
+def folder_of(url: str) -> Path:
+    """The folder that a `file://` URL names. Raises ValueError for any other."""
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"PARED_OBJECTS_URL must look like file:///var/lib/pared/objects, not {url!r}")
-    return DirectoryStore(Path(unquote(parts.path)))
+    return Path(unquote(parts.path))
 
 
 def content_key(sha256: str) -> str:
@@ -115,6 +125,11 @@ class DirectoryStore:
 
     def writer(self) -> DirectoryWriter:
         return DirectoryWriter(self, self._incoming)
+
+    def check_room(self, size_bytes: int) -> None:
+        disk = os.statvfs(self._incoming)
+        if disk.f_bavail * disk.f_frsize < size_bytes:
+            raise StorageFull(_FULL)
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         with self._open(key) as fd:
@@ -247,7 +262,9 @@ class DirectoryWriter:
         key = key or content_key(sha256)
         with _no_room_is_named():
             os.fsync(self._fd)
+            failpoint("object.written")
             self._store.publish(self._path, key)
+        failpoint("object.published")
         os.close(self._fd)
         self._fd = -1
         return Stored(key, sha256, self.size_bytes)
@@ -265,9 +282,7 @@ def _no_room_is_named() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise StorageFull(
-                "The server's disk is full. Delete models you no longer need, or try again later."
-            ) from error
+            raise StorageFull(_FULL) from error
         raise
 
 

@@ -18,6 +18,7 @@ from kombu.exceptions import ChannelError, KombuError
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 
 from pared.errors import Unavailable
+from pared.state.failpoints import failpoint
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.settings import settings as process_settings
@@ -93,6 +94,8 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
             .order_by(Outbox.id)
             .limit(limit)
         ).all()
+    if owed:
+        failpoint("job.created")
     sent: list[tuple[int, str]] = []
     for row_id, job_id, device in owed:
         try:
@@ -102,6 +105,7 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
             break
         sent.append((row_id, job_id))
     if sent:
+        failpoint("outbox.sent")
         with sessions.begin() as session:
             these = Job.id.in_([job_id for _, job_id in sent])
             # In order, or two relays at once may each wait for a row that the other holds.

@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from pared.errors import ParedError, Unavailable
+from pared.state.data_folder import close_to_others
 from pared.state.settings import Settings
 
 BUSY_TIMEOUT_MS = 10_000
@@ -79,6 +80,7 @@ def migrate(settings: Settings) -> None:
     Raises:
         Unavailable: the database does not answer.
     """
+    close_to_others(settings)
     url = make_url(settings.effective_database_url)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")

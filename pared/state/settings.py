@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     """Between TERM and KILL."""
     memory_bytes: int = Field(default=8 * 2**30)
     """Most memory of one child. Pages of mapped files, which the kernel can drop, do not count."""
+    inspect_memory_bytes: int = Field(default=2**30)
+    """Most memory of the inspection of a model, and eight times the size of its file on top; never above
+    `memory_bytes`."""
     keep_unreferenced_s: float = 86400.0
     teacher_answers_bytes: int = Field(default=4 * 2**30, ge=0)
     """Most bytes of teachers' answers that a worker's machine keeps for later jobs of the same owner; 0: none."""
@@ -104,6 +107,9 @@ class Settings(BaseSettings):
 
     log_bytes: int = Field(default=64 * 2**20, ge=2**20)
     """Size from which `pared up` begins a log file anew; four earlier ones stay."""
+    failpoints: str = ""
+    """For tests alone: where processes kill themselves, as `pared.state.failpoints` says."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that processes log. `debug` also writes what each job's process reports and prints."""
 

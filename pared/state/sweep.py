@@ -16,6 +16,7 @@ from pared.errors import OutOfAttempts
 from pared.job_types import JOB_TYPES
 from pared.state import lifecycle
 from pared.state.events import add_event
+from pared.state.failpoints import failpoint
 from pared.state.inspections import reject_orphans
 from pared.state.objects import ObjectStore, content_key, open_store
 from pared.state.queue import relay, send_again
@@ -113,6 +114,7 @@ class Sweep:
         while keys := list(itertools.islice(listing, 200)):
             with self._sessions() as session:
                 kept = _referenced(session, keys)
+            failpoint("sweep.listed")
             for key in set(keys) - kept:
                 # It may have been uploaded again since it was listed: that renewed its age.
                 dropped += self._store.delete(key, unless_newer_than_s=settings.keep_unreferenced_s)

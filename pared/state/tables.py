@@ -276,4 +276,6 @@ class WorkerHeartbeat(Base):
     """Those that it runs jobs on, of `cpu` and `cuda`; empty: it takes none."""
     device_problem: Mapped[str | None] = mapped_column(Text)
     """Why it uses no GPU, or takes no jobs."""
+    sandbox_problem: Mapped[str | None] = mapped_column(Text)
+    """Why its jobs run as root, where they do."""
     seen_at: Mapped[float] = mapped_column(Double, insert_default=db_now())

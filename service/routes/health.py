@@ -32,6 +32,7 @@ EXAMPLE_READY = {
                 {
                     "name": "host:71",
                     "sandbox": "standard",
+                    "sandbox_problem": None,
                     "device": "16 CPUs, NVIDIA H100 80GB HBM3",
                     "devices": ["cpu", "cuda"],
                     "device_problem": None,
@@ -60,7 +61,8 @@ async def healthz() -> dict[str, str]:
     summary="Can the service do work?",
     description="200 if the database, the queue and the store answer and a worker is alive that can run jobs; 503 with "
     "the state of each otherwise. Of each worker, `devices` are those that it has shown to run jobs on, and "
-    "`device_problem` says why it uses no GPU, or takes no jobs. `sandbox` is the weakest level among the workers.",
+    "`device_problem` says why it uses no GPU, or takes no jobs, such as for want of room on its disk; "
+    "`sandbox_problem` why its jobs run as root, and what to do. `sandbox` is the weakest level among the workers.",
     responses=answers(200, EXAMPLE_READY),
 )
 def readyz(request: Request, parts: PartsOf) -> Response:
@@ -112,6 +114,7 @@ def _worker(parts: Parts) -> dict[str, Any]:
         {
             "name": row.name,
             "sandbox": row.sandbox,
+            "sandbox_problem": row.sandbox_problem,
             "device": row.device,
             "devices": row.devices,
             "device_problem": row.device_problem,

@@ -20,6 +20,16 @@ LINES = {
     "unknown error": b'{"type":"error","code":"root","detail":"x"}\n',
     "long log": b'{"type":"log","text":"' + b"x" * 100_000 + b'"}\n',
     "endless line": b"x" * (40 * 2**20),
+    "empty lists": b'{"type":"result","report":{"a":[' + b"[]," * 5_000_000 + b"[]]}}\n",
+    "numbers": b'{"type":"result","report":{"a":[' + b"0," * 7_000_000 + b"0]}}\n",
+    "a text of four bytes a character": b'{"type":"result","report":{"a":"'
+    + b"x" * 10_000_000
+    + b'\xf0\x9f\x98\x80"}}\n',
+    "long text": b'{"type":"result","report":{"a":"' + b"x" * 10_000_000 + b'\\ud83d\\ude00"}}\n',
+    "long stage": b'{"type":"stage","name":"' + b"x" * 1_000_000 + b'"}\n',
+    "many errors": b'{"type":"result","report":{"removed":{'
+    + b",".join(b'"%d":[]' % n for n in range(199_000))
+    + b"}}}\n",
     "silence": b"",
 }
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pared.specs import PlanSpec, PruneSpec
+from pared.specs import InspectSpec, PlanSpec, PruneSpec
 from worker import child
 
 
@@ -22,6 +22,18 @@ def method(spec: Any, work: Any) -> Any:
 def plan(spec: Any, work: Any) -> Any:
     """The same for the job that is planned."""
     return method(spec.job, work)
+
+
+def inspect(spec: Any, work: Any) -> Any:
+    """The same for an upload, which says itself what to do."""
+    from pared.reports import ModelInspection
+
+    name, *arguments = next(iter(work.models.values())).path.read_text().split()
+    BEHAVIOURS[name](work, *arguments)
+    told = ["x" * 50_000] * 100 if name == "talk" else []
+    return ModelInspection(
+        format="torchscript", flavour="scripted", parameters=1, trainable_parameters=1, warnings=told
+    )
 
 
 def report(work: Any) -> Any:
@@ -129,6 +141,63 @@ def fill_disk(work: Any) -> Any:
             file.write(block)
 
 
+def sparse(work: Any, name: str, size: str) -> Any:
+    """As `torch.from_file(…, shared=True)` makes a file: it takes no room until somebody copies it."""
+    import torch
+
+    torch.from_file(name, shared=True, size=int(size), dtype=torch.uint8)
+    if name.startswith("checkpoints/"):
+        from worker import protocol
+
+        work.observer._send(protocol.Checkpoint(type="checkpoint", step=int(Path(name).name)))
+        time.sleep(1)
+    return report(work)
+
+
+def sparse_many(work: Any, count: str, size: str) -> Any:
+    for number in range(int(count)):
+        sparse(work, f"out/{number}.bin", size)
+    return report(work)
+
+
+def nest(work: Any, levels: str) -> Any:
+    here = os.getcwd()
+    os.chdir("tmp")
+    for _ in range(int(levels)):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(here)
+    time.sleep(float(8))
+    return report(work)
+
+
+def lie(work: Any, what: str) -> Any:
+    """Leave a small result and say something else of it."""
+    import hashlib
+    import json
+
+    header = json.dumps({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}).encode()
+    path = work.directory / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    made = report(work)
+    made.after.file_bytes = path.stat().st_size
+    made.after.parameters = made.after.nonzero_parameters = 3
+    made.reproduce.outputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    if what == "digest":
+        made.reproduce.outputs[path.name] = "0" * 64
+    elif what == "name":
+        made.reproduce.outputs["other.pt"] = "0" * 64
+    elif what == "size":
+        made.after.file_bytes -= 1
+    elif what == "parameters":
+        made.after.parameters = 4
+    return made
+
+
+def talk(work: Any) -> Any:
+    """Of an inspection: it says too much."""
+
+
 def raise_named(work: Any) -> Any:
     from pared.errors import NothingToPrune
 
@@ -192,7 +261,7 @@ BEHAVIOURS = {
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
         leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders, flood_of_steps,
-        remove_the_results, make_plan, lose_card,
+        remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk,
     )
 }  # fmt: skip
 
@@ -200,4 +269,4 @@ BEHAVIOURS = {
 if __name__ == "__main__":
     sys.setswitchinterval(0.005)
     child.prepare_device = lambda device: None  # a card that a test pretends
-    child.main({PruneSpec: method, PlanSpec: plan})
+    child.main({PruneSpec: method, PlanSpec: plan, InspectSpec: inspect})

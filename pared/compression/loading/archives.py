@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,11 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _HAS_DESCRIPTOR = 0x8
 _UTF8 = 0x800
 _ENCRYPTED = 0x1
+_KNOWN_FLAGS = 0x2 | 0x4 | _HAS_DESCRIPTOR | _UTF8
+"""How hard it was compressed, and the two above. Others change what the bytes mean, and readers differ in them."""
+
+BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
+"""What reading a member of a zip raises that is damaged, or is what Python's reader does not know."""
 
 
 class BadArchive(Exception):
@@ -98,6 +104,8 @@ def _check_names(entries: list[zipfile.ZipInfo]) -> None:
             raise BadArchive(f"the name of its entry {name[:100]!r} is unsafe")
         if entry.flag_bits & _ENCRYPTED:
             raise BadArchive("it is encrypted")
+        if entry.flag_bits & ~_KNOWN_FLAGS:
+            raise BadArchive(f"its entry {name[:100]!r} is written in an unusual way (flags {entry.flag_bits:#x})")
 
 
 def check_total(entries: list[zipfile.ZipInfo], max_unpacked: int) -> None:
@@ -132,6 +140,8 @@ def _check_local_headers(file: BinaryIO, entries: list[zipfile.ZipInfo], directo
         sizes_agree = flags & _HAS_DESCRIPTOR or (
             packed in {entry.compress_size, 0xFFFFFFFF} and unpacked in {entry.file_size, 0xFFFFFFFF}
         )
+        if flags & ~_KNOWN_FLAGS:
+            raise BadArchive(f"its entry {entry.orig_filename[:100]!r} is written in an unusual way (flags {flags:#x})")
         if magic != b"PK\x03\x04" or name != entry.orig_filename or method != entry.compress_type or not sizes_agree:
             raise BadArchive(f"its directory and its entry {entry.orig_filename[:100]!r} disagree")
         end = entry.header_offset + _LOCAL.size + name_length + extra_length + entry.compress_size

@@ -200,7 +200,7 @@ def read_program(path: Path) -> Program:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise UnsupportedModel(f"This torch.export program is damaged: {error}. {_AGAIN}") from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from pared.compression.coupling.interpreter import is_constant
 from pared.compression.coupling.verify import TOLERANCE, relative_difference
 from pared.compression.devices.placement import foreign_devices, place
 from pared.compression.devices.values import CPU
+from pared.compression.loading.archives import BROKEN_MEMBER
 from pared.compression.loading.arguments import states_of
 from pared.compression.loading.examples import guess_example_inputs
 from pared.compression.loading.folding import folded
@@ -81,7 +81,7 @@ def _extra_files(path: Path) -> dict[str, bytes]:
         names = [(name, name.split("/", 2)) for name in archive.namelist()]
         try:
             return {parts[2]: archive.read(name) for name, parts in names if len(parts) == 3 and parts[1] == "extra"}
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except BROKEN_MEMBER as error:
             raise UnsupportedModel(
                 f"A file beside the model, in extra/, is damaged ({error}). Save it again."
             ) from error
@@ -172,7 +172,7 @@ def _keeps_call_stacks(path: Path) -> bool:
                 try:
                     if re.search(rb"\.py\(\d+\): ", archive.read(entry)):
                         return True
-                except (zipfile.BadZipFile, zlib.error, EOFError):
+                except BROKEN_MEMBER:
                     continue  # damaged, and the model runs without
     return False
 

@@ -142,4 +142,4 @@ def test_ready_says_what_is_missing_and_what_serves(api: Api):
     assert (answer.status_code, answer.json()["sandbox"]) == (200, "weak")
     workers = {worker["name"]: worker for worker in answer.json()["checks"]["worker"]["workers"]}
     assert set(workers) == {"0", "a", "b"}
-    assert workers["a"] == {"name": "a", "sandbox": "standard", "device_problem": None, **row}
+    assert workers["a"] == {"name": "a", "sandbox": "standard", "sandbox_problem": None, "device_problem": None, **row}

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from pared.specs import PlanSpec, PruneSpec
+from pared.specs import InspectSpec, PlanSpec, PruneSpec
 from pared.state.jobs import submit, submit_plan
+from pared.state.lifecycle import create
 from pared.state.objects import open_store
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
@@ -91,6 +92,13 @@ class Bench:
     def submit_plan(self, *behaviour: str) -> str:
         """A queued plan."""
         return submit_plan(self.sessions, "local", PlanSpec(type="plan", job=self._spec(*behaviour)))
+
+    def submit_inspection(self, *behaviour: str) -> str:
+        """A queued inspection of an upload that says what the tiny child is to do."""
+        model_id = self.upload(" ".join(behaviour).encode())
+        with self.sessions.begin() as session:
+            session.execute(update(Model).where(Model.id == model_id).values(status="inspecting"))
+            return create(session, "local", InspectSpec(type="inspect", subject=model_id)).id
 
     def _spec(self, *behaviour: str, content: bytes = b"a model", **fields: Any) -> PruneSpec:
         return PruneSpec(type="prune", model=self.upload(content), amount=0.5, include=list(behaviour), **fields)

@@ -17,6 +17,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from pared.compression.loading import example_from_specs, guess_example_inputs, inspect_model, load_model
+from pared.compression.loading.archives import BadArchive, zip_directory
 from pared.compression.work import ModelFile
 from pared.errors import InvalidArchitecture, ParedError, ShapeMismatch, UnsupportedModel
 from pared.specs import TensorSpec
@@ -471,6 +472,30 @@ def test_a_local_header_that_disagrees_with_the_directory_is_refused(upload):
     content[at : at + 8] = b"data.pkx"  # the first time is in the entry's own header
     with pytest.raises(UnsupportedModel, match="disagree"):
         load_model(upload(bytes(content)))
+
+
+@pytest.mark.parametrize("flag", [0x1, 0x10, 0x20, 0x40, 0x80, 0x2000, 0x4000, 0x8000])
+@pytest.mark.parametrize("where", ["PK\x01\x02", "PK\x03\x04"], ids=["directory", "entry"])
+def test_flags_that_change_what_an_archive_holds_are_refused(where, flag, tmp_path):
+    path = tmp_path / "archive"
+    path.write_bytes(_flagged(zipped({"a": b"content"}), where, flag))
+    with pytest.raises(BadArchive, match=r"encrypted|unusual way"):
+        zip_directory(path, max_unpacked=1 << 20)
+
+
+def test_a_program_whose_entries_are_marked_as_patched_data_is_refused_with_a_reason(upload):
+    content = zoo.exported(nn.Linear(2, 2), torch.ones(2, 2))
+    with pytest.raises(UnsupportedModel, match="unusual way"):
+        load_model(upload(_flagged(content, "PK\x01\x02", 0x20), name="m.pt2"))
+
+
+def _flagged(content: bytes, where: str, flag: int) -> bytes:
+    """The archive with a flag set in every header of a kind."""
+    changed, at = bytearray(content), 0
+    while (at := changed.find(where.encode("latin1"), at)) >= 0:
+        at += 8 if where == "PK\x01\x02" else 6
+        changed[at : at + 2] = (int.from_bytes(changed[at : at + 2], "little") | flag).to_bytes(2, "little")
+    return bytes(changed)
 
 
 def test_something_after_the_zip_directory_is_refused(upload):

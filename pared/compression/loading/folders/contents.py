@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pared.compression.loading.archives import BROKEN_MEMBER
 from pared.compression.loading.file_format import folder_entries
 from pared.compression.loading.folders.names import CONFIG, find_root
 from pared.compression.loading.loaded import State, check_tensors
@@ -52,7 +53,7 @@ class Contents:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(self.root + name)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        except (*BROKEN_MEMBER, OSError) as error:
             raise UnsupportedModel(f"{name} in this folder is damaged: zip the folder and upload it again.") from error
 
     def json(self, name: str) -> Any:
@@ -166,7 +167,7 @@ def _tensors(contents: Contents, name: str, notes: list[str]) -> State:
                 with archive.open(contents.root + name) as packed:
                     while chunk := packed.read(1 << 22):
                         file.write(chunk)
-            except (zipfile.BadZipFile, EOFError, ValueError) as error:
+            except BROKEN_MEMBER as error:
                 raise UnsupportedModel(f"{name} in this folder is damaged: zip it and upload it again.") from error
         with path.open("rb") as file:
             head = file.read(64)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pared.compression.loading.archives import BROKEN_MEMBER
 from pared.compression.loading.loaded import MAX_ELEMENTS, first_line
 from pared.errors import UnsupportedModel
 
@@ -94,7 +95,7 @@ def _contents(path: Path) -> tuple[bytes, dict[str, bytes]]:
                 if name not in models and not posixpath.relpath(name, folder or ".").startswith("..")
             }
             return archive.read(models[0]), beside
-        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        except BROKEN_MEMBER as error:
             raise UnsupportedModel(f"This zip is damaged: {first_line(error)}. Make it anew.") from error
 
 
