@@ -50,7 +50,7 @@ def build_parts(settings: Settings) -> Parts:
     return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, changes)
 
 
-def parts_of(request: Request) -> Parts:
+async def parts_of(request: Request) -> Parts:
     """The parts of the process that serves this request."""
     parts: Parts = request.app.state.parts
     return parts
@@ -86,7 +86,7 @@ def owner_of(
     return owner
 
 
-def request_id_of(request: Request) -> str:
+async def request_id_of(request: Request) -> str:
     """The id that the middleware gave this request."""
     request_id: str = request.state.request_id
     return request_id
