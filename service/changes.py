@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import structlog
 from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -24,6 +26,8 @@ from pared.state.workers import living
 from pared.statuses import ENDED
 
 POLL_S = 0.1
+PING_S = 15.0
+"""A stream on which nothing came for so long sends a comment, which keeps the line open."""
 QUEUE_POLL_S = 1.0
 """How often places in the queue are looked at: they move with everybody's jobs."""
 LOOK_S = 2.0
@@ -33,6 +37,16 @@ KEPT_EVENTS = 256
 _AT_ONCE = 200
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event as all streams send it, encoded once for all of them."""
+
+    job_id: str
+    seq: int
+    last: bool
+    content: bytes
 
 
 @dataclass
@@ -51,10 +65,10 @@ class Channel:
     """The number of the newest event that streams may have."""
     complete: bool = False
     """The job has ended, and `head` is its last event."""
-    events: deque[JobEvent] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
+    events: deque[Told] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def after(self, seq: int) -> list[JobEvent] | None:
+    def after(self, seq: int) -> list[Told] | None:
         """The events after this one up to `head`; None if not all of them are kept here."""
         if not self.events or self.events[0].seq > seq + 1:
             return None
@@ -72,7 +86,7 @@ class _Seen:
 
     rows: Mapping[str, tuple[Any, ...]]
     """Id -> status, when it was updated, the number of its newest event."""
-    events: Sequence[JobEvent]
+    events: Sequence[Told]
     queue: tuple[Any, ...]
 
 
@@ -143,8 +157,8 @@ class Changes:
 
     async def follow(
         self, job_id: str, last_seq: int, *, until: Callable[[], bool] = lambda: False
-    ) -> AsyncIterator[JobEvent]:
-        """The events of a job after this number, as they come, until it has ended. Raises as `watching`.
+    ) -> AsyncIterator[bytes]:
+        """A job's event stream after this number, as it comes, until the job has ended. Raises as `watching`.
 
         Args:
             until: whether to end earlier, asked every two seconds and at each change.
@@ -152,29 +166,35 @@ class Changes:
         with self.watching(job_id, events=True) as channel:
             events, complete = await run_in_threadpool(self._read, job_id, last_seq)
             while True:
-                for event in events:
-                    yield event
-                    last_seq = event.seq
-                if complete or until():
+                if events:
+                    yield b"".join(event.content for event in events)
+                    last_seq = events[-1].seq
+                if complete:
                     return
+                silent_since = time.monotonic()
                 while not channel.known or (channel.head <= last_seq and not channel.complete):
                     if until():
                         return
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_S):
                             await channel.changed.wait()
+                    if time.monotonic() - silent_since >= PING_S:
+                        yield KEEPALIVE_COMMENT
+                        silent_since = time.monotonic()
+                if until():
+                    return
                 kept = channel.after(last_seq) if channel.head > last_seq else []
                 if kept is None:
                     events, complete = await run_in_threadpool(self._read, job_id, last_seq)
                 else:
                     events, complete = kept, _is_last(kept, ended=channel.complete)
 
-    def _read(self, job_id: str, last_seq: int) -> tuple[Sequence[JobEvent], bool]:
+    def _read(self, job_id: str, last_seq: int) -> tuple[Sequence[Told], bool]:
         """Some events after this number, and whether they are the last."""
         with self._sessions() as session:
             # Status first: a job seen as ended has its last event already, for both are one transaction.
             status = session.scalar(select(Job.status).where(Job.id == job_id))
-            events = events_after(session, job_id, last_seq)
+            events = [_told(event) for event in events_after(session, job_id, last_seq)]
         return events, _is_last(events, ended=status is None or status in ENDED)
 
     async def _run(self) -> None:
@@ -208,11 +228,11 @@ class Changes:
                 for key, head in heads.items()
                 if head is not None and key in followed and key in rows and (rows[key][2] or 0) > head
             }
-            events: list[JobEvent] = []
+            events: list[Told] = []
             for ids in _parts(newer):
                 each = (and_(JobEvent.job_id == key, JobEvent.seq > newer[key]) for key in ids)
                 ordered = select(JobEvent).where(or_(*each)).order_by(JobEvent.job_id, JobEvent.seq)
-                events.extend(session.scalars(ordered.limit(10 * _AT_ONCE)))
+                events.extend(map(_told, session.scalars(ordered.limit(10 * _AT_ONCE))))
             if any(row[0] == "queued" for row in rows.values()):
                 self._look_at_queue(session)
         return _Seen(rows, events, self._queue)
@@ -225,7 +245,7 @@ class Changes:
         self._queue = (*waiting, *(worker.name for worker in living(session)))
 
     def _deliver(self, seen: _Seen) -> None:
-        events: dict[str, list[JobEvent]] = {}
+        events: dict[str, list[Told]] = {}
         for event in seen.events:
             events.setdefault(event.job_id, []).append(event)
         for key, channel in self._channels.items():
@@ -244,8 +264,13 @@ class Changes:
                 channel.tell()
 
 
-def _is_last(events: Sequence[JobEvent], *, ended: bool) -> bool:
-    return events[-1].kind == "done" if events else ended
+def _told(event: JobEvent) -> Told:
+    content = format_sse_event(data_str=json.dumps(event.data), event=event.kind, id=str(event.seq))
+    return Told(event.job_id, event.seq, event.kind == "done", content)
+
+
+def _is_last(events: Sequence[Told], *, ended: bool) -> bool:
+    return events[-1].last if events else ended
 
 
 def _parts(keys: Iterator[str] | Mapping[str, Any]) -> Iterator[list[str]]:

@@ -10,9 +10,10 @@ import secrets
 import socket
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 import httptools
@@ -24,6 +25,7 @@ MAX_HEADERS = 128
 MAX_PIPELINED = 16
 MIN_BYTES_PER_S = 500
 """A body that comes more slowly, or an answer that is taken more slowly, over the whole of its time ends."""
+_ENDED_AT_ONCE, _BETWEEN_S = 16, 0.02
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,53 @@ class Limits:
     body_s: float
     """For so long a body, or the reader of an answer, may stay below `MIN_BYTES_PER_S`."""
     answer_s: float
-    waiting: dict[Connection, None] = field(default_factory=dict)
-    """Connections whose next request is not whole, the one that has waited longest first."""
+    waiting: Waiting = field(init=False)
     idle: dict[Connection, None] = field(default_factory=dict)
-    """Connections between two requests, likewise."""
+    """Connections between two requests, the one that has waited longest first."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "waiting", Waiting(self.header_s))
+
+
+class Waiting:
+    """The connections whose next request is not whole, the one that has waited longest first.
+
+    Those that have waited too long are ended a few at a time: thousands may have come at one moment, and others are
+    served in between.
+    """
+
+    def __init__(self, header_s: float) -> None:
+        """Args: header_s: how long each may wait."""
+        self._header_s = header_s
+        self._until: dict[Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._until)
+
+    def add(self, connection: Connection) -> None:
+        """It begins to wait, behind all others."""
+        now = connection.loop.time()
+        self._until[connection] = now + self._header_s
+        self._look_again(connection.loop, self._header_s)
+
+    def discard(self, connection: Connection) -> None:
+        """It waits no more, if it did."""
+        self._until.pop(connection, None)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop, after_s: float) -> None:
+        if self._timer is None:
+            self._timer = loop.call_later(after_s, self._end_late_ones, loop)
+
+    def _end_late_ones(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        for connection in list(islice(self._until, _ENDED_AT_ONCE)):
+            if self._until[connection] > now:
+                break
+            connection.end_late()
+        if self._until:
+            self._look_again(loop, max(next(iter(self._until.values())) - now, _BETWEEN_S))
 
 
 class Connection(HttpToolsProtocol):
@@ -61,6 +106,7 @@ class Connection(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._held = 0  # bytes since the parser last gave out something
         self._received = 0  # bytes since the present window of a body began
+        self._waits = False  # for a whole request
         self._in_headers = False
         self._in_body = False
         self._too_much: str | None = None
@@ -123,7 +169,7 @@ class Connection(HttpToolsProtocol):
         if self._closed:
             return
         self._unset_keepalive_if_required()
-        if self._timer is None and self._idle():
+        if not self._waits and self._timer is None and self._idle():
             self._wait_for_request()
         self._received += len(data)
         rest = memoryview(data)
@@ -211,10 +257,13 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_request(self) -> None:
         self._forget()
-        self._limits.waiting[self] = None
-        self._set_timer(self._limits.header_s, self._headers_late)
+        self._set_timer(None)
+        self._waits = True
+        self._limits.waiting.add(self)
 
-    def _headers_late(self) -> None:
+    def end_late(self) -> None:
+        """End it for headers that have not come."""
+        self._forget()
         if self._in_headers:
             self._refuse(
                 HTTPStatus.REQUEST_TIMEOUT, f"The headers did not come within {self._limits.header_s:g} seconds."
@@ -272,7 +321,8 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(seconds, late) if seconds is not None and late else None
 
     def _forget(self) -> None:
-        self._limits.waiting.pop(self, None)
+        self._waits = False
+        self._limits.waiting.discard(self)
         self._limits.idle.pop(self, None)
 
     def _stop_timers(self) -> None:

@@ -59,7 +59,7 @@ def build_parts(settings: Settings) -> Parts:
     return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission, changes)
 
 
-def parts_of(request: Request) -> Parts:
+async def parts_of(request: Request) -> Parts:
     """The parts of the process that serves this request."""
     parts: Parts = request.app.state.parts
     return parts
@@ -138,7 +138,7 @@ def _scope_of(request: Request) -> str:
     return "read" if request.method in ("GET", "HEAD") else "submit"
 
 
-def request_id_of(request: Request) -> str:
+async def request_id_of(request: Request) -> str:
     """The id that the middleware gave this request."""
     request_id: str = request.state.request_id
     return request_id

@@ -18,7 +18,7 @@ from pared.state.settings import Settings
 from service.app import create_app
 from service.connections import Connection, Limits
 
-ACCEPTED_AT_ONCE = 64
+ACCEPTED_AT_ONCE = 16
 """So many connections are accepted before the first of them is looked at."""
 BACKLOG = 1024
 """Connections that the kernel completes and holds until they are accepted."""

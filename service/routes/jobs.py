@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import StreamingResponse
 
 from pared.job_types import LISTED, ListedName
 from pared.state.jobs import Idempotency, cancel, jobs_of, submit
@@ -178,7 +177,7 @@ def _room_for_a_stream(parts: PartsOf) -> None:
 @router.get(
     "/v1/jobs/{job_id}/events",
     dependencies=[Following, Depends(_room_for_a_stream)],
-    response_class=EventSourceResponse,
+    response_class=StreamingResponse,
     summary="Follow a job",
     description="Server-Sent Events: `status`, `progress`, `metric`, `log` and, last, `done`. Ids rise by one; after a "
     "lost connection `Last-Event-ID` (or `?last_event_id=`) continues behind that event. Comments keep the line open.",
@@ -194,8 +193,9 @@ async def job_events(
     last_event_id_query: Annotated[
         int | None, Query(alias="last_event_id", ge=0, lt=1 << 31, description="The same, for clients without headers.")
     ] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> Response:
     """Replay what was missed, then follow until the job has ended, or the key works no more."""
     last_seq = last_event_id if last_event_id is not None else last_event_id_query or 0
-    async for event in parts.changes.follow(job.id, last_seq, until=lambda: cut_off(request)):
-        yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.seq))
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    stream = parts.changes.follow(job.id, last_seq, until=lambda: cut_off(request))
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)

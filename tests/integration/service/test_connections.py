@@ -14,7 +14,7 @@ from tests.integration.service.conftest import Api, serving
 from tests.support.processes import wait_for
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
-QUICK = {"header_time_s": 0.4, "body_time_s": 0.4, "answer_time_s": 0.4}
+QUICK = {"header_time_s": 0.5, "body_time_s": 1.0, "answer_time_s": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,12 @@ def test_a_body_that_nobody_wants_is_not_read_for_ever(quick: Api):
 
 
 def test_an_upload_that_goes_on_takes_as_long_as_it_takes(quick: Api):
-    content = b"slow but steady" * 1000
+    content = b"slow but steady" * 2000
     head = f"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
     with opened(quick, head.encode()) as connection:
         for start in range(0, len(content), 1000):
             connection.sendall(content[start : start + 1000])
-            time.sleep(0.07)
+            time.sleep(0.05)
         assert answer(connection).startswith(b"HTTP/1.1 201 ")
 
 
