@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pared.gpus import VISIBLE, Gpu
+from pared.terminal import printable
 
 SHUTDOWN_TIMEOUT_S = 15.0
 """Between TERM and KILL."""
@@ -131,7 +132,7 @@ class Supervisor:
 
 def say(text: str) -> None:
     """Print a line for whoever started this process."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text)}\n")
     sys.stdout.flush()
 
 

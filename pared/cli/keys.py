@@ -18,7 +18,7 @@ def add_key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> No
     """Make an API key and print it; it cannot be shown again."""
     with needs_extras("service"):
         from pared.state.keys import create_key
-    out.print(create_key(_sessions(), name), markup=False, soft_wrap=True)
+    out.print(create_key(_sessions(), name), soft_wrap=True)
 
 
 @app.command("ls")
@@ -31,7 +31,7 @@ def list_keys(as_json: AsJson = False) -> None:
         print_json(rows)
         return
     for row in rows:
-        out.print(f"{row['id']}  {row['name']}", markup=False)
+        out.print(f"{row['id']}  {row['name']}")
 
 
 @app.command("revoke")

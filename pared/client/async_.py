@@ -243,9 +243,6 @@ class AsyncClient(ClientBase):
                 outcome = failure = None
                 try:
                     match effect:
-                        case operations.Send(request):
-                            outcome = await self._http.send(self._built(request))
-                            self._answered = True
                         case operations.Open(request):
                             if opened:
                                 await opened.aclose()
@@ -256,6 +253,8 @@ class AsyncClient(ClientBase):
                             outcome = await anext(chunks, b"") if chunks else b""
                         case operations.Sleep(seconds):
                             await anyio.sleep(seconds)
+                        case operations.Aside(work):
+                            outcome = await anyio.to_thread.run_sync(work)
                         case operations.Emit(item):
                             yield item
                 except httpx.TransportError as error:

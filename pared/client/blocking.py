@@ -306,9 +306,6 @@ class Client(ClientBase):
                 outcome = failure = None
                 try:
                     match effect:
-                        case operations.Send(request):
-                            outcome = self._http.send(self._built(request))
-                            self._answered = True
                         case operations.Open(request):
                             if opened:
                                 opened.close()
@@ -319,6 +316,8 @@ class Client(ClientBase):
                             outcome = next(chunks, b"")
                         case operations.Sleep(seconds):
                             time.sleep(seconds)
+                        case operations.Aside(work):
+                            outcome = work()
                         case operations.Emit(item):
                             yield item
                 except httpx.TransportError as error:
