@@ -14,6 +14,7 @@ from pared.errors import NotFound, Unauthorized
 from pared.state.jobs import find_job
 from pared.state.keys import key_of
 from pared.state.objects import ObjectStore, open_store
+from pared.state.partial_uploads import PartialUploads
 from pared.state.queue import make_app
 from pared.state.session import Sessions, make_engine, make_sessions
 from pared.state.settings import Settings
@@ -35,6 +36,7 @@ class Parts:
     verified: VerifiedObjects
     queue: Celery
     dispatcher: Dispatcher
+    partial: PartialUploads
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -44,7 +46,8 @@ def build_parts(settings: Settings) -> Parts:
     queue = make_app(settings)
     sweep = Sweep(sessions, settings, store=store, queue=queue)
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher)
+    partial = PartialUploads(sessions, store, settings)
+    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, partial)
 
 
 def parts_of(request: Request) -> Parts:
@@ -117,6 +120,6 @@ def check_id(value: str, prefix: str) -> None:
     raise NotFound(f"{_NAMES[prefix]} ids look like {prefix}_01K9Q5V7M3W8Z2X4Y6A0B1C2D3; there is no such one.")
 
 
-_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job"}
+_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job", "upl": "Upload"}
 
 OwnedJob = Annotated[Job, Depends(owned_job)]

@@ -24,7 +24,7 @@ RETRY_AFTER_S = 2
 
 log = structlog.get_logger()
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def install(app: FastAPI) -> None:

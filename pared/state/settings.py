@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     memory_bytes: int = Field(default=8 * 2**30)
     """Most memory of one child. Pages of mapped files, which the kernel can drop, do not count."""
     keep_unreferenced_s: float = 86400.0
+    max_unfinished_uploads: int = Field(default=100, ge=1)
+    """Uploads in pieces that one owner may have begun and not finished; each is kept `keep_unreferenced_s` after its
+    last byte."""
+    retention_days: float = Field(default=0.0, ge=0.0)
+    """Jobs that ended longer ago go, with their reports and files, unless they are pinned; so do uploads of that age
+    that no job names any more. 0: they stay."""
     teacher_answers_bytes: int = Field(default=4 * 2**30, ge=0)
     """Most bytes of teachers' answers that a worker's machine keeps for later jobs of the same owner; 0: none."""
     allow_weak_sandbox: bool = False

@@ -18,6 +18,7 @@ from pared.state import lifecycle
 from pared.state.events import add_event
 from pared.state.inspections import reject_orphans
 from pared.state.objects import ObjectStore, content_key, open_store
+from pared.state.partial_uploads import PartialUploads
 from pared.state.queue import relay, send_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
@@ -43,6 +44,7 @@ class Sweep:
         self._sessions = sessions
         self._settings = settings
         self._store = store or open_store(settings.effective_objects_url)
+        self._partial = PartialUploads(sessions, self._store, settings)
         self._queue = queue
         self._looked_at: float | None = None
         self._patient_until = 0.0
@@ -107,6 +109,7 @@ class Sweep:
                     old = Job.created_at < db_now() - job_type.kept_s
                     session.execute(delete(Job).where(Job.type == job_type.name, Job.status.not_in(HELD), old))
             reject_orphans(session)
+        self._partial.expire()
         self._store.drop_abandoned(settings.keep_unreferenced_s)
         dropped = 0
         listing = self._store.list_older_than(settings.keep_unreferenced_s)

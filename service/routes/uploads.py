@@ -87,14 +87,14 @@ async def upload_model(
     prefix: Prefix = None,
 ) -> ModelView:
     """Store the file, keep the model, answer."""
-    parsed = _parse_architecture(architecture)
+    parsed = parse_architecture(architecture)
     received = await receive(request, parts.store, parts.settings.max_upload_bytes)
-    parsed = parsed or _parse_architecture(received.fields.get("architecture"))
+    parsed = parsed or parse_architecture(received.fields.get("architecture"))
 
     def add() -> tuple[Model, bool]:
         name = _filename(filename, received)
         chosen = {
-            part: _part(part, given or received.fields.get(part))
+            part: part_of_checkpoint(part, given or received.fields.get(part))
             for part, given in (("weights", weights), ("prefix", prefix))
         }
         return add_model(parts.sessions, owner, received.stored, name, parsed, request_id=request_id, **chosen)
@@ -259,7 +259,8 @@ def delete_dataset(parts: PartsOf, owner: Owner, dataset_id: str) -> None:
     delete_upload(parts.sessions, owner, Dataset, dataset_id)
 
 
-def _parse_architecture(text: str | None) -> Any | None:
+def parse_architecture(text: str | None) -> Any | None:
+    """The architecture that was posted with a file: a name, or JSON. Raises ValidationError."""
     if not text:
         return None
     value: Any = text
@@ -283,7 +284,7 @@ def _parse_architecture(text: str | None) -> Any | None:
     return value
 
 
-def _part(name: str, text: str | None) -> str | None:
+def part_of_checkpoint(name: str, text: str | None) -> str | None:
     """Which part of a checkpoint is meant. A form may hold what the query does not allow."""
     if not text:
         return None
