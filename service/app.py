@@ -16,7 +16,7 @@ from service import problems
 from service.dependencies import build_parts
 from service.middleware import RequestMiddleware
 from service.openapi import describe
-from service.routes import docs, health, jobs, objects, plans, results, tus, uploads
+from service.routes import docs, health, jobs, objects, pins, plans, results, tus, uploads
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -39,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    for module in (uploads, tus, objects, jobs, plans, results):
+    for module in (uploads, tus, objects, jobs, pins, plans, results):
         app.include_router(module.router, dependencies=[Depends(problems.only_known_parameters)])
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)

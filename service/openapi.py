@@ -88,6 +88,7 @@ JOB = {
     "created_at": "2026-01-15T09:30:10.000Z",
     "started_at": "2026-01-15T09:30:10.400Z",
     "finished_at": None,
+    "pinned": False,
     "spec": PRUNE,
     "error": None,
     "result": None,

@@ -162,6 +162,7 @@ class JobView(BaseModel):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    pinned: bool = Field(description="Whether it is kept whatever its age.")
     spec: dict[str, Any]
     error: ErrorView | None
     result: Result | None
@@ -224,6 +225,7 @@ def job_view(row: Job, result: Result | None, queue_position: int | None, waits_
             "created_at": timestamp(row.created_at),
             "started_at": row.started_at and timestamp(row.started_at),
             "finished_at": row.finished_at and timestamp(row.finished_at),
+            "pinned": row.pinned_at is not None,
             "spec": row.spec,
             "error": row.error,
             "result": result,

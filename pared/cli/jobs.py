@@ -90,6 +90,22 @@ def cancel_job(job_id: JobId, as_json: AsJson = False) -> None:
         out.print(str(job))
 
 
+@app.command("pin")
+def pin_job(job_id: JobId) -> None:
+    """Keep a job, its files and its uploads whatever their age, where the server forgets old ones."""
+    with Client() as client:
+        client.jobs.get(job_id).pin()
+    out.print(f"pinned {job_id}")
+
+
+@app.command("unpin")
+def unpin_job(job_id: JobId) -> None:
+    """Let a job go with its age as others do."""
+    with Client() as client:
+        client.jobs.get(job_id).unpin()
+    out.print(f"unpinned {job_id}")
+
+
 @app.command("logs")
 def show_logs(
     job_id: JobId,

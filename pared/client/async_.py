@@ -53,6 +53,14 @@ class AsyncJob(JobRecord):
         """As `Job.cancel`."""
         return await self._run(self._cancel())
 
+    async def pin(self) -> AsyncJob:
+        """As `Job.pin`."""
+        return await self._run(self._pin(pinned=True))
+
+    async def unpin(self) -> AsyncJob:
+        """As `Job.unpin`."""
+        return await self._run(self._pin(pinned=False))
+
     async def report(self) -> Report:
         """As `Job.report`."""
         return await self._run(self._report())

@@ -64,6 +64,14 @@ class Job(JobRecord):
         """Cancel the job; it ends `canceled`."""
         return self._run(self._cancel())
 
+    def pin(self) -> Job:
+        """Keep the job, its files and its uploads whatever their age, where the service forgets old ones."""
+        return self._run(self._pin(pinned=True))
+
+    def unpin(self) -> Job:
+        """Let the job go with its age, as others do."""
+        return self._run(self._pin(pinned=False))
+
     def report(self) -> Report:
         """What was gained and lost; print it for a table."""
         return self._run(self._report())

@@ -122,6 +122,7 @@ class JobRecord(_Record):
     spec: dict[str, Any] = {}
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
+    pinned: bool = False
     links: dict[str, str | None] = {}
 
     @property
@@ -182,6 +183,10 @@ class JobRecord(_Record):
 
     def _cancel(self) -> Operation[Self]:
         return self._update((yield from operations.cancel(self.id)))
+
+    def _pin(self, *, pinned: bool) -> Operation[Self]:
+        yield from operations.call(operations.Request("POST", f"{self._path}/{'pin' if pinned else 'unpin'}"))
+        return (yield from self._refresh())
 
     def _report(self) -> Operation[Report]:
         return Report.model_validate((yield from operations.get_json(f"{self._path}/report", retry_not_ready=False)))

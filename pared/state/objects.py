@@ -11,7 +11,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -102,6 +102,9 @@ class ObjectStore(Protocol):
 
     def free_bytes(self) -> int:
         """Room on the disk."""
+
+    def without_deletions(self) -> AbstractContextManager[None]:
+        """While it is held, objects come but none goes: `delete` waits."""
 
 
 def open_store(url: str) -> ObjectStore:
@@ -225,6 +228,9 @@ class DirectoryStore:
     def free_bytes(self) -> int:
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
+
+    def without_deletions(self) -> AbstractContextManager[None]:
+        return self._lock(fcntl.LOCK_SH)
 
     def path(self, key: str) -> Path:
         """Where an object lies. Raises ValueError for anything that is not a key this server could have made."""

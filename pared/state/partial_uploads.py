@@ -135,8 +135,16 @@ class PartialUploads:
             session.delete(_find(session, owner, upload_id, lock=True))
         self.path(upload_id).unlink(missing_ok=True)
 
-    def expire(self) -> int:
-        """Forget uploads whose time is over, and files that no row names. Returns how many uploads."""
+    def expire(self, *, dry_run: bool = False) -> int:
+        """Forget uploads whose time is over, and files that no row names. Returns how many uploads.
+
+        Args:
+            dry_run: only count them.
+        """
+        if dry_run:
+            over = select(func.count()).where(PartialUpload.expires_at < db_now())
+            with self._sessions() as session:
+                return session.scalar(over) or 0
         with self._sessions.begin() as session:
             gone = session.execute(
                 delete(PartialUpload).where(PartialUpload.expires_at < db_now()).returning(PartialUpload.id)

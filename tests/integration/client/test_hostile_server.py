@@ -110,6 +110,8 @@ COMMANDS = {
     "jobs show": [f"jobs show {JOB_ID}"],
     "jobs watch": [f"jobs watch {JOB_ID}"],
     "jobs cancel": [f"jobs cancel {JOB_ID}"],
+    "jobs pin": [f"jobs pin {JOB_ID}"],
+    "jobs unpin": [f"jobs unpin {JOB_ID}"],
     "jobs logs": [f"jobs logs {JOB_ID}", f"jobs logs {JOB_ID} --json"],
     "jobs download": [f"jobs download {JOB_ID} -o all"],
     "report": [f"report {JOB_ID}", f"report {JOB_ID} --json"],
@@ -122,7 +124,7 @@ COMMANDS = {
     "datasets preview": [f"datasets preview {DATASET['id']}"],
 }
 """What asks a server, by the command's name; an error of the server is shown by the same function in all."""
-WITHOUT_SERVER = {"unpack", "prune-file", "up", "api", "worker", "migrate", "demo"}
+WITHOUT_SERVER = {"unpack", "prune-file", "up", "api", "worker", "migrate", "demo", "gc", "fsck", "backup", "restore"}
 """And all of the groups `keys` and `owners`, which work on the database."""
 
 

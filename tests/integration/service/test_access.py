@@ -30,6 +30,8 @@ ROUTES = [
     ("GET", "/v1/jobs"),
     ("GET", "/v1/jobs/{job}"),
     ("POST", "/v1/jobs/{job}/cancel"),
+    ("POST", "/v1/jobs/{job}/pin"),
+    ("POST", "/v1/jobs/{job}/unpin"),
     ("GET", "/v1/jobs/{job}/events"),
     ("GET", "/v1/jobs/{job}/report"),
     ("GET", "/v1/jobs/{job}/report/metrics.csv"),
