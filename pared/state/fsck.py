@@ -136,11 +136,11 @@ def _all_named(sessions: Sessions) -> Iterator[tuple[str, _Named]]:
             (Job.checkpoint_key, Job.checkpoint_sha256),
             (Job.previous_checkpoint_key, Job.previous_checkpoint_sha256),
         )
-        for columns in kept:
-            rows = session.execute(select(Job.id, *columns).where(Job.status.not_in(ENDED)))
-            for row_id, kept_key, kept_sha256 in rows:
-                if kept_key:
-                    yield kept_key, _Named("checkpoint", row_id, kept_sha256)
+        for kept_key, kept_sha256 in kept:
+            found = select(Job.id, kept_key, kept_sha256).where(Job.status.not_in(ENDED))
+            for row_id, checkpoint, its_sha256 in session.execute(found):
+                if checkpoint:
+                    yield checkpoint, _Named("checkpoint", row_id, its_sha256)
 
 
 def _is_named(sessions: Sessions, key: str) -> bool:
