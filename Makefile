@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories tables files coverage fuzz faults clean
+.PHONY: help demo up unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories tables files coverage fuzz faults clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -114,6 +114,9 @@ bench-features: $(DEV)  ## Twelve pairs of networks of other families, distilled
 
 real-models: $(DEV)  ## Weights as packages ship them, made smaller and measured again -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/real_models.py
+
+bench-minilm-layers: $(DEV)  ## MiniLM with half of its layers and int8, beside ONNX Runtime's int8 of all -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/minilm_layers.py
 
 bench-minilm: $(DEV)  ## MiniLM as a folder with half the width of its layers, beside layers dropped -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/minilm.py

@@ -17,8 +17,6 @@ import statistics
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import transformers
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from results import Kept, machine, mnist_file, table, write_section
+from sentences import LENGTH, Embedder, agreement, batches, embeddings, sentences, text_data
 from torch import nn
 
 from pared.compression import quantize
@@ -50,7 +49,7 @@ TITLES = {"lenet": "LeNet-5", "residual": "residual net", "minilm": "MiniLM"}
 METHODS = ("weight_only", "dynamic", "static")
 RUNS = ("float32", *(f"pared, {method}" for method in METHODS), "ORT, dynamic", "ORT, static")
 DENSE = Train(epochs=6, optimizer="adam", lr=0.001, lr_schedule="cosine", batch_size=64)
-SENTENCES = 2000
+SENTENCES, TAUGHT_ON = 2000, 400
 
 
 def main() -> None:
@@ -151,73 +150,36 @@ def _scaled(pixels: np.ndarray) -> np.ndarray:
 def _minilm() -> dict[str, Any]:
     folder = WORK / "minilm"
     folder.mkdir(parents=True, exist_ok=True)
-    model = minilm._downloaded()  # noqa: SLF001 - the model and the texts of that benchmark
-    texts, sentences = minilm._texts(tested=SENTENCES)  # noqa: SLF001
-    data = folder / "texts.zip"
-    with zipfile.ZipFile(data, "w") as archive:
-        archive.write(model / "tokenizer.json", "tokenizer.json")
-        archive.writestr("train.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    model = minilm.downloaded()
+    tested, texts = sentences()[:SENTENCES], sentences()[SENTENCES : SENTENCES + TAUGHT_ON]
+    data = text_data(folder / "texts.zip", model / "tokenizer.json", texts)
     for method in METHODS:
-        options: Any = {"method": method, "outputs": ["onnx"], "preprocess": {"max_length": minilm.LENGTH}}
+        options: Any = {"method": method, "outputs": ["onnx"], "preprocess": {"max_length": LENGTH}}
         quantize(model, data, task="match", directory=folder / method, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    plain = transformers.AutoModel.from_pretrained(model).eval()
-    batches = list(_tokens(tokenizer, sentences))
-    first = tuple(torch.from_numpy(each) for each in list(batches[0].values())[:2])
-    _export(_Embedder(plain).eval(), first, folder / "float32.onnx", list(batches[0])[:2])
-    original = minilm._answers(plain, tokenizer, sentences)  # noqa: SLF001
-    nearest = _nearest(original)
-
-    def judged(session: Any) -> dict[str, float]:
-        names = [each.name for each in session.get_inputs()]
-        found = []
-        for batch in batches:
-            given = dict(zip(names, (batch["input_ids"], batch["attention_mask"]), strict=True))
-            states, mask = torch.from_numpy(session.run(None, given)[0]), torch.from_numpy(batch["attention_mask"])
-            found.append((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
-        answers = torch.cat(found)
-        cosines = torch.cosine_similarity(answers, original)
-        return {
-            "cosine": float(cosines.mean()),
-            "worst": float(cosines.min()),
-            "nearest": float((_nearest(answers) == nearest).float().mean()),
-        }
-
+    given = list(batches(tokenizer, tested))
+    export_embedder(model, given[0], folder / "float32.onnx")
     rows = np.linspace(0, len(texts) - 1, CALIBRATED_ON).round().astype(int)
-    calibration = list(_tokens(tokenizer, [texts[row] for row in rows], size=16))
-    files = _files(folder, [{name: each[name] for name in list(batches[0])[:2]} for each in calibration])
-    timed = {size: {name: batches[0][name][:size] for name in ("input_ids", "attention_mask")} for size in (1, 32)}
-    return _judged(files, judged, timed)
+    calibration = list(batches(tokenizer, [texts[row] for row in rows], size=16, padded=True))
+    return judged_embedders(_files(folder, calibration), given)
 
 
-class _Embedder(nn.Module):
-    """The states of the last layer, of tokens and their mask."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens) twice to (batch, tokens, width)."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+def export_embedder(model: Path, example: dict[str, np.ndarray], path: Path) -> None:
+    """The folder's model as float32 ONNX, from tokens and their mask to states."""
+    embedder = Embedder(transformers.AutoModel.from_pretrained(model)).eval()
+    _export(embedder, tuple(torch.from_numpy(each) for each in example.values()), path, list(example))
 
 
-def _tokens(tokenizer: Any, texts: list[str], size: int = 32) -> Iterator[dict[str, np.ndarray]]:
-    for begin in range(0, len(texts), size):
-        given = tokenizer(
-            texts[begin : begin + size],
-            padding="max_length" if size == 16 else True,
-            truncation=True,
-            max_length=minilm.LENGTH,
-            return_tensors="np",
-        )
-        yield {name: given[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+def judged_embedders(files: dict[str, Path], given: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Bytes, agreement with the file `float32`, and time of each file."""
 
+    def run(session: Any) -> torch.Tensor:
+        names = [each.name for each in session.get_inputs()]
+        return embeddings(lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0], given)
 
-def _nearest(embeddings: torch.Tensor) -> torch.Tensor:
-    """Of each the number of the most alike other one."""
-    scaled = nn.functional.normalize(embeddings)
-    return (scaled @ scaled.T).fill_diagonal_(-1).argmax(1)
+    original = run(onnxruntime.InferenceSession(files["float32"]))
+    timed = {size: {name: each[:size] for name, each in given[0].items()} for size in (1, 32)}
+    return _judged(files, lambda session: agreement(run(session), original), timed)
 
 
 # -- files and figures --------------------------------------------------------------------------

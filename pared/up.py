@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
 from pared import gpus
+from pared.state.keys import any_works
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
-from pared.state.tables import ApiKey
 from pared.supervisor import Process, Supervisor, say, worker_processes
 
 READY_S = 90.0
@@ -122,7 +120,7 @@ def _has_keys(settings: Settings) -> bool:
     engine = make_engine(settings.effective_database_url)
     try:
         with make_sessions(engine)() as session:
-            return session.scalar(select(ApiKey.id).where(ApiKey.revoked_at.is_(None)).limit(1)) is not None
+            return any_works(session)
     finally:
         engine.dispose()
 

@@ -13,10 +13,11 @@ import pared
 from pared.state.logs import configure_logging
 from pared.state.settings import Settings, settings
 from service import problems
-from service.dependencies import build_parts
+from service.audit import AuditMiddleware
+from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
-from service.routes import docs, health, jobs, objects, pins, plans, results, tus, uploads
+from service.routes import admin, docs, health, jobs, limits, objects, pins, plans, results, tus, uploads
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -28,6 +29,7 @@ def create_app(settings: Settings) -> FastAPI:
         parts.dispatcher.start()
         yield
         parts.dispatcher.stop()
+        parts.admission.stop()
         parts.sessions.engine.dispose()
 
     app = FastAPI(
@@ -39,13 +41,16 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    for module in (uploads, tus, objects, jobs, pins, plans, results):
-        app.include_router(module.router, dependencies=[Depends(problems.only_known_parameters)])
+    # Whatever is here is asked by somebody: no route can forget to look at the key.
+    asked = [Depends(caller_of), Depends(problems.only_known_parameters)]
+    for module in (uploads, tus, objects, jobs, pins, plans, results, limits, admin):
+        app.include_router(module.router, dependencies=asked)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     problems.install(app)
     describe(app)
+    app.add_middleware(AuditMiddleware, sessions=parts.sessions)
     app.add_middleware(RequestMiddleware, settings=settings)
     return app
 

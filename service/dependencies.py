@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Annotated
@@ -10,20 +11,26 @@ from celery import Celery
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from pared.errors import NotFound, Unauthorized
+from pared.errors import NotFound, ScopeMissing, Unauthorized
+from pared.state import keys
+from pared.state.audit import Actor
 from pared.state.jobs import find_job
-from pared.state.keys import key_of
+from pared.state.keys import Caller
 from pared.state.objects import ObjectStore, open_store
+from pared.state.owners import LOCAL_OWNER
 from pared.state.partial_uploads import PartialUploads
 from pared.state.queue import make_app
 from pared.state.session import Sessions, make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job
+from service.admission import Admission
 from service.dispatcher import Dispatcher
 from service.verified_objects import VerifiedObjects
 
-LOCAL_OWNER = "local"
+ADMIN_PATH = "/v1/admin/"
+"""What routes begin with that need the scope `admin`."""
+_LOCAL = Caller(LOCAL_OWNER, None, frozenset(keys.USUAL_SCOPES))
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Parts:
     verified: VerifiedObjects
     queue: Celery
     dispatcher: Dispatcher
+    admission: Admission
     partial: PartialUploads
 
 
@@ -46,8 +54,9 @@ def build_parts(settings: Settings) -> Parts:
     queue = make_app(settings)
     sweep = Sweep(sessions, settings, store=store, queue=queue)
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
+    admission = Admission(sessions, settings)
     partial = PartialUploads(sessions, store, settings)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, partial)
+    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission, partial)
 
 
 def parts_of(request: Request) -> Parts:
@@ -60,29 +69,72 @@ _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: 
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own.")
 
 
-def owner_of(
+def caller_of(
     request: Request,
     parts: Annotated[Parts, Depends(parts_of)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
-) -> str:
-    """The owner that this request acts for: its key's id, or `local` where no key is needed and none was sent.
+) -> Caller:
+    """Whom this request acts for: its key's owner, or `local` where no key is needed and none was sent.
 
     Raises:
         Unauthorized: a key is needed and none was sent, or the one sent does not work.
+        ScopeMissing: the key does not allow this.
+        OverLimit: the owner sends more requests than may be.
     """
     secret = bearer.credentials if bearer else header
-    if secret is None:
-        if parts.settings.keys_required or (parts.settings.require_keys is None and not _from_this_machine(request)):
-            raise Unauthorized(
-                "Send your key as `Authorization: Bearer pared_…`. Whoever runs this server makes one with "
-                "`pared keys add NAME`."
-            )
-        return LOCAL_OWNER
-    owner = key_of(parts.sessions, secret)
-    if owner is None:
-        raise Unauthorized("This API key is unknown or was revoked.")
-    return owner
+    if secret is not None:
+        caller = keys.caller_of(parts.sessions, secret)
+    elif parts.settings.keys_required or (parts.settings.require_keys is None and not _from_this_machine(request)):
+        raise Unauthorized(
+            "Send your key as `Authorization: Bearer pared_…`. Whoever runs this server makes one with "
+            "`pared keys add NAME`."
+        )
+    else:
+        caller = _LOCAL
+    # From here on, whatever is answered is this caller's, and is written down as such.
+    request.state.caller = caller
+    needed = _scope_of(request)
+    if needed not in caller.scopes:
+        raise ScopeMissing(
+            f"This needs a key with the scope `{needed}`, and yours has {', '.join(sorted(caller.scopes)) or 'none'}. "
+            "Whoever runs this server makes one with `pared keys add`."
+            if caller.key_id is not None
+            else f"This needs a key with the scope `{needed}`: `pared keys add NAME --scope {needed}` makes one."
+        )
+    parts.admission.count_request(caller.owner)
+    return caller
+
+
+def owner_of(caller: Annotated[Caller, Depends(caller_of)]) -> str:
+    """The id of the owner that this request acts for."""
+    return caller.owner
+
+
+def actor_of(request: Request, caller: Annotated[Caller, Depends(caller_of)]) -> Actor:
+    """Who acts, for the audit log."""
+    return Actor(caller.owner, caller.key_id, request_id_of(request))
+
+
+def following(
+    request: Request, parts: Annotated[Parts, Depends(parts_of)], caller: Annotated[Caller, Depends(caller_of)]
+) -> Iterator[None]:
+    """Count a request that stays open while it waits for something, until it is answered. Raises OverLimit.
+
+    `request.state.follower` says when it has to end, for its key works no more.
+    """
+    if request.method == "GET" and "prefer" not in request.headers and not request.url.path.endswith("/events"):
+        yield
+        return
+    with parts.admission.following(caller) as follower:
+        request.state.follower = follower
+        yield
+
+
+def _scope_of(request: Request) -> str:
+    if request.scope["route"].path.startswith(ADMIN_PATH):
+        return "admin"
+    return "read" if request.method in ("GET", "HEAD", "OPTIONS") else "submit"
 
 
 def _from_this_machine(request: Request) -> bool:
@@ -102,7 +154,11 @@ def request_id_of(request: Request) -> str:
 
 
 PartsOf = Annotated[Parts, Depends(parts_of)]
+CallerOf = Annotated[Caller, Depends(caller_of)]
 Owner = Annotated[str, Depends(owner_of)]
+ActorOf = Annotated[Actor, Depends(actor_of)]
+Following = Depends(following)
+"""For routes that may stay open until something changes."""
 RequestId = Annotated[str, Depends(request_id_of)]
 
 
@@ -120,6 +176,6 @@ def check_id(value: str, prefix: str) -> None:
     raise NotFound(f"{_NAMES[prefix]} ids look like {prefix}_01K9Q5V7M3W8Z2X4Y6A0B1C2D3; there is no such one.")
 
 
-_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job", "upl": "Upload"}
+_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job", "own": "Owner", "key": "Key", "upl": "Upload"}
 
 OwnedJob = Annotated[Job, Depends(owned_job)]

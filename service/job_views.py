@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pared.state.jobs import find_job
 from pared.state.session import Sessions
 from pared.state.tables import Artifact, Job
+from pared.state.turns import place_in_line
 from pared.state.workers import waits_for
 from service.schemas import JobView, Result, artifact_view, job_view
 
@@ -23,8 +24,7 @@ def view_of(session: Session, job: Job) -> JobView:
     position = waits = None
     result = _result(session, job) if job.status == "succeeded" else None
     if job.status == "queued":
-        rivals = Job.device.in_({job.device, "auto"})
-        position = session.scalar(select(func.count()).where(Job.status == "queued", rivals, Job.id <= job.id))
+        position = place_in_line(session, job)
         waits = waits_for(session, job.device)
     return job_view(job, result, position, waits)
 

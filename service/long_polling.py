@@ -11,6 +11,9 @@ from typing import TypeVar
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
+from pared.errors import Unauthorized
+from service.admission import Follower
+
 POLL_S = 0.25
 MAX_WAIT_S = 60.0
 
@@ -18,16 +21,28 @@ View = TypeVar("View")
 
 
 async def wait_until(request: Request, read: Callable[[], View], done: Callable[[View], bool], wait_s: float) -> View:
-    """What `read`, called in a thread, returns: once it is `done`, after `wait_s`, or when the client has left."""
+    """What `read`, called in a thread, returns: once it is `done`, after `wait_s`, or when the client has left.
+
+    Raises:
+        Unauthorized: the key that the request came with works no more.
+    """
     deadline = time.monotonic() + wait_s
     pause_s = POLL_S / 4
     while True:
+        if cut_off(request):
+            raise Unauthorized("This API key was revoked or has expired.")
         view = await run_in_threadpool(read)
         left_s = deadline - time.monotonic()
         if done(view) or left_s <= 0 or await request.is_disconnected():
             return view
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 2, POLL_S)
+
+
+def cut_off(request: Request) -> bool:
+    """Whether the key that this request came with, which waits for something, works no more."""
+    follower: Follower | None = getattr(request.state, "follower", None)
+    return follower is not None and follower.cut_off
 
 
 def requested_wait_s(request: Request, *, otherwise_s: float = 0.0) -> float:

@@ -175,15 +175,15 @@ _NULL = "(null)"  # FastAPI leaves out what is None, also from examples
 _REASONS = {
     400: "The checksum is of an unknown kind, or is none.",
     401: "An API key is needed, or the one sent does not work.",
-    403: "The request comes from another web site.",
-    404: "There is no such thing, or it belongs to another key.",
+    403: "The request comes from another web site, or with a key that does not allow this.",
+    404: "There is no such thing, or it belongs to another owner.",
     409: "Not possible in this state, or not on the device that is asked for; the detail says which.",
     412: "`If-Match` names another version of the file, or `Tus-Resumable` another one of tus.",
     413: "More bytes than this server takes.",
     415: "The upload cannot be opened as what it was posted for.",
     416: "The range lies outside the file.",
     422: "The request is not valid; `errors` points at each bad field.",
-    429: "Too many of these wait already; `Retry-After` says when to try again.",
+    429: "A limit of yours is reached, which `limit` names; `Retry-After` says when to try again.",
     460: "The bytes are not those that the checksum was made of.",
     500: "Something failed on this side; the detail names the request id.",
     503: "The database, queue or store does not answer.",
@@ -202,7 +202,7 @@ def answers(
     if example is not None:
         good["content"] = {media_type: {"example": _replaced(example, None, _NULL)}}
     responses: dict[int | str, dict[str, Any]] = {status: good}
-    responses.update({code: _problem(code) for code in sorted({*problems, 401, 403, 422, 500, 503})})
+    responses.update({code: _problem(code) for code in sorted({*problems, 401, 403, 422, 429, 500, 503})})
     return responses
 
 
@@ -237,6 +237,7 @@ _PROBLEM_SCHEMA = {
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "What is wrong and what to do about it."},
         "request_id": {"type": "string"},
+        "limit": {"type": "string", "description": "With 429, the limit that is reached, as `/v1/limits` names it."},
         "errors": {
             "type": "array",
             "items": {

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from pared.errors import NotReady, ParedError, TooManyRequests, Unauthorized, Unavailable, ValidationError
+from pared.errors import NotReady, OverLimit, ParedError, TooManyRequests, Unauthorized, Unavailable, ValidationError
 from pared.state.session import database_problem
 
 RETRY_AFTER_S = 2
@@ -38,6 +38,8 @@ def install(app: FastAPI) -> None:
 def problem(request_id: str, error: ParedError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The response for a named error."""
     more = dict(headers or {})
+    if isinstance(error, OverLimit):
+        more.setdefault("Retry-After", str(error.retry_after_s))
     if isinstance(error, NotReady | Unavailable | TooManyRequests):
         more.setdefault("Retry-After", str(RETRY_AFTER_S))
     if isinstance(error, Unauthorized):

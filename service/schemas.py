@@ -155,7 +155,10 @@ class JobView(BaseModel):
     status: JobStatus
     stage: str | None
     progress: Progress
-    queue_position: int | None = Field(description="1 is next, among the jobs for the same device; null unless queued.")
+    queue_position: int | None = Field(
+        description="1 is next, among the jobs for the same device. Owners take turns, so of each other owner no more "
+        "are counted than of your own. Null unless queued."
+    )
     waits_for: str | None = Field(description="Of a queued job that no living worker could take: what it waits for.")
     attempt: int
     sandbox: str | None = Field(description="The sandbox level that held while it ran.")

@@ -54,8 +54,11 @@ _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 log = structlog.get_logger()
 
 
-def run(worker: Worker, job_id: str) -> Ending | None:
-    """Run a job if it is there to be claimed; a message that came twice or late finds nothing.
+def run(worker: Worker, job_id: str, *, most_held: int = 0) -> Ending | None:
+    """Run a job if it is there to be claimed: another worker may have been first.
+
+    Args:
+        most_held: leave it where its owner has so many jobs of its lane under way; 0: take it.
 
     Returns:
         How the attempt ended, where it was made and is this worker's to end.
@@ -66,7 +69,7 @@ def run(worker: Worker, job_id: str) -> Ending | None:
     if worker.shutdown.requested:
         return None
     with structlog.contextvars.bound_contextvars(**_log_context(worker, job_id)):
-        return _run(worker, job_id)
+        return _run(worker, job_id, most_held)
 
 
 def _log_context(worker: Worker, job_id: str) -> dict[str, str]:
@@ -76,8 +79,8 @@ def _log_context(worker: Worker, job_id: str) -> dict[str, str]:
     return {"job": job_id} if request_id is None else {"job": job_id, "request_id": request_id}
 
 
-def _run(worker: Worker, job_id: str) -> Ending | None:
-    claim = _claim(worker, job_id)
+def _run(worker: Worker, job_id: str, most_held: int) -> Ending | None:
+    claim = _claim(worker, job_id, most_held)
     if claim is None:
         log.info("nothing_to_claim", job=job_id)
         return None
@@ -107,11 +110,11 @@ def _run(worker: Worker, job_id: str) -> Ending | None:
         return ending
 
 
-def _claim(worker: Worker, job_id: str) -> Claim | None:
+def _claim(worker: Worker, job_id: str, most_held: int) -> Claim | None:
     claimed_at = time.monotonic()
     with worker.sessions.begin() as session:
         lease_s, devices, level = worker.settings.lease_s, worker.serving.devices, worker.confinement.level
-        job = lifecycle.claim(session, job_id, worker.name, lease_s, devices, level)
+        job = lifecycle.claim(session, job_id, worker.name, lease_s, devices, level, most_held=most_held)
         if job is None:
             return None
         job_type = BY_NAME[job.type]

@@ -254,7 +254,7 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
 
 
 def _environment(threads: int, gpu: str | None) -> dict[str, str]:
-    names = (VISIBLE, "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH")
+    names = (VISIBLE, "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "PARED_LATENCY_S")
     passed = {name: os.environ[name] for name in names if name in os.environ}
     if gpu is not None:
         passed[VISIBLE] = gpu

@@ -18,25 +18,30 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import structlog
 from celery import signals
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
 
 from pared import gpus
-from pared.errors import DeviceUnavailable, ParedError
+from pared.errors import DeviceUnavailable, ParedError, Unavailable
+from pared.state.keys import any_works
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
-from pared.state.queue import TASK, next_unlisted, queues_of
+from pared.state.queue import TASK, enqueue, queues_of
 from pared.state.queue import app as app  # noqa: PLC0414 - what `celery -A worker.tasks` and `pared worker` look for
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
-from pared.state.tables import WorkerHeartbeat, db_now
+from pared.state.tables import Job, WorkerHeartbeat, db_now
+from pared.state.turns import Lane, next_in_turn
+from pared.state.workers import living
 from worker import attempt, sandbox, sandbox_probe
 from worker.attempt_types import Ending, Hindered, Worker
 from worker.devices import CPU_ALONE, Serving, find_devices
@@ -55,6 +60,9 @@ QUICK_S = 0.5
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long it waits, when stopped, for the quick job under way to be handed back."""
 
+TRIES = 10
+"""How often another worker may be first before a message is given up; the sweep then sends another."""
+
 _shutdown = Shutdown()
 _forked = mmap.mmap(-1, 1)  # one byte, shared with every process that is forked from here
 _main_pid = os.getpid()
@@ -64,16 +72,67 @@ _threads: dict[str, threading.Thread] = {}
 _working = threading.Lock()  # held while a job runs that is not quick
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A job that may be claimed, unless its owner has `most_held` of its lane under way (0: any number)."""
+
+    job_id: str
+    most_held: int
+
+
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Run one attempt at a job. The id is all that a message carries."""
+    """Run one attempt at the job whose turn it is, of those that ask for the same device as the one in the message."""
     try:
         with _working:
-            ending = attempt.run(_worker(), job_id)
+            ending = _run_next(_worker(), job_id)
     except (DBAPIError, PoolTimeout) as error:
         log.warning("database_away", job=job_id, reason=str(error))  # the message is sent again when it is back
         return
     _restart_without_device(ending)
+
+
+def _run_next(worker: Worker, job_id: str) -> Ending | None:
+    """The attempt that a message for this job leads to; None: no attempt was made, or it is not ours to end."""
+    for _ in range(TRIES):
+        with worker.sessions() as session:
+            named = session.execute(select(Job.device, Job.request_id).where(Job.id == job_id)).first()
+            if named is None:
+                return None
+            turn = _turn(session, worker, named.device)
+        if turn is None:
+            log.info("nothing_to_claim", job=job_id, **({"request_id": named.request_id} if named.request_id else {}))
+            return None
+        ending = attempt.run(worker, turn.job_id, most_held=turn.most_held)
+        if ending is not None or worker.shutdown.requested:
+            _pass_on(worker, named.device)
+            return ending
+    return None
+
+
+def _turn(session: Session, worker: Worker, device: str) -> Turn | None:
+    """A job for the thread that takes messages: one that somebody posted; where none waits, a quick one.
+
+    Of quick jobs it takes one of each owner at a time: somebody who uploads a hundred models that loop for ever is to
+    hold the threads for quick jobs alone, and not what the next job is waiting for.
+    """
+    lanes: tuple[tuple[Lane, int], ...] = (("jobs", worker.settings.max_running_jobs), ("quick", 1))
+    for lane, most_held in lanes:
+        chosen = next_in_turn(session, lane, worker.serving.devices, asked_for=device, most_held=most_held)
+        if chosen is not None:
+            return Turn(chosen, most_held)
+    return None
+
+
+def _pass_on(worker: Worker, device: str) -> None:
+    """Send a message for a job that had to wait for this one's end: its own came while its owner had no room."""
+    if not worker.settings.max_running_jobs:
+        return
+    with worker.sessions() as session:
+        turn = _turn(session, worker, device)
+    if turn is not None:
+        with suppress(Unavailable):  # the sweep sends it, later
+            enqueue(turn.job_id, device)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -240,10 +299,17 @@ def _run_quick_jobs() -> None:
     worker = _worker()
     while not worker.shutdown.requested:
         with worker.sessions() as session:
-            job_id = session.scalar(next_unlisted(worker.serving.devices))
+            most_held = _most_quick(session)
+            job_id = next_in_turn(session, "quick", worker.serving.devices, most_held=most_held)
         if job_id is None:
             return
-        _restart_without_device(attempt.run(worker, job_id))
+        _restart_without_device(attempt.run(worker, job_id, most_held=most_held))
+
+
+def _most_quick(session: Session) -> int:
+    """How many quick jobs of one owner may be under way: where there are others, one worker's thread is for them."""
+    workers = len(living(session))
+    return workers - 1 if workers > 1 and any_works(session) else 0
 
 
 def _sweep() -> None:

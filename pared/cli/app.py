@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pared.cli import compress, exits, files, housekeeping, jobs, keys, run, server
+from pared.cli import compress, exits, files, housekeeping, jobs, keys, owners, run, server
 from pared.cli.options import grouped
 from pared.cli.uploads import upload_commands
 
@@ -38,6 +38,9 @@ app.command("gc")(housekeeping.gc)
 app.command("fsck")(housekeeping.fsck)
 app.command("backup")(housekeeping.backup)
 app.command("restore")(housekeeping.restore)
+app.add_typer(owners.app, name="owners")
+app.command("audit")(owners.audit)
+app.command("limits")(owners.limits)
 app.command("demo")(server.demo)
 
 

@@ -6,46 +6,107 @@ from typing import Annotated, Any
 
 import typer
 
+from pared.cli.durations import duration
 from pared.cli.exits import needs_extras
-from pared.cli.rendering import out, print_json
+from pared.cli.rendering import out, plain_table, print_json, print_table
+from pared.cli.server_state import moment, open_sessions
 from pared.cli.shared_options import AsJson
 
 app = typer.Typer(no_args_is_help=True, help="API keys, on the server's own machine.")
 
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="The id of a key, as `pared keys ls` prints it.")]
+
 
 @app.command("add")
-def add_key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+def add_key(
+    name: Annotated[str, typer.Argument(help="What the key is called; without --owner, also the new owner.")],
+    owner: Annotated[
+        str | None,
+        typer.Option(help="Whose key it is: an owner's name or id.", show_default="a new owner of this name"),
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it is for: read, submit or admin. Repeat it for more.", show_default="read and submit"),
+    ] = None,
+    expires: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="90d", help="How long it works.", show_default="until it is revoked"),
+    ] = None,
+) -> None:
     """Make an API key and print it; it cannot be shown again."""
     with needs_extras("service"):
-        from pared.state.keys import create_key
-    out.print(create_key(_sessions(), name), soft_wrap=True)
+        from pared.state import keys, owners
+    scopes = [each for each in keys.SCOPES if each in (scope or keys.USUAL_SCOPES)]
+    if unknown := sorted(set(scope or ()) - set(keys.SCOPES)):
+        raise typer.BadParameter(f"{unknown[0]} is no scope; there are {', '.join(keys.SCOPES)}", param_hint="--scope")
+    sessions = open_sessions()
+    if owner is None:
+        whose = owners.create_owner(sessions, name).id
+    else:
+        with sessions() as session:
+            whose = owners.find_owner(session, owner).id
+    made = keys.add_key(sessions, whose, name, scopes=scopes, valid_s=expires)
+    out.print(made.secret, soft_wrap=True)
 
 
 @app.command("ls")
-def list_keys(as_json: AsJson = False) -> None:
+def list_keys(
+    owner: Annotated[str | None, typer.Option(help="Only those of this owner, by name or id.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Also those that work no more.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the API keys."""
     with needs_extras("service"):
-        from pared.state.keys import list_keys as keys
-    rows = [{"id": key.id, "name": key.name, "created_at": key.created_at} for key in keys(_sessions())]
+        from pared.state import keys, owners
+    sessions = open_sessions()
+    with sessions() as session:
+        whose = None if owner is None else owners.find_owner(session, owner).id
+        names = {each.id: each.name for each in owners.list_owners(session)}
+    found = keys.list_keys(sessions, whose, all_=all_)
     if as_json:
-        print_json(rows)
+        print_json([_as_json(key) for key in found])
         return
-    for row in rows:
-        out.print(f"{row['id']}  {row['name']}")
+    table = plain_table("key", "owner", "name", "scopes", "expires", "last used")
+    for key in found:
+        expires = "revoked" if key.revoked_at is not None else moment(key.expires_at)
+        row = (key.id, names[key.owner_id], key.name, key.scopes.replace(" ", ","), expires, moment(key.last_used_at))
+        table.add_row(*row)
+    print_table(table)
+
+
+@app.command("rotate")
+def rotate_key(
+    key_id: KeyId,
+    old_works_for: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration, metavar="24h", help="How long the old key goes on working.", show_default="not at all"
+        ),
+    ] = None,
+) -> None:
+    """Replace an API key by a new one that sees and may do the same, and print it."""
+    with needs_extras("service"):
+        from pared.state import keys
+    made = keys.rotate_key(open_sessions(), key_id, old_works_s=old_works_for or 0.0)
+    if made is None:
+        raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
+    out.print(made.secret, soft_wrap=True)
 
 
 @app.command("revoke")
-def revoke_key(key_id: str) -> None:
-    """Revoke an API key: it works no more."""
+def revoke_key(
+    key_id: KeyId,
+    cancel_jobs: Annotated[
+        bool, typer.Option("--cancel-jobs", help="Also cancel what waits and runs of the jobs submitted with it.")
+    ] = False,
+) -> None:
+    """Revoke an API key: it works no more, and streams that it holds open end within seconds."""
     with needs_extras("service"):
-        from pared.state.keys import revoke_key as revoke
-    if not revoke(_sessions(), key_id):
+        from pared.state import keys
+    if not keys.revoke_key(open_sessions(), key_id, cancel_jobs=cancel_jobs):
         raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
 
 
-def _sessions() -> Any:
-    with needs_extras("service"):
-        from pared.state.session import make_engine, make_sessions, migrate
-        from pared.state.settings import settings
-    migrate(settings())
-    return make_sessions(make_engine(settings().effective_database_url))
+def _as_json(key: Any) -> dict[str, Any]:
+    times = {name: getattr(key, name) for name in ("created_at", "expires_at", "last_used_at", "revoked_at")}
+    return {"id": key.id, "owner": key.owner_id, "name": key.name, "scopes": key.scopes.split(), **times}

@@ -233,6 +233,11 @@ class AsyncClient(ClientBase):
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
+    async def limits(self) -> dict[str, Any]:
+        """As `Client.limits`."""
+        shown: dict[str, Any] = await self.run(operations.get_json("/v1/limits"))
+        return shown
+
     async def run(self, operation: Operation[T]) -> T:
         """Carry an operation out, and return its result."""
         result: list[T] = []

@@ -296,6 +296,11 @@ class Client(ClientBase):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def limits(self) -> dict[str, Any]:
+        """Your limits on the server, with how much of each is used up, as `GET /v1/limits` answers."""
+        shown: dict[str, Any] = self.run(operations.get_json("/v1/limits"))
+        return shown
+
     def run(self, operation: Operation[T]) -> T:
         """Carry an operation out, and return its result."""
         result: list[T] = []

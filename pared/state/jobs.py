@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from pared.errors import Conflict, IdempotencyMismatch, NotFound, TooManyRequests
-from pared.job_types import BY_SPEC, LISTED
+from pared.errors import Conflict, IdempotencyMismatch, NotFound
+from pared.job_types import LISTED
 from pared.specs import JobSpec, PlanSpec
 from pared.state import lifecycle
+from pared.state.limits import JOBS_WAITING, PLAN, PLANS_WAITING, check_bytes, check_room
 from pared.state.references import check_references
 from pared.state.session import Sessions
+from pared.state.settings import Settings
+from pared.state.settings import settings as process_settings
 from pared.state.tables import IdempotencyKey, Job
+from pared.state.turns import lock_owner
 from pared.state.workers import check_device
 from pared.statuses import ENDED
-
-PLAN = BY_SPEC[PlanSpec].name
-MAX_PLANS = 20
-"""Plans of one owner that may wait at once."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,15 @@ def submit(
     idempotency: Idempotency | None = None,
     *,
     request_id: str | None = None,
+    key_id: str | None = None,
+    settings: Settings | None = None,
 ) -> tuple[Job, bool]:
     """Write a queued job, its first event and the message owed to the broker, in one transaction.
 
     Args:
         request_id: the HTTP request that the job comes from; the worker's log lines about the job carry it.
+        key_id: the key that it comes with.
+        settings: with the owner's limits; None: those of the process.
 
     Returns:
         The job, and whether it is new (False: the key had already made it).
@@ -52,15 +56,20 @@ def submit(
         Conflict: it names one that was rejected.
         DeviceUnavailable: it asks for a device that no worker has.
         IdempotencyMismatch: the key was used for another body.
+        OverLimit: as many jobs of this owner wait as may, or they take up as much room.
     """
+    settings = settings or process_settings()
     try:
         with sessions.begin() as session:
             earlier = _made_by(session, owner, idempotency)
             if earlier:
                 return earlier, False
+            lock_owner(session, owner)
             check_references(session, owner, spec)
             check_device(session, spec.needs_device, f"/{spec.device_field}")
-            job = lifecycle.create(session, owner, spec, request_id=request_id)
+            check_room(session, owner, JOBS_WAITING, settings)
+            check_bytes(session, owner, 0, settings)
+            job = lifecycle.create(session, owner, spec, request_id=request_id, key_id=key_id)
             if idempotency:
                 session.flush()
                 session.add(
@@ -76,22 +85,27 @@ def submit(
         return earlier, False
 
 
-def submit_plan(sessions: Sessions, owner: str, spec: PlanSpec, *, request_id: str | None = None) -> str:
+def submit_plan(
+    sessions: Sessions,
+    owner: str,
+    spec: PlanSpec,
+    *,
+    request_id: str | None = None,
+    key_id: str | None = None,
+    settings: Settings | None = None,
+) -> str:
     """Write a queued plan, as `submit` does. Returns its id.
 
     Raises:
         NotFound, Conflict, DeviceUnavailable: as `submit`.
-        TooManyRequests: as many plans of this owner as may wait do.
+        OverLimit: as many plans of this owner as may wait do.
     """
     with sessions.begin() as session:
+        lock_owner(session, owner)
         check_references(session, owner, spec.job)
         check_device(session, spec.job.device, "/device")
-        waiting = session.scalar(
-            select(func.count()).where(Job.owner == owner, Job.type == PLAN, Job.status.not_in(ENDED))
-        )
-        if (waiting or 0) >= MAX_PLANS:
-            raise TooManyRequests(f"{waiting} of your plans are not made yet, and no more may wait.")
-        return lifecycle.create(session, owner, spec, request_id=request_id).id
+        check_room(session, owner, PLANS_WAITING, settings or process_settings())
+        return lifecycle.create(session, owner, spec, request_id=request_id, key_id=key_id).id
 
 
 def cancel(session: Session, owner: str, job_id: str) -> Job:

@@ -24,6 +24,7 @@ from pared.specs import JobSpec
 from pared.state.events import EventKind, add_event, add_events
 from pared.state.inspections import accept, reject
 from pared.state.tables import Artifact, Job, Outbox, db_now, new_id
+from pared.state.turns import claimable, held_below, lane_of, lock_owner, note_served
 from pared.statuses import ENDED, HELD, JobStatus
 
 log = structlog.get_logger()
@@ -68,11 +69,14 @@ def _forget(session: Session) -> None:
 # -- transitions ----------------------------------------------------------------------------------
 
 
-def create(session: Session, owner: str, spec: JobSpec, *, request_id: str | None = None) -> Job:
+def create(
+    session: Session, owner: str, spec: JobSpec, *, request_id: str | None = None, key_id: str | None = None
+) -> Job:
     """A queued job, with the message that the broker is owed.
 
     Args:
         request_id: the HTTP request that the job comes from; the worker's log lines about the job carry it.
+        key_id: the key that it was submitted with.
     """
     job = Job(
         id=new_id("job"),
@@ -81,6 +85,7 @@ def create(session: Session, owner: str, spec: JobSpec, *, request_id: str | Non
         device=spec.needs_device,
         spec=spec.model_dump(mode="json"),
         request_id=request_id,
+        key_id=key_id,
     )
     session.add(job)
     session.flush()
@@ -90,7 +95,14 @@ def create(session: Session, owner: str, spec: JobSpec, *, request_id: str | Non
 
 
 def claim(
-    session: Session, job_id: str, worker: str, lease_s: float, devices: Sequence[str], sandbox: str | None = None
+    session: Session,
+    job_id: str,
+    worker: str,
+    lease_s: float,
+    devices: Sequence[str],
+    sandbox: str | None = None,
+    *,
+    most_held: int = 0,
 ) -> Job | None:
     """queued -> running, with a lease and the next fence.
 
@@ -98,13 +110,20 @@ def claim(
         worker: the name of whoever claims it.
         devices: what the worker computes on; a job that asks for another one is not claimed.
         sandbox: the level that the job is held to.
+        most_held: it is not claimed where its owner has so many jobs of its lane under way; 0: any number.
 
     Returns:
         The job as it is now; None: it is not there to be claimed.
     """
+    found = session.execute(select(Job.owner, Job.type).where(Job.id == job_id)).first()
+    if found is None:
+        return None
+    owner, lane = found.owner, lane_of(found.type)
+    lock_owner(session, owner)
+    room = [held_below(owner, lane, most_held)] if most_held else []
     statement = (
         update(Job)
-        .where(Job.id == job_id, claimable(devices))
+        .where(Job.id == job_id, claimable(devices), *room)
         .values(
             status="running",
             fence=Job.fence + 1,
@@ -119,6 +138,7 @@ def claim(
     )
     if not _apply(session, statement):
         return None
+    note_served(session, owner, lane)
     return session.get_one(Job, job_id, populate_existing=True)
 
 
@@ -266,17 +286,6 @@ def advance(
 
 
 # -- WHERE clauses --------------------------------------------------------------------------------
-
-
-def claimable(devices: Sequence[str]) -> ColumnElement[bool]:
-    """Queued and due, for a worker that computes on these devices (`cpu`, `cuda`); without any, none."""
-    return and_(
-        Job.status == "queued",
-        Job.run_after <= db_now(),
-        Job.cancel_requested_at.is_(None),
-        Job.device.in_(["auto", *devices] if devices else []),
-        Job.type.in_([*BY_NAME]),  # a job that a newer release made waits for a worker of that release
-    )
 
 
 def held(job_id: str, fence: int) -> ColumnElement[bool]:

@@ -19,11 +19,13 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select, true, update
 from sqlalchemy.orm import Session
 
-from pared.errors import ChecksumMismatch, Conflict, NotFound, StorageFull, TooManyRequests
+from pared.errors import ChecksumMismatch, Conflict, NotFound, StorageFull
+from pared.state.limits import UPLOADS_UNFINISHED, check_bytes, check_room
 from pared.state.objects import CHUNK_BYTES, ObjectStore, Stored, content_key, no_room_is_named, sync_folder
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Dataset, Job, Model, PartialUpload, UploadTable, db_now, new_id
+from pared.state.turns import lock_owner
 from pared.state.uploads import add_dataset, add_model
 
 COMMIT_BYTES = 16 << 20
@@ -61,7 +63,7 @@ class PartialUploads:
     def __init__(self, sessions: Sessions, store: ObjectStore, settings: Settings) -> None:
         """Args: store: where the objects are, on whose disk the pieces wait."""
         self._sessions, self._store = sessions, store
-        self._keep_s, self._most = settings.keep_unreferenced_s, settings.max_unfinished_uploads
+        self._settings, self._keep_s = settings, settings.keep_unreferenced_s
 
     def create(self, owner: str, announced: Announced, *, request_id: str | None = None) -> PartialUpload:
         """Begin an upload, or find the one that goes on.
@@ -70,7 +72,7 @@ class PartialUploads:
         here already is done at once.
 
         Raises:
-            TooManyRequests: as many uploads of this owner as may be unfinished are.
+            OverLimit: as many uploads of this owner as may are unfinished, or all take up as much room.
             StorageFull: the disk has less room than the file needs.
         """
         if announced.sha256 is not None:
@@ -193,15 +195,10 @@ class PartialUploads:
 
     def _add(self, owner: str, announced: Announced, request_id: str | None, done: str | None = None) -> PartialUpload:
         with self._sessions.begin() as session:
-            unfinished = select(func.count()).select_from(
-                _live(owner).where(PartialUpload.result_id.is_(None)).subquery()
-            )
-            count = session.scalar(unfinished) or 0
-            if done is None and count >= self._most:
-                raise TooManyRequests(
-                    f"{count} of your uploads are not finished, and no more may be. Finish or delete some; each is "
-                    "forgotten by itself some time after its last byte."
-                )
+            if done is None:
+                lock_owner(session, owner)
+                check_room(session, owner, UPLOADS_UNFINISHED, self._settings)
+                check_bytes(session, owner, announced.size_bytes, self._settings)
             row = PartialUpload(
                 id=new_id("upl"),
                 owner=owner,
@@ -227,7 +224,9 @@ class PartialUploads:
     def _result(self, owner: str, announced: Announced | PartialUpload, stored: Stored, request_id: str | None) -> str:
         """The id of the model or data set that the bytes become."""
         if announced.kind == "datasets":
-            return add_dataset(self._sessions, owner, stored, announced.filename, request_id=request_id)[0].id
+            return add_dataset(
+                self._sessions, owner, stored, announced.filename, request_id=request_id, settings=self._settings
+            )[0].id
         model, _ = add_model(
             self._sessions,
             owner,
@@ -237,6 +236,7 @@ class PartialUploads:
             weights=announced.weights,
             prefix=announced.prefix,
             request_id=request_id,
+            settings=self._settings,
         )
         return model.id
 
@@ -377,12 +377,6 @@ _NOT_FOUND = (
     "There is no upload {}. Uploads are kept for some time after their last byte, a day as it comes; begin again."
 )
 _TAKEN_OVER = "Another request goes on with this upload, or it was deleted. Ask with HEAD where to go on."
-
-
-def reserved_bytes(session: Session, owner: str) -> int:
-    """Bytes that this owner's unfinished uploads have taken, or will take, on the disk."""
-    unfinished = _live(owner).where(PartialUpload.result_id.is_(None)).subquery()
-    return int(session.scalar(select(func.coalesce(func.sum(unfinished.c.size_bytes), 0))) or 0)
 
 
 def unnamed_files(sessions: Sessions, store: ObjectStore, older_than_s: float) -> list[Path]:

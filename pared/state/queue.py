@@ -1,8 +1,9 @@
 """Owns the messages to workers: the Celery app, and sending a message for each job whose row is committed.
 
-A message carries a job's id and nothing else. Losing, repeating or reordering messages is safe: the
-worker that gets one claims the row, and for a queued row that nobody took another is sent. Jobs that ask for a
-device have a queue of its own, which only workers that have it listen to.
+A message carries a job's id and nothing else, and says that there is something to claim: the worker that gets one
+claims the job whose turn it is (`pared.state.turns`) among those that ask for the same device. Losing, repeating or
+reordering messages is safe, for a queued row that nobody took another is sent. Jobs that ask for a device have a queue
+of its own, which only workers that have it listen to.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu.exceptions import ChannelError, KombuError
-from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 
 from pared.errors import Unavailable
-from pared.job_types import UNLISTED
-from pared.state.lifecycle import claimable
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.settings import settings as process_settings
@@ -161,14 +160,6 @@ def _is_overdue(after_s: float) -> ColumnElement[bool]:
         Job.run_after <= db_now(),
         or_(Job.last_rung_at.is_(None), Job.last_rung_at < db_now() - after_s),
     )
-
-
-def next_unlisted(devices: Sequence[str]) -> Select[str]:
-    """The id of the job that has waited longest of those that the API made for itself, for a worker with these devices.
-
-    They do not wait for their messages: a worker that is busy with another job would get them too late.
-    """
-    return select(Job.id).where(Job.type.in_(UNLISTED), claimable(devices)).order_by(Job.id).limit(1)
 
 
 def messages_waiting(devices: Iterable[str] = QUEUES, *, queue: Celery | None = None) -> int:

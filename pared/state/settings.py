@@ -37,6 +37,21 @@ class Settings(BaseSettings):
     max_json_bytes: int = 2**20
     """Largest body of a request that is not an upload."""
 
+    max_waiting_jobs: int = Field(500, ge=0)
+    """Jobs of one owner that may wait; as for the next ones, 0: any number."""
+    max_running_jobs: int = Field(0, ge=0)
+    """Jobs of one owner that run at once. Below the number of workers, it keeps some free for others."""
+    max_waiting_plans: int = Field(20, ge=0)
+    """Plans of one owner that are not made yet."""
+    max_inspecting_uploads: int = Field(200, ge=0)
+    """Uploads of one owner that are not inspected yet."""
+    max_stored_bytes: int = Field(1 << 40, ge=0)
+    """Bytes of one owner's uploads and results. Of deleted uploads, until they are collected, so many again."""
+    max_requests_per_s: float = Field(100.0, ge=0)
+    """Requests of one owner to one API process, on average; twenty seconds' worth may come at once."""
+    max_streams: int = Field(500, ge=0)
+    """Event streams and long polls of one owner that one API process holds open."""
+
     lease_s: float = 45.0
     heartbeat_s: float = 10.0
     sweep_s: float = 5.0
@@ -59,7 +74,7 @@ class Settings(BaseSettings):
     memory_bytes: int = Field(default=8 * 2**30)
     """Most memory of one child. Pages of mapped files, which the kernel can drop, do not count."""
     keep_unreferenced_s: float = 86400.0
-    max_unfinished_uploads: int = Field(default=100, ge=1)
+    max_unfinished_uploads: int = Field(default=100, ge=0)
     """Uploads in pieces that one owner may have begun and not finished; each is kept `keep_unreferenced_s` after its
     last byte."""
     retention_days: float = Field(default=0.0, ge=0.0)
@@ -67,6 +82,9 @@ class Settings(BaseSettings):
     that no job names any more. 0: they stay."""
     teacher_answers_bytes: int = Field(default=4 * 2**30, ge=0)
     """Most bytes of teachers' answers that a worker's machine keeps for later jobs of the same owner; 0: none."""
+    latency_s: float = Field(default=2.0, gt=0)
+    """Most wall clock that measuring the latency of two models takes at one batch size. Children and the library read
+    it from the environment."""
     allow_weak_sandbox: bool = False
     """Open TorchScript below the sandbox level `standard`."""
     threads: int = 0

@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
@@ -57,7 +58,7 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
-def new_id(prefix: Literal["mdl", "dst", "job", "art", "key", "upl"]) -> str:
+def new_id(prefix: Literal["mdl", "dst", "job", "art", "key", "own", "upl"]) -> str:
     """A ULID with a prefix: 48 bits of milliseconds, 80 random bits; sorts by time of making."""
     number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     return f"{prefix}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
@@ -77,16 +78,53 @@ class Base(DeclarativeBase):
     )
 
 
+class Owner(Base):
+    """Whose models, data sets and jobs are: rows have this id as `owner`. What is made without a key is `local`'s.
+
+    Whoever admits something for an owner, or claims a job of theirs, locks this row before any other, so that they
+    count right and none waits for another in a circle.
+    """
+
+    __tablename__ = "owners"
+
+    id: Mapped[str] = mapped_column(String(30), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
+    disabled_at: Mapped[float | None] = mapped_column(Double)
+    served_at: Mapped[float | None] = mapped_column(Double)  # when a job of theirs was claimed last
+    quick_served_at: Mapped[float | None] = mapped_column(Double)  # the same of inspections and plans
+
+
 class ApiKey(Base):
-    """A key, stored as the SHA-256 of its secret. Rows made without keys belong to owner `local`."""
+    """A key of an owner, stored as the SHA-256 of its secret."""
 
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(String(30), primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
     name: Mapped[str] = mapped_column(String(200))
     secret_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[str] = mapped_column(String(64))  # of `pared.state.keys.Scope`, with a space between them
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
+    expires_at: Mapped[float | None] = mapped_column(Double)
+    last_used_at: Mapped[float | None] = mapped_column(Double)  # to the minute
     revoked_at: Mapped[float | None] = mapped_column(Double)
+
+
+class AuditEntry(Base):
+    """Something that somebody did. Rows are only ever added."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    at: Mapped[float] = mapped_column(Double, insert_default=db_now())
+    actor: Mapped[str] = mapped_column(String(30), index=True)  # an owner's id, or `command line`
+    key_id: Mapped[str | None] = mapped_column(String(30))
+    action: Mapped[str] = mapped_column(String(80))
+    subject: Mapped[str | None] = mapped_column(String(80))  # the id of what it was done to
+    detail: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    request_id: Mapped[str | None] = mapped_column(String(64))
 
 
 class _Upload:
@@ -153,6 +191,9 @@ class PartialUpload(Base):
     expires_at: Mapped[float] = mapped_column(Double, index=True)
 
 
+_QUEUED = text("status = 'queued'")
+
+
 class Job(Base):
     """One job. The row is the truth; a Celery message only says that there is something to claim."""
 
@@ -161,10 +202,17 @@ class Job(Base):
         CheckConstraint(f"status in ({', '.join(map(repr, get_args(JobStatus)))})", name="status"),
         Index("ix_jobs_owner_id", "owner", "id"),
         Index("ix_jobs_status_run_after", "status", "run_after"),
+        # For `pared.state.turns`: who waits, and the first job of each.
+        Index(
+            "ix_jobs_queued", "status", "owner", "type", "device", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED
+        ),
+        # For the jobs of a key that is revoked.
+        Index("ix_jobs_key_id", "key_id"),
     )
 
     id: Mapped[str] = mapped_column(String(30), primary_key=True)
     owner: Mapped[str] = mapped_column(String(30))
+    key_id: Mapped[str | None] = mapped_column(String(30))  # with which it was submitted
     type: Mapped[str] = mapped_column(String(16))  # a name in `pared.job_types`
     status: Mapped[JobStatus] = mapped_column(String(16), default="queued")
     stage: Mapped[str | None] = mapped_column(String(16))

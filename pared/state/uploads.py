@@ -12,10 +12,14 @@ from sqlalchemy.orm import Session
 from pared.errors import Conflict, NotFound
 from pared.specs import BUILTIN_DATASETS, InspectSpec
 from pared.state import lifecycle
+from pared.state.limits import UPLOADS_INSPECTING, bytes_left, check_bytes, check_room
 from pared.state.objects import Stored
 from pared.state.references import job_using
 from pared.state.session import Sessions
+from pared.state.settings import Settings
+from pared.state.settings import settings as process_settings
 from pared.state.tables import Dataset, Model, db_now, new_id
+from pared.state.turns import lock_owner
 
 Upload = TypeVar("Upload", Model, Dataset)
 
@@ -42,6 +46,7 @@ def add_model(
     weights: str | None = None,
     prefix: str | None = None,
     request_id: str | None = None,
+    settings: Settings | None = None,
 ) -> tuple[Model, bool]:
     """Keep an uploaded model, and have it inspected.
 
@@ -52,29 +57,41 @@ def add_model(
         weights: which state dict of a checkpoint is meant; another one is another model.
         prefix: of the names of the tensors that are meant; as `weights`.
         request_id: the HTTP request that sent the file.
+        settings: with the owner's limits; None: those of the process.
 
     Returns:
         The model, and whether it is new (False: this owner sent the same file under the same name before).
+
+    Raises:
+        OverLimit: as many uploads of this owner wait for their inspection as may, or all take up as much room.
     """
     with sessions.begin() as session:
+        lock_owner(session, owner)
         for known in _same_file(session, Model, owner, stored, filename):
             if (known.architecture, known.weights, known.prefix) == (architecture, weights, prefix):
                 return known, False
         chosen = {"architecture": architecture, "weights": weights, "prefix": prefix}
         model = Model(**_columns(owner, stored, filename), id=new_id("mdl"), **chosen)
-        _add(session, model, request_id)
+        _add(session, model, request_id, settings or process_settings())
         return model, True
 
 
 def add_dataset(
-    sessions: Sessions, owner: str, stored: Stored, filename: str, *, request_id: str | None = None
+    sessions: Sessions,
+    owner: str,
+    stored: Stored,
+    filename: str,
+    *,
+    request_id: str | None = None,
+    settings: Settings | None = None,
 ) -> tuple[Dataset, bool]:
     """Keep an uploaded data set, and have it inspected; as `add_model`."""
     with sessions.begin() as session:
+        lock_owner(session, owner)
         for known in _same_file(session, Dataset, owner, stored, filename):
             return known, False
         dataset = Dataset(**_columns(owner, stored, filename), id=new_id("dst"))
-        _add(session, dataset, request_id)
+        _add(session, dataset, request_id, settings or process_settings())
         return dataset, True
 
 
@@ -128,8 +145,25 @@ def _columns(owner: str, stored: Stored, filename: str) -> dict[str, Any]:
     return {"owner": owner, "filename": filename, "sha256": stored.sha256, "size_bytes": stored.size_bytes}
 
 
-def _add(session: Session, upload: Model | Dataset, request_id: str | None) -> None:
-    """The row and the job that inspects the upload."""
+def check_upload(sessions: Sessions, owner: str, settings: Settings) -> int | None:
+    """Refuse an upload before its bytes come, where it would be refused after them.
+
+    Returns:
+        How many bytes the owner may still store; None: any number.
+
+    Raises:
+        OverLimit: as `add_model`.
+    """
+    with sessions() as session:
+        check_room(session, owner, UPLOADS_INSPECTING, settings)
+        check_bytes(session, owner, 1, settings)
+        return bytes_left(session, owner, settings)
+
+
+def _add(session: Session, upload: Model | Dataset, request_id: str | None, settings: Settings) -> None:
+    """The row and the job that inspects the upload, if the owner has room for them."""
+    check_room(session, upload.owner, UPLOADS_INSPECTING, settings)
+    check_bytes(session, upload.owner, upload.size_bytes, settings)
     session.add(upload)
     architecture = upload.architecture if isinstance(upload, Model) else None
     spec = InspectSpec(type="inspect", subject=upload.id, architecture=architecture)

@@ -17,11 +17,11 @@ from pared.state.events import events_after
 from pared.state.jobs import Idempotency, cancel, jobs_of, submit
 from pared.state.tables import Job, JobEvent
 from pared.statuses import ENDED, JobStatus
-from service.dependencies import OwnedJob, Owner, Parts, PartsOf, RequestId, check_id
+from service.dependencies import CallerOf, Following, OwnedJob, Owner, Parts, PartsOf, RequestId, check_id
 from service.etags import client_has, json_with_tag, weak_tag
 from service.job_specs import PostedSpec
 from service.job_views import read_job, view_of
-from service.long_polling import POLL_S, requested_wait_s, wait_headers, wait_until
+from service.long_polling import POLL_S, cut_off, requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
 from service.pagination import After, Limit, as_page, fetch_page
 from service.schemas import JobView, Page
@@ -72,7 +72,7 @@ IdempotencyKey = Annotated[
 def create_job(
     response: Response,
     parts: PartsOf,
-    owner: Owner,
+    caller: CallerOf,
     request_id: RequestId,
     spec: PostedSpec,
     idempotency_key: IdempotencyKey = None,
@@ -82,10 +82,18 @@ def create_job(
     if idempotency_key:
         digest = hashlib.sha256(spec.model_dump_json(exclude_unset=True).encode()).hexdigest()
         idempotency = Idempotency(idempotency_key, digest)
-    job, new = submit(parts.sessions, owner, spec, idempotency, request_id=request_id)
+    job, new = submit(
+        parts.sessions,
+        caller.owner,
+        spec,
+        idempotency,
+        request_id=request_id,
+        key_id=caller.key_id,
+        settings=parts.settings,
+    )
     if new:
         parts.dispatcher.dispatch()
-    view = read_job(parts.sessions, owner, job.id)
+    view = read_job(parts.sessions, caller.owner, job.id)
     response.headers["Location"] = view.links.self
     response.headers["Retry-After"] = "1"
     return view
@@ -124,6 +132,7 @@ def list_jobs(
     "`If-None-Match`, as soon as anything changes. `Retry-After` says when to look again; an ended job has none. "
     "Where `result.failed_outputs` is not empty, the job has succeeded without these formats.",
     responses=answers(200, SUCCEEDED, 404) | UNCHANGED,
+    dependencies=[Following],
 )
 async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -> Response:
     """The job, at once or once ended."""
@@ -169,8 +178,10 @@ def cancel_job(response: Response, parts: PartsOf, owner: Owner, job: OwnedJob) 
     description="Server-Sent Events: `status`, `progress`, `metric`, `log` and, last, `done`. Ids rise by one; after a "
     "lost connection `Last-Event-ID` (or `?last_event_id=`) continues behind that event. Comments keep the line open.",
     responses=answers(200, EXAMPLE_EVENTS, 404, media_type="text/event-stream"),
+    dependencies=[Following],
 )
 async def job_events(
+    request: Request,
     parts: PartsOf,
     job: OwnedJob,
     last_event_id: Annotated[
@@ -180,9 +191,9 @@ async def job_events(
         int | None, Query(alias="last_event_id", ge=0, lt=1 << 31, description="The same, for clients without headers.")
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Replay what was missed, then follow until the job has ended."""
+    """Replay what was missed, then follow until the job has ended, or the key works no more."""
     last_seq = last_event_id if last_event_id is not None else last_event_id_query or 0
-    while True:
+    while not cut_off(request):
         events, complete = await run_in_threadpool(_next_events, parts, job.id, last_seq)
         for event in events:
             yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.seq))

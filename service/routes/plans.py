@@ -14,7 +14,7 @@ from pared.state.session import to_json
 from pared.state.tables import Job
 from pared.state.workers import waits_for
 from pared.statuses import ENDED
-from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
+from service.dependencies import CallerOf, Following, Owner, Parts, PartsOf, RequestId, check_id
 from service.job_specs import PostedSpec
 from service.long_polling import requested_wait_s, wait_headers, wait_until
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
@@ -38,13 +38,18 @@ _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Locati
     "job that would fail before it trains is answered with its problem. A format that the job could not write is under "
     "`failed_outputs`, with the reason; where it could write none, that is its problem.",
     openapi_extra=PLAN_BODY,
-    responses=answers(200, PLAN, 404, 409, 413, 415, 429) | {202: _PENDING},
+    responses=answers(200, PLAN, 404, 409, 413, 415) | {202: _PENDING},
+    dependencies=[Following],
 )
-async def plan_job(request: Request, parts: PartsOf, owner: Owner, request_id: RequestId, spec: PostedSpec) -> Response:
+async def plan_job(
+    request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId, spec: PostedSpec
+) -> Response:
     """Submit the plan, wait for a worker, answer."""
+    owner, key_id = caller.owner, caller.key_id
 
     def submit() -> str:
-        return submit_plan(parts.sessions, owner, _plan_of(spec), request_id=request_id)
+        plan = _plan_of(spec)
+        return submit_plan(parts.sessions, owner, plan, request_id=request_id, key_id=key_id, settings=parts.settings)
 
     plan_id = await run_in_threadpool(submit)
     parts.dispatcher.dispatch()
@@ -57,6 +62,7 @@ async def plan_job(request: Request, parts: PartsOf, owner: Owner, request_id: R
     summary="Look at a plan",
     description="A plan that was not made at once: as `POST /v1/jobs:plan` answers. `Prefer: wait=30` waits for it.",
     responses=answers(200, PLAN, 404, 409, 415) | {202: _PENDING},
+    dependencies=[Following],
 )
 async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str) -> Response:
     """The plan, at once or once made."""

@@ -15,9 +15,17 @@ from pared.errors import NotFound, ValidationError
 from pared.specs import BUILTIN_DATASETS, NAMES_HELP, Architecture
 from pared.state.inspections import preview_of
 from pared.state.tables import Dataset, Model
-from pared.state.uploads import add_dataset, add_model, delete_upload, display_name, find_upload, owned_uploads
+from pared.state.uploads import (
+    add_dataset,
+    add_model,
+    check_upload,
+    delete_upload,
+    display_name,
+    find_upload,
+    owned_uploads,
+)
 from service import untrusted_json
-from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
+from service.dependencies import Following, Owner, Parts, PartsOf, RequestId, check_id
 from service.downloads import file_response
 from service.etags import json_with_tag
 from service.long_polling import requested_wait_s, wait_headers, wait_until
@@ -88,7 +96,7 @@ async def upload_model(
 ) -> ModelView:
     """Store the file, keep the model, answer."""
     parsed = parse_architecture(architecture)
-    received = await receive(request, parts.store, parts.settings.max_upload_bytes)
+    received = await _receive(request, parts, owner)
     parsed = parsed or parse_architecture(received.fields.get("architecture"))
 
     def add() -> tuple[Model, bool]:
@@ -97,7 +105,17 @@ async def upload_model(
             part: part_of_checkpoint(part, given or received.fields.get(part))
             for part, given in (("weights", weights), ("prefix", prefix))
         }
-        return add_model(parts.sessions, owner, received.stored, name, parsed, request_id=request_id, **chosen)
+        return add_model(
+            parts.sessions,
+            owner,
+            received.stored,
+            name,
+            parsed,
+            weights=chosen["weights"],
+            prefix=chosen["prefix"],
+            request_id=request_id,
+            settings=parts.settings,
+        )
 
     model, new = await run_in_threadpool(add)
     view = model_view(model)
@@ -125,11 +143,11 @@ async def upload_dataset(
     request: Request, response: Response, parts: PartsOf, owner: Owner, request_id: RequestId, filename: Filename = None
 ) -> UploadView:
     """Store the file, keep the data set, answer."""
-    received = await receive(request, parts.store, parts.settings.max_upload_bytes)
+    received = await _receive(request, parts, owner)
 
     def add() -> tuple[Dataset, bool]:
         name = _filename(filename, received)
-        return add_dataset(parts.sessions, owner, received.stored, name, request_id=request_id)
+        return add_dataset(parts.sessions, owner, received.stored, name, request_id=request_id, settings=parts.settings)
 
     dataset, new = await run_in_threadpool(add)
     view = dataset_view(dataset)
@@ -174,6 +192,7 @@ def list_datasets(parts: PartsOf, owner: Owner, after: After = None, limit: Limi
     summary="Look at a model",
     description="`Prefer: wait=30` answers once the model is inspected, or after so many seconds.",
     responses=answers(200, MODEL, 404) | UNCHANGED,
+    dependencies=[Following],
 )
 async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: str) -> Response:
     """The model, at once or once inspected."""
@@ -193,6 +212,7 @@ async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: st
     summary="Look at a data set",
     description="`Prefer: wait=30` answers once the data set is inspected, or after so many seconds.",
     responses=answers(200, DATASET, 404) | UNCHANGED,
+    dependencies=[Following],
 )
 async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id: str) -> Response:
     """The data set, at once or once inspected."""
@@ -257,6 +277,16 @@ def delete_dataset(parts: PartsOf, owner: Owner, dataset_id: str) -> None:
     if dataset_id not in BUILTIN_DATASETS:
         check_id(dataset_id, "dst")
     delete_upload(parts.sessions, owner, Dataset, dataset_id)
+
+
+async def _receive(request: Request, parts: Parts, owner: str) -> Received:
+    """The upload, if the owner has room for it; told before the bytes come, where that can be told."""
+    settings = parts.settings
+    left = await run_in_threadpool(check_upload, parts.sessions, owner, settings)
+    announced = request.headers.get("content-length", "")
+    most = int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else settings.max_upload_bytes
+    with parts.admission.receiving(owner, min(most, settings.max_upload_bytes), left):
+        return await receive(request, parts.store, settings.max_upload_bytes)
 
 
 def parse_architecture(text: str | None) -> Any | None:

@@ -146,6 +146,7 @@ def test_jobs_that_were_queued_finish_on_the_machine_where_a_backup_is_put_back(
     stack.run("restore", str(copy))
     stack.start_api()
     stack.start_worker()
+    stack.wait_ready()
     for job in jobs:
         stack.succeeded(job)
     wait_for(lambda: stack.inspected(spec["model"])["status"] == "ready", "the upload was inspected too")

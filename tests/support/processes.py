@@ -177,8 +177,10 @@ class Processes:
 
 
 def environment(**values: str) -> dict[str, str]:
-    """This process's environment without any `PARED_` setting, and with these values."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PARED_")}
+    """This process's environment, of `PARED_` settings only that of how long latency is measured, and these values."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("PARED_") or name == "PARED_LATENCY_S"
+    }
     return kept | values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,21 +31,22 @@ def measure_latency(
     *,
     device: str = "cpu",
     batch_sizes: Sequence[int] = (1, 32),
-    limit_s: float = 2.0,
+    limit_s: float | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[list[Latency], list[Latency], list[str]]:
     """Forward passes of both models, one after the other in turn, so that a busy machine slows both alike.
 
     Args:
         example: inputs with a batch dimension; its samples are repeated to fill a batch.
-        limit_s: most wall-clock time for one batch size; at least 10 runs of each model are made. It ends earlier where
-            the medians are known within 1 %.
+        limit_s: most wall-clock time for one batch size; None: as many seconds as `PARED_LATENCY_S` says, else 2. At
+            least 10 runs of each model are made. It ends earlier where the medians are known within 1 %.
 
     Returns:
         The latencies of both, an entry a batch size, and warnings of batch sizes that a model refuses.
     """
     results: tuple[list[Latency], list[Latency]] = ([], [])
     refused = []
+    limit_s = float(os.environ.get("PARED_LATENCY_S", "2")) if limit_s is None else limit_s
     ready = _ready([before, after], example, batch_sizes, device)
     for batch_size in batch_sizes:
         try:

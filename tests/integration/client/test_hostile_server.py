@@ -20,6 +20,7 @@ from pared.cli.app import app
 from pared.client import UntrustedAnswer, operations
 from pared.terminal import printable, printable_json
 from service.openapi import DATASET, JOB_ID, MODEL, PLAN, SUCCEEDED
+from service.routes.limits import EXAMPLE as LIMITS
 from service.routes.results import EXAMPLE_REPORT
 from tests.support.cli import run_pared
 from tests.support.processes import environment
@@ -81,6 +82,8 @@ def answers(asked: Asked) -> Answer:
         return Answer(body="".join(lines).encode())
     if path.endswith("/report"):
         return Answer(body=hostile(copy.deepcopy(REPORT)))
+    if path == "/v1/limits":
+        return Answer(body=hostile({**LIMITS, "limits": [row | {"meaning": HOSTILE} for row in LIMITS["limits"]]}))
     if path.endswith("/preview"):
         return Answer(body=b"{}", headers={"Content-Type": "application/json"})
     if path.endswith("/artifacts"):
@@ -114,6 +117,7 @@ COMMANDS = {
     "jobs unpin": [f"jobs unpin {JOB_ID}"],
     "jobs logs": [f"jobs logs {JOB_ID}", f"jobs logs {JOB_ID} --json"],
     "jobs download": [f"jobs download {JOB_ID} -o all"],
+    "limits": ["limits", "limits --json"],
     "report": [f"report {JOB_ID}", f"report {JOB_ID} --json"],
     "models ls": ["models ls"],
     "models show": [f"models show {MODEL['id']}", f"models show {MODEL['id']} --json"],
@@ -124,7 +128,20 @@ COMMANDS = {
     "datasets preview": [f"datasets preview {DATASET['id']}"],
 }
 """What asks a server, by the command's name; an error of the server is shown by the same function in all."""
-WITHOUT_SERVER = {"unpack", "prune-file", "up", "api", "worker", "migrate", "demo", "gc", "fsck", "backup", "restore"}
+WITHOUT_SERVER = {
+    "unpack",
+    "prune-file",
+    "up",
+    "api",
+    "worker",
+    "migrate",
+    "demo",
+    "gc",
+    "fsck",
+    "backup",
+    "restore",
+    "audit",
+}
 """And all of the groups `keys` and `owners`, which work on the database."""
 
 

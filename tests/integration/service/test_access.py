@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pared.state.keys import create_key, key_of, revoke_key
+from pared.state.keys import caller_of, create_key, revoke_key
 from tests.integration.service.conftest import Api, serving
 
 ROUTES = [
@@ -48,7 +48,7 @@ def keys(guarded: Api) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def things(guarded: Api, keys: dict[str, str]) -> dict[str, str]:
-    revoke_key(guarded.parts.sessions, key_of(guarded.parts.sessions, keys["revoked"]))
+    revoke_key(guarded.parts.sessions, caller_of(guarded.parts.sessions, keys["revoked"]).key_id)
     headers = {"authorization": f"Bearer {keys['mine']}"}
     model = guarded.post("/v1/models", content=b"m", headers=headers).json()["id"]
     dataset = guarded.post("/v1/datasets", content=b"d", headers=headers).json()["id"]

@@ -89,7 +89,7 @@ def test_jobs_are_listed_filtered_and_paged(tmp_path: Path):
         assert [job["id"] for job in api.get("/v1/jobs?type=distill").json()["data"]] == [distill]
         positions = {job["id"]: job["queue_position"] for job in everything["data"]}
         assert positions[jobs[0]] is None
-        assert [positions[one] for one in (*jobs[1:], distill)] == [2, 3, 4, 5]  # behind the inspection
+        assert [positions[one] for one in (*jobs[1:], distill)] == [1, 2, 3, 4]
         for query in ("status=odd", "type=inspect", "limit=0", "limit=101", "limit=x", "after=%00"):
             answer = api.get(f"/v1/jobs?{query}")
             assert answer.status_code == 422
@@ -245,7 +245,7 @@ def test_cuda_is_refused_with_advice_where_no_worker_has_it_and_waits_where_one_
         job = api.post("/v1/jobs", json=spec | {"device": "cuda"}, headers=headers).json()
         assert (job["spec"]["device"], job["waits_for"]) == ("cuda", None)
         other = api.submit(model=spec["model"], device="cpu")
-        assert job["queue_position"] == other["queue_position"] == 2  # each behind the inspection alone
+        assert job["queue_position"] == other["queue_position"] == 1
         with api.parts.sessions.begin() as session:
             session.execute(delete(WorkerHeartbeat))
         again = api.post("/v1/jobs", json=spec | {"device": "cuda"}, headers=headers)  # it is there already

@@ -14,7 +14,6 @@ from sqlalchemy import select, update
 
 from pared.specs import PlanSpec
 from pared.state.events import add_event
-from pared.state.jobs import MAX_PLANS
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, Outbox, db_now
 from service.openapi import PLAN, PLAN_BODY
@@ -135,7 +134,7 @@ def test_what_only_the_work_itself_tells_is_not_planned(api: Api, target: dict[s
 def test_no_more_than_so_many_plans_wait(tmp_path: Path):
     with serving(tmp_path) as api:
         model = api.upload()["id"]
-        answers = [post(api, model=model, prefer="wait=0") for _ in range(MAX_PLANS + 1)]
+        answers = [post(api, model=model, prefer="wait=0") for _ in range(api.parts.settings.max_waiting_plans + 1)]
         assert {answer.status_code for answer in answers[:-1]} == {202}
         assert (answers[-1].status_code, answers[-1].json()["type"]) == (429, "/problems/too-many-requests")
         assert answers[-1].headers["retry-after"]

@@ -329,7 +329,7 @@ def test_uploads_expire_and_leave_nothing(tmp_path: Path):
         send(api, addresses[0], 0, FILE[:100])
         assert api.head(addresses[0], headers=TUS).headers["upload-expires"].endswith(" GMT")
         more = api.post("/v1/uploads", headers=TUS | {"Upload-Length": "5"} | metadata())
-        assert (more.status_code, more.json()["type"]) == (429, "/problems/too-many-requests")
+        assert (more.status_code, more.json()["limit"]) == (429, "uploads_unfinished")
         folder = api.parts.store.partial_folder
         assert len(list(folder.iterdir())) == 2
         wait_for(lambda: api.head(addresses[0], headers=TUS).status_code == 404, "it expired")
@@ -345,6 +345,16 @@ def test_a_file_for_which_there_is_no_room_is_refused_before_it_is_sent(api: Api
     monkeypatch.setattr(type(api.parts.store), "free_bytes", lambda self: 1000)
     answer = api.post("/v1/uploads", headers=TUS | {"Upload-Length": "1001"} | metadata())
     assert (answer.status_code, answer.json()["type"]) == (507, "/problems/storage-full")
+
+
+def test_unfinished_uploads_count_towards_the_bytes_of_their_owner(tmp_path: Path):
+    with serving(tmp_path, max_stored_bytes=1000) as api:
+        address = create(api, 600)
+        more = api.post("/v1/uploads", headers=TUS | {"Upload-Length": "401"} | metadata())
+        assert (more.status_code, more.json()["limit"]) == (429, "bytes_stored")
+        assert_is_the_file(api, send(api, address, 0, FILE[:600]), FILE[:600])
+        used = {row["name"]: row["used"] for row in api.get("/v1/limits").json()["limits"]}
+        assert (used["bytes_stored"], used["uploads_unfinished"]) == (600, 0)
 
 
 def test_an_upload_whose_bytes_are_lost_is_forgotten(api: Api):

@@ -13,7 +13,6 @@ from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec
 from pared.state import lifecycle
 from pared.state.events import add_event, add_events, events_after
 from pared.state.jobs import Idempotency, cancel, find_job, submit, submit_plan
-from pared.state.queue import next_unlisted
 from pared.state.references import job_using, uploads_of
 from pared.state.session import Sessions
 from pared.state.tables import (
@@ -27,6 +26,7 @@ from pared.state.tables import (
     db_now,
     new_id,
 )
+from pared.state.turns import next_in_turn
 from pared.state.workers import LATELY_S, SEEN_S, waits_for
 from pared.statuses import ENDED
 from tests.support.job_specs import MODEL_ID, PRUNE
@@ -363,7 +363,7 @@ def test_a_plan_is_for_a_worker_that_has_its_device_and_times_nothing(sessions):
 
     def next_one(*devices: str) -> str | None:
         with sessions() as session:
-            return session.scalar(next_unlisted(devices))
+            return next_in_turn(session, "quick", devices)
 
     on_cuda, anywhere = planned(device="cuda"), planned(latency_device="cuda")
     assert (next_one(), next_one("cpu"), next_one("cpu", "cuda")) == (None, anywhere, on_cuda)

@@ -8,8 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
-from sklearn.metrics import r2_score
 from torch import nn
 
 from pared.compression.measuring.latency import batch_of, measure_latency
@@ -91,6 +89,9 @@ def test_accuracy_and_comparison_on_ten_samples():
 
 
 def test_regression_is_scored_by_r2_and_a_paired_t_test():
+    from scipy import stats  # takes a second to import
+    from sklearn.metrics import r2_score
+
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(200, generator=generator)
     close = (targets + 0.1 * torch.randn(200, generator=generator)).unsqueeze(1)
@@ -109,6 +110,8 @@ def test_regression_is_scored_by_r2_and_a_paired_t_test():
 @pytest.mark.parametrize("samples", [2, 3, 10, 1000, 1_000_000])
 @pytest.mark.parametrize("shift", [0, 0.01, 0.3, 2, 100])
 def test_the_paired_t_test_is_that_of_scipy(samples, shift):
+    from scipy import stats  # takes a second to import
+
     differences = np.random.default_rng(samples).normal(size=samples) + shift
     expected = stats.ttest_1samp(differences, 0).pvalue
     assert paired_t(differences) == pytest.approx(expected, rel=1e-8, abs=1e-290)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, jaccard_score
 from torch import nn
 
 from pared.compression.distillation.losses import output_mse, softened_kl
@@ -259,6 +258,8 @@ def test_an_embedding_of_nothing_has_no_direction():
 
 
 def test_mean_iou_is_over_the_classes_that_occur_in_labels():
+    from sklearn.metrics import jaccard_score  # takes a second to import
+
     generator = torch.Generator().manual_seed(0)
     answer, target = (torch.randint(0, 4, (6, 5, 5), generator=generator) for _ in range(2))
     target[target == 3] = 0  # no label has class 3, and class 4 is nowhere
@@ -298,6 +299,8 @@ def test_sequences_of_any_length_are_kept_side_by_side():
 
 
 def test_f1_of_labels_is_that_of_scikit_learn():
+    from sklearn.metrics import f1_score  # takes a second to import
+
     generator = torch.Generator().manual_seed(1)
     output, target = torch.randn(50, 4, generator=generator), torch.rand(50, 4, generator=generator).round()
     target[:, 3] = 0  # a label that never holds

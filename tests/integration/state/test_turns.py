@@ -1,0 +1,141 @@
+"""Owners take turns, whatever each has waiting, and a claim costs no more for a long queue."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text, update
+
+from pared.specs import InspectSpec
+from pared.state import lifecycle
+from pared.state.owners import create_owner
+from pared.state.tables import Job, new_id
+from pared.state.turns import _first_of_each, next_in_turn, place_in_line
+from tests.support.job_specs import PRUNE
+
+
+@pytest.fixture
+def owners(sessions) -> list[str]:
+    return [create_owner(sessions, name).id for name in ("ann", "bob", "carol")]
+
+
+def queued(sessions, owner: str, count: int = 1, **columns) -> list[str]:
+    with sessions.begin() as session:
+        jobs = [lifecycle.create(session, owner, PRUNE).id for _ in range(count)]
+        if columns:
+            session.execute(update(Job).where(Job.id.in_(jobs)).values(columns))
+    return jobs
+
+
+def upload(sessions, owner: str) -> str:
+    with sessions.begin() as session:
+        return lifecycle.create(session, owner, InspectSpec(type="inspect", subject=new_id("mdl"))).id
+
+
+def serve(sessions, lane: str = "jobs", *, ends: bool = True, **options) -> tuple[str, str] | None:
+    """Claim the job whose turn it is; the owner, and the job."""
+    with sessions.begin() as session:
+        job_id = next_in_turn(session, lane, ["cpu"], **options)
+        if job_id is None:
+            return None
+        job = lifecycle.claim(session, job_id, "worker", 45.0, ["cpu"])
+        if ends:
+            lifecycle.fail(session, job_id, job.fence, {"code": "x", "title": "x", "detail": "x"})
+        return job.owner, job_id
+
+
+def test_one_owners_hundred_jobs_are_served_in_turn_with_anothers_three(sessions, owners):
+    ann, bob, carol = owners
+    first = queued(sessions, ann, 20)
+    served = [serve(sessions)]
+    others = queued(sessions, bob, 2) + queued(sessions, carol, 1)
+    served += [serve(sessions) for _ in range(6)]
+    assert [owner for owner, _ in served] == [ann, bob, carol, ann, bob, ann, ann]
+    assert [job for owner, job in served if owner == ann] == first[:4]
+    assert [job for owner, job in served if owner != ann] == [others[0], others[2], others[1]]
+
+
+def test_the_place_in_line_counts_of_each_other_owner_as_many_as_of_ones_own(sessions, owners):
+    ann, bob, carol = owners
+    flood, others, _ = queued(sessions, ann, 20), queued(sessions, bob, 2), queued(sessions, carol, 1)
+    with sessions() as session:
+        places = [place_in_line(session, session.get(Job, job)) for job in (*others, flood[0], flood[9])]
+    assert places == [3, 5, 3, 13]
+
+
+def test_who_has_fewer_jobs_under_way_is_served_first(sessions, owners):
+    ann, bob, _ = owners
+    queued(sessions, ann, 5)
+    queued(sessions, bob, 5)
+    assert sorted(serve(sessions, ends=False)[0] for _ in range(4)) == sorted([ann, ann, bob, bob])
+
+
+def test_a_lane_does_not_count_the_other(sessions, owners):
+    """Hours of training are held against nobody's inspection."""
+    ann, bob, _ = owners
+    queued(sessions, ann, 1)
+    assert serve(sessions, ends=False)[0] == ann
+    for _ in range(3):
+        upload(sessions, bob)
+    upload(sessions, ann)
+    assert [serve(sessions, "quick")[0] for _ in range(3)] == [bob, ann, bob]
+    assert serve(sessions) is None
+
+
+def test_what_cannot_be_claimed_now_is_passed_over(sessions, owners):
+    ann, bob, carol = owners
+    queued(sessions, ann, 3, run_after=time.time() + 3600)
+    (due,) = queued(sessions, ann, 1)
+    queued(sessions, bob, 1, device="cuda")
+    queued(sessions, carol, 1, type="of-a-newer")
+    assert serve(sessions) == (ann, due)
+    assert serve(sessions) is None
+    with sessions() as session:
+        assert next_in_turn(session, "jobs", ["cpu", "cuda"], asked_for="auto") is None
+        assert next_in_turn(session, "jobs", ["cpu", "cuda"], asked_for="cuda") is not None
+        assert next_in_turn(session, "jobs", [], asked_for="cuda") is None
+
+
+def test_no_owner_has_more_jobs_under_way_than_may_be_however_many_workers_ask_at_once(sessions, owners):
+    ann, bob, _ = owners
+    jobs = queued(sessions, ann, 12)
+
+    def claim(job_id: str) -> bool:
+        with sessions.begin() as session:
+            return lifecycle.claim(session, job_id, "worker", 45.0, ["cpu"], most_held=2) is not None
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(claim, jobs)) == 2
+    assert serve(sessions, most_held=2) is None
+    (other,) = queued(sessions, bob)
+    assert serve(sessions, most_held=2) == (bob, other)
+
+
+FLOOD = """
+insert into jobs (id, owner, type, status, spec, created_at, updated_at, attempt, crash_count, fence, held_s, run_after)
+with recursive numbers(n) as (select 1 union all select n + 1 from numbers where n < 100000)
+select 'job_0000000000' || (1000000000000000 + n), :owner, 'prune', 'queued', '{}', 1, 1, 0, 0, 0, 0, 0 from numbers
+"""
+
+
+def test_a_claim_is_quick_with_a_hundred_thousand_jobs_waiting(sessions, owners):
+    ann, bob, _ = owners
+    with sessions.begin() as session:
+        session.execute(text(FLOOD), {"owner": ann})
+    (theirs,) = queued(sessions, bob)
+    assert serve(sessions)[0] == ann
+    began = time.perf_counter()
+    assert serve(sessions) == (bob, theirs)
+    for _ in range(9):
+        assert serve(sessions)[0] == ann
+    assert (time.perf_counter() - began) / 10 < 0.5  # seconds, were all of them read and sorted
+    query = _first_of_each("jobs", ["cpu"], None).compile(sessions.engine, compile_kwargs={"literal_binds": True})
+    explain = "explain query plan " if sessions.engine.dialect.name == "sqlite" else "explain "
+    with sessions() as session:
+        plan = "\n".join(map(str, session.execute(text(explain + str(query).replace(":", r"\:")))))
+    assert "ix_jobs_queued" in plan
+    assert "Seq Scan on jobs" not in plan
+    assert "B-TREE FOR ORDER" not in plan
+    assert "ix_jobs_status_run_after" not in plan
