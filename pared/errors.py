@@ -121,6 +121,30 @@ class RangeNotSatisfiable(ParedError):
     code, title, status = "range-not-satisfiable", "No such range", 416
 
 
+class UnsupportedMediaType(ParedError):
+    """The body is of another kind than the route takes."""
+
+    code, title, status = "unsupported-media-type", "Not a body of this kind", 415
+
+
+class UnsupportedTusVersion(ParedError):
+    """The request is not of the version of the tus protocol that this server speaks."""
+
+    code, title, status = "unsupported-tus-version", "Another version of tus", 412
+
+
+class UnsupportedChecksum(ParedError):
+    """The checksum of a piece is of an unknown kind, or is none."""
+
+    code, title, status = "unsupported-checksum", "No checksum of a known kind", 400
+
+
+class ChecksumMismatch(ParedError):
+    """What arrived is not what the checksum was made of; it was thrown away."""
+
+    code, title, status = "checksum-mismatch", "The checksum does not match", 460
+
+
 class IdempotencyMismatch(ParedError):
     """The same Idempotency-Key came with another body."""
 

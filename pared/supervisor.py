@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from pared.gpus import VISIBLE, Gpu
 from pared.log_files import begin_anew_if_full
+from pared.terminal import printable
 
 SHUTDOWN_TIMEOUT_S = 15.0
 """Between TERM and KILL."""
@@ -139,7 +140,7 @@ class Supervisor:
 
 def say(text: str) -> None:
     """Print a line for whoever started this process."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text)}\n")
     sys.stdout.flush()
 
 

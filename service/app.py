@@ -18,7 +18,7 @@ from service.audit import AuditMiddleware
 from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
-from service.routes import admin, docs, health, jobs, limits, plans, results, uploads
+from service.routes import admin, docs, health, jobs, limits, objects, pins, plans, results, tus, uploads
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = parts
     # Whatever is here is asked by somebody: no route can forget to look at the key.
     asked = [Depends(caller_of), Depends(problems.only_known_parameters)]
-    for module in (uploads, jobs, plans, results, limits, admin):
+    for module in (uploads, tus, objects, jobs, pins, plans, results, limits, admin):
         app.include_router(module.router, dependencies=asked)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)

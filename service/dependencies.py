@@ -17,6 +17,7 @@ from pared.state.jobs import find_job
 from pared.state.keys import Caller
 from pared.state.objects import ObjectStore, open_store
 from pared.state.owners import LOCAL_OWNER
+from pared.state.partial_uploads import PartialUploads
 from pared.state.queue import make_app
 from pared.state.session import Sessions, make_engine, make_sessions
 from pared.state.settings import Settings
@@ -45,6 +46,7 @@ class Parts:
     dispatcher: Dispatcher
     admission: Admission
     changes: Changes
+    partial: PartialUploads
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -56,7 +58,8 @@ def build_parts(settings: Settings) -> Parts:
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
     admission = Admission(sessions, settings)
     changes = Changes(sessions, settings.max_open_streams)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission, changes)
+    partial = PartialUploads(sessions, store, settings)
+    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission, changes, partial)
 
 
 async def parts_of(request: Request) -> Parts:
@@ -114,7 +117,7 @@ def owner_of(caller: Annotated[Caller, Depends(caller_of)]) -> str:
 
 def actor_of(request: Request, caller: Annotated[Caller, Depends(caller_of)]) -> Actor:
     """Who acts, for the audit log."""
-    return Actor(caller.owner, caller.key_id, request_id_of(request))
+    return Actor(caller.owner, caller.key_id, request.state.request_id)
 
 
 def following(
@@ -135,7 +138,7 @@ def following(
 def _scope_of(request: Request) -> str:
     if request.scope["route"].path.startswith(ADMIN_PATH):
         return "admin"
-    return "read" if request.method in ("GET", "HEAD") else "submit"
+    return "read" if request.method in ("GET", "HEAD", "OPTIONS") else "submit"
 
 
 async def request_id_of(request: Request) -> str:
@@ -167,6 +170,6 @@ def check_id(value: str, prefix: str) -> None:
     raise NotFound(f"{_NAMES[prefix]} ids look like {prefix}_01K9Q5V7M3W8Z2X4Y6A0B1C2D3; there is no such one.")
 
 
-_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job", "own": "Owner", "key": "Key"}
+_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job", "own": "Owner", "key": "Key", "upl": "Upload"}
 
 OwnedJob = Annotated[Job, Depends(owned_job)]

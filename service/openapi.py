@@ -51,6 +51,16 @@ DATASET = {
     "created_at": "2026-01-15T09:30:05.000Z",
     "links": {"self": f"/v1/datasets/{DATASET_ID}"},
 }
+PARTIAL_UPLOAD = {
+    "id": "upl_01K9Q5V1B3D5F7H9K2M4P6R8T0",
+    "kind": "models",
+    "filename": "lenet.pt",
+    "size_bytes": 249318,
+    "offset": 0,
+    "result": None,
+    "expires_at": "2026-01-16T09:30:00.000Z",
+    "links": {"self": "/v1/uploads/upl_01K9Q5V1B3D5F7H9K2M4P6R8T0"},
+}
 PREVIEW = {
     "split": "train",
     "inputs": [{"name": "x", "shape": [3], "dtype": "float32", "min": -1.25, "max": 7.5, "mean": 2.125}],
@@ -78,6 +88,7 @@ JOB = {
     "created_at": "2026-01-15T09:30:10.000Z",
     "started_at": "2026-01-15T09:30:10.400Z",
     "finished_at": None,
+    "pinned": False,
     "spec": PRUNE,
     "error": None,
     "result": None,
@@ -162,16 +173,18 @@ def page(item: dict[str, Any]) -> dict[str, Any]:
 _NULL = "(null)"  # FastAPI leaves out what is None, also from examples
 
 _REASONS = {
+    400: "The checksum is of an unknown kind, or is none.",
     401: "An API key is needed, or the one sent does not work.",
     403: "The request comes from another web site, or with a key that does not allow this.",
     404: "There is no such thing, or it belongs to another owner.",
     409: "Not possible in this state, or not on the device that is asked for; the detail says which.",
-    412: "`If-Match` names another version.",
+    412: "`If-Match` names another version of the file, or `Tus-Resumable` another one of tus.",
     413: "More bytes than this server takes.",
     415: "The upload cannot be opened as what it was posted for.",
     416: "The range lies outside the file.",
     422: "The request is not valid; `errors` points at each bad field.",
     429: "A limit of yours is reached, which `limit` names; `Retry-After` says when to try again.",
+    460: "The bytes are not those that the checksum was made of.",
     500: "Something failed on this side; the detail names the request id.",
     503: "The database, queue or store does not answer.",
     507: "The server's disk is full.",
@@ -202,7 +215,7 @@ def _replaced(value: Any, old: Any, new: Any) -> Any:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    title = HTTPStatus(status).phrase
+    title = "Checksum Mismatch" if status == 460 else HTTPStatus(status).phrase  # 460 is of tus alone
     example = {
         "type": f"/problems/{title.lower().replace(' ', '-')}",
         "title": title,
@@ -288,6 +301,16 @@ UPLOAD_BODY = {
             },
         },
     }
+}
+PARTIAL_BODY = {
+    "parameters": [
+        {
+            "name": "Tus-Resumable",
+            "in": "header",
+            "schema": {"type": "string", "const": "1.0.0"},
+            "description": "The version of the protocol.",
+        }
+    ]
 }
 PLAN_BODY = {
     "requestBody": {

@@ -32,7 +32,7 @@ _TEXT_CHARACTERS = 2000
 
 log = structlog.get_logger()
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def install(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from pared.job_types import ListedName
 from pared.reports import FailedOutput
-from pared.state.tables import Artifact, Dataset, Job, Model
+from pared.state.tables import Artifact, Dataset, Job, Model, PartialUpload
 from pared.state.uploads import BUILTIN_INSPECTION
 from pared.statuses import ENDED, JobStatus, UploadStatus
 
@@ -51,6 +51,19 @@ class ModelView(UploadView):
     architecture: Any | None = Field(description="As posted with the file: a name, or JSON.")
     weights: str | None = Field(None, description="Which state dict of a checkpoint it is, as posted with the file.")
     prefix: str | None = Field(None, description="Of the names of its tensors, as posted with the file.")
+
+
+class PartialUploadView(BaseModel):
+    """An upload that is sent in pieces."""
+
+    id: str
+    kind: Literal["models", "datasets"]
+    filename: str
+    size_bytes: int
+    offset: int = Field(description="Bytes that are on disk; the next piece begins here.")
+    result: str | None = Field(description="The model or data set that it became: its URL.")
+    expires_at: str | None = Field(description="When it is forgotten if no more bytes come.")
+    links: Links
 
 
 class PreviewedInput(BaseModel):
@@ -152,6 +165,7 @@ class JobView(BaseModel):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    pinned: bool = Field(description="Whether it is kept whatever its age.")
     spec: dict[str, Any]
     error: ErrorView | None
     result: Result | None
@@ -215,6 +229,7 @@ def job_view(row: Job, result: Result | None, queue_position: int | None, waits_
             "created_at": timestamp(row.created_at),
             "started_at": row.started_at and timestamp(row.started_at),
             "finished_at": row.finished_at and timestamp(row.finished_at),
+            "pinned": row.pinned_at is not None,
             "spec": row.spec,
             "error": row.error,
             "result": result,
@@ -227,6 +242,20 @@ def job_view(row: Job, result: Result | None, queue_position: int | None, waits_
                 "web": None,
             },
         }
+    )
+
+
+def partial_upload_view(row: PartialUpload) -> PartialUploadView:
+    """The JSON of an upload in pieces."""
+    return PartialUploadView(
+        id=row.id,
+        kind=row.kind,
+        filename=row.filename,
+        size_bytes=row.size_bytes,
+        offset=row.received_bytes,
+        result=row.result_id and f"/v1/{row.kind}/{row.result_id}",
+        expires_at=timestamp(row.expires_at),
+        links=Links(self=f"/v1/uploads/{row.id}"),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -46,10 +47,10 @@ async def receive(request: Request, store: ObjectStore, max_bytes: int) -> Recei
         fields: dict[str, str] = {}
         if content_type == b"multipart/form-data":
             form = _Form(parameters.get(b"boundary", b""), writer)
-            await _pump(request.stream(), form.write, max_bytes)
+            await pump(request.stream(), partial(_write_all, form.write), max_bytes)
             fields = form.finish()
         else:
-            await _pump(request.stream(), writer.write, max_bytes)
+            await pump(request.stream(), partial(_write_all, writer.write), max_bytes)
         if writer.size_bytes == 0:
             raise ValidationError("The upload is empty. Send the file's bytes as the request's body.")
         return Received(await run_in_threadpool(writer.commit), fields)
@@ -57,8 +58,12 @@ async def receive(request: Request, store: ObjectStore, max_bytes: int) -> Recei
         await run_in_threadpool(writer.abort)
 
 
-async def _pump(chunks: AsyncIterator[bytes], write: Callable[[bytes], None], max_bytes: int) -> None:
-    """Hand over batches to a thread, which hashes and writes one while the next is received."""
+async def pump(chunks: AsyncIterator[bytes], write: Callable[[list[bytes]], None], max_bytes: int) -> None:
+    """Hand over batches to a thread, which hashes and writes one while the next is received.
+
+    Raises:
+        TooLarge: there are more bytes than `max_bytes`.
+    """
     total = waiting = 0
     batch: list[bytes] = []
     writing: asyncio.Task[None] | None = None
@@ -72,11 +77,11 @@ async def _pump(chunks: AsyncIterator[bytes], write: Callable[[bytes], None], ma
             if waiting >= BATCH_BYTES:
                 if writing:
                     await writing
-                writing = asyncio.create_task(run_in_threadpool(_write_all, write, batch))
+                writing = asyncio.create_task(run_in_threadpool(write, batch))
                 batch, waiting = [], 0
         if writing:
             await writing
-        await run_in_threadpool(_write_all, write, batch)
+        await run_in_threadpool(write, batch)
     finally:
         if writing and not writing.done():
             await asyncio.wait([writing])  # nobody may close the file under a thread that writes to it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pared.cli import compress, exits, files, jobs, keys, owners, run, server
+from pared.cli import compress, exits, files, housekeeping, jobs, keys, owners, run, server
 from pared.cli.options import grouped
 from pared.cli.uploads import upload_commands
 
@@ -34,6 +34,10 @@ app.command("api")(server.api)
 app.command("worker")(server.worker)
 app.command("migrate")(server.migrate)
 app.add_typer(keys.app, name="keys")
+app.command("gc")(housekeeping.gc)
+app.command("fsck")(housekeeping.fsck)
+app.command("backup")(housekeeping.backup)
+app.command("restore")(housekeeping.restore)
 app.add_typer(owners.app, name="owners")
 app.command("audit")(owners.audit)
 app.command("limits")(owners.limits)

@@ -299,9 +299,9 @@ def compress(
     choice = chosen_steps(
         Target(**goals), types=STEPS, with_data=data is not None, outputs=fields["outputs"] or (), epochs=epochs
     )
-    err.print(f"[bold]{' → '.join(choice.names)}[/]", highlight=False)
+    err.print(" → ".join(choice.names), style="bold")
     for reason in choice.why:
-        err.print(f"  {reason}", markup=False)
+        err.print(f"  {reason}")
     made = architecture_of(architecture)
     with Client() as client:
         spec = {

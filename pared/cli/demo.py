@@ -14,12 +14,12 @@ from time import monotonic, sleep
 
 import httpx
 from rich.console import Console
-from rich.markup import escape
 
-from pared.cli.rendering import follow
+from pared.cli.rendering import follow, with_bold
 from pared.cli.uploads import stored
 from pared.client import Client, Job, JobFailed, Report
 from pared.spec_fields import DistillFields, PruneFields
+from pared.terminal import printable
 
 START_LIMIT_S = 90.0
 
@@ -60,7 +60,7 @@ def run(url: str | None, directory: Path, console: Console) -> int:
         try:
             _show(client, directory, console)
         except JobFailed as error:
-            console.print(f"The demo failed: {error}", style="red", markup=False)
+            console.print(f"The demo failed: {error}", style="red")
             return 1
     return 0
 
@@ -79,7 +79,7 @@ def _show(client: Client, directory: Path, console: Console) -> None:
     for layer in (model.inspection or {}).get("layers", []):
         prunable = "can lose channels" if layer["prunable_channels"] else f"stays: {layer['reason']}"
         line = f"  {layer['name']}: {layer['kind']}, {layer['parameters']:,} parameters, {prunable}"
-        console.print(line, markup=False)
+        console.print(line)
 
     _headline(
         console,
@@ -99,16 +99,16 @@ def _show(client: Client, directory: Path, console: Console) -> None:
 
     _headline(console, "What came of it")
     for line in _conclusions(pruned, distilled):
-        console.print(f"  {line}", markup=False)
-    console.print(f"\n  The files and their reports (JSON): {directory}", soft_wrap=True, markup=False)
+        console.print(f"  {line}")
+    console.print(f"\n  The files and their reports (JSON): {directory}", soft_wrap=True)
     for name in ("digits_cnn.pt", "pruned.pt", "distilled.pt"):
-        console.print(f"  {(directory / name).stat().st_size:>9,} bytes  {name}", markup=False)
+        console.print(f"  {(directory / name).stat().st_size:>9,} bytes  {name}")
 
 
 def _headline(console: Console, title: str, command: str = "") -> None:
-    console.print(f"\n{title}", style="bold", markup=False)
+    console.print(f"\n{title}", style="bold")
     if command:
-        console.print(f"$ {command}", style="dim", markup=False, soft_wrap=True)
+        console.print(f"$ {command}", style="dim", soft_wrap=True)
 
 
 def _finish(job: Job, directory: Path, name: str, console: Console) -> Report:
@@ -163,8 +163,7 @@ def _own_server(directory: Path, console: Console) -> Iterator[str]:
         port = free.getsockname()[1]
     log = directory / "pared-up.log"
     command = [sys.executable, "-P", "-m", "pared", "up", "--port", str(port), "--data", str(directory / "server")]
-    line = f"[bold]Starting pared[/] at http://127.0.0.1:{port} (its output: {escape(str(log))})"
-    console.print(line, soft_wrap=True)
+    console.print(with_bold("", "Starting pared", f" at http://127.0.0.1:{port} (its output: {log})"), soft_wrap=True)
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_own_environment())
         try:
@@ -189,4 +188,4 @@ def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> N
             if httpx.get(f"{url}/readyz", trust_env=False).is_success:
                 return
         sleep(0.2)
-    raise SystemExit(f"pared up did not come up:\n{log.read_text()[-2000:]}")
+    raise SystemExit(printable(f"pared up did not come up:\n{log.read_text()[-2000:]}"))

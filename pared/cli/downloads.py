@@ -66,7 +66,7 @@ def hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: b
         out.print(report)
         list_files(files)
         if not files:
-            out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}", markup=False)
+            out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}")
     exit_if_incomplete(job, output or [])
 
 

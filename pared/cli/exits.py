@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,8 @@ import httpx
 import pydantic
 import typer
 
-from pared.cli.rendering import say
-from pared.client import APIError, DigestMismatch, JobFailed, ServerUnreachable, UploadRejected
+from pared.cli.rendering import err, say
+from pared.client import APIError, DigestMismatch, JobFailed, ServerUnreachable, UntrustedAnswer, UploadRejected
 from pared.errors import ParedError
 
 DONE, FAILED, USAGE, INCOMPLETE, DETACHED = 0, 1, 2, 4, 130
@@ -25,7 +26,7 @@ def run_command(app: Callable[[], object]) -> None:
     except APIError as error:
         say(f"{error}")
         sys.exit(USAGE if error.status in (404, 422) else FAILED)
-    except (ServerUnreachable, UploadRejected, JobFailed, DigestMismatch, ParedError) as error:
+    except (ServerUnreachable, UntrustedAnswer, UploadRejected, JobFailed, DigestMismatch, ParedError) as error:
         say(str(error))
         sys.exit(FAILED)
     except (OSError, json.JSONDecodeError, httpx.InvalidURL) as error:
@@ -38,6 +39,9 @@ def run_command(app: Callable[[], object]) -> None:
             name = f"PARED_{name.upper()}" if error.title == "Settings" else f"{error.title}.{name}"
             say(f"{name}: {each['msg']}")
         sys.exit(USAGE)
+    except Exception:  # noqa: BLE001 - a bug, whose traceback may quote what a server sent
+        err.print(traceback.format_exc(), soft_wrap=True)
+        sys.exit(FAILED)
 
 
 @contextmanager

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from pared.cli.exits import needs_extras
 from pared.cli.parsers import readable, share
-from pared.cli.rendering import counted_bytes, err, list_files, out, print_json
+from pared.cli.rendering import counted_bytes, err, list_files, out, print_json, with_bold
 from pared.cli.shared_options import AsJson
 from pared.specs import Scope
 
@@ -90,8 +89,8 @@ def prune_file(
         print_json({**asdict(done), "file": str(output)})
         return
     for note in done.notes:
-        out.print(f"Note: {note}", markup=False)
-    out.print(f"[bold]{escape(str(output))}[/] ({done.size_bytes:,} bytes, in {done.seconds:.1f} s)")
+        out.print(f"Note: {note}")
+    out.print(with_bold("", str(output), f" ({done.size_bytes:,} bytes, in {done.seconds:.1f} s)"))
     out.print(
         f"{done.zeros:,} of {done.weights:,} weights ({done.zeros / max(done.weights, 1):.2%}) are zero now, "
         f"in {len(done.tensors)} tensors; {done.untouched} tensors are as they were."

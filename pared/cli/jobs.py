@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.text import Text
 
 from pared.cli.downloads import check_writable, download, exit_if_incomplete, hand_over
@@ -24,6 +23,7 @@ from pared.cli.rendering import (
     print_json_line,
     print_table,
     say,
+    with_bold,
 )
 from pared.cli.shared_options import AsJson, JobId, OutputOrFolder
 from pared.client import Client, Job, JobFailed
@@ -65,9 +65,9 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(job.model_dump(mode="json"))
     else:
-        out.print(str(job), markup=False)
+        out.print(str(job))
         if job.result:
-            out.print(str(job.result.get("verdict")), markup=False)
+            out.print(str(job.result.get("verdict")))
 
 
 @app.command("watch")
@@ -87,7 +87,23 @@ def cancel_job(job_id: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(job.model_dump(mode="json"))
     else:
-        out.print(str(job), markup=False)
+        out.print(str(job))
+
+
+@app.command("pin")
+def pin_job(job_id: JobId) -> None:
+    """Keep a job, its files and its uploads whatever their age, where the server forgets old ones."""
+    with Client() as client:
+        client.jobs.get(job_id).pin()
+    out.print(f"pinned {job_id}")
+
+
+@app.command("unpin")
+def unpin_job(job_id: JobId) -> None:
+    """Let a job go with its age as others do."""
+    with Client() as client:
+        client.jobs.get(job_id).unpin()
+    out.print(f"unpinned {job_id}")
 
 
 @app.command("logs")
@@ -102,7 +118,7 @@ def show_logs(
                 if as_json:
                     print_json_line(event.model_dump(mode="json"))
                 elif (text := event_text(event)) is not None:
-                    out.print(f"{event.id:>5}  {event.event:<6}  {text}", markup=False, soft_wrap=True)
+                    out.print(f"{event.id:>5}  {event.event:<6}  {text}", soft_wrap=True)
     except KeyboardInterrupt:
         err.print("The job goes on.")
         raise typer.Exit(DETACHED) from None
@@ -152,7 +168,7 @@ def report(job_id: JobId, as_json: AsJson = False) -> None:
 def submit_and_follow(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:
     """Post a job, draw it until it has ended, download its result and print its report."""
     job = client.jobs.submit(spec)
-    err.print(f"submitted [bold]{job.id}[/]")
+    err.print(with_bold("submitted ", job.id))
     follow_to_the_end(job, client, output, as_json=as_json)
     hand_over(job, client, output, as_json=as_json)
 
@@ -166,9 +182,7 @@ def follow_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as
             follow(job, err)
     except KeyboardInterrupt:
         wanted = "".join(f" -o {shlex.quote(str(path))}" for path in output or [])
-        err.print(
-            f"\nDetached; the job goes on.\n  come back:  pared jobs watch {job.id}{escape(wanted)}", soft_wrap=True
-        )
+        err.print(f"\nDetached; the job goes on.\n  come back:  pared jobs watch {job.id}{wanted}", soft_wrap=True)
         err.print(f"  cancel it:  pared jobs cancel {job.id}")
         raise typer.Exit(DETACHED) from None
     except JobFailed:

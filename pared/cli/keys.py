@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from pared.cli.durations import duration
 from pared.cli.exits import needs_extras
@@ -47,7 +46,7 @@ def add_key(
         with sessions() as session:
             whose = owners.find_owner(session, owner).id
     made = keys.add_key(sessions, whose, name, scopes=scopes, valid_s=expires)
-    out.print(made.secret, markup=False, soft_wrap=True)
+    out.print(made.secret, soft_wrap=True)
 
 
 @app.command("ls")
@@ -71,7 +70,7 @@ def list_keys(
     for key in found:
         expires = "revoked" if key.revoked_at is not None else moment(key.expires_at)
         row = (key.id, names[key.owner_id], key.name, key.scopes.replace(" ", ","), expires, moment(key.last_used_at))
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     print_table(table)
 
 
@@ -91,7 +90,7 @@ def rotate_key(
     made = keys.rotate_key(open_sessions(), key_id, old_works_s=old_works_for or 0.0)
     if made is None:
         raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
-    out.print(made.secret, markup=False, soft_wrap=True)
+    out.print(made.secret, soft_wrap=True)
 
 
 @app.command("revoke")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from pared.cli.exits import needs_extras
 from pared.cli.rendering import out, plain_table, print_json, print_table
@@ -42,7 +41,7 @@ def list_owners(as_json: AsJson = False) -> None:
         return
     table = plain_table("owner", "name", "keys that work", "disabled")
     for each in found:
-        table.add_row(each.id, escape(each.name), str(counts.get(each.id, 0)), moment(each.disabled_at))
+        table.add_row(each.id, each.name, str(counts.get(each.id, 0)), moment(each.disabled_at))
     print_table(table)
 
 
@@ -94,7 +93,7 @@ def audit(
     table = plain_table("time", "who", "with", "did", "to")
     for row in rows:
         who = names.get(row.actor, row.actor)
-        table.add_row(*map(escape, (moment(row.at), who, row.key_id or "", row.action, row.subject or "")))
+        table.add_row(moment(row.at), who, row.key_id or "", row.action, row.subject or "")
     print_table(table)
 
 
@@ -111,5 +110,5 @@ def limits(as_json: AsJson = False) -> None:
         if row["limit"] is not None and row["unit"] == "bytes":
             most = f"{int(row['limit']):,} bytes"
         used = "" if row["used"] is None else f"{row['used']:,}"
-        table.add_row(*map(escape, (row["name"], used, most, row["of"], row["meaning"])))
+        table.add_row(row["name"], used, most, row["of"], row["meaning"])
     print_table(table)

@@ -10,37 +10,43 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pared.client import Event, Job
+from pared.terminal import plain_console, printable_json
 
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+out = plain_console()
+err = plain_console(stderr=True)
 _UNCUT = 10_000  # columns
 
 
 def say(text: str) -> None:
     """Print an error, as text, to standard error."""
-    err.print(f"pared: {text}", markup=False, soft_wrap=True, style="red")
+    err.print(f"pared: {text}", soft_wrap=True, style="red")
+
+
+def with_bold(before: str, bold: str, after: str = "") -> Text:
+    """A line with a part in bold."""
+    return Text.assemble(before, (bold, "bold"), after)
 
 
 def print_json(value: Any) -> None:
     """Print a value to standard output, as JSON and nothing else."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(printable_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def print_json_line(value: Any) -> None:
     """Print a value to standard output as one line of JSON, at once."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(printable_json(json.dumps(value, ensure_ascii=False)) + "\n")
     sys.stdout.flush()
 
 
 def list_files(files: Iterable[Path]) -> None:
     """Print files that were written, with their sizes."""
     for file in files:
-        out.print(f"[bold]{escape(str(file))}[/] ({file.stat().st_size:,} bytes)")
+        out.print(with_bold("", str(file), f" ({file.stat().st_size:,} bytes)"))
 
 
 def plain_table(*columns: str) -> Table:
@@ -53,7 +59,7 @@ def plain_table(*columns: str) -> Table:
 
 def print_table(table: Table) -> None:
     """Print a table: cut to the terminal's width, and whole where another program reads it."""
-    console = out if out.is_terminal else Console(width=_UNCUT, highlight=False, emoji=False)
+    console = out if out.is_terminal else plain_console(width=_UNCUT)
     console.print(table)
 
 
@@ -121,10 +127,10 @@ class _JobDisplay:
                     more += f"  about {data['eta_s']:.0f} s left"
                 self._bar.update(self._task, completed=data.get("fraction", 0.0), more=more.strip())
             case "log" if self._stage != "export":  # there it is the verdict alone, which the report begins with
-                self._console.print(f"  {data.get('text', '')}", markup=False)
+                self._console.print(f"  {data.get('text', '')}")
 
     def _enter(self, stage: str) -> None:
         if stage and stage != self._stage:
             self._stage = stage
-            self._console.print(stage, style="bold", markup=False)
+            self._console.print(stage, style="bold")
             self._bar.update(self._task, description=stage)

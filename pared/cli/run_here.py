@@ -54,11 +54,11 @@ class PrintingObserver(SilentObserver):
 
     def stage(self, name: str) -> None:
         """A stage begins."""
-        err.print(name, style="bold", markup=False)
+        err.print(name, style="bold")
 
     def log(self, text: str) -> None:
         """One line for the person who follows."""
-        err.print(f"  {text}", markup=False)
+        err.print(f"  {text}")
 
 
 def _times(folder: Path) -> dict[Path, int]:

@@ -98,7 +98,7 @@ def _check_local_workers() -> int:
     rows = local_workers(make_sessions(make_engine(settings().effective_database_url)))
     for row in rows:
         devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"
-        out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", markup=False, soft_wrap=True)
+        out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", soft_wrap=True)
         for problem in (row.device_problem, row.sandbox_problem):
             if problem:
                 say(problem)

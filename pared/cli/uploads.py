@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
-from pared.cli.rendering import counted_bytes, out, plain_table, print_json, print_table
+from pared.cli.rendering import counted_bytes, out, plain_table, print_json, print_table, with_bold
 from pared.cli.shared_options import AsJson
 from pared.client import Client, Upload, Uploads
 
@@ -51,9 +50,9 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
         if as_json:
             print_json(upload.model_dump(mode="json"))
             return
-        out.print(str(upload), markup=False)
+        out.print(str(upload))
         if upload.reason:
-            out.print(str(upload.reason.get("detail", "")), markup=False, soft_wrap=True)
+            out.print(str(upload.reason.get("detail", "")), soft_wrap=True)
         if upload.inspection:
             _show_inspection(upload.inspection)
 
@@ -67,7 +66,7 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
             ] = Path(),
         ) -> None:
             with Client() as client:
-                out.print(str(client.datasets.preview(dataset_id, output)), markup=False, soft_wrap=True)
+                out.print(str(client.datasets.preview(dataset_id, output)), soft_wrap=True)
 
     @app.command("rm", help=f"Delete {noun}s. Jobs that used them keep their reports and files.")
     def remove_uploads(
@@ -77,7 +76,7 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
             for upload_id in upload_ids:
                 _of(client, kind).delete(upload_id)
                 if not as_json:
-                    out.print(f"deleted {upload_id}", markup=False)
+                    out.print(f"deleted {upload_id}")
         if as_json:
             print_json({"deleted": upload_ids})
 
@@ -110,10 +109,10 @@ def stored(
     path = Path(file_or_id)
     with counted_bytes(f"uploading {path.name}", console) as progress:
         upload = uploads.upload(path, architecture, progress, weights=weights, prefix=prefix)
-    console.print(f"uploaded [bold]{escape(path.name)}[/] as {upload.id}")
+    console.print(with_bold("uploaded ", path.name, f" as {upload.id}"))
     upload.wait()
     for warning in (upload.inspection or {}).get("warnings", []):
-        console.print(f"  Note: {warning}", markup=False)
+        console.print(f"  Note: {warning}")
     return upload
 
 
@@ -123,7 +122,7 @@ def _of(client: Client, kind: Literal["models", "datasets"]) -> Uploads:
 
 def _show_inspection(inspection: Mapping[str, Any]) -> None:
     for line in _figures(inspection):
-        out.print(line, markup=False)
+        out.print(line)
     if layers := inspection.get("layers"):
         table = plain_table("layer", "operator", "parameters", "channels")
         table.columns[2].justify = "right"
@@ -135,7 +134,7 @@ def _show_inspection(inspection: Mapping[str, Any]) -> None:
             table.add_row(*map(Text, row))
         print_table(table)
     for warning in inspection.get("warnings", []):
-        out.print(f"Note: {warning}", markup=False)
+        out.print(f"Note: {warning}")
 
 
 def _figures(inspection: Mapping[str, Any]) -> Iterator[str]:

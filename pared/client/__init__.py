@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pared.client.async_ import AsyncClient, AsyncJob, AsyncUpload
 from pared.client.blocking import Client, Job, Upload, Uploads
-from pared.client.operations import APIError, DigestMismatch, ServerUnreachable
+from pared.client.operations import APIError, DigestMismatch, ServerUnreachable, UntrustedAnswer
 from pared.client.records import Artifact, Event, JobFailed, UploadRejected
 from pared.client.report_tables import Plan, Report
 from pared.reports import FailedOutput
@@ -24,6 +24,7 @@ __all__ = [
     "Plan",
     "Report",
     "ServerUnreachable",
+    "UntrustedAnswer",
     "Upload",
     "UploadRejected",
     "Uploads",

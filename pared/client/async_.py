@@ -53,6 +53,14 @@ class AsyncJob(JobRecord):
         """As `Job.cancel`."""
         return await self._run(self._cancel())
 
+    async def pin(self) -> AsyncJob:
+        """As `Job.pin`."""
+        return await self._run(self._pin(pinned=True))
+
+    async def unpin(self) -> AsyncJob:
+        """As `Job.unpin`."""
+        return await self._run(self._pin(pinned=False))
+
     async def report(self) -> Report:
         """As `Job.report`."""
         return await self._run(self._report())
@@ -248,9 +256,6 @@ class AsyncClient(ClientBase):
                 outcome = failure = None
                 try:
                     match effect:
-                        case operations.Send(request):
-                            outcome = await self._http.send(self._built(request))
-                            self._answered = True
                         case operations.Open(request):
                             if opened:
                                 await opened.aclose()
@@ -261,6 +266,8 @@ class AsyncClient(ClientBase):
                             outcome = await anext(chunks, b"") if chunks else b""
                         case operations.Sleep(seconds):
                             await anyio.sleep(seconds)
+                        case operations.Aside(work):
+                            outcome = await anyio.to_thread.run_sync(work)
                         case operations.Emit(item):
                             yield item
                 except httpx.TransportError as error:

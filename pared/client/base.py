@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import httpx
 
-from pared.client import operations
+from pared.client import operations, uploading
 from pared.client.operations import Operation, Progress, ServerUnreachable
 from pared.client.records import JobRecord, UploadRecord
 from pared.client.report_tables import Plan
@@ -52,7 +52,8 @@ class ClientBase:
         }
 
     def _request(self, request: operations.Request) -> dict[str, Any]:
-        """Arguments of httpx's `build_request`, without the body."""
+        """Arguments of httpx's `build_request`, without the body; UntrustedAnswer for another server's address."""
+        operations.check_path(request.path)
         return {
             "method": request.method,
             "url": request.path,
@@ -88,7 +89,7 @@ class UploadsBase(Generic[U]):
         params = {} if architecture is None else {"architecture": operations.as_parameter(architecture)}
         params |= {name: text for name, text in (("weights", weights), ("prefix", prefix)) if text}
         with as_file(path) if self._kind == "models" else nullcontext(path) as file:
-            return self._bound((yield from operations.upload(f"/v1/{self._kind}", file, params, progress)))
+            return self._bound((yield from uploading.upload(self._kind, file, params, progress)))
 
     def _get(self, upload_id: str) -> Operation[U]:
         return self._bound((yield from operations.get_json(f"/v1/{self._kind}/{upload_id}")))

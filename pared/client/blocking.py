@@ -64,6 +64,14 @@ class Job(JobRecord):
         """Cancel the job; it ends `canceled`."""
         return self._run(self._cancel())
 
+    def pin(self) -> Job:
+        """Keep the job, its files and its uploads whatever their age, where the service forgets old ones."""
+        return self._run(self._pin(pinned=True))
+
+    def unpin(self) -> Job:
+        """Let the job go with its age, as others do."""
+        return self._run(self._pin(pinned=False))
+
     def report(self) -> Report:
         """What was gained and lost; print it for a table."""
         return self._run(self._report())
@@ -311,9 +319,6 @@ class Client(ClientBase):
                 outcome = failure = None
                 try:
                     match effect:
-                        case operations.Send(request):
-                            outcome = self._http.send(self._built(request))
-                            self._answered = True
                         case operations.Open(request):
                             if opened:
                                 opened.close()
@@ -324,6 +329,8 @@ class Client(ClientBase):
                             outcome = next(chunks, b"")
                         case operations.Sleep(seconds):
                             time.sleep(seconds)
+                        case operations.Aside(work):
+                            outcome = work()
                         case operations.Emit(item):
                             yield item
                 except httpx.TransportError as error:

@@ -1,7 +1,8 @@
 """Operations of the API, with retries and resumption, each a generator of the I/O that it needs.
 
-An operation yields a `Send`, `Open`, `Chunk`, `Sleep` or `Emit` and is sent the outcome, or thrown the transport error.
-The blocking and the async client only differ in how they carry these five out.
+An operation yields an `Open`, `Chunk`, `Sleep`, `Aside` or `Emit` and is sent the outcome, or thrown the transport
+error. The blocking and the async client only differ in how they carry these five out. What a server answers is not
+believed: where requests go, how much is read and what files are called is for the client to say.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
 from pared.statuses import ENDED
+from pared.terminal import printable
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 CHUNK_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 256 << 20
+"""Of an answer that is read whole, and of one event of a stream."""
+_MAX_PROBLEM_BYTES = 1 << 20
 
 
 # -- what can go wrong ----------------------------------------------------------------------------
@@ -44,11 +50,15 @@ class APIError(Exception):
         self.request_id = problem.get("request_id")
         lines = [f"{self.title}: {self.detail}" if self.detail else self.title]
         lines += [f"  {error.get('pointer', '')}: {error.get('detail', '')}" for error in self.errors]
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))
 
 
 class ServerUnreachable(ConnectionError):
     """Nothing answers at the address. What was submitted before is not lost by this."""
+
+
+class UntrustedAnswer(Exception):
+    """The server's answer would have this client go elsewhere, write elsewhere or read without end; it did not."""
 
 
 class DigestMismatch(Exception):
@@ -72,13 +82,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Send:
-    """Send and read the whole answer: `httpx.Response`."""
-
-    request: Request
-
-
-@dataclass(frozen=True)
 class Open:
     """Send and read only the head: `httpx.Response`. An earlier open answer is closed."""
 
@@ -98,13 +101,20 @@ class Sleep:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """Do work that takes a while, such as reading a large file, where it holds nobody up; its result."""
+
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True)
 class Emit:
     """Hand one item to whoever iterates."""
 
     item: Any
 
 
-Effect = Send | Open | Chunk | Sleep | Emit
+Effect = Open | Chunk | Sleep | Aside | Emit
 Operation = Generator[Effect, Any, T]
 
 
@@ -117,34 +127,6 @@ def advance(operation: Operation[None], outcome: Any, failure: Exception | None)
 
 
 # -- uploads --------------------------------------------------------------------------------------
-
-
-def upload(path: str, file: Path, params: Mapping[str, str], progress: Progress | None) -> Operation[dict[str, Any]]:
-    """Stream a file to `POST {path}` and check that the same bytes arrived.
-
-    Trying again is safe: the service keeps the same bytes once.
-    """
-    digest = ""
-
-    def content() -> Iterator[bytes]:
-        nonlocal digest
-        total, sent, sha256 = file.stat().st_size, 0, hashlib.sha256()
-        with file.open("rb") as opened:
-            while chunk := opened.read(CHUNK_BYTES):
-                sha256.update(chunk)
-                yield chunk
-                sent += len(chunk)
-                if progress:
-                    progress(sent, total)
-        digest = sha256.hexdigest()
-
-    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.stat().st_size)}
-    request = Request("POST", path, {"filename": file.name, **params}, headers, content=content, read_timeout_s=300.0)
-    response = yield from call(request)
-    stored: dict[str, Any] = response.json()
-    if stored["sha256"] != digest:
-        raise DigestMismatch(f"{file.name} changed on its way: sent {digest}, the service has {stored['sha256']}")
-    return stored
 
 
 def as_parameter(architecture: Any) -> str:
@@ -167,7 +149,8 @@ def plan(spec: Mapping[str, Any]) -> Operation[dict[str, Any]]:
     """`POST /v1/jobs:plan`, and look again for as long as the plan is not made."""
     request = Request("POST", "/v1/jobs:plan", json=dict(spec), read_timeout_s=90.0)
     while (response := (yield from call(request))).status_code == 202:
-        request = Request("GET", response.headers["location"], headers={"Prefer": "wait=30"}, read_timeout_s=90.0)
+        address = f"/v1/plans/{segment(response.json()['id'])}"
+        request = Request("GET", address, headers={"Prefer": "wait=30"}, read_timeout_s=90.0)
     made: dict[str, Any] = response.json()
     return made
 
@@ -207,7 +190,7 @@ def events(job_path: str, after: int) -> Operation[None]:
         except httpx.TransportError:
             pass
         failures += 1
-        yield Sleep(_backoff_s(failures))
+        yield Sleep(backoff_s(failures))
 
 
 def pages(path: str, params: Mapping[str, str | int]) -> Operation[None]:
@@ -266,6 +249,8 @@ def _fill(part: Path, path: str, etag: str, size_bytes: int, progress: Progress 
                     file.truncate(0)
                     sha256, done = hashlib.sha256(), 0
                 while chunk := (yield Chunk()):
+                    if done + len(chunk) > size_bytes:
+                        raise UntrustedAnswer(f"{path} has more than the {size_bytes:,} bytes that were announced")
                     file.write(chunk)
                     sha256.update(chunk)
                     done, failures = done + len(chunk), 0
@@ -277,7 +262,7 @@ def _fill(part: Path, path: str, etag: str, size_bytes: int, progress: Progress 
                 failures += 1
                 if failures > 8:
                     raise ServerUnreachable(f"The download to {part} broke off; run it again to go on.")
-                yield Sleep(_backoff_s(failures))
+                yield Sleep(backoff_s(failures))
         file.flush()
         os.fsync(file.fileno())
     return str(sha256.hexdigest())
@@ -302,6 +287,8 @@ class _EventParser:
 
     def feed(self, chunk: bytes) -> Iterator[dict[str, Any]]:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > MAX_ANSWER_BYTES:
+            raise UntrustedAnswer(f"an event of the stream has more than {MAX_ANSWER_BYTES:,} bytes")
         for line in lines:
             text = line.rstrip(b"\r").decode()
             if text:
@@ -359,9 +346,34 @@ def poll(
             yield Sleep(min(1.0, max(0.05, left_s)))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A good answer; where it is read as a stream, `content` is empty."""
+
+    status_code: int
+    headers: httpx.Headers
+    content: bytes
+
+    def json(self) -> Any:
+        """The JSON of the body."""
+        return json.loads(self.content)
+
+
+def segment(text: Any) -> str:
+    """A text as one step of a path: of whatever a server sends, nothing leads to another place."""
+    return quote(str(text), safe="")
+
+
+def check_path(path: str) -> None:
+    """Raise UntrustedAnswer for what is not a path of this client's own server."""
+    steps = path.split("/")
+    if steps[0] or not steps[1:] or not steps[1] or {".", ".."} & set(steps) or set(path) & set("?#\\"):
+        raise UntrustedAnswer(f"{path!r} is no path of the server that this client is for, so nothing was sent there")
+
+
 def call(
     request: Request, *, stream: bool = False, retry_not_ready: bool = True, patience_s: float = 120.0
-) -> Operation[httpx.Response]:
+) -> Operation[Answer]:
     """Send a request until it is answered for good.
 
     Connection loss, 408, 425, 429, 502–504 and 409 of the type `not-ready` are tried again with back-off, or when
@@ -370,23 +382,28 @@ def call(
     Raises:
         APIError: the service's refusal.
         ServerUnreachable: no answer within `patience_s`.
+        UntrustedAnswer: an answer without end.
     """
     left_s, tries = patience_s, 0
     while True:
         tries, began = tries + 1, time.monotonic()
         try:
-            response: httpx.Response = yield (Open(request) if stream else Send(request))
+            response: httpx.Response = yield Open(request)
+            good = response.is_success or response.status_code == 304
+            if good and stream:
+                return Answer(response.status_code, response.headers, b"")
+            body = yield from _whole(MAX_ANSWER_BYTES if good else _MAX_PROBLEM_BYTES)
         except httpx.TransportError as error:
             failure: Exception = ServerUnreachable(f"The server does not answer: {str(error) or type(error).__name__}")
             failure.__cause__ = error
-            delay_s = _backoff_s(tries)
+            delay_s = backoff_s(tries)
         else:
-            if response.is_success or response.status_code == 304:
-                return response
-            failure = refusal = APIError(response.status_code, (yield from _problem(response, stream=stream)))
+            if good:
+                return Answer(response.status_code, response.headers, body)
+            failure = refusal = APIError(response.status_code, _problem(response, body))
             if not _worth_another_try(refusal, tries, retry_not_ready):
                 raise refusal
-            delay_s = _retry_after_s(response) or _backoff_s(tries)
+            delay_s = _retry_after_s(response) or backoff_s(tries)
         # To send a file may take hours, and that is no waiting for an answer.
         left_s -= delay_s if request.content else delay_s + time.monotonic() - began
         if left_s < 0:
@@ -394,13 +411,24 @@ def call(
         yield Sleep(delay_s)
 
 
-def _problem(response: httpx.Response, *, stream: bool) -> Operation[dict[str, Any]]:
-    if stream:
-        body = b""
-        while chunk := (yield Chunk()):
-            body += chunk
-    else:
-        body = response.content
+def _whole(most: int) -> Operation[bytes]:
+    """What is left of the answer opened last."""
+    body = bytearray()
+    while chunk := (yield Chunk()):
+        body += chunk
+        if len(body) > most:
+            raise UntrustedAnswer(f"the server's answer has more than {most:,} bytes")
+    return bytes(body)
+
+
+def _problem(response: httpx.Response, body: bytes) -> dict[str, Any]:
+    if response.has_redirect_location:
+        where = response.headers["location"]
+        return {
+            "title": "The server is elsewhere",
+            "detail": f"It redirects to {where}. Redirects are not followed, for your key would go along. If that is "
+            "the server that you mean, set PARED_URL to its address.",
+        }
     try:
         problem = json.loads(body)
     except ValueError:
@@ -421,5 +449,6 @@ def _retry_after_s(response: httpx.Response) -> float:
         return 0.0
 
 
-def _backoff_s(tries: int) -> float:
+def backoff_s(tries: int) -> float:
+    """Seconds to wait before the next try."""
     return min(8.0, 0.25 * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from pared.client.operations import Operation, Progress
 from pared.client.report_tables import Report
 from pared.reports import FailedOutput
 from pared.statuses import ENDED, JobStatus, UploadStatus
+from pared.terminal import printable
 
 
 class JobFailed(Exception):
@@ -25,7 +27,7 @@ class JobFailed(Exception):
         error = job.error or {}
         self.code = str(error.get("code", job.status))
         self.detail = str(error.get("detail", ""))
-        super().__init__(f"{job.id} {job.status}" + (f" ({self.code}): {self.detail}" if error else ""))
+        super().__init__(printable(f"{job.id} {job.status}" + (f" ({self.code}): {self.detail}" if error else "")))
 
 
 class UploadRejected(Exception):
@@ -37,7 +39,7 @@ class UploadRejected(Exception):
         reason = upload.reason or {}
         self.code = str(reason.get("code", "rejected"))
         self.detail = str(reason.get("detail", ""))
-        super().__init__(f"{upload.filename}: {self.detail or self.code}")
+        super().__init__(printable(f"{upload.filename}: {self.detail or self.code}"))
 
 
 class Event(BaseModel):
@@ -85,7 +87,7 @@ class UploadRecord(_Record):
     def __str__(self) -> str:
         """One line."""
         size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "  # what is built in has none
-        return f"{self.id} {self.filename} ({size}{self.status})"
+        return printable(f"{self.id} {self.filename} ({size}{self.status})")
 
     @property
     def _path(self) -> str:
@@ -120,6 +122,7 @@ class JobRecord(_Record):
     spec: dict[str, Any] = {}
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
+    pinned: bool = False
     links: dict[str, str | None] = {}
 
     @property
@@ -152,7 +155,7 @@ class JobRecord(_Record):
             text += f", about {progress['eta_s']:.0f} s left"
         if self.error:
             text += f" ({self.error.get('code')}): {self.error.get('detail')}"
-        return text
+        return printable(text)
 
     @property
     def _path(self) -> str:
@@ -181,20 +184,33 @@ class JobRecord(_Record):
     def _cancel(self) -> Operation[Self]:
         return self._update((yield from operations.cancel(self.id)))
 
+    def _pin(self, *, pinned: bool) -> Operation[Self]:
+        yield from operations.call(operations.Request("POST", f"{self._path}/{'pin' if pinned else 'unpin'}"))
+        return (yield from self._refresh())
+
     def _report(self) -> Operation[Report]:
         return Report.model_validate((yield from operations.get_json(f"{self._path}/report", retry_not_ready=False)))
 
     def _artifacts(self) -> Operation[list[Artifact]]:
         rows = yield from operations.get_json(f"{self._path}/artifacts")
-        return [Artifact.model_validate(row) for row in rows["data"]]
+        artifacts = [Artifact.model_validate(row) for row in rows["data"]]
+        for artifact in artifacts:
+            _check_name(artifact.name)
+        return artifacts
 
     def _download(self, path: str | Path, name: str | None, progress: Progress | None) -> Operation[Path]:
         destination = Path(path)
         artifact = _chosen((yield from self._artifacts()), destination, name, self)
         if destination.is_dir():
             destination = destination / artifact.name
-        address = f"{self._path}/artifacts/{artifact.name}"
+        address = f"{self._path}/artifacts/{operations.segment(artifact.name)}"
         return (yield from operations.download(address, artifact.sha256, artifact.size_bytes, destination, progress))
+
+
+def _check_name(name: str) -> None:
+    """Raise UntrustedAnswer for a name that is not one of a plain file in the folder that the user names."""
+    if not re.fullmatch(r"[^/\\\0]{1,255}", name) or name.startswith(".") or printable(name) != name or "\n" in name:
+        raise operations.UntrustedAnswer(f"the server calls a file {name!r}, which is no name to write a file under")
 
 
 _SAME_ENDING = {".pth": ".ckpt", ".tar": ".ckpt"}

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from io import StringIO
 from math import prod
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pared import reports
 from pared.reports import Latency, Measurement, PlannedStep, Quality, Size, StepReport
+from pared.terminal import plain_console
 from pared.wording import in_points, metric_name, shortened
 
 _TESTS = {
@@ -104,7 +105,7 @@ class Plan(reports.Plan):
                 goes = f"{layer.removed_units:,} channels"
             elif layer.zeroed_weights:
                 goes = f"{layer.zeroed_weights:,} of {prod(layer.shape_before):,} weights"
-            table.add_row(layer.name, *shapes, Text(goes))
+            table.add_row(Text(layer.name), *shapes, Text(goes))
         return table
 
     def _sizes(self) -> Table:
@@ -144,9 +145,9 @@ def _steps(upload: Size, steps: Sequence[StepReport | PlannedStep], quality: Qua
     return table
 
 
-def _as_text(printable: RenderableType) -> str:
+def _as_text(renderable: RenderableType) -> str:
     out = StringIO()
-    Console(file=out, width=100, color_system=None).print(printable)
+    plain_console(file=out, width=100, color_system=None).print(renderable)
     return out.getvalue().rstrip()
 
 

@@ -17,7 +17,7 @@ from pared.errors import OverLimit
 from pared.job_types import BY_SPEC, LISTED
 from pared.specs import PlanSpec
 from pared.state.settings import Settings
-from pared.state.tables import Dataset, Job, Model, db_now
+from pared.state.tables import Dataset, Job, Model, PartialUpload, db_now
 from pared.statuses import ENDED, HELD
 
 PLAN = BY_SPEC[PlanSpec].name
@@ -69,12 +69,27 @@ def _is_there(table: type[Model | Dataset]) -> ColumnElement[bool]:
 
 
 def _stored(session: Session, owner: str, settings: Settings) -> int:
-    """Uploads that are there, and results."""
+    """Uploads that are there, or are on their way in pieces, and results."""
     results = select(func.sum(Job.result_bytes)).where(Job.owner == owner)
     uploads = [
         select(func.sum(table.size_bytes)).where(table.owner == owner, _is_there(table)) for table in (Model, Dataset)
     ]
-    return sum(int(session.scalar(query) or 0) for query in (results, *uploads))
+    # One that is sealed is counted as the upload that it becomes.
+    pieces = select(func.sum(PartialUpload.size_bytes)).where(*_on_their_way(owner), PartialUpload.digest.is_(None))
+    return sum(int(session.scalar(query) or 0) for query in (results, pieces, *uploads))
+
+
+def _on_their_way(owner: str) -> tuple[ColumnElement[bool], ...]:
+    """WHERE clauses: uploads in pieces that are not finished."""
+    return (
+        PartialUpload.owner == owner,
+        PartialUpload.result_id.is_(None),
+        PartialUpload.expires_at >= db_now(),
+    )
+
+
+def _unfinished(session: Session, owner: str, settings: Settings) -> int:
+    return session.scalar(select(func.count()).select_from(PartialUpload).where(*_on_their_way(owner))) or 0
 
 
 def _deleted(session: Session, owner: str, settings: Settings) -> int:
@@ -124,6 +139,14 @@ UPLOADS_INSPECTING = Limit(
     "Uploads that are not inspected yet.",
     _inspecting,
 )
+UPLOADS_UNFINISHED = Limit(
+    "uploads_unfinished",
+    "max_unfinished_uploads",
+    "owner",
+    "uploads",
+    "Uploads in pieces that are not finished.",
+    _unfinished,
+)
 BYTES_STORED = Limit(
     "bytes_stored",
     "max_stored_bytes",
@@ -147,6 +170,7 @@ LIMITS = (
     JOBS_RUNNING,
     PLANS_WAITING,
     UPLOADS_INSPECTING,
+    UPLOADS_UNFINISHED,
     BYTES_STORED,
     REQUESTS,
     STREAMS,
@@ -224,4 +248,5 @@ _UNFINISHED = {
     JOBS_WAITING.name: "wait for a worker",
     PLANS_WAITING.name: "are not made yet",
     UPLOADS_INSPECTING.name: "are not inspected yet",
+    UPLOADS_UNFINISHED.name: "are not finished",
 }

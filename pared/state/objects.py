@@ -7,10 +7,11 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -86,6 +87,30 @@ class ObjectStore(Protocol):
     def drop_abandoned(self, seconds: float) -> int:
         """Remove what writers that died left behind, if untouched for so long. Returns how many."""
 
+    def path(self, key: str) -> Path:
+        """Where an object lies, or would lie. Raises ValueError for what is no key."""
+
+    @property
+    def partial_folder(self) -> Path:
+        """Where files wait that become objects by `adopt`."""
+
+    def adopt(self, path: Path, sha256: str) -> Stored:
+        """Store a file of `partial_folder`, or an object, under its content without copying it.
+
+        Args:
+            path: a file on disk that nobody writes to any more.
+            sha256: its digest, which is not checked.
+        """
+
+    def renew(self, key: str) -> bool:
+        """Make the object as young as one that was just put. False: it is gone."""
+
+    def free_bytes(self) -> int:
+        """Room on the disk."""
+
+    def without_deletions(self) -> AbstractContextManager[None]:
+        """While it is held, objects come but none goes: `delete` waits."""
+
 
 def open_store(url: str) -> ObjectStore:
     """The store behind a `file://` URL; its folder is made if it is missing."""
@@ -113,6 +138,8 @@ class DirectoryStore:
         self.root = root
         self._incoming = root / ".incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
+        self.partial_folder = root / ".partial"
+        self.partial_folder.mkdir(exist_ok=True)
 
     def put(self, chunks: Iterable[bytes], *, key: str | None = None) -> Stored:
         writer = self.writer()
@@ -141,7 +168,7 @@ class DirectoryStore:
 
     def fetch(self, key: str, path: Path) -> str:
         digest = hashlib.sha256()
-        with _no_room_is_named(), path.open("xb") as out:
+        with no_room_is_named(), path.open("xb") as out:
             for chunk in self.read(key):
                 digest.update(chunk)
                 out.write(chunk)
@@ -195,6 +222,31 @@ class DirectoryStore:
                     dropped += 1
         return dropped
 
+    def adopt(self, path: Path, sha256: str) -> Stored:
+        key, size_bytes = content_key(sha256), path.stat().st_size
+        temporary = self._incoming / f"adopted-{secrets.token_hex(8)}"
+        with no_room_is_named():
+            temporary.hardlink_to(path)
+            self.publish(temporary, key)
+        # A rename between two names of one file does nothing.
+        temporary.unlink(missing_ok=True)
+        return Stored(key, sha256, size_bytes)
+
+    def renew(self, key: str) -> bool:
+        with self._lock(fcntl.LOCK_SH):
+            try:
+                os.utime(self.path(key))
+            except FileNotFoundError:
+                return False
+        return True
+
+    def free_bytes(self) -> int:
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize
+
+    def without_deletions(self) -> AbstractContextManager[None]:
+        return self._lock(fcntl.LOCK_SH)
+
     def path(self, key: str) -> Path:
         """Where an object lies. Raises ValueError for anything that is not a key this server could have made."""
         if len(key) > 255 or not _KEY.fullmatch(key):
@@ -209,11 +261,11 @@ class DirectoryStore:
             for folder in reversed(path.parents):
                 if folder.is_relative_to(self.root) and not folder.exists():
                     folder.mkdir(exist_ok=True)
-                    _sync_folder(folder.parent)
+                    sync_folder(folder.parent)
             # Also when the same bytes are there: that renews their age and heals a damaged copy.
             os.utime(temporary)
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     @contextmanager
     def _open(self, key: str) -> Iterator[int]:
@@ -244,7 +296,7 @@ class DirectoryWriter:
         self._store = store
         self._digest = hashlib.sha256()
         self.size_bytes = 0
-        with _no_room_is_named():
+        with no_room_is_named():
             self._fd, name = tempfile.mkstemp(dir=folder)
         os.fchmod(self._fd, 0o644)
         self._path = Path(name)
@@ -253,14 +305,14 @@ class DirectoryWriter:
         view = memoryview(data)
         self._digest.update(view)
         self.size_bytes += len(view)
-        with _no_room_is_named():
+        with no_room_is_named():
             while view:
                 view = view[os.write(self._fd, view) :]
 
     def commit(self, key: str | None = None) -> Stored:
         sha256 = self._digest.hexdigest()
         key = key or content_key(sha256)
-        with _no_room_is_named():
+        with no_room_is_named():
             os.fsync(self._fd)
             failpoint("object.written")
             self._store.publish(self._path, key)
@@ -277,7 +329,8 @@ class DirectoryWriter:
 
 
 @contextmanager
-def _no_room_is_named() -> Iterator[None]:
+def no_room_is_named() -> Iterator[None]:
+    """Around what writes: a full disk becomes StorageFull."""
     try:
         yield
     except OSError as error:
@@ -286,7 +339,8 @@ def _no_room_is_named() -> Iterator[None]:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put on disk which files a folder has."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     """Most memory of the inspection of a model, and eight times the size of its file on top; never above
     `memory_bytes`."""
     keep_unreferenced_s: float = 86400.0
+    max_unfinished_uploads: int = Field(default=100, ge=0)
+    """Uploads in pieces that one owner may have begun and not finished; each is kept `keep_unreferenced_s` after its
+    last byte."""
+    retention_days: float = Field(default=0.0, ge=0.0)
+    """Jobs that ended longer ago go, with their reports and files, unless they are pinned; so do uploads of that age
+    that no job names any more. 0: they stay."""
     teacher_answers_bytes: int = Field(default=4 * 2**30, ge=0)
     """Most bytes of teachers' answers that a worker's machine keeps for later jobs of the same owner; 0: none."""
     latency_s: float = Field(default=2.0, gt=0)

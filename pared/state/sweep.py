@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import structlog
 from celery import Celery
-from sqlalchemy import delete, exists, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, func, select
 
 from pared.errors import OutOfAttempts
-from pared.job_types import JOB_TYPES
 from pared.state import lifecycle
 from pared.state.events import add_event
-from pared.state.failpoints import failpoint
-from pared.state.inspections import reject_orphans
-from pared.state.objects import ObjectStore, content_key, open_store
+from pared.state.objects import ObjectStore, open_store
 from pared.state.queue import relay, send_again
+from pared.state.retention import collect
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.tables import Artifact, Dataset, IdempotencyKey, Job, JobEvent, Model, WorkerHeartbeat, db_now
+from pared.state.tables import Job, JobEvent, db_now
 from pared.state.workers import waits_for
-from pared.statuses import ENDED, HELD
 
-IDEMPOTENCY_S = 86_400.0
-FORGET_WORKER_S = 3_600.0
 _RELAY_AFTER_S = 2.0  # the API sends the messages of its own jobs at once; the sweep only those it did not manage
 _EXPLAIN_AFTER_S = 60.0
 
@@ -97,29 +89,13 @@ class Sweep:
                     add_event(session, job_id, "log", {"text": reasons[device]})
 
     def collect(self) -> None:
-        """Delete unreferenced objects, expired keys and plans, and what dead processes left."""
-        settings = self._settings
-        with self._sessions.begin() as session:
-            session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < db_now() - IDEMPOTENCY_S))
-            session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < db_now() - FORGET_WORKER_S))
-            for job_type in JOB_TYPES:
-                if job_type.kept_s is not None:
-                    # One that no worker ever took is of no use to whoever waited for it.
-                    old = Job.created_at < db_now() - job_type.kept_s
-                    session.execute(delete(Job).where(Job.type == job_type.name, Job.status.not_in(HELD), old))
-            reject_orphans(session)
-        self._store.drop_abandoned(settings.keep_unreferenced_s)
-        dropped = 0
-        listing = self._store.list_older_than(settings.keep_unreferenced_s)
-        while keys := list(itertools.islice(listing, 200)):
-            with self._sessions() as session:
-                kept = _referenced(session, keys)
-            failpoint("sweep.listed")
-            for key in set(keys) - kept:
-                # It may have been uploaded again since it was listed: that renewed its age.
-                dropped += self._store.delete(key, unless_newer_than_s=settings.keep_unreferenced_s)
-        if dropped:
-            log.info("objects_collected", objects=dropped)
+        """Delete what is past its age, unreferenced objects, and what dead processes left."""
+        gone = collect(self._sessions, self._store, self._settings)
+        if gone.jobs or gone.uploads or gone.partial_uploads:
+            counts = {"jobs": len(gone.jobs), "uploads": len(gone.uploads), "partial_uploads": gone.partial_uploads}
+            log.info("rows_collected", **counts)
+        if gone.objects:
+            log.info("objects_collected", objects=gone.objects)
 
     def _workers_may_have_been_cut_off(self) -> bool:
         """After a pause of the database (or of the whole machine) give living workers one lease to renew theirs."""
@@ -138,19 +114,3 @@ def _explained() -> Any:
     """WHERE clause: the newest event of a queued job is a line of the log, and no longer that it is queued."""
     newest = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).correlate(Job).scalar_subquery()
     return exists().where(JobEvent.job_id == Job.id, JobEvent.seq == newest, JobEvent.kind == "log")
-
-
-def _referenced(session: Session, keys: Sequence[str]) -> set[str]:
-    digests = [key.rpartition("/")[2] for key in keys if key.startswith("sha256/")]
-    kept = set(session.scalars(select(Artifact.object_key).where(Artifact.object_key.in_(keys))))
-    for table in (Model, Dataset):
-        rows = session.scalars(select(table.sha256).where(table.sha256.in_(digests), table.deleted_at.is_(None)))
-        kept |= {content_key(sha256) for sha256 in rows}
-    previews = select(Dataset.preview_key).where(Dataset.preview_key.in_(keys), Dataset.deleted_at.is_(None))
-    kept |= {key for key in session.scalars(previews) if key}
-    checkpoints = session.execute(
-        select(Job.checkpoint_key, Job.previous_checkpoint_key).where(
-            Job.status.not_in(ENDED), or_(Job.checkpoint_key.in_(keys), Job.previous_checkpoint_key.in_(keys))
-        )
-    )
-    return kept | {key for row in checkpoints for key in row if key}

@@ -30,6 +30,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from pared.statuses import JobStatus, UploadStatus
 
+UploadTable = Literal["models", "datasets"]
+
 # None is SQL's NULL, not JSON's null, so that `is_(None)` means what it says.
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -55,7 +57,7 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
-def new_id(prefix: Literal["mdl", "dst", "job", "art", "key", "own"]) -> str:
+def new_id(prefix: Literal["mdl", "dst", "job", "art", "key", "own", "upl"]) -> str:
     """A ULID with a prefix: 48 bits of milliseconds, 80 random bits; sorts by time of making."""
     number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     return f"{prefix}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
@@ -160,6 +162,34 @@ class Dataset(_Upload, Base):
     preview_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class PartialUpload(Base):
+    """An upload that is sent in pieces: what was said of it, and how far it is on disk.
+
+    It is *receiving* until all bytes are there, then *sealed* (`digest` is set: no byte changes any more), and *done*
+    once it became a model or a data set (`result_id`).
+    """
+
+    __tablename__ = "partial_uploads"
+
+    id: Mapped[str] = mapped_column(String(30), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(30), index=True)
+    kind: Mapped[UploadTable] = mapped_column(String(16))
+    filename: Mapped[str] = mapped_column(String(255))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))  # as announced by the client
+    architecture: Mapped[Any | None] = mapped_column(Json)
+    weights: Mapped[str | None] = mapped_column(String(255))
+    prefix: Mapped[str | None] = mapped_column(String(255))
+    upload_metadata: Mapped[str] = mapped_column(Text)  # the header as it was sent
+    received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)  # that are surely on disk
+    fence: Mapped[int] = mapped_column(Integer, default=0)  # rises with each request that sends bytes
+    digest: Mapped[str | None] = mapped_column(String(64))
+    result_id: Mapped[str | None] = mapped_column(String(30))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
+    expires_at: Mapped[float] = mapped_column(Double, index=True)
+
+
 class Job(Base):
     """One job. The row is the truth; a Celery message only says that there is something to claim."""
 
@@ -193,6 +223,7 @@ class Job(Base):
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
     started_at: Mapped[float | None] = mapped_column(Double)
     finished_at: Mapped[float | None] = mapped_column(Double)
+    pinned_at: Mapped[float | None] = mapped_column(Double)  # since when it is kept whatever its age
     updated_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
 
     attempt: Mapped[int] = mapped_column(Integer, default=0)

@@ -103,14 +103,14 @@ async def upload_model(
 ) -> ModelView:
     """Store the file, keep the model, answer."""
     # In a thread, for a large one takes long.
-    given = await run_in_threadpool(_parse_architecture, architecture)
+    given = await run_in_threadpool(parse_architecture, architecture)
     received = await _receive(request, parts, owner)
 
     def add() -> tuple[Model, bool]:
-        parsed = given or _parse_architecture(received.fields.get("architecture"))
+        parsed = given or parse_architecture(received.fields.get("architecture"))
         name = _filename(filename, received)
         chosen = {
-            part: _part(part, named or received.fields.get(part))
+            part: part_of_checkpoint(part, named or received.fields.get(part))
             for part, named in (("weights", weights), ("prefix", prefix))
         }
         return add_model(
@@ -316,7 +316,8 @@ def _page(
         return json_page(session, query, table.id, after, limit, lambda row: view(row, inspection=bool(expand)))
 
 
-def _parse_architecture(text: str | None) -> Any | None:
+def parse_architecture(text: str | None) -> Any | None:
+    """The architecture that was posted with a file: a name, or JSON. Raises ValidationError."""
     if not text:
         return None
     value: Any = text
@@ -340,7 +341,7 @@ def _parse_architecture(text: str | None) -> Any | None:
     return value
 
 
-def _part(name: str, text: str | None) -> str | None:
+def part_of_checkpoint(name: str, text: str | None) -> str | None:
     """Which part of a checkpoint is meant. A form may hold what the query does not allow."""
     if not text:
         return None

@@ -22,10 +22,18 @@ ROUTES = [
     ("GET", "/v1/datasets/{dataset}"),
     ("GET", "/v1/datasets/builtin:digits"),
     ("DELETE", "/v1/datasets/{dataset}"),
+    ("POST", "/v1/uploads"),
+    ("GET", "/v1/uploads/{upload}"),
+    ("HEAD", "/v1/uploads/{upload}"),
+    ("PATCH", "/v1/uploads/{upload}"),
+    ("DELETE", "/v1/uploads/{upload}"),
+    ("HEAD", "/v1/objects/sha256:62c66a7a5dd70c3146618063c344e531e6d4b59e379808443ce962b3abd63c5a"),
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs"),
     ("GET", "/v1/jobs/{job}"),
     ("POST", "/v1/jobs/{job}/cancel"),
+    ("POST", "/v1/jobs/{job}/pin"),
+    ("POST", "/v1/jobs/{job}/unpin"),
     ("GET", "/v1/jobs/{job}/events"),
     ("GET", "/v1/jobs/{job}/report"),
     ("GET", "/v1/jobs/{job}/report/metrics.csv"),
@@ -49,7 +57,9 @@ def things(guarded: Api, keys: dict[str, str]) -> dict[str, str]:
     spec = {"type": "prune", "model": model, "amount": 0.5}
     job = guarded.post("/v1/jobs", json=spec, headers=headers).json()["id"]
     guarded.finish(job, {"model.pt": b"x"})
-    return {"model": model, "dataset": dataset, "job": job}
+    metadata = {"Upload-Length": "5", "Upload-Metadata": "kind bW9kZWw="}
+    upload = guarded.post("/v1/uploads", headers=headers | metadata).json()["id"]
+    return {"model": model, "dataset": dataset, "job": job, "upload": upload}
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -64,7 +74,8 @@ def test_every_route_needs_a_key_that_works(guarded: Api, keys, things, method: 
 
 @pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if "{" in route[1]])
 def test_another_owners_things_are_not_there(guarded: Api, keys, things, method: str, path: str):
-    headers = {"x-api-key": keys["other"]}
+    piece = {"content-type": "application/offset+octet-stream", "upload-offset": "0"} if method == "PATCH" else {}
+    headers = {"x-api-key": keys["other"]} | piece
     assert guarded.request(method, path.format(**things), headers=headers).status_code == 404
 
 

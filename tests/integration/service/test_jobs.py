@@ -20,7 +20,7 @@ from tests.support.processes import wait_for
 
 JOB_FIELDS = {
     *("id", "type", "status", "stage", "progress", "queue_position", "attempt", "sandbox", "created_at", "started_at"),
-    *("finished_at", "spec", "error", "result", "links", "waits_for"),
+    *("finished_at", "pinned", "spec", "error", "result", "links", "waits_for"),
 }
 
 

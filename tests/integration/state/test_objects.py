@@ -111,7 +111,7 @@ def test_folders_go_with_the_last_object_in_them(store: DirectoryStore):
     store.delete(first)
     assert store.exists(second)
     store.delete(second)
-    assert {path.name for path in store.root.iterdir()} == {".incoming", ".lock"}
+    assert {path.name for path in store.root.iterdir()} == {".incoming", ".lock", ".partial"}
     assert store.exists(store.put([b"abc"], key=first).key)
 
 
