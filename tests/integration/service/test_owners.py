@@ -206,6 +206,7 @@ def test_limits_are_shown_with_what_is_used(limited: Api):
         "jobs_running": (None, 0),
         "plans_waiting": (1, 0),
         "uploads_inspecting": (4, 1),
+        "uploads_unfinished": (100, 0),
         "bytes_stored": (1000, 5),
         "requests_per_second": (50, None),
         "streams": (3, None),
