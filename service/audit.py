@@ -40,8 +40,11 @@ class AuditMiddleware:
                 caller: Caller | None = scope.get("state", {}).get("caller")
                 status = message["status"]
                 recorded = scope["path"].startswith(ADMIN_PATH) and status < 400
-                if caller is not None and (status < 400 or status == 403) and not recorded:
-                    await run_in_threadpool(self._write, scope, caller, status, Headers(raw=message["headers"]))
+                headers = Headers(raw=message["headers"])
+                # Of an upload in pieces its beginning is told, and the piece that made it whole.
+                piece = "upload-offset" in headers and "upload-result" not in headers and "location" not in headers
+                if caller is not None and (status < 400 or status == 403) and not recorded and not piece:
+                    await run_in_threadpool(self._write, scope, caller, status, headers)
             await send(message)
 
         await self.app(scope, receive, send_once_written)

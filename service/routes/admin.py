@@ -6,15 +6,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
+from sqlalchemy import select
 
 from pared.errors import NotFound
 from pared.state.audit import entries
-from pared.state.keys import USUAL_SCOPES, NewKey, Scope, add_key, key_counts, list_keys, revoke_key, rotate_key
-from pared.state.owners import LOCAL_OWNER, create_owner, disable_owner, enable_owner, list_owners
+from pared.state.keys import USUAL_SCOPES, NewKey, Scope, add_key, key_counts, revoke_key, rotate_key
+from pared.state.owners import LOCAL_OWNER, create_owner, disable_owner, enable_owner
 from pared.state.tables import ApiKey, AuditEntry, Owner
 from service.dependencies import ADMIN_PATH, ActorOf, PartsOf, check_id
 from service.openapi import answers, page
-from service.pagination import Limit
+from service.pagination import After, Limit, json_page
 from service.schemas import Page, timestamp
 
 router = APIRouter(prefix=ADMIN_PATH.rstrip("/"), tags=["administration"])
@@ -101,16 +102,18 @@ class EntryView(BaseModel):
 
 @router.get(
     "/owners",
-    response_model=list[OwnerView],
+    response_model=Page[OwnerView],
     summary="List owners",
-    description="Oldest first. `local` owns what is made without a key.",
-    responses=answers(200, [EXAMPLE_OWNER]),
+    description="Newest first. `local`, the last one, owns what is made without a key.",
+    responses=answers(200, page(EXAMPLE_OWNER)),
 )
-def get_owners(parts: PartsOf) -> list[OwnerView]:
-    """Every owner."""
+def get_owners(parts: PartsOf, after: After = None, limit: Limit = 20) -> Response:
+    """A page of owners."""
     with parts.sessions() as session:
         counts = key_counts(session)
-        return [_owner_view(owner, counts.get(owner.id, 0)) for owner in list_owners(session)]
+        return json_page(
+            session, select(Owner), Owner.id, after, limit, lambda owner: _owner_view(owner, counts.get(owner.id, 0))
+        )
 
 
 @router.post(
@@ -156,18 +159,19 @@ def post_enable(parts: PartsOf, actor: ActorOf, owner_id: str) -> None:
 
 @router.get(
     "/owners/{owner_id}/keys",
-    response_model=list[KeyView],
+    response_model=Page[KeyView],
     summary="List an owner's keys",
-    description="Oldest first, also those that were revoked or have expired.",
-    responses=answers(200, [EXAMPLE_KEY], 404),
+    description="Newest first, also those that were revoked or have expired.",
+    responses=answers(200, page(EXAMPLE_KEY), 404),
 )
-def get_keys(parts: PartsOf, owner_id: str) -> list[KeyView]:
-    """All keys of one owner."""
+def get_keys(parts: PartsOf, owner_id: str, after: After = None, limit: Limit = 20) -> Response:
+    """A page of one owner's keys."""
     _check_owner_id(owner_id)
     with parts.sessions() as session:
         if session.get(Owner, owner_id) is None:
             raise NotFound(f"There is no owner {owner_id}.")
-    return [KeyView(**_key(key)) for key in list_keys(parts.sessions, owner_id, all_=True)]
+        query = select(ApiKey).where(ApiKey.owner_id == owner_id)
+        return json_page(session, query, ApiKey.id, after, limit, lambda key: KeyView(**_key(key)))
 
 
 @router.post(

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from pared.state import inspections, lifecycle
+from pared.state.audit import Actor, record
+from pared.state.keys import add_key
+from pared.state.owners import LOCAL_OWNER
 from pared.state.session import to_json
-from pared.state.tables import Artifact, Dataset, Job, Model, new_id
+from pared.state.tables import ApiKey, Artifact, Dataset, Job, Model, Owner, new_id
 from service.pagination import PAGE_BYTES
 from tests.integration.service.conftest import Api
 
@@ -53,11 +56,38 @@ def many_files(api: Api) -> dict[str, str]:
     return {"job_id": job}
 
 
+def many_owners(api: Api) -> dict[str, str]:
+    with api.parts.sessions.begin() as session:
+        for number in range(120):
+            owner = Owner(id=new_id("own"), name=f"{number}".ljust(200, "n"))
+            session.add(owner)
+    return {"owner_id": owner.id}
+
+
+def many_keys(api: Api) -> dict[str, str]:
+    named = many_owners(api)
+    with api.parts.sessions.begin() as session:
+        for number in range(120):
+            key = {"name": "n" * 200, "secret_sha256": f"{number:064}", "scopes": "read"}
+            session.add(ApiKey(id=new_id("key"), owner_id=named["owner_id"], **key))
+    return named
+
+
+def many_entries(api: Api) -> dict[str, str]:
+    with api.parts.sessions.begin() as session:
+        for _ in range(120):
+            record(session, Actor("local", None, "r" * 64), "POST /v1/jobs", "s" * 64, {"status": 202})
+    return {}
+
+
 FILLED = {
     "/v1/models": large_uploads(Model, "mdl"),
     "/v1/datasets": large_uploads(Dataset, "dst"),
     "/v1/jobs": large_jobs,
     "/v1/jobs/{job_id}/artifacts": many_files,
+    "/v1/admin/owners": many_owners,
+    "/v1/admin/owners/{owner_id}/keys": many_keys,
+    "/v1/admin/audit": many_entries,
 }
 
 
@@ -82,11 +112,12 @@ def test_every_list_of_the_description_is_tried(api: Api):
 @pytest.mark.parametrize("path", FILLED)
 def test_a_list_has_a_size_whatever_its_rows_hold(api: Api, path: str):
     named = FILLED[path](api)
+    headers = {"x-api-key": add_key(api.parts.sessions, LOCAL_OWNER, "k", scopes=["admin", "read"]).secret}
     queries = (
         ["?limit=100", "?limit=100&expand=inspection"] if path in {"/v1/models", "/v1/datasets"} else ["?limit=100"]
     )
-    for query in queries if "{" not in path else [""]:
-        answer = api.get(path.format(**named) + query)
+    for query in queries if path != "/v1/jobs/{job_id}/artifacts" else [""]:
+        answer = api.get(path.format(**named) + query, headers=headers)
         assert answer.status_code == 200
         assert len(answer.content) < PAGE_BYTES + (3 << 20)
         assert answer.json()["data"]

@@ -99,9 +99,9 @@ def test_an_administrator_makes_rotates_and_revokes_keys_and_it_is_written_down(
     assert guarded.get(f"/v1/models/{model}", headers=first).status_code == 401
     assert guarded.get(f"/v1/models/{model}", headers=second).status_code == 200
     listed = guarded.get(keys, headers=admin)
-    assert [(key["scopes"], key["revoked_at"] is None) for key in listed.json()] == [
-        (["read", "submit"], False),
+    assert [(key["scopes"], key["revoked_at"] is None) for key in listed.json()["data"]] == [
         (["read", "submit"], True),
+        (["read", "submit"], False),
     ]
     assert "secret" not in listed.text
     assert guarded.post(f"/v1/admin/owners/{owner.json()['id']}/disable", headers=admin).status_code == 204
@@ -111,7 +111,7 @@ def test_an_administrator_makes_rotates_and_revokes_keys_and_it_is_written_down(
     assert guarded.post(f"/v1/admin/keys/{rotated.json()['id']}/revoke", headers=admin).status_code == 404
     assert guarded.post("/v1/admin/owners/local/disable", headers=admin).status_code == 409
     assert guarded.get("/v1/admin/owners/own_x/keys", headers=admin).status_code == 404
-    assert "dan" in [owner["name"] for owner in guarded.get("/v1/admin/owners", headers=admin).json()]
+    assert "dan" in [owner["name"] for owner in guarded.get("/v1/admin/owners", headers=admin).json()["data"]]
 
     log = guarded.get("/v1/admin/audit?limit=50", headers=admin)
     mine = [row for row in log.json()["data"] if row["subject"] in (owner.json()["id"], model, made.json()["id"])]
