@@ -35,11 +35,12 @@ class Held:
     streams: int
     uploads: int
     asks: int
-    p99_ms: float
+    percent: int
+    within_ms: float
 
 
-FEW = Held(idle=200, streams=50, uploads=5, asks=60, p99_ms=1000)  # beside other tests
-MANY = Held(idle=2000, streams=500, uploads=50, asks=1000, p99_ms=100)
+FEW = Held(idle=200, streams=50, uploads=5, asks=60, percent=90, within_ms=1000)  # beside other tests
+MANY = Held(idle=2000, streams=500, uploads=50, asks=1000, percent=99, within_ms=100)
 
 
 @pytest.fixture(params=["embedded", pytest.param("servers", marks=pytest.mark.campaign)])
@@ -121,7 +122,7 @@ def test_slow_clients_hold_up_nobody(stack: Stack, held: Held) -> None:
         f"unfinished requests, {held.streams} streams and {held.uploads} stalled uploads {told(among)}; "
         f"{holder.received} events were streamed; ended by the server: {dict(holder.ended)}"
     )
-    assert percentile(among, 99) <= held.p99_ms
+    assert percentile(among, held.percent) <= held.within_ms
     # What was stalled leaves nothing behind, and those who come next find all places free.
     wait_for(lambda: stack.get("/healthz"), "it answers")
 
