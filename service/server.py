@@ -24,7 +24,6 @@ BACKLOG = 1024
 """Connections that the kernel completes and holds until they are accepted."""
 OTHER_FILES = 512
 """Open files kept for the database, uploads, downloads and connections on their way in and out."""
-SWITCH_S = 0.0005
 _SAY_AGAIN_S = 10.0
 
 log = structlog.get_logger()
@@ -33,9 +32,6 @@ log = structlog.get_logger()
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Exits with uvicorn's own code where the server cannot start."""
     configure_logging(settings.log_level)
-    # A thread that reads the database gives up the interpreter many times; beside a busy event loop it would otherwise
-    # wait five milliseconds each time to get it back.
-    sys.setswitchinterval(SWITCH_S)
     server = Server(config_for(create_app(settings), settings))
     server.run()
     if not server.started:
