@@ -42,7 +42,7 @@ from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, WorkerHeartbeat, db_now
-from pared.state.turns import Lane, next_in_turn
+from pared.state.turns import Lane, anything_waits, next_in_turn
 from pared.state.workers import living
 from worker import attempt, children_user, sandbox, sandbox_probe, scratch, waiting_results
 from worker.attempt_types import Ending, Hindered, Worker
@@ -318,6 +318,8 @@ def _run_quick_jobs() -> None:
     worker = _worker()
     while not worker.shutdown.requested:
         with worker.sessions() as session:
+            if not anything_waits(session):
+                return  # as most often: this is asked twice a second
             most_held = _most_quick(session)
             job_id = next_in_turn(session, "quick", worker.serving.devices, most_held=most_held)
         if job_id is None or _condition.scratch_problem() is not None:
