@@ -32,9 +32,9 @@ DAY = 86_400.0
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Iterator[Api]:
-    # Its own sweep would take, at any moment, what is to be looked at.
-    quiet = {"sweep_s": 1000, "lease_s": 2000}
-    with serving(tmp_path / "data", retention_days=30, keep_unreferenced_s=0.0, **quiet) as api:
+    with serving(tmp_path / "data", retention_days=30, keep_unreferenced_s=0.0) as api:
+        # Its own sweep, the first of which comes with the first job, would take what is to be looked at.
+        api.parts.dispatcher.stop()
         yield api
 
 
