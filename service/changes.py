@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from pared.errors import Unavailable
 from pared.state.events import events_after
-from pared.state.session import Sessions
+from pared.state.session import Sessions, batches
 from pared.state.tables import Dataset, Job, JobEvent, Model
 from pared.state.workers import living
 from pared.statuses import ENDED
@@ -34,7 +34,7 @@ LOOK_S = 2.0
 """How often those who wait look whether their client and its key are still there."""
 KEPT_EVENTS = 256
 """The newest events of a job that its streams find here; who is further behind reads the database."""
-_AT_ONCE = 200
+_EVENTS_AT_ONCE = 2000
 
 log = structlog.get_logger()
 
@@ -215,12 +215,12 @@ class Changes:
     def _look(self, heads: Mapping[str, int | None], followed: Collection[str]) -> _Seen:
         with self._sessions() as session:
             rows: dict[str, tuple[Any, ...]] = {}
-            for ids in _parts(key for key in heads if key.startswith("job_")):
+            for ids in batches(key for key in heads if key.startswith("job_")):
                 newest = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).scalar_subquery()
                 query = select(Job.id, Job.status, Job.updated_at, newest).where(Job.id.in_(ids))
                 rows.update((key, tuple(rest)) for key, *rest in session.execute(query))
             for table, prefix in ((Model, "mdl_"), (Dataset, "dst_")):
-                for ids in _parts(key for key in heads if key.startswith(prefix)):
+                for ids in batches(key for key in heads if key.startswith(prefix)):
                     states = session.execute(select(table.id, table.status).where(table.id.in_(ids)))
                     rows.update((key, (status, None, None)) for key, status in states)
             newer = {
@@ -229,10 +229,10 @@ class Changes:
                 if head is not None and key in followed and key in rows and (rows[key][2] or 0) > head
             }
             events: list[Told] = []
-            for ids in _parts(newer):
+            for ids in batches(newer):
                 each = (and_(JobEvent.job_id == key, JobEvent.seq > newer[key]) for key in ids)
                 ordered = select(JobEvent).where(or_(*each)).order_by(JobEvent.job_id, JobEvent.seq)
-                events.extend(map(_told, session.scalars(ordered.limit(10 * _AT_ONCE))))
+                events.extend(map(_told, session.scalars(ordered.limit(_EVENTS_AT_ONCE))))
             if any(row[0] == "queued" for row in rows.values()):
                 self._look_at_queue(session)
         return _Seen(rows, events, self._queue)
@@ -271,10 +271,3 @@ def _told(event: JobEvent) -> Told:
 
 def _is_last(events: Sequence[Told], *, ended: bool) -> bool:
     return events[-1].last if events else ended
-
-
-def _parts(keys: Iterator[str] | Mapping[str, Any]) -> Iterator[list[str]]:
-    """The keys in lists that a query may name at once."""
-    listed = list(keys)
-    for start in range(0, len(listed), _AT_ONCE):
-        yield listed[start : start + _AT_ONCE]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pared.state.jobs import find_job
 from pared.state.objects import ObjectStore, content_key
 from pared.state.partial_uploads import PartialUploads
 from pared.state.references import mentions, table_of
-from pared.state.session import Sessions
+from pared.state.session import Sessions, batches
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Dataset, IdempotencyKey, Job, Model, WorkerHeartbeat, db_now
 from pared.statuses import ENDED, HELD
@@ -26,7 +25,6 @@ from pared.statuses import ENDED, HELD
 IDEMPOTENCY_S = 86_400.0
 FORGET_WORKER_S = 3_600.0
 DAY_S = 86_400.0
-_AT_ONCE = 200
 _UPLOAD = re.compile(r"(?:mdl|dst)_[0-9A-Z]{26}")
 
 
@@ -60,7 +58,7 @@ def collect(sessions: Sessions, store: ObjectStore, settings: Settings, *, dry_r
         try:
             with sessions.begin() as session:
                 _collect_rows(session, settings, collected, unnamed)
-                for some in _batches(keys):
+                for some in batches(keys):
                     sizes |= _sizes(store, set(some) - referenced(session, some))
                 raise _LookedOnly  # noqa: TRY301 - rolls back
         except _LookedOnly:
@@ -71,7 +69,7 @@ def collect(sessions: Sessions, store: ObjectStore, settings: Settings, *, dry_r
         _collect_rows(session, settings, collected, unnamed)
     collected.partial_uploads = PartialUploads(sessions, store, settings).expire()
     store.drop_abandoned(settings.keep_unreferenced_s)
-    for some in _batches(listing):
+    for some in batches(listing):
         with sessions() as session:
             kept = referenced(session, some)
         failpoint("sweep.listed")
@@ -156,11 +154,6 @@ def _delete_unless_named(session: Session, upload_id: str) -> bool:
     upload.deleted_at = session.scalar(select(db_now()))
     session.flush()
     return True
-
-
-def _batches(keys: Iterable[str]) -> Iterable[list[str]]:
-    listing = iter(keys)
-    return iter(lambda: list(itertools.islice(listing, _AT_ONCE)), [])
 
 
 def _sizes(store: ObjectStore, keys: Iterable[str]) -> dict[str, int]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pared.state.data_folder import close_to_others
 from pared.state.settings import Settings
 
 BUSY_TIMEOUT_MS = 10_000
+KEYS_AT_ONCE = 200
+"""So many keys a query may name: SQLite's statements have bounds."""
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _MIGRATION_LOCK = 0x70617265  # one number for all of pared's migrators: "pare"
 
@@ -187,3 +190,10 @@ def _migrations_folder() -> Path:
     if spec is None or spec.origin is None:
         raise RuntimeError("the package `migrations` is not installed beside pared")
     return Path(spec.origin).parent
+
+
+def batches(keys: Iterable[str]) -> Iterator[list[str]]:
+    """The keys in lists that a query may name at once."""
+    left = iter(keys)
+    while some := list(islice(left, KEYS_AT_ONCE)):
+        yield some
