@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 import pared
-from tests.support.cli import run_pared
+from tests.support.forks import run_pared
 from tests.support.models import zoo
 from tests.support.processes import wait_for
 from tests.support.stack import Stack

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tests.support.forks import Fork, fork
 from tests.support.guard import kill_tree
 
 T = TypeVar("T")
@@ -44,8 +45,8 @@ def wait_for(condition: Callable[[], T], what: str, limit_s: float = PATIENCE_S,
 class Process:
     """One running command, with the faults that a test can put on it and on all it started."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], name: str, log: Path) -> None:
-        """Made by `Processes.start`."""
+    def __init__(self, popen: subprocess.Popen[bytes] | Fork, name: str, log: Path) -> None:
+        """Made by `Processes.start` and `Processes.fork`."""
         self.popen, self.name, self.log = popen, name, log
 
     @property
@@ -152,10 +153,13 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._tell(f"process {popen.pid}")
-        process = Process(popen, name, log)
-        self.all.append(process)
-        return process
+        return self._kept(Process(popen, name, log))
+
+    def fork(
+        self, module: str, arguments: list[str], *, name: str, log: Path, cwd: Path, env: Mapping[str, str]
+    ) -> Process:
+        """As `start`, for `main()` of a module, in a process forked from one that has loaded what it imports."""
+        return self._kept(Process(fork(module, arguments, cwd=cwd, env=env, files=(os.devnull, log, log)), name, log))
 
     def remove_at_end(self, folder: Path) -> None:
         """Delete this folder when the run is over."""
@@ -169,6 +173,11 @@ class Processes:
         for process in self.all:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(5)
+
+    def _kept(self, process: Process) -> Process:
+        self._tell(f"process {process.popen.pid}")
+        self.all.append(process)
+        return process
 
     def _tell(self, line: str) -> None:
         assert self._guard.stdin is not None

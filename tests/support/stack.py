@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import redis
 
+from tests.support.forks import run_pared
 from tests.support.processes import PATIENCE_S, Process, Processes, environment, wait_for
 from tests.support.servers import Servers, free_port
 
@@ -82,8 +83,7 @@ class Stack:
 
     def run(self, *arguments: str) -> str:
         """Run a `pared` command to its end, and return what it printed."""
-        command = [PARED, *arguments]
-        done = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=240)
+        done = run_pared(arguments, env=self.env, cwd=self.folder)
         assert done.returncode == 0, f"pared {' '.join(arguments)} exited {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -93,20 +93,22 @@ class Stack:
         return subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=limit_s)
 
     def start_api(self, command: list[str] | None = None) -> Process:
-        """Start the API (again)."""
-        self.api = self.processes.start(
-            command or [PARED, "api"], name="api", log=self.folder / "api.log", cwd=self.folder, env=self.env
-        )
+        """Start the API (again), by another command where one is given."""
+        if command is None:
+            self.api = self._fork("api", "api")
+        else:
+            log = self.folder / "api.log"
+            self.api = self.processes.start(command, name="api", log=log, cwd=self.folder, env=self.env)
         return self.api
 
     def start_worker(self) -> Process:
         """Start one more worker."""
-        name = f"worker{len(self.workers)}"
-        worker = self.processes.start(
-            [PARED, "worker"], name=name, log=self.folder / f"{name}.log", cwd=self.folder, env=self.env
-        )
-        self.workers.append(worker)
-        return worker
+        self.workers.append(self._fork("worker", f"worker{len(self.workers)}"))
+        return self.workers[-1]
+
+    def _fork(self, command: str, name: str) -> Process:
+        log = self.folder / f"{name}.log"
+        return self.processes.fork("pared.cli", [command], name=name, log=log, cwd=self.folder, env=self.env)
 
     def wait_ready(self, *, need_worker: bool = True, limit_s: float = PATIENCE_S) -> None:
         """Wait until the service takes jobs (or, without a worker, until it answers at all)."""

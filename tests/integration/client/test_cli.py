@@ -21,7 +21,7 @@ from pared.specs import Knowledge, TeachTrain, Train
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import WorkerHeartbeat
-from tests.support.cli import run_pared
+from tests.support.forks import run_pared
 from tests.support.models import zoo
 from tests.support.models.arguments import Rated
 from tests.support.processes import environment, wait_for

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import pared as pared_client
-from tests.support.cli import run_pared
+from tests.support.forks import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Scripted
 from tests.support.stack import PARED, Stack

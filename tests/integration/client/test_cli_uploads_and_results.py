@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.cli import run_pared
+from tests.support.forks import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Answer, Scripted
 from tests.support.stack import Stack

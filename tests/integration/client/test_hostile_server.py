@@ -22,7 +22,7 @@ from pared.terminal import printable, printable_json
 from service.openapi import DATASET, JOB_ID, MODEL, PLAN, SUCCEEDED
 from service.routes.limits import EXAMPLE as LIMITS
 from service.routes.results import EXAMPLE_REPORT
-from tests.support.cli import run_pared
+from tests.support.forks import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Answer, Asked, Scripted
 

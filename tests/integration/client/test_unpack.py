@@ -16,7 +16,7 @@ from torch import nn
 from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel
 from pared.weights.packed import write
-from tests.support.cli import run_pared
+from tests.support.forks import run_pared
 
 ARCHITECTURE = {"layers": [["Linear", {"in_features": 3, "out_features": 2}, "fc"]]}
 WEIGHTS = {"fc.weight": np.eye(2, 3, dtype=np.float32), "fc.bias": np.arange(2, dtype=np.float32)}

@@ -23,7 +23,7 @@ from pared.state.tables import Artifact, Dataset, Job, JobEvent, Model, PartialU
 from service.routes import tus
 from tests.integration.service.conftest import Api, serving
 from tests.integration.service.test_tus import FILE, create, send
-from tests.support.cli import run_pared
+from tests.support.forks import run_pared
 from tests.support.processes import environment
 from tests.support.servers import Servers
 

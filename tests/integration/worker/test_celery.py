@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -34,19 +33,9 @@ class Service:
 
     def start_worker(self, **env: str):
         name = f"worker{len(self.workers)}"
-        command = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "tests.support.celery_worker",
-            "worker",
-            "-c",
-            "1",
-            "-l",
-            "INFO",
-        ]
-        worker = self.processes.start(command, name=name, log=self.folder / f"{name}.log", cwd=ROOT, env=self.env | env)
+        command = ["-A", "tests.support.celery_worker", "worker", "-c", "1", "-l", "INFO"]
+        log = self.folder / f"{name}.log"
+        worker = self.processes.fork("celery.__main__", command, name=name, log=log, cwd=ROOT, env=self.env | env)
         self.workers.append(worker)
         return worker
 

@@ -1,0 +1,134 @@
+"""Runs `pared` and Celery as commands: in processes of their own, forked from one that has loaded what they import."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+LIMIT_S = 120
+ROOT = Path(__file__).parents[2]
+
+
+class Fork:
+    """A forked command, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        """Made by `fork`."""
+        self.pid, self.returncode, self._ended = pid, None, threading.Event()
+        self.returncode: int | None
+
+    def poll(self) -> int | None:
+        """The exit status; None: it runs."""
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs.
+        """
+        if not self._ended.wait(timeout) or self.returncode is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def end(self, status: int) -> None:
+        """Called with the exit status by whoever reads it."""
+        self.returncode = status
+        self._ended.set()
+
+
+class _Server:
+    """The process that is forked; it ends with this one, whose end of the pipe closes."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.fork_server"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._forks: dict[int, Fork] = {}
+        self._started = threading.Condition()
+        self._last: Fork | None = None
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def fork(self, request: dict[str, object]) -> Fork:
+        """Start a command; one at a time, for the answers name no request."""
+        assert self.process.stdin is not None
+        with self._started:
+            self._last = None
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            assert self._started.wait_for(lambda: self._last, LIMIT_S), "the fork server does not answer"
+            assert self._last is not None
+            return self._last
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            what, *numbers = line.split()
+            if what == "started":
+                with self._started:
+                    self._last = self._forks[int(numbers[0])] = Fork(int(numbers[0]))
+                    self._started.notify_all()
+            else:
+                self._forks.pop(int(numbers[0])).end(int(numbers[1]))
+
+
+_server: _Server | None = None
+
+
+def fork(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    files: tuple[Path | str, Path | str, Path | str],
+) -> Fork:
+    """Start `main()` of a module as a command, in a session of its own.
+
+    Args:
+        files: standard input, output and error; the last two are appended to.
+    """
+    global _server  # noqa: PLW0603 - one for all tests of this process
+    if _server is None or _server.process.poll() is not None:
+        _server = _Server()
+    named = {"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}
+    return _server.fork(named | {"files": [str(file) for file in files]})
+
+
+def run_pared(
+    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` of the installed `pared`, with its output captured as text."""
+    with tempfile.TemporaryDirectory(prefix="pared-cli-") as name:
+        typed, out, err = (Path(name, stream) for stream in ("stdin", "stdout", "stderr"))
+        typed.write_text(stdin)
+        started = fork("pared.cli", arguments, cwd=cwd, env=env, files=(typed, out, err))
+        try:
+            status = started.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            subprocess.run(["pkill", "-KILL", "-s", str(started.pid)], check=False)
+            raise AssertionError(f"pared {' '.join(arguments)} did not end within {LIMIT_S} s") from None
+        return subprocess.CompletedProcess(["pared", *arguments], status, out.read_text(), err.read_text())
