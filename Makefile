@@ -145,7 +145,7 @@ files: $(DEV)  ## Model files as people hold them, from the upload to results th
 	$(BIN)/python -m pytest tests/e2e/test_files.py -m 'campaign or not campaign' -rP -p no:logging
 
 stories: $(DEV)  ## Users' stories over HTTP, a model and data of each task, pruned, pruned for a goal and distilled: the table
-	$(BIN)/python -m pytest tests/e2e/test_stories.py -rP -p no:logging
+	$(BIN)/python -m pytest tests/e2e/test_stories.py -m 'campaign or not campaign' -rP -p no:logging
 
 coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table
 	$(BIN)/python -m pytest tests/integration/compression/test_coverage.py -m campaign -rP -p no:logging

@@ -72,7 +72,10 @@ def stack(request: pytest.FixtureRequest) -> Stack:
 
 
 _TOGETHER = (
-    ("e2e/test_readme", "e2e/test_matrix", "e2e/test_programs", "e2e/test_goals", "e2e/test_pipelines"),
+    (
+        *("e2e/test_readme", "e2e/test_matrix", "e2e/test_programs", "e2e/test_goals", "e2e/test_pipelines"),
+        "e2e/test_quantization",
+    ),
     ("e2e/test_formats", "e2e/test_plans", "e2e/test_journey", "e2e/test_bad_input"),
     (
         *("integration/client/test_cli", "integration/test_setup", "e2e/test_files", "e2e/test_stories"),

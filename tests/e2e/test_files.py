@@ -90,7 +90,7 @@ def lines() -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("name", each_nth(ROWS, 4))
+@pytest.mark.parametrize("name", each_nth(ROWS, 6))
 def test_a_file_ends_in_results_that_load_or_is_refused_for_its_true_reason(
     name: str,
     embedded: Stack,

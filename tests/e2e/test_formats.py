@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -111,6 +112,7 @@ def test_a_student_is_written_in_what_holds_it(embedded: Stack) -> None:
     assert (refused["status"], refused["error"]["code"]) == ("failed", "export-failed")
 
 
+@pytest.mark.campaign
 def test_a_job_whose_worker_was_killed_ends_the_same(processes: Processes, scratch: Path) -> None:
     stack = new_stack(scratch / "formats", processes)
     spec = pruning(stack, "torchscript", "onnx", samples=2000, epochs=24, batch_size=16)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import pared
+from tests.support.campaign import each_nth
 from tests.support.models import zoo
 from tests.support.processes import Processes, wait_for
 from tests.support.stack import Stack, new_stack
@@ -23,7 +24,7 @@ SPECS: dict[str, tuple[str, zoo.Form, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", each_nth(SPECS, 2))
 def test_the_report_says_what_the_plan_said(embedded: Stack, name: str) -> None:
     family, form, fields = SPECS[name]
     extra = {"architecture": zoo.architecture(family)} if form == "state_dict" else {}

@@ -13,10 +13,10 @@ def each_nth(rows: Iterable[Any], n: int) -> list[Any]:
     return [_parameters(row, every_run=index % n == 0) for index, row in enumerate(rows)]
 
 
-def one_form_each(names: Iterable[Any], forms: Sequence[Any]) -> list[Any]:
-    """All pairs of a name and a form as parameters; of each name one form, by turns, is for every run."""
+def one_form_each(names: Iterable[Any], forms: Sequence[Any], n: int = 1) -> list[Any]:
+    """All pairs of a name and a form as parameters; of each n-th name one form, by turns, is for every run."""
     return [
-        _parameters((name, form), every_run=place == index % len(forms))
+        _parameters((name, form), every_run=index % n == 0 and place == index // n % len(forms))
         for index, name in enumerate(names)
         for place, form in enumerate(forms)
     ]

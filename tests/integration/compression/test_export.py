@@ -24,6 +24,7 @@ from pared.compression.loading import LoadedModel, load_model
 from pared.compression.pruning.channels import apply_removal
 from pared.compression.work import ModelFile
 from pared.errors import ExportFailed, ModelFailed
+from tests.support.campaign import one_form_each
 from tests.support.models import zoo
 
 ALL = ["torchscript", "state_dict", "packed", "onnx"]
@@ -49,8 +50,7 @@ def of(module: nn.Module) -> LoadedModel:
     return LoadedModel(module.eval(), "state_dict", "state_dict", getattr(module, "architecture", None))
 
 
-@pytest.mark.parametrize("form", zoo.FORMS)
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize(("family", "form"), one_form_each(zoo.FAMILIES, zoo.FORMS))
 def test_every_family_comes_out_in_every_format_at_any_batch(family, form, tmp_path):
     loaded = opened(family, form, tmp_path)
     inputs = zoo.FAMILIES[family].inputs

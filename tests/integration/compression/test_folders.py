@@ -20,6 +20,7 @@ from pared.compression.pruning.residual_blocks import remove_blocks
 from pared.compression.work import ModelFile
 from pared.errors import ExportFailed, NothingToPrune, ParedError
 from pared.folders import pack
+from tests.support.campaign import each_nth
 from tests.support.files.base import HeldFile
 from tests.support.files.folders import ARCHITECTURES, REFUSED, config_in, saved
 
@@ -78,7 +79,7 @@ def difference(loaded: LoadedModel, model: Any) -> float:
     return relative_difference(one, other)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", each_nth(ARCHITECTURES, 2))
 def test_half_of_the_width_goes_and_the_result_is_such_a_folder(name, tmp_path):
     loaded = opened(saved(name, tmp_path / "model"))
     removal = RemovableChannels(loaded, example_of(loaded), uniform=True).removal(0.5)
