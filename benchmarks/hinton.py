@@ -166,9 +166,9 @@ def section(found: list[dict[str, Any]]) -> str:
         f"The teacher has dropout and images moved by up to two pixels, {TEACHER_EPOCHS} epochs of Adam {RATE} in "
         f"bfloat16. Students have no dropout, {STUDENT_EPOCHS} epochs each, and learn from the teacher at a "
         f"temperature of {LOSS['temperature']}, without a share on the labels; where the images are moved, the teacher "
-        "answers each as it comes. The gap is that between the teacher and labels alone on images that stay as they are. "
-        f"{IMAGES:,} images train, and 5,000 held out by seed choose the epoch; rates, epochs and temperature were "
-        "chosen by those of seed 0, whose test errors were seen too. Seconds a seed: "
+        "answers each as it comes. The gap is that between the teacher and labels alone on images that stay as they "
+        f"are. {IMAGES:,} images train, and 5,000 held out by seed choose the epoch; rates, epochs and temperature "
+        "were chosen by those of seed 0, whose test errors were seen too. Seconds a seed: "
         f"{seconds[0]:.0f} for the teacher, {seconds[1]:.0f} and {seconds[2]:.0f} for the jobs. "
         f"{machine()}; torch {torch.__version__}.\n\n`make bench-hinton PARED_MNIST=mnist.npz`"
     )
