@@ -16,7 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 # cost more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Reports of tests need a latency, not a sound one: to look for it took a third of the time of many.
-os.environ.setdefault("PARED_LATENCY_S", "0.1")
+os.environ.setdefault("PARED_LATENCY_S", "0.02")
 
 from tests.support.processes import Processes
 from tests.support.servers import Servers
