@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Reports of tests need a latency, not a sound one: to look for it took a third of the time of many.
 os.environ.setdefault("PARED_LATENCY_S", "0.1")
 
+from tests.support.campaign import report_counts
 from tests.support.processes import Processes
 from tests.support.servers import Servers
 from tests.support.stack import Stack, new_stack
@@ -91,6 +92,7 @@ _LONGEST = (
     "tests/e2e/test_formats.py",
     "tests/integration/client/test_cli.py",
     "tests/faults/",
+    "tests/threats/",
     "tests/e2e/test_wheel.py",
     "tests/e2e/",
     "tests/integration/",
@@ -120,6 +122,12 @@ class _FilesOfOneService(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _FilesOfOneService:
     """How tests are shared out among the processes of pytest."""
     return _FilesOfOneService(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a campaign counted, a line a test."""
+    if config.option.markexpr == "campaign":
+        report_counts(terminalreporter)
 
 
 @pytest.hookimpl(wrapper=True)
