@@ -1,4 +1,4 @@
-"""Hostile model files as the child meets them: refused by what they say before torch reads them, and none of them runs."""
+"""Hostile model files as the child meets them: refused by what they say before torch reads them, and nothing runs."""
 
 from __future__ import annotations
 
