@@ -23,8 +23,9 @@ def report_counts(terminal: pytest.TerminalReporter) -> None:
     terminal.section("counted")
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminal.stats.get(outcome, []):
-            said = report.capstdout.strip().splitlines() or [""]
-            terminal.line(f"{outcome}: {report.nodeid.removeprefix('tests/')}: {said[-1]}")
+            printed = [line for line in report.capstdout.splitlines() if line and not line.startswith("{")]  # no logs
+            said = printed[-1] if printed and outcome == "passed" else ""
+            terminal.line(f"{outcome}: {report.nodeid.removeprefix('tests/')}: {said}")
 
 
 def each_nth(rows: Iterable[Any], n: int) -> list[Any]:
