@@ -30,7 +30,7 @@ CONTENT = b"of ann alone"
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("threats")
     (folder / "secret.txt").write_text(SECRET)
-    with serving(folder / "data", require_keys=True, max_requests_per_s=0) as api:
+    with serving(folder / "data", require_keys=True, max_requests_per_s=0, max_inspecting_uploads=0) as api:
         yield api
 
 

@@ -126,6 +126,7 @@ def test_web_pages_elsewhere_cannot_use_a_server_without_keys(api: Api, guarded:
         {"origin": f"http://127.0.0.1:{api.parts.settings.port + 1}"},
         {"origin": "http://127.0.0.1"},
         {"origin": "null"},
+        {"origin": "http://["},
     ):
         assert api.post("/v1/models", content=b"x", headers=headers).status_code == 403, headers
         assert api.delete("/v1/models/mdl_" + "0" * 26, headers=headers).status_code == 403, headers

@@ -208,7 +208,8 @@ class Upload(torch.nn.Module):
 
 @needs_landlock
 @counted(3, 20)
-def test_a_torchscript_file_cannot_read_or_write_outside_while_it_loads(bench, count):
+def test_a_torchscript_file_cannot_read_or_write_outside_while_it_loads(make_bench, count):
+    bench = make_bench(lease_s=300.0)  # a busy machine is not the subject
     outside = bench.settings.data_dir.parent / "victim"
     outside.write_bytes(b"secret!!")
     outside.chmod(0o666)
@@ -231,7 +232,7 @@ def test_a_torchscript_file_cannot_read_or_write_outside_while_it_loads(bench, c
 @needs_landlock
 @counted(1, 50)
 def test_a_file_that_never_ends_loading_fails_in_time_and_leaves_no_process(make_bench, count):
-    bench = make_bench(stall_s=3.0, max_attempts=1)
+    bench = make_bench(stall_s=3.0, lease_s=300.0, max_attempts=1)
     content = _script("endless(state[0])", ENDLESS)
     for _ in range(count):
         job = bench.run(bench.submit("from_file", content=content))
