@@ -74,7 +74,7 @@ def stack(request: pytest.FixtureRequest) -> Stack:
 
 _TOGETHER = (
     ("e2e/test_readme", "e2e/test_matrix", "e2e/test_programs", "e2e/test_goals", "e2e/test_pipelines"),
-    ("e2e/test_formats", "e2e/test_plans", "e2e/test_journey", "e2e/test_bad_input"),
+    ("e2e/test_formats", "e2e/test_plans", "e2e/test_journey", "e2e/test_bad_input", "threats/test_uploads"),
     (
         *("integration/client/test_cli", "integration/test_setup", "e2e/test_files", "e2e/test_stories"),
         *("e2e/test_data_sets", "e2e/test_texts", "e2e/test_granularities", "e2e/test_device", "e2e/test_imports"),
@@ -83,7 +83,7 @@ _TOGETHER = (
 """Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs
 all of a row.
 """
-_IN_PARTS = ("integration/worker/test_celery", "integration/compression/test_methods")
+_IN_PARTS = ("integration/worker/test_celery", "integration/compression/test_methods", "threats/test_parsers")
 """Long files whose tests share nothing: three processes of pytest may run parts of them."""
 _LONGEST = (
     "tests/integration/worker/test_celery.py",
