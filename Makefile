@@ -153,7 +153,7 @@ coverage: $(DEV)  ## Which architectures lose channels, in which form of file: t
 fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they must, counted
 	$(BIN)/python -m pytest tests/integration/compression/test_random_graphs.py -m campaign -rP
 
-# Of tests elsewhere, those whose long forms belong to it: what stands in tests/support/campaign.py is how they are counted.
+# tests/support/campaign.py has how sizes are given, and how the counted lines are shown at the end.
 campaign: $(DEV)  ## Every threat and fault at its full size, a counted line each; each parser is fuzzed for an hour: FUZZ_MINUTES=60
 	PARED_FUZZ_MINUTES=$(or $(FUZZ_MINUTES),60) $(BIN)/python -m pytest -n 3 --no-loadscope-reorder -m campaign \
 		tests/faults tests/threats tests/integration/worker/test_sandbox.py

@@ -214,11 +214,12 @@ def test_a_torchscript_file_cannot_read_or_write_outside_while_it_loads(make_ben
     outside.write_bytes(b"secret!!")
     outside.chmod(0o666)
     new = bench.settings.data_dir.parent / "made"
-    read = ("/etc/passwd", "/proc/1/environ", "/proc/self/mem", "/dev/sda", str(Path(__file__)), sys.executable)
+    other = next(path for path in bench.settings.data_dir.rglob("*") if path.name.startswith("pared.db"))
+    read = ("/etc/passwd", "/proc/1/environ", f"/proc/{os.getpid()}/mem", f"/proc/{os.getpid()}/environ", str(other))
+    read += ("/dev/sda", "/dev/mem", "/proc/1/maps")
     written = ("/tmp/pared-canary", "/dev/shm/pared-canary", str(Path.home() / "pared-canary"))
-    places = [*map(str, (outside, new)), *read, *written]
-    canaries = [(path, shared) for shared in (True, False) for path in places if shared or path in {*places[:2], *read}]
-    canaries += [("/proc/self/fd/0", False)]
+    canaries = [(path, shared) for shared in (True, False) for path in (str(outside), *read)]
+    canaries = [(path, True) for path in (str(new), *written)] + canaries
     for path, shared in canaries[:count]:
         body = f'torch.from_file("{path}", shared={shared}, size=8, dtype=torch.uint8)'
         job = bench.run(bench.submit("from_file", content=_script(body)))
