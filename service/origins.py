@@ -51,7 +51,10 @@ def _of_another_page(headers: Headers) -> bool:
     if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
         return True  # same-site too: another port of this machine is another program
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin.lower()).netloc != headers.get("host", "").lower()
+    try:
+        return origin is not None and urlsplit(origin.lower()).netloc != headers.get("host", "").lower()
+    except ValueError:  # such as http://[, which no browser sends
+        return True
 
 
 def _through_a_proxy(headers: Headers) -> bool:

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Reports of tests need a latency, not a sound one: to look for it took a third of the time of many.
 os.environ.setdefault("PARED_LATENCY_S", "0.02")
 
+from tests.support.campaign import report_counts
 from tests.support.processes import Processes
 from tests.support.servers import Servers
 from tests.support.stack import Stack, new_stack
@@ -76,7 +77,7 @@ _TOGETHER = (
         *("e2e/test_readme", "e2e/test_matrix", "e2e/test_programs", "e2e/test_goals", "e2e/test_pipelines"),
         "e2e/test_quantization",
     ),
-    ("e2e/test_formats", "e2e/test_plans", "e2e/test_journey", "e2e/test_bad_input"),
+    ("e2e/test_formats", "e2e/test_plans", "e2e/test_journey", "e2e/test_bad_input", "threats/test_uploads"),
     (
         *("integration/client/test_cli", "integration/test_setup", "e2e/test_files", "e2e/test_stories"),
         *("e2e/test_data_sets", "e2e/test_texts", "e2e/test_granularities", "e2e/test_device", "e2e/test_imports"),
@@ -85,7 +86,7 @@ _TOGETHER = (
 """Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs
 all of a row.
 """
-_IN_PARTS = ("integration/worker/test_celery", "integration/compression/test_methods")
+_IN_PARTS = ("integration/worker/test_celery", "integration/compression/test_methods", "threats/test_parsers")
 """Long files whose tests share nothing: three processes of pytest may run parts of them."""
 _LONGEST = (
     "tests/integration/worker/test_celery.py",
@@ -94,6 +95,7 @@ _LONGEST = (
     "tests/e2e/test_formats.py",
     "tests/integration/client/test_cli.py",
     "tests/faults/",
+    "tests/threats/",
     "tests/e2e/test_wheel.py",
     "tests/e2e/",
     "tests/integration/",
@@ -123,6 +125,12 @@ class _FilesOfOneService(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _FilesOfOneService:
     """How tests are shared out among the processes of pytest."""
     return _FilesOfOneService(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a campaign counted, a line a test."""
+    if config.option.markexpr == "campaign":
+        report_counts(terminalreporter)
 
 
 @pytest.hookimpl(wrapper=True)

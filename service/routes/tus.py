@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from email.utils import formatdate
@@ -225,7 +224,7 @@ def _announced(size_bytes: int, header: str) -> Announced:
         name, _, value = pair.partition(" ")
         try:
             said[name] = base64.b64decode(value, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, not ASCII, or not text
             raise ValidationError(
                 "`Upload-Metadata` cannot be read.", errors=[_at("Upload-Metadata", f"{name}: is not text in base64")]
             ) from None
@@ -258,7 +257,7 @@ def _checksum(header: str | None) -> Checksum | None:
     algorithm, _, value = header.partition(" ")
     try:
         digest = base64.b64decode(value, validate=True)
-    except binascii.Error:
+    except ValueError:
         digest = b""
     if algorithm not in CHECKSUMS or not digest:
         raise UnsupportedChecksum(f"`Upload-Checksum` is one of {', '.join(CHECKSUMS)}, a space, and base64.")

@@ -1,6 +1,6 @@
 """Faults on real processes, counted: whatever dies, no job is lost, none runs twice, and no stale write lands.
 
-`make test` runs each with a small count; `make faults` runs the long counts, on both backends.
+`make test` runs each with a small count; `make campaign` runs the long counts, on both backends.
 """
 
 from __future__ import annotations

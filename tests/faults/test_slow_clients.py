@@ -1,6 +1,6 @@
 """Clients that hold connections, streams and uploads, counted: others are answered as if there were none.
 
-`make test` holds a few; `make faults` as many as a server must bear.
+`make test` holds a few; `make campaign` as many as a server must bear.
 """
 
 from __future__ import annotations

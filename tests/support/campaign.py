@@ -1,4 +1,8 @@
-"""Tables of tests that are too long for every run: some rows in each, the others in the campaign (`make tables`)."""
+"""Sizes of tests that are too long for every run: a short form in each, the long one in the campaign.
+
+`make tables` runs the rest of long tables; `make campaign` attacks and faults at their full size, of which each test
+prints one line that says what was counted (`report_counts` shows them together at the end).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,22 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
+
+
+def counted(short: int, campaign: int, *, limit_s: int = 3600) -> Any:
+    """The `count` of an attack or fault: short for every run, long for the campaign, which takes at most so long."""
+    marks = [pytest.mark.campaign, pytest.mark.timeout(limit_s)]
+    return pytest.mark.parametrize("count", [short, pytest.param(campaign, marks=marks)])
+
+
+def report_counts(terminal: pytest.TerminalReporter) -> None:
+    """Show at the end of a campaign the last line that each of its tests printed, or that it failed."""
+    terminal.section("counted")
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminal.stats.get(outcome, []):
+            printed = [line for line in report.capstdout.splitlines() if line and not line.startswith("{")]  # no logs
+            said = printed[-1] if printed and outcome == "passed" else ""
+            terminal.line(f"{outcome}: {report.nodeid.removeprefix('tests/')}: {said}")
 
 
 def each_nth(rows: Iterable[Any], n: int) -> list[Any]:

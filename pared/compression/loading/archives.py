@@ -41,14 +41,15 @@ def zip_directory(path: Path, *, max_unpacked: int) -> list[zipfile.ZipInfo]:
         max_unpacked: most bytes that all entries together may unpack to.
 
     Raises:
-        BadArchive: damaged, encrypted, too many or too large entries, unsafe or double names, entries that
-            overlap, or whose own header says something else than the directory.
+        BadArchive: damaged, encrypted, too many or too large entries, another number of them than is announced,
+            unsafe or double names, entries that overlap, or whose own header says something else than the directory.
     """
     try:
         with path.open("rb") as file:
-            start = _directory_start(file, path.stat().st_size)
+            start, count = _directory(file, path.stat().st_size)
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
+            _check_count(entries, count)
             _check_names(entries)
             check_total(entries, max_unpacked)
             _check_sizes(entries)
@@ -68,8 +69,8 @@ def zip_directory(path: Path, *, max_unpacked: int) -> list[zipfile.ZipInfo]:
     return entries
 
 
-def _directory_start(file: BinaryIO, size: int) -> int:
-    """Offset of the central directory, from the one end record that reaches the end of the file."""
+def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Offset of the central directory and how many entries it has, by the one end record that ends with the file."""
     tail_size = min(size, _END.size + 65535)
     file.seek(size - tail_size)
     tail = file.read(tail_size)
@@ -90,7 +91,12 @@ def _directory_start(file: BinaryIO, size: int) -> int:
         raise BadArchive(f"its zip directory has {count:,} entries in {length:,} bytes: more than we take")
     if start + length > end_offset:
         raise BadArchive("its zip directory lies outside the file")
-    return int(start)
+    return int(start), int(count)
+
+
+def _check_count(entries: list[zipfile.ZipInfo], announced: int) -> None:
+    if len(entries) != announced:  # Python reads all that are there, torch as many as are announced
+        raise BadArchive(f"its zip directory announces {announced:,} entries and has {len(entries):,}")
 
 
 def _check_names(entries: list[zipfile.ZipInfo]) -> None:

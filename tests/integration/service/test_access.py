@@ -7,76 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from pared.state.keys import caller_of, create_key, revoke_key
+from pared.state.keys import create_key
 from pared.state.settings import Settings
 from tests.integration.service.conftest import Api, serving
-
-ROUTES = [
-    ("POST", "/v1/models"),
-    ("PUT", "/v1/models"),
-    ("GET", "/v1/models"),
-    ("GET", "/v1/models/{model}"),
-    ("DELETE", "/v1/models/{model}"),
-    ("POST", "/v1/datasets"),
-    ("GET", "/v1/datasets"),
-    ("GET", "/v1/datasets/{dataset}"),
-    ("GET", "/v1/datasets/builtin:digits"),
-    ("DELETE", "/v1/datasets/{dataset}"),
-    ("POST", "/v1/uploads"),
-    ("GET", "/v1/uploads/{upload}"),
-    ("HEAD", "/v1/uploads/{upload}"),
-    ("PATCH", "/v1/uploads/{upload}"),
-    ("DELETE", "/v1/uploads/{upload}"),
-    ("HEAD", "/v1/objects/sha256:62c66a7a5dd70c3146618063c344e531e6d4b59e379808443ce962b3abd63c5a"),
-    ("POST", "/v1/jobs"),
-    ("GET", "/v1/jobs"),
-    ("GET", "/v1/jobs/{job}"),
-    ("POST", "/v1/jobs/{job}/cancel"),
-    ("POST", "/v1/jobs/{job}/pin"),
-    ("POST", "/v1/jobs/{job}/unpin"),
-    ("GET", "/v1/jobs/{job}/events"),
-    ("GET", "/v1/jobs/{job}/report"),
-    ("GET", "/v1/jobs/{job}/report/metrics.csv"),
-    ("GET", "/v1/jobs/{job}/artifacts"),
-    ("GET", "/v1/jobs/{job}/artifacts/model.pt"),
-    ("HEAD", "/v1/jobs/{job}/artifacts/model.pt"),
-]
 
 
 @pytest.fixture(scope="module")
 def keys(guarded: Api) -> dict[str, str]:
-    return {name: create_key(guarded.parts.sessions, name) for name in ("mine", "other", "revoked")}
+    return {name: create_key(guarded.parts.sessions, name) for name in ("mine", "other")}
 
 
 @pytest.fixture(scope="module")
 def things(guarded: Api, keys: dict[str, str]) -> dict[str, str]:
-    revoke_key(guarded.parts.sessions, caller_of(guarded.parts.sessions, keys["revoked"]).key_id)
     headers = {"authorization": f"Bearer {keys['mine']}"}
-    model = guarded.post("/v1/models", content=b"m", headers=headers).json()["id"]
-    dataset = guarded.post("/v1/datasets", content=b"d", headers=headers).json()["id"]
-    spec = {"type": "prune", "model": model, "amount": 0.5}
-    job = guarded.post("/v1/jobs", json=spec, headers=headers).json()["id"]
-    guarded.finish(job, {"model.pt": b"x"})
-    metadata = {"Upload-Length": "5", "Upload-Metadata": "kind bW9kZWw="}
-    upload = guarded.post("/v1/uploads", headers=headers | metadata).json()["id"]
-    return {"model": model, "dataset": dataset, "job": job, "upload": upload}
-
-
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_every_route_needs_a_key_that_works(guarded: Api, keys, things, method: str, path: str):
-    for headers in ({}, {"authorization": "Bearer pared_wrong"}, {"x-api-key": keys["revoked"]}):
-        answer = guarded.request(method, path.format(**things), headers=headers)
-        assert answer.status_code == 401
-        assert answer.headers["www-authenticate"] == "Bearer"
-        if method != "HEAD":
-            assert answer.json()["type"] == "/problems/unauthorized"
-
-
-@pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if "{" in route[1]])
-def test_another_owners_things_are_not_there(guarded: Api, keys, things, method: str, path: str):
-    piece = {"content-type": "application/offset+octet-stream", "upload-offset": "0"} if method == "PATCH" else {}
-    headers = {"x-api-key": keys["other"]} | piece
-    assert guarded.request(method, path.format(**things), headers=headers).status_code == 404
+    return {"model": guarded.post("/v1/models", content=b"m", headers=headers).json()["id"]}
 
 
 def test_another_owners_uploads_are_neither_listed_nor_used(guarded: Api, keys, things):
@@ -182,6 +126,7 @@ def test_web_pages_elsewhere_cannot_use_a_server_without_keys(api: Api, guarded:
         {"origin": f"http://127.0.0.1:{api.parts.settings.port + 1}"},
         {"origin": "http://127.0.0.1"},
         {"origin": "null"},
+        {"origin": "http://["},
     ):
         assert api.post("/v1/models", content=b"x", headers=headers).status_code == 403, headers
         assert api.delete("/v1/models/mdl_" + "0" * 26, headers=headers).status_code == 403, headers

@@ -147,6 +147,8 @@ def test_a_piece_whose_checksum_is_wrong_is_thrown_away(api: Api, algorithm: str
     assert (answer.status_code, answer.json()["type"]) == (460, "/problems/checksum-mismatch")
     assert answer.headers["tus-resumable"] == "1.0.0"
     assert offset(api, address) == 0
+    unreadable = send(api, address, 0, FILE[:1000], upload_checksum=f"{algorithm} ".encode() + b"\xed")
+    assert (unreadable.status_code, unreadable.json()["type"]) == (400, "/problems/unsupported-checksum")
     assert send(api, address, 0, FILE[:1000], upload_checksum=f"{algorithm} {digest}").status_code == 204
     for unknown in ("md5 aGVsbG8=", "sha256", "sha256 ?", "crc32 AAAA"):
         assert send(api, address, 1000, b"x", upload_checksum=unknown).status_code == 400
@@ -192,6 +194,7 @@ def test_other_methods_may_be_named_in_a_header(api: Api):
         ({"Upload-Length": "5"} | metadata(architecture="{"), 422),
         ({"Upload-Length": "5"} | metadata(prefix="x" * 300), 422),
         ({"Upload-Length": "5", "Upload-Metadata": "kind ***"}, 422),
+        ({"Upload-Length": "5", "Upload-Metadata": b"kind \xed"}, 422),
         ({"Upload-Length": "5", "Upload-Defer-Length": "1", "Upload-Metadata": "kind /w=="}, 422),
     ],
 )

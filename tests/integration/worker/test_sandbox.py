@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pared import gpus
+from tests.integration.worker.test_attempt import child_pids
+from tests.support.campaign import counted
 from worker import landlock, sandbox, sandbox_probe
 from worker.sandbox import Confinement
 
@@ -32,11 +35,14 @@ def gpu(request) -> bool:
 
 
 @needs_landlock
-def test_the_standard_level_refuses_every_attempt(folder, gpu):
-    outcome = sandbox_probe.probe_level(folder, STANDARD, gpu=gpu)
-    assert len(outcome) >= 55
-    assert [name for name, held in outcome.items() if not held] == []
-    assert (set(sandbox_probe._FOR_CUDA) <= set(outcome)) == gpu
+@counted(1, 5)
+def test_the_standard_level_refuses_every_attempt(folder, gpu, count):
+    for _ in range(count):
+        outcome = sandbox_probe.probe_level(folder, STANDARD, gpu=gpu)
+        assert len(outcome) >= 55
+        assert [name for name, held in outcome.items() if not held] == []
+        assert (set(sandbox_probe._FOR_CUDA) <= set(outcome)) == gpu
+    print(f"\n{len(outcome)} attempts to read, write, connect, run and signal, {count} times: none succeeded")
 
 
 def test_most_attempts_get_through_without_a_sandbox(folder, gpu):
@@ -88,6 +94,8 @@ def _confined(folder: Path, gpu: bool, body: str) -> str:
 import os
 from pathlib import Path
 from pared import gpus
+from tests.integration.worker.test_attempt import child_pids
+from tests.support.campaign import counted
 from worker import sandbox
 gpus.device_files = lambda card=None: [Path({str(folder / "nvidia0")!r})]
 sandbox.restrict(
@@ -156,13 +164,23 @@ def test_landlock_is_not_put_in_place_beside_running_threads(tmp_path):
 # -- the same through files that people upload --------------------------------------------------
 
 
-def _script(body: str) -> bytes:
+ENDLESS = """
+def endless(x: torch.Tensor) -> torch.Tensor:
+    turns = 0
+    while turns >= 0:
+        turns = (turns + 1) % 1000
+    return x
+"""
+
+
+def _script(body: str, functions: str = "") -> bytes:
     """A TorchScript file whose `__setstate__` runs while it is being loaded."""
     import torch
 
     source = f"""
 import torch
 from typing import Tuple
+{functions}
 class Upload(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -189,19 +207,39 @@ class Upload(torch.nn.Module):
 
 
 @needs_landlock
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_torchscript_file_cannot_read_or_write_outside_while_it_loads(bench, shared):
+@counted(3, 20)
+def test_a_torchscript_file_cannot_read_or_write_outside_while_it_loads(make_bench, count):
+    bench = make_bench(lease_s=300.0)  # a busy machine is not the subject
     outside = bench.settings.data_dir.parent / "victim"
     outside.write_bytes(b"secret!!")
     outside.chmod(0o666)
     new = bench.settings.data_dir.parent / "made"
-    for path in (outside, Path("/etc/passwd"), new):
+    other = next(path for path in bench.settings.data_dir.rglob("*") if path.name.startswith("pared.db"))
+    read = ("/etc/passwd", "/proc/1/environ", f"/proc/{os.getpid()}/mem", f"/proc/{os.getpid()}/environ", str(other))
+    read += ("/dev/sda", "/dev/mem", "/proc/1/maps")
+    written = ("/tmp/pared-canary", "/dev/shm/pared-canary", str(Path.home() / "pared-canary"))
+    canaries = [(path, shared) for shared in (True, False) for path in (str(outside), *read)]
+    canaries = [(path, True) for path in (str(new), *written)] + canaries
+    for path, shared in canaries[:count]:
         body = f'torch.from_file("{path}", shared={shared}, size=8, dtype=torch.uint8)'
         job = bench.run(bench.submit("from_file", content=_script(body)))
-        assert (job.status, job.error["code"]) == ("failed", "internal"), job.error
-        assert "Permission denied" in job.error["detail"] or "unable to open" in job.error["detail"]
+        assert (job.status, job.error["code"]) == ("failed", "internal"), (path, job.error)
+        assert re.search("ermission denied|unable to (open|mmap)|not permitted|No such", job.error["detail"]), job.error
     assert outside.read_bytes() == b"secret!!"
-    assert not new.exists()
+    assert not any(Path(path).exists() for path in (new, *written))
+    print(f"\n{len(canaries[:count])} TorchScript files that read or write outside while they load: none did")
+
+
+@needs_landlock
+@counted(1, 50)
+def test_a_file_that_never_ends_loading_fails_in_time_and_leaves_no_process(make_bench, count):
+    bench = make_bench(stall_s=3.0, lease_s=300.0, max_attempts=1)
+    content = _script("endless(state[0])", ENDLESS)
+    for _ in range(count):
+        job = bench.run(bench.submit("from_file", content=content))
+        assert (job.status, job.error["code"]) == ("failed", "stalled"), job.error
+        assert child_pids(bench) == []
+    print(f"\n{count} files that hang while they load: each failed in time, and no process was left")
 
 
 @needs_landlock
