@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 
 import structlog
@@ -27,8 +28,21 @@ def configure_logging(level: str = "info") -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=lambda *_: _Output(),
         cache_logger_on_first_use=True,
     )
+
+
+class _Output(structlog.PrintLogger):
+    """Standard output. Where it takes nothing, as a file on a full disk, the line is lost and not what is logged of."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    # Aliases there too, and those are of the method that this one replaces.
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 def level_of_servers(level: str) -> str:

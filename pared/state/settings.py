@@ -67,8 +67,10 @@ class Settings(BaseSettings):
     max_open_streams: int = Field(1000, ge=1)
     """Event streams and long polls of all owners that one API process keeps open."""
 
-    lease_s: float = 45.0
-    heartbeat_s: float = 10.0
+    lease_s: float = 20.0
+    """How long a job stays a worker's that no longer renews its claim; then another goes on with it."""
+    heartbeat_s: float = 5.0
+    """How often a worker renews its claim."""
     sweep_s: float = 5.0
     ring_again_s: float = 30.0
     """For a queued job whose message was sent this long ago another is sent."""

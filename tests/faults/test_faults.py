@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.campaign import counted
 from tests.support.models import zoo
 from tests.support.processes import Process, Processes, wait_for
 from tests.support.servers import Servers
@@ -26,18 +27,13 @@ from tests.support.stack import ENDED, Stack, new_stack
 from worker.forkserver import CHILD_NAME
 
 
-def counted(short: int, campaign: int) -> Any:
-    """The count of a fault: short for every run, long for the campaign."""
-    marks = [pytest.mark.campaign, pytest.mark.timeout(3600)]
-    return pytest.mark.parametrize("count", [short, pytest.param(campaign, marks=marks)])
-
-
 @pytest.fixture(params=["embedded", pytest.param("servers", marks=pytest.mark.campaign)])
 def stack(request: pytest.FixtureRequest, processes: Processes, scratch: Path) -> Iterator[Stack]:
     """A stack of the test's own, without a worker, for the test kills what it likes."""
     servers: Servers | None = request.getfixturevalue("servers") if request.param == "servers" else None
     # Short, but a commit may wait for seconds while another test writes gigabytes.
-    started = new_stack(scratch / "faults", processes, servers, workers=0, lease_s="8", heartbeat_s="0.5")
+    settings = {"lease_s": "8", "heartbeat_s": "0.5", "max_waiting_jobs": "0"}
+    started = new_stack(scratch / "faults", processes, servers, workers=0, **settings)
     yield started
     started.stop()
 
@@ -103,7 +99,7 @@ def replace_worker(stack: Stack, worker: Process, *, alone: bool) -> Process:
 # -- workers that die ---------------------------------------------------------------------------
 
 
-@counted(2, 10)
+@counted(2, 100, limit_s=14_400)
 def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) -> None:
     epochs = 4 * (count + 1)
     spec = training(stack, epochs)
@@ -133,7 +129,7 @@ def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) 
     print(f"\n{stack.backend}: {count} kills; (checkpoint, seconds until claimed again): {lost}")
 
 
-@counted(1, 3)
+@counted(1, 10)
 def test_a_worker_paused_past_its_lease(stack: Stack, count: int) -> None:
     spec = training(stack, 12)
     first, second = stack.start_worker(), stack.start_worker()
@@ -196,7 +192,7 @@ def test_the_api_killed_between_commit_and_publish(stack: Stack, count: int) -> 
     print(f"\n{stack.backend}: killed {count} times between commit and publish, {len(jobs)} jobs succeeded")
 
 
-@counted(6, 50)
+@counted(6, 1000)
 def test_the_broker_emptied_under_queued_jobs(stack: Stack, count: int) -> None:
     jobs = [stack.submit(tiny(stack)) for _ in range(count)]
     wait_for(lambda: stack.rows("SELECT count(*) FROM outbox")[0][0] == 0, "all are published")
@@ -209,10 +205,10 @@ def test_the_broker_emptied_under_queued_jobs(stack: Stack, count: int) -> None:
     print(f"\n{stack.backend}: broker emptied, {count} of {count} jobs succeeded")
 
 
-@counted(4, 50)
-def test_every_message_sent_five_times(stack: Stack, count: int) -> None:
+@counted(4, 100)
+def test_every_message_sent_ten_times(stack: Stack, count: int) -> None:
     jobs = [stack.submit(tiny(stack)) for _ in range(count)]
-    code = "import sys; from pared.state.queue import enqueue; [enqueue(job) for job in sys.argv[1:] for _ in range(4)]"
+    code = "import sys; from pared.state.queue import enqueue; [enqueue(job) for job in sys.argv[1:] for _ in range(9)]"
     done = stack.python(code, *jobs)
     assert done.returncode == 0, done.stderr
     stack.start_worker()
@@ -220,7 +216,7 @@ def test_every_message_sent_five_times(stack: Stack, count: int) -> None:
     for job in jobs:
         stack.succeeded(job)
     assert_settled(stack, jobs)
-    print(f"\n{stack.backend}: {count} jobs sent five times, each ran once")
+    print(f"\n{stack.backend}: {count} jobs sent ten times, each ran once")
 
 
 # -- the API ------------------------------------------------------------------------------------
@@ -271,7 +267,7 @@ def upload_until_broken(stack: Stack, body: Any) -> None:
 # -- cancelling ---------------------------------------------------------------------------------
 
 
-@counted(6, 50)
+@counted(6, 1000, limit_s=14_400)
 def test_cancels_raced_against_completion(stack: Stack, count: int) -> None:
     spec = tiny(stack)
     stack.start_worker()

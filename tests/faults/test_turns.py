@@ -12,7 +12,7 @@ import torch
 
 from pared.state.keys import create_key
 from pared.state.session import make_engine, make_sessions
-from tests.faults.test_faults import counted
+from tests.support.campaign import counted
 from tests.support.models import zoo
 from tests.support.processes import PATIENCE_S, Processes, wait_for
 from tests.support.stack import ENDED, Stack, new_stack

@@ -21,7 +21,7 @@ from tusclient.client import TusClient
 
 import pared
 from pared.client import uploading
-from tests.faults.test_faults import counted
+from tests.support.campaign import counted
 from tests.support.models import zoo
 from tests.support.processes import Processes, wait_for
 from tests.support.stack import Stack, new_stack
@@ -98,10 +98,10 @@ def killed_again_and_again(stack: Stack, client: str, size: int, kills: int, pat
         again = sum(first - then for first, then in itertools.pairwise(seen) if then < first)
         assert again <= kills * (uploading.CHUNK_BYTES + (24 << 20)), "what was acknowledged is not sent again"
     assert not list((stack.data / "objects" / ".partial").iterdir())
-    print(f"{client}: {size:,} bytes, API killed at {killer.killed_at}: whole, one model")
+    print(f"{client}: {size:,} bytes, API killed {kills} times, at {killer.killed_at}: whole, one model")
 
 
-@counted(3, 100)
+@counted(3, 200)
 def test_an_upload_survives_an_api_that_is_killed_at_random_bytes(
     stack: Stack, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

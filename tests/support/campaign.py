@@ -6,6 +6,7 @@ prints one line that says what was counted (`report_counts` shows them together 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,6 +41,11 @@ def one_form_each(names: Iterable[Any], forms: Sequence[Any], n: int = 1) -> lis
         for index, name in enumerate(names)
         for place, form in enumerate(forms)
     ]
+
+
+def size_of(name: str, usual: int) -> int:
+    """How often a campaign does what it does: `PARED_CAMPAIGN_{name}`, where somebody sets it."""
+    return int(os.environ.get(f"PARED_CAMPAIGN_{name}", usual))
 
 
 def _parameters(row: Any, *, every_run: bool) -> Any:

@@ -8,15 +8,17 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import redis
 
-from tests.support.processes import Processes, wait_for
+from tests.support.processes import Process, Processes, wait_for
 
 
 class Servers:
@@ -27,6 +29,7 @@ class Servers:
         self._password = secrets.token_hex(16)
         self.postgres_port, self.redis_port = free_port(), free_port()
         self._databases = 0
+        self._folder, self._processes = folder, processes
         self._start_redis(folder, processes)
         self._start_postgres(folder, processes)
 
@@ -44,6 +47,19 @@ class Servers:
         redis.Redis.from_url(url).flushdb()
         return url
 
+    def restart_redis(self, after_s: float) -> None:
+        """Kill Redis, with all that it holds, and start it again so many seconds later."""
+        self.redis.kill()
+        time.sleep(after_s)
+        self._start_redis(self._folder, self._processes)
+
+    def restart_postgres(self) -> None:
+        """Stop PostgreSQL as an administrator does who does not wait for its clients, and start it again."""
+        self.postgres.popen.send_signal(signal.SIGINT)
+        self.postgres.popen.wait(60)
+        self.postgres = self._start_postgres_again()
+        self._wait_for_postgres()
+
     def _postgres_url(self, database: str) -> str:
         return f"postgresql://pared:{self._password}@127.0.0.1:{self.postgres_port}/{database}"
 
@@ -52,7 +68,7 @@ class Servers:
         command = [binary, "--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         # One for each test that wants one: two on the same would take each other's messages.
         command += ["--databases", "1000"]
-        processes.start(command, name="redis", log=folder / "redis.log", cwd=folder)
+        self.redis = processes.start(command, name="redis", log=folder / "redis.log", cwd=folder)
         client = redis.Redis(port=self.redis_port)
         wait_for(lambda: _answers(client.ping, redis.exceptions.RedisError), "Redis answers")
 
@@ -76,7 +92,14 @@ class Servers:
         }
         command = [str(binaries / "postgres"), "-D", str(data)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        processes.start(command, name="postgres", log=folder / "postgres.log", cwd=data, user=user)
+
+        def start() -> Process:
+            return processes.start(command, name="postgres", log=folder / "postgres.log", cwd=data, user=user)
+
+        self.postgres, self._start_postgres_again = start(), start
+        self._wait_for_postgres()
+
+    def _wait_for_postgres(self) -> None:
         url = self._postgres_url("postgres")
         wait_for(lambda: _answers(lambda: psycopg.connect(url).close(), psycopg.Error), "PostgreSQL answers")
 

@@ -29,6 +29,18 @@ def test_lines_below_the_level_are_not_written(least):
     assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == LEVELS[LEVELS.index(least) :]
 
 
+def test_a_line_that_finds_no_room_is_lost_and_not_what_is_logged_of():
+    code = (
+        "import sys, structlog; from pared.state.logs import configure_logging; configure_logging();"
+        "log = structlog.get_logger();"
+        "[log.info('said', text='x' * 1000) for _ in range(100)]; log.error('said'); log.warning('said');"
+        "print('went on', file=sys.stderr)"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr.startswith("went on")
+
+
 def test_a_level_that_does_not_exist_is_refused(monkeypatch):
     monkeypatch.setenv("PARED_LOG_LEVEL", "loud")
     with pytest.raises(ValidationError, match="debug"):
