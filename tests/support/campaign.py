@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 
-def counted(short: int, campaign: int, *, limit_s: int = 3600) -> Any:
-    """The `count` of an attack or fault: short for every run, long for the campaign, which takes at most so long."""
+def counted(short: int | None, campaign: int, *, limit_s: int = 3600) -> Any:
+    """The `count` of an attack or fault: short for every run, long for the campaign, which takes at most so long.
+
+    Without a short one it is for the campaign alone: another test shows the same in every run.
+    """
     marks = [pytest.mark.campaign, pytest.mark.timeout(limit_s)]
-    return pytest.mark.parametrize("count", [short, pytest.param(campaign, marks=marks)])
+    return pytest.mark.parametrize("count", [*[short] * (short is not None), pytest.param(campaign, marks=marks)])
 
 
 def report_counts(terminal: pytest.TerminalReporter) -> None:

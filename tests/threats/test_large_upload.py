@@ -26,7 +26,7 @@ def blocks(count: int) -> Iterator[bytes]:
         yield bytes(block)
 
 
-@counted(2, 4)
+@counted(1, 4)
 @pytest.mark.parametrize("form", ["raw", "multipart"])
 def test_gibs_grow_the_api_by_less_than_64_mib(count: int, form: str, processes: Processes, scratch: Path) -> None:
     stack = new_stack(scratch / "large", processes, workers=0)
