@@ -44,11 +44,13 @@ test-torch:  ## Compression, weight files and sandbox with another torch, in its
 test-gpu: $(DEV)  ## Real jobs on a card, a JSON line a finding (PARED_TEST_DEVICE=cpu tries the tests without one)
 	$(BIN)/python -m pytest tests/gpu -m gpu -q
 
-lint: $(DEV)  ## ruff, mypy --strict, import contracts; compose file and Dockerfile where there are tools for them
+lint: $(DEV)  ## ruff, bandit, mypy --strict, import contracts; known vulnerabilities, compose file and Dockerfile where they can be checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml pared service worker migrations
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/known_vulnerabilities.py
 	@for compose in 'docker compose' docker-compose; do \
 		if $$compose version >/dev/null 2>&1; then \
 			echo "$$compose --profile gpu config --quiet"; \

@@ -120,9 +120,10 @@ class Connection(HttpToolsProtocol):
             transport.get_extra_info("socket").setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._limits.answer_s * 1000)
             )
-        if len(self.connections) > self._limits.connections and not self._make_room():
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "All connections of this server are in use.", retry_s=2)
-            return
+        while len(self.connections) > self._limits.connections:
+            if not self._make_room():
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "All connections of this server are in use.", retry_s=2)
+                return
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,16 +150,34 @@ class Connection(HttpToolsProtocol):
             )
         self.transport.abort()
 
+    def end_after_answer(self) -> None:
+        """Close, as an answer says; if the client still sends its request, once it has had time to read the answer.
+
+        The kernel answers what comes to a closed connection by a reset, for which the client's machine, or a proxy,
+        throws away what it has not read. So what comes is read and dropped for a while.
+        """
+        if self._in_body and self.cycle.response_complete:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        self._closed = True
+        self._stop_timers()
+        self.pipeline.clear()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._limits.idle[self] = None  # its place is the next one's who needs it
+        self._set_timer(self._limits.body_s, self.drop)
+
     def _refuse(self, status: HTTPStatus, detail: str, *, retry_s: int | None = None) -> None:
         """Answer for a request that never reached the app, and close."""
         cycle = self._answering()
         if self._closed or (cycle and cycle.response_started):
             self.drop()  # words of ours would land in the middle of another answer
             return
-        self._closed = True
-        self._stop_timers()
         self.transport.write(_problem(status, detail, retry_s))
-        self.transport.close()
+        self._linger()
         if cycle:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -213,6 +232,7 @@ class Connection(HttpToolsProtocol):
             self.drop()
             return
         super().on_headers_complete()
+        self.cycle.transport = _EndsAfterAnswer(self)  # type: ignore[assignment] # all that a cycle uses of one
         self._watch_body()
 
     def on_chunk_header(self) -> None:
@@ -235,6 +255,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._closed or self.transport.is_closing():
+            self._unset_keepalive_if_required()
             return
         if self._in_headers:  # of the next request
             self._unset_keepalive_if_required()
@@ -332,6 +353,18 @@ class Connection(HttpToolsProtocol):
         if self._write_timer:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+class _EndsAfterAnswer:
+    """What a request's answer is written to: the connection's transport, but for how it is closed."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+
+    def close(self) -> None:
+        self._connection.end_after_answer()
 
 
 def _problem(status: HTTPStatus, detail: str, retry_s: int | None) -> bytes:

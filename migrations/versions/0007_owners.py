@@ -79,7 +79,7 @@ def downgrade() -> None:
     op.drop_table("audit_log")
     for table in OWNED:
         op.execute(
-            f"update {table} set owner = (select min(id) from api_keys where owner_id = {table}.owner) "  # noqa: S608
+            f"update {table} set owner = (select min(id) from api_keys where owner_id = {table}.owner) "  # noqa: S608 - as above
             f"where owner in (select owner_id from api_keys)"
         )
     op.drop_index(op.f("ix_api_keys_owner_id"), "api_keys")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from contextlib import nullcontext
 from ipaddress import ip_address
@@ -49,6 +50,8 @@ class ClientBase:
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             # A proxy from the environment cannot reach this machine's own loopback.
             "trust_env": not _is_loopback(address.host),
+            # SSL_CERT_FILE and SSL_CERT_DIR from the environment count for it too.
+            "verify": httpx.create_ssl_context(),
         }
 
     def _request(self, request: operations.Request) -> dict[str, Any]:
@@ -66,8 +69,20 @@ class ClientBase:
     def _failure(self, error: httpx.TransportError) -> Exception:
         """What the operation is thrown: a server that never answered is not there, so it is not tried again."""
         if isinstance(error, httpx.ConnectError) and not self._answered:
+            if refused := _tls_error(error):
+                return ServerUnreachable(
+                    f"no secure connection to {self.url}: {refused}. To trust a certificate of your own, name its "
+                    "file in SSL_CERT_FILE."
+                )
             return ServerUnreachable(f"no pared server at {self.url}; start one with `pared up`, or set PARED_URL")
         return error
+
+
+def _tls_error(error: BaseException | None) -> str:
+    """What TLS did not like; empty if that was not the reason."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return "" if error is None else getattr(error, "verify_message", "") or str(error.reason)
 
 
 class UploadsBase(Generic[U]):

@@ -332,7 +332,7 @@ def _goal(
     """Whether the file meets the goal, by the test split."""
     target = job.spec.target
     assert target is not None  # noqa: S101 - a goal is judged where there is one, which needs data
-    assert before.quality is not None and after.quality is not None  # noqa: S101, PT018
+    assert before.quality is not None and after.quality is not None  # noqa: S101, PT018 - as above
     reached = {target.quality_field: before.quality.test.value - after.quality.test.value}
     return Goal(
         status="infeasible" if target.missed(reached) else "met",
