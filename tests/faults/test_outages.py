@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -24,10 +25,10 @@ __all__ = ["stack"]
 
 
 @pytest.fixture
-def servers(processes: Processes, scratch: Path, request: pytest.FixtureRequest) -> Iterator[Servers]:
+def servers(processes: Processes, scratch: Path) -> Iterator[Servers]:
     """A PostgreSQL and a Redis of the test's own, which it may stop."""
-    folder = scratch / f"servers of {request.node.name}"
-    folder.mkdir(mode=0o755)
+    folder = Path(tempfile.mkdtemp(dir=scratch, prefix="own"))  # short, for there will be a Unix socket in it
+    folder.chmod(0o755)
     own = Servers(folder, processes)
     yield own
     own.redis.kill()
