@@ -21,10 +21,19 @@ import torch
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.loading.file_format import begins_as_onnx
 from pared.compression.work import AnswerFiles, DatasetFile, ModelFile, Work
-from pared.errors import DeviceUnavailable, OutOfMemory, ParedError, SandboxTooWeak, StorageFull, telling_line
+from pared.errors import (
+    DeviceUnavailable,
+    OutOfMemory,
+    ParedError,
+    SandboxTooWeak,
+    StorageFull,
+    UnsupportedModel,
+    telling_line,
+)
 from pared.job_types import JOB_TYPES, Method, job_spec
-from pared.specs import JobSpec
+from pared.specs import InspectSpec, JobSpec
 from pared.state.failpoints import arm, failpoint
+from pared.state.inspection_size import fitted
 from pared.statuses import Stage
 from worker import forkserver, protocol
 from worker.kept_answers import GIVEN, MADE
@@ -52,11 +61,25 @@ def main(methods: Mapping[type[JobSpec], Method] | None = None) -> None:
         send(_failure(error))
     else:
         failpoint("child.reported")
-        send(protocol.Result(type="result", report=report))
+        send(_result(report))
     sys.stdout.flush()
     sys.stderr.flush()
     # Not through interpreter and library teardown, which a model's own objects take part in.
     os._exit(0)
+
+
+def _result(report: dict[str, Any]) -> protocol.Message:
+    """The report, or the failure where it is longer than the parent reads."""
+    result = protocol.Result(type="result", report=report)
+    size = len(protocol.encode(result))
+    if size <= protocol.MAX_LINE_BYTES:
+        return result
+    return _failure(
+        UnsupportedModel(
+            f"The report on this job would take {size:,} bytes, for the model has so many layers or channels; a report "
+            f"has at most {protocol.MAX_LINE_BYTES:,}. Leave layers out with `include` or `exclude`."
+        )
+    )
 
 
 def all_methods() -> Mapping[type[JobSpec], Method]:
@@ -94,7 +117,7 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
     report = methods[type(spec)](spec, work)
     encoded: dict[str, Any] = json.loads(report.model_dump_json())
     type(report).model_validate(encoded)  # a NaN became null: better said here than found by the parent
-    return encoded
+    return fitted(encoded) if isinstance(spec, InspectSpec) else encoded
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt

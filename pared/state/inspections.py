@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import exists, select, update
@@ -11,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from pared.errors import Conflict, NotFound, NotReady
 from pared.job_types import JOB_TYPES
+from pared.state.inspection_size import fitted
 from pared.state.references import UNINSPECTED, mentions, table_of
-from pared.state.session import to_json
 from pared.state.tables import Artifact, Dataset, Job, Model, db_now
 from pared.statuses import ENDED
 
@@ -22,12 +21,6 @@ _ORPHAN_S = 120.0
 PREVIEWS = {"preview.png": "image/png", "preview.json": "application/json"}
 """What an inspection may leave to show a data set's samples: name -> media type."""
 MAX_PREVIEW_BYTES = 8 << 20
-
-
-MAX_INSPECTION_BYTES = 1 << 20
-_SHORTER = ((1000, 2000), (100, 500), (10, 100))
-"""Most entries of a list or object, and most characters of a text, tried in turn until an inspection fits."""
-_MAX_DEPTH = 16
 
 
 def files_to_keep(upload_id: str) -> Collection[str]:
@@ -47,43 +40,6 @@ def accept(session: Session, upload_id: str, inspection: dict[str, Any], artifac
                 values["preview_sha256"] = artifact.sha256
                 values["preview_bytes"] = artifact.size_bytes
     session.execute(update(table).where(table.id == upload_id, table.status == "inspecting").values(values))
-
-
-def fitted(inspection: dict[str, Any]) -> dict[str, Any]:
-    """The inspection, if need be with less in its lists, such that its JSON has at most `MAX_INSPECTION_BYTES`.
-
-    A file with a hundred thousand tensors is as usable as others; only what is shown of it is cut short.
-    """
-    if _size(inspection) <= MAX_INSPECTION_BYTES:
-        return inspection
-    for entries, characters in _SHORTER:
-        shown: dict[str, Any] = _shortened(inspection, entries, characters, _MAX_DEPTH)
-        told = (
-            f"There is more in this file than an inspection shows: lists are cut after {entries:,} entries, and texts "
-            f"after {characters:,} characters."
-        )
-        shown["warnings"] = [told, *(shown.get("warnings") or [])]
-        if _size(shown) <= MAX_INSPECTION_BYTES:
-            return shown
-    plain = {name: value for name, value in shown.items() if isinstance(value, int | float) or name == "format"}
-    return plain | {"warnings": [told]}
-
-
-def _size(inspection: dict[str, Any]) -> int:
-    return len(to_json(inspection).encode())
-
-
-def _shortened(value: Any, entries: int, characters: int, depth: int) -> Any:
-    if isinstance(value, str):
-        return value[:characters]
-    if isinstance(value, list | dict) and not depth:
-        return None
-    if isinstance(value, list):
-        return [_shortened(item, entries, characters, depth - 1) for item in value[:entries]]
-    if isinstance(value, dict):
-        first = islice(value.items(), entries)
-        return {name[:characters]: _shortened(item, entries, characters, depth - 1) for name, item in first}
-    return value
 
 
 def preview_of(dataset: Dataset) -> Artifact:

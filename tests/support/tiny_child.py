@@ -30,7 +30,7 @@ def inspect(spec: Any, work: Any) -> Any:
 
     name, *arguments = next(iter(work.models.values())).path.read_text().split()
     BEHAVIOURS[name](work, *arguments)
-    told = ["x" * 50_000] * 100 if name == "talk" else []
+    told = ["x" * 50_000] * 400 if name == "talk" else []
     return ModelInspection(
         format="torchscript", flavour="scripted", parameters=1, trainable_parameters=1, warnings=told
     )
@@ -194,6 +194,11 @@ def lie(work: Any, what: str) -> Any:
     return made
 
 
+def report_much(work: Any) -> Any:
+    """As of a model with a hundred thousand layers."""
+    return report(work).model_copy(update={"warnings": ["x" * 50_000] * 400})
+
+
 def talk(work: Any) -> Any:
     """Of an inspection: it says too much."""
 
@@ -261,7 +266,7 @@ BEHAVIOURS = {
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
         leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders, flood_of_steps,
-        remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk,
+        remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk, report_much,
     )
 }  # fmt: skip
 

@@ -215,9 +215,8 @@ def _weights(path: Path) -> None:
 def _program(path: Path) -> None:
     from pared.compression.loading.program_files import read_program
 
-    if zipfile.is_zipfile(path):
-        _recognised(path)
-        read_program(path)
+    _recognised(path)  # which refuses what is no archive, or a bad one
+    read_program(path)
 
 
 def _onnx(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pared.state import inspections, lifecycle
+from pared.state import inspection_size, lifecycle
 from pared.state.audit import COMMAND_LINE, Actor, record
 from pared.state.keys import add_key
 from pared.state.owners import create_owner
@@ -25,7 +25,7 @@ LARGE_INSPECTION = {"format": "state_dict", "layers": [{"name": "n" * 150, "kind
 def large_uploads(table: type[Model | Dataset], prefix: Any) -> Callable[[Api], dict[str, str]]:
     def fill(api: Api) -> dict[str, str]:
         with api.parts.sessions.begin() as session:
-            shown = inspections.fitted(LARGE_INSPECTION)
+            shown = inspection_size.fitted(LARGE_INSPECTION)
             for number in range(6):
                 row = table(id=new_id(prefix), owner="local", filename=f"{number}.pt", sha256="0" * 64, size_bytes=1)
                 row.status, row.inspection = "ready", shown
@@ -175,5 +175,5 @@ def test_an_inspection_has_a_size_and_says_what_it_leaves_out(api: Api, large: d
         assert lifecycle.succeed(session, job.id, claimed.fence, large)
     shown = api.get(f"/v1/models/{model}").json()
     assert (shown["status"], shown["format"]) == ("ready", large["format"])
-    assert len(to_json(shown["inspection"])) <= inspections.MAX_INSPECTION_BYTES
+    assert len(to_json(shown["inspection"])) <= inspection_size.MAX_INSPECTION_BYTES
     assert "more in this file" in shown["inspection"]["warnings"][0]

@@ -79,6 +79,12 @@ def test_an_inspection_that_would_fill_every_list_is_cut_short(bench):
     assert "There is more in this file than an inspection shows" in model.inspection["warnings"][0]
 
 
+def test_a_report_that_is_too_long_to_be_sent_is_a_failure_that_says_so(bench):
+    job = bench.run(bench.submit("report_much"))
+    assert (job.status, job.error["code"], job.crash_count) == ("failed", "unsupported-model", 0)
+    assert "a report has at most 16,777,216" in job.error["detail"]
+
+
 @pytest.mark.parametrize("what", ["digest", "name", "size", "parameters"])
 def test_a_report_that_disagrees_with_the_files_is_a_crash(make_bench, what):
     bench = make_bench(max_attempts=1)
