@@ -165,7 +165,11 @@ class Connection(HttpToolsProtocol):
         self._closed = True
         self._stop_timers()
         self.pipeline.clear()
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has left, and the loop has not been told yet
+            self.drop()
+            return
         self.flow.resume_reading()
         self._limits.idle[self] = None  # its place is the next one's who needs it
         self._set_timer(self._limits.body_s, self.drop)

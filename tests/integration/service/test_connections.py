@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from service.connections import Connection
 from tests.integration.service.conftest import Api, serving
 from tests.support.processes import wait_for
 
@@ -159,6 +162,31 @@ def test_a_client_that_sends_on_and_closes_after_it_reads_the_refusal(quick: Api
         told = answer(connection)
     assert told.startswith(b"HTTP/1.1 %s " % status)
     assert told.endswith(b"}")
+
+
+def test_a_client_that_leaves_as_it_is_refused_does_not_break_the_round_of_refusals(api: Api):
+    ended = threading.Event()
+    with opened(api, HEAD + b"X-A: ") as leaving:
+        its_own = _connection_of(leaving)
+
+        def leave_and_refuse() -> None:
+            leaving.close()
+            its_own.end_late()
+            ended.set()
+
+        its_own.loop.call_soon_threadsafe(leave_and_refuse)
+        assert ended.wait(20), "nothing was raised"
+
+
+def _connection_of(client: socket.socket) -> Connection:
+    """The server's end, which is in this process; its request has begun."""
+
+    def look() -> Connection | None:
+        its_own = client.getsockname()
+        ends = (each for each in gc.get_objects() if isinstance(each, Connection) and each.transport)
+        return next((end for end in ends if end.client == its_own and end._in_headers), None)
+
+    return wait_for(look, "the server has the connection")
 
 
 def test_large_headers_within_the_limit_are_read(quick: Api):
