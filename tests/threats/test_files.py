@@ -32,6 +32,7 @@ from pared.compression.loading import load_model
 from pared.compression.work import DatasetFile, ModelFile
 from pared.errors import ParedError, UnsupportedModel
 from tests.support.campaign import counted
+from tests.support.files.onnx import like_sklearn
 from tests.support.mutants import mutant
 
 ARCHITECTURE = {"layers": [["Linear", {"in_features": 3, "out_features": 2}, "fc"]]}
@@ -110,6 +111,8 @@ def with_count(count: int) -> bytes:
     return bytes(content)
 
 
+END = b"PK\x05\x06" + bytes(18)
+"""The last record of an archive of nothing."""
 ZEROS = bytes(64 << 20)
 BOMBS: dict[str, Callable[[], bytes]] = {
     "all deflated": lambda: zipped(entries_of(program()), zipfile.ZIP_DEFLATED),
@@ -143,6 +146,16 @@ def test_bombs_are_refused_before_torch_opens_them(tmp_path: Path, monkeypatch: 
             load(tmp_path, content)
         assert opened == [], bomb
     print(f"\n{count} bombs of up to {longest:,} bytes, each refused before torch opened it")
+
+
+def test_an_archive_behind_an_onnx_model_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was recognised by its first bytes, so that no directory was checked."""
+    for behind in (zipped({"m.onnx": bytes(1 << 20)}, zipfile.ZIP_DEFLATED), b"PK\x06\x07" + bytes(8) * 2 + END):
+        opened = []
+        monkeypatch.setattr(zipfile.ZipFile, "open", lambda *a, opened=opened, **k: opened.append(a))
+        with pytest.raises(UnsupportedModel):
+            load(tmp_path, like_sklearn().SerializeToString() + behind)
+        assert opened == []
 
 
 # -- tensors that claim more than they have -----------------------------------------------------

@@ -80,7 +80,9 @@ def _contents(path: Path) -> tuple[bytes, dict[str, bytes]]:
     """The bytes of the model, and those of the files beside it by their paths from there."""
     if path.stat().st_size > _MOST_BYTES:
         raise UnsupportedModel("This ONNX file is larger than 2 GiB, the most that pared opens of ONNX.")
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:  # as it was recognised: no other zip was looked at before it is opened
+        is_zip = file.read(4) == b"PK\x03\x04"
+    if not is_zip:
         return path.read_bytes(), {}
     with zipfile.ZipFile(path) as archive:
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
