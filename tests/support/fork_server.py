@@ -80,6 +80,7 @@ def _command(request: dict[str, Any]) -> int:
     """Run one command in this process, and return its exit status."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests with a shell's `&` has it ignored
     os.setsid()
     flags = (os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT | os.O_APPEND] * 2)
     for descriptor, (path, how) in enumerate(zip(request["files"], flags, strict=True)):

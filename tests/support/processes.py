@@ -45,9 +45,9 @@ def wait_for(condition: Callable[[], T], what: str, limit_s: float = PATIENCE_S,
 class Process:
     """One running command, with the faults that a test can put on it and on all it started."""
 
-    def __init__(self, popen: subprocess.Popen[bytes] | Fork, name: str, log: Path) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes] | Fork, command: list[str], name: str, log: Path) -> None:
         """Made by `Processes.start` and `Processes.fork`."""
-        self.popen, self.name, self.log = popen, name, log
+        self.popen, self.command, self.name, self.log = popen, command, name, log
 
     @property
     def alive(self) -> bool:
@@ -153,13 +153,14 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return self._kept(Process(popen, name, log))
+        return self._kept(Process(popen, command, name, log))
 
     def fork(
         self, module: str, arguments: list[str], *, name: str, log: Path, cwd: Path, env: Mapping[str, str]
     ) -> Process:
         """As `start`, for `main()` of a module, in a process forked from one that has loaded what it imports."""
-        return self._kept(Process(fork(module, arguments, cwd=cwd, env=env, files=(os.devnull, log, log)), name, log))
+        forked = fork(module, arguments, cwd=cwd, env=env, files=(os.devnull, log, log))
+        return self._kept(Process(forked, [module.partition(".")[0], *arguments], name, log))
 
     def remove_at_end(self, folder: Path) -> None:
         """Delete this folder when the run is over."""

@@ -67,6 +67,7 @@ class Stack:
             where["PARED_BROKER_URL"] = servers.new_broker()
         self.env = environment(**QUICK, **where) | (settings or {})
         self.backend = "servers" if servers else "embedded"
+        self._forked = "PYTHONPATH" not in self.env  # what is forked has loaded the packages of this repository
         self.workers: list[Process] = []
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.start(workers)
@@ -83,7 +84,11 @@ class Stack:
 
     def run(self, *arguments: str) -> str:
         """Run a `pared` command to its end, and return what it printed."""
-        done = run_pared(arguments, env=self.env, cwd=self.folder)
+        if self._forked:
+            done = run_pared(arguments, env=self.env, cwd=self.folder)
+        else:
+            command = [PARED, *arguments]
+            done = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"pared {' '.join(arguments)} exited {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -95,7 +100,7 @@ class Stack:
     def start_api(self, command: list[str] | None = None) -> Process:
         """Start the API (again), by another command where one is given."""
         if command is None:
-            self.api = self._fork("api", "api")
+            self.api = self._start("api", "api")
         else:
             log = self.folder / "api.log"
             self.api = self.processes.start(command, name="api", log=log, cwd=self.folder, env=self.env)
@@ -103,12 +108,14 @@ class Stack:
 
     def start_worker(self) -> Process:
         """Start one more worker."""
-        self.workers.append(self._fork("worker", f"worker{len(self.workers)}"))
+        self.workers.append(self._start("worker", f"worker{len(self.workers)}"))
         return self.workers[-1]
 
-    def _fork(self, command: str, name: str) -> Process:
-        log = self.folder / f"{name}.log"
-        return self.processes.fork("pared.cli", [command], name=name, log=log, cwd=self.folder, env=self.env)
+    def _start(self, command: str, name: str) -> Process:
+        log, where = self.folder / f"{name}.log", {"cwd": self.folder, "env": self.env}
+        if not self._forked:
+            return self.processes.start([PARED, command], name=name, log=log, **where)
+        return self.processes.fork("pared.cli", [command], name=name, log=log, **where)
 
     def wait_ready(self, *, need_worker: bool = True, limit_s: float = PATIENCE_S) -> None:
         """Wait until the service takes jobs (or, without a worker, until it answers at all)."""

@@ -21,7 +21,7 @@ from pared.specs import Knowledge, TeachTrain, Train
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import WorkerHeartbeat
-from tests.support.forks import run_pared
+from tests.support.forks import fork, run_pared
 from tests.support.models import zoo
 from tests.support.models.arguments import Rated
 from tests.support.processes import environment, wait_for
@@ -546,15 +546,11 @@ def test_no_server_is_named(files: Path) -> None:
 
 
 def test_ctrl_c_detaches_and_the_job_goes_on(embedded: Stack, files: Path) -> None:
-    command = [PARED, *DETACHED.split()]
     log = files / "detached.log"
-    with log.open("w") as stderr:
-        running = subprocess.Popen(
-            command, cwd=files, env=embedded.env, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
-        )
-        wait_for(lambda: "epoch" in log.read_text() or running.poll() is not None, "retraining")
-        running.send_signal(signal.SIGINT)
-        assert running.wait(60) == 130
+    running = fork("pared.cli", DETACHED.split(), cwd=files, env=embedded.env, files=(os.devnull, os.devnull, log))
+    wait_for(lambda: (log.exists() and "epoch" in log.read_text()) or running.poll() is not None, "retraining")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130
     told = log.read_text()
     job_id = next(word for word in told.split() if word.startswith("job_"))
     assert f"pared jobs watch {job_id}" in told

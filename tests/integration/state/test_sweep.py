@@ -135,7 +135,7 @@ def test_after_an_outage_living_workers_get_one_lease(sessions, sweep):
 
 
 def test_sweeps_that_are_as_far_apart_as_they_should_be_are_no_outage(sessions, settings, store):
-    rare = settings.model_copy(update={"sweep_s": 30.0})
+    rare = settings.model_copy(update={"sweep_s": 30.0, "lease_s": 45.0, "heartbeat_s": 10.0})
     sweep = new_sweep(sessions, rare, store)
     assert sweep.expire() == []
     sweep._looked_at -= 30.0
@@ -145,7 +145,7 @@ def test_sweeps_that_are_as_far_apart_as_they_should_be_are_no_outage(sessions, 
 
 def test_sweeps_that_would_outlast_a_lease_are_refused():
     with pytest.raises(ValueError, match=r"PARED_LEASE_S \(20\) must be above PARED_HEARTBEAT_S"):
-        Settings(lease_s=20, sweep_s=10)
+        Settings(lease_s=20, heartbeat_s=10, sweep_s=10)
 
 
 def test_a_whole_round_rings_for_what_was_never_delivered(sessions, sweep):
