@@ -307,7 +307,8 @@ def _table() -> list[bytes]:
     rows = "".join(f"{i},{i * 0.5},{i % 2}\n" for i in range(12)).encode()
     records = [{"x": [i, 1.5], "y": i % 2} for i in range(12)]
     words = [{"text": f"some words {i}", "y": "ab"[i % 2]} for i in range(12)]
-    return [b"a,b,y\n" + rows, rows.replace(b",", b";"), texts.lines(records), texts.lines(words)]
+    labels = [{"y": [i, 0.5]} for i in range(12)]
+    return [b"a,b,y\n" + rows, rows.replace(b",", b";"), *map(texts.lines, (records, words, labels))]
 
 
 def _parquet() -> list[bytes]:

@@ -283,6 +283,10 @@ def _table(fields: Fields) -> tuple[Array, Array | None, list[str]]:
         if is_text(name, values):
             raise NeedsTokenizer.of(name)
         parts.append(_feature(name, values, notes))
+    if not parts:
+        raise InvalidData(
+            f"The only field, {str(target)[:60]!r}, is the target, so there are no inputs. Add their fields."
+        )
     features = np.concatenate(parts, axis=1)
     if features.size > MAX_ELEMENTS:
         raise InvalidData(f"The table becomes over {MAX_ELEMENTS:,} numbers, the most we take.")

@@ -244,6 +244,7 @@ BOTH = {"text": "the cat", "title": "cats", "label": 0}
         (zipped(tokenizer__json=tokenizer(), a__jsonl=b"{no"), UnsupportedDataset, "Line 1 is no JSON by itself"),
         (b'{"a": 1,\n "y": 2}', UnsupportedDataset, "Save one object a line"),
         (b'[{"a": 1}]', UnsupportedDataset, "a JSON array: save it as JSON lines"),
+        (b'{"y": [0, 0.5]}', InvalidData, "The only field, 'y', is the target"),
         (b'{"a": 1, "y": 0}\n{"a": 1}', InvalidData, "Line 2: the field 'y' is missing"),
         (b'{"a": 1, "y": 0}\n{"a": 1, "y": 0, "z": 1}', InvalidData, "'z' is not in the lines before it"),
         (b'{"a": 1, "y": 0}\n{"a": "x", "y": 0}', InvalidData, "holds a number in record 1 and text in record 2"),
