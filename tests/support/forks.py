@@ -22,8 +22,8 @@ class Fork:
 
     def __init__(self, pid: int) -> None:
         """Made by `fork`."""
-        self.pid, self.returncode, self._ended = pid, None, threading.Event()
-        self.returncode: int | None
+        self.pid, self._ended = pid, threading.Event()
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """The exit status; None: it runs."""
