@@ -43,8 +43,8 @@ class StudentOptions:
         typer.Option(
             parser=student_goal,
             metavar="GOAL=SHARE",
-            help="Make the largest student that has at most this share of the teacher's params or macs, such as "
-            "params=25%. What --width or --depth does not say is found. Once for each.",
+            help="Make the largest student that has at most this share of the teacher's params, macs or latency, such "
+            "as params=25%. What --width or --depth does not say is found. Once for each.",
             show_default="none",
             rich_help_panel=_STUDENT,
         ),

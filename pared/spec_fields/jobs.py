@@ -187,6 +187,10 @@ class StudentTargetFields(TypedDict, total=False):
     """Share of the teacher's parameters."""
     macs: float | None
     """Share of the multiply-adds of one sample."""
+    latency: float | None
+    """Share of the time of a forward pass."""
+    latency_batch_size: int
+    """Samples in the batch whose time is measured."""
 
 
 class TeacherCutFields(TypedDict, total=False):

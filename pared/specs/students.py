@@ -16,17 +16,24 @@ class StudentTarget(Spec):
 
     params: float | None = Field(None, gt=0, lt=1, description="Share of the teacher's parameters.")
     macs: float | None = Field(None, gt=0, lt=1, description="Share of the multiply-adds of one sample.")
+    latency: float | None = Field(
+        None, gt=0, lt=1, description="Share of the time of a forward pass, measured in turns with the teacher."
+    )
+    latency_batch_size: int = Field(1, ge=1, le=4096, description="Samples in the batch whose time is measured.")
 
     @property
     def sizes(self) -> dict[str, float]:
         """The shares, of what is named."""
-        named = {"params": self.params, "macs": self.macs}
+        named = {"params": self.params, "macs": self.macs, "latency": self.latency}
         return {name: share for name, share in named.items() if share is not None}
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> StudentTarget:
         if not self.sizes:
-            raise ValueError("names no size: give params or macs")
+            raise ValueError("names no size: give params, macs or latency")
+        if self.latency is None:
+            why = "is the batch whose latency is measured: leave it out, or give `latency`"
+            self._must_be_left_out({"latency_batch_size": why})
         return self
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import Removed
 from pared.compression.loading import LoadedModel
+from pared.compression.measuring.latency import TIMING_NOISE
 from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.pruning.channels import ChannelRemoval, RemovableChannels
 from pared.compression.pruning.importance import CalibrationStatistics
@@ -19,6 +20,9 @@ from pared.specs import TeacherCut
 from pared.wording import shortened
 
 _FINEST = 1000  # widths are tried to a thousandth
+
+Timed = Callable[[LoadedModel, int], float]
+"""`(student, batch size)` -> the time of its forward pass as a share of the teacher's."""
 _POINTER = "/student/from_teacher"
 
 
@@ -46,6 +50,8 @@ def cut_student(
     *,
     uniform: bool = False,
     statistics: CalibrationStatistics | None = None,
+    timed: Timed | None = None,
+    found: tuple[float, int | None] | None = None,
     log: Callable[[str], None] = lambda _: None,
     tick: Callable[[], None] = lambda: None,
 ) -> CutStudent:
@@ -55,6 +61,8 @@ def cut_student(
         example: the teacher's inputs, on CPU, in a batch of at least 2.
         uniform: of a model folder, keep to widths that its config can say.
         statistics: of training samples, for `drop` by importance.
+        timed: measures a student, where latency is a target.
+        found: the width, and the number of layers, that an earlier attempt found for the target; they are kept to.
         log: told what was chosen for a target.
         tick: called now and then, as a sign of life.
 
@@ -65,8 +73,10 @@ def cut_student(
     cutting = _Cutting(cut, teacher, example, uniform=uniform, statistics=statistics)
     if cut.target is None:
         return cutting.made(*cutting.shares(cut.width or 1.0, cut.depth or 1.0))
+    if found is not None:
+        return cutting.made(*found)
     while True:
-        width, kept = _largest(cut, cutting, teacher, example, tick)
+        width, kept = _largest(cut, cutting, teacher, example, timed, tick)
         if cutting.holds(width, kept):
             break
     log(f"the largest student within the target has {cutting.described(width, kept)}")
@@ -74,7 +84,12 @@ def cut_student(
 
 
 def _largest(
-    cut: TeacherCut, cutting: _Cutting, teacher: LoadedModel, example: Sequence[Tensor], tick: Callable[[], None]
+    cut: TeacherCut,
+    cutting: _Cutting,
+    teacher: LoadedModel,
+    example: Sequence[Tensor],
+    timed: Timed | None,
+    tick: Callable[[], None],
 ) -> tuple[float, int | None]:
     """The width and the number of layers of the largest student that meets the target.
 
@@ -82,7 +97,9 @@ def _largest(
         ValidationError: none does.
     """
     assert cut.target is not None  # noqa: S101 - the caller has looked
-    asked = cut.target.sizes
+    asked, batch_size = cut.target.sizes, cut.target.latency_batch_size
+    if "latency" in asked:
+        asked["latency"] *= 1 - TIMING_NOISE
     of_teacher = _sizes(teacher.module, example)
     if "macs" in asked and not of_teacher["macs"]:
         text = "Multiply-adds could not be counted: the teacher does not run on a single sample, or has none."
@@ -92,9 +109,15 @@ def _largest(
     def meets(step: int) -> bool:
         nonlocal reached
         tick()
-        sizes = _sizes(cutting.uncut(*candidates(step)).module, example)
-        reached = {name: (sizes[name] or 0) / (of_teacher[name] or 1) for name in asked}
-        return all(reached[name] <= most + 1e-12 for name, most in asked.items())
+        student = cutting.uncut(*candidates(step), to_count="latency" not in asked)
+        sizes = _sizes(student.module, example)
+        reached = {name: (sizes[name] or 0) / (of_teacher[name] or 1) for name in asked if name in sizes}
+        fits = all(share <= asked[name] + 1e-12 for name, share in reached.items())
+        if not fits or "latency" not in asked:
+            return fits
+        assert timed is not None  # noqa: S101 - who asks for a latency says how it is measured
+        reached["latency"] = timed(student, batch_size)
+        return reached["latency"] <= asked["latency"]
 
     layers = cutting.layers_found if cut.depth != 1 else None
     if cut.width is not None and layers is None:
@@ -113,7 +136,7 @@ def _largest(
 
     low, high = 1, (layers or 1 if by_layers else _FINEST) + 1
     if not meets(1):
-        wanted = " and ".join(f"{most:.1%} of the {name}" for name, most in asked.items())
+        wanted = " and ".join(f"{most:.1%} of the {name}" for name, most in cut.target.sizes.items())
         has = " and ".join(f"{share:.1%} of the {name}" for name, share in reached.items())
         text = (
             f"No student cut from this teacher is as small as that: the smallest has {has}, and at most {wanted} was "
@@ -186,12 +209,12 @@ class _Cutting:
         kept = max(1, round(depth * layers))
         return width, kept if kept < layers else None
 
-    def uncut(self, width: float, kept: int | None) -> LoadedModel:
-        """The student unchecked, to be counted."""
+    def uncut(self, width: float, kept: int | None, *, to_count: bool) -> LoadedModel:
+        """The student unchecked. `to_count`: it is not timed."""
         if width == 1:
             return self._shallower(kept)
         channels = self._channels_of(kept)
-        return channels.without(channels.chosen(1 - width), to_count=True)
+        return channels.without(channels.chosen(1 - width), to_count=to_count)
 
     def holds(self, width: float, kept: int | None) -> bool:
         """Whether all of it can go together; if not, `uncut` answers otherwise from now on."""
@@ -240,8 +263,9 @@ class _Cutting:
         return self._teacher if removal is None else removal.loaded
 
     def _block_removal(self, kept: int | None) -> BlockRemoval | None:
-        if kept is None or self._blocks is None or kept == len(self._blocks.layers):
+        if kept is None or kept == self.layers_found:
             return None
+        assert self._blocks is not None  # noqa: S101 - some of its layers stay
         if kept not in self._shallow:
             if self._cut.drop == "evenly":
                 going = self._blocks.evenly(kept)

@@ -23,6 +23,8 @@ from pared.compression.jobs.distill_start import (
     start_of,
     teacher_scores,
     teachers_of,
+    timed_target,
+    too_slow,
 )
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of, for_student
@@ -76,7 +78,9 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         scores = teacher_scores(spec, work, teachers, data, baseline, stages)
 
         stages.enter("compress")
-        start = start_of(spec, work, teacher, data, example, stages)
+        checkpoint = work.observer.resume()
+        found = None if checkpoint is None else checkpoint.get("found")
+        start = start_of(spec, work, teacher, data, example, stages, found=found)
         student, cut = start.loaded, start.cut
         if spec.example_inputs and made is None and teacher.given is None and student.given is None:
             text = "is for values among the arguments of teacher or student, and both take tensors alone: leave it out"
@@ -99,10 +103,9 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         asked = spec.outputs or usual_outputs(teacher)
         settings = settings_of(spec, student, example, asked)
         formats = Formats(asked, example, settings=settings, log=work.observer.log, tick=stages.beat)
-        checkpoint = work.observer.resume()
         if checkpoint is None:
             formats.try_out(student)
-            checkpoint = {"taught": None, "taught_state": None, "fit": None}
+            checkpoint = {"found": start.found, "taught": None, "taught_state": None, "fit": None}
 
         stages.enter("retrain")
         halves = 2 if spec.compare_with_labels_only else 1
@@ -142,8 +145,10 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         layers = []
         if cut is not None:
             layers = layer_reports(teacher.module, student.module, cut.removed, cut.reasons, cut.output_dims)
+        target = timed_target(spec)
+        batch_sizes = sorted({1, 32} | ({target.latency_batch_size} if target is not None else set()))
         of_upload = upload_bytes()  # nothing else is to run while latency is measured
-        measured = measure_both(teacher, student, example, work, stages.beat)
+        measured = measure_both(teacher, student, example, work, stages.beat, batch_sizes)
         stages.enter("export")
         written = formats.write(student, work.directory)
         sizes = measured.with_files(of_upload, written.paths, baseline, final)
@@ -166,6 +171,7 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *dict.fromkeys([*teacher.warnings, *student.warnings, *data.warnings]),
                 *split_warning(None if made is not None else data),
                 *better,
+                *too_slow(target if work.timed else None, *sizes),
                 *kept_as_before("distillation", taught.best_epoch),
                 *dict.fromkeys([*taught.warnings, *([] if alone_fit is None else alone_fit.warnings)]),
             ],
@@ -235,7 +241,7 @@ def _teach(
         record=work.record_steps,
         observer=work.observer,
         span=span,
-        keep=lambda state: work.observer.checkpoint({"taught": None, "taught_state": None, "fit": state}),
+        keep=lambda state: work.observer.checkpoint(checkpoint | {"taught": None, "taught_state": None, "fit": state}),
         resume=checkpoint["fit"],
     )
     return fitted, teaching.features
@@ -274,7 +280,9 @@ def _labels_only(
         record=work.record_steps,
         observer=work.observer,
         span=span,
-        keep=lambda state: work.observer.checkpoint({"taught": done, "taught_state": taught_state, "fit": state}),
+        keep=lambda state: work.observer.checkpoint(
+            checkpoint | {"taught": done, "taught_state": taught_state, "fit": state}
+        ),
         resume=checkpoint["fit"] if checkpoint["taught"] is not None else None,
     )
 

@@ -19,6 +19,7 @@ from pared.compression.distillation.teachers import Member, Teachers
 from pared.compression.jobs.inputs import called_on_tensors, example_of
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, plain
 from pared.compression.jobs.tasking import for_student
+from pared.compression.jobs.timing import candidate_time, result_time
 from pared.compression.loading import (
     LoadedModel,
     confirmed,
@@ -35,9 +36,11 @@ from pared.compression.training.calibration import some_batches
 from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.errors import ParedError, ValidationError
-from pared.reports import StudentStart, TeacherScore
-from pared.specs import WITHOUT_LABELS, Combined, DistillLoss, DistillSpec, FromTeacher, Knowledge
+from pared.reports import Measurement, StudentStart, TeacherScore
+from pared.specs import WITHOUT_LABELS, Combined, DistillLoss, DistillSpec, FromTeacher, Knowledge, StudentTarget
 from pared.wording import metric_name
+
+_TARGET = "/student/from_teacher/target"
 
 # -- samples ------------------------------------------------------------------------------------
 
@@ -167,6 +170,13 @@ class Start:
     cut: CutStudent | None = None
     taken: Taken | None = None
 
+    @property
+    def found(self) -> tuple[float, int | None] | None:
+        """The width and the number of layers of a student that was cut from the teacher."""
+        if self.cut is None:
+            return None
+        return self.cut.width, None if self.cut.layers is None else self.cut.layers - len(self.cut.dropped)
+
     def report(self, spec: DistillSpec, validation: float | None) -> StudentStart:
         """In the report. `validation`: its score before it was taught."""
         count = count_parameters(self.loaded.module)[0]
@@ -189,9 +199,19 @@ class Start:
 
 
 def start_of(
-    spec: DistillSpec, work: Work, teacher: LoadedModel, data: Data, example: Sequence[Tensor], stages: Stages
+    spec: DistillSpec,
+    work: Work,
+    teacher: LoadedModel,
+    data: Data,
+    example: Sequence[Tensor],
+    stages: Stages,
+    *,
+    found: tuple[float, int | None] | None = None,
 ) -> Start:
     """Make or open the student.
+
+    Args:
+        found: what `Start.found` was in an earlier attempt.
 
     Raises:
         ParedError: it cannot be made or opened; the text says why.
@@ -205,6 +225,10 @@ def start_of(
             example,
             uniform=teacher.folder is not None and "huggingface" in (spec.outputs or []),
             statistics=statistics,
+            timed=lambda student, batch_size: candidate_time(
+                work, teacher, student, example, batch_size=batch_size, pointer=_TARGET, tick=stages.beat
+            ),
+            found=found,
             log=work.observer.log,
             tick=stages.beat,
         )
@@ -221,6 +245,27 @@ def start_of(
         count = count_parameters(loaded.module)[0]
         work.observer.log(f"{taken.parameters:,} of the student's {count:,} parameters are the teacher's")
     return Start(loaded, taken=taken)
+
+
+def timed_target(spec: DistillSpec) -> StudentTarget | None:
+    """The target of a student that is to be as fast as its spec says; None: it may take its time."""
+    target = spec.student.from_teacher.target if isinstance(spec.student, FromTeacher) else None
+    return None if target is None or target.latency is None else target
+
+
+def too_slow(target: StudentTarget | None, before: Measurement, after: Measurement) -> list[str]:
+    """A warning where the student came out slower than its target, by the report's own measurement."""
+    if target is None or target.latency is None:
+        return []
+    share = result_time(before, after, batch_size=target.latency_batch_size, pointer=_TARGET)
+    if share <= target.latency:
+        return []
+    note = (
+        f"The student takes {share:.1%} of the teacher's time at batch {target.latency_batch_size}, and at most "
+        f"{target.latency:.1%} was asked for; while it was looked for, it took less. Ask for a little less, or repeat "
+        "the job on a machine with nothing else to do."
+    )
+    return [note]
 
 
 def before_teaching(

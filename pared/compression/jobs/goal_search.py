@@ -13,12 +13,13 @@ from pared.compression.jobs.pruning_steps import Keep, Pruning
 from pared.compression.jobs.size_search import (
     Candidate,
     Sizes,
-    cannot_be_timed,
     prunable_of,
     shares_left,
     target_of,
     upload_sizes,
 )
+from pared.compression.jobs.timing import result_time
+from pared.compression.measuring.latency import TIMING_NOISE
 from pared.compression.measuring.quality import Assessment, validation_score
 from pared.compression.report.verdict import goal_sentence
 from pared.errors import NotFinite
@@ -27,7 +28,6 @@ from pared.specs import Target
 
 FRONTIER = "frontier.csv"
 
-_NOISE = 0.05  # of a latency that is measured again at the end
 _LITTLE = 0.005  # of bytes, and of channels that are ranked anew, after a training
 _TRIES = 5  # of sizes that only the result itself tells for certain
 _HALVINGS = 6  # of amounts that are judged after a retraining: to a 64th
@@ -84,7 +84,7 @@ class SizeSearch:
         self._sizes: Sizes | None = None  # what a finished search is not asked for again
         self._allowed = target_of(job.spec).sizes
         if "latency" in self._allowed:
-            self._allowed["latency"] *= 1 - _NOISE
+            self._allowed["latency"] *= 1 - TIMING_NOISE
         self._met = True
         self._tries = 0
 
@@ -136,7 +136,7 @@ class SizeSearch:
         if not missed or not self._met or self._tries == _TRIES:
             return False
         for name in missed:
-            spared = (_NOISE if name == "latency" else _LITTLE) * 2 ** (self._tries - 1)
+            spared = (TIMING_NOISE if name == "latency" else _LITTLE) * 2 ** (self._tries - 1)
             self._allowed[name] *= (1 - spared) * result.target[name] / result.reached[name]
         self._job.work.observer.log("the result misses the goal by a little: once more, with less left")
         self._job.stages.again()
@@ -287,7 +287,9 @@ def judge(job: PruneJob, search: Search, before: Measurement, after: Measurement
             its place in a goal of bytes, which is then missed.
     """
     target, chosen = target_of(job.spec), search.chosen
-    latency = None if target.latency is None else _share_of_time(before, after, target.latency_batch_size)
+    latency = None
+    if target.latency is not None:
+        latency = result_time(before, after, batch_size=target.latency_batch_size, pointer="/target")
     upload = {"params": before.parameters, "file_bytes": before.file_bytes, "macs": before.macs or 0}
     file_bytes = None if first_file is None else first_file.stat().st_size
     reached = shares_left(job.spec, upload, after, file_bytes, latency)
@@ -307,15 +309,6 @@ def judge(job: PruneJob, search: Search, before: Measurement, after: Measurement
         met=goal.status == "met",
     )
     return goal
-
-
-def _share_of_time(before: Measurement, after: Measurement, batch_size: int) -> float:
-    first, second = (
-        [each.p50_ms for each in measured.latency if each.batch_size == batch_size] for measured in (before, after)
-    )
-    if not first or not second:
-        raise cannot_be_timed(f"Latency at batch {batch_size} could not be measured: the model refuses such a batch.")
-    return second[0] / first[0]
 
 
 def _judged(

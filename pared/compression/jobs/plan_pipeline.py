@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pared.compression.jobs.distill_start import timed_target
 from pared.compression.jobs.pipeline_steps import (
     MODEL_FILES,
     Beats,
@@ -20,7 +21,7 @@ from pared.compression.report.verdict import goal_sentence, not_written, pipelin
 from pared.compression.work import ModelFile, Work
 from pared.job_types import type_of
 from pared.reports import FailedOutput, Goal, Plan, PlannedFile, PlannedLayer, PlannedStep, Report, Size
-from pared.specs import PHYSICAL, CompressionSpec, PipelineSpec, PruneSpec, Target
+from pared.specs import PHYSICAL, CompressionSpec, DistillSpec, PipelineSpec, PruneSpec, Target
 
 _TRIES = 8
 _CLOSE = 0.97  # of what is allowed: a search ends there
@@ -176,13 +177,17 @@ def _step(
     if isinstance(job, PruneSpec):
         return _pruned(name, job, work, after_training=after_training)
     target = getattr(job, "target", None)
-    exact = not (isinstance(target, Target) and target.quality_drop is not None)
-    if not exact:
+    by_quality = isinstance(target, Target) and target.quality_drop is not None
+    by_time = isinstance(job, DistillSpec) and timed_target(job) is not None
+    exact = not by_quality and not by_time
+    if by_quality:
         job = job.model_copy(update={"target": None})
     few = None if work.dataset is None else replace(work.dataset, most=_SAMPLES)
     report = type_of(job).load_method()(untrained(job), replace(work, dataset=few))
     assert isinstance(report, Report)  # noqa: S101 - all that makes a model of one reports so
-    notes = [] if exact else ["What it leaves as it was, for the sake of quality, is found on the trained model."]
+    notes = ["What it leaves as it was, for the sake of quality, is found on the trained model."] if by_quality else []
+    if by_time:
+        notes.append("The student's latency is measured again by the job, which may find another width for it.")
     size = report.after
     files = {
         path.name: PlannedFile(size_bytes=path.stat().st_size, exact=exact and path.suffix != ".packed")

@@ -11,18 +11,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pared.compression.devices.placement import place
-from pared.compression.devices.values import CPU
 from pared.compression.export.writers import export
 from pared.compression.jobs.prune_job import PruneJob, prunable_weights, removable_channels
+from pared.compression.jobs.timing import candidate_time
 from pared.compression.loading import LoadedModel
-from pared.compression.measuring.latency import share_of_time
 from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.pruning.channels import RemovableChannels
 from pared.compression.pruning.weights import Masks
 from pared.compression.quantization.shared_values import share_values
 from pared.compression.training.calibration import copied
-from pared.errors import ExportFailed, ModelFailed, ValidationError
+from pared.errors import ExportFailed, ValidationError
 from pared.reports import Point, Size
 from pared.specs import PHYSICAL, PruneSpec, Target
 
@@ -334,26 +332,7 @@ def _first_file_bytes(job: PruneJob, loaded: LoadedModel, masks: Masks | None) -
 
 def _latency(job: PruneJob, loaded: LoadedModel) -> float:
     """Time of a forward pass, as a share of the upload's."""
-    device = job.work.timed_on
-    first, second = models = [each.module.eval() for each in (job.upload, loaded)]
-    for module in models:
-        place(module, device)
-    try:
-        share = share_of_time(
-            first,
-            second,
-            job.example,
-            batch_size=target_of(job.spec).latency_batch_size,
-            device=device,
-            tick=job.stages.beat,
-        )
-    except ModelFailed as failure:
-        raise cannot_be_timed(failure.detail) from failure
-    for module in models:
-        place(module, CPU)
-    return share
-
-
-def cannot_be_timed(why: str) -> ValidationError:
-    """For a target whose batch a model refuses."""
-    return ValidationError(why, errors=[{"pointer": "/target/latency_batch_size", "detail": why}])
+    batch_size = target_of(job.spec).latency_batch_size
+    return candidate_time(
+        job.work, job.upload, loaded, job.example, batch_size=batch_size, pointer="/target", tick=job.stages.beat
+    )

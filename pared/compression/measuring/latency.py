@@ -21,6 +21,9 @@ from pared.compression.measuring.running import own_failures
 from pared.errors import ModelFailed
 from pared.reports import Latency
 
+TIMING_NOISE = 0.05
+"""By how much a latency may differ where it is measured again; a search that goes by it stays so far below its goal."""
+
 _LOOK_EVERY = 30  # runs of a model between two looks at whether there are enough
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pared.compression import distill
+from pared.compression import distill, run_spec
 from pared.compression.distillation.students import cut_student, take_weights
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.size import count_macs, count_parameters
 from pared.compression.pruning.importance import CalibrationStatistics
 from pared.errors import NothingToPrune, ValidationError
-from pared.specs import TeacherCut
+from pared.specs import DistillSpec, TeacherCut
+from tests.support.observers import Kept
 
 X = torch.randn(64, 5, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :, :3].sum(1).argmax(1)
@@ -123,6 +125,76 @@ def test_the_largest_student_within_the_target_is_made(how):
 def test_a_size_that_no_student_has_is_told_with_the_smallest():
     with pytest.raises(ValidationError, match=r"smallest has [\d.]+% of the params, and at most 0.1%") as caught:
         cut(loaded(), target={"params": 0.001})
+    assert caught.value.errors[0]["pointer"] == "/student/from_teacher/target"
+
+
+def by_macs(teacher: LoadedModel, batch_sizes: list[int]):
+    """Takes the share of multiply-adds for that of the time, and writes down the batch sizes it is asked for."""
+
+    def timed(student: LoadedModel, batch_size: int) -> float:
+        batch_sizes.append(batch_size)
+        return count_macs(student.module, EXAMPLE) / count_macs(teacher.module, EXAMPLE)
+
+    return timed
+
+
+@pytest.mark.parametrize("further", [{}, {"width": 0.9}], ids=str)
+def test_the_largest_student_that_is_fast_enough_is_made(further):
+    teacher, batch_sizes = loaded(), []
+    asked = TeacherCut(target={"latency": 0.7, "latency_batch_size": 8}, **further)
+    timed = by_macs(teacher, batch_sizes)
+    student = cut_student(asked, teacher, EXAMPLE, timed=timed)
+    assert set(batch_sizes) == {8}
+    left = timed(student.loaded, 8)
+    assert left <= 0.95 * 0.7  # it is measured again at the end, which may say a little more
+    if "width" not in further:
+        assert left > 0.6
+    again = cut_student(
+        asked,
+        teacher,
+        EXAMPLE,
+        found=(student.width, None if student.layers is None else student.layers - len(student.dropped)),
+    )
+    assert [each.shape for each in again.loaded.module.parameters()] == [
+        each.shape for each in student.loaded.module.parameters()
+    ]
+    assert again.dropped == student.dropped
+
+
+def test_a_student_is_timed_beside_its_teacher_and_keeps_its_width_over_a_restart(tmp_path):
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(),
+                            nn.Linear(400, 3))  # fmt: skip
+    torch.jit.script(teacher).save(tmp_path / "teacher.pt")
+    np.savez(tmp_path / "data.npz", x=X, y=Y)
+    files = {"teacher": str(tmp_path / "teacher.pt"), "dataset": str(tmp_path / "data.npz")}
+    target = {"latency": 0.8, "latency_batch_size": 64}
+    spec = DistillSpec(
+        type="distill",
+        teacher="mdl_" + "0" * 26,
+        dataset="dst_" + "0" * 26,
+        task="classification",
+        student={"from_teacher": {"target": target}},
+        train={"epochs": 2},
+    )
+    first = Kept()
+    report = run_spec(spec, files, tmp_path / "first", first)
+    before, after = (
+        next(each.p50_ms for each in one.latency if each.batch_size == 64) for one in (report.before, report.after)
+    )
+    assert report.after.macs < report.before.macs
+    said = any("of the teacher's time at batch 64, and at most 80.0% was asked for" in each for each in report.warnings)
+    assert said == (after / before > 0.8)
+    second = Kept(first.checkpoints[0])
+    resumed = run_spec(spec, files, tmp_path / "second", second)
+    assert resumed.student.width == report.student.width
+    assert not any("the largest student within the target" in line for line in second.lines)
+    assert resumed.after.quality == report.after.quality
+
+
+def test_no_student_is_fast_enough(tmp_path):
+    with pytest.raises(ValidationError, match=r"has .* of the latency, and at most 0\.0% of the latency") as caught:
+        distill(Encoder(), {"from_teacher": {"target": {"latency": 1e-6}}}, (X, Y), task="classification")
     assert caught.value.errors[0]["pointer"] == "/student/from_teacher/target"
 
 
