@@ -32,6 +32,9 @@ from pared.compression import distill
 
 SEEDS = tuple(range(int(os.environ.get("PARED_SEEDS", "3"))))
 EPOCHS, BATCH, RATE, TEMPERATURE = 6, 128, 0.05, 4.0
+LOSS = {"kind": "knowledge", "alpha": 0.0, "temperature": TEMPERATURE, "labels": 0.0}
+TRAIN = {"epochs": EPOCHS, "optimizer": "sgd", "lr": RATE, "lr_schedule": "constant", "warmup": 0.0,
+         "batch_size": BATCH, "precision": "float32"}  # fmt: skip
 
 
 def net(width: int) -> nn.Sequential:
@@ -96,8 +99,8 @@ def by_pared(teacher: nn.Module, start: nn.Module, x: dict[str, Any], y: dict[st
             torch.jit.script(teacher),
             torch.jit.script(start),
             data,
-            loss={"kind": "knowledge", "alpha": 0.0, "temperature": TEMPERATURE},
-            train={"epochs": EPOCHS, "optimizer": "sgd", "lr": RATE, "batch_size": BATCH, "precision": "float32"},
+            loss=LOSS,
+            train=TRAIN,
             seed=seed,
         )
     history = result.report.history
