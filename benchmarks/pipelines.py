@@ -36,7 +36,7 @@ from pared.specs.choosing import chosen_steps
 SEEDS = (0, 1, 2)
 WORK = Path("build/bench-pipelines")
 TARGET = {"file_bytes": 0.1, "max_quality_drop": 0.01}
-EPOCHS = 15  # of each training in the pipeline
+EPOCHS = 6  # of each training in the pipeline
 DENSE_EPOCHS = 10
 NETWORKS = {"LeNet-5": lambda: build({"name": "lenet5"}), "residual network": Residual}
 SIZES = {"LeNet-5": 28, "residual network": 14}
