@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, select, tuple_, update
@@ -40,7 +41,7 @@ def next_in_turn(
         most_held: owners with so many jobs of this lane under way are passed over; 0: none is.
     """
     first: dict[str, str] = {}
-    for owner, job_id in session.execute(_first_of_each(lane, devices, asked_for)).all():
+    for owner, job_id in session.execute(_first_of_each(lane, tuple(devices), asked_for)).all():
         if job_id is not None:
             first[owner] = min(job_id, first.get(owner, job_id))
     if len(first) == 1 and not most_held:
@@ -110,7 +111,8 @@ def _served_by(devices: Sequence[str]) -> list[str]:
     return ["auto", *devices] if devices else []
 
 
-def _first_of_each(lane: Lane, devices: Sequence[str], asked_for: str | None) -> Select[str, str | None]:
+@lru_cache(maxsize=32)  # to build it takes longer than to run it
+def _first_of_each(lane: Lane, devices: tuple[str, ...], asked_for: str | None) -> Select[str, str | None]:
     """(owner, id of the first job that may be claimed) for each owner, type and device that waits.
 
     It steps through the index of queued jobs from one of these to the next, so it costs as much as there are of them,

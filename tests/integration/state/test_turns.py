@@ -176,7 +176,7 @@ def test_a_claim_is_quick_with_a_hundred_thousand_jobs_waiting(sessions, owners)
         for _ in range(9):
             assert serve(sessions)[0] == ann
     assert thousands() < 100  # a claim that reads all that wait takes a thousand by itself
-    query = _first_of_each("jobs", ["cpu"], None).compile(sessions.engine, compile_kwargs={"literal_binds": True})
+    query = _first_of_each("jobs", ("cpu",), None).compile(sessions.engine, compile_kwargs={"literal_binds": True})
     explain = "explain query plan " if sessions.engine.dialect.name == "sqlite" else "explain "
     with sessions() as session:
         plan = "\n".join(map(str, session.execute(text(explain + str(query).replace(":", r"\:")))))

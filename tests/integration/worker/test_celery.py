@@ -106,7 +106,7 @@ def test_a_killed_worker_loses_at_most_one_checkpoint_and_the_job_ends_once(serv
     assert job.fence == 4
     with service.bench.sessions() as session:
         [artifact] = session.scalars(select(Artifact)).all()
-    assert b"".join(service.bench.store.read(artifact.object_key)) == b"[12.0, 12.0, 12.0]"
+    assert b"".join(service.bench.store.read(artifact.object_key)) == b"counted to 12"
     starts = [event.data["text"] for event in service.bench.events(job_id, "log") if "starting" in event.data["text"]]
     assert len(starts) == 4
     assert all(int(text.split()[-1]) >= 2 * number for number, text in enumerate(starts))
@@ -263,7 +263,7 @@ def test_what_a_request_made_is_found_in_the_workers_log_by_its_id_with_every_tr
 
         jobs = {name: post("/v1/jobs", name) for name in ("raise_named", "raise_other", "leave", "succeed")}
         plan = post("/v1/jobs:plan", "raise_named")
-        worker = service.start_worker(PARED_LOG_LEVEL="debug", PARED_MAX_ATTEMPTS="1")
+        worker = service.start_worker(TESTS_CHILD="tiny_child", PARED_LOG_LEVEL="debug", PARED_MAX_ATTEMPTS="1")
         for job_id in [*jobs.values(), plan]:
             service.ended(job_id)
     made = {f"request-jobs-{name}": job_id for name, job_id in jobs.items()} | {"request-plan-raise_named": plan}

@@ -106,7 +106,7 @@ def test_models_that_kill_their_process_fail_after_their_attempts_and_their_neig
     count = size_of("CRASHING_MODELS", 20)
     service = make_service(max_attempts=3)
     pairs = [(service.submit("segfault"), service.submit("succeed")) for _ in range(count)]
-    service.start_worker()
+    service.start_worker(TESTS_CHILD="tiny_child")
     service.start_worker()
     for bad, good in pairs:
         assert service.ended(good).status == "succeeded"
