@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import delete, select, update
+from structlog.testing import capture_logs
 
 from pared.errors import Conflict, IdempotencyMismatch, NotFound, OverLimit, ParedError, Unauthorized
 from pared.specs import PruneSpec
@@ -41,10 +42,12 @@ from pared.state.tables import Owner as OwnerRow
 from pared.state.turns import TYPES, next_in_turn
 from pared.state.uploads import add_model, delete_upload, owned_uploads
 from tests.support import lifecycle_model as model
-from tests.support.campaign import counted
+from tests.support.campaign import counted, size_of
 
 ERROR = {"code": "diverged", "title": "Training diverged", "detail": "The loss was NaN."}
 STEPS_OF_ONE = 50
+LONG_S = 1e7
+"""What only ends because the test says so, however slow the machine is."""
 DAY_S = 86_400.0
 
 
@@ -167,7 +170,7 @@ class JobLives(RuleBasedStateMachine):
 
     def rotate(self, owner: model.Owner, old_works: bool, pick: int) -> None:
         old = owner.keys[pick % len(owner.keys)]
-        new = rotate_key(self.sessions, old.id, old_works_s=3600.0 if old_works else 0.0)
+        new = rotate_key(self.sessions, old.id, old_works_s=LONG_S if old_works else 0.0)
         assert (new is not None) == (old.works and not owner.disabled)
         if new is not None:
             old.works = old_works
@@ -303,7 +306,7 @@ class JobLives(RuleBasedStateMachine):
     @precondition(lambda self: self.life.jobs)
     @rule(job=one_of("jobs", "claimable"), dies=dies)
     def claim(self, job: model.Job, dies: bool) -> None:
-        claimed = self.attempt(dies, lambda session: lifecycle.claim(session, job.id, "worker", 45.0, ["cpu"]))
+        claimed = self.attempt(dies, lambda session: lifecycle.claim(session, job.id, "worker", LONG_S, ["cpu"]))
         if dies:
             return
         assert (claimed is not None) == job.claimable
@@ -329,7 +332,7 @@ class JobLives(RuleBasedStateMachine):
         fewest = min(self.life.under_way(owner, listed=listed) for owner in first)
         assert self.life.under_way(job.owner, listed=listed) == fewest
         claimed = self.attempt(
-            False, lambda session: lifecycle.claim(session, chosen, "worker", 45.0, ["cpu"], most_held=most_held)
+            False, lambda session: lifecycle.claim(session, chosen, "worker", LONG_S, ["cpu"], most_held=most_held)
         )
         assert claimed is not None
         self.holds.append(self.life.claim(job))
@@ -337,7 +340,7 @@ class JobLives(RuleBasedStateMachine):
     @precondition(lambda self: self.holds)
     @rule(hold=one_of("live holds"), dies=dies)
     def renew(self, hold: model.Hold, dies: bool) -> None:
-        told = self.attempt(dies, lambda session: lifecycle.renew(session, *_of(hold), 45.0))
+        told = self.attempt(dies, lambda session: lifecycle.renew(session, *_of(hold), LONG_S))
         if dies:
             return
         assert told == (self.life.jobs[hold.job].cancel_asked if self.life.holds(hold) else None)
@@ -386,7 +389,7 @@ class JobLives(RuleBasedStateMachine):
         told = self.attempt(
             dies,
             lambda session: lifecycle.release(
-                session, *_of(hold), charge=charge, delay_s=1000.0 if later else 0.0, reason="It is tried again."
+                session, *_of(hold), charge=charge, delay_s=LONG_S if later else 0.0, reason="It is tried again."
             ),
         )
         if dies:
@@ -437,7 +440,7 @@ class JobLives(RuleBasedStateMachine):
         stale = [hold for hold in self.holds if not self.life.holds(hold)]
         late = _of(stale[pick % len(stale)])
         writes = (
-            lambda session: lifecycle.renew(session, *late, 45.0) is not None,
+            lambda session: lifecycle.renew(session, *late, LONG_S) is not None,
             lambda session: lifecycle.cancel_requested(session, *late) is not None,
             lambda session: lifecycle.advance(session, *late, {"stage": "export"}, [("log", {"text": "late"})]),
             lambda session: lifecycle.succeed(session, *late, {"format": "late"}),
@@ -563,7 +566,7 @@ def _of(hold: model.Hold) -> tuple[str, int]:
     return hold.job, hold.fence
 
 
-@counted(150, 10_000)
+@counted(150, size_of("LIFECYCLE_STEPS", 10_000))
 def test_whatever_happens_to_jobs_the_database_says_what_the_model_says(
     settings: Settings, sessions: Sessions, store: DirectoryStore, count: int
 ) -> None:
@@ -575,17 +578,18 @@ def test_whatever_happens_to_jobs_the_database_says_what_the_model_says(
     attributes = {"sessions": sessions, "store": store, "where": where, "steps": steps}
     lives = type("JobLivesHere", (JobLives,), attributes)
     while steps["steps"] < count:
-        run_state_machine_as_test(
-            lives,
-            settings=how(
-                max_examples=max(5, (count - steps["steps"]) // STEPS_OF_ONE),
-                stateful_step_count=STEPS_OF_ONE,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-                phases=[Phase.generate],
-            ),
-        )
+        with capture_logs():
+            run_state_machine_as_test(
+                lives,
+                settings=how(
+                    max_examples=max(5, (count - steps["steps"]) // STEPS_OF_ONE),
+                    stateful_step_count=STEPS_OF_ONE,
+                    deadline=None,
+                    database=None,
+                    suppress_health_check=list(HealthCheck),
+                    phases=[Phase.generate],  # ids and moments are others each time: there is nothing to shrink
+                ),
+            )
     backend = sessions.engine.dialect.name
     print(
         f"\n{backend}: {steps['steps']:,} steps of jobs' lives, {steps['deaths']:,} processes dead before a commit, "
