@@ -78,6 +78,7 @@ class JobLives(Beside):
             [upload] = [each for each in self.life.uploads.values() if each.owner == owner.id]
             for _ in range(2):
                 self.submit(owner, upload, 0, None, 0.5)
+            self.claim_whose_turn_it_is(listed=True, most_held=1)
 
     @rule(
         what=st.sampled_from(["rotate", "one key more", "revoke", "disable or enable"]),
@@ -360,12 +361,19 @@ class JobLives(Beside):
             status = {"succeed": "succeeded", "fail": "failed", "cancel": "canceled"}[how_]
             self.life.end(job, status, [key] if how_ == "succeed" else None)
 
-    @precondition(lambda self: any(not self.life.holds(hold) for hold in self.holds))
-    @rule(pick=st.integers(0, 99), canceled=st.booleans())
-    def come_back_too_late(self, pick: int, canceled: bool) -> None:
-        """A worker that stood still goes on with a claim that is no longer its own: it can write nothing."""
-        stale = [hold for hold in self.holds if not self.life.holds(hold)]
-        late = _of(stale[pick % len(stale)])
+    @precondition(lambda self: self.holds)
+    @rule(hold=one_of("live holds"), again=st.booleans())
+    def stand_still_past_the_lease(self, hold: model.Hold, again: bool) -> None:
+        """A worker stops, its job goes on elsewhere, and it comes back with a claim that is no longer its own."""
+        self.lose_the_worker(hold)
+        self.reap()
+        job = self.life.jobs.get(hold.job)
+        if again and job is not None and job.claimable:
+            self.claim(job, False)
+        self.come_back_too_late(hold)
+
+    def come_back_too_late(self, hold: model.Hold) -> None:
+        late = _of(hold)
         writes = (
             lambda session: lifecycle.renew(session, *late, LONG_S) is not None,
             lambda session: lifecycle.cancel_requested(session, *late) is not None,
