@@ -132,7 +132,7 @@ def _uploads_no_job_names(sessions: Sessions, days: float) -> list[str]:
     """Old uploads that no job names but those that are past their age themselves."""
     if not days:
         return []
-    with sessions() as session:
+    with sessions.in_transaction() as session:
         candidates: set[str] = set()
         for table in (Model, Dataset):
             old = (table.deleted_at.is_(None), table.status != "inspecting", table.created_at < db_now() - days * DAY_S)

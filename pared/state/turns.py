@@ -61,9 +61,10 @@ def place_in_line(session: Session, job: Job) -> int:
     Of each other owner as many may come before it as of its own.
     """
     rivals = (Job.status == "queued", Job.type.in_(TYPES["jobs"]), Job.device.in_({job.device, "auto"}))
-    own = session.scalar(select(func.count()).where(*rivals, Job.owner == job.owner, Job.id <= job.id)) or 0
-    others = session.scalars(select(func.count()).where(*rivals, Job.owner != job.owner).group_by(Job.owner))
-    return own + sum(min(count, own) for count in others)
+    counts = (func.count(), func.count().filter(Job.id <= job.id))
+    rows = session.execute(select(Job.owner, *counts).where(*rivals).group_by(Job.owner)).all()
+    own = sum(up_to_it for owner, _, up_to_it in rows if owner == job.owner)
+    return own + sum(min(waiting, own) for owner, waiting, _ in rows if owner != job.owner)
 
 
 def lock_owner(session: Session, owner: str) -> None:
