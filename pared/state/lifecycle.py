@@ -103,6 +103,7 @@ def claim(
     sandbox: str | None = None,
     *,
     most_held: int = 0,
+    held_by: Sequence[str] | None = None,
 ) -> Job | None:
     """queued -> running, with a lease and the next fence.
 
@@ -111,6 +112,7 @@ def claim(
         devices: what the worker computes on; a job that asks for another one is not claimed.
         sandbox: the level that the job is held to.
         most_held: it is not claimed where its owner has so many jobs of its lane under way; 0: any number.
+        held_by: where only jobs count that these workers hold, their names.
 
     Returns:
         The job as it is now; None: it is not there to be claimed.
@@ -120,7 +122,7 @@ def claim(
         return None
     owner, lane = found.owner, lane_of(found.type)
     lock_owner(session, owner)
-    room = [held_below(owner, lane, most_held)] if most_held else []
+    room = [held_below(owner, lane, most_held, held_by)] if most_held else []
     statement = (
         update(Job)
         .where(Job.id == job_id, claimable(devices), *room)

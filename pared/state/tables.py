@@ -92,6 +92,7 @@ class Owner(Base):
     disabled_at: Mapped[float | None] = mapped_column(Double)
     served_at: Mapped[float | None] = mapped_column(Double)  # when a job of theirs was claimed last
     quick_served_at: Mapped[float | None] = mapped_column(Double)  # the same of inspections and plans
+    retention_days: Mapped[float | None] = mapped_column(Double)  # None: the service's; 0: their things stay
 
 
 class ApiKey(Base):

@@ -14,6 +14,7 @@ from pared.state.tables import Artifact, Job, WorkerHeartbeat
 from tests.integration.service.conftest import serving as serving_http
 from tests.integration.worker.conftest import Bench
 from tests.support.processes import PATIENCE_S, environment, wait_for
+from tests.support.small_disk import small_disk
 
 ROOT = Path(__file__).parents[3]
 QUICK = {"lease_s": 3.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "ring_again_s": 1.0, "cancel_grace_s": 1.0, "threads": 1}
@@ -363,3 +364,18 @@ def test_a_gpu_that_is_lost_later_costs_no_job_and_the_worker_tries_anew_what_it
     assert (job.status, job.attempt, job.crash_count) == ("succeeded", 2, 0)
     assert any("the GPU is lost" in event.data["text"] for event in service.bench.events(job_id, "log"))
     assert worker.stop() == 0
+
+
+def test_a_worker_that_starts_on_a_full_disk_probes_its_sandbox_once_there_is_room(service):
+    with small_disk(service.bench.settings.data_dir / "scratch", 2) as disk:
+        disk.fill()
+        service.start_worker()
+        service.alive()
+        [row] = service.rows()
+        assert row.devices == []
+        assert "nothing can be written" in row.device_problem
+        job_id = service.submit("succeed")
+        disk.empty()
+        job = service.ended(job_id)
+        assert (job.status, job.sandbox) == ("succeeded", service.bench.confinement.level)
+        service.workers[-1].kill()

@@ -35,7 +35,9 @@ def make_service(request, scratch, confinement, processes):
     made = []
 
     def make(**settings) -> Service:
-        made.append(serving(scratch, confinement, processes, request, **(where | settings)))
+        # Long leases, or a machine that is slow for a while would be the fault.
+        settings = where | {"lease_s": 60.0} | settings
+        made.append(serving(scratch, confinement, processes, request, **settings))
         return next(made[-1])
 
     yield make
