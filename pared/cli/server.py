@@ -63,12 +63,12 @@ def worker(
     ] = False,
 ) -> None:
     """Run one worker process alone, or one for each GPU, configured by PARED_… variables."""
+    if check:  # often, to see how a container is: without all that a worker loads
+        sys.exit(_check_local_workers())
     with needs_extras("worker"):
         from pared.state.logs import level_of_servers
         from pared.state.settings import settings
         from worker.tasks import app as celery
-    if check:
-        sys.exit(_check_local_workers())
     if gpus is not None and (chosen := _chosen_gpus(gpus)):
         Supervisor(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
         return
@@ -91,10 +91,10 @@ def _chosen_gpus(choice: str) -> list[Gpu]:
 
 def _check_local_workers() -> int:
     """Say what the workers of this machine compute on. Returns 0 if one of them can run jobs."""
-    from pared.local_workers import local_workers
-    from pared.state.session import make_engine, make_sessions
-    from pared.state.settings import settings
-
+    with needs_extras("worker"):
+        from pared.local_workers import local_workers
+        from pared.state.session import make_engine, make_sessions
+        from pared.state.settings import settings
     rows = local_workers(make_sessions(make_engine(settings().effective_database_url)))
     for row in rows:
         devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"

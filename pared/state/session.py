@@ -11,11 +11,9 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic_core
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
@@ -25,6 +23,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from pared.errors import ParedError, Unavailable
 from pared.state.data_folder import close_to_others
 from pared.state.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 BUSY_TIMEOUT_MS = 10_000
 ASKED_AGAIN_S = 1.0
@@ -110,6 +111,8 @@ def migrate(settings: Settings) -> None:
     Raises:
         Unavailable: the database does not answer.
     """
+    from alembic import command  # here, for each process reaches the database, and only `pared migrate` needs it
+
     close_to_others(settings)
     url = make_url(settings.effective_database_url)
     if url.drivername == "postgresql":
@@ -144,6 +147,8 @@ def to_json(value: Any) -> str:
 
 def alembic_config(connection: Connection | None = None) -> Config:
     """Alembic's configuration without a file, so that an installed wheel migrates too."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_migrations_folder()).replace("%", "%%"))
     config.attributes["connection"] = connection

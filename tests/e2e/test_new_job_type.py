@@ -72,7 +72,7 @@ JOB_TYPES = (
 def copy_with_the_new_type(folder: Path) -> Path:
     root = Path(pared.__file__).parents[1]
     for package in ("pared", "service", "worker", "migrations"):
-        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(root / package, folder / package)  # with what is compiled, which three processes need
     (folder / "pared/specs/counting.py").write_text(SPEC)
     (folder / "pared/compression/counting.py").write_text(METHOD)
     entries = folder / "pared/job_types.py"

@@ -26,7 +26,7 @@ from tests.support.models import zoo
 from tests.support.models.arguments import Rated
 from tests.support.processes import environment, wait_for
 from tests.support.scripted_server import Answer, Scripted
-from tests.support.stack import PARED, Stack
+from tests.support.stack import Stack
 
 
 class NoOnnx(nn.Module):
@@ -596,7 +596,7 @@ def test_the_check_says_whether_jobs_can_run_and_why_not(
         with make_sessions(make_engine(settings.effective_database_url)).begin() as session:
             session.add(WorkerHeartbeat(name=f"{socket.gethostname()}:1", **row))
     env = environment(PARED_DATA_DIR=str(tmp_path))
-    done = subprocess.run([PARED, "worker", "--check"], env=env, capture_output=True, text=True, timeout=240)
+    done = run_pared(["worker", "--check"], cwd=tmp_path, env=env)
     assert done.returncode == code
     assert problem in done.stderr
 
@@ -607,15 +607,20 @@ def test_the_check_says_whether_jobs_can_run_and_why_not(
 )
 def test_gpus_that_are_not_there_are_told_in_a_line(tmp_path: Path, gpus: str, device: str, says: str) -> None:
     env = environment(PARED_DATA_DIR=str(tmp_path), PARED_DEVICE=device, CUDA_VISIBLE_DEVICES="", COLUMNS="200")
-    line = [PARED, "worker", "--gpus", gpus]
-    done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = run_pared(["worker", "--gpus", gpus], cwd=tmp_path, env=env)
     assert done.returncode == 2
     assert says in done.stderr
 
 
 @pytest.mark.parametrize(
     ("command", "extras"),
-    [("up", "service,worker"), ("migrate", "service"), ("keys ls", "service"), ("keys add me", "service")],
+    [
+        ("up", "service,worker"),
+        ("worker --check", "worker"),
+        ("migrate", "service"),
+        ("keys ls", "service"),
+        ("keys add me", "service"),
+    ],
 )
 def test_the_base_install_says_what_is_missing(tmp_path: Path, command: str, extras: str) -> None:
     block = "import sys; sys.modules['sqlalchemy'] = None; sys.modules['pydantic_settings'] = None"
