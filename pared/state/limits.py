@@ -29,6 +29,9 @@ Used = Callable[[Session, str, Settings], int]
 """How much of a limit an owner has used up."""
 
 
+LimitOf = Literal["owner", "request", "upload", "job", "API process"]
+
+
 @dataclass(frozen=True)
 class Limit:
     """One limit."""
@@ -36,9 +39,11 @@ class Limit:
     name: str
     setting: str
     """The field of `Settings`."""
-    of: Literal["owner", "request", "upload", "job"]
+    of: LimitOf
     """What the number is for, each by itself."""
-    unit: Literal["jobs", "plans", "uploads", "bytes", "requests a second", "streams", "seconds"]
+    unit: Literal[
+        "jobs", "plans", "uploads", "bytes", "requests a second", "streams", "seconds", "connections", "attempts"
+    ]
     meaning: str
     used: Used | None = None
     """None: it is not counted in the database."""
@@ -234,6 +239,73 @@ LIMITS = (
         "inspection_seconds", "inspect_time_s", "job", "seconds", "How long an inspection may take.", may_be_off=False
     ),
     Limit("job_memory_bytes", "memory_bytes", "job", "bytes", "Most memory of a job.", may_be_off=False),
+    Limit(
+        "inspection_memory_bytes",
+        "inspect_memory_bytes",
+        "job",
+        "bytes",
+        "Most memory of a model's inspection, and eight times its file on top.",
+        may_be_off=False,
+    ),
+    Limit("silent_seconds", "stall_s", "job", "seconds", "How long a job may go on and say nothing.", may_be_off=False),
+    Limit("crashes", "max_attempts", "job", "attempts", "Attempts that may crash.", may_be_off=False),
+    Limit(
+        "lost_attempts",
+        "max_lost_attempts",
+        "job",
+        "attempts",
+        "Attempts that may be lost with their worker, or for want of room.",
+        may_be_off=False,
+    ),
+    Limit(
+        "unfinished_upload_seconds",
+        "keep_unreferenced_s",
+        "upload",
+        "seconds",
+        "How long an upload in pieces is kept after its last byte.",
+        may_be_off=False,
+    ),
+    Limit(
+        "header_bytes",
+        "max_header_bytes",
+        "request",
+        "bytes",
+        "The request line and all headers together.",
+        may_be_off=False,
+    ),
+    Limit("header_seconds", "header_time_s", "request", "seconds", "In which all headers come.", may_be_off=False),
+    Limit(
+        "body_seconds",
+        "body_time_s",
+        "request",
+        "seconds",
+        "Over each such time a body brings 500 bytes a second on average.",
+        may_be_off=False,
+    ),
+    Limit(
+        "answer_seconds",
+        "answer_time_s",
+        "request",
+        "seconds",
+        "Over each such time a client takes 500 bytes a second of its answer on average.",
+        may_be_off=False,
+    ),
+    Limit(
+        "connections",
+        "max_connections",
+        "API process",
+        "connections",
+        "Open connections, or fewer where it may not open so many files.",
+        may_be_off=False,
+    ),
+    Limit(
+        "open_streams",
+        "max_open_streams",
+        "API process",
+        "streams",
+        "Event streams and long polls of all owners together.",
+        may_be_off=False,
+    ),
 )
 """Every limit that `GET /v1/limits` and `pared limits` show."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from pared.state.limits import usage
+from pared.state.limits import LimitOf, usage
 from service.dependencies import Owner, PartsOf
 from service.openapi import answers
 
@@ -33,7 +31,7 @@ class LimitView(BaseModel):
     """One limit."""
 
     name: str = Field(description="As a problem with status 429 names it.")
-    of: Literal["owner", "request", "upload", "job"] = Field(description="For what the number is, each by itself.")
+    of: LimitOf = Field(description="For what the number is, each by itself.")
     unit: str
     limit: float | None = Field(description="Null: there is none.")
     used: int | None = Field(description="How much of it is used up; null where this is not counted.")
@@ -52,8 +50,9 @@ class LimitsView(BaseModel):
     "/v1/limits",
     response_model=LimitsView,
     summary="Look at your limits",
-    description="Every limit that a request, an upload or a job meets, and how much of each is used up. Beyond one, "
-    "requests are answered 429 with its name in `limit`, and with `Retry-After`.",
+    description="Every limit of a request, an upload or a job that whoever runs this server may set, and how much of "
+    "each is used up. Beyond one of an owner, requests are answered 429 with its name in `limit`, and with "
+    "`Retry-After`.",
     responses=answers(200, EXAMPLE),
 )
 def get_limits(parts: PartsOf, owner: Owner) -> LimitsView:

@@ -216,6 +216,25 @@ def test_limits_are_shown_with_what_is_used(limited: Api):
         assert row["meaning"]
 
 
+NO_LIMITS = {
+    "port", "lease_s", "heartbeat_s", "sweep_s", "ring_again_s", "cancel_grace_s", "retention_days", "latency_s",
+    "teacher_answers_bytes", "threads", "log_bytes",
+}  # fmt: skip
+"""Numbers among the settings that refuse nothing to anybody."""
+
+
+def test_every_setting_that_limits_anything_is_shown_and_explained():
+    numbers = {
+        name
+        for name, field in Settings.model_fields.items()
+        if field.annotation in (int, float, int | None, float | None)
+    }
+    assert {limit.setting for limit in LIMITS} == numbers - NO_LIMITS
+    assert numbers >= NO_LIMITS
+    told = (Path(__file__).parents[3] / "docs/operations.md").read_text()
+    assert [limit.setting for limit in LIMITS if f"PARED_{limit.setting.upper()}" not in told] == []
+
+
 def test_limits_of_an_owner_are_admitted_to_the_last_place_and_named_beyond_it(limited: Api):
     headers, other = key_for(limited), key_for(limited)
     models = [posted(limited, headers, content).json()["id"] for content in (b"a" * 300, b"b" * 300)]

@@ -84,6 +84,12 @@ def test_what_would_end_the_same_way_fails_at_once(make_bench, behaviour, code, 
     assert child_pids(bench) == []
 
 
+def test_an_inspection_may_use_less_memory_than_a_job(make_bench):
+    bench = make_bench(memory_bytes=2**32, inspect_memory_bytes=2**29)
+    job = bench.run(bench.submit_inspection("hog"))
+    assert (job.status, job.error["code"], job.crash_count) == ("failed", "out-of-memory", 0)
+
+
 @pytest.mark.parametrize(("behaviour", "words"), [("segfault", "SIGSEGV"), ("leave", "exit status 3")])
 def test_a_crash_is_tried_again_until_the_attempts_are_used_up(bench, behaviour, words):
     job_id = bench.submit(behaviour)
