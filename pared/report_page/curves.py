@@ -44,13 +44,14 @@ def _of_phase(report: Report, key: str, phase: str, records: list[EpochRecord], 
     metric = "match" if quality is None else quality.metric
     name = texts.name(phase)
     drawn = []
-    scores = [(float(record.epoch), numbers.finite(record.validation)) for record in records]
+    epochs = [(numbers.finite(record.epoch) or 0.0, record) for record in records]
+    scores = [(epoch, numbers.finite(record.validation)) for epoch, record in epochs]
     if any(value is not None for _, value in scores):
         baseline = None if quality is None else numbers.finite(quality.validation)
         title = f"{name}: validation {metric_name(metric)}"
         said = partial(numbers.score, metric), partial(numbers.on_axis, metric)
         drawn.append(_line(key + "v", title, scores, said, best, baseline))
-    losses = [(float(record.epoch), numbers.finite(record.train_loss)) for record in records]
+    losses = [(epoch, numbers.finite(record.train_loss)) for epoch, record in epochs]
     if any(value is not None for _, value in losses):
         drawn.append(_line(key + "l", f"{name}: training loss", losses, (numbers.short, numbers.short), best, None))
     return drawn
@@ -96,7 +97,7 @@ def epoch_rows(report: Report) -> Table:
     metric = "match" if report.before.quality is None else report.before.quality.metric
     table = Table(["Training", "Epoch", "Loss", "Validation", "Time"])
     best = [at for at, record in enumerate(report.history) if record.epoch == report.best_epoch]
-    records, table.note = texts.spread(report.history, MOST_EPOCHS, best[:MOST_PHASES])
+    records, table.note = texts.spread(report.history, MOST_EPOCHS, "epochs", best[:MOST_PHASES])
     for record in records:
         score, taken = numbers.score(metric, record.validation), numbers.seconds(record.seconds)
         loss = numbers.short(record.train_loss)
@@ -209,7 +210,7 @@ def point_rows(report: Report) -> Table:
     ]
     table = Table(columns)
     kept = [at for at, point in enumerate(report.frontier) if point.test is not None]
-    points, table.note = texts.spread(report.frontier, MOST_POINT_ROWS, kept[:10])
+    points, table.note = texts.spread(report.frontier, MOST_POINT_ROWS, "points", kept[:10])
     table.rows = [_point_row(point, metric) for point in points]
     return table
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pared.wording import in_points
@@ -12,17 +11,19 @@ _SPACE = "\N{NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
 _EXACT = 10**15
 """Counts from here on are told by their order alone."""
+_LARGEST = 1e100
+"""Sums and differences of such numbers are still within what a float holds."""
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float; None for what is no number, or none that can be drawn."""
+    """The value as a float; None for what is no number, or too large a one to draw."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else None  # NaN is not either
 
 
 def count(value: Any) -> str:

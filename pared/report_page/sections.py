@@ -13,7 +13,7 @@ from pared.reports import Goal, Latency, LayerReport, Measurement, Precision, Qu
 from pared.specs.targets import missed
 from pared.wording import metric_name
 
-MOST_LAYERS, MOST_CLASSES, MOST_ROWS, MOST_SENTENCES = 150, 60, 40, 30
+MOST_LAYERS, MOST_CLASSES, MOST_ROWS, MOST_SENTENCES = 150, 50, 30, 20
 """Rows of the tables of layers, of classes and of all others, and warnings."""
 
 _PRECISIONS: dict[Precision, str] = {"int8": "int8", "int8_weights": "int8 weights alone", "float32": "float32"}
@@ -106,7 +106,7 @@ def tiles(report: Report) -> Iterator[Tile]:
     yield Tile("File", factor(before.file_bytes, after.file_bytes, "smaller", "larger") or numbers.NOTHING,
                f"{numbers.size(before.file_bytes)} → {numbers.size(after.file_bytes)}")  # fmt: skip
     name, was, now = "Parameters", before.parameters, after.parameters
-    if was == now and before.nonzero_parameters != after.nonzero_parameters:
+    if was == now and after.nonzero_parameters < 0.95 * before.nonzero_parameters:
         name, was, now = "Non-zero parameters", before.nonzero_parameters, after.nonzero_parameters
     yield Tile(name, factor(was, now, "fewer", "more") or numbers.NOTHING,
                f"{numbers.short(was)} → {numbers.short(now)}")  # fmt: skip
@@ -218,9 +218,10 @@ def comparison_sentences(report: Report) -> Iterator[str]:
     metric = "accuracy" if report.after.quality is None else report.after.quality.metric
     difference = comparison.quality_difference
     ends = f"{numbers.change(metric, difference.low)} … {numbers.change(metric, difference.high)}"
+    chance = f"p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{numbers.probability(comparison.p_value)}"
     yield (
         f"The result differs by {numbers.change(metric, difference.value)} of test {metric_name(metric)} "
-        f"(95 % interval {ends}; {TESTS[comparison.test]}: p = {numbers.probability(comparison.p_value)})."
+        f"(95 % interval {ends}; {TESTS[comparison.test]}: {chance})."
     )
     if comparison.equal_predictions is not None:
         yield f"Both models answer {numbers.percent(comparison.equal_predictions, 2)} of the test samples alike."
@@ -300,7 +301,7 @@ def _layer_row(layer: LayerReport, largest: float) -> LayerRow:
         "; ".join(gone) or "as it was",
         "" if layer.precision is None else _PRECISIONS[layer.precision],
         "" if layer.sensitivity is None else numbers.short(layer.sensitivity),
-        texts.sentence(layer.reason, 200),
+        texts.sentence(layer.reason, 160),
     )
 
 

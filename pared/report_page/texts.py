@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-NAME, SENTENCE, PARAGRAPH = 100, 400, 2_000
+NAME, SENTENCE, PARAGRAPH = 80, 300, 2_000
 """Characters of what names something, of what says something in a row of a table, and of what stands alone."""
-SPEC = 20_000
+SPEC = 16_000
 """Characters of the spec as JSON."""
 
 _BETWEEN = " … "
@@ -31,20 +31,21 @@ def sentence(text: str | None, most: int = SENTENCE) -> str:
 
 
 def first(items: Sequence[T], most: int, what: str) -> tuple[Sequence[T], str]:
-    """The first items, and a sentence on how many are left out; the sentence is empty if none are."""
-    left = len(items) - most
-    return items[:most], f"{left:,} more {what} are left out here; the report as JSON has them all." if left > 0 else ""
+    """The first items, and a sentence on what is left out; it is empty if nothing is."""
+    return items[:most], _shown(most, len(items), what) if len(items) > most else ""
 
 
-def spread(items: Sequence[T], most: int, keep: Sequence[int] = ()) -> tuple[list[T], str]:
-    """Items from all over a list, with both ends and those at the places `keep`, and a sentence on what is left out."""
+def spread(items: Sequence[T], most: int, what: str, keep: Sequence[int] = ()) -> tuple[list[T], str]:
+    """Items from all over a list, with both ends and those at the places `keep`, and a sentence as of `first`."""
     if len(items) <= most:
         return list(items), ""
     places = {round(number * (len(items) - 1) / (most - 1)) for number in range(most)}
     chosen = sorted(places | {place for place in keep if 0 <= place < len(items)})
-    return [items[place] for place in chosen], (
-        f"{len(chosen):,} of {len(items):,} rows are shown; the report as JSON has them all."
-    )
+    return [items[place] for place in chosen], _shown(len(chosen), len(items), what)
+
+
+def _shown(some: int, of_all: int, what: str) -> str:
+    return f"{some:,} of {of_all:,} {what} are shown; the report as JSON has them all."
 
 
 def shape(lengths: Sequence[int]) -> str:
