@@ -141,6 +141,8 @@ def search_chart(report: Report) -> Chart | None:
             state: Symbol = "open" if point.met is None else "met" if point.met else "missed"
             mark = Mark(x(size), y(value), state, f"{words}, {said(value)}")
         chart.marks.append(mark)
+    for point, size in placed:  # over all others
+        value = numbers.finite(point.validation)
         if point.test is not None and value is not None:
             chart.marks.append(Mark(x(size), y(value), "result", "the result"))
     if baseline is not None:

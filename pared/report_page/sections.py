@@ -281,8 +281,9 @@ def _layer_row(layer: LayerReport, largest: float) -> LayerRow:
     left = numbers.share(now, was)
     gone = []
     if left is not None and left < 1:
-        units = "" if layer.removed_units is None else f" ({len(layer.removed_units):,} channels)"
-        gone.append(f"{numbers.percent(1 - left)} removed{units}")
+        units = len(layer.removed_units or ())
+        channels = f" ({units:,} channel{'s' if units > 1 else ''})" if units else ""
+        gone.append(f"{numbers.percent(1 - left)} removed{channels}")
     elif left is not None and left > 1:
         gone.append(f"{numbers.percent(left - 1)} more")
     if layer.sparsity > 0:

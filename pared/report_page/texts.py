@@ -13,6 +13,8 @@ NAME, SENTENCE, PARAGRAPH = 80, 300, 2_000
 SPEC = 16_000
 """Characters of the spec as JSON."""
 
+_ONE_LINE = 24
+"""Characters of a shape that a line may not break."""
 _BETWEEN = " … "
 
 
@@ -49,8 +51,9 @@ def _shown(some: int, of_all: int, what: str) -> str:
 
 
 def shape(lengths: Sequence[int]) -> str:
-    """64 × 32 × 3 × 3."""
-    return name(" × ".join(f"{length}" if abs(length) < 10**12 else "…" for length in lengths[:12])) or "scalar"
+    """64 × 32 × 3 × 3, on one line unless it is long."""
+    text = name(" × ".join(f"{length}" if abs(length) < 10**12 else "…" for length in lengths[:12])) or "scalar"
+    return text if len(text) > _ONE_LINE else text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def spec_json(spec: Any) -> tuple[str, str]:

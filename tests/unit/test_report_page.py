@@ -97,7 +97,7 @@ def test_a_page_is_balanced_and_needs_nothing_else(page: Page):
 
 def test_the_page_says_what_the_report_says(name: str, page: Page):
     values = stored(name)
-    text = " ".join(page.text.split())
+    text = " ".join(page.text.split())  # no-break spaces too
     goal = values["goal"] or {"sentence": "", "status": ""}
     assert text.index(values["verdict"].removeprefix(goal["sentence"]).strip()) < text.index("Before and after")
     assert goal["sentence"] in text
