@@ -22,8 +22,11 @@ STYLE = (_FOLDER / "style.css").read_text(encoding="utf-8")
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _IN_FILE = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
 """The policy that the page itself names, which also holds where it was saved: its own style, and nothing else."""
-CONTENT_SECURITY_POLICY = f"{_IN_FILE}; frame-ancestors 'none'; sandbox"
-"""The policy for the header of an answer, which can ask for more."""
+CONTENT_SECURITY_POLICY = f"{_IN_FILE}; frame-ancestors 'none'"
+"""The policy for the header of an answer, which can ask for more.
+
+It is without `sandbox`: by the HTML standard such a page is not shown under our Cross-Origin-Opener-Policy.
+"""
 
 
 def render(report: Report) -> str:
