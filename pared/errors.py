@@ -73,6 +73,12 @@ class NotFound(ParedError):
     code, title, status = "not-found", "Not found", 404
 
 
+class NotAcceptable(ParedError):
+    """There is no such representation of this."""
+
+    code, title, status = "not-acceptable", "Not to be had in this form", 406
+
+
 class Conflict(ParedError):
     """The thing exists but is in a state that does not allow this."""
 

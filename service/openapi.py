@@ -177,6 +177,7 @@ _REASONS = {
     401: "An API key is needed, or the one sent does not work.",
     403: "The request comes from another web site, or with a key that does not allow this.",
     404: "There is no such thing, or it belongs to another owner.",
+    406: "It is not to be had in the form that `Accept` asks for.",
     409: "Not possible in this state, or not on the device that is asked for; the detail says which.",
     412: "`If-Match` names another version of the file, or `Tus-Resumable` another one of tus.",
     413: "More bytes than this server takes.",

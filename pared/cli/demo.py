@@ -100,7 +100,7 @@ def _show(client: Client, directory: Path, console: Console) -> None:
     _headline(console, "What came of it")
     for line in _conclusions(pruned, distilled):
         console.print(f"  {line}")
-    console.print(f"\n  The files and their reports (JSON): {directory}", soft_wrap=True)
+    console.print(f"\n  The files and their reports (JSON, and pages for a browser): {directory}", soft_wrap=True)
     for name in ("digits_cnn.pt", "pruned.pt", "distilled.pt"):
         console.print(f"  {(directory / name).stat().st_size:>9,} bytes  {name}")
 
@@ -119,6 +119,7 @@ def _finish(job: Job, directory: Path, name: str, console: Console) -> Report:
     job.download(directory / f"{name}.pt")
     report = job.report()
     (directory / f"{name}.report.json").write_text(report.model_dump_json(indent=2))
+    (directory / f"{name}.report.html").write_text(report.to_html())
     console.print()
     console.print(report)
     return report

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
+import webbrowser
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -155,14 +157,41 @@ def download_job(
     exit_if_incomplete(job, paths)
 
 
-def report(job_id: JobId, as_json: AsJson = False) -> None:
-    """Print the before/after report of a job."""
+def report(
+    job_id: JobId,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write it as a page, one file to read, print and pass on."),
+    ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show it as a page in the browser; without --html from a temporary file.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the before/after report of a job, or write it as an HTML page."""
+    check_writable([] if html is None else [html])
     with Client() as client:
         job_report = client.jobs.get(job_id).report()
+    page = _page_file(job_id, html) if html or open_page else None
+    if page:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(job_report.to_html(), encoding="utf-8")
     if as_json:
         print_json(job_report.model_dump(mode="json"))
+    elif page:
+        list_files([page])
     else:
         out.print(job_report)
+    if page and open_page and not webbrowser.open(page.absolute().as_uri()):
+        say(f"no browser could be started; open {page} yourself")
+        raise typer.Exit(FAILED)
+
+
+def _page_file(job_id: str, named: Path | None) -> Path:
+    """Where the page goes: the file that was named, or one in a folder of its own that only this user can read."""
+    if named is None:
+        return Path(tempfile.mkdtemp(prefix="pared-")) / "report.html"
+    return named / f"{job_id}.html" if named.is_dir() else named
 
 
 def submit_and_follow(client: Client, spec: dict[str, Any], output: list[Path] | None, *, as_json: bool) -> None:

@@ -11,15 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pared import reports
+from pared.report_words import RUNTIMES, TESTS, factor, latency_change
 from pared.reports import Latency, Measurement, PlannedStep, Quality, Size, StepReport
 from pared.terminal import plain_console
 from pared.wording import in_points, metric_name, shortened
-
-_TESTS = {
-    "mcnemar": "McNemar's exact test",
-    "paired_t": "paired t-test",
-    "jackknife_t": "t-test of the samples' pseudo-values",
-}
 
 
 class Report(reports.Report):
@@ -28,6 +23,12 @@ class Report(reports.Report):
     def __str__(self) -> str:
         """The table as plain text."""
         return _as_text(self)
+
+    def to_html(self) -> str:
+        """The report as one HTML page that needs no other file, for people who were not there."""
+        from pared.report_page import render
+
+        return render(self)
 
     def __rich__(self) -> RenderableType:
         """The verdict, the table, and what to know when reading it."""
@@ -48,7 +49,7 @@ class Report(reports.Report):
             metric = "accuracy" if self.after.quality is None else self.after.quality.metric
             name = "points" if in_points(metric) else metric_name(metric)
             unit = 100.0 if in_points(metric) else 1.0
-            test = _TESTS[self.comparison.test]
+            test = TESTS[self.comparison.test]
             yield (
                 f"\nOn the test split: {difference.value * unit:+.2f} {name} "
                 f"(95 % CI {difference.low * unit:+.2f} … {difference.high * unit:+.2f}; "
@@ -68,8 +69,7 @@ class Report(reports.Report):
                 if names and len(names) < whole:
                     yield f"With {words}: {shortened(names, 20)}"
         if self.runtime:
-            names_of = {"onnxruntime": "ONNX Runtime", "torch": "torch"}
-            yield f"Latency and quality were measured in {names_of[self.runtime]}, beside the float32 model."
+            yield f"Latency and quality were measured in {RUNTIMES[self.runtime]}, beside the float32 model."
         if self.frontier:
             yield f"The {len(self.frontier)} points that the search for the goal tried: frontier.csv"
         for warning in self.warnings:
@@ -171,22 +171,13 @@ def _rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, s
 
 
 def _count(name: str, before: int, after: int) -> tuple[str, str, str, str]:
-    return name, f"{before:,}", f"{after:,}", _factor(before, after, "smaller", "larger")
+    return name, f"{before:,}", f"{after:,}", factor(before, after, "smaller", "larger")
 
 
 def _latency(before: Latency, after: Latency) -> tuple[str, str, str, str]:
-    change = _factor(before.p50_ms, after.p50_ms, "faster", "slower")
-    # Within the spread of the runs themselves, a factor would be a figure without a meaning.
-    if abs(after.p50_ms - before.p50_ms) <= max(before.noise * before.p50_ms, after.noise * after.p50_ms):
-        change = "within noise"
+    change = latency_change(before, after)
     where = " on the GPU" if before.device == "cuda" else ""
     return f"latency at batch {before.batch_size}{where}, ms", f"{before.p50_ms:.3g}", f"{after.p50_ms:.3g}", change
-
-
-def _factor(before: float, after: float, less: str, more: str) -> str:
-    if before == after or not before or not after:
-        return "same" if before == after else ""
-    return f"{before / after:.2f}× {less}" if after < before else f"{after / before:.2f}× {more}"
 
 
 def _quality(quality: Quality) -> str:

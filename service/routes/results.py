@@ -8,13 +8,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
 from sqlalchemy import select
 
-from pared.errors import Conflict, NotFound, NotReady, ParedError
+from pared.errors import Conflict, NotAcceptable, NotFound, NotReady, ParedError
 from pared.job_types import ListedReport
+from pared.report_page import CONTENT_SECURITY_POLICY, render
+from pared.reports import Report
 from pared.state.session import to_json
 from pared.state.tables import Artifact, Job, JobEvent
 from pared.statuses import ENDED
+from service.accept import prefers
 from service.dependencies import OwnedJob, PartsOf
 from service.downloads import attachment, file_response
 from service.etags import client_has, weak_tag
@@ -38,6 +42,11 @@ EXAMPLE_REPORT = {
     "after": {"parameters": 15303, "nonzero_parameters": 15303, "file_bytes": 70112, "compressed_bytes": 64021},
     "failed_outputs": [],
 }
+_REPORT_ANSWERS = answers(200, EXAMPLE_REPORT, 404, 406, 409) | UNCHANGED
+_REPORT_ANSWERS[200]["content"]["text/html"] = {
+    "schema": {"type": "string"},
+    "example": '<!DOCTYPE html>\n<html lang="en">\n<head>\n<title>pared: prune report</title>\n…',
+}
 
 
 @router.get(
@@ -45,18 +54,26 @@ EXAMPLE_REPORT = {
     response_model=ListedReport,
     summary="Read a job's report",
     description="What was gained and lost, measured on the files themselves. Until the job has succeeded: 409, with "
-    "`Retry-After` while it still may, and with the job's own error if it failed.",
-    responses=answers(200, EXAMPLE_REPORT, 404, 409) | UNCHANGED,
+    "`Retry-After` while it still may, and with the job's own error if it failed.\n\n"
+    "It is JSON, or with `Accept: text/html`, as browsers send it, one page to read, print and pass on: a file of less "
+    "than 1 MB that loads nothing and runs no script. Huge reports are summed up there; the JSON has all of them.",
+    responses=_REPORT_ANSWERS,
 )
 def get_report(request: Request, parts: PartsOf, job: OwnedJob) -> Response:
-    """The report as the worker wrote it."""
+    """The report as the worker wrote it, or a page made of it."""
     _must_have_succeeded(job)
     with parts.sessions() as session:
-        content = to_json(session.scalar(select(Job.report).where(Job.id == job.id))).encode()
-    headers = {"ETag": weak_tag(content), "Cache-Control": "no-cache"}
+        report = session.scalar(select(Job.report).where(Job.id == job.id))
+    headers = {"Cache-Control": "no-cache", "Vary": "Accept"}
+    if prefers(request, "text/html", "application/json"):
+        media_type, content = "text/html", _page(report).encode()
+        headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    else:
+        media_type, content = "application/json", to_json(report).encode()
+    headers["ETag"] = weak_tag(content)
     if client_has(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return Response(content, media_type="application/json", headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
 
 
 @router.get(
@@ -122,6 +139,13 @@ def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str
         _must_have_succeeded(job)
         raise NotFound(f"The job has no file {name}; it has {', '.join(row.name for row in rows) or 'none'}.")
     return file_response(request, parts, row)
+
+
+def _page(report: Any) -> str:
+    try:
+        return render(Report.model_validate(report))
+    except ValidationError as error:  # of another type of job, or of an earlier version
+        raise NotAcceptable("This report cannot be shown as a page. Ask for `Accept: application/json`.") from error
 
 
 def _must_have_succeeded(job: Job) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from pared.compression.loading.inspection import LITTLE
-from pared.reports import Comparison, FailedOutput, Latency, LayerReport, Measurement, Precision, Quality, Size
+from pared.report_words import speed
+from pared.reports import Comparison, FailedOutput, LayerReport, Measurement, Precision, Quality, Size
 from pared.specs import PHYSICAL, Granularity, Target
 from pared.wording import in_points, metric_name, shortened
 
@@ -170,7 +170,7 @@ def warnings_of(
         slower = [
             f"batch {b.batch_size}"
             for b, a in zip(before.latency, after.latency, strict=True)
-            if _speed(b, a) == "slower"
+            if speed(b, a) == "slower"
         ]
         if slower:
             notes.append(f"Latency got worse at {' and '.join(slower)}.")
@@ -260,14 +260,7 @@ def _latency(before: Measurement, after: Measurement) -> str:
         "faster": f"{_times(ratio)} faster {place}",
         "slower": f"{_times(1 / ratio)} slower {place}",
         "same": f"latency {place} unchanged within noise",
-    }[_speed(first, second)]
-
-
-def _speed(before: Latency, after: Latency) -> Literal["faster", "slower", "same"]:
-    """A change counts only where it exceeds the spread of the runs, and 5 %."""
-    ratio = before.p50_ms / after.p50_ms
-    margin = 1 + max(before.noise, after.noise, 0.05)
-    return "faster" if ratio > margin else "slower" if ratio < 1 / margin else "same"
+    }[speed(first, second)]
 
 
 def _quality(before: Measurement, after: Measurement, comparison: Comparison | None) -> str:

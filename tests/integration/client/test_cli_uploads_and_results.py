@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pared import client as pared_client
 from tests.support.forks import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Answer, Scripted
@@ -136,3 +137,35 @@ def test_logs_end_with_the_error_of_a_job_that_failed(server: Scripted, folder: 
         ["metric", "retrain, step 3: train_loss not finite"],
         ["done", "failed (diverged): Lower [lr]."],
     ]
+
+
+def test_a_report_is_written_as_a_page_and_opened(server: Scripted, tmp_path: Path) -> None:
+    report = json.loads((Path(__file__).parents[2] / "support/reports/infeasible.json").read_text())
+    job, answer = Answer(body=JOB | {"status": "succeeded"}), Answer(body=report)
+    page = pared_client.Report.model_validate(report).to_html()
+
+    as_json = asked(server, tmp_path, "report job_1 --json --html .", job, answer)
+    assert json.loads(as_json.stdout) == report, as_json.stderr
+    assert (tmp_path / "job_1.html").read_text() == page
+    refused = asked(server, tmp_path, "report job_1 --html job_1.html/out.html")
+    assert (refused.returncode, "cannot be written" in refused.stderr) == (2, True)
+
+    browser = tmp_path / "browser"
+    browser.write_text('#!/bin/sh\necho "$1" > "$(dirname "$0")/opened"\nexit "$(cat "$(dirname "$0")/exit")"\n')
+    browser.chmod(0o755)
+    env = {"PARED_URL": server.url, "BROWSER": f"{browser} %s", "PATH": "/usr/bin:/bin", "DISPLAY": ""}
+    (tmp_path / "exit").write_text("0")
+    server.say(job, answer, job, answer)
+    opened = pared(tmp_path, "report job_1 --html new/out.html --open", **env)
+    assert (opened.returncode, opened.stdout) == (0, f"new/out.html ({len(page.encode()):,} bytes)\n"), opened.stderr
+    assert (tmp_path / "opened").read_text() == f"file://{tmp_path}/new/out.html\n"
+    assert (tmp_path / "new/out.html").read_text() == page
+
+    (tmp_path / "exit").write_text("3")
+    unseen = pared(tmp_path, "report job_1 --open", **env)
+    file = Path((tmp_path / "opened").read_text().strip().removeprefix("file://"))
+    assert (unseen.returncode, file.read_text()) == (1, page)
+    assert file.parent.stat().st_mode & 0o077 == 0
+    assert f"no browser could be started; open {file} yourself" in unseen.stderr
+    file.unlink()
+    file.parent.rmdir()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 
+import pared
 from pared.state.events import add_events
 from pared.state.tables import Artifact
 from tests.integration.service.conftest import Api
 from tests.support.campaign import counted
 
+REPORTS = Path(__file__).parents[2] / "support/reports"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 CONTENT = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
@@ -148,6 +153,57 @@ def test_a_report_is_the_workers_words(api: Api, job: dict):
     assert api.get(job["links"]["report"], headers={"if-none-match": answer.headers["etag"]}).status_code == 304
     assert job["result"]["verdict"] == "2× smaller"
     assert api.get(f"{job['links']['artifacts']}/absent").status_code == 404
+
+
+@pytest.fixture(scope="module")
+def reported(api: Api) -> str:
+    """The path of a real job's report."""
+    job = api.submit()
+    api.finish(job["id"], report=json.loads((REPORTS / "search.json").read_text()))
+    return job["links"]["report"]
+
+
+def test_a_report_is_a_page_to_who_asks_for_one(api: Api, reported: str):
+    as_json, page = api.get(reported), api.get(reported, headers={"accept": BROWSER})
+    assert as_json.headers["content-type"] == "application/json"
+    assert as_json.json() == json.loads((REPORTS / "search.json").read_text())
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.text == pared.Report.model_validate(as_json.json()).to_html()
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    for accept, answer in (("*/*", as_json), (BROWSER, page)):
+        assert answer.headers["vary"] == "Accept"
+        kept = {"accept": accept, "if-none-match": answer.headers["etag"]}
+        assert api.get(reported, headers=kept).status_code == 304
+    other = {"accept": BROWSER, "if-none-match": as_json.headers["etag"]}
+    assert api.get(reported, headers=other).status_code == 200  # a cache that mixed them up would show JSON
+
+
+def test_json_is_what_who_has_no_wish_gets(api: Api, reported: str):
+    pages = ["text/html", "TEXT/HTML;q=0.1", "text/*", "text/html;level=1;q=0.9, */*;q=0.8", "application/json;q=0,*/*"]
+    for accept in pages:
+        kind = api.get(reported, headers={"accept": accept}).headers["content-type"]
+        assert kind == "text/html; charset=utf-8", accept
+    for accept in (
+        "",
+        "*/*",
+        "application/json",
+        "text/html, application/json",
+        "text/html;q=0.5, */*",
+        "text/html;q=0",
+        "image/png",
+        "text/html;q=x;q=0.2, application/*;q=0.3",
+        ",;,/;q=2,text/html q=1",
+    ):
+        assert api.get(reported, headers={"accept": accept}).headers["content-type"] == "application/json", accept
+
+
+def test_a_report_of_another_version_is_no_page(api: Api, job: dict):
+    answer = api.get(job["links"]["report"], headers={"accept": BROWSER})
+    assert (answer.status_code, answer.json()["type"]) == (406, "/problems/not-acceptable")
+    assert "application/json" in answer.json()["detail"]
 
 
 def test_a_job_names_the_formats_that_it_could_not_write(api: Api, job: dict):

@@ -1,0 +1,44 @@
+"""Words in which reports are shown, in terminals and on pages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pared.reports import Latency
+
+TESTS = {
+    "mcnemar": "McNemar's exact test",
+    "paired_t": "paired t-test",
+    "jackknife_t": "t-test of the samples' pseudo-values",
+}
+"""What a comparison's tests are called."""
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "torch"}
+"""What ran a quantized file."""
+
+
+def factor(before: float, after: float, less: str, more: str) -> str:
+    """How much less or more there is than before: 4.17× smaller; empty where that cannot be said."""
+    if before == after or not before or not after:
+        return "same" if before == after else ""
+    try:
+        times = before / after if after < before else after / before
+    except OverflowError:
+        return ""
+    if not times < 1e9:  # NaN neither
+        return ""
+    return f"{times:.2f}× {less if after < before else more}"
+
+
+def speed(before: Latency, after: Latency) -> Literal["faster", "slower", "same"]:
+    """Whether the median changed: by more than the spread of the runs, and by more than 5 %."""
+    margin = 1 + max(before.noise, after.noise, 0.05)
+    if before.p50_ms > margin * after.p50_ms:
+        return "faster"
+    return "slower" if after.p50_ms > margin * before.p50_ms else "same"
+
+
+def latency_change(before: Latency, after: Latency) -> str:
+    """How much faster or slower the median is; within the spread a factor would be a figure without a meaning."""
+    if speed(before, after) == "same":
+        return "within noise"
+    return factor(before.p50_ms, after.p50_ms, "faster", "slower")
