@@ -17,7 +17,7 @@ from pared.errors import OverLimit
 from pared.job_types import BY_SPEC, LISTED
 from pared.specs import PlanSpec
 from pared.state.settings import Settings
-from pared.state.tables import Dataset, Job, Model, PartialUpload, db_now
+from pared.state.tables import Dataset, Job, Model, PartialUpload, Webhook, db_now
 from pared.statuses import ENDED, HELD
 
 PLAN = BY_SPEC[PlanSpec].name
@@ -36,7 +36,7 @@ class Limit:
     """The field of `Settings`."""
     of: Literal["owner", "request", "upload", "job"]
     """What the number is for, each by itself."""
-    unit: Literal["jobs", "plans", "uploads", "bytes", "requests a second", "streams", "seconds"]
+    unit: Literal["jobs", "plans", "uploads", "bytes", "requests a second", "streams", "webhooks", "seconds"]
     meaning: str
     used: Used | None = None
     """None: it is not counted in the database."""
@@ -90,6 +90,10 @@ def _on_their_way(owner: str) -> tuple[ColumnElement[bool], ...]:
 
 def _unfinished(session: Session, owner: str, settings: Settings) -> int:
     return session.scalar(select(func.count()).select_from(PartialUpload).where(*_on_their_way(owner))) or 0
+
+
+def _webhooks(session: Session, owner: str, settings: Settings) -> int:
+    return session.scalar(select(func.count()).select_from(Webhook).where(Webhook.owner == owner)) or 0
 
 
 def _deleted(session: Session, owner: str, settings: Settings) -> int:
@@ -155,6 +159,7 @@ BYTES_STORED = Limit(
     "Uploads and results together. Deleted uploads may take up so much again until their bytes are collected.",
     _stored,
 )
+WEBHOOKS = Limit("webhooks", "max_webhooks", "owner", "webhooks", "Webhooks that are there at once.", _webhooks)
 REQUESTS = Limit(
     "requests_per_second",
     "max_requests_per_s",
@@ -172,6 +177,7 @@ LIMITS = (
     UPLOADS_INSPECTING,
     UPLOADS_UNFINISHED,
     BYTES_STORED,
+    WEBHOOKS,
     REQUESTS,
     STREAMS,
     Limit("upload_bytes", "max_upload_bytes", "upload", "bytes", "The largest upload.", may_be_off=False),
@@ -199,7 +205,15 @@ LIMITS = (
 )
 """Every limit that `GET /v1/limits` and `pared limits` show."""
 
-RETRY_AFTER_S = {"jobs": 30, "plans": 2, "uploads": 5, "bytes": 60, "requests a second": 1, "streams": 5}
+RETRY_AFTER_S = {
+    "jobs": 30,
+    "plans": 2,
+    "uploads": 5,
+    "bytes": 60,
+    "requests a second": 1,
+    "streams": 5,
+    "webhooks": 60,
+}
 """When trying again may help, by what is counted."""
 
 
@@ -249,4 +263,5 @@ _UNFINISHED = {
     PLANS_WAITING.name: "are not made yet",
     UPLOADS_INSPECTING.name: "are not inspected yet",
     UPLOADS_UNFINISHED.name: "are not finished",
+    WEBHOOKS.name: "are there",
 }
