@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,6 +171,45 @@ def test_the_signature_is_that_of_the_standard(monkeypatch: pytest.MonkeyPatch):
     assert Verifier(secret).verify(body, headers) == json.loads(body)
     with pytest.raises(WebhookVerificationError):
         Verifier(secret).verify(body + " ", headers)
+
+
+PAGE = (Path(__file__).parents[3] / "docs/webhooks.md").read_text()
+
+
+def signed(body: bytes, *, at: int | None = None) -> tuple[str, dict[str, str], bytes]:
+    """A secret, headers and a body, as a receiver has them."""
+    secret, at = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", at or int(time.time())
+    signature = sign(secret, "dlv_1", at, body.decode())
+    headers = {"webhook-id": "dlv_1", "webhook-timestamp": str(at), "webhook-signature": f"v1,bm8= {signature}"}
+    return secret, headers, body
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_the_python_of_the_page_takes_what_is_signed_and_nothing_else(code: str):
+    names: dict[str, Any] = {}
+    exec(code, names)
+    secret, headers, body = signed(b'{"type":"webhook.test"}')
+    assert names["notice_of"](secret, headers, body) == {"type": "webhook.test"}
+    for wrong in (
+        (secret, headers, b"{}"),
+        (secret[:-4] + "BBBB", headers, body),
+        signed(body, at=int(time.time()) - 400),
+    ):
+        with pytest.raises((ValueError, WebhookVerificationError)):
+            names["notice_of"](*wrong)
+
+
+def test_the_javascript_of_the_page_takes_what_is_signed_and_nothing_else():
+    if shutil.which("node") is None:
+        pytest.skip("there is no node here")
+    [code] = re.findall(r"```js\n(.*?)```", PAGE, re.DOTALL)
+    secret, headers, body = signed(b'{"type":"webhook.test"}')
+    cases = [(secret, headers, body), (secret, headers, b"{}"), signed(body, at=int(time.time()) - 400)]
+    asked = json.dumps([(secret, headers, body.decode()) for secret, headers, body in cases])
+    code += f"for (const [s, h, b] of {asked}) try {{ console.log(noticeOf(s, h, Buffer.from(b)).type) }} "
+    code += "catch (error) { console.log(error.message) }"
+    printed = subprocess.run(["node", "-e", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert printed == ["webhook.test", "the signature is not the service's", "the notice is old"]
 
 
 def test_the_command_line_makes_tries_lists_replays_and_removes_them(

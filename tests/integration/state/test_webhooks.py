@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import TextClause, func, select, text, update
 
 from pared.errors import Conflict, NotFound, OverLimit
 from pared.specs import InspectSpec
@@ -227,6 +228,27 @@ def test_a_claim_is_one_senders_until_it_runs_out_and_a_late_answer_changes_noth
         with sessions.begin() as session:
             assert webhooks.settle(session, claimed, GOOD) == status
     assert (first.id, first.body) == (second.id, second.body)
+
+
+def test_a_job_ends_while_its_webhook_is_being_deleted(sessions, settings, hook):
+    job_id = []
+    with sessions.begin() as session:
+        session.delete(session.get_one(Webhook, hook.id))
+        session.flush()
+        ending = threading.Thread(target=lambda: job_id.append(ended(sessions, "canceled")))
+        ending.start()
+        if settings.database_url:
+            waits = text("select count(*) from pg_locks where not granted")
+            wait_for(lambda: _count(sessions, waits), "the job's end waits for the webhook", every_s=0.02)
+    ending.join(60)
+    with sessions() as session:
+        assert session.get_one(Job, job_id[0]).status == "canceled"
+    assert owed(sessions) == []
+
+
+def _count(sessions: Sessions, query: TextClause) -> int:
+    with sessions() as session:
+        return session.scalar(query)
 
 
 def test_nothing_is_sent_for_an_owner_who_is_disabled(sessions, hook):
