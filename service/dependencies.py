@@ -27,6 +27,7 @@ from service.admission import Admission
 from service.changes import Changes
 from service.dispatcher import Dispatcher
 from service.origins import from_this_machine
+from service.public_addresses import Resolver
 from service.verified_objects import VerifiedObjects
 from service.webhook_sender import WebhookSender
 
@@ -49,6 +50,8 @@ class Parts:
     changes: Changes
     partial: PartialUploads
     webhooks: WebhookSender
+    resolver: Resolver
+    """For webhooks that are being made."""
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -61,9 +64,19 @@ def build_parts(settings: Settings) -> Parts:
     admission = Admission(sessions, settings)
     changes = Changes(sessions, settings.max_open_streams)
     partial = PartialUploads(sessions, store, settings)
-    webhooks = WebhookSender(sessions, settings)
-    verified = VerifiedObjects(store)
-    return Parts(settings, sessions, store, verified, queue, dispatcher, admission, changes, partial, webhooks)
+    return Parts(
+        settings,
+        sessions,
+        store,
+        VerifiedObjects(store),
+        queue,
+        dispatcher,
+        admission,
+        changes,
+        partial,
+        WebhookSender(sessions, settings),
+        Resolver(allow_private=settings.allow_private_webhooks, most=32),
+    )
 
 
 async def parts_of(request: Request) -> Parts:

@@ -22,6 +22,8 @@ _MAPPED, _NAT64, _6TO4 = ip_network("::ffff:0:0/96"), ip_network("64:ff9b::/96")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 """The third quarter of an address whose last one is an IPv4 address."""
 
+LOOK_UP_S = 5.0
+
 
 class NotReachable(Exception):
     """The host has no address that may be asked; the text says why."""
@@ -48,45 +50,60 @@ def _inside(address: IPv6Address) -> IPv4Address | None:
     return IPv4Address(number >> 80 & 0xFFFFFFFF) if address in _6TO4 else None
 
 
-async def addresses_of(host: str, port: int, *, allow_private: bool) -> list[str]:
-    """The addresses of a host, of which the caller connects to one as it stands here, without asking again.
+class Resolver:
+    """Looks names up, and takes none that is not public, unless all are allowed."""
 
-    Raises:
-        NotReachable: it has none, or one that is not public, though only these may be asked.
-    """
-    try:
-        found = await _look_up(host, port)
-    except OSError as error:
-        raise NotReachable(f"{host} has no address: {error.strerror or error}") from None
-    except UnicodeError:
-        raise NotReachable(f"{host[:100]} is no name of a host") from None
-    refused = [] if allow_private else [address for address in found if not is_public(address)]
-    if refused:
-        raise NotReachable(
-            f"{host} is {refused[0]}, which is not a public address. Whoever runs this server can allow these with "
-            "PARED_ALLOW_PRIVATE_WEBHOOKS=1"
-        )
-    return found
+    def __init__(self, *, allow_private: bool, most: int) -> None:
+        """Args: most: look-ups at once; a name server that does not answer holds one for half a minute."""
+        self._allow_private = allow_private
+        self._places = threading.BoundedSemaphore(most)
 
+    async def addresses_of(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, of which the caller connects to one as it stands here, without asking again.
 
-async def _look_up(host: str, port: int) -> list[str]:
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[str]] = loop.create_future()
-
-    def tell(found: list[str] | None, error: Exception | None) -> None:
-        if not answer.done():
-            answer.set_result(found or []) if error is None else answer.set_exception(error)
-
-    def ask() -> None:
-        found, failure = None, None
+        Raises:
+            NotReachable: it has none, or one that is not public, though only these may be asked.
+        """
         try:
-            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found = list(dict.fromkeys(str(row[4][0]) for row in rows))
-        except (OSError, UnicodeError, ValueError) as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
-            loop.call_soon_threadsafe(tell, found, failure)
+            async with asyncio.timeout(LOOK_UP_S):
+                found = await self._look_up(host, port)
+        except TimeoutError:
+            raise NotReachable(f"no name server says within {LOOK_UP_S:g} seconds which address {host} has") from None
+        except OSError as error:
+            raise NotReachable(f"{host} has no address: {error.strerror or error}") from None
+        except ValueError:
+            raise NotReachable(f"{host[:100]} is no name of a host") from None
+        refused = [] if self._allow_private else [address for address in found if not is_public(address)]
+        if refused:
+            raise NotReachable(
+                f"{host} is {refused[0]}, which is not a public address. Whoever runs this server can allow these "
+                "with PARED_ALLOW_PRIVATE_WEBHOOKS=1"
+            )
+        return found
 
-    # A thread of its own, that nobody waits for: a name server that does not answer holds it for half a minute.
-    threading.Thread(target=ask, name="look-up", daemon=True).start()
-    return await answer
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        if not self._places.acquire(blocking=False):
+            raise NotReachable("too many names are being looked up; try again in a minute")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[str]] = loop.create_future()
+
+        def tell(found: list[str], error: Exception | None) -> None:
+            if not answer.done():
+                answer.set_result(found) if error is None else answer.set_exception(error)
+
+        def ask() -> None:
+            found: list[str] = []
+            failure: Exception | None = None
+            try:
+                rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = list(dict.fromkeys(str(row[4][0]) for row in rows))
+            except (OSError, ValueError) as error:
+                failure = error
+            finally:
+                self._places.release()
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(tell, found, failure)
+
+        # A thread of its own, which nobody waits for: the C library's look-up cannot be broken off.
+        threading.Thread(target=ask, name="look-up", daemon=True).start()
+        return await answer

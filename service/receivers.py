@@ -11,16 +11,20 @@ from typing import Any
 
 import httpcore
 import httpx
+import structlog
 
 import pared
 from pared.state.webhooks import Claimed, Outcome, sign
-from service.public_addresses import NotReachable, addresses_of
+from service.public_addresses import NotReachable, Resolver
 
 TIME_LIMIT_S = 10.0
 """For one attempt, from the look-up of the name to the end of the answer."""
 MAX_ANSWER_BYTES = 64 << 10
 """Of all that a receiver sends, its headers too."""
+_LOOK_UPS = 256
 _URL_CHARACTERS = 2000
+
+log = structlog.get_logger()
 
 
 def checked_url(text: str) -> httpx.URL:
@@ -45,7 +49,7 @@ class Receivers:
 
     def __init__(self, *, allow_private: bool, time_limit_s: float = TIME_LIMIT_S) -> None:
         """Args: allow_private: whether loopback and private networks may be asked too."""
-        self._backend = _CheckedAddresses(allow_private=allow_private)
+        self._backend = _CheckedAddresses(Resolver(allow_private=allow_private, most=_LOOK_UPS))
         self._time_limit_s = time_limit_s
 
     async def send(self, claimed: Claimed) -> Outcome:
@@ -63,6 +67,10 @@ class Receivers:
             problem = str(error)
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ssl.SSLError) as error:
             problem = _in_words(error)
+        except Exception:
+            # Ours, and no reason to try it each minute for as long as it is there.
+            log.exception("webhook_not_sent", delivery=claimed.id)
+            problem = "It could not be sent: this is a fault of the service"
         if status is not None:
             # Whoever answers 2xx has it, however the rest of the answer comes.
             problem = None if 200 <= status < 300 else f"It answered with status {status}{_advice(status)}"
@@ -82,8 +90,8 @@ class Receivers:
 class _CheckedAddresses(httpcore.AsyncNetworkBackend):
     """Looks a host up once, checks what it found, and connects to just that. TLS still checks the host's name."""
 
-    def __init__(self, *, allow_private: bool) -> None:
-        self._allow_private, self._inner = allow_private, httpcore.AnyIOBackend()
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver, self._inner = resolver, httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -94,7 +102,7 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         failure: Exception = NotReachable(f"{host} has no address")
-        for address in await addresses_of(host, port, allow_private=self._allow_private):
+        for address in await self._resolver.addresses_of(host, port):
             try:
                 return _Bounded(await self._inner.connect_tcp(address, port, timeout, local_address, socket_options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:

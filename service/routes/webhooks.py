@@ -19,7 +19,7 @@ from service.json_bodies import json_body, object_in
 from service.openapi import JOB_ID, answers, page
 from service.pagination import After, Limit, json_page
 from service.problems import invalid
-from service.public_addresses import NotReachable, addresses_of
+from service.public_addresses import NotReachable
 from service.receivers import checked_url
 from service.schemas import Links, Page, timestamp
 
@@ -152,7 +152,7 @@ async def post_webhook(
     url = checked_url(asked.url)
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
-        await addresses_of(url.raw_host.decode(), port, allow_private=parts.settings.allow_private_webhooks)
+        await parts.resolver.addresses_of(url.raw_host.decode(), port)
     except NotReachable as error:
         raise ValidationError(f"/url {error}.", errors=[{"pointer": "/url", "detail": str(error)}]) from None
     made = await run_in_threadpool(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 
 import httpcore
 import pytest
 
 from pared.state.webhooks import Claimed, Outcome
-from service.public_addresses import is_public
+from service import public_addresses
+from service.public_addresses import Resolver, is_public
 from service.receivers import Receivers, checked_url
 
 PRIVATE = [
@@ -93,6 +95,30 @@ def test_a_name_is_looked_up_once_an_attempt_and_connected_to_as_it_was_checked(
     assert (asked, connected) == (["rebound.example"], ["8.8.8.8", "2606:4700::1111"])
     assert "not a public address" in sent_to("https://rebound.example/").problem
     assert len(connected) == 2
+
+
+def test_name_servers_that_do_not_answer_take_up_so_many_threads_and_no_more(connected, monkeypatch):
+    silent = threading.Event()
+
+    def getaddrinfo(host, port, *args, **kwargs):
+        if host == "silent.example":
+            silent.wait(60)
+        return [(0, 0, 0, "", ("8.8.8.8", port))]
+
+    async def look_up() -> list[str]:
+        resolver = Resolver(allow_private=False, most=3)
+        said = await asyncio.gather(
+            *(resolver.addresses_of(host, 1) for host in ["silent.example"] * 3 + ["quick.example"]),
+            return_exceptions=True,
+        )
+        silent.set()
+        return [str(each) for each in said]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(public_addresses, "LOOK_UP_S", 0.2)
+    *unanswered, refused = asyncio.run(look_up())
+    assert all("no name server says" in each for each in unanswered)
+    assert "too many names" in refused
 
 
 def test_private_addresses_can_be_allowed(connected):
