@@ -12,5 +12,8 @@ HELD: tuple[JobStatus, ...] = ("running", "canceling")
 
 UploadStatus = Literal["inspecting", "ready", "rejected"]
 
+DeliveryStatus = Literal["pending", "delivered", "failed"]
+"""Of a notice to a webhook."""
+
 Stage = Literal["validate", "baseline", "compress", "retrain", "evaluate", "export"]
 """What a running job does, in this order; some come again, and some jobs leave some out."""

@@ -18,7 +18,7 @@ from service.audit import AuditMiddleware
 from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
-from service.routes import admin, docs, health, jobs, limits, objects, pins, plans, results, tus, uploads
+from service.routes import admin, docs, health, jobs, limits, objects, pins, plans, results, tus, uploads, webhooks
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -30,9 +30,11 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         parts.dispatcher.start()
+        parts.webhooks.start()
         parts.changes.start()
         yield
         await parts.changes.stop()
+        parts.webhooks.stop()
         parts.dispatcher.stop()
         parts.admission.stop()
         parts.sessions.engine.dispose()
@@ -48,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = parts
     # Whatever is here is asked by somebody: no route can forget to look at the key.
     asked = [Depends(caller_of), Depends(problems.only_known_parameters)]
-    for module in (uploads, tus, objects, jobs, pins, plans, results, limits, admin):
+    for module in (uploads, tus, objects, jobs, pins, plans, results, webhooks, limits, admin):
         app.include_router(module.router, dependencies=asked)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)

@@ -27,7 +27,9 @@ from service.admission import Admission
 from service.changes import Changes
 from service.dispatcher import Dispatcher
 from service.origins import from_this_machine
+from service.public_addresses import Resolver
 from service.verified_objects import VerifiedObjects
+from service.webhook_sender import WebhookSender
 
 ADMIN_PATH = "/v1/admin/"
 """What routes begin with that need the scope `admin`."""
@@ -47,6 +49,9 @@ class Parts:
     admission: Admission
     changes: Changes
     partial: PartialUploads
+    webhooks: WebhookSender
+    resolver: Resolver
+    """For webhooks that are being made."""
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -59,7 +64,19 @@ def build_parts(settings: Settings) -> Parts:
     admission = Admission(sessions, settings)
     changes = Changes(sessions, settings.max_open_streams)
     partial = PartialUploads(sessions, store, settings)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission, changes, partial)
+    return Parts(
+        settings,
+        sessions,
+        store,
+        VerifiedObjects(store),
+        queue,
+        dispatcher,
+        admission,
+        changes,
+        partial,
+        WebhookSender(sessions, settings),
+        Resolver(allow_private=settings.allow_private_webhooks, most=32),
+    )
 
 
 async def parts_of(request: Request) -> Parts:
@@ -170,6 +187,15 @@ def check_id(value: str, prefix: str) -> None:
     raise NotFound(f"{_NAMES[prefix]} ids look like {prefix}_01K9Q5V7M3W8Z2X4Y6A0B1C2D3; there is no such one.")
 
 
-_NAMES = {"mdl": "Model", "dst": "Data set", "job": "Job", "own": "Owner", "key": "Key", "upl": "Upload"}
+_NAMES = {
+    "mdl": "Model",
+    "dst": "Data set",
+    "job": "Job",
+    "own": "Owner",
+    "key": "Key",
+    "upl": "Upload",
+    "whk": "Webhook",
+    "dlv": "Delivery",
+}
 
 OwnedJob = Annotated[Job, Depends(owned_job)]

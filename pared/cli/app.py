@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pared.cli import compress, exits, files, housekeeping, jobs, keys, owners, run, server
+from pared.cli import compress, exits, files, housekeeping, jobs, keys, owners, run, server, webhooks
 from pared.cli.options import grouped
 from pared.cli.uploads import upload_commands
 
@@ -33,6 +33,7 @@ app.command("up")(server.up)
 app.command("api")(server.api)
 app.command("worker")(server.worker)
 app.command("migrate")(server.migrate)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.command("gc")(housekeeping.gc)
 app.command("fsck")(housekeeping.fsck)

@@ -7,6 +7,7 @@ from pared.client.blocking import Client, Job, Upload, Uploads
 from pared.client.operations import APIError, DigestMismatch, ServerUnreachable, UntrustedAnswer
 from pared.client.records import Artifact, Event, JobFailed, UploadRejected
 from pared.client.report_tables import Plan, Report
+from pared.client.webhooks import Delivery, Webhook
 from pared.reports import FailedOutput
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "AsyncJob",
     "AsyncUpload",
     "Client",
+    "Delivery",
     "DigestMismatch",
     "Event",
     "FailedOutput",
@@ -28,4 +30,5 @@ __all__ = [
     "Upload",
     "UploadRejected",
     "Uploads",
+    "Webhook",
 ]

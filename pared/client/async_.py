@@ -15,6 +15,7 @@ from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
 from pared.client.report_tables import Plan, Report
+from pared.client.webhooks import AsyncWebhooks
 from pared.spec_fields import DistillJobFields, Int8JobFields, PipelineJobFields, PruneJobFields
 
 T = TypeVar("T")
@@ -167,6 +168,7 @@ class AsyncClient(ClientBase):
         self.models = AsyncUploads(self, "models")
         self.datasets = AsyncDatasets(self, "datasets")
         self.jobs = AsyncJobs(self)
+        self.webhooks = AsyncWebhooks(self)
 
     async def prune(
         self,

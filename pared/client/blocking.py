@@ -14,6 +14,7 @@ from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
 from pared.client.report_tables import Plan, Report
+from pared.client.webhooks import Webhooks
 from pared.spec_fields import DistillJobFields, Int8JobFields, PipelineJobFields, PruneJobFields
 
 T = TypeVar("T")
@@ -198,6 +199,7 @@ class Client(ClientBase):
         self.models = Uploads(self, "models")
         self.datasets = Datasets(self, "datasets")
         self.jobs = Jobs(self)
+        self.webhooks = Webhooks(self)
 
     def prune(
         self, model: Upload | str | Path, dataset: Upload | str | Path | None = None, **fields: Unpack[PruneJobFields]

@@ -22,6 +22,8 @@ NAMES = {
     "results.stored": "All results are stored, and the job has not ended.",
     "job.ended": "The end of a job is committed; its checkpoints and its scratch folder are still there.",
     "sweep.listed": "A sweep has found objects that no row names, and deleted none.",
+    "webhook.claimed": "A delivery to a webhook is claimed, and nothing was sent.",
+    "webhook.sent": "A receiver has a delivery, and its row does not say so.",
     "child.checkpoint.written": "A child has written a checkpoint, not yet under its name.",
     "child.checkpoint.renamed": "A child's checkpoint has its name, and the worker was not told.",
     "child.reported": "A child has left its results, and not sent its report.",

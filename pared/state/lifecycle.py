@@ -25,6 +25,7 @@ from pared.state.events import EventKind, add_event, add_events
 from pared.state.inspections import accept, reject
 from pared.state.tables import Artifact, Job, Outbox, db_now, new_id
 from pared.state.turns import claimable, held_below, lane_of, lock_owner, note_served
+from pared.state.webhooks import owe
 from pared.statuses import ENDED, HELD, JobStatus
 
 log = structlog.get_logger()
@@ -342,10 +343,11 @@ def _apply(session: Session, statement: Update, reason: str | None = None) -> Se
 
 
 def _record(session: Session, row: Row[Any]) -> None:
-    """The event of a transition, the last one of an ended job, and what its end means to the upload it was about."""
+    """The events of a transition, whom its webhooks tell, and what a job's end means to the upload it was about."""
     events: list[tuple[EventKind, dict[str, Any]]] = [("status", {"status": row.status, "attempt": row.attempt})]
     if row.status in ENDED:
         events.append(("done", {"status": row.status, "error": row.error}))
+        owe(session, row.owner, row.id, row.type, row.status, row.error)
     add_events(session, row.id, events)
     inspected = _inspected(row.type, row.spec)
     if inspected is not None and row.status in ("failed", "canceled"):

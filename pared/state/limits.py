@@ -18,7 +18,7 @@ from pared.job_types import BY_SPEC, LISTED
 from pared.specs import PlanSpec
 from pared.state.keys import several_owners
 from pared.state.settings import Settings
-from pared.state.tables import Dataset, Job, Model, PartialUpload, db_now
+from pared.state.tables import Dataset, Job, Model, PartialUpload, Webhook, db_now
 from pared.state.workers import living
 from pared.statuses import ENDED, HELD
 
@@ -42,7 +42,16 @@ class Limit:
     of: LimitOf
     """What the number is for, each by itself."""
     unit: Literal[
-        "jobs", "plans", "uploads", "bytes", "requests a second", "streams", "seconds", "connections", "attempts"
+        "jobs",
+        "plans",
+        "uploads",
+        "bytes",
+        "requests a second",
+        "streams",
+        "webhooks",
+        "seconds",
+        "connections",
+        "attempts",
     ]
     meaning: str
     used: Used | None = None
@@ -101,6 +110,10 @@ def _on_their_way(owner: str) -> tuple[ColumnElement[bool], ...]:
 
 def _unfinished(session: Session, owner: str, settings: Settings) -> int:
     return session.scalar(select(func.count()).select_from(PartialUpload).where(*_on_their_way(owner))) or 0
+
+
+def _webhooks(session: Session, owner: str, settings: Settings) -> int:
+    return session.scalar(select(func.count()).select_from(Webhook).where(Webhook.owner == owner)) or 0
 
 
 def _deleted(session: Session, owner: str, settings: Settings) -> int:
@@ -198,6 +211,7 @@ BYTES_STORED = Limit(
     "Uploads and results together. Deleted uploads may take up so much again until their bytes are collected.",
     _stored,
 )
+WEBHOOKS = Limit("webhooks", "max_webhooks", "owner", "webhooks", "Webhooks that are there at once.", _webhooks)
 REQUESTS = Limit(
     "requests_per_second",
     "max_requests_per_s",
@@ -215,6 +229,7 @@ LIMITS = (
     UPLOADS_INSPECTING,
     UPLOADS_UNFINISHED,
     BYTES_STORED,
+    WEBHOOKS,
     REQUESTS,
     STREAMS,
     Limit("upload_bytes", "max_upload_bytes", "upload", "bytes", "The largest upload.", may_be_off=False),
@@ -309,7 +324,15 @@ LIMITS = (
 )
 """Every limit that `GET /v1/limits` and `pared limits` show."""
 
-RETRY_AFTER_S = {"jobs": 30, "plans": 2, "uploads": 5, "bytes": 60, "requests a second": 1, "streams": 5}
+RETRY_AFTER_S = {
+    "jobs": 30,
+    "plans": 2,
+    "uploads": 5,
+    "bytes": 60,
+    "requests a second": 1,
+    "streams": 5,
+    "webhooks": 60,
+}
 """When trying again may help, by what is counted."""
 
 
@@ -361,4 +384,5 @@ _UNFINISHED = {
     PLANS_WAITING.name: "are not made yet",
     UPLOADS_INSPECTING.name: "are not inspected yet",
     UPLOADS_UNFINISHED.name: "are not finished",
+    WEBHOOKS.name: "are there",
 }

@@ -19,12 +19,24 @@ from pared.state.partial_uploads import PartialUploads
 from pared.state.references import mentions, table_of
 from pared.state.session import Sessions, batches
 from pared.state.settings import Settings
-from pared.state.tables import Artifact, Dataset, IdempotencyKey, Job, Model, Owner, WorkerHeartbeat, db_now
+from pared.state.tables import (
+    Artifact,
+    Dataset,
+    IdempotencyKey,
+    Job,
+    Model,
+    Owner,
+    WebhookDelivery,
+    WorkerHeartbeat,
+    db_now,
+)
 from pared.statuses import ENDED, HELD
 
 IDEMPOTENCY_S = 86_400.0
 FORGET_WORKER_S = 3_600.0
 DAY_S = 86_400.0
+DELIVERY_S = 30 * DAY_S
+"""Deliveries to webhooks go after so long, or with their job."""
 _UPLOAD = re.compile(r"(?:mdl|dst)_[0-9A-Z]{26}")
 
 
@@ -115,6 +127,7 @@ def _collect_rows(session: Session, settings: Settings, collected: Collected, un
             old = Job.created_at < db_now() - job_type.kept_s
             session.execute(delete(Job).where(Job.type == job_type.name, Job.status.not_in(HELD), old))
     reject_orphans(session)
+    session.execute(delete(WebhookDelivery).where(WebhookDelivery.created_at < db_now() - DELIVERY_S))
     if _anything_goes(session, settings):
         gone = session.scalars(delete(Job).where(_past_its_age(settings)).returning(Job.id)).all()
         collected.jobs += sorted(gone)

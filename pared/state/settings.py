@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     """Requests of one owner to one API process, on average; twenty seconds' worth may come at once."""
     max_streams: int = Field(500, ge=0)
     """Event streams and long polls of one owner that one API process holds open."""
+    max_webhooks: int = Field(20, ge=0)
+    """Webhooks of one owner."""
+    allow_private_webhooks: bool = False
+    """Send notices to loopback and private networks too. Then owners make this server send requests inside them."""
     trusted_proxies: str = ""
     """Addresses and networks of proxies, with commas between them, whose `X-Forwarded-For` says who the client is.
     Requests that come through any other proxy need a key, unless `require_keys` is off."""

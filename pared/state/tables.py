@@ -28,7 +28,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
-from pared.statuses import JobStatus, UploadStatus
+from pared.statuses import DeliveryStatus, JobStatus, UploadStatus
 
 UploadTable = Literal["models", "datasets"]
 
@@ -57,7 +57,7 @@ def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
-def new_id(prefix: Literal["mdl", "dst", "job", "art", "key", "own", "upl"]) -> str:
+def new_id(prefix: Literal["mdl", "dst", "job", "art", "key", "own", "upl", "whk", "dlv"]) -> str:
     """A ULID with a prefix: 48 bits of milliseconds, 80 random bits; sorts by time of making."""
     number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     return f"{prefix}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
@@ -294,6 +294,51 @@ class IdempotencyKey(Base):
     body_sha256: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
+
+
+class Webhook(Base):
+    """Where an owner is told of the ends of their jobs.
+
+    The secret is as it was given: whoever signs with it needs it whole.
+    """
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(30), primary_key=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[str]] = mapped_column(Json)  # of `pared.state.webhooks.EventName`
+    description: Mapped[str | None] = mapped_column(String(200))
+    secret: Mapped[str] = mapped_column(String(80))
+    created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
+    failing_since: Mapped[float | None] = mapped_column(Double)  # the first failure since the last success
+    disabled_at: Mapped[float | None] = mapped_column(Double)
+    disabled_reason: Mapped[str | None] = mapped_column(Text)
+
+
+class WebhookDelivery(Base):
+    """One notice that a webhook is owed: written in the transaction of what it tells of, sent at least once."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_status_next_at", "status", "next_at"),
+        Index("ix_webhook_deliveries_webhook_id_id", "webhook_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(30), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    event: Mapped[str] = mapped_column(String(32))
+    body: Mapped[str] = mapped_column(Text)  # as it is sent and signed
+    status: Mapped[DeliveryStatus] = mapped_column(String(16), default="pending")
+    attempts: Mapped[int] = mapped_column(Integer, default=0)  # since it was made, or replayed
+    fence: Mapped[int] = mapped_column(Integer, default=0)  # rises with each claim
+    next_at: Mapped[float] = mapped_column(Double, insert_default=db_now())  # while claimed: when the claim runs out
+    created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
+    attempted_at: Mapped[float | None] = mapped_column(Double)
+    ended_at: Mapped[float | None] = mapped_column(Double)
+    response_status: Mapped[int | None] = mapped_column(Integer)  # of the last attempt, where there was an answer
+    problem: Mapped[str | None] = mapped_column(Text)  # why the last attempt failed
 
 
 class WorkerHeartbeat(Base):

@@ -38,8 +38,15 @@ SAYS_NO = {
         "429",
     ],
 }
-PLACES = ("model_id", "dataset_id", "job_id", "plan_id", "upload_id", "name", "digest")
-REFUSED_BY_MORE_THAN_THE_SCHEMA = ("/v1/models", "/v1/datasets", "/v1/uploads", "/v1/jobs", "/v1/jobs:plan")
+PLACES = ("model_id", "dataset_id", "job_id", "plan_id", "upload_id", "webhook_id", "delivery_id", "name", "digest")
+REFUSED_BY_MORE_THAN_THE_SCHEMA = (
+    "/v1/models",
+    "/v1/datasets",
+    "/v1/uploads",
+    "/v1/jobs",
+    "/v1/jobs:plan",
+    "/v1/webhooks",
+)
 
 
 @schemathesis.serializer("application/offset+octet-stream")
@@ -64,7 +71,13 @@ class Person:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    unlimited = {"max_requests_per_s": 0, "max_waiting_jobs": 0, "max_waiting_plans": 0, "max_inspecting_uploads": 0}
+    unlimited = {
+        "max_requests_per_s": 0,
+        "max_waiting_jobs": 0,
+        "max_waiting_plans": 0,
+        "max_inspecting_uploads": 0,
+        "max_webhooks": 0,
+    }
     folder = tmp_path_factory.mktemp("generated")
     with serving(folder, require_keys=True, max_unfinished_uploads=0, **unlimited) as api:
         with api.parts.sessions.begin() as session:  # the service is ready where a worker lives

@@ -208,6 +208,7 @@ def test_limits_are_shown_with_what_is_used(limited: Api):
         "uploads_inspecting": (4, 1),
         "uploads_unfinished": (100, 0),
         "bytes_stored": (1000, 5),
+        "webhooks": (20, 0),
         "requests_per_second": (50, None),
         "streams": (3, None),
     }

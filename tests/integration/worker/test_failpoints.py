@@ -153,7 +153,8 @@ def test_a_sweep_killed_while_it_collects_deletes_nothing_that_a_row_names(apart
 
 
 def test_every_failpoint_is_killed_at():
-    named = {*OF_A_WORKER, *OF_A_CHILD, *OF_THE_QUEUE, "sweep.listed"}
+    of_webhooks = {"webhook.claimed", "webhook.sent"}  # tests/integration/state/test_webhooks.py
+    named = {*OF_A_WORKER, *OF_A_CHILD, *OF_THE_QUEUE, *of_webhooks, "sweep.listed"}
     assert named == set(failpoints.NAMES)
 
 
