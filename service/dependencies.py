@@ -26,12 +26,15 @@ from pared.state.tables import Job
 from service.admission import Admission
 from service.changes import Changes
 from service.dispatcher import Dispatcher
+from service.metrics import Metrics
 from service.origins import from_this_machine
 from service.verified_objects import VerifiedObjects
 
 ADMIN_PATH = "/v1/admin/"
 """What routes begin with that need the scope `admin`."""
-_LOCAL = Caller(LOCAL_OWNER, None, frozenset(keys.USUAL_SCOPES))
+METRICS_PATH = "/metrics"
+"""The route that needs the scope `metrics`."""
+_LOCAL = Caller(LOCAL_OWNER, None, frozenset({*keys.USUAL_SCOPES, "metrics"}))
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Parts:
     admission: Admission
     changes: Changes
     partial: PartialUploads
+    metrics: Metrics
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -59,7 +63,9 @@ def build_parts(settings: Settings) -> Parts:
     admission = Admission(sessions, settings)
     changes = Changes(sessions, settings.max_open_streams)
     partial = PartialUploads(sessions, store, settings)
-    return Parts(settings, sessions, store, VerifiedObjects(store), queue, dispatcher, admission, changes, partial)
+    metrics = Metrics(sessions, settings, open_streams=lambda: changes.open_streams)
+    verified = VerifiedObjects(store)
+    return Parts(settings, sessions, store, verified, queue, dispatcher, admission, changes, partial, metrics)
 
 
 async def parts_of(request: Request) -> Parts:
@@ -136,8 +142,11 @@ def following(
 
 
 def _scope_of(request: Request) -> str:
-    if request.scope["route"].path.startswith(ADMIN_PATH):
+    path = request.scope["route"].path
+    if path.startswith(ADMIN_PATH):
         return "admin"
+    if path == METRICS_PATH:
+        return "metrics"
     return "read" if request.method in ("GET", "HEAD", "OPTIONS") else "submit"
 
 
