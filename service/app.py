@@ -18,7 +18,21 @@ from service.audit import AuditMiddleware
 from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
-from service.routes import admin, docs, health, jobs, limits, objects, pins, plans, results, tus, uploads, webhooks
+from service.routes import (
+    admin,
+    docs,
+    health,
+    jobs,
+    limits,
+    metrics,
+    objects,
+    pins,
+    plans,
+    results,
+    tus,
+    uploads,
+    webhooks,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -50,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = parts
     # Whatever is here is asked by somebody: no route can forget to look at the key.
     asked = [Depends(caller_of), Depends(problems.only_known_parameters)]
-    for module in (uploads, tus, objects, jobs, pins, plans, results, webhooks, limits, admin):
+    for module in (uploads, tus, objects, jobs, pins, plans, results, webhooks, limits, admin, metrics):
         app.include_router(module.router, dependencies=asked)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
@@ -58,5 +72,5 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     describe(app)
     app.add_middleware(AuditMiddleware, sessions=parts.sessions)
-    app.add_middleware(RequestMiddleware, settings=settings)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=parts.metrics)
     return app

@@ -117,6 +117,11 @@ class Changes:
         self._thread.shutdown(wait=False)
 
     @property
+    def open_streams(self) -> int:
+        """How many streams and long polls are open."""
+        return self._watchers
+
+    @property
     def full(self) -> bool:
         """Whether no more may watch."""
         return self._watchers >= self._max_watchers

@@ -26,6 +26,7 @@ from pared.state.tables import Job
 from service.admission import Admission
 from service.changes import Changes
 from service.dispatcher import Dispatcher
+from service.metrics import Metrics
 from service.origins import from_this_machine
 from service.public_addresses import Resolver
 from service.verified_objects import VerifiedObjects
@@ -33,7 +34,9 @@ from service.webhook_sender import WebhookSender
 
 ADMIN_PATH = "/v1/admin/"
 """What routes begin with that need the scope `admin`."""
-_LOCAL = Caller(LOCAL_OWNER, None, frozenset(keys.USUAL_SCOPES))
+METRICS_PATH = "/metrics"
+"""The route that needs the scope `metrics`."""
+_LOCAL = Caller(LOCAL_OWNER, None, frozenset({*keys.USUAL_SCOPES, "metrics"}))
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Parts:
     webhooks: WebhookSender
     resolver: Resolver
     """For webhooks that are being made."""
+    metrics: Metrics
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -76,6 +80,7 @@ def build_parts(settings: Settings) -> Parts:
         partial,
         WebhookSender(sessions, settings),
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
+        Metrics(sessions, settings, open_streams=lambda: changes.open_streams),
     )
 
 
@@ -153,8 +158,11 @@ def following(
 
 
 def _scope_of(request: Request) -> str:
-    if request.scope["route"].path.startswith(ADMIN_PATH):
+    path = request.scope["route"].path
+    if path.startswith(ADMIN_PATH):
         return "admin"
+    if path == METRICS_PATH:
+        return "metrics"
     return "read" if request.method in ("GET", "HEAD", "OPTIONS") else "submit"
 
 

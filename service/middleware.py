@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pared.errors import ParedError
 from pared.state.settings import Settings
 from service import security_headers
+from service.metrics import Metrics
 from service.origins import refusal
 from service.problems import problem
 
@@ -27,10 +28,16 @@ log = structlog.get_logger()
 class RequestMiddleware:
     """The outermost ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        """Args: settings: whether requests must come with a key, and from where they may come."""
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        """Make it.
+
+        Args:
+            settings: whether requests must come with a key, and from where they may come.
+            metrics: where requests are counted.
+        """
         self.app = app
         self.settings = settings
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -69,6 +76,7 @@ class RequestMiddleware:
             error = ParedError(f"This is our fault, not yours. If you report it, give the request id {request_id}.")
             await problem(request_id, error)(scope, receive, send_with_id)
         finally:
+            self.metrics.count_request(scope, status, time.perf_counter() - started_at)
             log.info(
                 "request",
                 method=scope["method"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pared.cli import compress, exits, files, housekeeping, jobs, keys, owners, run, server, webhooks
+from pared.cli import compress, doctor, exits, files, housekeeping, jobs, keys, owners, run, server, webhooks
 from pared.cli.options import grouped
 from pared.cli.uploads import upload_commands
 
@@ -43,6 +43,7 @@ app.add_typer(owners.app, name="owners")
 app.command("audit")(owners.audit)
 app.command("limits")(owners.limits)
 app.command("demo")(server.demo)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

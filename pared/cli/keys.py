@@ -26,7 +26,9 @@ def add_key(
     ] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What it is for: read, submit or admin. Repeat it for more.", show_default="read and submit"),
+        typer.Option(
+            help="What it is for: read, submit, admin or metrics. Repeat it for more.", show_default="read and submit"
+        ),
     ] = None,
     expires: Annotated[
         float | None,

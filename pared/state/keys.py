@@ -23,8 +23,9 @@ PREFIX = "pared_"
 LAST_USE_S = 60.0
 """A key's last use is written again once what is written is so many seconds old."""
 
-Scope = Literal["read", "submit", "admin"]
-"""`read`: look and download; `submit`: upload, post, cancel and delete; `admin`: owners, keys and the audit log."""
+Scope = Literal["read", "submit", "admin", "metrics"]
+"""`read`: look and download; `submit`: upload, post, cancel and delete; `admin`: owners, keys and the audit log;
+`metrics`: how the whole service does, in numbers."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL_SCOPES: tuple[Scope, ...] = ("read", "submit")
 

@@ -59,8 +59,16 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 def new_id(prefix: Literal["mdl", "dst", "job", "art", "key", "own", "upl", "whk", "dlv"]) -> str:
     """A ULID with a prefix: 48 bits of milliseconds, 80 random bits; sorts by time of making."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
-    return f"{prefix}_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return f"{prefix}_{_ulid((time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10)))}"
+
+
+def first_job_id(at: float) -> str:
+    """Before every job's id that is made from this time on, in seconds since the epoch."""
+    return f"job_{_ulid(int(at * 1000) << 80)}"
+
+
+def _ulid(number: int) -> str:
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 class Base(DeclarativeBase):

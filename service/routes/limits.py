@@ -5,14 +5,16 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from pared.state.keys import SCOPES
 from pared.state.limits import LimitOf, usage
-from service.dependencies import Owner, PartsOf
+from service.dependencies import CallerOf, PartsOf
 from service.openapi import answers
 
 router = APIRouter(tags=["limits"])
 
 EXAMPLE = {
     "owner": "own_01K9Q5V7M3W8Z2X4Y6A0B1C2D3",
+    "scopes": ["read", "submit"],
     "limits": [
         {
             "name": "jobs_waiting",
@@ -43,6 +45,7 @@ class LimitsView(BaseModel):
     """The limits of an owner."""
 
     owner: str
+    scopes: list[str] = Field(description="What the key that asks may do.")
     limits: list[LimitView]
 
 
@@ -55,10 +58,10 @@ class LimitsView(BaseModel):
     "`Retry-After`.",
     responses=answers(200, EXAMPLE),
 )
-def get_limits(parts: PartsOf, owner: Owner) -> LimitsView:
+def get_limits(parts: PartsOf, caller: CallerOf) -> LimitsView:
     """The table."""
     with parts.sessions() as session:
-        rows = usage(session, owner, parts.settings)
+        rows = usage(session, caller.owner, parts.settings)
     views = [
         LimitView(
             name=limit.name,
@@ -71,4 +74,5 @@ def get_limits(parts: PartsOf, owner: Owner) -> LimitsView:
         )
         for limit, value, used in rows
     ]
-    return LimitsView(owner=owner, limits=views)
+    scopes = [scope for scope in SCOPES if scope in caller.scopes]
+    return LimitsView(owner=caller.owner, scopes=scopes, limits=views)
