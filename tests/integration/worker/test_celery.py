@@ -377,5 +377,5 @@ def test_a_worker_that_starts_on_a_full_disk_probes_its_sandbox_once_there_is_ro
         job_id = service.submit("succeed")
         disk.empty()
         job = service.ended(job_id)
-        assert (job.status, job.sandbox) == ("succeeded", service.bench.confinement.level)
+        assert (job.status, job.sandbox) == ("succeeded", service.bench.worker.confinement.level)
         service.workers[-1].kill()
