@@ -25,7 +25,8 @@ def die_instead_of_publishing(sessions: Sessions, **_: Any) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """As `pared api`, until it dies."""
     service.dispatcher.relay = die_instead_of_publishing
     pared.state.sweep.relay = die_instead_of_publishing
     uvicorn.run(create_app(settings()), host="127.0.0.1", port=settings().port, log_level="warning")

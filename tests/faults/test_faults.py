@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -180,7 +179,7 @@ def answers(stack: Stack) -> bool:
 
 
 @counted(3, 20)
-def test_the_api_killed_between_commit_and_publish(stack: Stack, count: int) -> None:
+def test_the_api_killed_between_commit_and_publish(stack: Stack, processes: Processes, count: int) -> None:
     spec = tiny(stack)
     stack.api.kill()
 
@@ -188,7 +187,8 @@ def test_the_api_killed_between_commit_and_publish(stack: Stack, count: int) -> 
         return [row.id for row in stack.rows("SELECT id FROM jobs WHERE type = 'prune' ORDER BY id")]
 
     while len(committed()) < count:  # one that dies of the job before, ere this one is posted, does not count
-        stack.start_api([sys.executable, str(Path(__file__).with_name("dying_api.py"))])
+        where = {"log": stack.folder / "api.log", "cwd": stack.folder, "env": stack.env}
+        stack.api = processes.fork("tests.faults.dying_api", [], name="api", **where)
         wait_for(lambda: not stack.api.alive or answers(stack), "the API answers, or is dead already")
         with contextlib.suppress(httpx.TransportError):
             stack.http.post("/v1/jobs", json=spec)  # may or may not be answered before the process is dead
