@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import typer
 
 from pared.cli import compress, doctor, exits, files, housekeeping, jobs, keys, owners, run, server, webhooks
@@ -10,7 +12,6 @@ from pared.cli.uploads import upload_commands
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Make trained PyTorch models smaller.",
 )
@@ -48,4 +49,4 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Run a command; what goes wrong becomes one message and an exit code."""
-    exits.run_command(app)
+    exits.run_command(partial(app, prog_name="pared"))

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pared.cli.downloads import check_writable, formats_of
+from pared.cli.completion import models_and_files
+from pared.cli.downloads import check_writable, formats_of, missed_goal
+from pared.cli.exits import MISSED
 from pared.cli.int8_options import Int8Options
 from pared.cli.jobs import submit_and_follow
 from pared.cli.losses import LOSS_HELP, loss_of, loss_part
 from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
 from pared.cli.parsers import architecture_of, drop, goal, model_upload, without_none
-from pared.cli.rendering import err, out, print_json
+from pared.cli.rendering import err, out, print_json, say
 from pared.cli.result_options import ResultOptions
 from pared.cli.shared_options import (
     AsJson,
@@ -24,6 +26,7 @@ from pared.cli.shared_options import (
     ModelOutput,
     Output,
     Prefix,
+    Quiet,
     Seed,
     StateDictName,
     TaskOption,
@@ -44,6 +47,7 @@ def prune(
         str,
         typer.Argument(
             parser=model_upload,
+            autocompletion=models_and_files,
             metavar="MODEL",
             help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
         ),
@@ -69,6 +73,7 @@ def prune(
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove channels or weights from a model, retrain it, and download the result."""
     labels = _labels(task, model_output, ignore_index)
@@ -103,6 +108,7 @@ def distill(
         str,
         typer.Option(
             parser=model_upload,
+            autocompletion=models_and_files,
             metavar="FILE",
             help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
         ),
@@ -112,7 +118,10 @@ def distill(
     files: ResultOptions,
     data: Data = None,
     student: Annotated[
-        str | None, typer.Option(parser=model_upload, metavar="FILE", help="The student as a file or an id.")
+        str | None,
+        typer.Option(
+            parser=model_upload, autocompletion=models_and_files, metavar="FILE", help="The student as a file or an id."
+        ),
     ] = None,
     teacher_architecture: Annotated[
         str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
@@ -153,6 +162,7 @@ def distill(
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a smaller student to answer as the teacher does, and download it."""
     made, teachers = architecture_of(student_architecture), architecture_of(teacher_architecture)
@@ -198,6 +208,7 @@ def quantize(
         str,
         typer.Argument(
             parser=model_upload,
+            autocompletion=models_and_files,
             metavar="MODEL",
             help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
         ),
@@ -217,6 +228,7 @@ def quantize(
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make a model int8, measure it in the runtime that runs it, and download the result.
 
@@ -248,6 +260,7 @@ def compress(
         str,
         typer.Argument(
             parser=model_upload,
+            autocompletion=models_and_files,
             metavar="MODEL",
             help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
         ),
@@ -287,6 +300,7 @@ def compress(
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make a model as small as you say: the steps are chosen, run as one pipeline, and the result is downloaded."""
     goals = dict(target or []) | without_none(max_quality_drop=max_quality_drop)
@@ -325,6 +339,9 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         print_json(plan.model_dump(mode="json"))
     else:
         out.print(plan)
+    if missed := missed_goal(plan):
+        say(missed)
+        raise typer.Exit(MISSED)
 
 
 def _is_plain(entry: dict[str, Any]) -> bool:

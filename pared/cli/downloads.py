@@ -8,9 +8,10 @@ from pathlib import Path
 
 import typer
 
-from pared.cli.exits import INCOMPLETE
+from pared.cli.exits import INCOMPLETE, MISSED
 from pared.cli.rendering import list_files, out, print_json, say
 from pared.client import Client, Job
+from pared.reports import Goal
 
 FORMATS = {
     ".pt": "torchscript",
@@ -56,7 +57,10 @@ def is_folder(path: Path) -> bool:
 
 
 def hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
-    """Download what was asked for, and print the report of a job that succeeded; with a format missing, exit with 4."""
+    """Download what was asked for, and print the report of a job that succeeded.
+
+    With its goal missed, exit with 3; else, with a format missing, with 4.
+    """
     files = download(job, output or [])
     report = job.report()
     if as_json:
@@ -67,7 +71,18 @@ def hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: b
         list_files(files)
         if not files:
             out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}")
-    exit_if_incomplete(job, output or [])
+    missed = missed_goal(report)
+    if missed:
+        say(f"{missed} The result is the nearest that was found.")
+        if not files:
+            say(f"to have it all the same: pared jobs download {job.id}")
+    exit_if_incomplete(job, output or [], missed=bool(missed))
+
+
+def missed_goal(report: object) -> str | None:
+    """What a report, or a plan, says of a goal that is not met; None: it is met, or there is none."""
+    goal: Goal | None = getattr(report, "goal", None)
+    return goal.sentence if goal is not None and goal.status == "infeasible" else None
 
 
 def download(job: Job, output: Sequence[Path]) -> list[Path]:
@@ -90,10 +105,14 @@ def download(job: Job, output: Sequence[Path]) -> list[Path]:
     return files
 
 
-def exit_if_incomplete(job: Job, output: Sequence[Path]) -> None:
-    """Exit with 4, and say why, where a job that succeeded could not write each of its formats."""
+def exit_if_incomplete(job: Job, output: Sequence[Path], *, missed: bool = False) -> None:
+    """Exit with 4, and say why, where a job that succeeded could not write each of its formats.
+
+    Args:
+        missed: whether it missed its goal: then exit with 3.
+    """
     for failed in job.failed_outputs:
         path = next((path for path in output if FORMATS.get(path.suffix) == failed.format), failed.format)
         say(f"{path} was not written: {failed.detail}")
-    if job.failed_outputs:
-        raise typer.Exit(INCOMPLETE)
+    if missed or job.failed_outputs:
+        raise typer.Exit(MISSED if missed else INCOMPLETE)

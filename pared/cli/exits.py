@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx
 import pydantic
 import typer
 
-from pared.cli.rendering import err, say
+from pared.cli.rendering import say
 from pared.client import APIError, DigestMismatch, JobFailed, ServerUnreachable, UntrustedAnswer, UploadRejected
 from pared.errors import ParedError
 
-DONE, FAILED, USAGE, INCOMPLETE, DETACHED = 0, 1, 2, 4, 130
+DONE, FAILED, USAGE, MISSED, INCOMPLETE, DETACHED = 0, 1, 2, 3, 4, 130
+"""MISSED: done, but the goal was not met; INCOMPLETE: done, but a format could not be written."""
+
+_ID = re.compile(r"(?:job|mdl|dst)_\w+")
+_LISTS = {"job": "jobs", "mdl": "models", "dst": "datasets"}
+_NEXT = {401: "export PARED_API_KEY=pared_…", 429: "pared limits", 503: "pared doctor"}
 
 
 def run_command(app: Callable[[], object]) -> None:
@@ -24,7 +30,8 @@ def run_command(app: Callable[[], object]) -> None:
     try:
         app()
     except APIError as error:
-        say(f"{error}")
+        line = _next_line(error, sys.argv[1:])
+        say(f"{error}\n  next: {line}" if line else f"{error}")
         sys.exit(USAGE if error.status in (404, 422) else FAILED)
     except (ServerUnreachable, UntrustedAnswer, UploadRejected, JobFailed, DigestMismatch, ParedError) as error:
         say(str(error))
@@ -40,8 +47,18 @@ def run_command(app: Callable[[], object]) -> None:
             say(f"{name}: {each['msg']}")
         sys.exit(USAGE)
     except Exception:  # noqa: BLE001 - a bug, whose traceback may quote what a server sent
-        err.print(traceback.format_exc(), soft_wrap=True)
+        say(traceback.format_exc())
         sys.exit(FAILED)
+
+
+def _next_line(error: APIError, typed: Sequence[str]) -> str | None:
+    """What to type after the service refused what was typed; None: its own words say all."""
+    named = next((word for word in typed if _ID.fullmatch(word)), None)
+    if error.status == 404 and named:
+        return f"pared {_LISTS[named[:3]]} ls"
+    if error.type.endswith("/not-ready") and named:
+        return f"pared jobs watch {named}"
+    return _NEXT.get(error.status)
 
 
 @contextmanager

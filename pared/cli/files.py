@@ -11,7 +11,7 @@ import typer
 from pared.cli.exits import needs_extras
 from pared.cli.parsers import readable, share
 from pared.cli.rendering import counted_bytes, err, list_files, out, print_json, with_bold
-from pared.cli.shared_options import AsJson
+from pared.cli.shared_options import AsJson, Quiet
 from pared.specs import Scope
 
 
@@ -22,6 +22,7 @@ def unpack(
         typer.Option("--output", "-o", help="Where to put the model: a file or a folder.", show_default="beside FILE"),
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make the dense model of a packed file: TorchScript, or safetensors and the architecture. Needs no server."""
     with needs_extras("files"):
@@ -71,6 +72,7 @@ def prune_file(
         list[str] | None, typer.Option(help="No layer whose name matches this pattern.", show_default="none")
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Zero the smallest weights of a state dict of any size, here, without a server, torch or loading it."""
     with needs_extras("files"):

@@ -10,7 +10,7 @@ import typer
 
 from pared.cli.exits import FAILED, needs_extras
 from pared.cli.rendering import counted_bytes, err, out, print_json
-from pared.cli.shared_options import AsJson
+from pared.cli.shared_options import AsJson, Quiet
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the backup.")]
 
@@ -18,6 +18,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the b
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Delete what is past its age and what nobody needs, as the service does by itself every few minutes."""
     with needs_extras("service"):
@@ -42,6 +43,7 @@ def fsck(
         bool, typer.Option("--repair", help="Mend what can be mended, and remove what no row names.")
     ] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check every stored file's digest, and that rows and files fit; exit code 1 where something is wrong."""
     with needs_extras("service"):
@@ -64,7 +66,7 @@ def fsck(
         raise typer.Exit(FAILED)
 
 
-def backup(folder: Folder, as_json: AsJson = False) -> None:
+def backup(folder: Folder, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Copy rows and files of one moment into a folder, while the service runs; once more, only what is new."""
     with needs_extras("service"):
         from pared.state.backup import backup as write
@@ -76,7 +78,7 @@ def backup(folder: Folder, as_json: AsJson = False) -> None:
         out.print(f"{manifest.objects:,} objects of {manifest.object_bytes:,} bytes and the database are in {folder}")
 
 
-def restore(folder: Folder, as_json: AsJson = False) -> None:
+def restore(folder: Folder, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Put a backup where there is no database yet; then start the service, and its queued jobs go on."""
     with needs_extras("service"):
         from pared.state.backup import restore as put_back

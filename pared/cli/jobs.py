@@ -21,13 +21,14 @@ from pared.cli.rendering import (
     list_files,
     out,
     plain_table,
+    print_ids,
     print_json,
     print_json_line,
     print_table,
     say,
     with_bold,
 )
-from pared.cli.shared_options import AsJson, JobId, OutputOrFolder
+from pared.cli.shared_options import AsJson, JobId, OnlyIds, OutputOrFolder, Quiet
 from pared.client import Client, Job, JobFailed
 from pared.job_types import ListedName
 from pared.statuses import JobStatus
@@ -43,12 +44,16 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,
+    quiet: OnlyIds = False,
 ) -> None:
     """List jobs, newest first."""
     with Client() as client:
         rows = list(islice(client.jobs.list(status, type), limit))
     if as_json:
         print_json([job.model_dump(mode="json") for job in rows])
+        return
+    if quiet:
+        print_ids(job.id for job in rows)
         return
     table = plain_table("job", "type", "status", "created")
     table.add_column()  # gives way where the terminal is narrow
@@ -73,7 +78,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command("watch")
-def watch_job(job_id: JobId, output: OutputOrFolder = None, as_json: AsJson = False) -> None:
+def watch_job(job_id: JobId, output: OutputOrFolder = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Follow a job until it has ended, and download its result."""
     with Client() as client:
         job = client.jobs.get(job_id)
@@ -82,7 +87,7 @@ def watch_job(job_id: JobId, output: OutputOrFolder = None, as_json: AsJson = Fa
 
 
 @app.command("cancel")
-def cancel_job(job_id: JobId, as_json: AsJson = False) -> None:
+def cancel_job(job_id: JobId, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Cancel a job."""
     with Client() as client:
         job = client.jobs.cancel(job_id)
@@ -93,19 +98,27 @@ def cancel_job(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command("pin")
-def pin_job(job_id: JobId) -> None:
+def pin_job(job_id: JobId, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Keep a job, its files and its uploads whatever their age, where the server forgets old ones."""
     with Client() as client:
-        client.jobs.get(job_id).pin()
-    out.print(f"pinned {job_id}")
+        job = client.jobs.get(job_id)
+        job.pin()
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    else:
+        out.print(f"pinned {job_id}")
 
 
 @app.command("unpin")
-def unpin_job(job_id: JobId) -> None:
+def unpin_job(job_id: JobId, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Let a job go with its age as others do."""
     with Client() as client:
-        client.jobs.get(job_id).unpin()
-    out.print(f"unpinned {job_id}")
+        job = client.jobs.get(job_id)
+        job.unpin()
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    else:
+        out.print(f"unpinned {job_id}")
 
 
 @app.command("logs")
@@ -139,6 +152,7 @@ def download_job(
         ),
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Download the files that a job made; its report is one of them."""
     paths = output or [Path(job_id)]
@@ -219,5 +233,5 @@ def follow_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as
     if job.status != "succeeded":
         if as_json:
             print_json({"job": job.model_dump(mode="json")})
-        say(f"{job}\n{client.url}{job.links.get('self', '')}")
+        say(f"{job}\n{client.url}{job.links.get('self', '')}\n  next: pared jobs logs {job.id}")
         raise typer.Exit(FAILED)

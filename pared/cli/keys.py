@@ -8,9 +8,9 @@ import typer
 
 from pared.cli.durations import duration
 from pared.cli.exits import needs_extras
-from pared.cli.rendering import out, plain_table, print_json, print_table
+from pared.cli.rendering import out, plain_table, print_ids, print_json, print_table
 from pared.cli.server_state import moment, open_sessions
-from pared.cli.shared_options import AsJson
+from pared.cli.shared_options import AsJson, OnlyIds
 
 app = typer.Typer(no_args_is_help=True, help="API keys, on the server's own machine.")
 
@@ -34,6 +34,7 @@ def add_key(
         float | None,
         typer.Option(parser=duration, metavar="90d", help="How long it works.", show_default="until it is revoked"),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make an API key and print it; it cannot be shown again."""
     with needs_extras("service"):
@@ -48,7 +49,7 @@ def add_key(
         with sessions() as session:
             whose = owners.find_owner(session, owner).id
     made = keys.add_key(sessions, whose, name, scopes=scopes, valid_s=expires)
-    out.print(made.secret, soft_wrap=True)
+    _print_new(made, as_json=as_json)
 
 
 @app.command("ls")
@@ -56,6 +57,7 @@ def list_keys(
     owner: Annotated[str | None, typer.Option(help="Only those of this owner, by name or id.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Also those that work no more.")] = False,
     as_json: AsJson = False,
+    quiet: OnlyIds = False,
 ) -> None:
     """List the API keys."""
     with needs_extras("service"):
@@ -67,6 +69,9 @@ def list_keys(
     found = keys.list_keys(sessions, whose, all_=all_)
     if as_json:
         print_json([_as_json(key) for key in found])
+        return
+    if quiet:
+        print_ids(key.id for key in found)
         return
     table = plain_table("key", "owner", "name", "scopes", "expires", "last used")
     for key in found:
@@ -85,6 +90,7 @@ def rotate_key(
             parser=duration, metavar="24h", help="How long the old key goes on working.", show_default="not at all"
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Replace an API key by a new one that sees and may do the same, and print it."""
     with needs_extras("service"):
@@ -92,7 +98,7 @@ def rotate_key(
     made = keys.rotate_key(open_sessions(), key_id, old_works_s=old_works_for or 0.0)
     if made is None:
         raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
-    out.print(made.secret, soft_wrap=True)
+    _print_new(made, as_json=as_json)
 
 
 @app.command("revoke")
@@ -107,6 +113,13 @@ def revoke_key(
         from pared.state import keys
     if not keys.revoke_key(open_sessions(), key_id, cancel_jobs=cancel_jobs):
         raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
+
+
+def _print_new(made: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**_as_json(made.key), "secret": made.secret})
+    else:
+        out.print(made.secret, soft_wrap=True)
 
 
 def _as_json(key: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from pared.cli.exits import needs_extras
-from pared.cli.rendering import out, plain_table, print_json, print_table
+from pared.cli.rendering import out, plain_table, print_ids, print_json, print_table
 from pared.cli.server_state import moment, open_sessions
-from pared.cli.shared_options import AsJson
+from pared.cli.shared_options import AsJson, OnlyIds
 from pared.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Owners of models, data sets and jobs, on the server's own machine.")
@@ -18,15 +18,19 @@ OwnerName = Annotated[str, typer.Argument(metavar="OWNER", help="An owner's name
 
 
 @app.command("add")
-def add_owner(name: Annotated[str, typer.Argument(help="What the owner is called.")]) -> None:
+def add_owner(name: Annotated[str, typer.Argument(help="What the owner is called.")], as_json: AsJson = False) -> None:
     """Make an owner without a key, and print the id; `pared keys add NAME --owner ID` makes keys."""
     with needs_extras("service"):
         from pared.state.owners import create_owner
-    out.print(create_owner(open_sessions(), name).id)
+    made = create_owner(open_sessions(), name)
+    if as_json:
+        print_json({"id": made.id, "name": made.name, "created_at": made.created_at})
+    else:
+        out.print(made.id)
 
 
 @app.command("ls")
-def list_owners(as_json: AsJson = False) -> None:
+def list_owners(as_json: AsJson = False, quiet: OnlyIds = False) -> None:
     """List the owners."""
     with needs_extras("service"):
         from pared.state import keys, owners
@@ -39,7 +43,14 @@ def list_owners(as_json: AsJson = False) -> None:
             [{name: getattr(each, name) for name in columns} | {"keys": counts.get(each.id, 0)} for each in found]
         )
         return
+<<<<<<< HEAD
     table = plain_table("owner", "name", "keys that work", "kept for", "disabled")
+=======
+    if quiet:
+        print_ids(each.id for each in found)
+        return
+    table = plain_table("owner", "name", "keys that work", "disabled")
+>>>>>>> wip/ops
     for each in found:
         kept = {None: "", 0.0: "ever"}.get(each.retention_days, f"{each.retention_days or 0:g} days")
         table.add_row(each.id, each.name, str(counts.get(each.id, 0)), kept, moment(each.disabled_at))

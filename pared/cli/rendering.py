@@ -19,12 +19,27 @@ from pared.terminal import plain_console, printable_json
 
 out = plain_console()
 err = plain_console(stderr=True)
+_errors = plain_console(stderr=True)
+"""Where errors go: it is not silenced by `--quiet`."""
 _UNCUT = 10_000  # columns
 
 
 def say(text: str) -> None:
     """Print an error, as text, to standard error."""
-    err.print(f"pared: {text}", soft_wrap=True, style="red")
+    _errors.print(f"pared: {text}", soft_wrap=True, style="red")
+
+
+def be_quiet(quiet: bool) -> bool:
+    """What `--quiet` does: nothing but errors, and JSON that was asked for, is printed from now on."""
+    if quiet:
+        out.quiet = err.quiet = True
+    return quiet
+
+
+def print_ids(ids: Iterable[str]) -> None:
+    """Print ids to standard output, a line each, for another command."""
+    for each in ids:
+        out.print(each, soft_wrap=True)
 
 
 def with_bold(before: str, bold: str, after: str = "") -> Text:

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import pydantic
 import typer
 
-from pared.cli.downloads import check_writable, formats_of, is_folder
-from pared.cli.exits import INCOMPLETE, USAGE, needs_extras
+from pared.cli.downloads import check_writable, formats_of, is_folder, missed_goal
+from pared.cli.exits import INCOMPLETE, MISSED, USAGE, needs_extras
 from pared.cli.jobs import submit_and_follow
 from pared.cli.parsers import model_upload, readable, upload
 from pared.cli.rendering import err, list_files, out, print_json, say
-from pared.cli.shared_options import AsJson
+from pared.cli.shared_options import AsJson, Quiet
 from pared.cli.uploads import stored
 from pared.client import Client, Report
 from pared.job_types import BY_NAME, LISTED
@@ -53,6 +53,7 @@ def run(
         ),
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run the job in a spec file: upload its files, post it and follow it; or run it here, to debug it."""
     spec = _read(spec_file)
@@ -155,8 +156,11 @@ def _run_here(spec: dict[str, Any], output: list[Path], *, debug: bool, as_json:
     failed_outputs = report.failed_outputs if isinstance(report, Report) else []
     for failed in failed_outputs:
         say(f"{failed.format} was not written: {failed.detail}")
-    if failed_outputs:
-        raise typer.Exit(INCOMPLETE)
+    missed = missed_goal(report)
+    if missed:
+        say(f"{missed} The result is the nearest that was found.")
+    if missed or failed_outputs:
+        raise typer.Exit(MISSED if missed else INCOMPLETE)
 
 
 def _checked(spec: dict[str, Any], files: Mapping[str, str]) -> JobSpec:

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pared.cli.completion import datasets_and_files, job_ids
 from pared.cli.parsers import input_shape, upload
+from pared.cli.rendering import be_quiet
 from pared.specs import Device, Task
 
 Data = Annotated[
@@ -15,6 +17,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         parser=upload,
+        autocompletion=datasets_and_files,
         metavar="FILE",
         help="Data set: a .npz, .safetensors, .csv, .jsonl, .parquet or .zip file, its id, or builtin:digits.",
     ),
@@ -95,5 +98,12 @@ OutputOrFolder = Annotated[
         show_default="it stays on the server",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of a job, as `pared jobs ls` prints it.")]
+JobId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The id of a job, as `pared jobs ls` prints it.", autocompletion=job_ids),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=be_quiet, help="Print nothing but errors, and JSON with --json.")
+]
+OnlyIds = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the ids, a line each.")]

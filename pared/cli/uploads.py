@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pared.cli.rendering import counted_bytes, out, plain_table, print_json, print_table, with_bold
-from pared.cli.shared_options import AsJson
+from pared.cli.completion import upload_ids
+from pared.cli.rendering import counted_bytes, out, plain_table, print_ids, print_json, print_table, with_bold
+from pared.cli.shared_options import AsJson, OnlyIds, Quiet
 from pared.client import Client, Upload, Uploads
 
 
@@ -27,12 +28,17 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
 
     @app.command("ls", help=f"List {noun}s, newest first.")
     def list_uploads(
-        limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20, as_json: AsJson = False
+        limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+        as_json: AsJson = False,
+        quiet: OnlyIds = False,
     ) -> None:
         with Client() as client:
             uploads = list(islice(_of(client, kind).list(), limit))
         if as_json:
             print_json([upload.model_dump(mode="json") for upload in uploads])
+            return
+        if quiet:
+            print_ids(upload.id for upload in uploads)
             return
         table = plain_table("id", "status", "format", "bytes", "created", "file")
         table.columns[-1].no_wrap = False
@@ -44,7 +50,9 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
         print_table(table)
 
     @app.command("show", help=f"Show what is in a {noun}, or why it cannot be used.")
-    def show_upload(upload_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    def show_upload(
+        upload_id: Annotated[str, typer.Argument(metavar="ID", autocompletion=upload_ids)], as_json: AsJson = False
+    ) -> None:
         with Client() as client:
             upload = _of(client, kind).get(upload_id)
         if as_json:
@@ -60,17 +68,25 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
 
         @app.command("preview", help="Save what some samples look like to a model: a PNG of images, or JSON rows.")
         def preview_dataset(
-            dataset_id: Annotated[str, typer.Argument(metavar="ID")],
+            dataset_id: Annotated[str, typer.Argument(metavar="ID", autocompletion=upload_ids)],
             output: Annotated[
                 Path, typer.Option("--output", "-o", help="A file, whose ending becomes .png or .json, or a folder.")
             ] = Path(),
+            as_json: AsJson = False,
+            quiet: Quiet = False,
         ) -> None:
             with Client() as client:
-                out.print(str(client.datasets.preview(dataset_id, output)), soft_wrap=True)
+                file = client.datasets.preview(dataset_id, output)
+            if as_json:
+                print_json({"files": [str(file)]})
+            else:
+                out.print(str(file), soft_wrap=True)
 
     @app.command("rm", help=f"Delete {noun}s. Jobs that used them keep their reports and files.")
     def remove_uploads(
-        upload_ids: Annotated[list[str], typer.Argument(metavar="ID…")], as_json: AsJson = False
+        upload_ids: Annotated[list[str], typer.Argument(metavar="ID…", autocompletion=upload_ids)],
+        as_json: AsJson = False,
+        quiet: Quiet = False,
     ) -> None:
         with Client() as client:
             for upload_id in upload_ids:

@@ -1,0 +1,100 @@
+"""What commands print and exit with, asked of a real server whose jobs are ended by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.routes.results import EXAMPLE_REPORT
+from tests.integration.service.conftest import Api
+from tests.support.forks import run_pared
+from tests.support.processes import environment
+
+INFEASIBLE = EXAMPLE_REPORT["goal"] | {"status": "infeasible", "sentence": "Goal infeasible: 30 % of the parameters."}
+REPRODUCE = {"spec": {}, "seed": 0, "versions": {}, "device": "cpu", "threads": 1, "inputs": {}}
+FAILED_OUTPUT = {"format": "onnx", "code": "export-failed", "detail": "ONNX cannot hold this model."}
+
+
+def pared(api: Api, folder: Path, line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return run_pared(line.split(), cwd=folder, env=environment(PARED_URL=str(api.base_url), COLUMNS="100") | env)
+
+
+def ended(api: Api, **report: Any) -> str:
+    job_id = api.submit()["id"]
+    api.finish(job_id, {"model.pt": b"smaller"}, EXAMPLE_REPORT | {"reproduce": REPRODUCE} | report)
+    return job_id
+
+
+@pytest.mark.parametrize(
+    ("report", "code"),
+    [
+        ({}, 0),
+        ({"goal": INFEASIBLE}, 3),
+        ({"failed_outputs": [FAILED_OUTPUT]}, 4),
+        ({"goal": INFEASIBLE, "failed_outputs": [FAILED_OUTPUT]}, 3),
+    ],
+)
+def test_a_missed_goal_exits_with_3_and_a_missing_format_alone_with_4(
+    api: Api, tmp_path: Path, report: dict[str, Any], code: int
+):
+    done = pared(api, tmp_path, f"jobs watch {ended(api, **report)} -o small.pt --json")
+    assert done.returncode == code, done.stderr
+    assert json.loads(done.stdout)["files"] == ["small.pt"]
+    assert ("Goal infeasible: 30 %" in done.stderr) == ("goal" in report)
+    assert ("onnx was not written" in done.stderr) == ("failed_outputs" in report)
+
+
+def test_quiet_prints_nothing_but_errors_and_lists_are_ids(api: Api, tmp_path: Path):
+    good, missed = ended(api), ended(api, goal=INFEASIBLE)
+    done = pared(api, tmp_path, f"jobs watch {good} -o small.pt --quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "small.pt").read_bytes() == b"smaller"
+    done = pared(api, tmp_path, f"jobs watch {missed} -q")
+    assert (done.returncode, done.stdout, "Goal infeasible" in done.stderr) == (3, "", True)
+    assert pared(api, tmp_path, "jobs ls --quiet --limit 2").stdout.split() == [missed, good]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_ids_that_the_server_lists_and_run_nothing_that_others_wrote(
+    api: Api, tmp_path: Path, shell: str
+):
+    model = api.upload(b"named badly", filename="$(touch bad)`touch bad`'\"; touch bad #.pt")["id"]
+    job = ended(api)
+
+    def completed(line: str, **env: str) -> str:
+        words = {
+            "COMP_WORDS": line.replace(" ", "\n"),
+            "COMP_CWORD": str(line.count(" ")),
+            "_TYPER_COMPLETE_ARGS": line,
+        }
+        env = {"_PARED_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args", **words, **env}
+        done = pared(api, tmp_path, "", **env)
+        assert done.stderr == ""
+        return done.stdout
+
+    assert job in completed("pared jobs show job_")
+    (tmp_path / "mdl-cnn.pt").touch()
+    (tmp_path / "m$(touch bad).pt").touch()
+    told = completed("pared prune md")
+    assert model in told
+    assert "mdl-cnn.pt" in told
+    assert not set("$`;#'\"") & set(told.replace("_arguments '*: :((", "").replace("))'", "").replace('"', ""))
+    assert "job_" not in completed("pared jobs show job_", PARED_URL="http://127.0.0.1:9")
+
+
+def test_errors_end_with_the_line_to_type_next(api: Api, tmp_path: Path):
+    waits, failed = (api.submit()["id"] for _ in range(2))
+    api.fail(failed)
+    for line, code, following in (
+        ("jobs show job_01K9Q5V7M3W8Z2X4Y6A0B1C2D3", 2, "pared jobs ls"),
+        (f"report {waits}", 1, f"pared jobs watch {waits}"),
+        (f"jobs watch {failed}", 1, f"pared jobs logs {failed}"),
+    ):
+        done = pared(api, tmp_path, line)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (code, f"  next: {following}")
+    done = pared(api, tmp_path, "jobs ls", PARED_API_KEY="pared_no")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "  next: export PARED_API_KEY=pared_…")
