@@ -43,14 +43,10 @@ def list_owners(as_json: AsJson = False, quiet: OnlyIds = False) -> None:
             [{name: getattr(each, name) for name in columns} | {"keys": counts.get(each.id, 0)} for each in found]
         )
         return
-<<<<<<< HEAD
-    table = plain_table("owner", "name", "keys that work", "kept for", "disabled")
-=======
     if quiet:
         print_ids(each.id for each in found)
         return
-    table = plain_table("owner", "name", "keys that work", "disabled")
->>>>>>> wip/ops
+    table = plain_table("owner", "name", "keys that work", "kept for", "disabled")
     for each in found:
         kept = {None: "", 0.0: "ever"}.get(each.retention_days, f"{each.retention_days or 0:g} days")
         table.add_row(each.id, each.name, str(counts.get(each.id, 0)), kept, moment(each.disabled_at))
