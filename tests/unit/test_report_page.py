@@ -91,6 +91,8 @@ def test_a_page_is_balanced_and_needs_nothing_else(page: Page):
     for _, attribute, value in page.attributes:
         if attribute == "aria-labelledby":
             assert set(value.split()) <= set(ids)
+    regions = [value for tag, name, value in page.attributes if (tag, name) == ("div", "aria-label")]
+    assert len(regions) == len(set(regions))
     for tag, attributes in page.tags:  # each picture has words, or says that it needs none
         assert tag != "svg" or {"aria-hidden", "aria-label", "aria-labelledby"} & set(attributes)
 
