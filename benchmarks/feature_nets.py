@@ -170,7 +170,7 @@ PAIRS: dict[str, tuple[Made, str, Made, str]] = {
     ),
     "CNN -> transformer": (lambda: Convolutional(32), "traced", lambda: Transformer(16, 2), "traced"),
     "GRU -> CNN": (lambda: Recurrent(64), "scripted", lambda: Convolutional(8), "scripted"),
-    "residual -> separable": (lambda: Residual(32), "scripted", lambda: Separable(8), "traced"),
+    "residual -> separable": (lambda: Residual(32), "traced", lambda: Separable(8), "scripted"),
     "MLP -> CNN": (lambda: Perceptron(256), "scripted", lambda: Convolutional(8), "traced"),
     "transformer -> GRU": (lambda: Transformer(32, 3), "traced", lambda: Recurrent(24), "scripted"),
     "1-D CNN -> GRU": (lambda: Sequence(64), "scripted", lambda: Recurrent(16), "traced"),

@@ -14,7 +14,7 @@ import httpx
 import structlog
 
 import pared
-from pared.state.webhooks import Claimed, Outcome, sign
+from pared.state.deliveries import Claimed, Outcome, sign
 from service.public_addresses import NotReachable, Resolver
 
 TIME_LIMIT_S = 10.0

@@ -51,8 +51,8 @@ def servers(processes: Processes, scratch: Path) -> Servers:
 
 @pytest.fixture(scope="session")
 def embedded(processes: Processes, scratch: Path) -> Iterator[Stack]:
-    """The service as `pared up` runs it: SQLite and the filesystem broker, two workers."""
-    stack = new_stack(scratch / "embedded", processes, workers=2)
+    """The service as `pared up` runs it: SQLite, the filesystem broker, and a worker."""
+    stack = new_stack(scratch / "embedded", processes)
     yield stack
     stack.stop()
 
@@ -60,7 +60,7 @@ def embedded(processes: Processes, scratch: Path) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def on_servers(processes: Processes, scratch: Path, servers: Servers) -> Iterator[Stack]:
     """The same service on PostgreSQL and Redis."""
-    stack = new_stack(scratch / "on_servers", processes, servers, workers=2)
+    stack = new_stack(scratch / "on_servers", processes, servers)
     yield stack
     stack.stop()
 

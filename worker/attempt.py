@@ -53,11 +53,12 @@ _INSPECTION_BYTES = 8
 log = structlog.get_logger()
 
 
-def run(worker: Worker, job_id: str, *, most_held: int = 0) -> Ending | None:
+def run(worker: Worker, job_id: str, *, most_held: int = 0, held_by: Sequence[str] | None = None) -> Ending | None:
     """Run a job if it is there to be claimed: another worker may have been first.
 
     Args:
         most_held: leave it where its owner has so many jobs of its lane under way; 0: take it.
+        held_by: where only jobs count that these workers hold, their names.
 
     Returns:
         How the attempt ended, where it was made and is this worker's to end; None also where its results wait for
@@ -69,7 +70,7 @@ def run(worker: Worker, job_id: str, *, most_held: int = 0) -> Ending | None:
     if worker.shutdown.requested:
         return None
     with structlog.contextvars.bound_contextvars(**_log_context(worker, job_id)):
-        return _run(worker, job_id, most_held)
+        return _run(worker, job_id, most_held, held_by)
 
 
 def _log_context(worker: Worker, job_id: str) -> dict[str, str]:
@@ -79,8 +80,8 @@ def _log_context(worker: Worker, job_id: str) -> dict[str, str]:
     return {"job": job_id} if request_id is None else {"job": job_id, "request_id": request_id}
 
 
-def _run(worker: Worker, job_id: str, most_held: int) -> Ending | None:
-    claim = _claim(worker, job_id, most_held)
+def _run(worker: Worker, job_id: str, most_held: int, held_by: Sequence[str] | None) -> Ending | None:
+    claim = _claim(worker, job_id, most_held, held_by)
     if claim is None:
         log.info("nothing_to_claim", job=job_id)
         return None
@@ -110,11 +111,13 @@ def _run(worker: Worker, job_id: str, most_held: int) -> Ending | None:
             return None
 
 
-def _claim(worker: Worker, job_id: str, most_held: int) -> Claim | None:
+def _claim(worker: Worker, job_id: str, most_held: int, held_by: Sequence[str] | None) -> Claim | None:
     claimed_at = time.monotonic()
     with worker.sessions.begin() as session:
         lease_s, devices, level = worker.settings.lease_s, worker.serving.devices, worker.confinement.level
-        job = lifecycle.claim(session, job_id, worker.name, lease_s, devices, level, most_held=most_held)
+        job = lifecycle.claim(
+            session, job_id, worker.name, lease_s, devices, level, most_held=most_held, held_by=held_by
+        )
         if job is None:
             return None
         job_type = BY_NAME[job.type]

@@ -36,7 +36,6 @@ from pared.state.failpoints import arm, failpoint
 from pared.state.inspection_size import fitted
 from pared.statuses import Stage
 from worker import forkserver, protocol
-from worker.kept_answers import GIVEN, MADE
 
 _PROGRESS_EVERY_S = 0.1
 _CHECKPOINT_INTERVAL = 20  # times what writing one took
@@ -112,7 +111,9 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
         record_steps=request["record_steps"],
         threads=request["threads"],
         sandbox=request["level"],
-        answers=AnswerFiles(Path(GIVEN) if request["answers_given"] else None, Path(MADE)),
+        answers=AnswerFiles(
+            Path(protocol.ANSWERS_GIVEN) if request["answers_given"] else None, Path(protocol.ANSWERS_MADE)
+        ),
     )
     report = methods[type(spec)](spec, work)
     encoded: dict[str, Any] = json.loads(report.model_dump_json())

@@ -20,11 +20,7 @@ from typing import Any
 import structlog
 
 from pared.version import __version__
-
-GIVEN = "in/teacher-answers"
-"""Where a child finds what an earlier job kept, in its scratch folder."""
-MADE = "tmp/teacher-answers"
-"""Where a child leaves what is to be kept."""
+from worker.protocol import ANSWERS_GIVEN, ANSWERS_MADE
 
 _PARTIAL = ".part-"
 
@@ -58,11 +54,11 @@ class KeptAnswers:
         if not self._max_bytes:
             return False
         try:
-            shutil.copyfile(kept, scratch / GIVEN)
-            os.chmod(scratch / GIVEN, 0o444)
+            shutil.copyfile(kept, scratch / ANSWERS_GIVEN)
+            os.chmod(scratch / ANSWERS_GIVEN, 0o444)
             os.utime(kept)  # what is used is the last to go
         except OSError as error:
-            (scratch / GIVEN).unlink(missing_ok=True)
+            (scratch / ANSWERS_GIVEN).unlink(missing_ok=True)
             if not isinstance(error, FileNotFoundError):
                 log.warning("answers_not_handed_in", reason=str(error))
             return False
@@ -73,7 +69,7 @@ class KeptAnswers:
         if not self._max_bytes:
             return
         try:
-            fd = os.open(scratch / MADE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(scratch / ANSWERS_MADE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return  # it left nothing, or nothing that can be opened
         try:

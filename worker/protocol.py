@@ -1,7 +1,7 @@
-"""Owns the messages from a child to its parent: one JSON object a line, and nothing in it is trusted.
+"""Owns what a child and its parent agree on: its messages, one JSON object a line, and where teachers' answers lie.
 
-The child runs whatever the upload holds, so the parent takes each line as if its author were hostile:
-bounded in length and number, checked field by field, cleaned of what a database cannot hold.
+Nothing in a message is trusted. The child runs whatever the upload holds, so the parent takes each line as if its
+author were hostile: bounded in length and number, checked field by field, cleaned of what a database cannot hold.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pared import statuses
 
+ANSWERS_GIVEN = "in/teacher-answers"
+"""Where a child finds what an earlier job kept of a teacher's answers, in its scratch folder."""
+ANSWERS_MADE = "tmp/teacher-answers"
+"""Where it leaves what is to be kept."""
 MAX_LINE_BYTES = 16 * 2**20
 """A report names each removed channel of each tensor; nothing else comes near."""
 MAX_SHORT_LINE_BYTES = 64 * 2**10

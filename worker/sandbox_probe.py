@@ -35,6 +35,7 @@ from worker.sandbox import Confinement, Level
 
 PROBE_TIMEOUT_S = 60.0
 PLANTED = "pared-planted-secret"
+_ROOM_BYTES = 1 << 16
 
 log = structlog.get_logger()
 
@@ -57,6 +58,9 @@ def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None)
         highest: the first level to try.
         gpu: whether some children will be given the GPUs, so that the form of a level for them must hold as well; left
             out: if there are any.
+
+    Raises:
+        OSError: there is no room for the attempts, so that nothing was shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     forms = (False, True) if (bool(gpus.device_files()) if gpu is None else gpu) else (False,)
@@ -87,6 +91,9 @@ def probe_level(folder: Path, confinement: Confinement, *, gpu: bool = False) ->
     Returns:
         Attempt -> whether the sandbox did as it should: refused it or, for what CUDA does to start, allowed it. Empty
         when the child did not run.
+
+    Raises:
+        OSError: there is no room for it in the folder: what a full disk refuses, the sandbox does not.
     """
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix="probe-", ignore_cleanup_errors=True) as name,
@@ -123,9 +130,11 @@ def probe_level(folder: Path, confinement: Confinement, *, gpu: bool = False) ->
             child = server.child(scratch, request)
         except OSError as error:
             log.debug("sandbox_probe_not_started", uid=confinement.uid, reason=str(error))
-            return {}
-        assert child is not None  # noqa: S101 - nothing calls it off
-        outcome = _read(child)
+            outcome = {}
+        else:
+            assert child is not None  # noqa: S101 - nothing calls it off
+            outcome = _read(child)
+        (base / "room").write_bytes(bytes(_ROOM_BYTES))
         if outcome:
             outcome["left no trace"] = (
                 not reached

@@ -10,13 +10,14 @@ database, because SQLite must not be carried across a fork.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +35,7 @@ from pared.errors import DeviceUnavailable, ParedError, Unavailable
 from pared.state.data_folder import close_to_others
 from pared.state.failpoints import arm
 from pared.state.keys import any_works
+from pared.state.limits import most_running
 from pared.state.logs import configure_logging
 from pared.state.objects import open_store
 from pared.state.queue import TASK, enqueue, queues_of
@@ -67,6 +69,7 @@ SHUTDOWN_TIMEOUT_S = 10.0
 
 TRIES = 10
 """How often another worker may be first before a message is given up; the sweep then sends another."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 _shutdown = Shutdown()
 _condition = Condition(lambda: settings().data_dir.resolve() / "scratch")
@@ -75,6 +78,7 @@ _main_pid = os.getpid()
 _confinement = Confinement("none")
 _serving = CPU_ALONE
 _sandbox_problem: str | None = None
+_unprobed = False  # there was no room to probe the sandbox: no job is taken before it was
 _threads: dict[str, threading.Thread] = {}
 _working = threading.Lock()  # held while a job runs that is not quick
 
@@ -85,12 +89,14 @@ class Turn:
 
     job_id: str
     most_held: int
+    held_by: Sequence[str] | None
+    """Where only jobs of these workers count, their names."""
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run one attempt at the job whose turn it is, of those that ask for the same device as the one in the message."""
-    if _condition.scratch_problem() is not None:
+    if _unprobed or _condition.scratch_problem() is not None:
         return  # the message is sent again; the job waits, and no attempt is lost
     try:
         with _working:
@@ -113,7 +119,7 @@ def _run_next(worker: Worker, job_id: str) -> Ending | None:
         if turn is None:
             log.info("nothing_to_claim", job=job_id, **({"request_id": named.request_id} if named.request_id else {}))
             return None
-        ending = attempt.run(worker, turn.job_id, most_held=turn.most_held)
+        ending = attempt.run(worker, turn.job_id, most_held=turn.most_held, held_by=turn.held_by)
         if ending is not None or worker.shutdown.requested:
             _pass_on(worker, named.device)
             return ending
@@ -126,19 +132,23 @@ def _turn(session: Session, worker: Worker, device: str) -> Turn | None:
     Of quick jobs it takes one of each owner at a time: somebody who uploads a hundred models that loop for ever is to
     hold the threads for quick jobs alone, and not what the next job is waiting for.
     """
-    lanes: tuple[tuple[Lane, int], ...] = (("jobs", worker.settings.max_running_jobs), ("quick", 1))
-    for lane, most_held in lanes:
-        chosen = next_in_turn(session, lane, worker.serving.devices, asked_for=device, most_held=most_held)
+    devices = worker.serving.devices
+    lanes: tuple[tuple[Lane, int, Sequence[str] | None], ...] = (
+        ("jobs", *most_running(session, worker.settings, devices)),
+        ("quick", 1, None),
+    )
+    for lane, most_held, held_by in lanes:
+        chosen = next_in_turn(session, lane, devices, asked_for=device, most_held=most_held, held_by=held_by)
         if chosen is not None:
-            return Turn(chosen, most_held)
+            return Turn(chosen, most_held, held_by)
     return None
 
 
 def _pass_on(worker: Worker, device: str) -> None:
     """Send a message for a job that had to wait for this one's end: its own came while its owner had no room."""
-    if not worker.settings.max_running_jobs:
-        return
     with worker.sessions() as session:
+        if not most_running(session, worker.settings, worker.serving.devices)[0]:
+            return
         turn = _turn(session, worker, device)
     if turn is not None:
         with suppress(Unavailable):  # the sweep sends it, later
@@ -148,7 +158,7 @@ def _pass_on(worker: Worker, device: str) -> None:
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def probe_machine(**_: Any) -> None:
     """Before anything is forked: probe the sandbox and the devices, and so choose the queues to listen to."""
-    global _confinement, _serving, _sandbox_problem, _main_pid  # noqa: PLW0603 - inherited by the forked process
+    global _confinement, _serving, _sandbox_problem, _unprobed, _main_pid  # noqa: PLW0603 - inherited by the forked process
     arm(settings().failpoints)
     _main_pid = os.getpid()
     configure_logging(settings().log_level)
@@ -159,16 +169,20 @@ def probe_machine(**_: Any) -> None:
     cards = [] if settings().device == "cpu" else gpus.visible()
     try:
         probe = sandbox_probe.probe(folder, gpu=bool(cards))
+    except OSError as error:
+        # What a full disk refuses says nothing about the sandbox, so that its level is still to be found.
+        _unprobed = error.errno in _NO_ROOM or _condition.scratch_problem() is not None
+        log.warning("sandbox_not_probed", reason=str(error), probed_again=_unprobed)
     except Exception:
         # Celery would swallow it. What could not be shown to hold is not assumed to.
         log.exception("sandbox_not_probed")
     else:
         _confinement = probe.confinement
         log.info("sandbox_probed", level=_confinement.level, held=_confinement.in_words(), escaped=probe.escaped)
-    _sandbox_problem = children_user.problem(_confinement, folder)
+    _sandbox_problem = None if _unprobed else children_user.problem(_confinement, folder)
     if _sandbox_problem is not None:
         log.warning("children_are_root", problem=_sandbox_problem)
-    if _confinement.level != "standard":
+    if _confinement.level != "standard" and not _unprobed:
         log.warning("sandbox_weak", torchscript="allowed" if settings().allow_weak_sandbox else "refused")
     try:
         _serving = find_devices(settings().device, cards, folder, _confinement)
@@ -236,11 +250,22 @@ def _restart_without_device(ending: Ending | None) -> None:
     if not (isinstance(ending, Hindered) and isinstance(ending.error, DeviceUnavailable)):
         return
     log.warning("device_lost", reason=ending.error.detail)
+    _become_a_new_worker()
+
+
+def _become_a_new_worker() -> None:
     _shutdown.request()
     with _working:
         leave()
         os.kill(_main_pid, signal.SIGUSR2)
         os._exit(1)
+
+
+def _probe_again() -> None:
+    """Become a worker that probes the sandbox, once there is room for that."""
+    if _condition.scratch_problem() is None:
+        log.info("sandbox_probed_again")
+        _become_a_new_worker()
 
 
 def _threads_of_a_job() -> int:
@@ -271,7 +296,7 @@ def _start_threads() -> None:
     rounds = (
         ("alive", _write_heartbeat, HEARTBEAT_S),
         ("sweep", _sweep, settings().sweep_s),
-        ("quick", _run_quick_jobs, QUICK_S),
+        ("probe", _probe_again, QUICK_S) if _unprobed else ("quick", _run_quick_jobs, QUICK_S),
         ("clear", _clear_scratch, CLEAR_S),
     )
     for name, act, pause_s in rounds:

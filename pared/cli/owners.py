@@ -34,14 +34,15 @@ def list_owners(as_json: AsJson = False) -> None:
         counts = keys.key_counts(session)
         found = owners.list_owners(session)
     if as_json:
-        columns = ("id", "name", "created_at", "disabled_at")
+        columns = ("id", "name", "created_at", "disabled_at", "retention_days")
         print_json(
             [{name: getattr(each, name) for name in columns} | {"keys": counts.get(each.id, 0)} for each in found]
         )
         return
-    table = plain_table("owner", "name", "keys that work", "disabled")
+    table = plain_table("owner", "name", "keys that work", "kept for", "disabled")
     for each in found:
-        table.add_row(each.id, each.name, str(counts.get(each.id, 0)), moment(each.disabled_at))
+        kept = {None: "", 0.0: "ever"}.get(each.retention_days, f"{each.retention_days or 0:g} days")
+        table.add_row(each.id, each.name, str(counts.get(each.id, 0)), kept, moment(each.disabled_at))
     print_table(table)
 
 
@@ -72,6 +73,28 @@ def enable_owner(owner: OwnerName) -> None:
     with sessions() as session:
         owner_id = owners.find_owner(session, owner).id
     owners.enable_owner(sessions, owner_id)
+
+
+@app.command("retain")
+def retain(
+    owner: OwnerName,
+    days: Annotated[
+        float | None,
+        typer.Option(min=0, max=36_500, help="Since a job ended, or a file was uploaded; 0: they stay for ever."),
+    ] = None,
+    as_service: Annotated[
+        bool, typer.Option("--as-service", help="As long as PARED_RETENTION_DAYS says, as for other owners.")
+    ] = False,
+) -> None:
+    """Say for how long an owner's ended jobs, their files and unused uploads are kept; pinned jobs stay."""
+    with needs_extras("service"):
+        from pared.state import owners
+    if (days is None) != as_service:
+        raise typer.BadParameter("give either --days or --as-service")
+    sessions = open_sessions()
+    with sessions() as session:
+        owner_id = owners.find_owner(session, owner).id
+    owners.set_retention(sessions, owner_id, days)
 
 
 def audit(

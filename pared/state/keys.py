@@ -178,6 +178,11 @@ def any_works(session: Session) -> bool:
     return session.scalar(select(ApiKey.id).join(Owner).where(_works()).limit(1)) is not None
 
 
+def several_owners(session: Session) -> bool:
+    """Whether at least two owners have keys that work."""
+    return len(session.scalars(select(ApiKey.owner_id).join(Owner).where(_works()).distinct().limit(2)).all()) > 1
+
+
 def key_counts(session: Session) -> dict[str, int]:
     """Owner -> how many of their keys work."""
     counted = select(ApiKey.owner_id, func.count()).join(Owner).where(_works()).group_by(ApiKey.owner_id)

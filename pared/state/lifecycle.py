@@ -21,11 +21,11 @@ from sqlalchemy.orm import Session
 
 from pared.job_types import BY_NAME, type_of
 from pared.specs import JobSpec
+from pared.state.deliveries import owe
 from pared.state.events import EventKind, add_event, add_events
 from pared.state.inspections import accept, reject
 from pared.state.tables import Artifact, Job, Outbox, db_now, new_id
 from pared.state.turns import claimable, held_below, lane_of, lock_owner, note_served
-from pared.state.webhooks import owe
 from pared.statuses import ENDED, HELD, JobStatus
 
 log = structlog.get_logger()
@@ -104,6 +104,7 @@ def claim(
     sandbox: str | None = None,
     *,
     most_held: int = 0,
+    held_by: Sequence[str] | None = None,
 ) -> Job | None:
     """queued -> running, with a lease and the next fence.
 
@@ -112,6 +113,7 @@ def claim(
         devices: what the worker computes on; a job that asks for another one is not claimed.
         sandbox: the level that the job is held to.
         most_held: it is not claimed where its owner has so many jobs of its lane under way; 0: any number.
+        held_by: where only jobs count that these workers hold, their names.
 
     Returns:
         The job as it is now; None: it is not there to be claimed.
@@ -121,7 +123,7 @@ def claim(
         return None
     owner, lane = found.owner, lane_of(found.type)
     lock_owner(session, owner)
-    room = [held_below(owner, lane, most_held)] if most_held else []
+    room = [held_below(owner, lane, most_held, held_by)] if most_held else []
     statement = (
         update(Job)
         .where(Job.id == job_id, claimable(devices), *room)

@@ -6,7 +6,7 @@ take the last place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +16,10 @@ from sqlalchemy.orm import Session
 from pared.errors import OverLimit
 from pared.job_types import BY_SPEC, LISTED
 from pared.specs import PlanSpec
+from pared.state.keys import several_owners
 from pared.state.settings import Settings
 from pared.state.tables import Dataset, Job, Model, PartialUpload, Webhook, db_now
+from pared.state.workers import living
 from pared.statuses import ENDED, HELD
 
 PLAN = BY_SPEC[PlanSpec].name
@@ -42,10 +44,14 @@ class Limit:
     """None: it is not counted in the database."""
     may_be_off: bool = True
     """Whether 0 is no limit."""
+    if_unset: Callable[[Session], int] | None = None
+    """The number where the setting leaves it open."""
 
-    def value(self, settings: Settings) -> float | None:
+    def value(self, session: Session, settings: Settings) -> float | None:
         """The number; None: there is no limit."""
-        number: float = getattr(settings, self.setting)
+        number: float | None = getattr(settings, self.setting)
+        if number is None and self.if_unset is not None:
+            number = self.if_unset(session)
         return None if self.may_be_off and not number else number
 
 
@@ -111,6 +117,37 @@ def _deleted(session: Session, owner: str, settings: Settings) -> int:
     )
 
 
+def most_running(session: Session, settings: Settings, devices: Sequence[str]) -> tuple[int, Sequence[str] | None]:
+    """How many jobs of one owner may run at once beside the one that a worker of these devices would begin.
+
+    Where the setting leaves it open and several owners have keys, one of several workers with the same devices is
+    always left to whoever comes next: a job that runs for days is not stopped for another owner's.
+
+    Returns:
+        The number, 0 for any, and the names of the workers whose jobs count; None: those of all.
+    """
+    if settings.max_running_jobs is not None:
+        return settings.max_running_jobs, None
+    names = _workers_by_kind(session).get(frozenset(devices), []) if several_owners(session) else []
+    return max(len(names) - 1, 0), names
+
+
+def _but_one_of_each_kind(session: Session) -> int:
+    if not several_owners(session):
+        return 0
+    kinds = [len(names) for names in _workers_by_kind(session).values()]
+    return sum(max(count - 1, 1) for count in kinds)
+
+
+def _workers_by_kind(session: Session) -> dict[frozenset[str], list[str]]:
+    """The devices that living workers take jobs for -> those workers' names."""
+    kinds: dict[frozenset[str], list[str]] = {}
+    for worker in living(session):
+        if worker.devices:
+            kinds.setdefault(frozenset(worker.devices), []).append(worker.name)
+    return kinds
+
+
 JOBS_WAITING = Limit(
     "jobs_waiting",
     "max_waiting_jobs",
@@ -126,6 +163,7 @@ JOBS_RUNNING = Limit(
     "jobs",
     "Jobs that run at once; others wait.",
     _count(_POSTED, Job.status.in_(HELD)),
+    if_unset=_but_one_of_each_kind,
 )
 PLANS_WAITING = Limit(
     "plans_waiting",
@@ -219,12 +257,14 @@ RETRY_AFTER_S = {
 
 def usage(session: Session, owner: str, settings: Settings) -> list[tuple[Limit, float | None, int | None]]:
     """Each limit with its number and how much of it the owner has used; None: no limit, or nothing to count."""
-    return [(limit, limit.value(settings), limit.used and limit.used(session, owner, settings)) for limit in LIMITS]
+    return [
+        (limit, limit.value(session, settings), limit.used and limit.used(session, owner, settings)) for limit in LIMITS
+    ]
 
 
 def check_room(session: Session, owner: str, limit: Limit, settings: Settings) -> None:
     """Refuse one more of what is counted. The caller has locked the owner. Raises OverLimit."""
-    most = limit.value(settings)
+    most = limit.value(session, settings)
     if most is None or limit.used is None:
         return
     used = limit.used(session, owner, settings)

@@ -94,6 +94,24 @@ def enable_owner(sessions: Sessions, owner_id: str, actor: Actor = COMMAND_LINE)
     return True
 
 
+def set_retention(sessions: Sessions, owner_id: str, days: float | None, actor: Actor = COMMAND_LINE) -> bool:
+    """Say for how long an owner's ended jobs and unused uploads are kept.
+
+    Args:
+        days: 0: for ever; None: as long as the service's setting says.
+
+    Returns:
+        Whether there is such an owner.
+    """
+    with sessions.begin() as session:
+        owner = _locked(session, owner_id)
+        if owner is None:
+            return False
+        owner.retention_days = days
+        record(session, actor, "owner.retain", owner_id, {"days": days})
+    return True
+
+
 def cancel_all(session: Session, whose: ColumnElement[bool]) -> int:
     """Cancel every unfinished job that the clause is true of. Returns how many."""
     jobs = session.scalars(select(Job.id).where(whose, Job.status.not_in(ENDED)).order_by(Job.id)).all()

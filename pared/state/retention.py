@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast as typing_cast
 
-from sqlalchemy import ColumnElement, Text, and_, cast, delete, or_, select
+from sqlalchemy import ColumnElement, Text, and_, cast, delete, false, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from pared.job_types import JOB_TYPES
@@ -19,7 +19,17 @@ from pared.state.partial_uploads import PartialUploads
 from pared.state.references import mentions, table_of
 from pared.state.session import Sessions, batches
 from pared.state.settings import Settings
-from pared.state.tables import Artifact, Dataset, IdempotencyKey, Job, Model, WebhookDelivery, WorkerHeartbeat, db_now
+from pared.state.tables import (
+    Artifact,
+    Dataset,
+    IdempotencyKey,
+    Job,
+    Model,
+    Owner,
+    WebhookDelivery,
+    WorkerHeartbeat,
+    db_now,
+)
 from pared.statuses import ENDED, HELD
 
 IDEMPOTENCY_S = 86_400.0
@@ -52,7 +62,7 @@ def collect(sessions: Sessions, store: ObjectStore, settings: Settings, *, dry_r
         dry_run: only say what would go; nothing is changed.
     """
     collected = Collected()
-    unnamed = _uploads_no_job_names(sessions, settings.retention_days)
+    unnamed = _uploads_no_job_names(sessions, settings)
     listing: Iterable[str] = store.list_older_than(settings.keep_unreferenced_s)
     if dry_run:
         keys = list(listing)  # before the transaction: a service that runs waits for it
@@ -118,30 +128,43 @@ def _collect_rows(session: Session, settings: Settings, collected: Collected, un
             session.execute(delete(Job).where(Job.type == job_type.name, Job.status.not_in(HELD), old))
     reject_orphans(session)
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.created_at < db_now() - DELIVERY_S))
-    if settings.retention_days:
-        gone = session.scalars(delete(Job).where(_past_its_age(settings.retention_days)).returning(Job.id)).all()
+    if _anything_goes(session, settings):
+        gone = session.scalars(delete(Job).where(_past_its_age(settings)).returning(Job.id)).all()
         collected.jobs += sorted(gone)
         for upload_id in unnamed:
             if _delete_unless_named(session, upload_id):
                 collected.uploads.append(upload_id)
 
 
-def _past_its_age(days: float) -> ColumnElement[bool]:
+def _anything_goes(session: Session, settings: Settings) -> bool:
+    """Whether any owner's things are kept for some time alone."""
+    limited = select(Owner.id).where(Owner.retention_days > 0).limit(1)
+    return bool(settings.retention_days) or session.scalar(limited) is not None
+
+
+def _since(table: type[Job | Model | Dataset], settings: Settings) -> ColumnElement[float]:
+    """What is older than this time is past its age, by the owner's own retention or the service's; null: nothing is."""
+    own = select(Owner.retention_days).where(Owner.id == table.owner).scalar_subquery()
+    return db_now() - func.nullif(func.coalesce(own, settings.retention_days), 0.0) * DAY_S
+
+
+def _past_its_age(settings: Settings) -> ColumnElement[bool]:
     """WHERE clause: the job ended so long ago, and is not pinned."""
-    return and_(Job.status.in_(ENDED), Job.finished_at < db_now() - days * DAY_S, Job.pinned_at.is_(None))
+    return and_(Job.status.in_(ENDED), Job.finished_at < _since(Job, settings), Job.pinned_at.is_(None))
 
 
-def _uploads_no_job_names(sessions: Sessions, days: float) -> list[str]:
+def _uploads_no_job_names(sessions: Sessions, settings: Settings) -> list[str]:
     """Old uploads that no job names but those that are past their age themselves."""
-    if not days:
-        return []
-    with sessions() as session:
+    with sessions.in_transaction() as session:
+        if not _anything_goes(session, settings):
+            return []
         candidates: set[str] = set()
         for table in (Model, Dataset):
-            old = (table.deleted_at.is_(None), table.status != "inspecting", table.created_at < db_now() - days * DAY_S)
+            old = (table.deleted_at.is_(None), table.status != "inspecting", table.created_at < _since(table, settings))
             candidates |= set(session.scalars(select(table.id).where(*old)))
         if candidates:
-            specs = select(cast(Job.spec, Text)).where(~_past_its_age(days) | Job.finished_at.is_(None))
+            stays = not_(func.coalesce(_past_its_age(settings), false()))  # null where nothing limits its age
+            specs = select(cast(Job.spec, Text)).where(stays)
             for spec in session.scalars(specs.execution_options(yield_per=1000)):
                 candidates -= set(_UPLOAD.findall(spec))
     return sorted(candidates)

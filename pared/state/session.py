@@ -6,7 +6,8 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -26,6 +27,8 @@ from pared.state.data_folder import close_to_others
 from pared.state.settings import Settings
 
 BUSY_TIMEOUT_MS = 10_000
+ASKED_AGAIN_S = 1.0
+"""A connection that lay unused for so long is asked whether it lives before it is used."""
 KEYS_AT_ONCE = 200
 """So many keys a query may name: SQLite's statements have bounds."""
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -38,15 +41,17 @@ def make_engine(url: str) -> Engine:
     if target.drivername == "postgresql":
         target = target.set(drivername="postgresql+psycopg")
     if target.get_backend_name() != "sqlite":
-        return create_engine(
+        engine = create_engine(
             target,
             json_serializer=to_json,
-            pool_pre_ping=True,
             pool_size=5,
             max_overflow=25,
             pool_timeout=10,
             connect_args={"connect_timeout": 5},
         )
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", partial(_look_whether_alive, engine))
+        return engine
     _make_parent(target.database)
     engine = create_engine(target, json_serializer=to_json, pool_size=5, max_overflow=50, pool_timeout=10)
     event.listen(engine, "connect", _prepare_sqlite)
@@ -59,17 +64,39 @@ class Sessions(sessionmaker[Session]):
 
     def __init__(self, engine: Engine) -> None:
         """Args: engine: from `make_engine`."""
-        super().__init__(engine, expire_on_commit=False)
+        # At PostgreSQL's READ COMMITTED each query sees what was committed before it, in a transaction or not. Without
+        # one there are two messages less to send and to wait for. SQLite's transactions show one state of the database.
+        reading = engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
+        super().__init__(reading, expire_on_commit=False)
         self.engine = engine
         # The same pool; the option tells `_begin_sqlite` to take the write lock at once, for a
         # transaction that starts by reading cannot wait for it later.
         self._writing = engine.execution_options(pared_writes=True)
+
+    def in_transaction(self) -> Session:
+        """A session that reads in a transaction, as queries need whose rows are fetched a few at a time."""
+        return self(bind=self.engine)
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
         """A transaction that writes: committed at the end of the block, rolled back on an error."""
         with self(bind=self._writing) as session, session.begin():
             yield session
+
+
+def _note_use(connection: Any, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _look_whether_alive(engine: Engine, connection: Any, record: Any, proxy: Any) -> None:
+    """Have connections replaced that died in the pool, without asking the server before each use of a busy one."""
+    if time.monotonic() - record.info.get("used_at", time.monotonic()) < ASKED_AGAIN_S:
+        return
+    alive = False
+    with suppress(engine.dialect.loaded_dbapi.Error):
+        alive = engine.dialect.do_ping(connection)
+    if not alive:
+        raise InvalidatePoolError  # for all that were opened before; another one is tried
 
 
 def make_sessions(engine: Engine) -> Sessions:

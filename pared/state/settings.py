@@ -39,8 +39,8 @@ class Settings(BaseSettings):
 
     max_waiting_jobs: int = Field(500, ge=0)
     """Jobs of one owner that may wait; as for the next ones, 0: any number."""
-    max_running_jobs: int = Field(0, ge=0)
-    """Jobs of one owner that run at once. Below the number of workers, it keeps some free for others."""
+    max_running_jobs: int | None = Field(None, ge=0)
+    """Jobs of one owner that run at once. None: all workers of a kind but one, where several owners have keys."""
     max_waiting_plans: int = Field(20, ge=0)
     """Plans of one owner that are not made yet."""
     max_inspecting_uploads: int = Field(200, ge=0)

@@ -92,6 +92,7 @@ class Owner(Base):
     disabled_at: Mapped[float | None] = mapped_column(Double)
     served_at: Mapped[float | None] = mapped_column(Double)  # when a job of theirs was claimed last
     quick_served_at: Mapped[float | None] = mapped_column(Double)  # the same of inspections and plans
+    retention_days: Mapped[float | None] = mapped_column(Double)  # None: the service's; 0: their things stay
 
 
 class ApiKey(Base):
@@ -306,7 +307,7 @@ class Webhook(Base):
     id: Mapped[str] = mapped_column(String(30), primary_key=True)
     owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
     url: Mapped[str] = mapped_column(Text)
-    events: Mapped[list[str]] = mapped_column(Json)  # of `pared.state.webhooks.EventName`
+    events: Mapped[list[str]] = mapped_column(Json)  # of `pared.state.deliveries.EventName`
     description: Mapped[str | None] = mapped_column(String(200))
     secret: Mapped[str] = mapped_column(String(80))
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())

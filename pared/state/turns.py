@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, select, tuple_, update
@@ -30,7 +31,13 @@ def anything_waits(session: Session) -> bool:
 
 
 def next_in_turn(
-    session: Session, lane: Lane, devices: Sequence[str], *, asked_for: str | None = None, most_held: int = 0
+    session: Session,
+    lane: Lane,
+    devices: Sequence[str],
+    *,
+    asked_for: str | None = None,
+    most_held: int = 0,
+    held_by: Sequence[str] | None = None,
 ) -> str | None:
     """The id of the job whose turn it is.
 
@@ -38,9 +45,10 @@ def next_in_turn(
         devices: what the worker computes on.
         asked_for: only jobs that ask for this device.
         most_held: owners with so many jobs of this lane under way are passed over; 0: none is.
+        held_by: where only jobs count that these workers hold, their names.
     """
     first: dict[str, str] = {}
-    for owner, job_id in session.execute(_first_of_each(lane, devices, asked_for)).all():
+    for owner, job_id in session.execute(_first_of_each(lane, tuple(devices), asked_for)).all():
         if job_id is not None:
             first[owner] = min(job_id, first.get(owner, job_id))
     if len(first) == 1 and not most_held:
@@ -49,7 +57,11 @@ def next_in_turn(
     served = {
         owner: at or 0.0 for owner, at in session.execute(select(Owner.id, _SERVED[lane]).where(Owner.id.in_(first)))
     }
-    waiting = [owner for owner in first if not most_held or under_way[owner] < most_held]
+    counted = under_way
+    if most_held and held_by is not None:
+        held = (Job.status.in_(HELD), Job.type.in_(TYPES[lane]), Job.lease_owner.in_(held_by))
+        counted = Counter(session.scalars(select(Job.owner).where(*held)).all())
+    waiting = [owner for owner in first if not most_held or counted[owner] < most_held]
     if not waiting:
         return None
     return first[min(waiting, key=lambda owner: (under_way[owner], served.get(owner, 0.0), first[owner]))]
@@ -61,9 +73,10 @@ def place_in_line(session: Session, job: Job) -> int:
     Of each other owner as many may come before it as of its own.
     """
     rivals = (Job.status == "queued", Job.type.in_(TYPES["jobs"]), Job.device.in_({job.device, "auto"}))
-    own = session.scalar(select(func.count()).where(*rivals, Job.owner == job.owner, Job.id <= job.id)) or 0
-    others = session.scalars(select(func.count()).where(*rivals, Job.owner != job.owner).group_by(Job.owner))
-    return own + sum(min(count, own) for count in others)
+    counts = (func.count(), func.count().filter(Job.id <= job.id))
+    rows = session.execute(select(Job.owner, *counts).where(*rivals).group_by(Job.owner)).all()
+    own = sum(up_to_it for owner, _, up_to_it in rows if owner == job.owner)
+    return own + sum(min(waiting, own) for owner, waiting, _ in rows if owner != job.owner)
 
 
 def lock_owner(session: Session, owner: str) -> None:
@@ -76,15 +89,13 @@ def lane_of(job_type: str) -> Lane:
     return "quick" if job_type in UNLISTED else "jobs"
 
 
-def held_below(owner: str, lane: Lane, most_held: int) -> ColumnElement[bool]:
-    """WHERE clause: fewer than so many jobs of the owner are under way in this lane."""
+def held_below(owner: str, lane: Lane, most_held: int, held_by: Sequence[str] | None = None) -> ColumnElement[bool]:
+    """WHERE clause: fewer than so many jobs of the owner are under way in this lane, or with these workers."""
     other = aliased(Job)
-    held = (
-        select(func.count())
-        .select_from(other)
-        .where(other.status.in_(HELD), other.owner == owner, other.type.in_(TYPES[lane]))
-        .scalar_subquery()
-    )
+    which = [other.status.in_(HELD), other.owner == owner, other.type.in_(TYPES[lane])]
+    if held_by is not None:
+        which.append(other.lease_owner.in_(held_by))
+    held = select(func.count()).select_from(other).where(*which).scalar_subquery()
     return held < most_held
 
 
@@ -110,7 +121,8 @@ def _served_by(devices: Sequence[str]) -> list[str]:
     return ["auto", *devices] if devices else []
 
 
-def _first_of_each(lane: Lane, devices: Sequence[str], asked_for: str | None) -> Select[str, str | None]:
+@lru_cache(maxsize=32)  # to build it takes longer than to run it
+def _first_of_each(lane: Lane, devices: tuple[str, ...], asked_for: str | None) -> Select[str, str | None]:
     """(owner, id of the first job that may be claimed) for each owner, type and device that waits.
 
     It steps through the index of queued jobs from one of these to the next, so it costs as much as there are of them,

@@ -27,6 +27,7 @@ EXAMPLE_OWNER = {
     "name": "ann",
     "created_at": "2026-01-15T09:00:00.000Z",
     "disabled_at": None,
+    "retention_days": None,
     "keys": 2,
 }
 EXAMPLE_KEY = {
@@ -65,6 +66,10 @@ class OwnerView(BaseModel):
     name: str
     created_at: str | None
     disabled_at: str | None
+    retention_days: float | None = Field(
+        description="How many days their ended jobs and unused uploads are kept; 0: for ever; null: as the service's "
+        "setting says."
+    )
     keys: int = Field(description="How many of their keys work.")
 
 
@@ -274,6 +279,7 @@ def _owner_view(owner: Owner, keys: int) -> OwnerView:
         name=owner.name,
         created_at=timestamp(owner.created_at),
         disabled_at=_time(owner.disabled_at),
+        retention_days=owner.retention_days,
         keys=keys,
     )
 

@@ -72,7 +72,7 @@ def test_no_route_answers_without_a_key(
     locked: Stack, anns: dict[str, str], method: str, path: str, key: str | None
 ) -> None:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = httpx.request(method, locked.url + path.format(**anns), headers=headers)
+    answer = locked.http.request(method, path.format(**anns), headers=headers)
     assert answer.status_code == 401
     assert answer.json()["type"] == "/problems/unauthorized"
     assert "www-authenticate" in answer.headers

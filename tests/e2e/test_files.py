@@ -59,7 +59,7 @@ def loading() -> Iterator[Callable[[Path], dict[str, Any]]]:
 def posted(
     request: pytest.FixtureRequest, embedded: Stack, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[httpx.Response]]:
-    """What the service answers to each row's upload and to its job, posted up front so that both workers are busy."""
+    """What the service answers to each row's upload and to its job, posted up front so that the worker is busy."""
     answers = {}
     tried = [item.callspec.params["name"] for item in request.session.items if item.originalname == TRIED]
     for number, name in enumerate(tried):

@@ -202,9 +202,9 @@ def test_a_hundred_posts_with_one_key_make_one_job(stack: Stack) -> None:
     before = stack.rows("SELECT count(*) FROM jobs")[0][0]
 
     def post(_: int) -> httpx.Response:
-        return httpx.post(f"{stack.url}/v1/jobs", json=spec, headers={"Idempotency-Key": "once"}, timeout=60)
+        return client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "once"})
 
-    with concurrent.futures.ThreadPoolExecutor(25) as pool:
+    with httpx.Client(base_url=stack.url, timeout=60) as client, concurrent.futures.ThreadPoolExecutor(25) as pool:
         answers = list(pool.map(post, range(100)))
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1

@@ -34,7 +34,7 @@ class Submitted:
 
 @pytest.fixture(scope="module")
 def submitted(request: pytest.FixtureRequest, embedded: Stack) -> dict[tuple[str, str], Submitted]:
-    """All cells of this run posted up front, so that two workers are busy while they are checked."""
+    """All cells of this run posted up front, so that the worker is busy while they are checked."""
     cells = {}
     datasets = {family: embedded.upload_dataset(zoo.dataset(family), f"{family}.npz") for family in zoo.FAMILIES}
     for family, form in _cells_of(request):

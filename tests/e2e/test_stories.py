@@ -27,7 +27,7 @@ TOLD = [*one_form_each(STORIES, [*WAYS]), *each_nth([(name, "prune") for name in
 
 @pytest.fixture(scope="module")
 def jobs(embedded: Stack, request: pytest.FixtureRequest) -> dict[tuple[str, str], tuple[str, bytes]]:
-    """(job, upload) of each story of this run, posted up front so that both workers are busy."""
+    """(job, upload) of each story of this run, posted up front so that the worker is busy."""
     cells = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
     told = [(cell.params["name"], cell.params["way"]) for cell in cells if cell]
     posted = {}

@@ -36,9 +36,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name in names:
                 copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
                 copy(REPOSITORY / name, source / name)
-    run([sys.executable, "-m", "venv", str(folder / "venv")], cwd=folder)
+    run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], cwd=folder)
     look = "import sysconfig; print(sysconfig.get_path('platlib'))"
     site_packages = Path(run([str(folder / "venv/bin/python"), "-c", look], cwd=folder).strip())
+    lend({"pip"}, site_packages)
+    pip = folder / "venv/bin/pip"
+    pip.write_text(
+        f"#!{folder / 'venv/bin/python'}\nfrom pip._internal.cli.main import main\n\nraise SystemExit(main())\n"
+    )
+    pip.chmod(0o755)
     for name, cwd in (("wheel", source), ("service", folder), ("worker", folder)):
         for instruction, words in stage(name):
             if instruction == "RUN":
@@ -46,7 +52,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     (wheel,) = (folder / "dist").glob("*.whl")
                     lend(required(wheel, extras[1].split(",")), site_packages)
                 run(["sh", "-euc", in_folder(words, folder)], cwd=cwd, **pip_settings(folder))
-    run([str(folder / "venv/bin/python"), "-c", "import pared.compression.jobs, worker.tasks, onnx"], cwd=folder)
     return folder / "venv/bin"
 
 
@@ -73,12 +78,15 @@ def lend(packages: Iterable[str], site_packages: Path) -> None:
 
     So pip finds what the wheel requires, and nothing else.
     """
+    made: set[Path] = set()
     for package in packages:
         for file in distribution(package).files or ():
             target = site_packages / file
             if ".." in file.parts or target.exists():
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.parent not in made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made.add(target.parent)
             try:
                 os.link(file.locate(), target)
             except OSError:  # on another disk
@@ -133,8 +141,9 @@ def test_the_wheel_runs_outside_the_repository(installed: Path, processes: Proce
     env = environment(PATH=f"{installed}:{os.environ['PATH']}", PARED_URL=f"http://127.0.0.1:{port}")
     command = [str(installed / "pared"), "up", "--port", str(port), "--data", str(tmp_path / "data")]
     up = processes.start(command, name="pared up", log=tmp_path / "up.log", cwd=tmp_path, env=env)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}")
     try:
-        wait_for(lambda: ready(port), f"pared up is ready\n{up.tail()}")
+        wait_for(lambda: ready(client), f"pared up is ready\n{up.tail()}")
         model, small = tmp_path / "mlp.pt", tmp_path / "small.pt"
         model.write_bytes(zoo.upload("mlp", "scripted"))
         (tmp_path / "mlp.npz").write_bytes(zoo.dataset("mlp"))
@@ -144,19 +153,20 @@ def test_the_wheel_runs_outside_the_repository(installed: Path, processes: Proce
         )
         assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{up.tail()}"
         assert small.stat().st_size < model.stat().st_size
-        page = httpx.get(f"http://127.0.0.1:{port}/docs").text
+        page = client.get("/docs").text
         script = re.findall(r'src="(/static/[^"]+\.js)"', page)
-        assert httpx.get(f"http://127.0.0.1:{port}{script[0]}").status_code == 200
-        where = [str(installed / "python"), "-c", "import pared, service, worker, migrations; print(pared.__file__)"]
-        assert str(installed.parent) in run(where, cwd=tmp_path)
+        assert client.get(script[0]).status_code == 200
+        where = "import onnx, pared, service, worker, migrations; print(pared.__file__)"
+        assert str(installed.parent) in run([str(installed / "python"), "-c", where], cwd=tmp_path)
     finally:
+        client.close()
         up.popen.send_signal(signal.SIGINT)
         status = up.popen.wait(30)
     assert status == 0, up.tail()
 
 
-def ready(port: int) -> bool:
+def ready(client: httpx.Client) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+        return client.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False

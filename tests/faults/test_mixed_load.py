@@ -131,11 +131,12 @@ class Killer:
         for kind in itertools.cycle(KINDS):
             if self.done.wait(every_s):
                 return
-            victim = self._find(kind)
-            if victim is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    victim.kill()
-                    self.killed[kind] += 1
+            while (victim := self._find(kind)) is None:  # it has yet to start, or has no job
+                if self.done.wait(0.2):
+                    return
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+                self.killed[kind] += 1
             time.sleep(0.5)
             if not self.api.alive:
                 self.api = self.start_api()

@@ -21,7 +21,7 @@ from tests.support.stack import ENDED, Stack, new_stack
 @pytest.fixture(params=["embedded", pytest.param("servers", marks=pytest.mark.campaign)])
 def stack(request: pytest.FixtureRequest, processes: Processes, scratch: Any) -> Any:
     servers = request.getfixturevalue("servers") if request.param == "servers" else None
-    settings = {"require_keys": "true", "max_running_jobs": "1", "inspect_time_s": "20"}
+    settings = {"require_keys": "true", "inspect_time_s": "20"}
     started = new_stack(scratch / "turns", processes, servers, workers=2, **settings)
     yield started
     started.stop()

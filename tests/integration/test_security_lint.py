@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.known_vulnerabilities import Vulnerability, main, wrong
+from tests.support.scripted_server import Answer, Asked, Scripted
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAW = Vulnerability("jinja2 2.4.1", frozenset({"PYSEC-1", "CVE-1"}), ["2.5"])
@@ -40,39 +39,23 @@ def test_what_is_found_must_be_accepted_with_a_reason(found, accepted, said):
     assert wrong(found, accepted) == said
 
 
-class Osv(ThreadingHTTPServer):
+class Osv(Scripted):
     """Answers as OSV does, of the packages that it knows to be vulnerable."""
 
     def __init__(self, vulnerable: set[str]) -> None:
-        super().__init__(("127.0.0.1", 0), Asked)
+        super().__init__(self._told)
         self.vulnerable = vulnerable
 
-
-class Asked(BaseHTTPRequestHandler):
-    server: Osv
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        name = asked["package"]["name"]
+    def _told(self, asked: Asked) -> Answer:
+        name = json.loads(asked.body)["package"]["name"]
         of_it = {"id": f"PYSEC-{name}", "affected": [{"package": {"name": name, "ecosystem": "PyPI"}}]}
-        body = json.dumps({"vulns": [of_it]} if name in self.server.vulnerable else {}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        return Answer(body={"vulns": [of_it]} if name in self.vulnerable else {})
 
 
 @pytest.fixture
 def osv() -> Iterator[Osv]:
     with Osv({"jinja2", "torch"}) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -83,17 +66,17 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_pinned_version_with_a_known_vulnerability_fails(osv, project, capsys):
-    assert main(project, "--osv-url", f"http://127.0.0.1:{osv.server_port}") == 1
+    assert main(project, "--osv-url", osv.url) == 1
     assert "torch 2.13.0: PYSEC-torch" in capsys.readouterr().err
 
 
 def test_a_service_that_knows_nothing_has_checked_nothing(osv, project, capsys):
     osv.vulnerable.clear()
-    assert main(project, "--osv-url", f"http://127.0.0.1:{osv.server_port}") == 0
+    assert main(project, "--osv-url", osv.url) == 0
     assert "is not checked for known vulnerabilities: the service does not know" in capsys.readouterr().out
 
 
 def test_without_a_service_it_says_that_nothing_is_checked(osv, project, capsys):
-    osv.server_close()
-    assert main(project, "--osv-url", f"http://127.0.0.1:{osv.server_port}") == 0
+    osv.close()
+    assert main(project, "--osv-url", osv.url) == 0
     assert "is not checked for known vulnerabilities: " in capsys.readouterr().out

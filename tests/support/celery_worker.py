@@ -1,5 +1,6 @@
-"""A real Celery worker whose jobs are the tiny child's: `celery -A tests.support.celery_worker worker`.
+"""A real Celery worker whose jobs are the light child's: `celery -A tests.support.celery_worker worker`.
 
+With `TESTS_CHILD=tiny_child` they are the tiny one's, which is slower to start: it has all that a real child loads.
 With `TESTS_CARD` a card of this name counts as one that has computed, until the folder of data has a file `lost-card`.
 """
 
@@ -14,7 +15,8 @@ from worker import tasks
 from worker.devices import Card, Serving
 
 app = tasks.app
-tasks.CHILD = (sys.executable, "-P", str(Path(__file__).with_name("tiny_child.py")))
+child = Path(__file__).with_name(os.environ.get("TESTS_CHILD", "light_child")).with_suffix(".py")
+tasks.CHILD = (sys.executable, "-P", str(child))
 
 if card := os.environ.get("TESTS_CARD"):
     lost = settings().data_dir / "lost-card"

@@ -89,6 +89,8 @@ def _command(request: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    if "PYTHONPATH" in os.environ:  # as a new interpreter reads it: before all else
+        sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
     sys.argv = ["pared", *request["arguments"]]
     # What a worker that starts anew becomes.
     sys.orig_argv = [sys.executable, "-c", f"from {request['module']} import main; main()", *request["arguments"]]

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
+
+import httpx
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Asked:
 
     method: str
     path: str
-    headers: dict[str, str]
+    headers: httpx.Headers
     body: bytes
 
 
@@ -31,9 +33,13 @@ class Answer:
 
 
 class Scripted:
-    """Answers requests in the order in which answers were given; a callable makes one from the request."""
+    """Answers requests in the order in which answers were given; a callable makes one from the request.
 
-    def __init__(self) -> None:
+    As a context manager it is closed at the end.
+    """
+
+    def __init__(self, usual: Callable[[Asked], Answer] | None = None) -> None:
+        """Args: usual: makes the answers to requests for which none was given."""
         self.asked: list[Asked] = []
         self.answers: list[Answer | Callable[[Asked], Answer]] = []
         outer = self
@@ -43,9 +49,9 @@ class Scripted:
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                asked = Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+                asked = Asked(self.command, self.path, httpx.Headers(self.headers.items()), body)
                 outer.asked.append(asked)
-                answer = outer.answers.pop(0)
+                answer = usual if usual and not outer.answers else outer.answers.pop(0)
                 answer = answer(asked) if callable(answer) else answer
                 content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
                 self.send_response(answer.status)
@@ -63,8 +69,15 @@ class Scripted:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def say(self, *answers: Answer | Callable[[Asked], Answer]) -> None:
         """Queue answers."""

@@ -173,7 +173,7 @@ class Stack:
         kind = "models" if upload_id.startswith("mdl_") else "datasets"
 
         def look() -> dict[str, Any] | None:
-            row = self.get(f"/v1/{kind}/{upload_id}")
+            row = self._long_polled(f"/v1/{kind}/{upload_id}")
             return row if row["status"] != "inspecting" else None
 
         return self._patiently(look, limit_s, f"{upload_id} inspected")
@@ -195,7 +195,7 @@ class Stack:
         """The job, once it ended."""
 
         def look() -> dict[str, Any] | None:
-            job = self.job(job_id)
+            job = self._long_polled(f"/v1/jobs/{job_id}")
             return job if job["status"] in ENDED else None
 
         return self._patiently(look, limit_s, f"{job_id} ended")
@@ -238,6 +238,10 @@ class Stack:
                 elif not line.startswith(":"):
                     name, _, value = line.partition(": ")
                     event[name] = int(value) if name == "id" else json.loads(value) if name == "data" else value
+
+    def _long_polled(self, path: str) -> dict[str, Any]:
+        """GET a JSON object that the service keeps back until what it is of has ended: asking often costs much more."""
+        return _checked(self.http.get(path, headers={"Prefer": "wait=20"}), 200)
 
     def _patiently(self, look: Any, limit_s: float, what: str) -> dict[str, Any]:
         try:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.kept_answers import GIVEN, MADE, KeptAnswers, key_of
+from worker.kept_answers import KeptAnswers, key_of
+from worker.protocol import ANSWERS_GIVEN, ANSWERS_MADE
 
 SHA = "0" * 64
 
@@ -21,14 +22,14 @@ def scratch(tmp_path: Path) -> Path:
 
 
 def store(kept: KeptAnswers, owner: str, key: str, scratch: Path, content: bytes) -> None:
-    (scratch / MADE).unlink(missing_ok=True)
-    (scratch / MADE).write_bytes(content)
+    (scratch / ANSWERS_MADE).unlink(missing_ok=True)
+    (scratch / ANSWERS_MADE).write_bytes(content)
     kept.take(owner, key, scratch)
 
 
 def handed_in(kept: KeptAnswers, owner: str, key: str, scratch: Path) -> bytes | None:
-    (scratch / GIVEN).unlink(missing_ok=True)
-    return (scratch / GIVEN).read_bytes() if kept.hand_in(owner, key, scratch) else None
+    (scratch / ANSWERS_GIVEN).unlink(missing_ok=True)
+    return (scratch / ANSWERS_GIVEN).read_bytes() if kept.hand_in(owner, key, scratch) else None
 
 
 def test_answers_are_handed_to_later_jobs_of_the_same_owner_alone(tmp_path, scratch):
@@ -36,7 +37,7 @@ def test_answers_are_handed_to_later_jobs_of_the_same_owner_alone(tmp_path, scra
     assert handed_in(kept, "ann", "a", scratch) is None
     store(kept, "ann", "a", scratch, b"answers")
     assert handed_in(kept, "ann", "a", scratch) == b"answers"
-    assert (scratch / GIVEN).stat().st_mode & 0o777 == 0o444
+    assert (scratch / ANSWERS_GIVEN).stat().st_mode & 0o777 == 0o444
     assert handed_in(kept, "bob", "a", scratch) is None
     assert handed_in(kept, "ann", "b", scratch) is None
 
@@ -67,7 +68,7 @@ def test_nothing_is_kept_where_the_setting_is_zero(tmp_path, scratch):
 def test_only_a_plain_file_of_the_childs_own_is_taken(tmp_path, scratch, kind):
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
-    made = scratch / MADE
+    made = scratch / ANSWERS_MADE
     if kind == "link":
         made.symlink_to(secret)
     elif kind == "hard link":

@@ -68,7 +68,7 @@ class Call:
 
     def input_value(self, argument: str) -> Any:
         """The graph value (torch._C.Value) that feeds this argument."""
-        return list(self.node.inputs())[list(self.arguments).index(argument)]
+        return self.node.inputsAt(list(self.arguments).index(argument))
 
     def run_again(self, replacements: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
         """The results of the call with some of its tensors replaced: `id` of the `Tracked` -> what stands in for it."""
@@ -284,9 +284,9 @@ class Step:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.kind: str = node.kind()
-        self.inputs = [value.debugName() for value in node.inputs()]
-        self.outputs = [value.debugName() for value in node.outputs()]
-        self.blocks = [_Block(block) for block in node.blocks()]
+        self.inputs = [value.debugName() for value in inputs_of(node)]
+        self.outputs = [value.debugName() for value in outputs_of(node)]
+        self.blocks = [_Block(block) for block in blocks_of(node)]
         is_value = self.kind == "prim::Constant" and node.hasAttribute("value")
         self.constant = node.output().toIValue() if is_value else None
 
@@ -332,13 +332,28 @@ def nodes_of(block: Any) -> Iterator[Node]:
     """All nodes, those of inner blocks included, in one fixed order."""
     for node in block.nodes():
         yield node
-        for inner in node.blocks():
+        for inner in blocks_of(node):
             yield from nodes_of(inner)
+
+
+def blocks_of(node: Node) -> list[Any]:
+    """The inner blocks of a node."""
+    return [] if node.kind().startswith(_WITHOUT_BLOCKS) else list(node.blocks())
+
+
+def inputs_of(node: Node) -> list[Any]:
+    """The values that a node reads; the node's own iterator takes ten times as long, as its end is a C++ exception."""
+    return [node.inputsAt(index) for index in range(node.inputsSize())]
+
+
+def outputs_of(node: Node) -> list[Any]:
+    """The values that a node makes."""
+    return [node.outputsAt(index) for index in range(node.outputsSize())]
 
 
 def id_of(node: Node) -> str:
     """A name for a node that is the same whichever Python object wraps it."""
-    names = [value.debugName() for value in node.outputs()]
+    names = [value.debugName() for value in outputs_of(node)]
     return f"{node.kind()}:{','.join(names)}" if names else f"{node.kind()}:{hash(node)}"
 
 
@@ -378,11 +393,11 @@ def is_static(value: Any, known: Container[str] = ()) -> bool:
     if kind in ("aten::size", "aten::len"):
         return False
     if kind in ("prim::NumToTensor", "prim::ListConstruct") or kind.startswith("aten::"):
-        inputs = list(node.inputs())
+        inputs = inputs_of(node)
         return bool(inputs) and all(is_static(value, known) for value in inputs)
     if kind == "prim::TupleUnpack":
-        maker, position = next(node.inputs()).node(), [v.debugName() for v in node.outputs()].index(value.debugName())
-        return maker.kind() == "prim::TupleConstruct" and is_static(list(maker.inputs())[position], known)
+        maker, position = node.inputsAt(0).node(), [v.debugName() for v in outputs_of(node)].index(value.debugName())
+        return maker.kind() == "prim::TupleConstruct" and is_static(maker.inputsAt(position), known)
     return False
 
 
@@ -396,7 +411,7 @@ def is_constant(value: Any, known: Container[str] = ()) -> bool:
     if node.kind() in ("prim::device", "prim::dtype", "prim::layout"):  # where and how it is kept is no matter
         return True
     if node.kind() in ("prim::NumToTensor", "prim::ListConstruct") or node.kind().startswith("aten::"):
-        inputs = list(node.inputs())
+        inputs = inputs_of(node)
         drawn = _DRAWN.match(node.kind()) is not None
         return value.debugName() in known or (
             not drawn
@@ -415,6 +430,8 @@ def _tracked(value: Any) -> Iterator[Tracked]:
             yield from _tracked(item)
 
 
+_WITHOUT_BLOCKS = ("aten::", "prim::Constant", "prim::GetAttr", "prim::ListConstruct", "prim::Tuple")
+"""How the kinds of most nodes begin, for which nobody has to look for blocks."""
 _GRADIENTS = re.compile(r"grad_mode\.(___torch_mangle_\d+\.)?(no_grad|enable_grad)$")
 _DRAWN = re.compile(r"aten::(\w*dropout|rand\w*|bernoulli|normal|uniform|multinomial|poisson|exponential|rrelu)(_|$)")
 """Operators whose results hang on chance."""

@@ -61,7 +61,7 @@ def _isinstance(node: Node, args: list[Any]) -> list[Any]:
 def _mutated(mutate: Callable[[list[Any]], Any]) -> Callable[[Node, list[Any]], list[Any]]:
     def run(node: Node, args: list[Any]) -> list[Any]:
         mutate(args)
-        return [args[0]] if list(node.outputs()) else []
+        return [args[0]] if node.outputsSize() else []
 
     return run
 

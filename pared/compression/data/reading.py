@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,9 +53,14 @@ def _read_builtin(name: str) -> Stored:
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise UnsupportedDataset("builtin:digits comes with scikit-learn, which this server's workers lack.")
-    rows = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.float32)
+    rows = _rows_of(Path(package.origin).parent / "datasets/data/digits.csv.gz")
     pixels = rows[:, :-1].reshape(-1, 1, 8, 8) / 16  # (1797, 1, 8, 8), 0 to 1
     return Stored("builtin", {"train": [pixels]}, {"train": rows[:, -1].astype(np.int64)})
+
+
+@functools.cache
+def _rows_of(path: Path) -> Any:
+    return np.loadtxt(path, delimiter=",", dtype=np.float32)
 
 
 def _read_zip(file: DatasetFile) -> Stored:

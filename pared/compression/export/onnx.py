@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import tempfile
@@ -135,13 +136,48 @@ def _through_program(made: Sized, path: Path, opset: int | None) -> None:
     names = _input_names(made.names)
     count = len(made.program.graph_signature.user_outputs)
     outputs = ["y", *(f"y{index}" for index in range(1, count))]
-    written = torch.onnx.export(
-        made.program, (), dynamo=True, verbose=False, input_names=names, output_names=outputs, opset_version=opset
-    )
+    with operators_read_once():
+        written = torch.onnx.export(
+            made.program, (), dynamo=True, verbose=False, input_names=names, output_names=outputs, opset_version=opset
+        )
     if written is None:
         raise ExportFailed("torch's exporter gave no ONNX program.")
     _tidy(written.model, symbols(made.program, made.names))
     written.save(path)
+
+
+_tables: dict[int, Any] = {}
+"""What torch's current exporter makes of each operator: opset -> its table."""
+
+
+@contextlib.contextmanager
+def operators_read_once() -> Iterator[None]:
+    """Let torch's current exporter read its table of operators once in a process: that takes longer than an export.
+
+    Each export has a copy, as it may add to it. The class is private to torch: where another release has it elsewhere,
+    each export reads the table. `tests/integration/compression/test_onnx.py` pins what is relied on.
+    """
+    try:
+        from torch.onnx._internal.exporter import _registration
+
+        registry: Any = _registration.ONNXRegistry
+        reading = vars(registry)["from_torchlib"]
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
+
+    def from_torchlib(opset_version: int) -> Any:
+        if opset_version not in _tables:
+            _tables[opset_version] = reading.__get__(None, registry)(opset_version=opset_version)
+        table = copy.copy(_tables[opset_version])
+        table.functions = {target: [*found] for target, found in table.functions.items()}
+        return table
+
+    registry.from_torchlib = staticmethod(from_torchlib)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = reading
 
 
 def _tidy(model: Any, called: dict[str, str]) -> None:

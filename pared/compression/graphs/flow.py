@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pared.compression.coupling.interpreter import nodes_of
+from pared.compression.coupling.interpreter import blocks_of, inputs_of, nodes_of, outputs_of
 from pared.compression.coupling.python_values import Node
 
 
@@ -48,7 +48,7 @@ class Flow:
         self._made_of: dict[str, list[str]] = {}
         owner, *inputs = graph.inputs()
         self.paths[owner.debugName()] = ""
-        self._add_values([owner, *inputs])
+        self._values |= {value.debugName(): value for value in (owner, *inputs)}
         self._read(graph, None)
         self.outputs = [value.debugName() for value in graph.outputs()]
         named = dict(module.named_parameters(remove_duplicate=False))
@@ -87,26 +87,25 @@ class Flow:
     def _read(self, block: Any, around: int | None) -> None:
         for node in block.nodes():
             index = len(self.steps)
-            inputs = [value.debugName() for value in node.inputs()]
-            outputs = [value.debugName() for value in node.outputs()]
+            inputs = [value.debugName() for value in inputs_of(node)]
+            made = {value.debugName(): value for value in outputs_of(node)}
+            outputs = [*made]
             step = Step(node.kind(), inputs, outputs, around, _written(node, inputs))
             self.steps.append(step)
-            self._add_values(node.outputs())
+            self._values |= made
             self.maker |= dict.fromkeys(outputs, index)
             if step.kind == "prim::GetAttr" and inputs[0] in self.paths:
                 path = f"{self.paths[inputs[0]]}.{node.s('name')}".lstrip(".")
                 self.paths[outputs[0]] = path
                 continue
-            for inner in node.blocks():
-                names = [value.debugName() for value in inner.inputs()]
-                self._add_values(inner.inputs())
+            for inner in blocks_of(node):
+                taken = {value.debugName(): value for value in inner.inputs()}
+                names = [*taken]
+                self._values |= taken
                 self.maker |= dict.fromkeys(names, index)
                 self._read(inner, index)
                 step.blocks.append((names, [value.debugName() for value in inner.outputs()]))
             self._note_parts(step)
-
-    def _add_values(self, values: Iterable[Any]) -> None:
-        self._values |= {value.debugName(): value for value in values}
 
     def _note_parts(self, step: Step) -> None:
         if step.kind == "prim::Loop":

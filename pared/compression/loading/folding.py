@@ -24,6 +24,7 @@ from pared.compression.coupling.interpreter import (
     inlined,
     inlined_graph,
     nodes_of,
+    outputs_of,
     reloaded,
 )
 from pared.compression.coupling.labels import Tracked
@@ -343,7 +344,7 @@ def _rewritten(script: torch.jit.ScriptModule, flow: Flow, weights: Sequence[_Co
         RuntimeError: torch's own, for a module that it does not compile anew.
     """
     graph = flow.graph
-    values = {value.debugName(): value for node in nodes_of(graph) for value in node.outputs()}
+    values = {value.debugName(): value for node in nodes_of(graph) for value in outputs_of(node)}
     inputs = len(list(graph.inputs()))
     stand_ins = []
     for weight in weights:

@@ -35,6 +35,14 @@ def pared(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
     return run_pared(line.split(), cwd=folder, env=env)
 
 
+def test_the_command_finds_no_torch(folder):
+    """Or the others here would show nothing: this one needs it."""
+    (folder / "job.json").write_text(json.dumps({"type": "prune", "model": "model.pt", "amount": 0.5}))
+    (folder / "model.pt").write_bytes(b"a model")
+    done = pared(folder, "run job.json --here -o out/")
+    assert "no torch here" in done.stdout + done.stderr
+
+
 def test_weights_and_their_architecture_come_out_beside_the_file(folder):
     done = pared(folder, "unpack weights.packed")
     assert done.returncode == 0, done.stderr

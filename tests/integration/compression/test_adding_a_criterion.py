@@ -45,13 +45,14 @@ class Example:
         )
         (file,) = set(re.findall(r"Write `(\S+\.py)`", section))
         (self.test_file,) = set(re.findall(r"Add a test to `(\S+\.py)`", section))
-        shutil.copytree(CHECKOUT / "pared", copy / "pared", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CHECKOUT / "pared", copy / "pared")  # with what is compiled, for what stays as it is
         (copy / file).write_text(criterion)
         self.copy = copy
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Python on the copy's own `pared`, beside the service and the tests of the checkout."""
-        environment = {**os.environ, "COLUMNS": "300", "PYTHONPATH": f"{self.copy}{os.pathsep}{CHECKOUT}"}
+        path = f"{self.copy}{os.pathsep}{CHECKOUT}"
+        environment = os.environ | {"COLUMNS": "300", "PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         return subprocess.run(
             [sys.executable, *arguments], cwd=self.copy, env=environment, capture_output=True, text=True, timeout=240
         )

@@ -23,7 +23,7 @@ def test_an_operator_gets_its_rule_as_the_guide_says(tmp_path: Path) -> None:
     program, rule, test = (textwrap.dedent(code) for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL))
     (rule_file,) = set(re.findall(r"to the end of `(\S+\.py)`", section))
     (test_file,) = set(re.findall(r"Add a test to `(\S+\.py)`", section))
-    shutil.copytree(CHECKOUT / "pared", tmp_path / "pared", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CHECKOUT / "pared", tmp_path / "pared")  # with what is compiled, for what stays as it is
 
     shown = run_in(tmp_path, "-c", program)
     expected = re.search(r"\)  # (.*)", program)
@@ -59,7 +59,7 @@ def append(path: Path, code: str) -> None:
 
 def run_in(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python on the copy's own `pared`."""
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, timeout=240
     )

@@ -28,7 +28,7 @@ from pared.errors import ExportFailed
 from pared.job_types import BY_SPEC
 from pared.reports import Plan, Report
 from pared.specs import PlanSpec, PruneSpec
-from tests.support.campaign import each_nth
+from tests.support.campaign import one_form_each
 from tests.support.models import zoo
 
 FILES = {
@@ -131,7 +131,7 @@ def job(folder: Path, kind: type[nn.Module], observer: Told | None = None, **fie
     given |= {} if "target" in fields else {"amount": 0.5}
     spec = PruneSpec.model_validate(given | fields)
     models = {"model": ModelFile(folder / "model.pt", "model.pt", "")}
-    return spec, Work(models, DatasetFile(folder / "data.npz", "data.npz"), out, observer or Told())
+    return spec, Work(models, DatasetFile(folder / "data.npz", "data.npz"), out, observer or Told(), timed=False)
 
 
 def done(spec: PruneSpec, work: Work) -> Report:
@@ -164,10 +164,14 @@ REFUSING = {"onnx": NoOnnx, "exported_program": NoProgram}
 # -- one of two is missing ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
-@pytest.mark.parametrize(("bad", "good"), each_nth(itertools.permutations(FILES, 2), 3))
-def test_the_other_format_is_kept_as_if_alone(bad, good, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("pair", "trained"),
+    one_form_each(itertools.permutations(FILES, 2), [False, True], n=3),
+    ids=lambda each: "-".join(each) if isinstance(each, tuple) else ("trained" if each else "untrained"),
+)
+def test_the_other_format_is_kept_as_if_alone(pair, trained, tmp_path):
     """A model that the format cannot hold; or, where it holds all, a folder in the place of its file."""
+    bad, good = pair
     kind = REFUSING.get(bad, Net)
     observer = Told()
     first_bad = list(FILES).index(bad) % 2 == trained

@@ -68,7 +68,7 @@ def job(model, directory, target, *, dataset=None, observer=None, **fields):
     directory.mkdir(exist_ok=True)
     base = EXAMPLE if dataset is None else DATA
     spec = PruneSpec.model_validate({"type": "prune", "model": MODEL, "target": target, **base, **fields})
-    return spec, Work({"model": model}, dataset, directory, observer or SilentObserver())
+    return spec, Work({"model": model}, dataset, directory, observer or SilentObserver(), timed="latency" in target)
 
 
 def run(*args, **fields) -> Report:

@@ -11,9 +11,11 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pared.compression import prune
 from pared.compression.coupling.verify import flat_tensors
+from pared.compression.export.onnx import operators_read_once
 from pared.compression.loading import inspect_model, load_model
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
@@ -88,6 +90,22 @@ def test_torchs_current_exporter_and_free_lengths(tmp_path):
     loaded = opened(path)
     assert loaded.free_dims == (frozenset({0, 1}),)
     assert_alike(loaded, path, torch.randint(0, 40, (3, 5)))
+
+
+def test_torchs_current_exporter_reads_its_operators_once_and_no_export_changes_anothers():
+    reading = vars(ONNXRegistry)["from_torchlib"]
+    tables = []
+    for _ in range(2):
+        with operators_read_once():
+            tables.append(ONNXRegistry().from_torchlib(opset_version=18))
+    assert vars(ONNXRegistry)["from_torchlib"] is reading
+    first, second = (table.functions for table in tables)
+    assert first == second
+    assert len(first) > 300
+    operator = torch.ops.aten.relu.default
+    assert first[operator.name()][0] is second[operator.name()][0], "made once"
+    tables[0].register_op(operator, lambda x: x)
+    assert len(first[operator.name()]) == len(second[operator.name()]) + 1
 
 
 def test_a_branch_that_sizes_decide_is_taken_as_they_do(tmp_path):

@@ -33,7 +33,7 @@ def planned_and_done(
     files = {"model": ModelFile(folder / "model", "model", "", architecture)}
     out = folder / "out"
     out.mkdir()
-    work = Work(files, DatasetFile(folder / "data.npz", "data.npz") if data else None, out)
+    work = Work(files, DatasetFile(folder / "data.npz", "data.npz") if data else None, out, timed=False)
     plan = plan_of(job, work)
     assert list(out.iterdir()) == []
     report = BY_SPEC[PruneSpec].load_method()(job, work)

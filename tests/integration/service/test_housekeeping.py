@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from pared.cli.app import app as cli  # noqa: F401 - loads what the commands need once
 from pared.errors import Conflict, NotFound
 from pared.state.backup import backup, restore
 from pared.state.fsck import check
 from pared.state.objects import open_store
+from pared.state.owners import create_owner, set_retention
 from pared.state.retention import collect
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
@@ -113,6 +114,39 @@ def test_without_a_limit_everything_stays(tmp_path: Path):
         assert api.get(f"/v1/models/{model}").status_code == api.get(f"/v1/jobs/{job}").status_code == 200
 
 
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_an_owner_may_have_a_retention_of_their_own(where: str, tmp_path: Path, request: pytest.FixtureRequest):
+    url = {} if where == "sqlite" else {"database_url": request.getfixturevalue("servers").new_database()}
+    with serving(tmp_path, keep_unreferenced_s=0.0, **url) as api:
+        api.parts.dispatcher.stop()
+        sessions, store, settings = api.parts.sessions, api.parts.store, api.parts.settings
+        ann = create_owner(sessions, "ann").id
+        model, job = done_job(api, b"local", 31)
+        with sessions() as session:
+            before = session.scalars(select(Job.id)).all()
+        anns_model, anns_job = done_job(api, b"anns", 31)
+        with sessions.begin() as session:
+            session.execute(update(Model).where(Model.id == anns_model).values(owner=ann))
+            session.execute(update(Job).where(Job.id.not_in(before)).values(owner=ann))
+
+        def gone(**changes: float) -> tuple[list[str], list[str]]:
+            found = collect(sessions, store, settings.model_copy(update=changes), dry_run=True)
+            return sorted({job, anns_job} & set(found.jobs)), found.uploads
+
+        nothing, anns, locals_ = ([], []), ([anns_job], [anns_model]), ([job], [model])
+        assert gone() == nothing
+        assert set_retention(sessions, ann, 30.0)
+        assert gone() == anns
+        assert set_retention(sessions, ann, 32.0)
+        assert gone() == nothing
+        assert gone(retention_days=30.0) == locals_
+        assert set_retention(sessions, ann, 0.0)
+        assert gone(retention_days=30.0) == locals_, "an owner's may stay for ever"
+        assert set_retention(sessions, ann, None)
+        assert gone(retention_days=30.0) == (sorted([job, anns_job]), sorted([model, anns_model]))
+        assert not set_retention(sessions, "own_nobody", 1.0)
+
+
 def test_others_cannot_pin(guarded: Api):
     assert guarded.post("/v1/jobs/job_01K9Q5X8C3F6H9K2M5P8S1V4Y7/pin").status_code == 401
 
@@ -189,6 +223,9 @@ def test_the_commands_say_what_they_did(kept: Api, tmp_path: Path):
     assert (len(foretold["jobs"]), len(foretold["uploads"]), foretold["objects"]) == (2, 1, 2)
     assert "2 objects of 12 bytes would go" in pared("gc --dry-run").stdout
     assert "2 objects of 12 bytes gone" in pared("gc").stdout
+    assert pared("owners retain local --days 20").returncode == 0
+    assert [owner["retention_days"] for owner in json.loads(pared("owners ls --json").stdout)] == [20.0]
+    assert pared("owners retain local").returncode == 2, "it must say how long"
     assert pared("fsck").returncode == 0
     row = kept.upload(b"bytes", "m.pt")
     kept.parts.store.path(f"sha256/{row['sha256'][:2]}/{row['sha256']}").write_bytes(b"BYTES")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
 import random
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -23,6 +20,7 @@ from tests.integration.service.conftest import Api, serving
 from tests.integration.service.test_tus import create, offset, send
 from tests.support.processes import Processes, wait_for
 from tests.support.proxies import KINDS, Proxy, certificate, start_proxy, trusting
+from tests.support.scripted_server import Answer, Scripted
 
 MIB = 2**20
 PIECE_OF_FILE = random.Random(1).randbytes(MIB)
@@ -118,34 +116,13 @@ def test_a_service_without_keys_is_not_opened(
     assert statuses == ([200, 200] if believed else [401, 401])
 
 
-class Recorder(BaseHTTPRequestHandler):
-    """Answers each request with its own headers."""
-
-    def do_GET(self) -> None:
-        body = json.dumps([[name.lower(), value] for name, value in self.headers.items()]).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 def test_the_api_is_told_the_address_that_the_proxy_saw(kind: str, cert: Path, scratch: Path, processes: Processes):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as upstream:
-        thread = threading.Thread(target=upstream.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            with _before(kind, upstream.server_port, cert, scratch, processes) as proxy:
-                transport = httpx.HTTPTransport(verify=trusting(cert), local_address="127.0.0.7")
-                with httpx.Client(base_url=proxy.url, transport=transport) as client:
-                    said = client.get("/v1/models", headers=LIES | {"X-Request-Id": "mine"}).json()
-        finally:
-            upstream.shutdown()
-            thread.join()
-    headers: dict[str, str] = dict(said)
-    assert [value for name, value in said if name == "x-forwarded-for"] == ["127.0.0.7"]
+    with Scripted(lambda _: Answer()) as upstream, _before(kind, upstream.port, cert, scratch, processes) as proxy:
+        transport = httpx.HTTPTransport(verify=trusting(cert), local_address="127.0.0.7")
+        with httpx.Client(base_url=proxy.url, transport=transport) as client:
+            client.get("/v1/models", headers=LIES | {"X-Request-Id": "mine"})
+        headers = upstream.asked[-1].headers
+    assert headers.get_list("x-forwarded-for") == ["127.0.0.7"]
     assert headers["x-real-ip"] == "127.0.0.7"
     assert headers["host"] == headers["x-forwarded-host"] == f"localhost:{proxy.port}"
     assert headers["x-forwarded-proto"] == "https"

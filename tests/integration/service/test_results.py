@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import random
 
 import pytest
 
 from pared.state.events import add_events
 from pared.state.tables import Artifact
 from tests.integration.service.conftest import Api
+from tests.support.campaign import counted
 
 CONTENT = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -98,19 +100,30 @@ def test_names_survive_the_header(api: Api, job: dict):
     assert [file["sha256"] for file in job["result"]["artifacts"]] == [file["sha256"] for file in listed]
 
 
-def test_a_flipped_bit_is_found_and_never_served(api: Api):
+@counted(1, 200)
+def test_a_flipped_bit_is_found_and_never_served(api: Api, count: int):
     job = api.submit()
     api.finish(job["id"], {"model.pt": CONTENT})
     path = f"{job['links']['artifacts']}/model.pt"
     assert api.get(path).status_code == 200
     with api.parts.sessions() as session:
         key = session.query(Artifact.object_key).filter(Artifact.job_id == job["id"]).scalar()
-    with api.parts.store.path(key).open("r+b") as file:
-        file.seek(2_000_000)
-        file.write(bytes([CONTENT[2_000_000] ^ 1]))
-    for headers in ({}, {"range": "bytes=0-9"}):
-        answer = api.get(path, headers=headers)
-        assert (answer.status_code, answer.json()["type"]) == (500, "/problems/corrupt-object")
+
+    def flip(place: int, bit: int) -> None:
+        with api.parts.store.path(key).open("r+b") as file:
+            byte = os.pread(file.fileno(), 1, place)
+            os.pwrite(file.fileno(), bytes([byte[0] ^ 1 << bit]), place)
+
+    for _ in range(count):
+        place, bit = random.randrange(len(CONTENT)), random.randrange(8)
+        flip(place, bit)
+        for headers in ({}, {"range": "bytes=0-9"}):
+            answer = api.get(path, headers=headers)
+            assert (answer.status_code, answer.json()["type"]) == (500, "/problems/corrupt-object")
+        flip(place, bit)
+        answer = api.get(path)
+        assert (answer.status_code, answer.content) == (200, CONTENT)
+    print(f"\n{count} bits flipped in a stored result, {count} found, none served")
     api.parts.store.delete(key)
     assert api.get(path).json()["type"] == "/problems/corrupt-object"
 

@@ -154,3 +154,36 @@ def test_sqlite_keeps_every_commit(tmp_path: Path):
 def test_a_job_update_that_changes_no_row_says_so(sessions):
     with sessions.begin() as session:
         assert session.execute(update(Job).where(Job.id == "job_x").values(stage="x")).rowcount == 0
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_reading_sends_nothing_but_its_queries(sessions, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sessions.engine.dialect, "do_ping", asked.append)
+    for _ in range(3):
+        with sessions() as session:
+            session.scalars(select(Job)).all()
+            connection = session.connection().connection.dbapi_connection
+            assert connection.info.transaction_status.name == "IDLE", "no transaction was begun"
+    assert not asked
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_a_connection_that_died_in_the_pool_is_replaced(sessions, monkeypatch):
+    with sessions() as session, sessions() as other:
+        ended = [each.scalar(text("select pg_backend_pid()")) for each in (session, other)]
+    with sessions() as session:
+        assert session.scalar(text("select pg_backend_pid()")) in ended
+    killer = make_engine(sessions.engine.url.render_as_string(hide_password=False))
+    with killer.connect() as connection:
+        for pid in ended:
+            assert connection.scalar(text("select pg_terminate_backend(:pid, 10000)"), {"pid": pid})
+    killer.dispose()
+    monkeypatch.setattr("pared.state.session.ASKED_AGAIN_S", 0.0)
+    with sessions() as session, sessions() as other:
+        assert session.scalars(select(Job)).all() == other.scalars(select(Job)).all() == []
+
+
+def test_old_specs_are_read_a_few_at_a_time(sessions):
+    with sessions.in_transaction() as session:
+        assert session.scalars(select(Job).execution_options(yield_per=10)).all() == []

@@ -8,14 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import delete, event, text, update
+from sqlalchemy import delete, event, select, text, update
 
 from pared.errors import OverLimit
 from pared.specs import InspectSpec
 from pared.state import lifecycle
-from pared.state.limits import bytes_left, check_bytes
+from pared.state.keys import add_key
+from pared.state.limits import JOBS_RUNNING, bytes_left, check_bytes, most_running
 from pared.state.owners import create_owner
-from pared.state.tables import Artifact, Job, new_id
+from pared.state.settings import Settings
+from pared.state.tables import Artifact, Job, WorkerHeartbeat, new_id
 from pared.state.turns import _first_of_each, next_in_turn, place_in_line
 from tests.support.job_specs import PRUNE
 
@@ -31,6 +33,16 @@ def queued(sessions, owner: str, count: int = 1, **columns) -> list[str]:
         if columns:
             session.execute(update(Job).where(Job.id.in_(jobs)).values(columns))
     return jobs
+
+
+def claimed(sessions, worker: str, devices=("cpu",)) -> str | None:
+    """Whose job a worker takes by the default settings; None: it finds none that it may."""
+    with sessions.begin() as session:
+        most_held, held_by = most_running(session, Settings(), devices)
+        job_id = next_in_turn(session, "jobs", devices, most_held=most_held, held_by=held_by)
+        if job_id is None:
+            return None
+        return lifecycle.claim(session, job_id, worker, 45.0, devices, most_held=most_held, held_by=held_by).owner
 
 
 def upload(sessions, owner: str) -> str:
@@ -176,7 +188,7 @@ def test_a_claim_is_quick_with_a_hundred_thousand_jobs_waiting(sessions, owners)
         for _ in range(9):
             assert serve(sessions)[0] == ann
     assert thousands() < 100  # a claim that reads all that wait takes a thousand by itself
-    query = _first_of_each("jobs", ["cpu"], None).compile(sessions.engine, compile_kwargs={"literal_binds": True})
+    query = _first_of_each("jobs", ("cpu",), None).compile(sessions.engine, compile_kwargs={"literal_binds": True})
     explain = "explain query plan " if sessions.engine.dialect.name == "sqlite" else "explain "
     with sessions() as session:
         plan = "\n".join(map(str, session.execute(text(explain + str(query).replace(":", r"\:")))))
@@ -188,3 +200,41 @@ def test_a_claim_is_quick_with_a_hundred_thousand_jobs_waiting(sessions, owners)
         _, *steps = plan.split("Scan using ix_jobs_status_owner_type_device_id")
         assert len(steps) == 5
         assert all("status" in step.partition("Index Cond")[2].partition("\n")[0] for step in steps)
+
+
+def test_one_of_several_workers_of_a_kind_is_left_to_other_owners(sessions, owners):
+    ann, bob, _ = owners
+    queued(sessions, ann, 8)
+    with sessions.begin() as session:
+        for name, devices in (("a", ["cpu"]), ("b", ["cpu"]), ("gpu", ["cpu", "cuda"])):
+            session.add(WorkerHeartbeat(name=name, sandbox="standard", device="", devices=devices))
+    add_key(sessions, ann, "laptop")
+    add_key(sessions, ann, "build machine")
+    assert [claimed(sessions, "a"), claimed(sessions, "b")] == [ann, ann], "there is nobody else"
+    with sessions.begin() as session:
+        [second] = session.scalars(select(Job).where(Job.lease_owner == "b"))
+        lifecycle.fail(session, second.id, second.fence, {"code": "x", "title": "x", "detail": "x"})
+        assert JOBS_RUNNING.value(session, Settings()) is None
+
+    add_key(sessions, bob, "laptop")
+    with sessions() as session:
+        assert JOBS_RUNNING.value(session, Settings()) == 2, "one of the two, and the only one with a GPU"
+        assert JOBS_RUNNING.value(session, Settings(max_running_jobs=0)) is None
+    assert claimed(sessions, "gpu", ("cpu", "cuda")) == ann, "the only worker of its kind is nobody's to keep free"
+    assert claimed(sessions, "b") is None, "though nobody else waits: a long job would hold it when somebody does"
+    queued(sessions, bob)
+    assert claimed(sessions, "b") == bob
+
+
+def test_two_claims_at_once_leave_a_worker_to_other_owners(sessions, owners):
+    ann = owners[0]
+    jobs = queued(sessions, ann, 4)
+
+    def take(job_id: str) -> bool:
+        with sessions.begin() as session:
+            names = ["worker", "another"]
+            job = lifecycle.claim(session, job_id, "worker", 45.0, ["cpu"], most_held=1, held_by=names)
+        return job is not None
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(take, jobs)) == 1

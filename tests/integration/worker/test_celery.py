@@ -14,6 +14,7 @@ from pared.state.tables import Artifact, Job, WorkerHeartbeat
 from tests.integration.service.conftest import serving as serving_http
 from tests.integration.worker.conftest import Bench
 from tests.support.processes import PATIENCE_S, environment, wait_for
+from tests.support.small_disk import small_disk
 
 ROOT = Path(__file__).parents[3]
 QUICK = {"lease_s": 3.0, "heartbeat_s": 0.5, "sweep_s": 0.5, "ring_again_s": 1.0, "cancel_grace_s": 1.0, "threads": 1}
@@ -106,7 +107,7 @@ def test_a_killed_worker_loses_at_most_one_checkpoint_and_the_job_ends_once(serv
     assert job.fence == 4
     with service.bench.sessions() as session:
         [artifact] = session.scalars(select(Artifact)).all()
-    assert b"".join(service.bench.store.read(artifact.object_key)) == b"[12.0, 12.0, 12.0]"
+    assert b"".join(service.bench.store.read(artifact.object_key)) == b"counted to 12"
     starts = [event.data["text"] for event in service.bench.events(job_id, "log") if "starting" in event.data["text"]]
     assert len(starts) == 4
     assert all(int(text.split()[-1]) >= 2 * number for number, text in enumerate(starts))
@@ -263,7 +264,7 @@ def test_what_a_request_made_is_found_in_the_workers_log_by_its_id_with_every_tr
 
         jobs = {name: post("/v1/jobs", name) for name in ("raise_named", "raise_other", "leave", "succeed")}
         plan = post("/v1/jobs:plan", "raise_named")
-        worker = service.start_worker(PARED_LOG_LEVEL="debug", PARED_MAX_ATTEMPTS="1")
+        worker = service.start_worker(TESTS_CHILD="tiny_child", PARED_LOG_LEVEL="debug", PARED_MAX_ATTEMPTS="1")
         for job_id in [*jobs.values(), plan]:
             service.ended(job_id)
     made = {f"request-jobs-{name}": job_id for name, job_id in jobs.items()} | {"request-plan-raise_named": plan}
@@ -363,3 +364,18 @@ def test_a_gpu_that_is_lost_later_costs_no_job_and_the_worker_tries_anew_what_it
     assert (job.status, job.attempt, job.crash_count) == ("succeeded", 2, 0)
     assert any("the GPU is lost" in event.data["text"] for event in service.bench.events(job_id, "log"))
     assert worker.stop() == 0
+
+
+def test_a_worker_that_starts_on_a_full_disk_probes_its_sandbox_once_there_is_room(service):
+    with small_disk(service.bench.settings.data_dir / "scratch", 2) as disk:
+        disk.fill()
+        service.start_worker()
+        service.alive()
+        [row] = service.rows()
+        assert row.devices == []
+        assert "nothing can be written" in row.device_problem
+        job_id = service.submit("succeed")
+        disk.empty()
+        job = service.ended(job_id)
+        assert (job.status, job.sandbox) == ("succeeded", service.bench.confinement.level)
+        service.workers[-1].kill()

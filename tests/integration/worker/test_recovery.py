@@ -35,7 +35,9 @@ def make_service(request, scratch, confinement, processes):
     made = []
 
     def make(**settings) -> Service:
-        made.append(serving(scratch, confinement, processes, request, **(where | settings)))
+        # Long leases, or a machine that is slow for a while would be the fault.
+        settings = where | {"lease_s": 60.0} | settings
+        made.append(serving(scratch, confinement, processes, request, **settings))
         return next(made[-1])
 
     yield make
@@ -106,7 +108,7 @@ def test_models_that_kill_their_process_fail_after_their_attempts_and_their_neig
     count = size_of("CRASHING_MODELS", 20)
     service = make_service(max_attempts=3)
     pairs = [(service.submit("segfault"), service.submit("succeed")) for _ in range(count)]
-    service.start_worker()
+    service.start_worker(TESTS_CHILD="tiny_child")
     service.start_worker()
     for bad, good in pairs:
         assert service.ended(good).status == "succeeded"

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import Interpreter, Step, inlined_graph, nodes_of, reloaded, storage_key
+from pared.compression.coupling.interpreter import (
+    Interpreter,
+    Step,
+    inlined_graph,
+    inputs_of,
+    nodes_of,
+    outputs_of,
+    reloaded,
+    storage_key,
+)
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.python_values import UnsupportedGraph
 from pared.compression.coupling.verify import flat_tensors
@@ -209,7 +218,7 @@ def _rewire(graph: Any, additions: Sequence[tuple[int, int]]) -> None:
     nodes, aliases = list(nodes_of(graph)), graph.alias_db()
     copied = {}
     for add, branch in additions:
-        values = list(nodes[add].inputs())
+        values = inputs_of(nodes[add])
         kept, output = values[1 - branch], nodes[add].output()
         in_place = nodes[add].kind() == "aten::add_"
         if in_place and branch == 1:
@@ -218,7 +227,7 @@ def _rewire(graph: Any, additions: Sequence[tuple[int, int]]) -> None:
             copied[add] = aliases.has_writers(output) or aliases.has_writers(kept)
     for add, branch in additions:
         node = nodes[add]
-        kept = list(node.inputs())[1 - branch]
+        kept = node.inputsAt(1 - branch)
         if copied[add]:
             with graph.insert_point_guard(node):
                 kept = graph.insert("aten::clone", [kept])
@@ -245,7 +254,7 @@ def _without(module: torch.jit.ScriptModule, flow: Flow, add: int, branch: int) 
     name_of = {  # a copy gives new names to values that had none
         copied.debugName(): value.debugName()
         for old, new in zip(nodes_of(flow.graph), nodes_of(graph), strict=True)
-        for value, copied in zip(old.outputs(), new.outputs(), strict=True)
+        for value, copied in zip(outputs_of(old), outputs_of(new), strict=True)
     }
     _rewire(graph, [(add, branch)])
     smaller = Flow(graph, module)
