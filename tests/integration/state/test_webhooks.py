@@ -381,6 +381,7 @@ def test_each_notice_arrives_within_a_day_whichever_way_receivers_fail_and_sende
             pass_time(sessions, max(pause, 0))
             sending.all_that_is_due()
     rows = owed(sessions)
+    assert all("SSH" not in (row.problem or "") for row in rows)
     taken: Counter[str] = Counter()
     for receiver in receivers.values():
         taken.update({delivery: len(bodies) for delivery, bodies in receiver.taken.items()})
