@@ -17,6 +17,8 @@ DESCRIPTION = """\
 Makes trained PyTorch models smaller. Upload a model and a data set, post a *prune*, *distill* or *quantize* job, or a
 *pipeline* of them, follow it, and download the smaller model with a report of what was gained and lost.
 
+Webhooks tell you when jobs have ended.
+
 Errors are RFC 9457 problem documents: `detail` says what to do. Where this server needs keys, send
 `Authorization: Bearer pared_…`.
 """

@@ -75,9 +75,10 @@ class Resolver:
             raise NotReachable(f"{host[:100]} is no name of a host") from None
         refused = [] if self._allow_private else [address for address in found if not is_public(address)]
         if refused:
+            named = "" if refused[0] == host else f" ({refused[0]})"
             raise NotReachable(
-                f"{host} is {refused[0]}, which is not a public address. Whoever runs this server can allow these "
-                "with PARED_ALLOW_PRIVATE_WEBHOOKS=1"
+                f"{host}{named} is not a public address. Whoever runs this server can allow these with "
+                "PARED_ALLOW_PRIVATE_WEBHOOKS=1"
             )
         return found
 

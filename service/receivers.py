@@ -14,7 +14,7 @@ import httpx
 import structlog
 
 import pared
-from pared.state.webhooks import Claimed, Outcome, sign
+from pared.state.deliveries import Claimed, Outcome, sign
 from service.public_addresses import NotReachable, Resolver
 
 TIME_LIMIT_S = 10.0
@@ -168,6 +168,9 @@ async def _drop(chunks: Any) -> None:
 
 
 def _in_words(error: BaseException) -> str:
+    if isinstance(error, httpcore.ProtocolError):
+        # What it says instead is not shown: where private addresses are allowed, it may be a secret of somebody else's.
+        return "The connection broke off, or what it answered is not HTTP"
     said = str(error) or type(error).__name__
     if isinstance(error, httpcore.ConnectError | ssl.SSLError):
         return f"No connection: {said}"[:500]

@@ -10,10 +10,10 @@ from collections import Counter
 
 import structlog
 
+from pared.state.deliveries import Claimed, Outcome, claim, due, settle
 from pared.state.failpoints import failpoint
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.webhooks import Claimed, Outcome, claim, due, settle
 from service.receivers import TIME_LIMIT_S, Receivers
 
 POLL_S = 1.0

@@ -21,11 +21,11 @@ from sqlalchemy.orm import Session
 
 from pared.job_types import BY_NAME, type_of
 from pared.specs import JobSpec
+from pared.state.deliveries import owe
 from pared.state.events import EventKind, add_event, add_events
 from pared.state.inspections import accept, reject
 from pared.state.tables import Artifact, Job, Outbox, db_now, new_id
 from pared.state.turns import claimable, held_below, lane_of, lock_owner, note_served
-from pared.state.webhooks import owe
 from pared.statuses import ENDED, HELD, JobStatus
 
 log = structlog.get_logger()

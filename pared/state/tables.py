@@ -315,7 +315,7 @@ class Webhook(Base):
     id: Mapped[str] = mapped_column(String(30), primary_key=True)
     owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
     url: Mapped[str] = mapped_column(Text)
-    events: Mapped[list[str]] = mapped_column(Json)  # of `pared.state.webhooks.EventName`
+    events: Mapped[list[str]] = mapped_column(Json)  # of `pared.state.deliveries.EventName`
     description: Mapped[str | None] = mapped_column(String(200))
     secret: Mapped[str] = mapped_column(String(80))
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())

@@ -11,8 +11,8 @@ from pydantic import ValidationError as Invalid
 
 from pared.errors import ValidationError
 from pared.state import webhooks
+from pared.state.deliveries import EVENTS, EventName
 from pared.state.tables import Webhook, WebhookDelivery
-from pared.state.webhooks import EVENTS, EventName
 from pared.statuses import DeliveryStatus
 from service.dependencies import Owner, PartsOf, check_id
 from service.json_bodies import json_body, object_in

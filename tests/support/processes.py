@@ -170,7 +170,7 @@ class Processes:
         """End every process and wait for the guard to have removed the folders."""
         assert self._guard.stdin is not None
         self._guard.stdin.close()
-        self._guard.wait(60)
+        self._guard.wait(PATIENCE_S)  # hundreds of databases are gigabytes
         for process in self.all:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(5)

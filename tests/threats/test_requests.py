@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from pared.state import webhooks
+from pared.state.deliveries import EVENTS
 from pared.state.keys import add_key, caller_of, create_key, revoke_key
 from pared.state.owners import create_owner
 from pared.state.tables import WebhookDelivery, new_id
@@ -83,7 +84,7 @@ def made_by(api: Api, key: dict[str, str], content: bytes) -> dict[str, str]:
     upload = api.post("/v1/uploads", headers=key | {"upload-length": "5", "upload-metadata": "kind bW9kZWw="}).json()
     # At an address that the server does not ask.
     sessions, owner = api.parts.sessions, caller_of(api.parts.sessions, key["x-api-key"]).owner
-    webhook = webhooks.create(sessions, owner, "http://127.0.0.1:9/", webhooks.EVENTS, None, api.parts.settings).id
+    webhook = webhooks.create(sessions, owner, "http://127.0.0.1:9/", EVENTS, None, api.parts.settings).id
     with sessions.begin() as session:
         delivery = WebhookDelivery(
             id=new_id("dlv"), webhook_id=webhook, event="job.failed", body="{}", status="delivered"

@@ -9,7 +9,7 @@ import threading
 import httpcore
 import pytest
 
-from pared.state.webhooks import Claimed, Outcome
+from pared.state.deliveries import Claimed, Outcome
 from service import public_addresses
 from service.public_addresses import Resolver, is_public
 from service.receivers import Receivers, checked_url

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 import pared
 from pared.cli.app import app
 from pared.state.audit import entries
+from pared.state.deliveries import sign
 from pared.state.keys import create_key
-from pared.state.webhooks import sign
 from tests.integration.service.conftest import Api, serving
 from tests.support.processes import wait_for
 from tests.support.receiver import Receiver
