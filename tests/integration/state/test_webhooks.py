@@ -292,7 +292,7 @@ class Sending:
     def all_that_is_due(self) -> None:
         """Wait until nothing is due and nothing is under way."""
         self.sender.wake()
-        wait_for(self._idle, "nothing is due", every_s=0.02)
+        wait_for(self._idle, "nothing is due", limit_s=1200, every_s=0.02)
 
     def _idle(self) -> bool:
         with self.sessions() as session:
@@ -371,11 +371,11 @@ def test_each_notice_arrives_within_a_day_whichever_way_receivers_fail_and_sende
         kill(sessions, settings, name)
         pass_time(sessions, CLAIM_S)
     passed = len(kills) * CLAIM_S
-    with Sending(sessions, settings, 1.0 if count == 1 else 1.5) as sending:
+    with Sending(sessions, settings, 1.0 if count == 1 else 3.0) as sending:
         sending.all_that_is_due()
         receivers["absent"].listen()
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    with Sending(sessions, settings, 1.0 if count == 1 else 1.5) as sending:
+    with Sending(sessions, settings, 1.0 if count == 1 else 3.0) as sending:
         while (pause := all_next_in_s(sessions)) is not None:
             passed += max(pause, 0)
             pass_time(sessions, max(pause, 0))
