@@ -81,8 +81,9 @@ def server() -> Iterator[Check]:
     if seen.version == __version__:
         yield Check("server version", "ok", seen.version)
     else:
-        detail = f"{seen.version}, and here is {__version__}"
-        yield Check("server version", "wrong", detail, f"pip install pared=={seen.version}")
+        detail = f"{seen.version or 'not told'}, and here is {__version__}"
+        cure = f"pip install pared=={seen.version}" if seen.version else "ask whoever runs the server"
+        yield Check("server version", "wrong", detail, cure)
     if seen.refused is not None:
         yield Check("key", "wrong", seen.refused, "export PARED_API_KEY=pared_…")
     else:

@@ -73,7 +73,8 @@ def list_keys(
     if quiet:
         print_ids(key.id for key in found)
         return
-    table = plain_table("key", "owner", "name", "scopes", "expires", "last used")
+    others = ("owner", "name", "scopes", "expires", "last used")
+    table = plain_table("key", *others, give_way=others)
     for key in found:
         expires = "revoked" if key.revoked_at is not None else moment(key.expires_at)
         row = (key.id, names[key.owner_id], key.name, key.scopes.replace(" ", ","), expires, moment(key.last_used_at))

@@ -46,7 +46,9 @@ def list_owners(as_json: AsJson = False, quiet: OnlyIds = False) -> None:
     if quiet:
         print_ids(each.id for each in found)
         return
-    table = plain_table("owner", "name", "keys that work", "kept for", "disabled")
+    table = plain_table(
+        "owner", "name", "keys that work", "kept for", "disabled", give_way=("name", "keys that work", "kept for")
+    )
     for each in found:
         kept = {None: "", 0.0: "ever"}.get(each.retention_days, f"{each.retention_days or 0:g} days")
         table.add_row(each.id, each.name, str(counts.get(each.id, 0)), kept, moment(each.disabled_at))
@@ -120,7 +122,7 @@ def audit(
         columns = ("id", "at", "actor", "key_id", "action", "subject", "detail", "request_id")
         print_json([{name: getattr(row, name) for name in columns} for row in rows])
         return
-    table = plain_table("time", "who", "with", "did", "to")
+    table = plain_table("time", "who", "with", "did", "to", give_way=("time", "who", "did"))
     for row in rows:
         who = names.get(row.actor, row.actor)
         table.add_row(moment(row.at), who, row.key_id or "", row.action, row.subject or "")
@@ -134,7 +136,7 @@ def limits(as_json: AsJson = False) -> None:
     if as_json:
         print_json(shown)
         return
-    table = plain_table("limit", "used", "of", "for each", "meaning")
+    table = plain_table("limit", "used", "of", "for each", "meaning", give_way=("meaning",))
     for row in shown["limits"]:
         most = "any number" if row["limit"] is None else f"{row['limit']:,g} {row['unit']}"
         if row["limit"] is not None and row["unit"] == "bytes":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,16 @@ def list_files(files: Iterable[Path]) -> None:
         out.print(with_bold("", str(file), f" ({file.stat().st_size:,} bytes)"))
 
 
-def plain_table(*columns: str) -> Table:
-    """An empty table without lines, whose columns keep their width."""
+def plain_table(*columns: str, give_way: Collection[str] = ()) -> Table:
+    """An empty table without lines.
+
+    Args:
+        columns: their names.
+        give_way: those of them that are broken into lines where the terminal is narrow, so that ids stay whole.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name not in give_way, overflow="fold" if name in give_way else "ellipsis")
     return table
 
 

@@ -40,7 +40,7 @@ def upload_commands(kind: Literal["models", "datasets"], noun: str) -> typer.Typ
         if quiet:
             print_ids(upload.id for upload in uploads)
             return
-        table = plain_table("id", "status", "format", "bytes", "created", "file")
+        table = plain_table("id", "status", "format", "bytes", "created", "file", give_way=("created",))
         table.columns[-1].no_wrap = False
         for upload in uploads:
             created = f"{upload.created_at:%Y-%m-%d %H:%M:%S}" if upload.created_at else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ import httpx
 from pared.client.base import ClientBase
 
 _TIMEOUT_S = 10.0
+_MAX_BYTES = 16 << 20
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,39}")
 
 
 @dataclass
@@ -43,25 +47,27 @@ def look_at_server() -> ServerSeen:
     seen = ServerSeen(base.url)
     with httpx.Client(**base._options, timeout=_TIMEOUT_S) as http:
         try:
-            answer = http.get("/healthz")
-            seen.clock_ahead_s = _ahead_s(answer)
-            if answer.status_code != 200 or _json(answer).get("status") != "ok":
-                seen.unreachable = f"what answers at {base.url} is no pared server (HTTP {answer.status_code})"
+            sent = time.time()
+            alive = _ask(http, "/healthz")
+            if alive.status != 200 or alive.told.get("status") != "ok":
+                seen.unreachable = f"what answers at {base.url} is no pared server (HTTP {alive.status})"
                 return seen
-            seen.version = _json(http.get("/openapi.json")).get("info", {}).get("version")
-            ready = http.get("/readyz")
-            if ready.status_code == 503:
-                seen.not_ready = str(_json(ready).get("detail"))
-            limits = http.get("/v1/limits")
+            seen.clock_ahead_s = _ahead_s(alive.date, sent)
+            info = _ask(http, "/openapi.json").told.get("info")
+            version = info.get("version") if isinstance(info, dict) else None
+            seen.version = version if isinstance(version, str) and _VERSION.fullmatch(version) else None
+            ready = _ask(http, "/readyz")
+            seen.not_ready = str(ready.told.get("detail")) if ready.status == 503 else None
+            limits = _ask(http, "/v1/limits")
         except httpx.TransportError as error:
             failure = base._failure(error)
             seen.unreachable = str(failure) or f"{base.url}: {type(failure).__name__}"
             return seen
-    told = _json(limits)
-    if limits.status_code == 200:
-        seen.scopes = [str(each) for each in told.get("scopes", [])]
+    if limits.status == 200:
+        scopes = limits.told.get("scopes")
+        seen.scopes = [str(each) for each in scopes] if isinstance(scopes, list) else []
     else:
-        seen.refused = str(told.get("detail") or f"HTTP {limits.status_code}")
+        seen.refused = str(limits.told.get("detail") or f"HTTP {limits.status}")
     return seen
 
 
@@ -70,24 +76,40 @@ def recent(kind: Literal["jobs", "models", "datasets"], timeout_s: float = 1.0) 
     with suppress(httpx.HTTPError, httpx.InvalidURL):
         base = ClientBase()
         with httpx.Client(**base._options, timeout=timeout_s) as http:
-            rows = _json(http.get(f"/v1/{kind}", params={"limit": 50})).get("data")
+            rows = _ask(http, f"/v1/{kind}?limit=50", timeout_s).told.get("data")
             return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return []
 
 
-def _json(answer: httpx.Response) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    date: str
+    told: dict[str, Any]
+    """The JSON object that came; empty where it was none, too long or too slow."""
+
+
+def _ask(http: httpx.Client, path: str, timeout_s: float = _TIMEOUT_S) -> _Answer:
+    """Ask for a JSON object, and read no more and no longer than one may have."""
+    until = time.monotonic() + timeout_s
+    content = bytearray()
+    with http.stream("GET", path) as answer:
+        for piece in answer.iter_bytes():
+            content += piece
+            if len(content) > _MAX_BYTES or time.monotonic() > until:
+                content.clear()
+                break
     try:
-        document = answer.json()
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        told = {}
+    return _Answer(answer.status_code, answer.headers.get("date", ""), told if isinstance(told, dict) else {})
+
+
+def _ahead_s(date: str, sent: float) -> float | None:
+    try:
+        told = parsedate_to_datetime(date).timestamp()
     except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _ahead_s(answer: httpx.Response) -> float | None:
-    try:
-        told = parsedate_to_datetime(answer.headers["date"]).timestamp()
-    except (KeyError, ValueError):
         return None
-    # The header has whole seconds, and was written at some time while the request was under way.
-    sent = time.time() - answer.elapsed.total_seconds()
+    # It has whole seconds, and was written at some time while the request was under way.
     return told - sent if told < sent - 1 else max(0.0, told - time.time())

@@ -72,6 +72,12 @@ def answers(asked: Asked) -> Answer:
     rows = {"/v1/jobs": job, "/v1/models": hostile(MODEL | INSPECTED), "/v1/datasets": hostile(DATASET | INSPECTED)}
     if asked.method == "DELETE":
         return Answer(204, b"")
+    if path == "/healthz":
+        return Answer(body={"status": "ok"})
+    if path == "/openapi.json":
+        return Answer(body={"info": {"version": HOSTILE}})
+    if path == "/readyz":
+        return Answer(503, {"detail": HOSTILE})
     if path == "/v1/jobs:plan":
         return Answer(body=hostile(PLAN))
     if path.endswith("/events"):
@@ -109,7 +115,8 @@ COMMANDS = {
     "quantize": ["quantize m.pt"],
     "compress": ["compress m.pt --target file_bytes=50%"],
     "run": ["run spec.json"],
-    "jobs ls": ["jobs ls", "jobs ls --json"],
+    "doctor": ["doctor"],
+    "jobs ls": ["jobs ls", "jobs ls --json", "jobs ls --quiet"],
     "jobs show": [f"jobs show {JOB_ID}"],
     "jobs watch": [f"jobs watch {JOB_ID}"],
     "jobs cancel": [f"jobs cancel {JOB_ID}"],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pared.state.keys import add_key
+from pared.state.owners import create_owner
 from service.routes.results import EXAMPLE_REPORT
 from tests.integration.service.conftest import Api
 from tests.support.forks import run_pared
@@ -58,6 +61,13 @@ def test_quiet_prints_nothing_but_errors_and_lists_are_ids(api: Api, tmp_path: P
     assert pared(api, tmp_path, "jobs ls --quiet --limit 2").stdout.split() == [missed, good]
 
 
+def test_what_prints_one_thing_prints_it_as_json_too(api: Api, tmp_path: Path):
+    assert json.loads(pared(api, tmp_path, f"jobs pin {ended(api)} --json").stdout)["pinned"] is True
+    made = pared(api, tmp_path, "keys add laptop --scope read --json", PARED_DATA_DIR=str(api.parts.settings.data_dir))
+    key = json.loads(made.stdout)
+    assert (key["name"], key["scopes"], key["secret"][:6]) == ("laptop", ["read"], "pared_")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_ids_that_the_server_lists_and_run_nothing_that_others_wrote(
     api: Api, tmp_path: Path, shell: str
@@ -98,3 +108,13 @@ def test_errors_end_with_the_line_to_type_next(api: Api, tmp_path: Path):
         assert (done.returncode, done.stderr.splitlines()[-1]) == (code, f"  next: {following}")
     done = pared(api, tmp_path, "jobs ls", PARED_API_KEY="pared_no")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "  next: export PARED_API_KEY=pared_…")
+
+
+def test_in_a_narrow_terminal_ids_stay_whole(api: Api, tmp_path: Path):
+    upload = api.upload(b"with a long name", filename="a-rather-long-name-of-a-model-from-some-folder.pt")["id"]
+    key = add_key(api.parts.sessions, create_owner(api.parts.sessions, "an owner of models").id, "build machine").key.id
+    narrow = {"COLUMNS": "80", "FORCE_COLOR": "1", "PARED_DATA_DIR": str(api.parts.settings.data_dir)}
+    for line, whole in (("models ls", upload), ("keys ls", key), ("limits", "upload_bytes")):
+        done = pared(api, tmp_path, line, **narrow)
+        assert whole in done.stdout
+        assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", row)) <= 80 for row in done.stdout.splitlines())

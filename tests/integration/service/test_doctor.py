@@ -77,11 +77,17 @@ def test_another_version_and_a_clock_that_is_wrong_are_told(monkeypatch: pytest.
         Answer(body={"scopes": ["read"]}),
     )
     monkeypatch.setenv("PARED_URL", server.url)
-    monkeypatch.setattr(reachability, "time", SimpleNamespace(time=lambda: time.time() + 3600))
+    monkeypatch.setattr(
+        reachability, "time", SimpleNamespace(time=lambda: time.time() + 3600, monotonic=time.monotonic)
+    )
     seen = by_name(list(checks.server()))
     assert (seen["server"].status, seen["server version"].cure) == ("ok", "pip install pared==9.9")
     assert "before the server's" in seen["clock"].detail
     assert seen["clock"].status == "wrong"
+    server.say(Answer(body={"status": "ok"}), Answer(body={"info": []}), Answer(404), Answer(body={"scopes": None}))
+    assert by_name(list(checks.server()))["server version"].status == "wrong"
+    server.say(Answer(body=b"[" * 100_000))
+    assert "no pared server" in by_name(list(checks.server()))["server"].detail
     monkeypatch.setenv("PARED_URL", "http://127.0.0.1:9")
     assert by_name(list(checks.server()))["server"].status == "wrong"
 
