@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from math import prod
-from multiprocessing import get_context
 
 import pytest
 
@@ -12,12 +10,13 @@ from pared.compression.jobs.plans import plan
 from pared.compression.work import Work
 from pared.reports import Plan, Report
 from pared.specs import PipelineSpec, PlanSpec, PruneSpec
+from tests.support.torch_forks import in_a_fork
 
 
 def plan_of(job: PruneSpec | PipelineSpec, work: Work) -> Plan:
-    """The plan, made in a fork, as in the service: torch numbers what a process has loaded, and files hold that."""
-    with ProcessPoolExecutor(1, get_context("fork")) as forked:
-        return forked.submit(plan, PlanSpec(type="plan", job=job), work).result(60)
+    """The plan, made in a fork, as in the service."""
+    made: Plan = in_a_fork(plan, PlanSpec(type="plan", job=job), work)
+    return made
 
 
 def assert_kept(plan: Plan, report: Report, written: dict[str, int]) -> None:

@@ -10,8 +10,6 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from pared.reports import Plan, Report
 from pared.specs import PlanSpec, PruneSpec
 from tests.support.campaign import one_form_each
 from tests.support.models import zoo
+from tests.support.torch_forks import in_a_fresh_process
 
 FILES = {
     "torchscript": "model.pt",
@@ -279,11 +278,10 @@ def digests_of_a_layer_list(outputs: list[str]) -> dict[str, str]:
 
 
 def test_torchscript_of_a_layer_list_is_as_alone_beside_what_is_tried_first():
-    digests = []
-    for beside in ([], ["onnx", "exported_program"]):
-        # In a fork, for torch counts the classes that a process compiles.
-        with ProcessPoolExecutor(1, get_context("fork")) as forked:
-            digests.append(forked.submit(digests_of_a_layer_list, [*beside, "torchscript"]).result(120))
+    digests = [
+        in_a_fresh_process(digests_of_a_layer_list, [*beside, "torchscript"])
+        for beside in ([], ["onnx", "exported_program"])
+    ]
     assert digests[0]["model.pt"] == digests[1]["model.pt"]
     assert set(digests[1]) == {"model.onnx", "model.pt2", "model.pt"}
 
