@@ -22,12 +22,15 @@ from pared.terminal import printable, printable_json
 from service.openapi import DATASET, JOB_ID, MODEL, PLAN, SUCCEEDED
 from service.routes.limits import EXAMPLE as LIMITS
 from service.routes.results import EXAMPLE_REPORT
+from service.routes.webhooks import DELIVERY_ID, EXAMPLE_DELIVERY, WEBHOOK_ID
+from service.routes.webhooks import EXAMPLE as WEBHOOK
 from tests.support.forks import run_pared
 from tests.support.processes import environment
 from tests.support.scripted_server import Answer, Asked, Scripted
 
 HOSTILE = "\x1b]0;pwned\x1b\\\x1b[31mRED\x1b[8m\x9b31m\x07\r\u202e\u2028[link=http://evil]x[/link][/oops]\x7f"
-SHOWN = ("verdict", "reason", "filename", "detail", "title", "text", "name", "stage", "architecture", "message")
+SHOWN = ("verdict", "reason", "filename", "detail", "title", "text", "name", "stage", "architecture", "message",
+         "url", "secret", "description", "disabled_reason", "problem")  # fmt: skip
 LISTS_SHOWN = ("notes", "warnings")
 # What rich itself writes: styles, and moves of the cursor by the bar of a job.
 STYLES = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\d*[AKG]|\x1b\[2K|\x1b\[\?25[lh]|\r")
@@ -69,7 +72,14 @@ def answers(asked: Asked) -> Answer:
     """A service that works, and whose every text is hostile."""
     path = asked.path.partition("?")[0]
     job = hostile(SUCCEEDED) | {"id": JOB_ID, "links": {}}
-    rows = {"/v1/jobs": job, "/v1/models": hostile(MODEL | INSPECTED), "/v1/datasets": hostile(DATASET | INSPECTED)}
+    broken = {"description": "mine", "disabled_at": "2026-01-15T09:00:00.000Z", "disabled_reason": "It failed."}
+    rows = {
+        "/v1/jobs": job,
+        "/v1/models": hostile(MODEL | INSPECTED),
+        "/v1/datasets": hostile(DATASET | INSPECTED),
+        f"/v1/webhooks/{WEBHOOK_ID}/deliveries": hostile(EXAMPLE_DELIVERY | {"problem": "It hung up."}),
+        "/v1/webhooks": hostile(WEBHOOK | broken | {"secret": "whsec_x"}),
+    }
     if asked.method == "DELETE":
         return Answer(204, b"")
     if path == "/healthz":
@@ -100,7 +110,9 @@ def answers(asked: Asked) -> Answer:
         return Answer(body={"data": [rows[path]], "has_more": False, "next_cursor": None})
     if path in rows:
         sha256 = hashlib.sha256(asked.body).hexdigest()
-        return Answer(202 if path == "/v1/jobs" else 201, rows[path] | {"sha256": sha256})
+        return Answer(202 if path == "/v1/jobs" else 201, rows[path] | ({} if "hooks" in path else {"sha256": sha256}))
+    if path.endswith(("/test", "/replay")):
+        return Answer(202, rows[f"/v1/webhooks/{WEBHOOK_ID}/deliveries"])
     if path.startswith("/v1/datasets/"):
         return Answer(body=hostile(DATASET | REJECTED))
     found = next((row for prefix, row in rows.items() if path.startswith(f"{prefix}/")), None)
@@ -133,6 +145,12 @@ COMMANDS = {
     "datasets show": [f"datasets show {DATASET['id']}"],
     "datasets rm": [f"datasets rm {DATASET['id']}"],
     "datasets preview": [f"datasets preview {DATASET['id']}"],
+    "webhooks add": ["webhooks add https://a.b", "webhooks add https://a.b --json"],
+    "webhooks ls": ["webhooks ls", "webhooks ls --json"],
+    "webhooks rm": [f"webhooks rm {WEBHOOK_ID}"],
+    "webhooks test": [f"webhooks test {WEBHOOK_ID}"],
+    "webhooks deliveries": [f"webhooks deliveries {WEBHOOK_ID}"],
+    "webhooks replay": [f"webhooks replay {WEBHOOK_ID} {DELIVERY_ID}"],
 }
 """What asks a server, by the command's name; an error of the server is shown by the same function in all."""
 WITHOUT_SERVER = {

@@ -9,10 +9,11 @@ import pytest
 
 from pared.state import inspection_size, lifecycle
 from pared.state.audit import COMMAND_LINE, Actor, record
+from pared.state.deliveries import EVENTS
 from pared.state.keys import add_key
 from pared.state.owners import create_owner
 from pared.state.session import to_json
-from pared.state.tables import ApiKey, Artifact, Dataset, Job, Model, Owner, new_id
+from pared.state.tables import ApiKey, Artifact, Dataset, Job, Model, Owner, Webhook, WebhookDelivery, new_id
 from service.dependencies import ADMIN_PATH
 from service.pagination import PAGE_BYTES
 from tests.integration.service.conftest import Api
@@ -81,11 +82,31 @@ def many_entries(api: Api) -> dict[str, str]:
     return {}
 
 
+def many_webhooks(api: Api) -> dict[str, str]:
+    with api.parts.sessions.begin() as session:
+        for _ in range(120):
+            hook = Webhook(id=new_id("whk"), owner="local", url=f"https://a.b/{'u' * 4000}", events=[*EVENTS],
+                           description="d" * 200, secret="s" * 80, disabled_reason="r" * 1000)  # fmt: skip
+            session.add(hook)
+    return {"webhook_id": hook.id}
+
+
+def many_deliveries(api: Api) -> dict[str, str]:
+    named = many_webhooks(api)
+    with api.parts.sessions.begin() as session:
+        for _ in range(120):
+            made = {"event": "job.failed", "body": "b" * 1000, "status": "failed", "problem": "p" * 4000}
+            session.add(WebhookDelivery(id=new_id("dlv"), **named, **made))
+    return named
+
+
 FILLED = {
     "/v1/models": large_uploads(Model, "mdl"),
     "/v1/datasets": large_uploads(Dataset, "dst"),
     "/v1/jobs": large_jobs,
     "/v1/jobs/{job_id}/artifacts": many_files,
+    "/v1/webhooks": many_webhooks,
+    "/v1/webhooks/{webhook_id}/deliveries": many_deliveries,
     "/v1/admin/owners": many_owners,
     "/v1/admin/owners/{owner_id}/keys": many_keys,
     "/v1/admin/audit": many_entries,
