@@ -31,7 +31,7 @@ unit: $(DEV)  ## The tests that need no server and train nothing, in a minute; s
 # Compiled files are kept even where the shell says not to: each of these processes would compile all modules again.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(DEV)  ## All tests: real processes, SQLite and PostgreSQL + Redis
-	$(BIN)/python -m pytest -n 7 --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 6 --no-loadscope-reorder --durations=10
 
 # Torch and the setuptools that it wants come from its own requirements, all else as pinned.
 test-torch:  ## Compression, weight files and sandbox with another torch, in its own environment: make test-torch TORCH=2.11.0
