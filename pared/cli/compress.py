@@ -20,22 +20,19 @@ from pared.cli.result_options import ResultOptions
 from pared.cli.shared_options import (
     AsJson,
     Data,
-    DeviceOption,
-    IgnoreIndex,
-    LatencyDevice,
-    ModelOutput,
+    DeviceOptions,
+    LabelOptions,
+    ModelArgument,
     Output,
-    Prefix,
     Quiet,
     Seed,
-    StateDictName,
-    TaskOption,
+    WeightsOptions,
 )
 from pared.cli.student_options import StudentOptions
 from pared.cli.uploads import stored
 from pared.client import Client, Plan
 from pared.job_types import STEPS
-from pared.specs import Device, Knowledge, Target, Task
+from pared.specs import Knowledge, Target
 from pared.specs.choosing import chosen_steps
 
 KNOWLEDGE = Knowledge(kind="knowledge")
@@ -43,17 +40,12 @@ KNOWLEDGE = Knowledge(kind="knowledge")
 
 def prune(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            parser=model_upload,
-            autocompletion=models_and_files,
-            metavar="MODEL",
-            help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
-        ),
-    ],
+    model: ModelArgument,
     pruning: PruningOptions,
     training: RetrainingOptions,
+    weights: WeightsOptions,
+    labels: LabelOptions,
+    devices: DeviceOptions,
     files: ResultOptions,
     data: Data = None,
     architecture: Annotated[
@@ -63,21 +55,13 @@ def prune(
             'file with {"name": …, "kwargs": {…}} or the layers. Published weights of torchvision need none.'
         ),
     ] = None,
-    state_dict: StateDictName = None,
-    prefix: Prefix = None,
-    task: TaskOption = None,
-    model_output: ModelOutput = None,
-    ignore_index: IgnoreIndex = None,
-    device: DeviceOption = "auto",
-    latency_device: LatencyDevice = None,
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Remove channels or weights from a model, retrain it, and download the result."""
-    labels = _labels(task, model_output, ignore_index)
-    fields = {**pruning.spec(), **labels, **_common_fields(seed, output, device, latency_device), **files.spec()}
+    fields = {**pruning.spec(), **labels.spec(), **_common_fields(seed, output), **devices.spec(), **files.spec()}
     retrain = training.spec()
     if data is None and retrain:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in retrain)
@@ -92,7 +76,7 @@ def prune(
     with Client() as client:
         spec = {
             "type": "prune",
-            "model": stored(client.models, model, err, made, weights=state_dict, prefix=prefix).id,
+            "model": stored(client.models, model, err, made, **weights.of_upload()).id,
             "architecture": made,  # an upload that is given by its id may have none
             "dataset": _dataset_id(client, data),
             **fields,
@@ -115,6 +99,9 @@ def distill(
     ],
     cut: StudentOptions,
     training: StudentTrainingOptions,
+    weights: WeightsOptions,
+    labelled: LabelOptions,
+    devices: DeviceOptions,
     files: ResultOptions,
     data: Data = None,
     student: Annotated[
@@ -126,8 +113,6 @@ def distill(
     teacher_architecture: Annotated[
         str | None, typer.Option(help="For a teacher that is a state dict: a name, or a .json file.")
     ] = None,
-    state_dict: StateDictName = None,
-    prefix: Prefix = None,
     student_architecture: Annotated[
         str | None, typer.Option(help="A name, or a .json file: the student itself, or that of its state dict.")
     ] = None,
@@ -154,11 +139,6 @@ def distill(
         typer.Option(help="knowledge: the share of the loss on the labels.", show_default=str(KNOWLEDGE.label_share)),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also train the same student on labels alone.")] = False,
-    task: TaskOption = None,
-    model_output: ModelOutput = None,
-    ignore_index: IgnoreIndex = None,
-    device: DeviceOption = "auto",
-    latency_device: LatencyDevice = None,
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
@@ -180,13 +160,16 @@ def distill(
     with Client() as client:
         spec: dict[str, Any] = {
             "type": "distill",
-            "teacher": stored(client.models, teacher, err, teachers, weights=state_dict, prefix=prefix).id,
+            "teacher": stored(
+                client.models, teacher, err, teachers, weights=weights.state_dict, prefix=weights.prefix
+            ).id,
             "teacher_architecture": teachers,
             "dataset": _dataset_id(client, data),
             "train": training.spec(),
             "compare_with_labels_only": compare,
-            **_labels(task, model_output, ignore_index),
-            **_common_fields(seed, output, device, latency_device),
+            **labelled.spec(),
+            **_common_fields(seed, output),
+            **devices.spec(),
             **files.spec(),
             **cut.beside(),
         }
@@ -204,27 +187,16 @@ def distill(
 
 
 def quantize(
-    model: Annotated[
-        str,
-        typer.Argument(
-            parser=model_upload,
-            autocompletion=models_and_files,
-            metavar="MODEL",
-            help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
-        ),
-    ],
+    model: ModelArgument,
     int8: Int8Options,
     training: RetrainingOptions,
+    weights: WeightsOptions,
+    labels: LabelOptions,
     files: ResultOptions,
     data: Data = None,
     architecture: Annotated[
         str | None, typer.Option(help="For a state dict: a name, or a .json file. Its weights alone need none.")
     ] = None,
-    state_dict: StateDictName = None,
-    prefix: Prefix = None,
-    task: TaskOption = None,
-    model_output: ModelOutput = None,
-    ignore_index: IgnoreIndex = None,
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
@@ -234,8 +206,7 @@ def quantize(
 
     It is trained, while it computes with rounded weights, where an option of training is given.
     """
-    labels = _labels(task, model_output, ignore_index)
-    fields = {**int8.spec(), **labels, **_common_fields(seed, output, "auto", None), **files.spec()}
+    fields = {**int8.spec(), **labels.spec(), **_common_fields(seed, output), **files.spec()}
     retrain = training.spec()
     if retrain and data is None:
         raise typer.BadParameter("training needs --data: give it too, or leave out the options of training")
@@ -247,7 +218,7 @@ def quantize(
     with Client() as client:
         spec = {
             "type": "quantize",
-            "model": stored(client.models, model, err, made, weights=state_dict, prefix=prefix).id,
+            "model": stored(client.models, model, err, made, **weights.of_upload()).id,
             "architecture": made,
             "dataset": _dataset_id(client, data),
             **fields,
@@ -256,15 +227,10 @@ def quantize(
 
 
 def compress(
-    model: Annotated[
-        str,
-        typer.Argument(
-            parser=model_upload,
-            autocompletion=models_and_files,
-            metavar="MODEL",
-            help="TorchScript, a torch.export program, ONNX, a state dict, a model folder, or the id of an upload.",
-        ),
-    ],
+    model: ModelArgument,
+    weights: WeightsOptions,
+    labels: LabelOptions,
+    devices: DeviceOptions,
     files: ResultOptions,
     target: Annotated[
         list[Any] | None,
@@ -290,13 +256,6 @@ def compress(
     ] = None,
     only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
     architecture: Annotated[str | None, typer.Option(help="For a state dict: a name, or a .json file.")] = None,
-    state_dict: StateDictName = None,
-    prefix: Prefix = None,
-    task: TaskOption = None,
-    model_output: ModelOutput = None,
-    ignore_index: IgnoreIndex = None,
-    device: DeviceOption = "auto",
-    latency_device: LatencyDevice = None,
     seed: Seed = 0,
     output: Output = None,
     as_json: AsJson = False,
@@ -309,7 +268,7 @@ def compress(
     if data is None and (epochs is not None or max_quality_drop is not None):
         option = "--epochs" if epochs is not None else "--max-quality-drop"
         raise typer.BadParameter(f"{option} needs --data: give it too, or leave {option} out")
-    fields = {**_labels(task, model_output, ignore_index), **_common_fields(seed, output, device, latency_device)}
+    fields = {**labels.spec(), **_common_fields(seed, output), **devices.spec()}
     choice = chosen_steps(
         Target(**goals), types=STEPS, with_data=data is not None, outputs=fields["outputs"] or (), epochs=epochs
     )
@@ -320,7 +279,7 @@ def compress(
     with Client() as client:
         spec = {
             "type": "pipeline",
-            "model": stored(client.models, model, err, made, weights=state_dict, prefix=prefix).id,
+            "model": stored(client.models, model, err, made, **weights.of_upload()).id,
             "architecture": made,
             "dataset": _dataset_id(client, data),
             "target": goals,
@@ -349,15 +308,10 @@ def _is_plain(entry: dict[str, Any]) -> bool:
     return "shape" in entry and not entry.get("batch_dim")
 
 
-def _labels(task: Task | None, output: str | None, ignore_index: int | None) -> dict[str, Any]:
-    """What labels are, and what they belong to; what was not given is left out."""
-    return without_none(task=task, output=output, ignore_index=ignore_index)
-
-
-def _common_fields(seed: int, output: list[Path] | None, device: Device, latency_device: str | None) -> dict[str, Any]:
+def _common_fields(seed: int, output: list[Path] | None) -> dict[str, Any]:
     outputs = formats_of(output or []) or None
     check_writable(output or [])
-    return {"seed": seed, "outputs": outputs, "device": device, "latency_device": latency_device}
+    return {"seed": seed, "outputs": outputs}
 
 
 def _dataset_id(client: Client, data: str | None) -> str | None:

@@ -297,6 +297,24 @@ class PruningOptions:
         }
 
 
+def _schedule(default: str) -> Any:
+    return typer.Option(
+        help="Whether the learning rate stays, or falls to 0 along half a cosine.",
+        show_default=default,
+        rich_help_panel=_TRAINING,
+    )
+
+
+def _warmup(default: str) -> Any:
+    return typer.Option(
+        parser=share,
+        metavar="SHARE",
+        help="The share of the training over which the learning rate first rises.",
+        show_default=default,
+        rich_help_panel=_TRAINING,
+    )
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """How a model is trained."""
@@ -324,24 +342,8 @@ class TrainingOptions:
             rich_help_panel=_TRAINING,
         ),
     ] = None
-    lr_schedule: Annotated[
-        LrSchedule | None,
-        typer.Option(
-            help="Whether the learning rate stays, or falls to 0 along half a cosine.",
-            show_default=_default(Train, "lr_schedule"),
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
-    warmup: Annotated[
-        float | None,
-        typer.Option(
-            parser=share,
-            metavar="SHARE",
-            help="The share of the training over which the learning rate first rises.",
-            show_default="none",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
+    lr_schedule: Annotated[LrSchedule | None, _schedule(_default(Train, "lr_schedule"))] = None
+    warmup: Annotated[float | None, _warmup("none")] = None
     momentum: Annotated[
         float | None,
         typer.Option(help="sgd: momentum.", show_default=_default(Train, "momentum"), rich_help_panel=_TRAINING),
@@ -437,24 +439,8 @@ class StudentTrainingOptions(TrainingOptions):
         float | None,
         typer.Option(help="Learning rate.", show_default=_rates(TeachTrain), rich_help_panel=_TRAINING),
     ] = None
-    lr_schedule: Annotated[
-        LrSchedule | None,
-        typer.Option(
-            help="Whether the learning rate stays, or falls to 0 along half a cosine.",
-            show_default=_default(TeachTrain, "lr_schedule"),
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
-    warmup: Annotated[
-        float | None,
-        typer.Option(
-            parser=share,
-            metavar="SHARE",
-            help="The share of the training over which the learning rate first rises.",
-            show_default=_default(TeachTrain, "warmup"),
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
+    lr_schedule: Annotated[LrSchedule | None, _schedule(_default(TeachTrain, "lr_schedule"))] = None
+    warmup: Annotated[float | None, _warmup(_default(TeachTrain, "warmup"))] = None
     optimizer: Annotated[
         Optimizer | None,
         typer.Option(help="Optimizer.", show_default=_default(TeachTrain, "optimizer"), rich_help_panel=_TRAINING),
