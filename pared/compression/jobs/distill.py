@@ -28,6 +28,7 @@ from pared.compression.jobs.distill_start import (
 )
 from pared.compression.jobs.stages import EXAMPLE_BATCH, Stages, assessed, beside, plain, settled
 from pared.compression.jobs.tasking import data_of, for_student
+from pared.compression.jobs.timing import batch_sizes
 from pared.compression.loading import LoadedModel, confirmed, load_model
 from pared.compression.measuring.finite import hold_finite_on_example
 from pared.compression.measuring.quality import compare
@@ -146,9 +147,8 @@ def distilled(spec: DistillSpec, work: Work) -> tuple[Report, LoadedModel]:
         if cut is not None:
             layers = layer_reports(teacher.module, student.module, cut.removed, cut.reasons, cut.output_dims)
         target = timed_target(spec)
-        batch_sizes = sorted({1, 32} | ({target.latency_batch_size} if target is not None else set()))
         of_upload = upload_bytes()  # nothing else is to run while latency is measured
-        measured = measure_both(teacher, student, example, work, stages.beat, batch_sizes)
+        measured = measure_both(teacher, student, example, work, stages.beat, batch_sizes(target))
         stages.enter("export")
         written = formats.write(student, work.directory)
         sizes = measured.with_files(of_upload, written.paths, baseline, final)

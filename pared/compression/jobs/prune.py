@@ -18,6 +18,7 @@ from pared.compression.jobs.prune_stored import is_stored, prune_stored
 from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import Stages, assessed, beside, settled
 from pared.compression.jobs.tasking import data_of, for_student
+from pared.compression.jobs.timing import batch_sizes
 from pared.compression.jobs.without_architecture import open_for, upload_notes
 from pared.compression.loading import LoadedModel, confirmed, load_model, load_weights
 from pared.compression.measuring.quality import compare
@@ -81,7 +82,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
             stages.enter("evaluate")
             final = None if data is None else assessed(smaller.module, data, work, stages, upload=baseline)
             of_upload = upload_bytes()  # nothing else is to run while latency is measured
-            measured = measure_both(upload, smaller, example, work, stages.beat, _batch_sizes(spec))
+            measured = measure_both(upload, smaller, example, work, stages.beat, batch_sizes(spec.target))
             stages.enter("export")
             written = job.formats.write(smaller, work.directory)
             before, after = measured.with_files(of_upload, written.paths, baseline, final)
@@ -204,12 +205,6 @@ def _projected(original: LoadedModel, example: tuple[Tensor, ...]) -> LoadedMode
     elif (projected := with_output_projections(original, example)) is not None:
         return projected
     raise ValidationError(text, errors=[{"pointer": "/output_width", "detail": text}])
-
-
-def _batch_sizes(spec: PruneSpec) -> list[int]:
-    """Where latency is measured: also at the batch that a target names."""
-    named = set() if spec.target is None or spec.target.latency is None else {spec.target.latency_batch_size}
-    return sorted({1, 32} | named)
 
 
 def _last_training(spec: PruneSpec) -> str:

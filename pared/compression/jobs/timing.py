@@ -13,6 +13,13 @@ from pared.compression.measuring.latency import share_of_time
 from pared.compression.work import Work
 from pared.errors import ModelFailed, ValidationError
 from pared.reports import Measurement
+from pared.specs import StudentTarget, Target
+
+
+def batch_sizes(target: Target | StudentTarget | None) -> list[int]:
+    """Where latency is measured: also at the batch that a target names."""
+    named = set() if target is None or target.latency is None else {target.latency_batch_size}
+    return sorted({1, 32} | named)
 
 
 def candidate_time(
