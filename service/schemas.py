@@ -285,6 +285,11 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def timestamp_or_none(seconds: float | None) -> str | None:
+    """The same of a time that may not have come."""
+    return None if seconds is None else timestamp(seconds)
+
+
 def _upload(row: Model | Dataset, kind: str, *, inspection: bool) -> dict[str, Any]:
     return {
         "id": row.id,

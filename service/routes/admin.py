@@ -16,7 +16,7 @@ from pared.state.tables import ApiKey, AuditEntry, Owner
 from service.dependencies import ADMIN_PATH, ActorOf, PartsOf, check_id
 from service.openapi import answers, page
 from service.pagination import After, Limit, json_page
-from service.schemas import Page, timestamp
+from service.schemas import Page, timestamp, timestamp_or_none
 
 router = APIRouter(prefix=ADMIN_PATH.rstrip("/"), tags=["administration"])
 
@@ -264,10 +264,6 @@ def get_audit(
     return Page[EntryView](data=shown, has_more=has_more, next_cursor=shown[-1].id if has_more else None)
 
 
-def _time(seconds: float | None) -> str | None:
-    return None if seconds is None else timestamp(seconds)
-
-
 def _check_owner_id(owner_id: str) -> None:
     if owner_id != LOCAL_OWNER:
         check_id(owner_id, "own")
@@ -278,14 +274,17 @@ def _owner_view(owner: Owner, keys: int) -> OwnerView:
         id=owner.id,
         name=owner.name,
         created_at=timestamp(owner.created_at),
-        disabled_at=_time(owner.disabled_at),
+        disabled_at=timestamp_or_none(owner.disabled_at),
         retention_days=owner.retention_days,
         keys=keys,
     )
 
 
 def _key(key: ApiKey) -> dict[str, Any]:
-    times = {name: _time(getattr(key, name)) for name in ("created_at", "expires_at", "last_used_at", "revoked_at")}
+    times = {
+        name: timestamp_or_none(getattr(key, name))
+        for name in ("created_at", "expires_at", "last_used_at", "revoked_at")
+    }
     return {"id": key.id, "owner": key.owner_id, "name": key.name, "scopes": key.scopes.split(), **times}
 
 

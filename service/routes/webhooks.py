@@ -21,7 +21,7 @@ from service.pagination import After, Limit, json_page
 from service.problems import invalid
 from service.public_addresses import NotReachable
 from service.receivers import checked_url
-from service.schemas import Links, Page, timestamp
+from service.schemas import Links, Page, timestamp, timestamp_or_none
 
 router = APIRouter(tags=["webhooks"])
 
@@ -285,10 +285,6 @@ def _sent(response: Response, parts: PartsOf, delivery: WebhookDelivery) -> Deli
     return view
 
 
-def _time(seconds: float | None) -> str | None:
-    return None if seconds is None else timestamp(seconds)
-
-
 def _webhook(row: Webhook) -> dict[str, Any]:
     return {
         "id": row.id,
@@ -296,8 +292,8 @@ def _webhook(row: Webhook) -> dict[str, Any]:
         "events": row.events,
         "description": row.description,
         "created_at": timestamp(row.created_at),
-        "failing_since": _time(row.failing_since),
-        "disabled_at": _time(row.disabled_at),
+        "failing_since": timestamp_or_none(row.failing_since),
+        "disabled_at": timestamp_or_none(row.disabled_at),
         "disabled_reason": row.disabled_reason,
         "links": Links(self=f"/v1/webhooks/{row.id}"),
     }
@@ -311,9 +307,9 @@ def _delivery(row: WebhookDelivery) -> DeliveryView:
         status=row.status,
         attempts=row.attempts,
         created_at=timestamp(row.created_at),
-        attempted_at=_time(row.attempted_at),
+        attempted_at=timestamp_or_none(row.attempted_at),
         next_at=timestamp(row.next_at) if row.status == "pending" else None,
-        ended_at=_time(row.ended_at),
+        ended_at=timestamp_or_none(row.ended_at),
         response_status=row.response_status,
         problem=row.problem,
         links=Links(self=f"/v1/webhooks/{row.webhook_id}/deliveries/{row.id}"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import itertools
 import resource
 import sys
@@ -21,13 +20,14 @@ from pared.compression import distill, prune
 from pared.compression.architectures import build
 from pared.compression.export.formats import Formats
 from pared.compression.loading import LoadedModel
-from pared.compression.work import DatasetFile, ModelFile, SilentObserver, Work
+from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import ExportFailed
 from pared.job_types import BY_SPEC
 from pared.reports import Plan, Report
 from pared.specs import PlanSpec, PruneSpec
 from tests.support.campaign import one_form_each
 from tests.support.models import zoo
+from tests.support.observers import Kept, Killed
 from tests.support.torch_forks import in_a_fresh_process
 
 FILES = {
@@ -89,16 +89,12 @@ X = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
 Y = X[:, :3].argmax(1)
 
 
-class Told(SilentObserver):
-    """Keeps what it hears, in order; `die_at` ends the attempt after so many checkpoints, as a kill would."""
-
-    class Killed(Exception):
-        pass
+class Told(Kept):
+    """Keeps what it hears, too, in order."""
 
     def __init__(self, resume: bytes | None = None, die_at: int | None = None):
+        super().__init__(resume, die_at)
         self.heard: list[str] = []
-        self.checkpoints: list[bytes] = []
-        self._resume, self._die_at = resume, die_at
 
     def stage(self, name):
         self.heard.append(name)
@@ -106,17 +102,7 @@ class Told(SilentObserver):
     def log(self, text):
         self.heard.append(text)
 
-    def checkpoint(self, state):
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.checkpoints.append(buffer.getvalue())
-        if len(self.checkpoints) == self._die_at:
-            raise self.Killed
-
-    def resume(self):
-        return None if self._resume is None else torch.load(io.BytesIO(self._resume), weights_only=True)
-
-    def lines(self, word: str) -> list[str]:
+    def said(self, word: str) -> list[str]:
         return [line for line in self.heard if word in line]
 
 
@@ -194,7 +180,7 @@ def test_the_other_format_is_kept_as_if_alone(pair, trained, tmp_path):
     assert list(report.reproduce.outputs) == [FILES[good]]
     assert report.after.file_bytes == (work.directory / FILES[good]).stat().st_size
     assert (work.directory / FILES[good]).read_bytes() == alone(kind, good, trained=trained)
-    early = observer.lines(f"{bad} will be missing")
+    early = observer.said(f"{bad} will be missing")
     assert bool(early) == (trained and bad in REFUSING)
     assert not early or observer.heard.index(early[0]) < observer.heard.index("retrain")
 
@@ -207,7 +193,7 @@ def test_weights_are_kept_of_a_model_whose_answers_cannot_be_checked(bad, tmp_pa
     assert failed.format == bad
     assert "answers the same inputs otherwise each time" in failed.detail
     assert "`state_dict`" in failed.detail
-    assert observer.heard.index(observer.lines(f"{bad} will be missing")[0]) < observer.heard.index("retrain")
+    assert observer.heard.index(observer.said(f"{bad} will be missing")[0]) < observer.heard.index("retrain")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "report.json"}
 
 
@@ -261,7 +247,7 @@ def test_layers_that_a_format_does_not_take_are_kept_in_torchscript(kind, bad, s
     observer = Told()
     report = done(*job(tmp_path, kind, observer, outputs=[bad, "torchscript"], retrain=TRAINED))
     assert [(failed.format, says in failed.detail) for failed in report.failed_outputs] == [(bad, True)]
-    assert observer.lines(f"{bad} will be missing")
+    assert observer.said(f"{bad} will be missing")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.pt", "report.json"}
 
 
@@ -382,7 +368,7 @@ def test_a_search_tries_the_formats_once(tmp_path):
     fields = {"granularity": "channel", "target": {"max_accuracy_drop": 0.9}, "outputs": ["torchscript", "onnx"]}
     report = done(*job(tmp_path, NoOnnx, observer, retrain=TRAINED, **fields))
     assert len(report.frontier) > 1
-    assert len(observer.lines("onnx will be missing")) == 1
+    assert len(observer.said("onnx will be missing")) == 1
 
 
 @pytest.mark.parametrize("schedule", ["one_shot", "iterative", "cubic"])
@@ -391,12 +377,12 @@ def test_a_resumed_job_ends_the_same_and_tries_nothing_again(schedule, tmp_path)
     spec, work = job(tmp_path, NoOnnx, **fields)
     whole = done(spec, work)
     killed = Told(die_at=1)
-    with pytest.raises(Told.Killed):
+    with pytest.raises(Killed):
         done(*job(tmp_path, NoOnnx, killed, **fields))
-    assert killed.lines("onnx will be missing")
+    assert killed.said("onnx will be missing")
     later = Told(resume=killed.checkpoints[-1])
     resumed = done(*job(tmp_path, NoOnnx, later, **fields))
-    assert not later.lines("onnx will be missing")
+    assert not later.said("onnx will be missing")
     assert resumed.failed_outputs == whole.failed_outputs != []
     assert resumed.reproduce.outputs == whole.reproduce.outputs
     assert resumed.verdict.endswith(" Not written: onnx.")
