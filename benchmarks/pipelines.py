@@ -13,6 +13,7 @@ one seed on few samples, which writes nothing.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def main(*, short: bool) -> None:
     """Run what is still missing, then write the section `pipelines`."""
     mnist, work = mnist_file(), WORK / "short" if short else WORK
     results = Kept(work)
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     with running_pared(work / "data") as url, pared.Client(url) as client:
         for name in NETWORKS:
             for seed in SEEDS[:1] if short else SEEDS:
