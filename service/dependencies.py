@@ -36,6 +36,8 @@ ADMIN_PATH = "/v1/admin/"
 """What routes begin with that need the scope `admin`."""
 METRICS_PATH = "/metrics"
 """The route that needs the scope `metrics`."""
+KEY_COOKIE = "pared_key"
+"""Holds the key of a browser that has signed in; no script can read it, and no page of another site sends it."""
 _LOCAL = Caller(LOCAL_OWNER, None, frozenset({*keys.USUAL_SCOPES, "metrics"}))
 
 
@@ -107,7 +109,7 @@ def caller_of(
         ScopeMissing: the key does not allow this.
         OverLimit: the owner sends more requests than may be.
     """
-    secret = bearer.credentials if bearer else header
+    secret = bearer.credentials if bearer else header or request.cookies.get(KEY_COOKIE)
     if secret is not None:
         caller = keys.caller_of(parts.sessions, secret)
     else:

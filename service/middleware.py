@@ -8,7 +8,7 @@ import time
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pared.errors import ParedError
@@ -16,7 +16,7 @@ from pared.state.settings import Settings
 from service import security_headers
 from service.metrics import Metrics
 from service.origins import refusal
-from service.problems import problem
+from service.problems import answer
 
 _PATH_CHARACTERS = 500
 """Of a path, in the log."""
@@ -64,7 +64,7 @@ class RequestMiddleware:
         try:
             refused = refusal(scope["method"], headers, self.settings)
             if refused:
-                await problem(request_id, refused)(scope, receive, send_with_id)
+                await answer(Request(scope), refused)(scope, receive, send_with_id)
             else:
                 await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
@@ -74,7 +74,7 @@ class RequestMiddleware:
             if status:
                 raise  # half an answer is out: the server closes the connection, so the client sees it is broken
             error = ParedError(f"This is our fault, not yours. If you report it, give the request id {request_id}.")
-            await problem(request_id, error)(scope, receive, send_with_id)
+            await answer(Request(scope), error)(scope, receive, send_with_id)
         finally:
             self.metrics.count_request(scope, status, time.perf_counter() - started_at)
             log.info(

@@ -33,13 +33,22 @@ def from_this_machine(request: HTTPConnection, settings: Settings) -> bool:
 
 
 def refusal(method: str, headers: Headers, settings: Settings) -> ParedError | None:
-    """The refusal of a request that a page of another site made through the browser of somebody who needs no key."""
-    if settings.keys_required:
+    """The refusal of a request that a page of another site made through the browser of somebody.
+
+    Somebody who needs no key, or whose browser keeps it in a cookie.
+    """
+    if settings.keys_required and "cookie" not in headers:
         return None
     if method not in _SAFE_METHODS and _of_another_page(headers):
         return Forbidden("Another web site made this request. Use this server's own pages, or a client.")
     has_key = "authorization" in headers or "x-api-key" in headers
-    if settings.loopback and not has_key and not _is_our_name(headers, settings) and not _through_a_proxy(headers):
+    if (
+        settings.loopback
+        and not settings.keys_required
+        and not has_key
+        and not _is_our_name(headers, settings)
+        and not _through_a_proxy(headers)
+    ):
         return Forbidden(
             f"This server answers to localhost, not to {_host_name(headers)}, unless a key is sent. Make one with "
             "`pared keys add NAME`; to be asked for it always, set PARED_HOST or PARED_REQUIRE_KEYS=1."

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pydantic
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,6 +19,7 @@ from starlette.routing import Match
 
 from pared.errors import NotReady, OverLimit, ParedError, TooManyRequests, Unauthorized, Unavailable, ValidationError
 from pared.state.session import database_problem
+from service.pages import site
 
 RETRY_AFTER_S = 2
 MAX_ERRORS = 20
@@ -53,6 +54,13 @@ def problem(request_id: str, error: ParedError, headers: Mapping[str, str] | Non
     if isinstance(error, Unauthorized):
         more["WWW-Authenticate"] = "Bearer"
     return document({**error.problem(), "request_id": request_id}, more)
+
+
+def answer(request: Request, error: ParedError) -> Response:
+    """The response for a named error: a page for whoever looks at pages, and otherwise a problem document."""
+    if site.wants_page(request):
+        return site.problem_page(request, {**error.problem(), "request_id": request.state.request_id}, error)
+    return problem(request.state.request_id, error)
 
 
 def document(members: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -198,28 +206,28 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-async def _named(request: Request, error: Exception) -> JSONResponse:
+async def _named(request: Request, error: Exception) -> Response:
     assert isinstance(error, ParedError)  # noqa: S101 - what the handler is registered for
     if error.status >= 500:
         log.error("problem", code=error.code, detail=error.detail, request_id=request.state.request_id)
-    return problem(request.state.request_id, error)
+    return answer(request, error)
 
 
-async def _database(request: Request, error: Exception) -> JSONResponse:
-    return problem(request.state.request_id, database_problem(error))
+async def _database(request: Request, error: Exception) -> Response:
+    return answer(request, database_problem(error))
 
 
-async def _parameters(request: Request, error: Exception) -> JSONResponse:
+async def _parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what the handler is registered for
     errors = error.errors()
     first = [
         {"pointer": "".join(f"/{part}" for part in one["loc"]), "detail": _advice(one, None)}
         for one in errors[:MAX_ERRORS]
     ]
-    return problem(request.state.request_id, _validation_error(first, len(errors)))
+    return answer(request, _validation_error(first, len(errors)))
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
     title = HTTPStatus(error.status_code).phrase
     detail = {
@@ -236,7 +244,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(method for method in _METHODS if _is_route(request, method))
-    return document(members, headers)
+    return site.problem_page(request, members) if site.wants_page(request) else document(members, headers)
 
 
 def _is_route(request: Request, method: str) -> bool:

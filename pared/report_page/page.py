@@ -17,8 +17,9 @@ from pared.terminal import printable
 from pared.version import __version__
 from pared.wording import metric_name
 
-_FOLDER = Path(__file__).parent / "templates"
-STYLE = (_FOLDER / "style.css").read_text(encoding="utf-8")
+TEMPLATES = Path(__file__).parent / "templates"
+"""`macros.html.j2` draws charts and tables for other pages, too; they look as `STYLE` says."""
+STYLE = (TEMPLATES / "style.css").read_text(encoding="utf-8")
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _IN_FILE = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
 """The policy that the page itself names, which also holds where it was saved: its own style, and nothing else."""
@@ -101,7 +102,7 @@ def _context(report: Report) -> dict[str, Any]:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_harmless,

@@ -1,0 +1,56 @@
+"""Signing in with an API key, and out again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from pared.errors import Unauthorized
+from pared.state import keys
+from service.dependencies import KEY_COOKIE, PartsOf
+from service.pages.site import render, see_other
+
+router = APIRouter(include_in_schema=False)
+
+_Next = Annotated[str, Query(max_length=2000)]
+
+
+@router.get("/sign-in")
+async def sign_in_page(request: Request, next: _Next = "/") -> Response:  # noqa: A002 - the name people expect
+    """The form that asks for a key."""
+    return render(request, "sign_in.html.j2", {"next": _own_path(next), "problem": None})
+
+
+@router.post("/sign-in")
+async def sign_in(
+    request: Request,
+    parts: PartsOf,
+    key: Annotated[str, Form(max_length=500)] = "",
+    next: Annotated[str, Form(max_length=2000)] = "/",  # noqa: A002
+) -> Response:
+    """Keep a key that works in a cookie until the browser ends."""
+    try:
+        await run_in_threadpool(keys.caller_of, parts.sessions, key.strip())
+    except Unauthorized as error:
+        return render(request, "sign_in.html.j2", {"next": _own_path(next), "problem": error.detail}, status=401)
+    response = see_other(_own_path(next))
+    response.set_cookie(
+        KEY_COOKIE, key.strip(), secure=request.url.scheme == "https", httponly=True, samesite="strict", path="/"
+    )
+    return response
+
+
+@router.post("/sign-out")
+async def sign_out() -> Response:
+    """Forget the key."""
+    response = see_other("/sign-in")
+    response.delete_cookie(KEY_COOKIE, httponly=True, samesite="strict", path="/")
+    return response
+
+
+def _own_path(path: str) -> str:
+    """A path of this server, whatever a link asked for: never that of another one."""
+    own = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and "\\" not in path
+    return path if own else "/"

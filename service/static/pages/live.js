@@ -1,0 +1,92 @@
+// Parts of a page that follow the server, where JavaScript runs: without it, a reload shows the same.
+//
+//   <section data-live="/jobs/ID/live" data-events="/v1/jobs/ID/events">   is fetched anew when an event comes
+//   <section data-live="/models/ID/card" data-every="1">                    is fetched anew every second
+//
+// The answer is the same markup as the section's content. It is put into the page node by node, so that focus, open
+// details and selected text stay. A section follows until its content has an element with `data-ended`; elements with
+// `data-say` tell a screen reader when their text changes.
+const LEAST_MS = 700;
+
+export function morph(old, fresh) {
+  if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
+    old.replaceWith(fresh);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  const own = old.nodeName === "DETAILS" ? ["open"] : [];
+  for (const { name } of [...old.attributes])
+    if (!fresh.hasAttribute(name) && !own.includes(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes)
+    if (old.getAttribute(name) !== value && !own.includes(name)) old.setAttribute(name, value);
+  morphChildren(old, fresh);
+}
+
+function morphChildren(old, fresh) {
+  const before = [...old.childNodes];
+  const after = [...fresh.childNodes];
+  after.forEach((node, index) => (index < before.length ? morph(before[index], node) : old.append(node)));
+  before.slice(after.length).forEach((node) => node.remove());
+}
+
+export function say(text) {
+  document.getElementById("spoken").textContent = text;
+}
+
+function follow(section) {
+  let timer = null, asking = false, again = false, stream = null, said = spoken(section);
+  const ended = () => section.querySelector("[data-ended]") !== null;
+  const later = (ms) => { timer ??= setTimeout(refresh, ms); };
+
+  async function refresh() {
+    timer = null;
+    if (asking) { again = true; return; }
+    asking = true;
+    let trouble = false;
+    try {
+      const answer = await fetch(section.dataset.live, { headers: { Accept: "text/html" } });
+      if (answer.redirected) return location.reload();  // signed out
+      if (answer.status < 500) show(await answer.text());
+      else trouble = true;
+    } catch { trouble = true; }
+    asking = false;
+    section.toggleAttribute("data-trouble", trouble);
+    if (trouble) later(3000);
+    else if (ended()) stream?.close();
+    else if (again) later(LEAST_MS);
+    else if (section.dataset.every) later(section.dataset.every * 1000);
+    again = false;
+  }
+
+  function show(text) {
+    const parsed = new DOMParser().parseFromString(text, "text/html");
+    const fresh = document.createElement("div");
+    fresh.append(...document.adoptNode(parsed.body).childNodes);
+    const log = section.querySelector("[data-tail]");
+    const atEnd = log && log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+    morphChildren(section, fresh);
+    if (atEnd) log.scrollTop = log.scrollHeight;
+    const now = spoken(section);
+    if (now && now !== said) say(now);
+    said = now;
+    section.dispatchEvent(new CustomEvent("shown", { bubbles: true }));
+  }
+
+  if (ended()) return;
+  if (section.dataset.events) {
+    stream = new EventSource(section.dataset.events);
+    for (const kind of ["status", "progress", "metric", "log", "done"])
+      stream.addEventListener(kind, () => later(LEAST_MS));
+    stream.addEventListener("done", () => stream.close());
+    stream.onerror = () => later(3000);  // the browser comes back by itself; the page shows what is known meanwhile
+  } else later(section.dataset.every * 1000);
+}
+
+function spoken(section) {
+  return [...section.querySelectorAll("[data-say]")].map((node) => node.textContent.trim()).join(". ");
+}
+
+document.querySelectorAll("[data-live]").forEach(follow);
