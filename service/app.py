@@ -69,8 +69,10 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router, dependencies=asked)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
-    for page in (site, signing_in, account):  # routes of pages say themselves who may look at them
-        app.include_router(page.router)
+    for module in (site, signing_in):  # for people who have not said yet who they are
+        app.include_router(module.router)
+    for module in (account,):
+        app.include_router(module.router, dependencies=[Depends(caller_of)])
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     problems.install(app)
     describe(app)

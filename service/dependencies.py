@@ -136,19 +136,26 @@ async def caller_of(
     return caller
 
 
-async def owner_of(caller: Annotated[Caller, Depends(caller_of)]) -> str:
+# `service.app` has `caller_of` asked before each route's own dependencies. To depend on it again would have FastAPI
+# solve all that it depends on again.
+async def known_caller(request: Request) -> Caller:
+    """Whom this request acts for."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+async def owner_of(request: Request) -> str:
     """The id of the owner that this request acts for."""
-    return caller.owner
+    return (await known_caller(request)).owner
 
 
-async def actor_of(request: Request, caller: Annotated[Caller, Depends(caller_of)]) -> Actor:
+async def actor_of(request: Request) -> Actor:
     """Who acts, for the audit log."""
+    caller = await known_caller(request)
     return Actor(caller.owner, caller.key_id, request.state.request_id)
 
 
-async def following(
-    request: Request, parts: Annotated[Parts, Depends(parts_of)], caller: Annotated[Caller, Depends(caller_of)]
-) -> AsyncIterator[None]:
+async def following(request: Request) -> AsyncIterator[None]:
     """Count a request that stays open while it waits for something, until it is answered. Raises OverLimit.
 
     `request.state.follower` says when it has to end, for its key works no more.
@@ -156,7 +163,8 @@ async def following(
     if request.method == "GET" and "prefer" not in request.headers and not request.url.path.endswith("/events"):
         yield
         return
-    with parts.admission.following(caller) as follower:
+    admission = (await parts_of(request)).admission
+    with admission.following(await known_caller(request)) as follower:
         request.state.follower = follower
         yield
 
@@ -177,7 +185,7 @@ async def request_id_of(request: Request) -> str:
 
 
 PartsOf = Annotated[Parts, Depends(parts_of)]
-CallerOf = Annotated[Caller, Depends(caller_of)]
+CallerOf = Annotated[Caller, Depends(known_caller)]
 Owner = Annotated[str, Depends(owner_of)]
 ActorOf = Annotated[Actor, Depends(actor_of)]
 Following = Depends(following)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -88,6 +89,7 @@ def _trusted(address: str, settings: Settings) -> bool:
     return any(here in ip_network(proxy, strict=False) for proxy in settings.proxies)
 
 
+@lru_cache(maxsize=256)
 def _is_loopback(address: str) -> bool:
     try:
         return ip_address(address).is_loopback

@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from pared.state.limits import usage
-from service.dependencies import PartsOf
-from service.pages.site import VisitorOf, render
+from service.dependencies import CallerOf, PartsOf
+from service.pages.site import render
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/account")
-async def account(request: Request, parts: PartsOf, caller: VisitorOf) -> Response:
+async def account(request: Request, parts: PartsOf, caller: CallerOf) -> Response:
     """The limits of the owner."""
 
     def read() -> list[tuple[object, float | None, int | None]]:

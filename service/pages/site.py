@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,7 +20,7 @@ from pared.state.keys import Caller
 from pared.terminal import printable
 from pared.version import __version__
 from service.accept import prefers
-from service.dependencies import KEY_COOKIE, caller_of
+from service.dependencies import KEY_COOKIE
 
 router = APIRouter(include_in_schema=False)
 
@@ -85,10 +85,6 @@ def problem_page(request: Request, members: Mapping[str, Any], error: ParedError
 async def style() -> Response:
     """The style of all pages: that of the report, and what only pages have."""
     return Response(_style(), media_type="text/css", headers={"Cache-Control": "public, max-age=31536000, immutable"})
-
-
-VisitorOf = Annotated[Caller, Depends(caller_of)]
-"""Who looks at a page. Where a key is needed and there is none, `problem_page` sends them to sign in."""
 
 
 @cache
