@@ -144,7 +144,7 @@ same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as
 	$(BIN)/python benchmarks/same_bytes.py "$(BASE)"
 
 tables: $(DEV)  ## All rows of the tables of tests of which make test tries some by turns
-	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder tests/e2e tests/integration -m campaign
+	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder tests/e2e tests/integration tests/browser -m campaign
 
 files: $(DEV)  ## Model files as people hold them, from the upload to results that load or to a refusal: the table
 	$(BIN)/python -m pytest tests/e2e/test_files.py -m 'campaign or not campaign' -rP -p no:logging

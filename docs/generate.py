@@ -10,7 +10,7 @@ import inspect
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def pages() -> dict[str, str]:
 
 def _errors() -> str:
     text = (
-        "# Errors\n\nEach answer that is an error is a problem document (RFC 9457): its `type` is the path of one of these "
-        "pages, which the service has, too. A job that failed has the name as `code` in its `error`.\n"
+        "# Errors\n\nEach answer that is an error is a problem document (RFC 9457): its `type` is the path of one of "
+        "these pages, which the service has, too. A job that failed has the name as `code` in its `error`.\n"
     )
     for group, those in groupby(error_help().values(), key=lambda one: one.group):
         rows = [(f"[`{one.code}`]({one.code}.md)", one.status, one.title, one.meaning) for one in those]
@@ -53,7 +53,8 @@ def _errors() -> str:
 def _error(code: str) -> str:
     one = error_help()[code]
     return (
-        f"# {one.title}\n\n`{one.code}`, status {one.status}. {one.meaning}\n\n## Why it comes\n\n{_bullets(one.causes)}"
+        f"# {one.title}\n\n`{one.code}`, status {one.status}. {one.meaning}\n"
+        f"\n## Why it comes\n\n{_bullets(one.causes)}"
         f"\n## What to do\n\n{_bullets(one.cures)}\n[All errors](index.md)\n"
     )
 
@@ -71,8 +72,8 @@ def _specs() -> str:
     ]
     parts: dict[str, Any] = {}
     text = (
-        "# Fields of specs\n\nA job is posted to `/v1/jobs` as one of these, by its `type`. Python's keywords and the keys of "
-        "`pared run spec.json` have the same names. A field without a default is required.\n"
+        "# Fields of specs\n\nA job is posted to `/v1/jobs` as one of these, by its `type`. Python's keywords and the "
+        "keys of `pared run spec.json` have the same names. A field without a default is required.\n"
     )
     for name, schema in schemas.items():
         parts |= schema["$defs"]
@@ -120,8 +121,11 @@ def _kind(field: Mapping[str, Any]) -> str:
 
 def _bounds(field: Mapping[str, Any]) -> str:
     words = {"exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "to"}
-    return " ".join(f"{word} {field[key]:,g}" if isinstance(field[key], float) else f"{word} {field[key]:,}"
-                    for key, word in words.items() if key in field)
+    return " ".join(
+        f"{word} {field[key]:,g}" if isinstance(field[key], float) else f"{word} {field[key]:,}"
+        for key, word in words.items()
+        if key in field
+    )
 
 
 # -- the command line ---------------------------------------------------------------------------
@@ -129,8 +133,8 @@ def _bounds(field: Mapping[str, Any]) -> str:
 
 def _command_line() -> str:
     text = (
-        "# Command line\n\nWhat `--help` of each command says. Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but the "
-        "goal was missed; 4 done, but a format could not be written; 130 interrupted, and the job goes on.\n"
+        "# Command line\n\nWhat `--help` of each command says. Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, "
+        "but the goal was missed; 4 done, but a format could not be written; 130 interrupted, and the job goes on.\n"
     )
     return text + "".join(_command(["pared", name], command) for name, command in get_command(app).commands.items())
 
@@ -169,7 +173,7 @@ def _attribute_docstrings(kind: type) -> dict[str, str]:
     body = ast.parse(inspect.getsource(kind)).body[0].body
     return {
         one.target.id: inspect.cleandoc(below.value.value)
-        for one, below in zip(body, body[1:], strict=False)
+        for one, below in pairwise(body)
         if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
 

@@ -1,6 +1,6 @@
 """Owns what the documentation site has beside the pages of this folder: generated ones, and those of the repository.
 
-MkDocs calls these functions (`hooks` of mkdocs.yml). Links from a page here to a file that is no page become plain text.
+MkDocs calls these functions (`hooks` of mkdocs.yml). Links to files that are no pages of the site become plain text.
 """
 
 from __future__ import annotations
