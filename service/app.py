@@ -19,6 +19,7 @@ from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
 from service.pages import account, signing_in, site
+from service.pages import problems as problem_pages
 from service.routes import (
     admin,
     docs,
@@ -69,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router, dependencies=asked)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
-    for module in (site, signing_in):  # for people who have not said yet who they are
+    for module in (site, signing_in, problem_pages):  # for people who have not said yet who they are
         app.include_router(module.router)
     for module in (account,):
         app.include_router(module.router, dependencies=[Depends(caller_of)])

@@ -8,6 +8,24 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from pared.errors import (
+    ChecksumMismatch,
+    Conflict,
+    Forbidden,
+    NotAcceptable,
+    NotFound,
+    ParedError,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    StorageFull,
+    TooLarge,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    UnsupportedChecksum,
+    UnsupportedModel,
+    ValidationError,
+)
 from pared.job_types import LISTED, listed_spec
 from pared.specs.examples import PIPELINE, PRUNE, PRUNE_BY_AMOUNT
 from pared.specs.uploads import EXAMPLE_DATASET_ID as DATASET_ID
@@ -19,7 +37,8 @@ Makes trained PyTorch models smaller. Upload a model and a data set, post a *pru
 
 Webhooks tell you when jobs have ended.
 
-Errors are RFC 9457 problem documents: `detail` says what to do. Where this server needs keys, send
+Errors are RFC 9457 problem documents: `detail` says what to do, and `type` is the path
+of a page with causes and cures. Where this server needs keys, send
 `Authorization: Bearer pared_…`.
 """
 
@@ -174,23 +193,26 @@ def page(item: dict[str, Any]) -> dict[str, Any]:
 
 _NULL = "(null)"  # FastAPI leaves out what is None, also from examples
 
-_REASONS = {
-    400: "The checksum is of an unknown kind, or is none.",
-    401: "An API key is needed, or the one sent does not work.",
-    403: "The request comes from another web site, or with a key that does not allow this.",
-    404: "There is no such thing, or it belongs to another owner.",
-    406: "It is not to be had in the form that `Accept` asks for.",
-    409: "Not possible in this state, or not on the device that is asked for; the detail says which.",
-    412: "`If-Match` names another version of the file, or `Tus-Resumable` another one of tus.",
-    413: "More bytes than this server takes.",
-    415: "The upload cannot be opened as what it was posted for.",
-    416: "The range lies outside the file.",
-    422: "The request is not valid; `errors` points at each bad field.",
-    429: "A limit of yours is reached, which `limit` names; `Retry-After` says when to try again.",
-    460: "The bytes are not those that the checksum was made of.",
-    500: "Something failed on this side; the detail names the request id.",
-    503: "The database, queue or store does not answer.",
-    507: "The server's disk is full.",
+_PROBLEMS = {
+    error.status: error
+    for error in (
+        UnsupportedChecksum("The checksum is of an unknown kind, or is none."),
+        Unauthorized("An API key is needed, or the one sent does not work."),
+        Forbidden("The request comes from another web site, or with a key that does not allow this."),
+        NotFound("There is no such thing, or it belongs to another owner."),
+        NotAcceptable("It is not to be had in the form that `Accept` asks for."),
+        Conflict("Not possible in this state, or not on the device that is asked for; the detail says which."),
+        PreconditionFailed("`If-Match` names another version of the file, or `Tus-Resumable` another one of tus."),
+        TooLarge("More bytes than this server takes."),
+        UnsupportedModel("The upload cannot be opened as what it was posted for."),
+        RangeNotSatisfiable("The range lies outside the file."),
+        ValidationError("The request is not valid; `errors` points at each bad field."),
+        TooManyRequests("A limit of yours is reached, which `limit` names; `Retry-After` says when to try again."),
+        ChecksumMismatch("The bytes are not those that the checksum was made of."),
+        ParedError("Something failed on this side; the detail names the request id."),
+        Unavailable("The database, queue or store does not answer."),
+        StorageFull("The server's disk is full."),
+    )
 }
 
 
@@ -218,16 +240,10 @@ def _replaced(value: Any, old: Any, new: Any) -> Any:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    title = "Checksum Mismatch" if status == 460 else HTTPStatus(status).phrase  # 460 is of tus alone
-    example = {
-        "type": f"/problems/{title.lower().replace(' ', '-')}",
-        "title": title,
-        "status": status,
-        "detail": _REASONS[status],
-        "request_id": "6f1c0e9a2b7d4e58",
-    }
+    error = _PROBLEMS[status]
+    example = {**error.problem(), "request_id": "6f1c0e9a2b7d4e58"}
     content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}
-    return {"description": _REASONS[status], "content": {"application/problem+json": content}}
+    return {"description": error.detail, "content": {"application/problem+json": content}}
 
 
 _PROBLEM_SCHEMA = {

@@ -30,10 +30,13 @@ class Settings(BaseSettings):
     """Object store. Empty: `file://{data_dir}/objects`."""
 
     host: str = "127.0.0.1"
+    """Address that the API listens at."""
     port: int = Field(8000, ge=1, le=65535)
+    """Port that the API listens at."""
     require_keys: bool | None = None
     """None: keys are needed unless the bind is loopback."""
     max_upload_bytes: int = 16 * 2**30
+    """Largest file of a model or a data set."""
     max_json_bytes: int = 2**20
     """Largest body of a request that is not an upload."""
 
@@ -76,6 +79,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = 5.0
     """How often a worker renews its claim."""
     sweep_s: float = 5.0
+    """How often a worker looks for jobs whose worker is lost, and for what is past its age."""
     ring_again_s: float = 30.0
     """For a queued job whose message was sent this long ago another is sent."""
     max_attempts: int = 3
@@ -98,6 +102,7 @@ class Settings(BaseSettings):
     """Most memory of the inspection of a model, and eight times the size of its file on top; never above
     `memory_bytes`."""
     keep_unreferenced_s: float = 86400.0
+    """How long stored bytes stay that no row names."""
     max_unfinished_uploads: int = Field(default=100, ge=0)
     """Uploads in pieces that one owner may have begun and not finished; each is kept `keep_unreferenced_s` after its
     last byte."""

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pared.error_help import error_help
 from pared.errors import ParedError, Unauthorized
 from pared.report_page import STYLE, TEMPLATES
 from pared.state.keys import Caller
@@ -78,7 +79,8 @@ def problem_page(request: Request, members: Mapping[str, Any], error: ParedError
     if isinstance(error, Unauthorized) and request.method == "GET":
         here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"{_SIGN_IN}?next={quote(here, safe='')}", HTTPStatus.SEE_OTHER)
-    return render(request, "problem.html.j2", {"problem": members}, status=members["status"])
+    explained = str(members["type"]).removeprefix("/problems/") in error_help()
+    return render(request, "problem.html.j2", {"problem": members, "explained": explained}, status=members["status"])
 
 
 @router.get("/style.css")

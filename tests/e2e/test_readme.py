@@ -1,4 +1,7 @@
-"""Every command and Python block of the README, and the session on the page about Python, run as they stand."""
+"""Every command and Python block of README and tutorial, and the session on the page about Python, run as they stand.
+
+`tests/unit/test_docs.py` holds the blocks of all other pages against the code.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from tests.support.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs/tutorial.md"
 PYTHON_API = ROOT / "docs/python-api.md"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SET_UP = re.compile(r"make |git clone|cd pared|pip install|docker|pared up")
+SET_UP = re.compile(r"make |source |git clone|cd pared|pip install|docker|pared up")
 
 
 def blocks(page: Path = README) -> list[tuple[str, str]]:
@@ -33,10 +37,11 @@ def test_there_is_something_to_run() -> None:
 
 
 @pytest.mark.timeout(1000)
-def test_the_readme_runs_as_it_stands(embedded: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", [README, TUTORIAL], ids=lambda page: page.stem)
+def test_the_page_runs_as_it_stands(page: Path, embedded: Stack, tmp_path: Path) -> None:
     binaries = Path(sys.executable).parent
     env = embedded.env | {"PATH": f"{binaries}:{os.environ['PATH']}", "S": embedded.url}
-    for language, text in blocks():
+    for language, text in blocks(page):
         if language == "bash" and SET_UP.search(text):
             continue  # the set-up itself: `make` and `pared up` have tests of their own
         command = [str(binaries / "python"), "-c", text]
