@@ -47,7 +47,7 @@ class Course:
     def stage_rows(self) -> list[tuple[str, str, bool]]:
         """Of the last stages the name, how long it took (it is seen to take), and whether it is the one at work."""
         now = self._ended_at or time.monotonic()
-        ends = [began for _, began in self._stages[1:]] + [now]
+        ends = [*(began for _, began in self._stages[1:]), now][: len(self._stages)]
         rows = [
             (texts.name(name), numbers.seconds(end - began), number == len(self._stages))
             for number, ((name, began), end) in enumerate(zip(self._stages, ends, strict=True), 1)
