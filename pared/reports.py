@@ -6,9 +6,14 @@ it was loaded, `after` on the result, or on what a plan made in its place.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pared.report_frames import Frame
 
 
 class _Part(BaseModel):
@@ -326,6 +331,33 @@ class Report(_Part):
     sandbox: str = "none"
     reproduce: Reproduce
 
+    def to_html(self) -> str:
+        """The report as one HTML page that needs no other file, for people who were not there."""
+        from pared.report_page import render
+
+        return render(self)
+
+    def to_pandas(self, table: Frame = "layers") -> pd.DataFrame:
+        """A table of the report as a pandas DataFrame.
+
+        Args:
+            table: `layers`: a row a layer, with shapes and weights before and after; `history`: a row an epoch of
+                training; `search`: a row for each point that the search for a goal tried.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: there is no such table.
+        """
+        from pared.report_frames import frame_of
+
+        return frame_of(self, table)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from pared.notebook import html_of_report
+
+        return html_of_report(self)
+
 
 # -- plan ---------------------------------------------------------------------------------------
 
@@ -382,3 +414,9 @@ class Plan(_Part):
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list, description="Where the outcome may not be what was meant.")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from pared.notebook import html_of_plan
+
+        return html_of_plan(self)

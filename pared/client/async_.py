@@ -45,6 +45,19 @@ class AsyncJob(JobRecord):
         """As `Job.wait`."""
         return await self._run(self._wait(on_update, timeout))
 
+    async def watch(self) -> AsyncJob:
+        """As `Job.watch`."""
+        from pared.notebook.live import Watch
+
+        shown = Watch(self)
+        shown.begin()
+        async for event in self.events():
+            shown.add(event)
+        try:
+            return await self._run(self._ended_well())
+        finally:
+            shown.end()
+
     async def events(self, after: int = 0) -> AsyncIterator[Event]:
         """As `Job.events`."""
         async for event in cast("AsyncClient", self._client).iterate(operations.events(self._path, after)):
@@ -143,7 +156,9 @@ class AsyncJobs(JobsBase[AsyncJob]):
         type: str | None = None,  # noqa: A002 - the API's word
     ) -> AsyncIterator[AsyncJob]:
         """As `Jobs.list`."""
-        async for row in cast("AsyncClient", self._client).iterate(self._list(status, type)):
+        async for row in cast("AsyncClient", self._client).iterate(
+            operations.pages("/v1/jobs", self._wanted(status, type))
+        ):
             yield self._bound(row)
 
     async def cancel(self, job_id: str) -> AsyncJob:

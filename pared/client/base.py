@@ -192,9 +192,9 @@ class JobsBase(Generic[J]):
     def _get(self, job_id: str) -> Operation[J]:
         return self._bound((yield from operations.get_json(f"/v1/jobs/{job_id}")))
 
-    def _list(self, status: str | None, type_: str | None) -> Operation[None]:
+    def _wanted(self, status: str | None, type_: str | None) -> dict[str, str | int]:
         wanted = {"status": status, "type": type_}
-        return operations.pages("/v1/jobs", {name: value for name, value in wanted.items() if value})
+        return {name: value for name, value in wanted.items() if value}
 
     def _cancel(self, job_id: str) -> Operation[J]:
         return self._bound((yield from operations.cancel(job_id)))

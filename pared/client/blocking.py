@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Literal, Self, TypeVar, Unpack, cast
 
 import httpx
 
@@ -56,6 +56,25 @@ class Job(JobRecord):
         """
         return self._run(self._wait(on_update, timeout))
 
+    def watch(self) -> Job:
+        """Wait as `wait` does, and show how far the job is: in a notebook in one place, elsewhere a line a change.
+
+        Interrupting it leaves the job running; watch it again, or cancel it.
+
+        Raises:
+            JobFailed: it failed or was canceled.
+        """
+        from pared.notebook.live import Watch
+
+        shown = Watch(self)
+        shown.begin()
+        for event in self.events():
+            shown.add(event)
+        try:
+            return self._run(self._ended_well())
+        finally:
+            shown.end()
+
     def events(self, after: int = 0) -> Iterator[Event]:
         """Follow the job live, from its first event (or the one behind number `after`) until it is done."""
         for event in cast("Client", self._client).iterate(operations.events(self._path, after)):
@@ -96,6 +115,32 @@ class Job(JobRecord):
         return cast("Client", self._client).run(operation)
 
 
+class Listing(Iterator[T]):
+    """Rows of a list, newest first, fetched page by page as you iterate; a notebook shows the first as a table."""
+
+    def __init__(
+        self,
+        rows: Callable[[], Iterator[T]],
+        first: Callable[[], tuple[Sequence[T], bool]],
+        kind: Literal["jobs", "uploads"],
+    ) -> None:
+        self._iterate, self._first, self._kind = rows, first, kind
+        self._rows: Iterator[T] | None = None
+
+    def __next__(self) -> T:
+        if self._rows is None:
+            self._rows = self._iterate()
+        return next(self._rows)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first page, asked for anew. What was iterated so far stays where it is."""
+        from pared import notebook
+
+        show: Callable[..., str] = notebook.html_of_jobs if self._kind == "jobs" else notebook.html_of_uploads
+        rows, more = self._first()
+        return show(rows, more=more)
+
+
 class Uploads(UploadsBase[Upload]):
     """`client.models`, and what `client.datasets` has too."""
 
@@ -130,10 +175,9 @@ class Uploads(UploadsBase[Upload]):
         """Delete one."""
         self._run(self._delete(upload_id))
 
-    def list(self) -> Iterator[Upload]:
+    def list(self) -> Listing[Upload]:
         """All of them, newest first, without their inspections; `get` has it."""
-        for row in cast("Client", self._client).iterate(operations.pages(f"/v1/{self._kind}", {})):
-            yield self._bound(row)
+        return _listing(self, f"/v1/{self._kind}", {}, "uploads")
 
     def _run(self, operation: Operation[T]) -> T:
         return cast("Client", self._client).run(operation)
@@ -172,10 +216,9 @@ class Jobs(JobsBase[Job]):
         """One job, by id."""
         return self._run(self._get(job_id))
 
-    def list(self, status: str | None = None, type: str | None = None) -> Iterator[Job]:  # noqa: A002 - the API's word
+    def list(self, status: str | None = None, type: str | None = None) -> Listing[Job]:  # noqa: A002 - the API's word
         """Jobs, newest first, fetched page by page as you iterate."""
-        for row in cast("Client", self._client).iterate(self._list(status, type)):
-            yield self._bound(row)
+        return _listing(self, "/v1/jobs", self._wanted(status, type), "jobs")
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job."""
@@ -183,6 +226,22 @@ class Jobs(JobsBase[Job]):
 
     def _run(self, operation: Operation[T]) -> T:
         return cast("Client", self._client).run(operation)
+
+
+def _listing(
+    of: Uploads | Jobs, path: str, wanted: Mapping[str, str | int], kind: Literal["jobs", "uploads"]
+) -> Listing[Any]:
+    client = cast("Client", of._client)
+
+    def rows() -> Iterator[Any]:
+        for row in client.iterate(operations.pages(path, wanted)):
+            yield of._bound(row)
+
+    def first() -> tuple[Sequence[Any], bool]:
+        page = client.run(operations.get_json(path, wanted))
+        return [of._bound(row) for row in page["data"]], bool(page["has_more"])
+
+    return Listing(rows, first, kind)
 
 
 class Client(ClientBase):

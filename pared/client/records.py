@@ -89,6 +89,12 @@ class UploadRecord(_Record):
         size = "" if self.size_bytes is None else f"{self.size_bytes:,} bytes, "  # what is built in has none
         return printable(f"{self.id} {self.filename} ({size}{self.status})")
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from pared.notebook import html_of_upload
+
+        return html_of_upload(self)
+
     @property
     def _path(self) -> str:
         return f"/v1/{'models' if self.id.startswith('mdl_') else 'datasets'}/{self.id}"
@@ -156,6 +162,26 @@ class JobRecord(_Record):
         if self.error:
             text += f" ({self.error.get('code')}): {self.error.get('detail')}"
         return printable(text)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; `watch` goes on to show it."""
+        from pared.notebook import html_of_job
+
+        return html_of_job(self)
+
+    def _told(self, event: Event) -> None:
+        """Take in what an event says of status, stage and progress."""
+        if event.event == "progress":
+            self.progress = event.data
+        if event.event in ("status", "done"):
+            news = {name: event.data[name] for name in ("status", "stage", "error") if name in event.data}
+            self._update({"id": self.id, "type": self.type, "status": self.status} | news)
+
+    def _ended_well(self) -> Operation[Self]:
+        """Look once more at a job whose events have ended."""
+        if (yield from self._refresh()).status != "succeeded":
+            raise JobFailed(self)
+        return self
 
     @property
     def _path(self) -> str:

@@ -24,12 +24,6 @@ class Report(reports.Report):
         """The table as plain text."""
         return _as_text(self)
 
-    def to_html(self) -> str:
-        """The report as one HTML page that needs no other file, for people who were not there."""
-        from pared.report_page import render
-
-        return render(self)
-
     def __rich__(self) -> RenderableType:
         """The verdict, the table, and what to know when reading it."""
         table = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")

@@ -62,6 +62,10 @@ class Result:
     model: nn.Module
     report: Report
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the report."""
+        return self.report._repr_html_()
+
 
 def prune(
     model: nn.Module | str | Path,

@@ -32,7 +32,7 @@ It is without `sandbox`: by the HTML standard such a page is not shown under our
 
 def render(report: Report) -> str:
     """The page, of less than 1 MB whatever the report holds. The same report gives the same page."""
-    return _environment().get_template("report.html.j2").render(_context(report))
+    return environment().get_template("report.html.j2").render(_context(report))
 
 
 def _context(report: Report) -> dict[str, Any]:
@@ -100,9 +100,14 @@ def _context(report: Report) -> dict[str, Any]:
 
 
 @cache
-def _environment() -> Environment:
+def environment(*more: Path) -> Environment:
+    """Where templates are filled, so that nothing they print is markup or a command to a terminal.
+
+    Args:
+        more: folders of templates beside `TEMPLATES`.
+    """
     return Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([*more, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_harmless,
