@@ -21,6 +21,7 @@ from service.dependencies import Following, Owner, Parts, PartsOf, RequestId, ch
 from service.downloads import file_response
 from service.etags import json_with_tag
 from service.long_polling import requested_wait_s, wait_headers, wait_until
+from service.new_uploads import receive_dataset, receive_model
 from service.openapi import DATASET, MODEL, PREVIEW, UNCHANGED, UPLOAD_BODY, answers, page
 from service.pagination import EXPANDED_ROWS, After, Limit, json_page
 from service.schemas import ModelView, Page, PreviewRows, UploadView, builtin_dataset_view, dataset_view, model_view

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,11 @@ def macs_by_weight(module: nn.Module, example: Sequence[Tensor]) -> tuple[int | 
     return (_macs(counter), shares.macs) if _counted(module, example, counter, shares) else (None, {})
 
 
-class _Shares(TorchDispatchMode):
+class _Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch declares no types of it
     """Tells whose weight an operator multiplies with: views of a tensor have its storage."""
 
     def __init__(self, counter: FlopCounterMode, names: Mapping[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs: dict[str, int] = {}
         self._counter, self._names = counter, names
 
@@ -84,7 +84,7 @@ def _macs(counter: FlopCounterMode) -> int:
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
 
 
-def _counted(module: nn.Module, example: Sequence[Tensor], *modes: TorchDispatchMode) -> bool:
+def _counted(module: nn.Module, example: Sequence[Tensor], *modes: AbstractContextManager[Any]) -> bool:
     """Run the first sample of the example under these modes; whether that went well."""
     if not example:
         return False
