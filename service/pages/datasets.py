@@ -14,7 +14,6 @@ from pared.state.inspections import preview_of
 from pared.state.tables import Dataset
 from pared.state.uploads import delete_upload, find_upload
 from pared.state.workers import waits_for
-from pared.statuses import UploadStatus
 from service.dependencies import Parts, PartsOf, check_id
 from service.pages import inspected, lists
 from service.pages.site import VisitorOf, render, see_other
@@ -32,7 +31,7 @@ async def list_datasets(
     parts: PartsOf,
     caller: VisitorOf,
     q: lists.Text = "",
-    status: UploadStatus | None = None,
+    status: lists.Status = "",
     after: After = None,
 ) -> Response:
     """The data sets, newest first."""
@@ -40,7 +39,7 @@ async def list_datasets(
 
     def read() -> lists.Listed[Any]:
         with parts.sessions() as session:
-            return lists.uploads(session, caller.owner, Dataset, q=text, status=status, after=after)
+            return lists.uploads(session, caller.owner, Dataset, q=text, status=status or None, after=after)
 
     listed = await run_in_threadpool(read)
     context = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
 from sqlalchemy.orm import Session, defer
@@ -22,6 +22,8 @@ View = TypeVar("View", bound=UploadView)
 ROWS = 25
 Text = Annotated[str, Query(max_length=200)]
 """What a name is to contain."""
+Status = UploadStatus | Literal[""]
+"""The state to show; empty, as the form sends it, for any."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pared.report_page import texts
 from pared.state.tables import Model
 from pared.state.uploads import delete_upload, find_upload
 from pared.state.workers import waits_for
-from pared.statuses import UploadStatus
 from service.dependencies import Parts, PartsOf, check_id
 from service.pages import inspected, lists
 from service.pages.inspected import Show, Sort
@@ -32,7 +31,7 @@ async def list_models(
     parts: PartsOf,
     caller: VisitorOf,
     q: lists.Text = "",
-    status: UploadStatus | None = None,
+    status: lists.Status = "",
     after: After = None,
 ) -> Response:
     """The models, newest first."""
@@ -40,7 +39,7 @@ async def list_models(
 
     def read() -> lists.Listed[Any]:
         with parts.sessions() as session:
-            return lists.uploads(session, caller.owner, Model, q=text, status=status, after=after)
+            return lists.uploads(session, caller.owner, Model, q=text, status=status or None, after=after)
 
     listed = await run_in_threadpool(read)
     context = {"listed": listed, "q": text, "status": status, "first_page": after is None, "scripts": ["upload"]}

@@ -202,10 +202,10 @@ def test_an_upload_goes_on_after_the_page_was_closed_and_can_be_canceled(api: Ap
         page.get_by_label("Model file").set_input_files(big)
         with page.expect_request(lambda request: request.headers.get("upload-offset") == str(8 << 20)):
             page.get_by_role("button", name="Upload the model").click()
-    assert offsets == [0, 8 << 20, 8 << 20]
     with page.expect_request(lambda request: request.method == "DELETE") as deleted:
         page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#spoken")).to_have_text("The upload was canceled.")
+    assert offsets == [0, 8 << 20, 8 << 20]
     answer = deleted.value.response()
     assert answer is not None
     assert answer.status == 204
@@ -238,8 +238,8 @@ def test_a_rejected_file_says_why_and_what_to_do(api: Api, visiting: Visiting, t
     page.goto(f"/models/{model}")
     detail = "This file is a pickled nn.Module <b>x</b>; save it with torch.jit.save."
     api.inspected(model, status="rejected", reason={"code": "x", "title": "Not a model we open", "detail": detail})
-    expect(page.get_by_text("Not a model we open")).to_be_visible()
-    expect(page.get_by_text(detail)).to_be_visible()
+    expect(page.get_by_role("main").get_by_text("Not a model we open")).to_be_visible()
+    expect(page.get_by_role("main").get_by_text(detail)).to_be_visible()
     expect(page.get_by_role("link", name="Shrink this model")).to_have_count(0)
     visit.check(tmp_path, "model-rejected")
     assert page.locator("main img").count() == 0
@@ -337,12 +337,12 @@ def test_lists_are_paged_and_filtered(api: Api, visiting: Visiting, tmp_path: Pa
     assert rows.count() == 25
     visit.check(tmp_path, "models")
     page.get_by_role("link", name="Older").click()
-    assert rows.count() == 5
+    expect(rows).to_have_count(5)
     page.get_by_role("link", name="Newest").click()
     page.get_by_label("Name contains").fill("07%")
     page.keyboard.press("Enter")
     page.wait_for_url("**q=07*")
-    assert rows.count() == 1
+    expect(rows).to_have_count(1)
     page.goto("/models?q=%00%25%5C")
     expect(page.get_by_text("No model is like that")).to_be_visible()
     visit.check_requests()
