@@ -18,8 +18,8 @@ DEV := .venv/.dev-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' '
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
-demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared, show before and after
-	$(BIN)/pared demo
+demo: $(RUN)  ## Train a small CNN, prune and distill it through a running pared, show before and after; make demo KEEP=1 leaves it running
+	$(BIN)/pared demo $(if $(KEEP),--keep)
 
 up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; another port: make up PORT=8001
 	$(BIN)/pared up $(if $(PORT),--port $(PORT))

@@ -32,8 +32,8 @@ from pared.compression import pipeline, quantize
 
 SHORT = "short" in sys.argv[1:]
 WORK = Path("build/bench-minilm-layers-short" if SHORT else "build/bench-minilm-layers")
-TESTED, TAUGHT_ON = (200, 400) if SHORT else (2000, 10000)
-TRAIN = {"epochs": 1 if SHORT else 6, "lr": 5e-4, "batch_size": 32}
+TESTED, TAUGHT_ON = (200, 400) if SHORT else (2000, 5000)
+TRAIN = {"epochs": 1 if SHORT else 5, "lr": 5e-4, "batch_size": 32}
 RUNS = {
     "float32": "float32.onnx",
     "six layers, dynamic int8 of ONNX Runtime": "ort-dynamic.onnx",

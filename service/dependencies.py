@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from celery import Celery
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from pared.errors import NotFound, ScopeMissing, Unauthorized
@@ -96,7 +97,8 @@ _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: 
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a header of its own.")
 
 
-def caller_of(
+# Each dependency that is no coroutine costs a turn of the thread pool, which takes longer than most of them do.
+async def caller_of(
     request: Request,
     parts: Annotated[Parts, Depends(parts_of)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -111,7 +113,7 @@ def caller_of(
     """
     secret = bearer.credentials if bearer else header or request.cookies.get(KEY_COOKIE)
     if secret is not None:
-        caller = keys.caller_of(parts.sessions, secret)
+        caller = await run_in_threadpool(keys.caller_of, parts.sessions, secret)
     else:
         here = parts.settings.require_keys is not None or from_this_machine(request, parts.settings)
         if parts.settings.keys_required or not here:
@@ -134,19 +136,19 @@ def caller_of(
     return caller
 
 
-def owner_of(caller: Annotated[Caller, Depends(caller_of)]) -> str:
+async def owner_of(caller: Annotated[Caller, Depends(caller_of)]) -> str:
     """The id of the owner that this request acts for."""
     return caller.owner
 
 
-def actor_of(request: Request, caller: Annotated[Caller, Depends(caller_of)]) -> Actor:
+async def actor_of(request: Request, caller: Annotated[Caller, Depends(caller_of)]) -> Actor:
     """Who acts, for the audit log."""
     return Actor(caller.owner, caller.key_id, request.state.request_id)
 
 
-def following(
+async def following(
     request: Request, parts: Annotated[Parts, Depends(parts_of)], caller: Annotated[Caller, Depends(caller_of)]
-) -> Iterator[None]:
+) -> AsyncIterator[None]:
     """Count a request that stays open while it waits for something, until it is answered. Raises OverLimit.
 
     `request.state.follower` says when it has to end, for its key works no more.

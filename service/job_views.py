@@ -1,45 +1,53 @@
-"""Owns reading a job for the API: its row, its result or its place in the queue, and what it waits for."""
+"""Owns reading jobs for the API: their rows, their results or their places in the queue, and what they wait for."""
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from pared.state.jobs import find_job
+from pared.state.outcomes import read_outcome
 from pared.state.session import Sessions
 from pared.state.tables import Artifact, Job
-from pared.state.turns import place_in_line
-from pared.state.workers import waits_for
+from pared.state.turns import Line
+from pared.state.workers import living, reason_to_wait
 from service.schemas import JobView, Result, artifact_view, job_view
 
-_TEXT_CHARACTERS = 4000
-_FAILED_OUTPUTS = 20
+_ARTIFACTS = (
+    select(Artifact)
+    .where(Artifact.job_id.in_(bindparam("jobs", expanding=True)))
+    .order_by(Artifact.job_id, Artifact.name)
+)
 
 
 def read_job(sessions: Sessions, owner: str, job_id: str) -> JobView:
     """The owner's job as the API shows it. Raises NotFound."""
     with sessions() as session:
-        return view_of(session, find_job(session, owner, job_id))
+        return views_of(session, [find_job(session, owner, job_id)])[0]
 
 
-def view_of(session: Session, job: Job) -> JobView:
-    """The job as the API shows it."""
-    position = waits = None
-    result = _result(session, job) if job.status == "succeeded" else None
-    if job.status == "queued":
-        position = place_in_line(session, job)
-        waits = waits_for(session, job.device)
-    return job_view(job, result, position, waits)
-
-
-def _result(session: Session, job: Job) -> Result:
-    # Parts of the report, which is not read whole for this.
-    columns = (Job.report["verdict"].as_string(), Job.report["failed_outputs"].as_json())
-    verdict, failed_outputs = session.execute(select(*columns).where(Job.id == job.id)).one()
-    artifacts = session.scalars(select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.name))
-    # The report is the child's; what many jobs are listed with has a size of its own.
-    failed = [
-        {**each, "detail": str(each["detail"])[:_TEXT_CHARACTERS]} for each in (failed_outputs or [])[:_FAILED_OUTPUTS]
+def views_of(session: Session, jobs: Sequence[Job]) -> list[JobView]:
+    """Jobs of one owner as the API shows them. So many queries are made for many jobs as for one."""
+    files: dict[str, list[Artifact]] = defaultdict(list)
+    if done := [job.id for job in jobs if job.status == "succeeded"]:
+        for artifact in session.scalars(_ARTIFACTS, {"jobs": done}):
+            files[artifact.job_id].append(artifact)
+    queued = [job for job in jobs if job.status == "queued"]
+    workers = living(session) if queued else []
+    line = Line(session, queued)
+    return [
+        job_view(
+            job,
+            _result(session, job, files[job.id]) if job.status == "succeeded" else None,
+            line.place_of(job) if job.status == "queued" else None,
+            reason_to_wait(workers, job.device) if job.status == "queued" else None,
+        )
+        for job in jobs
     ]
-    verdict = verdict and verdict[:_TEXT_CHARACTERS]
-    return Result(verdict=verdict, artifacts=list(map(artifact_view, artifacts)), failed_outputs=failed)
+
+
+def _result(session: Session, job: Job, files: Sequence[Artifact]) -> Result:
+    return Result(**read_outcome(session, job), artifacts=list(map(artifact_view, files)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Response
@@ -32,19 +32,19 @@ def json_page(
     id_column: Any,
     after: str | None,
     limit: int,
-    view: Callable[[Row], BaseModel],
+    views: Callable[[Sequence[Row]], Iterable[BaseModel]],
 ) -> Response:
     """A page as JSON: up to `limit` rows, or fewer, but one at least, where it would grow beyond `PAGE_BYTES`.
 
     Args:
         id_column: by which the rows are ordered, newest first.
         after: the id of the last row of the page before.
-        view: what is shown of a row.
+        views: what is shown of some rows, in their order.
     """
     shown: list[bytes] = []
     size, last, has_more = 0, after, False
-    for row, row_id in _rows(session, query, id_column, after, limit + 1):
-        content = view(row).model_dump_json(by_alias=True).encode()
+    for view, row_id in _views(session, query, id_column, after, limit + 1, views):
+        content = view.model_dump_json(by_alias=True).encode()
         has_more = len(shown) == limit or (bool(shown) and size + len(content) > PAGE_BYTES)
         if has_more:
             break
@@ -54,16 +54,21 @@ def json_page(
     return Response(b'{"data":[' + b",".join(shown) + b"]," + ending[1:].encode(), media_type="application/json")
 
 
-def _rows(
-    session: Session, query: Select[Row], id_column: Any, after: str | None, most: int
-) -> Iterator[tuple[Row, str]]:
-    """The rows with their ids, fetched a few at a time, for each may hold a megabyte."""
+def _views(
+    session: Session,
+    query: Select[Row],
+    id_column: Any,
+    after: str | None,
+    most: int,
+    views: Callable[[Sequence[Row]], Iterable[BaseModel]],
+) -> Iterator[tuple[BaseModel, str]]:
+    """What is shown of the rows, with their ids; a few are fetched at a time, for each may hold a megabyte."""
     while most > 0:
         here = query.where(id_column < after) if after else query
         rows = list(session.scalars(here.order_by(id_column.desc()).limit(min(most, ROWS_AT_ONCE))))
-        for row in rows:
+        for row, view in zip(rows, views(rows), strict=True):
             after = getattr(row, id_column.key)
-            yield row, after
+            yield view, after
         if len(rows) < ROWS_AT_ONCE:
             return
         most -= len(rows)

@@ -42,13 +42,14 @@ STUDENT = {
 DISTILL: DistillFields = {"compare_with_labels_only": True}
 
 
-def run(url: str | None, directory: Path, console: Console) -> int:
+def run(url: str | None, directory: Path, console: Console, *, keep: bool = False) -> int:
     """Run the demo; everything it makes is left in `directory`.
 
     Args:
         url: a running server; None starts one, and stops it at the end.
         directory: made if it is not there.
         console: where it is shown.
+        keep: leave the demo's own server running until Ctrl-C.
 
     Returns:
         The exit code: 0, or 1 when a job failed.
@@ -62,6 +63,15 @@ def run(url: str | None, directory: Path, console: Console) -> int:
         except JobFailed as error:
             console.print(f"The demo failed: {error}", style="red")
             return 1
+        if url is not None or keep:
+            console.print(f"\n  Look at the jobs in a browser: {at}/jobs", soft_wrap=True)
+        else:
+            console.print("\n  To look at them in a browser, leave the server running: make demo KEEP=1")
+        if url is None and keep:
+            console.print("  The server runs until you press Ctrl-C.")
+            with suppress(KeyboardInterrupt):
+                while True:
+                    sleep(3600)
     return 0
 
 

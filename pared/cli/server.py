@@ -118,8 +118,9 @@ def migrate() -> None:
 def demo(
     url: Annotated[str | None, typer.Option(help="Use this running server rather than one of the demo's own.")] = None,
     data: Annotated[Path, typer.Option(help="Directory for all that the demo makes.")] = Path("demo-data"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the demo's own server running until Ctrl-C.")] = False,
 ) -> None:
     """Train a small CNN, prune and distill it through the API, and show before and after."""
     with needs_extras("service", "worker"):
         from pared.cli.demo import run
-    sys.exit(run(url, data, out))
+    sys.exit(run(url, data, out, keep=keep))

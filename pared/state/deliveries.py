@@ -95,7 +95,7 @@ def owe(
         return
     data: dict[str, Any] = {"id": job_id, "type": job_type, "status": status, "url": f"/v1/jobs/{job_id}"}
     if status == "succeeded":
-        verdict = session.scalar(select(Job.report["verdict"].as_string()).where(Job.id == job_id))
+        verdict = session.scalar(select(Job.outcome["verdict"].as_string()).where(Job.id == job_id))
         data |= {"verdict": verdict[:_VERDICT_CHARACTERS]} if verdict else {}
     if error is not None:
         data["error"] = {name: str(error.get(name, ""))[:200] for name in ("code", "title")}

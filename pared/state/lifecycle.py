@@ -24,6 +24,7 @@ from pared.specs import JobSpec
 from pared.state.deliveries import owe
 from pared.state.events import EventKind, add_event, add_events
 from pared.state.inspections import accept, reject
+from pared.state.outcomes import outcome_of
 from pared.state.tables import Artifact, Job, Outbox, db_now, new_id
 from pared.state.turns import claimable, held_below, lane_of, lock_owner, note_served
 from pared.statuses import ENDED, HELD, JobStatus
@@ -157,7 +158,7 @@ def succeed(
     kept = report if inspected is None else None
     size = sum(each.size_bytes for each in files) if inspected is None else 0
     statement = _running(job_id, fence).values(
-        status="succeeded", report=kept, result_bytes=size, stage=None, **_ending()
+        status="succeeded", report=kept, outcome=outcome_of(kept), result_bytes=size, stage=None, **_ending()
     )
     if not _apply(session, statement):
         return False

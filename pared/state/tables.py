@@ -226,6 +226,8 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(Json)  # {fraction, epoch, epochs, eta_s}
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     report: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    # {verdict, failed_outputs} of the report, which may be megabytes; null where an older worker ended the job
+    outcome: Mapped[dict[str, Any] | None] = mapped_column(Json)
     result_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # of its artifacts together
     sandbox: Mapped[str | None] = mapped_column(String(16))
     request_id: Mapped[str | None] = mapped_column(String(64))  # of the HTTP request that made it, for the logs

@@ -6,12 +6,13 @@ hours of training are held against none of their inspections.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, select, tuple_, update
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, bindparam, func, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from pared.job_types import BY_NAME, UNLISTED
@@ -22,6 +23,9 @@ Lane = Literal["jobs", "quick"]
 
 TYPES: dict[Lane, list[str]] = {"jobs": [name for name in BY_NAME if name not in UNLISTED], "quick": [*UNLISTED]}
 _ANY_QUEUED = select(Job.id).where(Job.status == "queued").limit(1)
+_RIVALS = (Job.status == "queued", Job.type.in_(TYPES["jobs"]), Job.device.in_(bindparam("devices", expanding=True)))
+_OWN_RIVALS = select(Job.id).where(*_RIVALS, Job.owner == bindparam("owner")).order_by(Job.id)
+_OTHERS_RIVALS = select(func.count()).where(*_RIVALS, Job.owner != bindparam("owner")).group_by(Job.owner)
 _SERVED = {"jobs": Owner.served_at, "quick": Owner.quick_served_at}
 
 
@@ -67,16 +71,28 @@ def next_in_turn(
     return first[min(waiting, key=lambda owner: (under_way[owner], served.get(owner, 0.0), first[owner]))]
 
 
-def place_in_line(session: Session, job: Job) -> int:
-    """When a queued job's turn comes if nothing else is posted, 1 for the next, among the jobs for the same device.
+class Line:
+    """The places in line of some queued jobs of one owner."""
 
-    Of each other owner as many may come before it as of its own.
-    """
-    rivals = (Job.status == "queued", Job.type.in_(TYPES["jobs"]), Job.device.in_({job.device, "auto"}))
-    counts = (func.count(), func.count().filter(Job.id <= job.id))
-    rows = session.execute(select(Job.owner, *counts).where(*rivals).group_by(Job.owner)).all()
-    own = sum(up_to_it for owner, _, up_to_it in rows if owner == job.owner)
-    return own + sum(min(waiting, own) for owner, waiting, _ in rows if owner != job.owner)
+    def __init__(self, session: Session, jobs: Sequence[Job]) -> None:
+        """Read who waits, once for each device that these jobs ask for."""
+        asked = {job.device: job.owner for job in jobs}
+        self._waiting = {device: _who_waits(session, owner, device) for device, owner in asked.items()}
+
+    def place_of(self, job: Job) -> int:
+        """When its turn comes if nothing else is posted, 1 for the next, among the jobs for the same device.
+
+        Of each other owner as many may come before it as of its own.
+        """
+        own, others = self._waiting[job.device]
+        before = bisect_right(own, job.id)
+        return before + sum(min(waiting, before) for waiting in others)
+
+
+def _who_waits(session: Session, owner: str, device: str) -> tuple[Sequence[str], Sequence[int]]:
+    """The ids of the owner's jobs that may be taken before one for this device, in order, and how many others have."""
+    given = {"owner": owner, "devices": list({device, "auto"})}
+    return session.scalars(_OWN_RIVALS, given).all(), session.scalars(_OTHERS_RIVALS, given).all()
 
 
 def lock_owner(session: Session, owner: str) -> None:

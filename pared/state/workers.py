@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Double, bindparam, select
 from sqlalchemy.orm import Session
 
 from pared.errors import DeviceUnavailable
@@ -12,14 +12,18 @@ from pared.state.tables import WorkerHeartbeat, db_now
 
 SEEN_S = 30.0
 """A worker that wrote its row within so many seconds lives; each does every ten."""
+_SEEN = (
+    select(WorkerHeartbeat)
+    .where(WorkerHeartbeat.seen_at > db_now() - bindparam("within_s", type_=Double()))
+    .order_by(WorkerHeartbeat.name)
+)
 LATELY_S = 300.0
 """A job for a device is accepted so long after a worker that has it was last seen: it may be starting again."""
 
 
 def living(session: Session, within_s: float = SEEN_S) -> Sequence[WorkerHeartbeat]:
     """Workers seen within so many seconds, those that take no jobs too, by name."""
-    seen = WorkerHeartbeat.seen_at > db_now() - within_s
-    return session.scalars(select(WorkerHeartbeat).where(seen).order_by(WorkerHeartbeat.name)).all()
+    return session.scalars(_SEEN, {"within_s": within_s}).all()
 
 
 def serves(worker: WorkerHeartbeat, device: str) -> bool:
@@ -53,7 +57,11 @@ def check_device(session: Session, device: str, pointer: str) -> None:
 
 def waits_for(session: Session, device: str) -> str | None:
     """Why a queued job that asks for this device is not taken, where no living worker could; None: one could."""
-    workers = living(session)
+    return reason_to_wait(living(session), device)
+
+
+def reason_to_wait(workers: Sequence[WorkerHeartbeat], device: str) -> str | None:
+    """The same, of living workers that are known."""
     if any(serves(worker, device) for worker in workers):
         return None
     kind = "worker with a GPU that works" if device == "cuda" else "worker that can run jobs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -116,9 +117,11 @@ def get_owners(parts: PartsOf, after: After = None, limit: Limit = 20) -> Respon
     """A page of owners."""
     with parts.sessions() as session:
         counts = key_counts(session)
-        return json_page(
-            session, select(Owner), Owner.id, after, limit, lambda owner: _owner_view(owner, counts.get(owner.id, 0))
-        )
+
+        def views(owners: Sequence[Owner]) -> list[OwnerView]:
+            return [_owner_view(owner, counts.get(owner.id, 0)) for owner in owners]
+
+        return json_page(session, select(Owner), Owner.id, after, limit, views)
 
 
 @router.post(
@@ -176,7 +179,7 @@ def get_keys(parts: PartsOf, owner_id: str, after: After = None, limit: Limit = 
         if session.get(Owner, owner_id) is None:
             raise NotFound(f"There is no owner {owner_id}.")
         query = select(ApiKey).where(ApiKey.owner_id == owner_id)
-        return json_page(session, query, ApiKey.id, after, limit, lambda key: KeyView(**_key(key)))
+        return json_page(session, query, ApiKey.id, after, limit, lambda keys: [KeyView(**_key(key)) for key in keys])
 
 
 @router.post(

@@ -15,7 +15,7 @@ from pared.statuses import ENDED, JobStatus
 from service.dependencies import CallerOf, Following, OwnedJob, Owner, PartsOf, RequestId, check_id
 from service.etags import client_has, json_with_tag, weak_tag
 from service.job_specs import PostedSpec
-from service.job_views import read_job, view_of
+from service.job_views import read_job, views_of
 from service.long_polling import cut_off, requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
 from service.pagination import After, Limit, json_page
@@ -116,7 +116,7 @@ def list_jobs(
     if job_type:
         query = query.where(Job.type == job_type)
     with parts.sessions() as session:
-        return json_page(session, query, Job.id, after, limit, lambda job: view_of(session, job))
+        return json_page(session, query, Job.id, after, limit, lambda jobs: views_of(session, jobs))
 
 
 @router.get(

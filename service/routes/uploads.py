@@ -264,7 +264,9 @@ def _page(
     else:
         query = query.options(defer(table.inspection, raiseload=True))
     with parts.sessions() as session:
-        return json_page(session, query, table.id, after, limit, lambda row: view(row, inspection=bool(expand)))
+        return json_page(
+            session, query, table.id, after, limit, lambda rows: [view(row, inspection=bool(expand)) for row in rows]
+        )
 
 
 def _say_where(response: Response, view: UploadView, *, new: bool) -> None:

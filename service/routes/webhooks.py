@@ -173,8 +173,9 @@ async def post_webhook(
 def get_webhooks(parts: PartsOf, owner: Owner, after: After = None, limit: Limit = 20) -> Response:
     """A page of the owner's."""
     with parts.sessions() as session:
+        query = webhooks.webhooks_of(owner)
         return json_page(
-            session, webhooks.webhooks_of(owner), Webhook.id, after, limit, lambda row: WebhookView(**_webhook(row))
+            session, query, Webhook.id, after, limit, lambda rows: [WebhookView(**_webhook(row)) for row in rows]
         )
 
 
@@ -243,7 +244,7 @@ def get_deliveries(
         query = webhooks.deliveries_of(webhook_id)
         if status:
             query = query.where(WebhookDelivery.status == status)
-        return json_page(session, query, WebhookDelivery.id, after, limit, _delivery)
+        return json_page(session, query, WebhookDelivery.id, after, limit, lambda rows: map(_delivery, rows))
 
 
 @router.get(

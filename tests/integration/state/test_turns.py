@@ -18,7 +18,7 @@ from pared.state.limits import JOBS_RUNNING, bytes_left, check_bytes, most_runni
 from pared.state.owners import create_owner
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, WorkerHeartbeat, new_id
-from pared.state.turns import _first_of_each, next_in_turn, place_in_line
+from pared.state.turns import Line, _first_of_each, next_in_turn
 from tests.support.job_specs import PRUNE
 
 
@@ -77,7 +77,10 @@ def test_the_place_in_line_counts_of_each_other_owner_as_many_as_of_ones_own(ses
     ann, bob, carol = owners
     flood, others, _ = queued(sessions, ann, 20), queued(sessions, bob, 2), queued(sessions, carol, 1)
     with sessions() as session:
-        places = [place_in_line(session, session.get(Job, job)) for job in (*others, flood[0], flood[9])]
+        jobs = [session.get(Job, job) for job in (*others, flood[0], flood[9])]
+        places = [Line(session, [job]).place_of(job) for job in jobs]
+        own = [session.get(Job, job) for job in flood]
+        assert [Line(session, own[5:]).place_of(job) for job in own[5:]] == [*range(9, 24)]
     assert places == [3, 5, 3, 13]
 
 
