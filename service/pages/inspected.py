@@ -256,7 +256,7 @@ def preview_table(content: bytes) -> Table | None:
 
 
 def _cell(value: Any) -> str:
-    return texts.sentence(texts.spec_json(value)[0].replace("\n", " ") if not isinstance(value, str) else value, _CELL)
+    return texts.sentence(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), _CELL)
 
 
 def _share(part: Any, whole: float) -> float:

@@ -13,7 +13,7 @@ from pared.state.references import mentions
 from pared.state.tables import Dataset, Job, Model
 from pared.state.uploads import owned_uploads
 from pared.statuses import UploadStatus
-from service.job_views import view_of
+from service.job_views import views_of
 from service.schemas import JobView, UploadView, dataset_view, model_view
 
 Upload = TypeVar("Upload", Model, Dataset)
@@ -78,4 +78,4 @@ def latest_jobs(session: Session, owner: str, most: int, *, naming: str | None =
     query = jobs_of(owner)
     if naming is not None:
         query = query.where(mentions(naming))
-    return [view_of(session, job) for job in session.scalars(query.order_by(Job.id.desc()).limit(most))]
+    return views_of(session, session.scalars(query.order_by(Job.id.desc()).limit(most)).all())

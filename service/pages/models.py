@@ -98,7 +98,6 @@ def _card(parts: Parts, owner: str, model_id: str, q: str, sort: Sort, show: Sho
         "jobs": jobs,
         "waits": waits,
         "tiles": list(inspected.model_tiles(row.size_bytes, inspection, layers)),
-        "format": inspected.format_name(model.format),
         "inputs": inspected.inputs_of(inspection),
         "warnings": inspected.warnings_of(inspection),
         "stays": stays,

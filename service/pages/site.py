@@ -15,12 +15,13 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pared.errors import ParedError, Unauthorized
-from pared.report_page import STYLE, TEMPLATES
+from pared.report_page import STYLE, TEMPLATES, numbers
 from pared.state.keys import Caller
 from pared.terminal import printable
 from pared.version import __version__
 from service.accept import prefers
 from service.dependencies import KEY_COOKIE, caller_of
+from service.pages.inspected import format_name
 
 router = APIRouter(include_in_schema=False)
 
@@ -98,7 +99,7 @@ def _style() -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([FileSystemLoader(_HERE / "templates"), FileSystemLoader(TEMPLATES)]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -107,6 +108,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    environment.filters |= {"size": numbers.size, "thousands": numbers.count, "format_name": format_name}
+    return environment
 
 
 def _harmless(value: Any) -> Any:

@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from playwright.sync_api import Route, expect
+from torch import nn
 
 from pared.state.keys import add_key
 from pared.state.owners import create_owner
 from tests.integration.service.conftest import Api, serving
 from tests.integration.service.test_previews import inspect
 from tests.support.browsing import Visit
+from tests.support.stack import Stack
 
 Visiting = Callable[..., Visit]
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\"\u202e'&amp;.pt"
@@ -378,6 +382,31 @@ def test_who_may_not_see_it_and_what_is_not_there_is_not_found(tmp_path_factory:
         assert api.post("/datasets/builtin:digits/delete", headers=page).status_code == 409
         for files in ({}, {"file": ("", b"")}, {"other": ("a.pt", b"")}):
             assert api.post("/models", files=files, headers=page).status_code == 422
+
+
+def test_a_real_model_and_real_data_are_looked_into(stack: Stack, visiting: Visiting, tmp_path: Path):
+    digits_cnn, digits = tmp_path / "cnn.pt", tmp_path / "digits.npz"
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    torch.jit.save(torch.jit.script(module.eval()), str(digits_cnn))
+    np.savez(digits, x=np.random.default_rng(0).random((200, 1, 8, 8), np.float32), y=np.arange(200) % 10)
+    visit = visiting(stack.url)
+    page = visit.page
+    page.goto("/")
+    page.get_by_label("Model file").set_input_files(digits_cnn)
+    page.get_by_role("button", name="Upload the model").click()
+    page.get_by_role("link", name="Shrink this model").wait_for()
+    layers = page.get_by_role("region", name="Layers: table")
+    expect(layers.get_by_role("row").nth(1)).to_contain_text("yes: 8 channels")
+    expect(layers.get_by_role("row").nth(2)).to_contain_text("no: the model's output")
+    expect(layers.get_by_role("row").nth(2)).to_contain_text("2.88k")  # multiply-adds
+    page.goto("/datasets")
+    page.get_by_label("Data file").set_input_files(digits)
+    page.get_by_role("button", name="Upload the data").click()
+    page.get_by_role("img", name=re.compile("Samples")).wait_for()
+    expect(page.get_by_role("region", name="Samples: table").get_by_role("row").nth(1)).to_contain_text("140")
+    page.goto("/")
+    expect(page.get_by_role("link", name="Shrink it")).to_have_attribute("href", re.compile("dataset=dst_"))
+    visit.check_requests()
 
 
 def test_the_keyboard_alone_is_enough(api: Api, visiting: Visiting, lenet: Path):

@@ -92,13 +92,18 @@ def _counted(module: nn.Module, example: Sequence[Tensor], *modes: AbstractConte
     for tensor in inputs:
         tensor.requires_grad_(tensor.is_floating_point())
     try:
-        with _decomposed(), ExitStack() as entered:
+        with _decomposed(), _nothing_saved(), ExitStack() as entered:
             for mode in modes:
                 entered.enter_context(mode)
             module(*inputs)
     except Exception:  # noqa: BLE001 - a model may refuse a batch of one in any way it likes
         return False
     return True
+
+
+def _nothing_saved() -> AbstractContextManager[Any]:
+    """Keeps no activation for a gradient, which nobody will ask for."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
 
 
 @contextmanager
