@@ -30,6 +30,7 @@ class LayerInspection(_Part):
     kind: str = Field(description="Operator that uses the weights, such as conv2d or linear.")
     weights: dict[str, list[int]] = Field(description="Tensor name (within the model) to shape.")
     parameters: int
+    macs: int | None = Field(None, description="Multiply-adds with its weights for one sample, where they are counted.")
     channels: int | None = Field(None, description="Output channels or neurons, where the layer has them.")
     prunable_channels: bool = False
     reason: str | None = Field(None, description="Why channels cannot be removed, naming the operator.")
@@ -42,6 +43,7 @@ class ModelInspection(_Part):
     flavour: Literal["scripted", "traced", "frozen", "state_dict", "exported", "onnx"]
     parameters: int
     trainable_parameters: int
+    macs: int | None = Field(None, description="Multiply-adds of one sample; None where they could not be counted.")
     inputs: list[dict[str, Any]] | None = Field(None, description="Shape and dtype of each input, as far as known.")
     architecture: dict[str, Any] | None = None
     layers: list[LayerInspection] = Field(default_factory=list)

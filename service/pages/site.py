@@ -16,12 +16,13 @@ from markupsafe import Markup
 
 from pared.error_help import error_help
 from pared.errors import ParedError, Unauthorized
-from pared.report_page import STYLE, TEMPLATES
+from pared.report_page import STYLE, TEMPLATES, numbers
 from pared.state.keys import Caller
 from pared.terminal import printable
 from pared.version import __version__
 from service.accept import prefers
-from service.dependencies import KEY_COOKIE
+from service.dependencies import KEY_COOKIE, CallerOf
+from service.pages.inspected import format_name
 
 router = APIRouter(include_in_schema=False)
 
@@ -89,6 +90,9 @@ async def style() -> Response:
     return Response(_style(), media_type="text/css", headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
 
+VisitorOf = CallerOf
+
+
 @cache
 def _style() -> str:
     return STYLE + (_HERE / "pages.css").read_text(encoding="utf-8")
@@ -96,7 +100,7 @@ def _style() -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([FileSystemLoader(_HERE / "templates"), FileSystemLoader(TEMPLATES)]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -105,6 +109,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    environment.filters |= {"size": numbers.size, "thousands": numbers.count, "format_name": format_name}
+    return environment
 
 
 def _harmless(value: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 
 from service.security_headers import policy_of_page
 
@@ -28,9 +28,3 @@ async def docs() -> HTMLResponse:
     scripts = re.findall(r"<script>(.*?)</script>", bytes(page.body).decode(), re.DOTALL)
     page.headers["Content-Security-Policy"] = policy_of_page(*scripts)
     return page
-
-
-@router.get("/")
-async def start() -> RedirectResponse:
-    """The documentation, until there is a page to start from."""
-    return RedirectResponse("/docs")

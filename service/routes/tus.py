@@ -24,8 +24,8 @@ from pared.state.partial_uploads import CHECKSUMS, Announced, Checksum
 from pared.state.tables import PartialUpload
 from pared.state.uploads import display_name
 from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
+from service.new_uploads import parse_architecture, part_of_checkpoint
 from service.openapi import PARTIAL_BODY, PARTIAL_UPLOAD, answers
-from service.routes.uploads import parse_architecture, part_of_checkpoint
 from service.schemas import PartialUploadView, partial_upload_view
 from service.upload_stream import pump
 

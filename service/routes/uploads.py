@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from pydantic import TypeAdapter
-from pydantic import ValidationError as Invalid
 from sqlalchemy.orm import defer
 
-from pared.errors import NotFound, ValidationError
-from pared.specs import BUILTIN_DATASETS, NAMES_HELP, Architecture
+from pared.errors import NotFound
+from pared.specs import BUILTIN_DATASETS, NAMES_HELP
 from pared.state.inspections import preview_of
 from pared.state.tables import Dataset, Model
 from pared.state.uploads import (
-    add_dataset,
-    add_model,
-    check_upload,
     delete_upload,
-    display_name,
     find_upload,
     owned_uploads,
 )
-from service import untrusted_json
 from service.dependencies import Following, Owner, Parts, PartsOf, RequestId, check_id
 from service.downloads import file_response
 from service.etags import json_with_tag
 from service.long_polling import requested_wait_s, wait_headers, wait_until
+from service.new_uploads import receive_dataset, receive_model
 from service.openapi import DATASET, MODEL, PREVIEW, UNCHANGED, UPLOAD_BODY, answers, page
 from service.pagination import EXPANDED_ROWS, After, Limit, json_page
 from service.schemas import ModelView, Page, PreviewRows, UploadView, builtin_dataset_view, dataset_view, model_view
-from service.upload_stream import Received, receive
 
 router = APIRouter()
 
 Upload = TypeVar("Upload", Model, Dataset)
-
-_architecture: TypeAdapter[Any] = TypeAdapter(Architecture)
 
 Filename = Annotated[
     str | None, Query(max_length=1024, description="The file's name, to be shown; never used as a path.")
@@ -102,32 +91,10 @@ async def upload_model(
     prefix: Prefix = None,
 ) -> ModelView:
     """Store the file, keep the model, answer."""
-    # In a thread, for a large one takes long.
-    given = await run_in_threadpool(parse_architecture, architecture)
-    received = await _receive(request, parts, owner)
-
-    def add() -> tuple[Model, bool]:
-        parsed = given or parse_architecture(received.fields.get("architecture"))
-        name = _filename(filename, received)
-        chosen = {
-            part: part_of_checkpoint(part, named or received.fields.get(part))
-            for part, named in (("weights", weights), ("prefix", prefix))
-        }
-        return add_model(
-            parts.sessions,
-            owner,
-            received.stored,
-            name,
-            parsed,
-            weights=chosen["weights"],
-            prefix=chosen["prefix"],
-            request_id=request_id,
-            settings=parts.settings,
-        )
-
-    model, new = await run_in_threadpool(add)
+    named = {"filename": filename, "architecture": architecture, "weights": weights, "prefix": prefix}
+    model, new = await receive_model(request, parts, owner, request_id, named)
     view = model_view(model)
-    _say_where(response, parts, view, new=new)
+    _say_where(response, view, new=new)
     return view
 
 
@@ -151,15 +118,9 @@ async def upload_dataset(
     request: Request, response: Response, parts: PartsOf, owner: Owner, request_id: RequestId, filename: Filename = None
 ) -> UploadView:
     """Store the file, keep the data set, answer."""
-    received = await _receive(request, parts, owner)
-
-    def add() -> tuple[Dataset, bool]:
-        name = _filename(filename, received)
-        return add_dataset(parts.sessions, owner, received.stored, name, request_id=request_id, settings=parts.settings)
-
-    dataset, new = await run_in_threadpool(add)
+    dataset, new = await receive_dataset(request, parts, owner, request_id, filename)
     view = dataset_view(dataset)
-    _say_where(response, parts, view, new=new)
+    _say_where(response, view, new=new)
     return view
 
 
@@ -288,16 +249,6 @@ def delete_dataset(parts: PartsOf, owner: Owner, dataset_id: str) -> None:
     delete_upload(parts.sessions, owner, Dataset, dataset_id)
 
 
-async def _receive(request: Request, parts: Parts, owner: str) -> Received:
-    """The upload, if the owner has room for it; told before the bytes come, where that can be told."""
-    settings = parts.settings
-    left = await run_in_threadpool(check_upload, parts.sessions, owner, settings)
-    announced = request.headers.get("content-length", "")
-    most = int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else settings.max_upload_bytes
-    with parts.admission.receiving(owner, min(most, settings.max_upload_bytes), left):
-        return await receive(request, parts.store, settings.max_upload_bytes)
-
-
 def _page(
     parts: Parts,
     owner: str,
@@ -318,52 +269,10 @@ def _page(
         )
 
 
-def parse_architecture(text: str | None) -> Any | None:
-    """The architecture that was posted with a file: a name, or JSON. Raises ValidationError."""
-    if not text:
-        return None
-    value: Any = text
-    if text.lstrip().startswith("{"):
-        try:
-            value = untrusted_json.parse(text)
-        except ValueError as error:
-            raise ValidationError(
-                "The architecture is not valid JSON.", errors=[{"pointer": "/query/architecture", "detail": str(error)}]
-            ) from None
-    elif not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
-        raise ValidationError('An architecture is a name such as lenet5, or JSON such as {"layers": [["Linear", …]]}.')
-    try:
-        _architecture.validate_python(value)
-    except Invalid as error:
-        detail = "; ".join(one["msg"][:500] for one in error.errors(include_input=False)[:3])
-        raise ValidationError(
-            'An architecture is a name, {"name": …, "kwargs": {…}} or {"layers": [[kind, {…}], …]}.',
-            errors=[{"pointer": "/query/architecture", "detail": detail}],
-        ) from None
-    return value
-
-
-def part_of_checkpoint(name: str, text: str | None) -> str | None:
-    """Which part of a checkpoint is meant. A form may hold what the query does not allow."""
-    if not text:
-        return None
-    if len(text) > 255 or not text.isprintable():
-        detail = "must be at most 255 characters that can be printed"
-        raise ValidationError(f"`{name}` {detail}.", errors=[{"pointer": f"/query/{name}", "detail": detail}])
-    return text
-
-
-def _filename(parameter: str | None, received: Received) -> str:
-    """The name to show for an upload: that of the query, of the form, or none at all."""
-    return display_name(parameter or received.fields.get("filename") or "")
-
-
-def _say_where(response: Response, parts: Parts, view: UploadView, *, new: bool) -> None:
-    """Set the headers and status of an upload's answer, and have a new one inspected at once."""
+def _say_where(response: Response, view: UploadView, *, new: bool) -> None:
+    """Set the headers and the status of an upload's answer."""
     response.headers["Location"] = view.links.self
-    if new:
-        parts.dispatcher.dispatch()
-    else:
+    if not new:
         response.status_code = 200
 
 

@@ -99,7 +99,7 @@ def _spec(content: bytes) -> None:
 
 
 def _architecture(content: bytes) -> None:
-    from service.routes.uploads import parse_architecture, part_of_checkpoint
+    from service.new_uploads import parse_architecture, part_of_checkpoint
 
     text = content.decode(errors="replace")
     with contextlib.suppress(ParedError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from pared.compression.data import inspect_dataset
 from pared.compression.jobs.stages import plain, settled
 from pared.compression.loading import (
@@ -12,6 +14,7 @@ from pared.compression.loading import (
     load_model,
     with_architecture,
 )
+from pared.compression.measuring.size import macs_by_weight
 from pared.compression.work import Work
 from pared.reports import DatasetInspection, ModelInspection
 from pared.specs import InspectSpec
@@ -29,5 +32,18 @@ def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspectio
             inspection = inspect_weights(file)
         else:
             loaded = load_model(file)
-            inspection = inspect_model(loaded, guess_example_inputs(loaded))
+            example = guess_example_inputs(loaded)
+            inspection = inspect_model(loaded, example)
+            if example is not None:
+                inspection = _with_macs(inspection, loaded.module, example)
         return inspection.model_copy(update={"sandbox": work.sandbox})
+
+
+def _with_macs(inspection: ModelInspection, module: nn.Module, example: tuple[Tensor, ...]) -> ModelInspection:
+    """The inspection with what each layer computes."""
+    total, of_weights = macs_by_weight(module, example)
+    layers = [
+        layer.model_copy(update={"macs": sum(of_weights[name] for name in layer.weights if name in of_weights)})
+        for layer in inspection.layers
+    ]
+    return inspection if total is None else inspection.model_copy(update={"macs": total, "layers": layers})

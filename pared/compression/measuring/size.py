@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pared.compression.devices.placement import device_of
@@ -43,18 +44,66 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> int | None:
     Args:
         example: inputs with a batch dimension, of which the first sample is used; none where they are not known.
     """
+    counter = FlopCounterMode(display=False)
+    return _macs(counter) if _counted(module, example, counter) else None
+
+
+def macs_by_weight(module: nn.Module, example: Sequence[Tensor]) -> tuple[int | None, dict[str, int]]:
+    """The same, and of it what each tensor of the module is multiplied in, by its name.
+
+    Products of activations alone, as in attention, belong to no tensor; nor do weights that are computed first.
+    """
+    counter = FlopCounterMode(display=False)
+    names = {tensor.untyped_storage().data_ptr(): name for name, tensor in module.named_parameters()}
+    shares = _Shares(counter, names)
+    return (_macs(counter), shares.macs) if _counted(module, example, counter, shares) else (None, {})
+
+
+class _Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch declares no types of it
+    """Tells whose weight an operator multiplies with: views of a tensor have its storage."""
+
+    def __init__(self, counter: FlopCounterMode, names: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: dict[str, int] = {}
+        self._counter, self._names = counter, names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = _macs(self._counter)
+        out = func(*args, **(kwargs or {}))
+        macs = _macs(self._counter) - before
+        if macs:
+            tensors = [each for each in args if isinstance(each, Tensor) and each.dim() > 1]
+            found = (self._names.get(each.untyped_storage().data_ptr()) for each in reversed(tensors))
+            name = next(filter(None, found), None)
+            if name is not None:
+                self.macs[name] = self.macs.get(name, 0) + macs
+        return out
+
+
+def _macs(counter: FlopCounterMode) -> int:
+    return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
+
+
+def _counted(module: nn.Module, example: Sequence[Tensor], *modes: AbstractContextManager[Any]) -> bool:
+    """Run the first sample of the example under these modes; whether that went well."""
     if not example:
-        return None
+        return False
     inputs = [tensor[:1].to(device_of(module), copy=True) for tensor in example]
     for tensor in inputs:
         tensor.requires_grad_(tensor.is_floating_point())
-    counter = FlopCounterMode(display=False)
     try:
-        with _decomposed(), counter:
+        with _decomposed(), _nothing_saved(), ExitStack() as entered:
+            for mode in modes:
+                entered.enter_context(mode)
             module(*inputs)
     except Exception:  # noqa: BLE001 - a model may refuse a batch of one in any way it likes
-        return None
-    return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
+        return False
+    return True
+
+
+def _nothing_saved() -> AbstractContextManager[Any]:
+    """Keeps no activation for a gradient, which nobody will ask for."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
 
 
 @contextmanager

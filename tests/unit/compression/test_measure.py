@@ -12,7 +12,7 @@ from torch import nn
 
 from pared.compression.measuring.latency import batch_of, measure_latency
 from pared.compression.measuring.quality import Assessment, assess, compare
-from pared.compression.measuring.size import count_bytes, count_macs, count_parameters
+from pared.compression.measuring.size import count_bytes, count_macs, count_parameters, macs_by_weight
 from pared.compression.tasks.classification import Classification
 from pared.compression.tasks.regression import Regression
 from pared.compression.tasks.statistics import mcnemar, paired_difference, paired_t, wilson
@@ -153,6 +153,20 @@ def test_macs_of_a_known_convolution_agree_whatever_the_kind_of_module():
     assert count_macs(module, example) == expected
     assert count_macs(torch.jit.script(module), example) == expected
     assert count_macs(torch.jit.trace(module, example), example) == expected
+
+
+def test_macs_are_told_by_weight_whatever_the_kind_of_module():
+    module, example = Scripted().eval(), (torch.randn(2, 3, 10, 10),)
+    by_weight = {"conv.weight": 8 * 27 * 100, "fc.weight": 800 * 10}
+    for each in (module, torch.jit.script(module), torch.jit.trace(module, example)):
+        assert macs_by_weight(each, example) == (sum(by_weight.values()), by_weight)
+    assert macs_by_weight(module, ()) == macs_by_weight(module, (torch.zeros(1),)) == (None, {})
+
+
+def test_what_attention_multiplies_with_itself_belongs_to_no_weight():
+    make, example, expected = MACS["encoder"]
+    total, by_weight = macs_by_weight(make().eval(), (example,))
+    assert (total, sum(by_weight.values())) == (expected, 5 * 2048)
 
 
 class Reader(nn.Module):
