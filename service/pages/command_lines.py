@@ -16,7 +16,7 @@ from pared.specs import Target
 from pared.specs.choosing import chosen_steps
 from pared.specs.pruning import SOFTENED_CLASSES
 from service.job_specs import checked
-from service.pages.layout import laid_out
+from service.pages.literals import laid_out
 
 _ENDINGS = {
     "torchscript": ".pt",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -286,7 +286,7 @@ def _as_json(value: Any) -> str:
     return value if isinstance(value, str) and _WORD.fullmatch(value) and _json(value) == value else _written(value)
 
 
-_READ = {
+_READ: Mapping[str, Callable[[str], Any]] = {
     "number": _number,
     "share": _number,
     "choice": str,
@@ -298,7 +298,7 @@ _READ = {
     "upload": _upload,
     "given": _given_value,
 }
-_WRITE = {
+_WRITE: Mapping[str, Callable[[Any], str]] = {
     "number": _written,
     "share": _written,
     "choice": str,

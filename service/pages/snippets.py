@@ -10,7 +10,7 @@ from typing import Any
 from pared.specs import JobSpec
 from service.job_specs import shortest
 from service.pages.command_lines import command_line
-from service.pages.layout import laid_out
+from service.pages.literals import laid_out
 
 
 @dataclass(frozen=True)
