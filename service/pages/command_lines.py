@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pared.job_types import STEPS
-from pared.specs import Target
+from pared.specs import Knowledge, Target
 from pared.specs.choosing import chosen_steps
 from pared.specs.pruning import SOFTENED_CLASSES
 from service.job_specs import checked
@@ -27,6 +27,8 @@ _ENDINGS = {
     "checkpoint": ".ckpt",
     "huggingface": ".zip",
 }
+_USUAL_TEACHER = Knowledge.model_validate(SOFTENED_CLASSES).model_dump(exclude_defaults=True)
+"""As `shortest` writes it."""
 _AMOUNTS = {"channel": "channels", "head": "heads", "residual_block": "residual-blocks", "weight": "weights"}
 _TRAINING = ("epochs", "batch_size", "lr", "lr_schedule", "momentum", "weight_decay", "precision", "patience")
 _TRAINING_TOO = ("label_smoothing", "optimizer")
@@ -43,6 +45,8 @@ def command_line(written: Mapping[str, Any]) -> str:
         arguments = list(makers[written["type"]](_Rest(written)))
     except _Beyond:
         return _from_a_file(written)
+    if not all(each.isascii() and each.isprintable() for each in arguments):
+        return _from_a_file(written)  # where such characters are escaped, and seen
     lines = ["pared"]
     for word in map(shlex.quote, arguments):
         if word.startswith("-"):
@@ -185,10 +189,10 @@ def _retraining(rest: _Rest) -> Iterator[str]:
         teach = rest.take("retrain.teach", nothing)
         if teach is None:
             yield "--no-teach"
-        elif teach == SOFTENED_CLASSES:
-            yield "--teach"
         elif teach is not nothing:
-            raise _Beyond
+            if teach != _USUAL_TEACHER:
+                raise _Beyond
+            yield "--teach"
         yield from _training(rest, "retrain.")
 
 

@@ -31,7 +31,7 @@ _LABELS = {
     "onnx_opset": "ONNX opset",
     "time_limit_s": "Time limit in seconds",
     "amounts": "Amounts by layer",
-    "outputs": "Formats of the result",
+    "outputs": "Formats",
     "dynamic": "Free sizes",
     "output": "Output with the labels",
     "teach": "Learn from the upload's answers",
@@ -192,7 +192,8 @@ def _control(
         whole = only["type"] == "integer"
         if whole and "exclusiveMaximum" in only:
             most = only["exclusiveMaximum"] - 1
-        return Control(path, kind, label, described, (), least, most, whole, placeholder)
+        hint = placeholder or ("any" if kind == "share" else "")
+        return Control(path, kind, label, described, (), least, most, whole, hint)
     example = f"such as {_written(field['examples'][0])}" if field.get("examples") else ""
     if only.get("type") == "array" and "enum" in only["items" if "items" in only else "prefixItems"]:
         return Control(path, "several", label, described, tuple((each, each) for each in only["items"]["enum"]))
@@ -226,7 +227,7 @@ def _split(text: str) -> tuple[str, str]:
     """The beginning of a long text, up to the end of a sentence, and the rest."""
     if len(text) <= 170:
         return text, ""
-    end = text.find(". ", 20)
+    end = text.find(". ", 60)
     return (text, "") if end < 0 else (text[: end + 1], text[end + 2 :])
 
 

@@ -110,7 +110,7 @@ def _put(document: dict[str, Any], control: Control, value: Any) -> None:
     *outer, last = control.path
     for name in outer:
         inner = here.setdefault(name, {})
-        here = _object(inner, f"says something of {name}, which another field says already: leave one of them empty")
+        here = _object(inner, f"says something of {name}, of which another field says all: leave one of them empty")
     if control.kind == "given":
         here[last] = {} if value == "{}" else None
     elif last in here:

@@ -24,11 +24,9 @@ def model(api: Api) -> str:
     return str(made["id"])
 
 
-def test_the_form_of_each_type_is_for_everybody(
-    api: Api, visiting: Callable[..., Visit], model: str, tmp_path: Path
-):
+def test_the_form_of_each_type_is_for_everybody(api: Api, visiting: Callable[..., Visit], model: str, tmp_path: Path):
     visit = visiting(str(api.base_url))
     for name in ("compress", "prune", "distill", "quantize", "pipeline"):
         visit.page.goto(f"/jobs/new?type={name}&model={model}&dataset=builtin:digits")
-        visit.page.get_by_text("curl").wait_for()
+        visit.page.get_by_text("curl", exact=True).wait_for()
         visit.check(Path("/tmp/w/shots-newjob"), name)
