@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pared.job_types import STEPS
-from pared.specs import Knowledge, Target
+from pared.specs import Knowledge, Retrain, Target
 from pared.specs.choosing import chosen_steps
 from pared.specs.pruning import SOFTENED_CLASSES
 from service.job_specs import checked
@@ -185,7 +185,10 @@ def _training(rest: _Rest, within: str) -> Iterator[str]:
 
 def _retraining(rest: _Rest) -> Iterator[str]:
     nothing = object()
-    if isinstance(rest.fields.get("retrain"), dict):
+    if rest.fields.get("retrain") == {}:  # asked for by any option of training
+        rest.take("retrain")
+        yield from _option("epochs", Retrain.model_fields["epochs"].default)
+    elif isinstance(rest.fields.get("retrain"), dict):
         teach = rest.take("retrain.teach", nothing)
         if teach is None:
             yield "--no-teach"
@@ -209,7 +212,7 @@ def _prune(rest: _Rest) -> Iterator[str]:
     if stages:
         yield from ("--stages", ",".join(map(json.dumps, stages)))
     for pattern, amount in (rest.take("amounts") or {}).items():
-        yield from _option("layer-amount", f"{pattern}={json.dumps(amount)}")
+        yield from _option("layer-amount", f"{pattern}={json.dumps(amount) if amount else 0}")
     yield from _each("include", rest.take("include"))
     yield from _each("exclude", rest.take("exclude"))
     if rest.fields.get("quantize", {}).keys() == {"bits"}:
