@@ -14,6 +14,8 @@ from pared.state.session import Sessions
 from service.dependencies import ADMIN_PATH
 
 _LOOKS = {"GET", "HEAD", "OPTIONS"}
+_ALSO_LOOKS = {"/jobs/new/preview"}
+"""Paths to which a form is posted that is only looked at."""
 
 log = structlog.get_logger()
 
@@ -31,7 +33,7 @@ class AuditMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] in _LOOKS:
+        if scope["type"] != "http" or scope["method"] in _LOOKS or scope["path"] in _ALSO_LOOKS:
             await self.app(scope, receive, send)
             return
 

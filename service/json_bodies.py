@@ -23,6 +23,11 @@ async def json_body(request: Request, max_bytes: int, what: str) -> bytes:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise ValidationError(f"Send {what} as application/json, not as {content_type[:100]}.")
+    return await limited_body(request, max_bytes, what)
+
+
+async def limited_body(request: Request, max_bytes: int, what: str) -> bytes:
+    """The bytes of a body. Raises TooLarge where it has more than may be."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

@@ -131,9 +131,11 @@ class Preprocess(Spec):
     `max_length` is of texts.
     """
 
-    scale: float = Field(1.0, gt=0)
-    mean: list[float] | None = None
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    scale: float = Field(1.0, gt=0, description="What stored numbers are multiplied with first, such as 1/255.")
+    mean: list[float] | None = Field(None, description="What is then subtracted: a number a channel.")
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="What is divided by in the end: a number a channel."
+    )
     max_length: int | None = Field(
         None, ge=1, le=1 << 16, description="Tokens of a text that are kept. Without one: 512, or the longest text."
     )
@@ -142,7 +144,7 @@ class Preprocess(Spec):
 class CompressionSpec(JobSpec):
     """What every compression job has."""
 
-    seed: int = Field(0, ge=0, lt=1 << 32)
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Of every random choice: the same seed gives the same result.")
     task: Task | None = Field(
         None,
         description="What the model is for, which says how labels are learned and scored; docs/tasks.md has all. "

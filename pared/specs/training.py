@@ -21,7 +21,7 @@ class Training(Spec):
     usual_rates: ClassVar[dict[Optimizer, float]] = {"sgd": 0.01, "adam": 0.001}
 
     epochs: int | None
-    optimizer: Optimizer = "sgd"
+    optimizer: Optimizer = Field("sgd", description="`sgd` with momentum, or `adam`.")
     lr: float = Field(0.01, gt=0, le=10, description="Without one: 0.01 for sgd, 0.001 for adam.")
     lr_schedule: LrSchedule = Field(
         "constant", description="`cosine`: the learning rate falls from `lr` to 0 along half a cosine."
@@ -29,8 +29,8 @@ class Training(Spec):
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps over which the rate first rises to `lr`.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only.")
     nesterov: bool = Field(False, description="SGD only: Nesterov's momentum.")
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    batch_size: int = Field(64, ge=1, le=65536)
+    weight_decay: float = Field(0.0, ge=0, le=1, description="How much weights are pulled to zero in each step.")
+    batch_size: int = Field(64, ge=1, le=65536, description="Samples in a step of the training.")
     precision: Precision = Field(
         "auto",
         description="`bfloat16`: convolutions and matrix products of the training compute in it, which is faster on "
@@ -89,7 +89,7 @@ class Training(Spec):
 class Train(Training):
     """A training run of so many epochs."""
 
-    epochs: int = Field(5, ge=0, le=1000)
+    epochs: int = Field(5, ge=0, le=1000, description="How often the training samples are gone through.")
 
 
 class TeachTrain(Training):
@@ -111,7 +111,7 @@ class TeachTrain(Training):
         le=1000,
         description=f"Without one: {usual_length}.",
     )
-    optimizer: Optimizer = "adam"
+    optimizer: Optimizer = Field("adam", description="`sgd` with momentum, or `adam`.")
     lr: float = Field(0.003, gt=0, le=10, description="Without one: 0.01 for sgd, 0.003 for adam.")
     lr_schedule: LrSchedule = Field(
         "cosine", description="`cosine`: the learning rate falls from `lr` to 0 along half a cosine."

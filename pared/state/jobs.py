@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import Select, bindparam, delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
@@ -70,11 +70,7 @@ def submit(
             check_room(session, owner, JOBS_WAITING, settings)
             check_bytes(session, owner, 0, settings)
             job = lifecycle.create(session, owner, spec, request_id=request_id, key_id=key_id)
-            if idempotency:
-                session.flush()
-                session.add(
-                    IdempotencyKey(owner=owner, key=idempotency.key, body_sha256=idempotency.body_sha256, job_id=job.id)
-                )
+            _remember(session, owner, idempotency, job.id)
             return job, True
     except IntegrityError:
         # The same key at the same moment: the other request was first, and its job is ours too.
@@ -89,12 +85,13 @@ def submit_plan(
     sessions: Sessions,
     owner: str,
     spec: PlanSpec,
+    idempotency: Idempotency | None = None,
     *,
     request_id: str | None = None,
     key_id: str | None = None,
     settings: Settings | None = None,
 ) -> str:
-    """Write a queued plan, as `submit` does. Returns its id.
+    """Write a queued plan, as `submit` does. Returns its id, or that of the plan that the key has made before.
 
     Raises:
         NotFound, Conflict, DeviceUnavailable: as `submit`.
@@ -102,10 +99,23 @@ def submit_plan(
     """
     with sessions.begin() as session:
         lock_owner(session, owner)
+        earlier = _made_by(session, owner, idempotency)
+        if earlier:
+            return earlier.id
         check_references(session, owner, spec.job)
         check_device(session, spec.job.device, "/device")
         check_room(session, owner, PLANS_WAITING, settings or process_settings())
-        return lifecycle.create(session, owner, spec, request_id=request_id, key_id=key_id).id
+        plan_id = lifecycle.create(session, owner, spec, request_id=request_id, key_id=key_id).id
+        _remember(session, owner, idempotency, plan_id)
+        return plan_id
+
+
+def drop_plan(sessions: Sessions, owner: str, plan_id: str) -> None:
+    """Cancel a plan that nobody waits for any more; a key that made it makes another one when it is asked again."""
+    with sessions.begin() as session:
+        plan = session.scalar(select(Job).where(Job.owner == owner, Job.type == PLAN, Job.id == plan_id))
+        if plan is not None and lifecycle.cancel(session, plan_id):
+            session.execute(delete(IdempotencyKey).where(IdempotencyKey.job_id == plan_id))
 
 
 def cancel(session: Session, owner: str, job_id: str) -> Job:
@@ -157,8 +167,14 @@ def _made_by(session: Session, owner: str, idempotency: Idempotency | None) -> J
     return session.get(Job, row.job_id)
 
 
+def _remember(session: Session, owner: str, idempotency: Idempotency | None, job_id: str) -> None:
+    if idempotency is not None:
+        session.flush()
+        key, digest = idempotency.key, idempotency.body_sha256
+        session.add(IdempotencyKey(owner=owner, key=key, body_sha256=digest, job_id=job_id))
+
+
 _POSTED = select(Job).where(Job.type.in_([each.name for each in LISTED])).options(defer(Job.report, raiseload=True))
-_FIND = _POSTED.where(
-    Job.owner == bindparam("owner"), Job.id == bindparam("id")
-)  # to build it takes longer than to run it
+# To build it takes longer than to run it.
+_FIND = _POSTED.where(Job.owner == bindparam("owner"), Job.id == bindparam("id"))
 _HAS = {"succeeded": "succeeded", "failed": "failed", "canceled": "was canceled"}

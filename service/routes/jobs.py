@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from pared.job_types import LISTED, ListedName
-from pared.state.jobs import Idempotency, cancel, jobs_of, submit
+from pared.state.jobs import cancel, jobs_of
 from pared.state.tables import Job
 from pared.statuses import ENDED, JobStatus
 from service.dependencies import CallerOf, Following, OwnedJob, Owner, PartsOf, RequestId, check_id
@@ -20,6 +19,7 @@ from service.long_polling import cut_off, requested_wait_s, wait_headers, wait_u
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
 from service.pagination import After, Limit, json_page
 from service.schemas import JobView, Page
+from service.submissions import submit_job
 
 router = APIRouter(tags=["jobs"])
 
@@ -73,22 +73,7 @@ def create_job(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Submit, dispatch, answer."""
-    idempotency = None
-    if idempotency_key:
-        digest = hashlib.sha256(spec.model_dump_json(exclude_unset=True).encode()).hexdigest()
-        idempotency = Idempotency(idempotency_key, digest)
-    job, new = submit(
-        parts.sessions,
-        caller.owner,
-        spec,
-        idempotency,
-        request_id=request_id,
-        key_id=caller.key_id,
-        settings=parts.settings,
-    )
-    if new:
-        parts.dispatcher.dispatch()
-    view = read_job(parts.sessions, caller.owner, job.id)
+    view = submit_job(parts, caller, spec, idempotency_key, request_id)
     response.headers["Location"] = view.links.self
     response.headers["Retry-After"] = "1"
     return view

@@ -5,20 +5,15 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from pared.errors import BY_CODE, ParedError, ValidationError
+from pared.errors import BY_CODE, ParedError
 from pared.reports import Plan
-from pared.specs import JobSpec, PipelineSpec, PlanSpec, PruneSpec, QuantizeSpec
-from pared.specs.planning import unknown_beforehand
-from pared.state.jobs import find_plan, submit_plan
 from pared.state.session import to_json
-from pared.state.tables import Job
-from pared.state.workers import waits_for
-from pared.statuses import ENDED
 from service.dependencies import CallerOf, Following, Owner, Parts, PartsOf, RequestId, check_id
 from service.job_specs import PostedSpec
-from service.long_polling import requested_wait_s, wait_headers, wait_until
+from service.long_polling import requested_wait_s, wait_headers
 from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
 from service.schemas import PlanPending, plan_pending_view
+from service.submissions import start_plan, wait_for_plan, why_it_waits
 
 router = APIRouter(tags=["jobs"])
 
@@ -45,15 +40,9 @@ async def plan_job(
     request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId, spec: PostedSpec
 ) -> Response:
     """Submit the plan, wait for a worker, answer."""
-    owner, key_id = caller.owner, caller.key_id
-
-    def submit() -> str:
-        plan = _plan_of(spec)
-        return submit_plan(parts.sessions, owner, plan, request_id=request_id, key_id=key_id, settings=parts.settings)
-
-    plan_id = await run_in_threadpool(submit)
-    parts.dispatcher.dispatch()
-    return await _answer(request, parts, owner, plan_id, requested_wait_s(request, otherwise_s=ANSWER_WITHIN_S))
+    plan_id = await run_in_threadpool(start_plan, parts, caller, spec, request_id)
+    wait_s = requested_wait_s(request, otherwise_s=ANSWER_WITHIN_S)
+    return await _answer(request, parts, caller.owner, plan_id, wait_s)
 
 
 @router.get(
@@ -70,35 +59,13 @@ async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str)
     return await _answer(request, parts, owner, plan_id, requested_wait_s(request))
 
 
-def _plan_of(spec: JobSpec) -> PlanSpec:
-    """The spec of the plan. Raises ValidationError for a job of which nothing is known before it is done."""
-    if not isinstance(spec, PruneSpec | QuantizeSpec | PipelineSpec):
-        why = "must be prune, quantize or pipeline: a student is what it is told to be. Post the job itself"
-        raise _cannot_plan("/type", why)
-    if unknown := unknown_beforehand(spec):
-        raise _cannot_plan(*unknown)
-    return PlanSpec(type="plan", job=spec)
-
-
-def _cannot_plan(pointer: str, why: str) -> ValidationError:
-    return ValidationError(f"{pointer} {why}.", errors=[{"pointer": pointer, "detail": why}])
-
-
 async def _answer(request: Request, parts: Parts, owner: str, plan_id: str, wait_s: float) -> Response:
-    def read() -> Job:
-        with parts.sessions() as session:
-            return find_plan(session, owner, plan_id)
-
-    def why_it_waits(job: Job) -> str | None:
-        with parts.sessions() as session:
-            return waits_for(session, job.device) if job.status == "queued" else None
-
-    job = await wait_until(request, parts.changes, plan_id, read, lambda plan: plan.status in ENDED, wait_s)
+    job = await wait_for_plan(request, parts, owner, plan_id, wait_s)
     headers = wait_headers(requested_wait_s(request))
     if job.status == "succeeded":
         return Response(to_json(job.report), media_type="application/json", headers=headers)
     if job.error is not None:
         raise BY_CODE.get(job.error["code"], ParedError)(job.error["detail"])
-    pending = plan_pending_view(job, await run_in_threadpool(why_it_waits, job))
+    pending = plan_pending_view(job, await why_it_waits(parts, job))
     headers |= {"Location": pending.links.self, "Retry-After": "1"}
     return Response(pending.model_dump_json(), status_code=202, media_type="application/json", headers=headers)
