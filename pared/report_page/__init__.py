@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from pared.report_page.page import CONTENT_SECURITY_POLICY, STYLE, TEMPLATES, render
+from pared.report_page.page import CONTENT_SECURITY_POLICY, STYLE, TEMPLATES, render, told
 
-__all__ = ["CONTENT_SECURITY_POLICY", "STYLE", "TEMPLATES", "render"]
+__all__ = ["CONTENT_SECURITY_POLICY", "STYLE", "TEMPLATES", "render", "told"]
