@@ -1,0 +1,60 @@
+"""Pages about jobs: one job, live and with its result; its log; the list; several side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from pared.errors import Conflict
+from pared.state.jobs import cancel, find_job
+from service.dependencies import PartsOf, check_id
+from service.pages import job_page
+from service.pages.site import VisitorOf, render, see_other
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/jobs/{job_id}")
+def job(request: Request, parts: PartsOf, caller: VisitorOf, job_id: str) -> Response:
+    """The page of a job."""
+    check_id(job_id, "job")
+    context = job_page.context_of(parts.sessions, caller, job_id)
+    return render(request, "job.html.j2", context | {"scripts": ["notify"]})
+
+
+@router.get("/jobs/{job_id}/live")
+def job_live(request: Request, parts: PartsOf, caller: VisitorOf, job_id: str) -> Response:
+    """The part of the page that changes while the job goes on."""
+    check_id(job_id, "job")
+    return render(request, "_job_live.html.j2", job_page.context_of(parts.sessions, caller, job_id))
+
+
+@router.get("/jobs/{job_id}/log")
+def job_log(
+    request: Request,
+    parts: PartsOf,
+    caller: VisitorOf,
+    job_id: str,
+    before: Annotated[int | None, Query(ge=1, lt=1 << 31)] = None,
+) -> Response:
+    """A page of the log."""
+    check_id(job_id, "job")
+    with parts.sessions() as session:
+        find_job(session, caller.owner, job_id)
+        lines, older = job_page.log_lines(session, job_id, job_page.LOG_PAGE, before)
+    return render(
+        request, "job_log.html.j2", {"job_id": job_id, "log": lines, "older": older, "newest": before is None}
+    )
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(parts: PartsOf, caller: VisitorOf, job_id: str) -> Response:
+    """Cancel, and show the job again; one that has ended meanwhile is shown with its end."""
+    check_id(job_id, "job")
+    try:
+        with parts.sessions.begin() as session:
+            cancel(session, caller.owner, job_id)
+    except Conflict:
+        pass
+    return see_other(f"/jobs/{job_id}")
