@@ -19,6 +19,7 @@ from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
 from service.pages import account, signing_in, site
+from service.pages import admin as admin_page
 from service.pages import jobs as job_pages
 from service.routes import (
     admin,
@@ -70,7 +71,13 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router, dependencies=asked)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
-    for page in (site, signing_in, account, job_pages):  # routes of pages say themselves who may look at them
+    for page in (
+        site,
+        signing_in,
+        account,
+        job_pages,
+        admin_page,
+    ):  # routes of pages say themselves who may look at them
         app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     problems.install(app)

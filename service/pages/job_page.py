@@ -37,7 +37,7 @@ MOST_METRICS = 6_000
 """Of a job that runs, the newest so many are drawn."""
 MOST_CHARTS = 8
 
-STAGES: dict[Stage, str] = {
+STAGES: dict[str, str] = {
     "validate": "Check the files",
     "baseline": "Measure the original",
     "compress": "Make it smaller",
@@ -78,6 +78,7 @@ class Named:
     name: str
     href: str
     """Empty: it is there no more."""
+    id: str
 
 
 def context_of(sessions: Sessions, caller: Caller, job_id: str) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def context_of(sessions: Sessions, caller: Caller, job_id: str) -> dict[str, Any
             newest = _events(job_id, "metric", JobEvent.data, newest_first=True).limit(MOST_METRICS)
             metrics = session.scalars(newest).all()[::-1]
     now = time.time()
-    what = f"{view.type} of {inputs[0].name}" if inputs else view.type
+    what = heading_of(view.type, inputs)
     context: dict[str, Any] = {
         "job": view,
         "state": _state(view),
@@ -157,15 +158,20 @@ def named_by(session: Session, owner: str, jobs: Sequence[Job]) -> dict[str, lis
     return {job_id: [_named(each, names) for each in found] for job_id, found in references.items()}
 
 
+def heading_of(job_type: str, named: Sequence[Named]) -> str:
+    """What a job is called: what it does, and to what."""
+    return f"{job_type} of {named[0].name}" if named else job_type
+
+
 def _named(reference: Reference, names: Mapping[str, str]) -> Named:
     folder = "models" if reference.kind == "model" else "datasets"
     role = {"dataset": "data set"}.get(reference.role, reference.role.replace(".", " "))
     if not reference.is_upload:
-        return Named(role, reference.id, f"/{folder}/{quote(reference.id)}")
+        return Named(role, reference.id, f"/{folder}/{quote(reference.id)}", reference.id)
     name = names.get(reference.id)
     if name is None:
-        return Named(role, f"{reference.id} (deleted)", "")
-    return Named(role, texts.name(name), f"/{folder}/{reference.id}")
+        return Named(role, f"{reference.id} (deleted)", "", reference.id)
+    return Named(role, texts.name(name), f"/{folder}/{reference.id}", reference.id)
 
 
 def _events(job_id: str, kind: str, *columns: Any, newest_first: bool = False) -> Select[Any]:
@@ -200,7 +206,7 @@ def _doing(view: JobView) -> str:
         return ""
     progress, parts = view.progress, []
     if view.stage is not None:
-        parts.append(STAGES.get(view.stage, texts.name(view.stage)))  # type: ignore[call-overload]
+        parts.append(STAGES.get(view.stage, texts.name(view.stage)))
     if progress.epoch and progress.epochs:
         parts.append(f"epoch {progress.epoch:,} of {progress.epochs:,}")
     if progress.eta_s is not None:

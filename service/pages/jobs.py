@@ -9,14 +9,44 @@ from fastapi import APIRouter, Query, Request, Response
 from pared.errors import Conflict
 from pared.state.jobs import cancel, find_job
 from service.dependencies import PartsOf, check_id
-from service.pages import job_page
+from service.pages import job_comparison, job_list, job_page
+from service.pages.job_list import Filters
 from service.pages.site import VisitorOf, render, see_other
+from service.pagination import After
 
 router = APIRouter(include_in_schema=False)
 
+_Choice = Annotated[str, Query(max_length=200)]
+
+
+@router.get("/jobs")
+def jobs(
+    request: Request,
+    parts: PartsOf,
+    caller: VisitorOf,
+    status: _Choice = "",
+    type: _Choice = "",  # noqa: A002 - the name of the API's parameter
+    model: _Choice = "",
+    dataset: _Choice = "",
+    text: _Choice = "",
+    after: After = None,
+) -> Response:
+    """A page of the list."""
+    filters = Filters(status, type, model, dataset, text.strip())
+    return render(request, "jobs.html.j2", job_list.context_of(parts.sessions, caller.owner, filters, after))
+
+
+@router.get("/jobs/compare")
+def compare(
+    request: Request, parts: PartsOf, caller: VisitorOf, job: Annotated[list[str] | None, Query(max_length=100)] = None
+) -> Response:
+    """Jobs side by side."""
+    context = job_comparison.context_of(parts.sessions, caller.owner, job or [])
+    return render(request, "jobs_compare.html.j2", context)
+
 
 @router.get("/jobs/{job_id}")
-def job(request: Request, parts: PartsOf, caller: VisitorOf, job_id: str) -> Response:
+def one_job(request: Request, parts: PartsOf, caller: VisitorOf, job_id: str) -> Response:
     """The page of a job."""
     check_id(job_id, "job")
     context = job_page.context_of(parts.sessions, caller, job_id)
