@@ -74,7 +74,9 @@ def _limit_row(limit: Limit, value: float | None, used: int | None) -> LimitRow:
 def _amount(value: float, unit: str) -> str:
     if unit == "bytes":
         return numbers.size(value)
-    return numbers.seconds(value) if unit == "seconds" else f"{value:,g} {unit}"
+    if unit == "seconds":
+        return numbers.seconds(value)
+    return f"{value:,g}" + (" a second" if unit == "requests a second" else "")  # what is counted, its meaning says
 
 
 def _key_rows(keys: Sequence[ApiKey], here: str | None) -> list[KeyRow]:

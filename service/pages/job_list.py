@@ -29,7 +29,7 @@ MOST_CHOICES = 50
 """Models, and data sets, that can be chosen among, the newest; the page of one leads to its jobs, too."""
 _MOST_FILES = 200
 """Uploads, the newest, whose names are looked through for a text."""
-_VERDICT = 240
+_VERDICT = 160
 _ID = re.compile(r"(?:mdl|dst|job)_[0-9A-Z]{26}")
 
 

@@ -6,7 +6,10 @@
 // The answer is the same markup as the section's content. It is put into the page node by node, so that focus, open
 // details and selected text stay. A section follows until its content has an element with `data-ended`; elements with
 // `data-say` tell a screen reader when their text changes.
-const LEAST_MS = 700;
+//
+// While a page is hidden it holds no stream, of which a browser opens six to one server, all tabs together; it asks now
+// and then instead.
+const LEAST_MS = 700, HIDDEN_MS = 5000;
 
 export function morph(old, fresh) {
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
@@ -58,6 +61,7 @@ function follow(section) {
     else if (ended()) stream?.close();
     else if (again) later(LEAST_MS);
     else if (section.dataset.every) later(section.dataset.every * 1000);
+    else if (document.hidden) later(HIDDEN_MS);
     again = false;
   }
 
@@ -75,13 +79,26 @@ function follow(section) {
     section.dispatchEvent(new CustomEvent("shown", { bubbles: true }));
   }
 
-  if (ended()) return;
-  if (section.dataset.events) {
+  function listen() {
+    if (ended() || document.hidden || (stream && stream.readyState !== EventSource.CLOSED)) return;
     stream = new EventSource(section.dataset.events);
     for (const kind of ["status", "progress", "metric", "log", "done"])
       stream.addEventListener(kind, () => later(LEAST_MS));
     stream.addEventListener("done", () => stream.close());
-    stream.onerror = () => later(3000);  // the browser comes back by itself; the page shows what is known meanwhile
+    // A connection that is lost the browser opens again by itself; one that is refused it does not.
+    stream.onerror = () => { later(3000); setTimeout(listen, 5000); };
+  }
+
+  const log = section.querySelector("[data-tail]");
+  if (log) log.scrollTop = log.scrollHeight;
+  if (ended()) return;
+  if (section.dataset.events) {
+    listen();
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) stream?.close();
+      else listen();
+      later(document.hidden ? HIDDEN_MS : 0);
+    });
   } else later(section.dataset.every * 1000);
 }
 

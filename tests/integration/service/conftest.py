@@ -52,7 +52,9 @@ class Api(httpx.Client):
     def finish(self, job_id: str, files: dict[str, bytes] | None = None, report: Any = None) -> None:
         self.finish_claimed(job_id, self.claim(job_id), files, report)
 
-    def finish_claimed(self, job_id: str, fence: int, files: dict[str, bytes] | None = None, report: Any = None) -> None:
+    def finish_claimed(
+        self, job_id: str, fence: int, files: dict[str, bytes] | None = None, report: Any = None
+    ) -> None:
         with self.parts.sessions.begin() as session:
             for name, content in (files or {}).items():
                 stored = self.parts.store.put([content], key=f"{job_id}/{fence}/{new_id('art')}")
