@@ -89,7 +89,7 @@ configure_logging()
 
 @contextlib.contextmanager
 def serving(folder: Path, **settings: Any) -> Iterator[Api]:
-    chosen = Settings(data_dir=folder, port=free_port(), **settings)
+    chosen = Settings(data_dir=folder, **{"port": free_port()} | settings)
     migrate(chosen)
     app = create_app(chosen)
     server = Server(config_for(app, chosen, host="127.0.0.1", log_level="error", timeout_graceful_shutdown=1))
