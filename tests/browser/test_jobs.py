@@ -216,7 +216,7 @@ def test_a_notice_tells_of_the_end_where_it_is_allowed(api: Api, visiting: Calla
     visit.page.get_by_role("button", name="Tell me when it ends").click()
     visit.page.get_by_text("You will be told").wait_for()
     api.finish(job_id)
-    visit.page.wait_for_function("told.length")
+    visit.page.wait_for_function("() => told.length")
     assert visit.page.evaluate("told") == ["Succeeded: Prune of digits_cnn.pt"]
 
 
@@ -321,7 +321,7 @@ def test_ten_thousand_jobs_are_paged(tmp_path: Path, visiting: Callable[..., Vis
             began = time.monotonic()
             page.goto(path)
             paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
-            print(f"{path}: {time.monotonic() - began:.3f} s, first paint after {paint} ms")  # noqa: T201
+            print(f"{path}: {time.monotonic() - began:.3f} s, first paint after {paint} ms")
             assert page.locator("tbody tr").count() == (0 if path.endswith("none") else 25)
             assert len(page.content().encode()) < 100_000
         page.goto("/jobs")

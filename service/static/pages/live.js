@@ -28,11 +28,29 @@ export function morph(old, fresh) {
   morphChildren(old, fresh);
 }
 
+// In order; an element with an id stays the one that has it, whatever comes or goes before it.
 function morphChildren(old, fresh) {
-  const before = [...old.childNodes];
-  const after = [...fresh.childNodes];
-  after.forEach((node, index) => (index < before.length ? morph(before[index], node) : old.append(node)));
-  before.slice(after.length).forEach((node) => node.remove());
+  const ids = new Set([...fresh.children].map(({ id }) => id).filter(Boolean));
+  let place = old.firstChild;
+  for (const node of [...fresh.childNodes]) {
+    const same = node.id ? withId(place, node.id) : place?.id && ids.has(place.id) ? null : place;
+    if (!same) { old.insertBefore(node, place); continue; }
+    while (place !== same) place = removed(place);
+    place = place.nextSibling;
+    morph(same, node);
+  }
+  while (place) place = removed(place);
+}
+
+function withId(node, id) {
+  while (node && node.id !== id) node = node.nextSibling;
+  return node;
+}
+
+function removed(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
 }
 
 export function say(text) {
@@ -71,8 +89,11 @@ function follow(section) {
     fresh.append(...document.adoptNode(parsed.body).childNodes);
     const log = section.querySelector("[data-tail]");
     const atEnd = log && log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+    // The parser drops white space at the beginning.
+    if (section.firstChild?.nodeType === Node.TEXT_NODE) fresh.prepend(section.firstChild.cloneNode());
     morphChildren(section, fresh);
-    if (atEnd) log.scrollTop = log.scrollHeight;
+    const tail = section.querySelector("[data-tail]");
+    if (tail && (atEnd || tail !== log)) tail.scrollTop = tail.scrollHeight;
     const now = spoken(section);
     if (now && now !== said) say(now);
     said = now;
