@@ -19,6 +19,8 @@ from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
 from service.pages import account, datasets, models, new_job, signing_in, site, start
+from service.pages import admin as admin_page
+from service.pages import jobs as job_pages
 from service.pages import problems as problem_pages
 from service.routes import (
     admin,
@@ -72,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     for module in (site, signing_in, problem_pages):  # for people who have not said yet who they are
         app.include_router(module.router)
-    for module in (start, models, datasets, new_job, account):
+    for module in (start, models, datasets, new_job, job_pages, account, admin_page):
         app.include_router(module.router, dependencies=[Depends(caller_of)])
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     problems.install(app)

@@ -35,6 +35,8 @@ from service.webhook_sender import WebhookSender
 
 ADMIN_PATH = "/v1/admin/"
 """What routes begin with that need the scope `admin`."""
+ADMIN_PAGE = "/admin"
+"""The page that needs it."""
 METRICS_PATH = "/metrics"
 """The route that needs the scope `metrics`."""
 KEY_COOKIE = "pared_key"
@@ -171,7 +173,7 @@ async def following(request: Request) -> AsyncIterator[None]:
 
 def _scope_of(request: Request) -> str:
     path = request.scope["route"].path
-    if path.startswith(ADMIN_PATH):
+    if path.startswith((ADMIN_PATH, f"{ADMIN_PAGE}/")) or path == ADMIN_PAGE:
         return "admin"
     if path == METRICS_PATH:
         return "metrics"

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +168,26 @@ def _families(seen: Statistics) -> Iterator[GaugeMetricFamily]:
     yield _gauge("pared_outbox_messages", "Messages owed to the broker.", [], [([], seen.outbox)])
 
 
+@dataclass(frozen=True)
+class Disk:
+    """Where a folder lies, in bytes."""
+
+    total: int
+    free: int
+
+
+def disks(settings: Settings) -> dict[str, Disk]:
+    """The disks of the folders `data` and `objects`, as far as they are on this machine."""
+    folders = {"data": settings.data_dir, "objects": folder_of(settings.effective_objects_url)}
+    usage = {name: shutil.disk_usage(folder) for name, folder in folders.items() if Path(folder).is_dir()}
+    return {name: Disk(found.total, found.free) for name, found in usage.items()}
+
+
 def _disks(settings: Settings) -> Iterator[GaugeMetricFamily]:
-    found = []
-    for name, folder in (("data", settings.data_dir), ("objects", folder_of(settings.effective_objects_url))):
-        if Path(folder).is_dir():
-            found.append(([name], shutil.disk_usage(folder)))
-    free = [(labels, disk.free) for labels, disk in found]
+    found = disks(settings)
+    free = [([name], disk.free) for name, disk in found.items()]
     yield _gauge("pared_disk_free_bytes", "Room on the disk of a folder.", ["folder"], free)
-    size = [(labels, disk.total) for labels, disk in found]
+    size = [([name], disk.total) for name, disk in found.items()]
     yield _gauge("pared_disk_size_bytes", "Size of the disk of a folder.", ["folder"], size)
 
 

@@ -119,7 +119,7 @@ JOB = {
         "report": f"/v1/jobs/{JOB_ID}/report",
         "artifacts": f"/v1/jobs/{JOB_ID}/artifacts",
         "cancel": f"/v1/jobs/{JOB_ID}/cancel",
-        "web": None,
+        "web": f"/jobs/{JOB_ID}",
     },
 }
 FAILED_OUTPUT = {

@@ -144,7 +144,7 @@ class JobLinks(Links):
     report: str
     artifacts: str
     cancel: str
-    web: str | None = Field(description="The job's page, once this server has pages.")
+    web: str = Field(description="The job's page, for people.")
 
 
 class JobView(BaseModel):
@@ -239,7 +239,7 @@ def job_view(row: Job, result: Result | None, queue_position: int | None, waits_
                 "report": f"{here}/report",
                 "artifacts": f"{here}/artifacts",
                 "cancel": f"{here}/cancel",
-                "web": None,
+                "web": f"/jobs/{row.id}",
             },
         }
     )

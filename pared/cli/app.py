@@ -6,7 +6,7 @@ from functools import partial
 
 import typer
 
-from pared.cli import compress, doctor, exits, files, housekeeping, jobs, keys, owners, run, server, webhooks
+from pared.cli import compress, doctor, exits, files, housekeeping, jobs, keys, owners, pages, run, server, webhooks
 from pared.cli.options import grouped
 from pared.cli.uploads import upload_commands
 
@@ -26,6 +26,7 @@ app.command("compress")(grouped(compress.compress))
 app.command("run")(run.run)
 app.add_typer(jobs.app, name="jobs")
 app.command("report")(jobs.report)
+app.command("open")(pages.open_page)
 app.add_typer(upload_commands("models", "model"), name="models")
 app.add_typer(upload_commands("datasets", "data set"), name="datasets")
 app.command("unpack")(files.unpack)

@@ -31,6 +31,11 @@ def dataset_ids(incomplete: str) -> list[tuple[str, str]]:
     return list(_ids("datasets", "dst_", incomplete, ("filename",)))
 
 
+def page_ids(incomplete: str) -> list[tuple[str, str]]:
+    """Those of all of them."""
+    return job_ids(incomplete) + model_ids(incomplete) + dataset_ids(incomplete)
+
+
 def upload_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Those of the commands `models` or `datasets`, whichever this is one of."""
     of_models = context.parent is not None and context.parent.info_name == "models"

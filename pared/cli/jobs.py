@@ -75,6 +75,8 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
         out.print(str(job))
         if job.result:
             out.print(str(job.result.get("verdict")))
+        if page := page_of(job, client):
+            out.print(page, soft_wrap=True)
 
 
 @app.command("watch")
@@ -212,8 +214,16 @@ def submit_and_follow(client: Client, spec: dict[str, Any], output: list[Path] |
     """Post a job, draw it until it has ended, download its result and print its report."""
     job = client.jobs.submit(spec)
     err.print(with_bold("submitted ", job.id))
+    if page := page_of(job, client):
+        err.print(f"  its page:  {page}", soft_wrap=True)
     follow_to_the_end(job, client, output, as_json=as_json)
     hand_over(job, client, output, as_json=as_json)
+
+
+def page_of(job: Job, client: Client) -> str:
+    """The address of a job's page; empty where the server, an older one, has no pages."""
+    path = job.links.get("web") or ""
+    return f"{client.url}{path}" if path.startswith("/") else ""
 
 
 def follow_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
@@ -233,5 +243,6 @@ def follow_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as
     if job.status != "succeeded":
         if as_json:
             print_json({"job": job.model_dump(mode="json")})
-        say(f"{job}\n{client.url}{job.links.get('self', '')}\n  next: pared jobs logs {job.id}")
+        page = page_of(job, client) or f"{client.url}{job.links.get('self', '')}"
+        say(f"{job}\n{page}\n  next: pared jobs logs {job.id}")
         raise typer.Exit(FAILED)

@@ -98,9 +98,9 @@ class Watch:
     def begin(self) -> None:
         """Show the job as it is."""
         if self._in_notebook:
-            from IPython.display import display
+            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
 
-            self._handle = display(self, display_id=True)
+            self._handle = display(self, display_id=True)  # type: ignore[no-untyped-call,unused-ignore]
         else:
             self._print()
 

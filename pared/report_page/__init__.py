@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from pared.report_page.page import CONTENT_SECURITY_POLICY, STYLE, TEMPLATES, environment, render
+from pared.report_page.page import CONTENT_SECURITY_POLICY, STYLE, TEMPLATES, environment, render, told
 
-__all__ = ["CONTENT_SECURITY_POLICY", "STYLE", "TEMPLATES", "environment", "render"]
+__all__ = ["CONTENT_SECURITY_POLICY", "STYLE", "TEMPLATES", "environment", "render", "told"]

@@ -27,6 +27,10 @@ class Mark:
     y: float
     symbol: Symbol
     title: str
+    href: str = ""
+    """Where it leads, on a page that leads anywhere."""
+    label: str = ""
+    """Written beside it."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Chart:
     right: int = WIDTH - _RIGHT
     top: int = _TOP
     bottom: int = HEIGHT - _BOTTOM
+
+    @property
+    def leads(self) -> bool:
+        """Whether any mark is a link."""
+        return any(mark.href for mark in self.marks)
 
 
 class Scale:

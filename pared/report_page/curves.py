@@ -50,22 +50,29 @@ def _of_phase(report: Report, key: str, phase: str, records: list[EpochRecord], 
         baseline = None if quality is None else numbers.finite(quality.validation)
         title = f"{name}: validation {metric_name(metric)}"
         said = partial(numbers.score, metric), partial(numbers.on_axis, metric)
-        drawn.append(_line(key + "v", title, scores, said, best, baseline))
+        drawn.append(line_chart(key + "v", title, scores, said, best, baseline))
     losses = [(epoch, numbers.finite(record.train_loss)) for epoch, record in epochs]
     if any(value is not None for _, value in losses):
-        drawn.append(_line(key + "l", f"{name}: training loss", losses, (numbers.short, numbers.short), best, None))
+        drawn.append(line_chart(key + "l", f"{name}: training loss", losses, (numbers.short, numbers.short), best))
     return drawn
 
 
-def _line(
+def line_chart(
     key: str,
     title: str,
     points: Sequence[tuple[float, float | None]],
     words: tuple[Callable[[float], str], Callable[[float], str]],
-    best: int | None,
-    baseline: float | None,
+    best: int | None = None,
+    baseline: float | None = None,
 ) -> Chart:
-    """Args: words: for a value, in a sentence and on the axis."""
+    """A curve over epochs, of which at least one has a value.
+
+    Args:
+        points: (epoch, value), each as `numbers.finite` gives it.
+        words: for a value, in a sentence and on the axis.
+        best: the epoch that is marked.
+        baseline: a value that is drawn across.
+    """
     said, on_axis = words
     known = [(at, value) for at, value in points if value is not None]
     ys = [value for _, value in known] + ([] if baseline is None else [baseline])
@@ -114,7 +121,11 @@ _MEASURES = {
 }
 
 
-def search_chart(report: Report) -> Chart | None:
+Pick = Callable[[Point], str]
+"""Where a point leads; an empty text: nowhere."""
+
+
+def search_chart(report: Report, pick: Pick | None = None) -> Chart | None:
     """Quality against size of each point that was tried; None where quality was measured of none."""
     field, name = _size_of(report)
     points, note = texts.first(report.frontier, MOST_POINTS, "points")
@@ -135,11 +146,12 @@ def search_chart(report: Report) -> Chart | None:
     for point, size in placed:
         value = numbers.finite(point.validation)
         words = f"amount {numbers.short(point.amount)}: {numbers.short(size)} {name}"
+        href = "" if pick is None else pick(point)
         if value is None:
-            mark = Mark(x(size), float(chart.bottom), "tick", f"{words}, quality not looked at")
+            mark = Mark(x(size), float(chart.bottom), "tick", f"{words}, quality not looked at", href)
         else:
             state: Symbol = "open" if point.met is None else "met" if point.met else "missed"
-            mark = Mark(x(size), y(value), state, f"{words}, {said(value)}")
+            mark = Mark(x(size), y(value), state, f"{words}, {said(value)}", href)
         chart.marks.append(mark)
     for point, size in placed:  # over all others
         value = numbers.finite(point.validation)
@@ -196,7 +208,7 @@ def _goal_of(field: str) -> str:
     return {"parameters": "params", "nonzero_parameters": "params"}.get(field, field)
 
 
-def point_rows(report: Report) -> Table:
+def point_rows(report: Report, pick: Pick | None = None) -> Table:
     """The points that were tried, as a table."""
     metric = "match" if report.before.quality is None else report.before.quality.metric
     columns = [
@@ -214,6 +226,7 @@ def point_rows(report: Report) -> Table:
     kept = [at for at, point in enumerate(report.frontier) if point.test is not None]
     points, table.note = texts.spread(report.frontier, MOST_POINT_ROWS, "points", kept[:10])
     table.rows = [_point_row(point, metric) for point in points]
+    table.links = [] if pick is None else [pick(point) for point in points]
     return table
 
 

@@ -18,7 +18,8 @@ from pared.version import __version__
 from pared.wording import metric_name
 
 TEMPLATES = Path(__file__).parent / "templates"
-"""`macros.html.j2` draws charts and tables for other pages, too; they look as `STYLE` says."""
+"""`macros.html.j2` draws charts and tables for other pages, too; they look as `STYLE` says. `report_tiles.html.j2`
+and `report_sections.html.j2` are the report below its verdict, made of what `told` gives."""
 STYLE = (TEMPLATES / "style.css").read_text(encoding="utf-8")
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _IN_FILE = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
@@ -35,7 +36,12 @@ def render(report: Report) -> str:
     return environment().get_template("report.html.j2").render(_context(report))
 
 
-def _context(report: Report) -> dict[str, Any]:
+def told(report: Report, pick: curves.Pick | None = None) -> dict[str, Any]:
+    """What the parts of the template show: verdict, tiles and sections.
+
+    Args:
+        pick: where a point that the search tried leads to; an empty text: nowhere.
+    """
     warnings, more_warnings = texts.first(report.warnings, sections.MOST_SENTENCES, "warnings")
     failed, more_failed = texts.first(report.failed_outputs, sections.MOST_SENTENCES, "formats")
     steps, _ = texts.first(report.steps, sections.MOST_ROWS, "steps")
@@ -43,11 +49,7 @@ def _context(report: Report) -> dict[str, Any]:
     classes, more_classes, class_score = sections.class_rows(report)
     training, more_training = curves.training_charts(report)
     spec, more_spec = texts.spec_json(report.reproduce.spec)
-    search = curves.search_chart(report)
     return {
-        "style": Markup(STYLE),  # noqa: S704 - our own file, and the policy allows nothing else
-        "policy": _IN_FILE,
-        "version": __version__,
         "type": texts.name(report.type),
         "task": "" if report.task is None else texts.name(report.task),
         "device": texts.name(report.reproduce.device),
@@ -66,8 +68,8 @@ def _context(report: Report) -> dict[str, Any]:
         "quality_name": "" if report.after.quality is None else metric_name(report.after.quality.metric),
         "samples": "" if report.after.quality is None else numbers.count(report.after.quality.samples),
         "runtime": report.runtime,
-        "search": search,
-        "points": curves.point_rows(report),
+        "search": curves.search_chart(report, pick),
+        "points": curves.point_rows(report, pick),
         "steps": sections.step_rows(report) if report.steps else None,
         "step_verdicts": [
             (f"{number} {texts.name(step.type)}", texts.sentence(step.verdict)) for number, step in enumerate(steps, 1)
@@ -97,6 +99,11 @@ def _context(report: Report) -> dict[str, Any]:
         "spec": spec,
         "more_spec": more_spec,
     }
+
+
+def _context(report: Report) -> dict[str, Any]:
+    style = Markup(STYLE)  # noqa: S704 - our own file, and the policy allows nothing else
+    return told(report) | {"style": style, "policy": _IN_FILE, "version": __version__}
 
 
 @cache

@@ -98,6 +98,8 @@ class Table:
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
     note: str = ""
+    links: list[str] = field(default_factory=list)
+    """Where the first cell of each row leads, on a page that leads anywhere; an empty text: nowhere."""
 
 
 def tiles(report: Report) -> Iterator[Tile]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from sqlalchemy import func, literal, select, union_all
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from pared.state.session import batches
 from pared.state.tables import Dataset, Job, JobEvent, Model, Outbox, PartialUpload, db_now, first_job_id
@@ -114,6 +114,32 @@ def read_statistics(session: Session) -> Statistics:
         stored_bytes=_stored_bytes(session),
         outbox=session.scalar(select(func.count()).select_from(Outbox)) or 0,
     )
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The jobs that have failed since some time."""
+
+    counts: Sequence[tuple[str, str, int]]
+    """Type, code of the error, how many; the most first."""
+    latest: Sequence[Job]
+
+
+def read_failures(session: Session, within_s: float, most: int) -> Failures:
+    """The jobs made within so many seconds that have failed, those that the API makes for itself too.
+
+    Args:
+        most: how many of the latest are told one by one.
+    """
+    failed = (Job.status == "failed", Job.id > first_job_id(time.time() - within_s))
+    code = Job.error["code"].as_string()
+    counts = session.execute(
+        select(Job.type, code, func.count()).where(*failed).group_by(Job.type, code).order_by(func.count().desc())
+    ).all()
+    latest = session.scalars(
+        select(Job).where(*failed).options(defer(Job.report), defer(Job.spec)).order_by(Job.id.desc()).limit(most)
+    ).all()
+    return Failures([(row[0], row[1] or "?", row[2]) for row in counts], latest)
 
 
 def _stored_bytes(session: Session) -> dict[str, int]:

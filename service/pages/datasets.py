@@ -14,9 +14,9 @@ from pared.state.inspections import preview_of
 from pared.state.tables import Dataset
 from pared.state.uploads import delete_upload, find_upload
 from pared.state.workers import waits_for
-from service.dependencies import Parts, PartsOf, check_id
+from service.dependencies import CallerOf, Parts, PartsOf, check_id
 from service.pages import inspected, lists
-from service.pages.site import VisitorOf, render, see_other
+from service.pages.site import render, see_other
 from service.pagination import After
 from service.schemas import builtin_dataset_view, dataset_view
 
@@ -29,7 +29,7 @@ _JOBS = 10
 async def list_datasets(
     request: Request,
     parts: PartsOf,
-    caller: VisitorOf,
+    caller: CallerOf,
     q: lists.Text = "",
     status: lists.Status = "",
     after: After = None,
@@ -54,19 +54,19 @@ async def list_datasets(
 
 
 @router.get("/datasets/{dataset_id}")
-async def show_dataset(request: Request, parts: PartsOf, caller: VisitorOf, dataset_id: str) -> Response:
+async def show_dataset(request: Request, parts: PartsOf, caller: CallerOf, dataset_id: str) -> Response:
     """The data set's page."""
     return render(request, "dataset.html.j2", await run_in_threadpool(_card, parts, caller.owner, dataset_id))
 
 
 @router.get("/datasets/{dataset_id}/card")
-async def show_card(request: Request, parts: PartsOf, caller: VisitorOf, dataset_id: str) -> Response:
+async def show_card(request: Request, parts: PartsOf, caller: CallerOf, dataset_id: str) -> Response:
     """The part of the page that changes once the data set is inspected."""
     return render(request, "_dataset_card.html.j2", await run_in_threadpool(_card, parts, caller.owner, dataset_id))
 
 
 @router.post("/datasets/{dataset_id}/delete")
-async def delete_dataset(parts: PartsOf, caller: VisitorOf, dataset_id: str) -> Response:
+async def delete_dataset(parts: PartsOf, caller: CallerOf, dataset_id: str) -> Response:
     """Delete the data set, and show those that are left."""
     if dataset_id not in BUILTIN_DATASETS:
         check_id(dataset_id, "dst")

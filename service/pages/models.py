@@ -11,10 +11,10 @@ from pared.report_page import texts
 from pared.state.tables import Model
 from pared.state.uploads import delete_upload, find_upload
 from pared.state.workers import waits_for
-from service.dependencies import Parts, PartsOf, check_id
+from service.dependencies import CallerOf, Parts, PartsOf, check_id
 from service.pages import inspected, lists
 from service.pages.inspected import Show, Sort
-from service.pages.site import VisitorOf, render, see_other
+from service.pages.site import render, see_other
 from service.pagination import After
 from service.schemas import model_view
 
@@ -29,7 +29,7 @@ Number = Annotated[int, Query(ge=1, le=100_000)]
 async def list_models(
     request: Request,
     parts: PartsOf,
-    caller: VisitorOf,
+    caller: CallerOf,
     q: lists.Text = "",
     status: lists.Status = "",
     after: After = None,
@@ -50,7 +50,7 @@ async def list_models(
 async def show_model(
     request: Request,
     parts: PartsOf,
-    caller: VisitorOf,
+    caller: CallerOf,
     model_id: str,
     q: lists.Text = "",
     sort: Sort = "order",
@@ -66,7 +66,7 @@ async def show_model(
 async def show_card(
     request: Request,
     parts: PartsOf,
-    caller: VisitorOf,
+    caller: CallerOf,
     model_id: str,
 ) -> Response:
     """The part of the page that changes once the model is inspected."""
@@ -75,7 +75,7 @@ async def show_card(
 
 
 @router.post("/models/{model_id}/delete")
-async def delete_model(parts: PartsOf, caller: VisitorOf, model_id: str) -> Response:
+async def delete_model(parts: PartsOf, caller: CallerOf, model_id: str) -> Response:
     """Delete the model, and show those that are left."""
     check_id(model_id, "mdl")
     await run_in_threadpool(delete_upload, parts.sessions, caller.owner, Model, model_id)

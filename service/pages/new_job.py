@@ -21,14 +21,14 @@ from pared.state.keys import Caller
 from pared.state.tables import Dataset, Job, Model
 from pared.state.uploads import find_upload, owned_uploads
 from pared.statuses import ENDED
-from service.dependencies import Following, Parts, PartsOf, RequestId, check_id
+from service.dependencies import CallerOf, Following, Parts, PartsOf, RequestId, check_id
 from service.job_specs import checked
 from service.long_polling import requested_wait_s
 from service.pages.form_bodies import FormTexts
 from service.pages.form_controls import with_code
 from service.pages.job_form import FORMS, MORE, Filled, JobForm, place, read, texts_of
 from service.pages.plan_view import shown_plan
-from service.pages.site import VisitorOf, render, see_other
+from service.pages.site import render, see_other
 from service.pages.snippets import snippets_of
 from service.submissions import digest_of, start_plan, submit_job, wait_for_plan, why_it_waits
 
@@ -63,7 +63,7 @@ class Planned:
 def new_job(
     request: Request,
     parts: PartsOf,
-    caller: VisitorOf,
+    caller: CallerOf,
     type_: Annotated[str, Query(alias="type", max_length=100)] = "compress",
     model: _Id = None,
     dataset: _Id = None,
@@ -86,7 +86,7 @@ def new_job(
 
 
 @router.post("/jobs/new", dependencies=[Following])
-def submit(request: Request, parts: PartsOf, caller: VisitorOf, request_id: RequestId, texts: FormTexts) -> Response:
+def submit(request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId, texts: FormTexts) -> Response:
     """Post the job, and show it."""
     filled, key = read(_form_called(_text(texts, "type")), texts), _key_in(texts)
     status = 422
@@ -105,7 +105,7 @@ def submit(request: Request, parts: PartsOf, caller: VisitorOf, request_id: Requ
 
 @router.post("/jobs/new/preview", dependencies=[Following])
 async def preview(
-    request: Request, parts: PartsOf, caller: VisitorOf, request_id: RequestId, texts: FormTexts
+    request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId, texts: FormTexts
 ) -> Response:
     """The same request in other ways and its plan: as a part for the script, or with the whole page."""
     filled = await run_in_threadpool(read, _form_called(_text(texts, "type")), texts)
@@ -124,7 +124,7 @@ async def preview(
 
 
 @router.get("/jobs/new/plans/{plan_id}", dependencies=[Following])
-async def plan_part(request: Request, parts: PartsOf, caller: VisitorOf, plan_id: str) -> Response:
+async def plan_part(request: Request, parts: PartsOf, caller: CallerOf, plan_id: str) -> Response:
     """What a job would do, at once or once it is known."""
     check_id(plan_id, "job")
     planned = await _look(request, parts, caller, plan_id, requested_wait_s(request))

@@ -21,7 +21,7 @@ from pared.state.keys import Caller
 from pared.terminal import printable
 from pared.version import __version__
 from service.accept import prefers
-from service.dependencies import KEY_COOKIE, CallerOf
+from service.dependencies import KEY_COOKIE
 from service.pages.inspected import format_name
 
 router = APIRouter(include_in_schema=False)
@@ -88,9 +88,6 @@ def problem_page(request: Request, members: Mapping[str, Any], error: ParedError
 async def style() -> Response:
     """The style of all pages: that of the report, and what only pages have."""
     return Response(_style(), media_type="text/css", headers={"Cache-Control": "public, max-age=31536000, immutable"})
-
-
-VisitorOf = CallerOf
 
 
 @cache

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from pared.state.tables import Dataset, Model
-from service.dependencies import PartsOf, RequestId
+from service.dependencies import CallerOf, PartsOf, RequestId
 from service.new_uploads import receive_dataset, receive_model
 from service.pages import lists
-from service.pages.site import VisitorOf, render, see_other
+from service.pages.site import render, see_other
 
 router = APIRouter(include_in_schema=False)
 
@@ -19,7 +19,7 @@ _LATEST = 5
 
 
 @router.get("/")
-async def start(request: Request, parts: PartsOf, caller: VisitorOf) -> Response:
+async def start(request: Request, parts: PartsOf, caller: CallerOf) -> Response:
     """Two files to drop, and the next step."""
 
     def read() -> dict[str, Any]:
@@ -42,14 +42,14 @@ async def start(request: Request, parts: PartsOf, caller: VisitorOf) -> Response
 
 
 @router.post("/models")
-async def upload_model(request: Request, parts: PartsOf, caller: VisitorOf, request_id: RequestId) -> Response:
+async def upload_model(request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId) -> Response:
     """What the form of a browser without JavaScript sends: store the file, show the model."""
     model, _ = await receive_model(request, parts, caller.owner, request_id, {})
     return see_other(f"/models/{model.id}")
 
 
 @router.post("/datasets")
-async def upload_dataset(request: Request, parts: PartsOf, caller: VisitorOf, request_id: RequestId) -> Response:
+async def upload_dataset(request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId) -> Response:
     """The same for a data set."""
     dataset, _ = await receive_dataset(request, parts, caller.owner, request_id, None)
     return see_other(f"/datasets/{dataset.id}")

@@ -6,7 +6,10 @@
 // The answer is the same markup as the section's content. It is put into the page node by node, so that focus, open
 // details and selected text stay. A section follows until its content has an element with `data-ended`; elements with
 // `data-say` tell a screen reader when their text changes.
-const LEAST_MS = 700;
+//
+// While a page is hidden it holds no stream, of which a browser opens six to one server, all tabs together; it asks now
+// and then instead.
+const LEAST_MS = 700, HIDDEN_MS = 5000;
 
 export function morph(old, fresh) {
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
@@ -25,11 +28,29 @@ export function morph(old, fresh) {
   morphChildren(old, fresh);
 }
 
+// In order; an element with an id stays the one that has it, whatever comes or goes before it.
 function morphChildren(old, fresh) {
-  const before = [...old.childNodes];
-  const after = [...fresh.childNodes];
-  after.forEach((node, index) => (index < before.length ? morph(before[index], node) : old.append(node)));
-  before.slice(after.length).forEach((node) => node.remove());
+  const ids = new Set([...fresh.children].map(({ id }) => id).filter(Boolean));
+  let place = old.firstChild;
+  for (const node of [...fresh.childNodes]) {
+    const same = node.id ? withId(place, node.id) : place?.id && ids.has(place.id) ? null : place;
+    if (!same) { old.insertBefore(node, place); continue; }
+    while (place !== same) place = removed(place);
+    place = place.nextSibling;
+    morph(same, node);
+  }
+  while (place) place = removed(place);
+}
+
+function withId(node, id) {
+  while (node && node.id !== id) node = node.nextSibling;
+  return node;
+}
+
+function removed(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
 }
 
 export function say(text) {
@@ -58,6 +79,7 @@ function follow(section) {
     else if (ended()) stream?.close();
     else if (again) later(LEAST_MS);
     else if (section.dataset.every) later(section.dataset.every * 1000);
+    else if (document.hidden) later(HIDDEN_MS);
     again = false;
   }
 
@@ -67,21 +89,37 @@ function follow(section) {
     fresh.append(...document.adoptNode(parsed.body).childNodes);
     const log = section.querySelector("[data-tail]");
     const atEnd = log && log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+    // The parser drops white space at the beginning.
+    if (section.firstChild?.nodeType === Node.TEXT_NODE) fresh.prepend(section.firstChild.cloneNode());
     morphChildren(section, fresh);
-    if (atEnd) log.scrollTop = log.scrollHeight;
+    const tail = section.querySelector("[data-tail]");
+    if (tail && (atEnd || tail !== log)) tail.scrollTop = tail.scrollHeight;
     const now = spoken(section);
     if (now && now !== said) say(now);
     said = now;
     section.dispatchEvent(new CustomEvent("shown", { bubbles: true }));
   }
 
-  if (ended()) return;
-  if (section.dataset.events) {
+  function listen() {
+    if (ended() || document.hidden || (stream && stream.readyState !== EventSource.CLOSED)) return;
     stream = new EventSource(section.dataset.events);
     for (const kind of ["status", "progress", "metric", "log", "done"])
       stream.addEventListener(kind, () => later(LEAST_MS));
     stream.addEventListener("done", () => stream.close());
-    stream.onerror = () => later(3000);  // the browser comes back by itself; the page shows what is known meanwhile
+    // A connection that is lost the browser opens again by itself; one that is refused it does not.
+    stream.onerror = () => { later(3000); setTimeout(listen, 5000); };
+  }
+
+  const log = section.querySelector("[data-tail]");
+  if (log) log.scrollTop = log.scrollHeight;
+  if (ended()) return;
+  if (section.dataset.events) {
+    listen();
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) stream?.close();
+      else listen();
+      later(document.hidden ? HIDDEN_MS : 0);
+    });
   } else later(section.dataset.every * 1000);
 }
 

@@ -138,6 +138,7 @@ COMMANDS = {
     "jobs download": [f"jobs download {JOB_ID} -o all"],
     "limits": ["limits", "limits --json"],
     "report": [f"report {JOB_ID}", f"report {JOB_ID} --json"],
+    "open": [f"open {JOB_ID}", f"open {JOB_ID} --json"],
     "models ls": ["models ls"],
     "models show": [f"models show {MODEL['id']}", f"models show {MODEL['id']} --json"],
     "models rm": [f"models rm {MODEL['id']}"],

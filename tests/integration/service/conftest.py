@@ -50,7 +50,11 @@ class Api(httpx.Client):
             return job.fence
 
     def finish(self, job_id: str, files: dict[str, bytes] | None = None, report: Any = None) -> None:
-        fence = self.claim(job_id)
+        self.finish_claimed(job_id, self.claim(job_id), files, report)
+
+    def finish_claimed(
+        self, job_id: str, fence: int, files: dict[str, bytes] | None = None, report: Any = None
+    ) -> None:
         with self.parts.sessions.begin() as session:
             for name, content in (files or {}).items():
                 stored = self.parts.store.put([content], key=f"{job_id}/{fence}/{new_id('art')}")
@@ -85,7 +89,7 @@ configure_logging()
 
 @contextlib.contextmanager
 def serving(folder: Path, **settings: Any) -> Iterator[Api]:
-    chosen = Settings(data_dir=folder, port=free_port(), **settings)
+    chosen = Settings(data_dir=folder, **{"port": free_port()} | settings)
     migrate(chosen)
     app = create_app(chosen)
     server = Server(config_for(app, chosen, host="127.0.0.1", log_level="error", timeout_graceful_shutdown=1))

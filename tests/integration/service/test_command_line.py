@@ -110,6 +110,33 @@ def test_errors_end_with_the_line_to_type_next(api: Api, tmp_path: Path):
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "  next: export PARED_API_KEY=pared_…")
 
 
+def test_a_page_is_opened_and_its_address_printed(api: Api, tmp_path: Path):
+    browser = tmp_path / "browser"
+    browser.write_text('#!/bin/sh\necho "$1" > opened\n')
+    browser.chmod(0o755)
+    model = api.upload(b"has a page")["id"]
+    job = api.submit(model=model)
+    base = str(api.base_url).rstrip("/")
+    env = {"BROWSER": f"{browser} %s", "DISPLAY": ""}
+    for of, address in (
+        (job["id"], base + job["links"]["web"]),
+        (model, f"{base}/models/{model}"),
+        ("builtin:digits", f"{base}/datasets/builtin:digits"),
+    ):
+        done = pared(api, tmp_path, f"open {of}", **env)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, address, "")
+        assert (tmp_path / "opened").read_text().strip() == address
+    done = pared(api, tmp_path, f"open {model} --json --quiet", **env)
+    assert json.loads(done.stdout) == {"url": f"{base}/models/{model}", "opened": True}
+    done = pared(api, tmp_path, f"open {model}", BROWSER=str(tmp_path / "none"), DISPLAY="", PATH="/nowhere")
+    assert (done.returncode, done.stdout.strip()) == (1, f"{base}/models/{model}")
+    assert "open the address yourself" in done.stderr
+    for wrong, says in (("job_1", "no id"), ("job_01K9Q5V7M3W8Z2X4Y6A0B1C2D3", "next: pared jobs ls")):
+        done = pared(api, tmp_path, f"open {wrong}", **env)
+        assert done.returncode == 2
+        assert says in done.stderr
+
+
 def test_in_a_narrow_terminal_ids_stay_whole(api: Api, tmp_path: Path):
     upload = api.upload(b"with a long name", filename="a-rather-long-name-of-a-model-from-some-folder.pt")["id"]
     key = add_key(api.parts.sessions, create_owner(api.parts.sessions, "an owner of models").id, "build machine").key.id

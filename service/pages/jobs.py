@@ -1,0 +1,90 @@
+"""Pages about jobs: one job, live and with its result; its log; the list; several side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from pared.errors import Conflict
+from pared.state.jobs import cancel, find_job
+from service.dependencies import CallerOf, PartsOf, check_id
+from service.pages import job_comparison, job_list, job_page
+from service.pages.job_list import Filters
+from service.pages.site import render, see_other
+from service.pagination import After
+
+router = APIRouter(include_in_schema=False)
+
+_Choice = Annotated[str, Query(max_length=200)]
+
+
+@router.get("/jobs")
+def jobs(
+    request: Request,
+    parts: PartsOf,
+    caller: CallerOf,
+    status: _Choice = "",
+    type: _Choice = "",  # noqa: A002 - the name of the API's parameter
+    model: _Choice = "",
+    dataset: _Choice = "",
+    text: _Choice = "",
+    after: After = None,
+) -> Response:
+    """A page of the list."""
+    filters = Filters(status, type, model, dataset, text.strip())
+    return render(request, "jobs.html.j2", job_list.context_of(parts.sessions, caller.owner, filters, after))
+
+
+@router.get("/jobs/compare")
+def compare(
+    request: Request, parts: PartsOf, caller: CallerOf, job: Annotated[list[str] | None, Query(max_length=100)] = None
+) -> Response:
+    """Jobs side by side."""
+    context = job_comparison.context_of(parts.sessions, caller.owner, job or [])
+    return render(request, "jobs_compare.html.j2", context)
+
+
+@router.get("/jobs/{job_id}")
+def one_job(request: Request, parts: PartsOf, caller: CallerOf, job_id: str) -> Response:
+    """The page of a job."""
+    check_id(job_id, "job")
+    context = job_page.context_of(parts.sessions, caller, job_id)
+    return render(request, "job.html.j2", context | {"scripts": ["notify"]})
+
+
+@router.get("/jobs/{job_id}/live")
+def job_live(request: Request, parts: PartsOf, caller: CallerOf, job_id: str) -> Response:
+    """The part of the page that changes while the job goes on."""
+    check_id(job_id, "job")
+    return render(request, "_job_live.html.j2", job_page.context_of(parts.sessions, caller, job_id))
+
+
+@router.get("/jobs/{job_id}/log")
+def job_log(
+    request: Request,
+    parts: PartsOf,
+    caller: CallerOf,
+    job_id: str,
+    before: Annotated[int | None, Query(ge=1, lt=1 << 31)] = None,
+) -> Response:
+    """A page of the log."""
+    check_id(job_id, "job")
+    with parts.sessions() as session:
+        find_job(session, caller.owner, job_id)
+        lines, older = job_page.log_lines(session, job_id, job_page.LOG_PAGE, before)
+    return render(
+        request, "job_log.html.j2", {"job_id": job_id, "log": lines, "older": older, "newest": before is None}
+    )
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(parts: PartsOf, caller: CallerOf, job_id: str) -> Response:
+    """Cancel, and show the job again; one that has ended meanwhile is shown with its end."""
+    check_id(job_id, "job")
+    try:
+        with parts.sessions.begin() as session:
+            cancel(session, caller.owner, job_id)
+    except Conflict:
+        pass
+    return see_other(f"/jobs/{job_id}")
