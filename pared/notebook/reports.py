@@ -16,7 +16,7 @@ from pared.reports import Plan, PlannedLayer, Report
 
 def html_of_report(report: Report) -> str:
     """The verdict, the figures, and what lies behind them folded."""
-    key = key_of(report.model_dump_json())
+    key = key_of(repr(report))
     layers, more_layers = sections.layer_rows(report.layers)
     classes, more_classes, class_score = sections.class_rows(report)
     training, more_training = curves.training_charts(report)
