@@ -2,8 +2,8 @@
 
     python hf_trainer.py [DIRECTORY]
 
-`SendToPared` is what to copy; the rest trains a tiny BERT on a made-up corpus. It needs transformers with accelerate, and a
-pared server: `pared up`, or PARED_URL and PARED_API_KEY of another one.
+`SendToPared` is what to copy; the rest trains a tiny BERT on a made-up corpus. It needs transformers with accelerate,
+and a pared server: `pared up`, or PARED_URL and PARED_API_KEY of another one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def main(directory: Path) -> None:
     words.train_from_iterator(
         [str(row["text"]) for row in rows], trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"])
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
     model = BertForSequenceClassification(
         BertConfig(
             vocab_size=words.get_vocab_size(),
@@ -89,14 +90,21 @@ def main(directory: Path) -> None:
     encoded = [{**tokenizer(str(row["text"])), "labels": row["label"]} for row in rows]
 
     client = pared.Client()
-    sender = SendToPared(client, texts, amount=0.5, retrain={"epochs": 2, "optimizer": "adam", "lr": 1e-3},
-                         outputs=["huggingface"])  # fmt: skip
+    sender = SendToPared(
+        client, texts, amount=0.5, retrain={"epochs": 2, "optimizer": "adam", "lr": 1e-3}, outputs=["huggingface"]
+    )
     Trainer(
         model=model,
         args=TrainingArguments(
-            directory / "training", num_train_epochs=4, per_device_train_batch_size=16, learning_rate=2e-3,
-            save_strategy="no", report_to="none",
-        ),  # fmt: skip
+            directory / "training",
+            num_train_epochs=4,
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+            per_device_train_batch_size=16,
+            learning_rate=2e-3,
+            save_strategy="no",
+            report_to="none",
+        ),
         train_dataset=encoded,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),

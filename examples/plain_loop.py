@@ -23,7 +23,9 @@ EPOCHS = 6
 def train(x: torch.Tensor, y: torch.Tensor) -> nn.Module:
     """Your own loop."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for epoch in range(1, EPOCHS + 1):
         for batch in torch.randperm(len(x)).split(64):

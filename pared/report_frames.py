@@ -63,11 +63,15 @@ def frame_of(report: Report, table: Frame) -> pd.DataFrame:
     pandas = _pandas()
     columns = _COLUMNS[table]
     rows = _rows(report, table)
-    made = {
-        name: pandas.Series([row[name] for row in rows], dtype="object").astype(dtype)
-        for name, dtype in columns.items()
-    }
+    made = {name: _column(pandas, [row[name] for row in rows], dtype) for name, dtype in columns.items()}
     return pandas.DataFrame(made, columns=list(columns))
+
+
+def _column(pandas: ModuleType, values: list[Any], dtype: str) -> pd.Series[Any]:
+    column = pandas.Series(values, dtype="object")
+    if dtype.lower() == "int64" and any(value is not None and abs(value) >= 1 << 63 for value in values):
+        return column  # a count of what a model's side said, which no int64 holds
+    return column.astype(dtype)
 
 
 def _rows(report: Report, table: Frame) -> Sequence[dict[str, Any]]:

@@ -356,7 +356,7 @@ class Report(_Part):
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from pared.notebook import html_of_report
+        from pared.notebook.reports import html_of_report
 
         return html_of_report(self)
 
@@ -419,6 +419,6 @@ class Plan(_Part):
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from pared.notebook import html_of_plan
+        from pared.notebook.reports import html_of_plan
 
         return html_of_plan(self)

@@ -134,9 +134,9 @@ class Listing(Iterator[T]):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the first page, asked for anew. What was iterated so far stays where it is."""
-        from pared import notebook
+        from pared.notebook import records
 
-        show: Callable[..., str] = notebook.html_of_jobs if self._kind == "jobs" else notebook.html_of_uploads
+        show: Callable[..., str] = records.html_of_jobs if self._kind == "jobs" else records.html_of_uploads
         rows, more = self._first()
         return show(rows, more=more)
 

@@ -91,7 +91,7 @@ class UploadRecord(_Record):
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from pared.notebook import html_of_upload
+        from pared.notebook.records import html_of_upload
 
         return html_of_upload(self)
 
@@ -165,7 +165,7 @@ class JobRecord(_Record):
 
     def _repr_html_(self) -> str:
         """What a notebook shows; `watch` goes on to show it."""
-        from pared.notebook import html_of_job
+        from pared.notebook.records import html_of_job
 
         return html_of_job(self)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pared.notebook.fragments import html_of_job
+from pared.notebook.records import html_of_job
 from pared.report_page import charts, numbers, texts
 from pared.report_page.charts import Chart, Mark
 
@@ -98,9 +99,7 @@ class Watch:
     def begin(self) -> None:
         """Show the job as it is."""
         if self._in_notebook:
-            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
-
-            self._handle = display(self, display_id=True)  # type: ignore[no-untyped-call,unused-ignore]
+            self._handle = import_module("IPython.display").display(self, display_id=True)
         else:
             self._print()
 

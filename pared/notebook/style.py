@@ -19,17 +19,17 @@ _DARK_HOSTS = (
 )
 """A notebook may be dark where the system is not, and light where it is dark: its own word counts."""
 _MORE = (
-    "p{margin:.3rem 0}"
-    "details{margin:.4rem 0}"
+    "p{margin:.3em 0}"
+    "details{margin:.4em 0}"
     "tr:nth-child(n){background:none}"  # notebooks stripe tables
     "th,td{max-width:none;white-space:normal}"
     ".verdict{font-weight:600;font-size:1.05em}"
-    ".tiles{margin:.6rem 0}.tiles li{margin:0}"
-    "progress{width:min(24rem,60%);accent-color:var(--now);vertical-align:middle}"
-    "ol.stages{display:flex;flex-wrap:wrap;gap:.1rem 1.2rem;list-style:none;margin:.3rem 0;padding:0}"
+    ".tiles{margin:.6em 0}.tiles li{margin:0}"
+    "progress{width:min(24em,60%);accent-color:var(--now);vertical-align:middle}"
+    "ol.stages{display:flex;flex-wrap:wrap;gap:.1em 1.2em;list-style:none;margin:.3em 0;padding:0}"
     "ol.stages li{margin:0}"
     "ol.stages [aria-current]{font-weight:700}"
-    "pre{color:var(--text);margin:.4rem 0;max-height:11rem;overflow:auto}"
+    "pre{color:var(--text);margin:.4em 0;max-height:11em;overflow:auto}"
 )
 
 
