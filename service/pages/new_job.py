@@ -48,7 +48,7 @@ class Planned:
     id: str | None = None
     plan: Plan | None = None
     why_not: str | None = None
-    """Why there is no plan of such a job."""
+    """Why there is no plan of such a job: a sentence."""
     problem: str | None = None
     """Why the job would fail."""
     waits_for: str | None = None
@@ -143,7 +143,9 @@ def _start(parts: Parts, caller: Caller, filled: Filled, key: str, request_id: s
         once = f"plan {key} {digest_of(filled.spec)}"
         return Planned(start_plan(parts, caller, filled.spec, request_id, once))
     except ValidationError as error:
-        return Planned(why_not=error.errors[0]["detail"] if error.errors else error.detail)
+        if filled.form.type == "distill":
+            return Planned(why_not="A student is what you say it is, so there is nothing to find out beforehand.")
+        return Planned(why_not=f"The goal {error.errors[0]['detail']}.")
     except ParedError as error:
         place(filled, error)
         return Planned()

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import expect
+from sqlalchemy import func, select
 
+from pared.job_types import listed_spec
+from pared.state.keys import add_key
+from pared.state.owners import create_owner
+from pared.state.tables import Job
+from service.openapi import PLAN
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
+from tests.support.processes import wait_for
+from tests.support.specs_of_all_kinds import EXAMPLE_MODEL_ID, OF_ALL_KINDS
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'`$(id)\u202e"
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +38,277 @@ def model(api: Api) -> str:
     return str(made["id"])
 
 
-def test_the_form_of_each_type_is_for_everybody(api: Api, visiting: Callable[..., Visit], model: str, tmp_path: Path):
-    visit = visiting(str(api.base_url))
-    for name in ("compress", "prune", "distill", "quantize", "pipeline"):
-        visit.page.goto(f"/jobs/new?type={name}&model={model}&dataset=builtin:digits")
-        visit.page.get_by_text("curl", exact=True).wait_for()
-        visit.check(Path("/tmp/w/shots-newjob"), name)
+@pytest.fixture
+def visit(api: Api, visiting: Callable[..., Visit]) -> Visit:
+    return visiting(url(api))
+
+
+def url(api: Api) -> str:
+    return str(api.base_url).rstrip("/")
+
+
+def newest_spec(api: Api) -> dict[str, Any]:
+    found: dict[str, Any] = api.get("/v1/jobs", params={"limit": 1}).json()["data"][0]["spec"]
+    return found
+
+
+def plans(api: Api) -> list[str]:
+    with api.parts.sessions() as session:
+        return list(session.scalars(select(Job.id).where(Job.type == "plan").order_by(Job.id)))
+
+
+def jobs(api: Api) -> int:
+    with api.parts.sessions() as session:
+        return session.scalar(select(func.count()).select_from(Job).where(Job.type == "prune")) or 0
+
+
+def written(spec: dict[str, Any]) -> dict[str, Any]:
+    dumped: dict[str, Any] = listed_spec.validate_python(spec).model_dump(mode="json")
+    return dumped
+
+
+def shown_spec(visit: Visit) -> dict[str, Any]:
+    """The spec in the curl command that the page shows."""
+    command = visit.page.get_by_label("curl", exact=True).inner_text()
+    found: dict[str, Any] = json.loads(shlex.split(command)[-1])
+    return written(found)
+
+
+def answer_plans(api: Api, known: int) -> str:
+    """Do what a worker does with the next plan. Returns its id."""
+    plan_id = wait_for(lambda: (plans(api)[known:] or [None])[-1], "a plan was asked for")
+    api.finish(plan_id, report=PLAN)
+    return str(plan_id)
+
+
+@pytest.mark.parametrize("name", ["compress", "pipeline"])
+def test_the_form_is_for_everybody(visit: Visit, model: str, tmp_path: Path, name: str):
+    visit.page.goto(f"/jobs/new?type={name}&model={model}&dataset=builtin:digits")
+    visit.page.locator("#plan").get_by_text("Still working").wait_for()
+    for folded in visit.page.locator("details.group").all():
+        folded.evaluate("each => { each.open = true }")
+    visit.check(tmp_path, name)
+
+
+def test_sizes_and_requests_follow_the_slider(api: Api, visit: Visit, model: str, tmp_path: Path):
+    page, known = visit.page, len(plans(api))
+    page.goto(f"/jobs/new?type=prune&model={model}&dataset=builtin:digits")
+    first = answer_plans(api, known)
+    page.locator("#plan").get_by_text("16,066").wait_for()
+    assert shown_spec(visit) == written({"type": "prune", "model": model, "dataset": "builtin:digits", "amount": 0.5})
+    slider = page.get_by_label("Amount: slider")
+    slider.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")  # in one go: only where it rests is planned
+    expect(page.get_by_label("Amount amount")).to_have_value("0.53")
+    second = answer_plans(api, known + 1)
+    expect(page.locator(f'[data-plan="{second}"]')).to_be_visible()
+    page.locator("#plan:not([aria-busy])").wait_for()
+    assert shown_spec(visit)["amount"] == 0.53
+    page.get_by_label("Amount amount").fill("0.5")
+    expect(page.locator(f'[data-plan="{first}"]')).to_be_visible()  # it is known, and not made again
+    page.locator("#plan").get_by_text("16,066").wait_for()
+    assert len(plans(api)) == known + 2
+    visit.check(tmp_path, "preview")
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/jobs/job_*")
+    assert newest_spec(api) == written({"type": "prune", "model": model, "dataset": "builtin:digits", "amount": 0.5})
+
+
+def test_a_plan_that_nobody_waits_for_is_canceled(api: Api, visit: Visit, model: str):
+    known = len(plans(api))
+    visit.page.goto(f"/jobs/new?type=prune&model={model}")
+    [first] = wait_for(lambda: plans(api)[known:], "a plan was asked for")
+    visit.page.locator(f'[data-plan="{first}"]').wait_for()
+    visit.page.get_by_label("Amount amount").fill("0.6")
+    wait_for(lambda: len(plans(api)) > known + 1, "another plan was asked for")
+    with api.parts.sessions() as session:
+        wait_for(lambda: session.scalar(select(Job.status).where(Job.id == first)) == "canceled", "it is canceled")
+
+
+def test_what_is_wrong_is_told_at_its_field(api: Api, visit: Visit, tmp_path: Path):
+    page = visit.page
+    page.goto("/jobs/new?type=prune")
+    page.locator("#preview").get_by_text("Still to say").wait_for()
+    page.get_by_label("Amount amount").fill("2")
+    field = page.get_by_label("Amount amount")
+    expect(field).to_have_attribute("aria-invalid", "true")
+    assert "must be above 0 and below 1" in page.locator("#f-amount-error").inner_text()
+    expect(page.locator("#f-model-error")).to_be_empty()  # nobody was asked for it yet
+    page.get_by_role("button", name="Start the job").click()
+    summary = page.get_by_role("alert")
+    expect(summary).to_be_focused()
+    assert "is required" in summary.inner_text()
+    expect(page.get_by_label("Amount amount")).to_have_value("2")
+    visit.check(tmp_path, "errors")
+    summary.get_by_role("link", name="Amount").click()
+    expect(page.get_by_label("Amount amount")).to_be_focused()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("0.5")
+    expect(page.get_by_label("Amount amount")).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_a_keyboard_is_enough(api: Api, visit: Visit, model: str):
+    page = visit.page
+    page.goto("/jobs/new?type=quantize")
+
+    def tab_to(name: str) -> None:
+        for _ in range(120):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()") == name:
+                return
+        raise AssertionError(f"{name} is not reached")
+
+    tab_to("model")
+    page.keyboard.type("digits_cnn")
+    tab_to("method")
+    page.keyboard.type("dyn")
+    tab_to("The model's architecture and arguments")
+    page.keyboard.press("Enter")
+    tab_to("example_inputs")
+    page.keyboard.type('[{"shape": [1, 1, 8, 8]}]')
+    tab_to("Start the job")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/jobs/job_*")
+    said = {"method": "dynamic", "example_inputs": [{"shape": [1, 1, 8, 8]}]}
+    assert newest_spec(api) == written({"type": "quantize", "model": model} | said)
+
+
+def test_it_works_without_javascript(api: Api, visiting: Callable[..., Visit], model: str):
+    page = visiting(url(api), java_script_enabled=False).page
+    page.goto(f"/jobs/new?model={model}")
+    page.get_by_role("link", name="Distill").click()
+    expect(page.get_by_label("Teacher teacher")).to_have_value(model)
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/jobs/job_*")
+    half = {"from_teacher": {"width": 0.5}}
+    assert newest_spec(api) == written({"type": "distill", "teacher": model, "student": half})
+    page.goto(f"/jobs/new?type=prune&model={model}")
+    page.get_by_label("Amount amount").fill("0.4")
+    known = len(plans(api))
+    page.get_by_role("button", name="Preview").click(no_wait_after=True)
+    answer_plans(api, known)
+    page.locator("#plan").get_by_text("16,066").wait_for()
+    expect(page.get_by_label("Amount amount")).to_have_value("0.4")
+    expect(page.get_by_label("curl", exact=True)).to_contain_text('"amount": 0.4')
+
+
+def test_the_same_click_twice_makes_one_job(api: Api, model: str):
+    page = api.get("/jobs/new", params={"type": "prune", "model": model}).text
+    key = page.split('name="key" value="')[1].split('"')[0]
+    known = jobs(api)
+    form = {"type": "prune", "key": key, "model": model, "amount": "0.5"}
+    first, second = (api.post("/jobs/new", data=form) for _ in range(2))
+    assert (first.status_code, first.headers["location"]) == (303, second.headers["location"])
+    assert jobs(api) == known + 1
+    changed = api.post("/jobs/new", data=form | {"amount": "0.6"})  # after going back
+    assert changed.status_code == 303
+    assert jobs(api) == known + 2
+
+
+@pytest.mark.parametrize(
+    "name", ["prune: goal", "patterns", "layered student", "formats in another order", "eight steps"]
+)
+def test_a_job_is_sent_again_with_changes(api: Api, visit: Visit, model: str, name: str):
+    spec = json.loads(json.dumps(OF_ALL_KINDS[name]).replace(EXAMPLE_MODEL_ID, model))
+    job = api.post("/v1/jobs", json=spec).json()
+    visit.page.goto(f"/jobs/new?from={job['id']}")
+    visit.page.get_by_label("curl", exact=True).wait_for()
+    assert shown_spec(visit) == job["spec"]
+    visit.page.get_by_role("button", name="Start the job").click()
+    visit.page.wait_for_url(lambda address: "/jobs/job_" in address and job["id"] not in address)
+    assert newest_spec(api) == job["spec"]
+
+
+def test_hostile_values_are_text(api: Api, visit: Visit, tmp_path: Path):
+    made = api.upload(b"another model", HOSTILE + ".pt")
+    api.inspected(made["id"])
+    page = visit.page
+    page.goto(f"/jobs/new?type=prune&model={made['id']}&dataset=builtin:digits")
+    page.get_by_text("The task and the data").click()
+    page.get_by_label("Output with the labels output").fill(json.dumps(HOSTILE))
+    expect(page.get_by_label("curl", exact=True)).to_contain_text("onerror")
+    assert shown_spec(visit)["output"] == HOSTILE
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/jobs/job_*")
+    assert newest_spec(api)["output"] == HOSTILE
+    visit.check_requests()
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ({"type": HOSTILE}, 422),
+        ({"type": "inspect"}, 422),
+        ({"type": "x" * 5000}, 422),
+        ({"from": HOSTILE}, 404),
+        ({"from": "job_" + "0" * 26}, 404),
+        ({"model": HOSTILE}, 200),
+        ({"model": "mdl_" + "0" * 26, "dataset": "dst_" + "0" * 26}, 200),
+        ({"model": "x" * 5000}, 422),
+        ({"type": "distill", "model": "dst_" + "0" * 26}, 200),
+    ],
+)
+def test_bad_links_get_a_clear_page(api: Api, query: dict[str, str], status: int):
+    answer = api.get("/jobs/new", params=query, headers={"accept": "text/html"})
+    assert answer.status_code == status
+    assert "<img" not in answer.text
+    if query.get("model", "").endswith("0"):
+        assert "among your uploads" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/jobs/new", "/jobs/new/preview"])
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"", "application/x-www-form-urlencoded", 422),
+        (b"type=prune&amount=%ff%00&model=%00", "application/x-www-form-urlencoded", None),
+        (b"type=prune&key=%0d%0a&plan=../..&amount=.5", "application/x-www-form-urlencoded", None),
+        (b"&".join([b"a=1"] * 2000), "application/x-www-form-urlencoded", 422),
+        (b"type=prune&more=" + b"x" * (3 << 20), "application/x-www-form-urlencoded", 413),
+        (b"{}", "application/json", 422),
+        (b"type=prune", "multipart/form-data", 422),
+    ],
+)
+def test_bad_bodies_get_a_clear_page(api: Api, path: str, body: bytes, content_type: str, status: int | None):
+    answer = api.post(path, content=body, headers={"accept": "text/html", "content-type": content_type})
+    assert answer.status_code == (status or (422 if path == "/jobs/new" else 200))
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_others_models_and_jobs_are_not_there(visiting: Callable[..., Visit], tmp_path: Path):
+    with serving(tmp_path, require_keys=True) as api:
+        sessions = api.parts.sessions
+        ann, bob = (
+            {"authorization": f"Bearer {add_key(sessions, create_owner(sessions, name).id, 'k').secret}"}
+            for name in ("ann", "bob")
+        )
+        model = api.post("/v1/models?filename=secret.pt", content=b"x", headers=ann).json()["id"]
+        api.inspected(model)
+        job = api.post("/v1/jobs", json={"type": "prune", "model": model, "amount": 0.5}, headers=ann).json()["id"]
+        assert "secret.pt" in api.get("/jobs/new", headers=ann).text
+        shown = api.get("/jobs/new", params={"model": model}, headers=bob)
+        assert (shown.status_code, "secret.pt" in shown.text) == (200, False)
+        assert api.get("/jobs/new", params={"from": job}, headers=bob).status_code == 404
+        form = {"type": "prune", "model": model, "amount": "0.5"}
+        posted = api.post("/jobs/new", data=form, headers=bob)
+        assert (posted.status_code, f"there is no model {model}" in posted.text) == (404, True)
+        page = api.post("/jobs/new/preview", data=form, headers=ann).text
+        plan_id = page.split('data-plan="')[1].split('"')[0]
+        assert api.get(f"/jobs/new/plans/{plan_id}", headers=ann).status_code == 200
+        assert api.get(f"/jobs/new/plans/{plan_id}", headers=bob).status_code == 404
+        assert api.get("/jobs/new/plans/x", headers=bob).status_code == 404
+        api.post("/jobs/new/preview", data={"type": "prune", "part": "1", "plan": plan_id}, headers=bob)
+        with sessions() as session:
+            assert session.get_one(Job, plan_id).status == "queued"  # bob cannot drop it
+        assert "Authorization: Bearer $PARED_API_KEY" in page.replace("&#34;", '"')
+
+
+def test_limits_are_told_on_the_form(tmp_path: Path):
+    with serving(tmp_path, max_waiting_jobs=1) as api:
+        model = api.upload()["id"]
+        form = {"type": "prune", "model": model, "amount": "0.5"}
+        assert api.post("/jobs/new", data=form).status_code == 303
+        refused = api.post("/jobs/new", data=form)
+        assert (refused.status_code, "The job cannot be sent like this" in refused.text) == (429, True)
+        assert 'value="0.5"' in refused.text
