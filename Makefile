@@ -25,7 +25,7 @@ up: $(RUN)  ## Run pared here: API and worker, everything under ./pared-data; an
 	$(BIN)/pared up $(if $(PORT),--port $(PORT))
 
 docs: $(DEV)  ## The documentation as a site without requests elsewhere -> build/site/index.html; a broken link fails
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 unit: $(DEV)  ## The tests that need no server and train nothing, in a minute; some of them: make unit ARGS="-k lease"
 	$(BIN)/python -m pytest tests/unit -n 2 -q -p no:cacheprovider $(ARGS)

@@ -201,8 +201,8 @@ def _control(
     if simple is not None:
         examples = field.get("examples") or [None]
         shown = examples[0] if default is None else default
-        hint = "" if shown is None else Control(path, simple, "", "").texts_of(shown)
-        return Control(path, simple, label, described, placeholder=hint[0] if hint else "")
+        texts = [] if shown is None else Control(path, simple, "", "").texts_of(shown)
+        return Control(path, simple, label, described, placeholder=texts[0] if texts else "")
     return Control(path, "json", label, described, placeholder=example or placeholder, required=required)
 
 
