@@ -29,6 +29,7 @@ FORMATS = {
     "image_folder": "folder of images",
     "image_masks": "images and masks",
 }
+_ORDER = ("all", "train", "val", "test")
 _SPLITS = {"given": "as the file has them", "by_seed": "drawn by each job's seed"}
 
 
@@ -226,16 +227,16 @@ def class_names(inspection: Mapping[str, Any]) -> tuple[list[str], str]:
 def split_rows(inspection: Mapping[str, Any]) -> list[tuple[str, str, Bars]]:
     """The splits, with how many samples are in each."""
     samples = inspection.get("samples")
-    counted = [(texts.name(name), count) for name, count in (samples if isinstance(samples, Mapping) else {}).items()]
-    total = sum(numbers.finite(count) or 0.0 for _, count in counted)
-    return [
-        (
-            name,
-            numbers.count(count),
-            Bars(0.0, round(100 * _share(count, total), 1), numbers.percent(_share(count, total))),
-        )
-        for name, count in counted[:10]
-    ]
+    counted = samples if isinstance(samples, Mapping) else {}
+    # PostgreSQL keeps no order of names.
+    names = sorted(counted, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))[:10]
+    total = sum(numbers.finite(count) or 0.0 for count in counted.values())
+    rows = []
+    for name in names:
+        share = _share(counted[name], total)
+        shown = "validation" if name == "val" else texts.name(name)
+        rows.append((shown, numbers.count(counted[name]), Bars(0.0, round(100 * share, 1), numbers.percent(share))))
+    return rows
 
 
 def preview_table(content: bytes) -> Table | None:

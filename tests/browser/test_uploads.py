@@ -63,7 +63,7 @@ DATA = {
     "format": "npz",
     "task": "classification",
     "inputs": [{"shape": [1, 8, 8], "dtype": "float32"}],
-    "samples": {"train": 1257, "validation": 270, "test": 270},
+    "samples": {"train": 1257, "val": 270, "test": 270},
     "splits": "by_seed",
     "labelled": True,
     "target": {"dtype": "int64", "shape": [], "classes": 3, "class_names": ["ant", "bee", "<b>cat</b>"]},
