@@ -75,7 +75,7 @@ async def delete_dataset(parts: PartsOf, caller: CallerOf, dataset_id: str) -> R
 
 
 def _card(parts: Parts, owner: str, dataset_id: str) -> dict[str, Any]:
-    waits = None
+    waits = created_at = None
     preview: dict[str, Any] = {"sheet": False, "rows": None}
     with parts.sessions() as session:
         if dataset_id in BUILTIN_DATASETS:
@@ -83,12 +83,12 @@ def _card(parts: Parts, owner: str, dataset_id: str) -> dict[str, Any]:
         else:
             check_id(dataset_id, "dst")
             row = find_upload(session, owner, Dataset, dataset_id)
-            dataset = dataset_view(row)
+            dataset, created_at = dataset_view(row), row.created_at
             if row.status == "inspecting":
                 waits = waits_for(session, "auto")
             elif row.status == "ready":
                 preview = _preview(parts, row)
-        jobs = lists.latest_jobs(session, owner, _JOBS, naming=dataset_id)
+        jobs = lists.jobs_naming(session, owner, dataset_id, created_at, _JOBS)
     inspection = dataset.inspection or {}
     names, more_names = inspected.class_names(inspection)
     return {

@@ -39,7 +39,7 @@ class Layer:
 
     name: str
     kind: str
-    shape: str
+    weights: Any
     parameters: float
     macs: float | None
     channels: Any
@@ -52,6 +52,7 @@ class Line:
     """A layer as a row of the table."""
 
     layer: Layer
+    shape: str
     parameters: str
     macs: str
     bars: Bars
@@ -75,14 +76,10 @@ def layers_of(inspection: Mapping[str, Any] | None) -> list[Layer]:
 
 
 def _layer(raw: Mapping[str, Any]) -> Layer:
-    weights = raw.get("weights")
-    shapes = [shape for shape in weights.values() if isinstance(shape, list)] if isinstance(weights, Mapping) else []
-    largest = max(shapes, key=len, default=[])
-    whole = [length for length in largest if isinstance(length, int)]
     return Layer(
         name=texts.name(raw.get("name", "?")),
         kind=texts.name(raw.get("kind", "")),
-        shape=texts.shape(whole) if whole else "",
+        weights=raw.get("weights"),
         parameters=numbers.finite(raw.get("parameters")) or 0.0,
         macs=numbers.finite(raw.get("macs")),
         channels=raw.get("channels"),
@@ -109,7 +106,11 @@ def layer_page(layers: Sequence[Layer], q: str, sort: Sort, show: Show, number: 
     first = (number - 1) * ROWS
     total = sum(layer.parameters for layer in layers)
     of_macs = sum(layer.macs or 0.0 for layer in layers)
-    widest = max((max(_share(a.parameters, total), _share(a.macs, of_macs)) for a in layers), default=0.0) or 1.0
+    largest = (
+        _share(max((layer.parameters for layer in layers), default=0.0), total),
+        _share(max((layer.macs or 0.0 for layer in layers), default=0.0), of_macs),
+    )
+    widest = max(largest) or 1.0
     lines = [_line(layer, total, of_macs, widest) for layer in chosen[first : first + ROWS]]
     return LayerPage(lines, first + 1 if lines else 0, len(chosen), len(layers), number, pages)
 
@@ -121,7 +122,14 @@ def _line(layer: Layer, total: float, of_macs: float, widest: float) -> Line:
         said += f", {numbers.percent(macs)} of the multiply-adds"
     bars = Bars(round(100 * parameters / widest, 1), round(100 * macs / widest, 1), said)
     shown = "" if layer.macs is None else numbers.short(layer.macs)
-    return Line(layer, numbers.short(layer.parameters), shown, bars)
+    return Line(layer, _shape(layer.weights), numbers.short(layer.parameters), shown, bars)
+
+
+def _shape(weights: Any) -> str:
+    """That of the tensor with most dimensions."""
+    shapes = [shape for shape in weights.values() if isinstance(shape, list)] if isinstance(weights, Mapping) else []
+    lengths = [length for length in max(shapes, key=len, default=[]) if isinstance(length, int)]
+    return texts.shape(lengths) if lengths else ""
 
 
 def model_tiles(size_bytes: int, inspection: Mapping[str, Any], layers: Sequence[Layer]) -> Iterator[Tile]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
+from sqlalchemy import Select
 from sqlalchemy.orm import Session, defer
 
 from pared.state.jobs import jobs_of
 from pared.state.references import mentions
-from pared.state.tables import Dataset, Job, Model
+from pared.state.tables import Dataset, Job, Model, first_job_id
 from pared.state.uploads import owned_uploads
 from pared.statuses import UploadStatus
 from service.job_views import views_of
@@ -20,6 +21,8 @@ Upload = TypeVar("Upload", Model, Dataset)
 View = TypeVar("View", bound=UploadView)
 
 ROWS = 25
+_SKEW_S = 3600.0
+"""How far the clock that ids are made by may be from the database's."""
 Text = Annotated[str, Query(max_length=200)]
 """What a name is to contain."""
 Status = UploadStatus | Literal[""]
@@ -73,9 +76,22 @@ def _view(row: Model | Dataset) -> UploadView:
     return model_view(row, inspection=False) if isinstance(row, Model) else dataset_view(row, inspection=False)
 
 
-def latest_jobs(session: Session, owner: str, most: int, *, naming: str | None = None) -> list[JobView]:
-    """The owner's newest jobs. Args: naming: an upload that they are about."""
-    query = jobs_of(owner)
-    if naming is not None:
-        query = query.where(mentions(naming))
+def latest_jobs(session: Session, owner: str, most: int) -> list[JobView]:
+    """The owner's newest jobs."""
+    return _newest(session, jobs_of(owner), most)
+
+
+def jobs_naming(session: Session, owner: str, upload_id: str, created_at: float | None, most: int) -> list[JobView]:
+    """The newest of the owner's jobs that an upload is named in.
+
+    Args:
+        created_at: when it came: only later jobs are looked through. None: it is part of pared.
+    """
+    query = jobs_of(owner).where(mentions(upload_id))
+    if created_at is not None:
+        query = query.where(Job.id > first_job_id(created_at - _SKEW_S))
+    return _newest(session, query, most)
+
+
+def _newest(session: Session, query: Select[Job], most: int) -> list[JobView]:
     return views_of(session, session.scalars(query.order_by(Job.id.desc()).limit(most)).all())

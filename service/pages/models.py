@@ -86,7 +86,7 @@ def _card(parts: Parts, owner: str, model_id: str, q: str, sort: Sort, show: Sho
     check_id(model_id, "mdl")
     with parts.sessions() as session:
         row = find_upload(session, owner, Model, model_id)
-        jobs = lists.latest_jobs(session, owner, _JOBS, naming=model_id)
+        jobs = lists.jobs_naming(session, owner, model_id, row.created_at, _JOBS)
         waits = waits_for(session, "auto") if row.status == "inspecting" else None
         model = model_view(row)
     inspection = model.inspection or {}

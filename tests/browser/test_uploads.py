@@ -19,7 +19,10 @@ from pared.state.owners import create_owner
 from tests.integration.service.conftest import Api, serving
 from tests.integration.service.test_previews import inspect
 from tests.support.browsing import Visit
+from tests.support.processes import PATIENCE_S
 from tests.support.stack import Stack
+
+expect.set_options(timeout=PATIENCE_S * 1000 / 4)  # as long as windows wait
 
 Visiting = Callable[..., Visit]
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\"\u202e'&amp;.pt"
