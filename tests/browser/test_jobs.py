@@ -108,7 +108,7 @@ def test_jobs_are_listed_filtered_and_compared(api: Api, visiting: Callable[...,
     assert page.locator("tbody tr").count() == 1
     assert "Training diverged" in page.locator("tbody").inner_text()
     page.get_by_role("link", name="All jobs").click()
-    page.get_by_label("File name, id or error").fill("NET_w")
+    page.get_by_label("Name, id, error").fill("NET_w")
     page.keyboard.press("Enter")
     page.get_by_role("link", name="net_weights.pt").wait_for()
     assert page.locator("tbody tr").count() == 1
