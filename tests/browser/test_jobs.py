@@ -281,6 +281,16 @@ def test_a_page_recovers_when_the_server_comes_back(tmp_path: Path, visiting: Ca
         visit.page.get_by_role("heading", name="Files").wait_for()
 
 
+def test_a_place_in_the_queue_moves_without_a_reload(tmp_path: Path, visiting: Callable[..., Visit]):
+    with serving(tmp_path / "data") as api:
+        first, second = submitted(api), submitted(api)
+        visit = visiting(str(api.base_url))
+        visit.page.goto(f"/jobs/{second}")
+        assert visit.page.get_by_text("1 job comes before it.").is_visible()
+        api.claim(first)
+        visit.page.get_by_text("It is next").wait_for()
+
+
 def test_a_page_is_its_owners_alone(tmp_path: Path, visiting: Callable[..., Visit]):
     with serving(tmp_path / "data", require_keys=True) as api:
         sessions = api.parts.sessions
@@ -364,4 +374,13 @@ def test_the_page_of_a_real_job_goes_from_the_queue_to_the_result(
     page.get_by_role("link", name="The report as one file").click()
     page.wait_for_url("**/report")
     assert "report of a prune job" in page.content()
+
+    page.goto(f"/jobs?text=SMALL.pt&type=prune&status=succeeded&model={model_id}&dataset=builtin:digits")
+    assert page.locator("tbody tr").count() == 1
+    page.goto(f"/jobs/compare?job={job_id}&job={stack.submit(spec | {'amount': 0.25})}")
+    assert page.get_by_role("row", name="amount 0.5 0.25").is_visible()
     visit.check_requests()
+    key = json.loads(stack.run("keys", "add", "operator", "--scope", "admin", "--json"))
+    answer = stack.http.get("/admin", headers={"X-API-Key": key["secret"]})
+    assert answer.status_code == 200, answer.text
+    assert "prune" in answer.text
