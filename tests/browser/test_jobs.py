@@ -19,7 +19,7 @@ from pared.state.owners import create_owner
 from pared.state.tables import Job, WorkerHeartbeat, new_id
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
-from tests.support.processes import PATIENCE_S
+from tests.support.processes import PATIENCE_S, wait_for
 from tests.support.servers import free_port
 from tests.support.stack import Stack
 
@@ -69,6 +69,7 @@ def test_a_page_follows_its_job_from_the_queue_to_the_result(api: Api, visiting:
     page = visit.page
     page.goto(f"/jobs/{job_id}")
     assert page.get_by_text("It is next").is_visible()
+    assert page.get_by_text("No worker that can run jobs is alive").is_visible()
     visit.check(tmp_path, "queued")
     visit.context.grant_permissions(["notifications"])
     page.evaluate("window.stays = true")
@@ -82,6 +83,10 @@ def test_a_page_follows_its_job_from_the_queue_to_the_result(api: Api, visiting:
     page.get_by_role("img", name="validation accuracy").wait_for()
     assert page.title().startswith("42 % · prune of digits_cnn.pt")
     assert page.locator("[aria-current=step]").inner_text().startswith("▸ Train")
+    page.evaluate("document.querySelector('.charts svg').kept = true")
+    write(api, job_id, fence, {}, *epochs(5, 5))
+    page.get_by_text("epoch 5 of 5").wait_for()
+    assert page.evaluate("document.querySelector('.charts svg').kept"), "elements stay while their content changes"
     visit.check(tmp_path, "running")
 
     api.finish_claimed(job_id, fence, {"model.pt": b"small"}, report_of("search"))
@@ -108,7 +113,7 @@ def test_jobs_are_listed_filtered_and_compared(api: Api, visiting: Callable[...,
     assert page.locator("tbody tr").count() == 1
     assert "Training diverged" in page.locator("tbody").inner_text()
     page.get_by_role("link", name="All jobs").click()
-    page.get_by_label("File name, id or error").fill("NET_w")
+    page.get_by_label("Name, id, error").fill("NET_w")
     page.keyboard.press("Enter")
     page.get_by_role("link", name="net_weights.pt").wait_for()
     assert page.locator("tbody tr").count() == 1
@@ -215,6 +220,11 @@ def test_a_notice_tells_of_the_end_where_it_is_allowed(api: Api, visiting: Calla
     visit.page.goto(f"/jobs/{job_id}")
     visit.page.get_by_role("button", name="Tell me when it ends").click()
     visit.page.get_by_text("You will be told").wait_for()
+    visit.page.evaluate(  # as when another tab is looked at, which a browser without a screen does not do
+        "Object.defineProperty(document, 'hidden', { get: () => true });"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    wait_for(lambda: api.parts.changes.open_streams == 0, "a hidden page holds no stream")
     api.finish(job_id)
     visit.page.wait_for_function("() => told.length")
     assert visit.page.evaluate("told") == ["Succeeded: Prune of digits_cnn.pt"]
@@ -269,6 +279,16 @@ def test_a_page_recovers_when_the_server_comes_back(tmp_path: Path, visiting: Ca
         visit.page.locator("[data-live]:not([data-trouble])").wait_for()
         api.finish_claimed(job_id, fence, report=report_of("search"))
         visit.page.get_by_role("heading", name="Files").wait_for()
+
+
+def test_a_place_in_the_queue_moves_without_a_reload(tmp_path: Path, visiting: Callable[..., Visit]):
+    with serving(tmp_path / "data") as api:
+        first, second = submitted(api), submitted(api)
+        visit = visiting(str(api.base_url))
+        visit.page.goto(f"/jobs/{second}")
+        assert visit.page.get_by_text("1 job comes before it.").is_visible()
+        api.claim(first)
+        visit.page.get_by_text("It is next").wait_for()
 
 
 def test_a_page_is_its_owners_alone(tmp_path: Path, visiting: Callable[..., Visit]):
@@ -354,4 +374,13 @@ def test_the_page_of_a_real_job_goes_from_the_queue_to_the_result(
     page.get_by_role("link", name="The report as one file").click()
     page.wait_for_url("**/report")
     assert "report of a prune job" in page.content()
+
+    page.goto(f"/jobs?text=SMALL.pt&type=prune&status=succeeded&model={model_id}&dataset=builtin:digits")
+    assert page.locator("tbody tr").count() == 1
+    page.goto(f"/jobs/compare?job={job_id}&job={stack.submit(spec | {'amount': 0.25})}")
+    assert page.get_by_role("row", name="amount 0.5 0.25").is_visible()
     visit.check_requests()
+    key = json.loads(stack.run("keys", "add", "operator", "--scope", "admin", "--json"))
+    answer = stack.http.get("/admin", headers={"X-API-Key": key["secret"]})
+    assert answer.status_code == 200, answer.text
+    assert "prune" in answer.text

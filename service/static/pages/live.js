@@ -1,7 +1,7 @@
 // Parts of a page that follow the server, where JavaScript runs: without it, a reload shows the same.
 //
 //   <section data-live="/jobs/ID/live" data-events="/v1/jobs/ID/events">   is fetched anew when an event comes
-//   <section data-live="/models/ID/card" data-every="1">                    is fetched anew every second
+//   <section data-live="/models/ID/card" data-every="1">                    is fetched anew every second; both may be there
 //
 // The answer is the same markup as the section's content. It is put into the page node by node, so that focus, open
 // details and selected text stay. A section follows until its content has an element with `data-ended`; elements with
@@ -58,9 +58,14 @@ export function say(text) {
 }
 
 function follow(section) {
-  let timer = null, asking = false, again = false, stream = null, said = spoken(section);
+  let timer = null, due = 0, asking = false, again = false, stream = null, said = spoken(section);
   const ended = () => section.querySelector("[data-ended]") !== null;
-  const later = (ms) => { timer ??= setTimeout(refresh, ms); };
+  const later = (ms) => {
+    if (timer !== null && due <= Date.now() + ms) return;
+    clearTimeout(timer);
+    due = Date.now() + ms;
+    timer = setTimeout(refresh, ms);
+  };
 
   async function refresh() {
     timer = null;
@@ -78,8 +83,10 @@ function follow(section) {
     if (trouble) later(3000);
     else if (ended()) stream?.close();
     else if (again) later(LEAST_MS);
-    else if (section.dataset.every) later(section.dataset.every * 1000);
-    else if (document.hidden) later(HIDDEN_MS);
+    else {
+      if (section.dataset.every) later(section.dataset.every * 1000);
+      if (document.hidden && section.dataset.events) later(HIDDEN_MS);
+    }
     again = false;
   }
 
@@ -90,7 +97,8 @@ function follow(section) {
     const log = section.querySelector("[data-tail]");
     const atEnd = log && log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
     // The parser drops white space at the beginning.
-    if (section.firstChild?.nodeType === Node.TEXT_NODE) fresh.prepend(section.firstChild.cloneNode());
+    const first = section.firstChild;
+    if (first?.nodeType === Node.TEXT_NODE && !first.data.trim()) fresh.prepend(first.cloneNode());
     morphChildren(section, fresh);
     const tail = section.querySelector("[data-tail]");
     if (tail && (atEnd || tail !== log)) tail.scrollTop = tail.scrollHeight;
@@ -116,11 +124,13 @@ function follow(section) {
   if (section.dataset.events) {
     listen();
     document.addEventListener("visibilitychange", () => {
+      if (ended()) return;
       if (document.hidden) stream?.close();
       else listen();
       later(document.hidden ? HIDDEN_MS : 0);
     });
-  } else later(section.dataset.every * 1000);
+  }
+  if (section.dataset.every) later(section.dataset.every * 1000);
 }
 
 function spoken(section) {
