@@ -11,11 +11,14 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.routing import Match
+from typer import Exit
+from typer._click.exceptions import BadOptionUsage, MissingParameter
 from typer.main import get_command
 
 from pared.cli.app import app
@@ -28,6 +31,7 @@ from service.app import create_app
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PARED = get_command(app)
+SENTENCES = (DOCS.parent / "README.md", DOCS.parent / "SECURITY.md", DOCS.parent / "pared/error_help.md")
 PAGES = {page: BLOCK.findall(page.read_text()) for page in sorted(DOCS.rglob("*.md"))}
 
 
@@ -67,23 +71,40 @@ def test_only_known_languages_are_named() -> None:
 def test_commands_parse(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words in commands(text):
-        for word in words:  # files that are uploaded must be there
-            if re.fullmatch(r"[\w-]+\.\w+", word):
-                Path(word).write_text("{}")
-            elif re.fullmatch(r"\./[\w-]+/", word):
-                Path(word).mkdir(exist_ok=True)
-                Path(word, "config.json").write_text("{}")
+        make_files(words)
         parse(PARED, words)
+
+
+def make_files(words: list[str]) -> None:
+    """The files that a command would upload: they must be there."""
+    for word in words:
+        if re.fullmatch(r"[\w-]+\.[\w.]+", word):
+            Path(word).write_text("{}")
+        elif re.fullmatch(r"\./[\w-]+/", word):
+            Path(word).mkdir(exist_ok=True)
+            Path(word, "config.json").write_text("{}")
 
 
 def parse(command: Any, words: list[str]) -> None:
     """Read the words as the command would, down to the last one of its subcommands; wrong usage raises."""
     name, *rest = words
     if hasattr(command, "commands"):
-        assert rest, f"{name} needs a subcommand"
-        parse(command.commands[rest[0]], rest)
+        if rest:  # a sentence may name all of them at once
+            parse(command.commands[rest[0]], rest)
     else:
         command.make_context(name, rest)
+
+
+@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), *SENTENCES], ids=lambda page: page.stem)
+def test_commands_in_sentences_are_known(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence may leave out what a command needs, but names no option or subcommand that there is not."""
+    monkeypatch.chdir(tmp_path)
+    sentences = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for command in re.findall(r"`(pared [a-z][^`…]*)`", sentences):
+        words = shlex.split(command, comments=True)
+        make_files(words)
+        with suppress(BadOptionUsage, MissingParameter, Exit):
+            parse(PARED, words)
 
 
 @pytest.mark.parametrize("text", blocks("bash", "console"))
