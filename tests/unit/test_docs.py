@@ -6,7 +6,7 @@ The README, the tutorial and the page about Python are run as they stand by `tes
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -22,7 +22,8 @@ from typer._click.exceptions import BadOptionUsage, MissingParameter
 from typer.main import get_command
 
 from pared.cli.app import app
-from pared.job_types import listed_spec
+from pared.error_help import error_help
+from pared.job_types import LISTED, listed_spec
 from pared.specs.uploads import EXAMPLE_DATASET_ID, EXAMPLE_MODEL_ID
 from pared.state.session import migrate
 from pared.state.settings import Settings
@@ -140,3 +141,17 @@ def test_what_python_imports_exists(text: str) -> None:
         elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def test_pages_made_from_the_code_have_all_of_it() -> None:
+    source = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    generate = importlib.util.module_from_spec(source)
+    source.loader.exec_module(generate)
+    pages = generate.pages()
+    assert {path for path in pages if path.startswith("problems/")} == {
+        f"problems/{name}.md" for name in [*error_help(), "index"]
+    }
+    assert all(f"`PARED_{name.upper()}`" in pages["reference/settings.md"] for name in Settings.model_fields)
+    assert all(f"\n## pared {name}\n" in pages["reference/cli.md"] for name in PARED.commands)
+    assert all(f"`{name}`" in pages["reference/specs.md"] for each in LISTED for name in each.spec.model_fields)
+    assert "`POST /v1/jobs`" in pages["reference/http.md"]
