@@ -6,20 +6,24 @@ The README, the tutorial and the page about Python are run as they stand by `tes
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.routing import Match
+from typer import Exit
+from typer._click.exceptions import BadOptionUsage, MissingParameter
 from typer.main import get_command
 
 from pared.cli.app import app
-from pared.job_types import listed_spec
+from pared.error_help import error_help
+from pared.job_types import LISTED, listed_spec
 from pared.specs.uploads import EXAMPLE_DATASET_ID, EXAMPLE_MODEL_ID
 from pared.state.session import migrate
 from pared.state.settings import Settings
@@ -28,6 +32,7 @@ from service.app import create_app
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PARED = get_command(app)
+SENTENCES = (DOCS.parent / "README.md", DOCS.parent / "SECURITY.md", DOCS.parent / "pared/error_help.md")
 PAGES = {page: BLOCK.findall(page.read_text()) for page in sorted(DOCS.rglob("*.md"))}
 
 
@@ -67,23 +72,40 @@ def test_only_known_languages_are_named() -> None:
 def test_commands_parse(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words in commands(text):
-        for word in words:  # files that are uploaded must be there
-            if re.fullmatch(r"[\w-]+\.\w+", word):
-                Path(word).write_text("{}")
-            elif re.fullmatch(r"\./[\w-]+/", word):
-                Path(word).mkdir(exist_ok=True)
-                Path(word, "config.json").write_text("{}")
+        make_files(words)
         parse(PARED, words)
+
+
+def make_files(words: list[str]) -> None:
+    """The files that a command would upload: they must be there."""
+    for word in words:
+        if re.fullmatch(r"[\w-]+\.[\w.]+", word):
+            Path(word).write_text("{}")
+        elif re.fullmatch(r"\./[\w-]+/", word):
+            Path(word).mkdir(exist_ok=True)
+            Path(word, "config.json").write_text("{}")
 
 
 def parse(command: Any, words: list[str]) -> None:
     """Read the words as the command would, down to the last one of its subcommands; wrong usage raises."""
     name, *rest = words
     if hasattr(command, "commands"):
-        assert rest, f"{name} needs a subcommand"
-        parse(command.commands[rest[0]], rest)
+        if rest:  # a sentence may name all of them at once
+            parse(command.commands[rest[0]], rest)
     else:
         command.make_context(name, rest)
+
+
+@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), *SENTENCES], ids=lambda page: page.stem)
+def test_commands_in_sentences_are_known(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence may leave out what a command needs, but names no option or subcommand that there is not."""
+    monkeypatch.chdir(tmp_path)
+    sentences = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for command in re.findall(r"`(pared [a-z][^`…]*)`", sentences):
+        words = shlex.split(command, comments=True)
+        make_files(words)
+        with suppress(BadOptionUsage, MissingParameter, Exit):
+            parse(PARED, words)
 
 
 @pytest.mark.parametrize("text", blocks("bash", "console"))
@@ -119,3 +141,17 @@ def test_what_python_imports_exists(text: str) -> None:
         elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def test_pages_made_from_the_code_have_all_of_it() -> None:
+    source = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    generate = importlib.util.module_from_spec(source)
+    source.loader.exec_module(generate)
+    pages = generate.pages()
+    assert {path for path in pages if path.startswith("problems/")} == {
+        f"problems/{name}.md" for name in [*error_help(), "index"]
+    }
+    assert all(f"`PARED_{name.upper()}`" in pages["reference/settings.md"] for name in Settings.model_fields)
+    assert all(f"\n## pared {name}\n" in pages["reference/cli.md"] for name in PARED.commands)
+    assert all(f"`{name}`" in pages["reference/specs.md"] for each in LISTED for name in each.spec.model_fields)
+    assert "`POST /v1/jobs`" in pages["reference/http.md"]
