@@ -17,6 +17,7 @@ from pared.state.keys import add_key
 from pared.state.owners import create_owner
 from pared.state.tables import Job
 from service.openapi import PLAN
+from service.pages.job_form import FORMS
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
 from tests.support.processes import wait_for
@@ -48,8 +49,9 @@ def url(api: Api) -> str:
 
 
 def newest_spec(api: Api) -> dict[str, Any]:
-    found: dict[str, Any] = api.get("/v1/jobs", params={"limit": 1}).json()["data"][0]["spec"]
-    return found
+    with api.parts.sessions() as session:
+        found = session.scalar(select(Job.spec).where(Job.type.in_(FORMS)).order_by(Job.id.desc()).limit(1))
+    return dict(found or {})
 
 
 def plans(api: Api) -> list[str]:
@@ -191,6 +193,12 @@ def test_it_works_without_javascript(api: Api, visiting: Callable[..., Visit], m
     page.locator("#plan").get_by_text("16,066").wait_for()
     expect(page.get_by_label("Amount amount")).to_have_value("0.4")
     expect(page.get_by_label("curl", exact=True)).to_contain_text('"amount": 0.4')
+
+
+def test_a_folded_group_opens_where_something_is_said(api: Api, model: str):
+    page = api.post("/jobs/new", data={"type": "prune", "model": model, "steps": "x", "quantize.bits": "4"}).text
+    opened = [part.split("<")[0] for part in page.split('<details class="group" open><summary>')[1:]]
+    assert opened == ["Schedule", "Weights that share values"]
 
 
 def test_the_same_click_twice_makes_one_job(api: Api, model: str):
