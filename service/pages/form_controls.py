@@ -199,10 +199,9 @@ def _control(
         return Control(path, "several", label, described, tuple((each, each) for each in only["items"]["enum"]))
     simple = _simple_kind(only)
     if simple is not None:
-        examples = field.get("examples") or [None]
-        shown = examples[0] if default is None else default
-        hint = "" if shown is None else Control(path, simple, "", "").texts_of(shown)
-        return Control(path, simple, label, described, placeholder=hint[0] if hint else "")
+        shown = (field.get("examples") or [None])[0] if default is None else default
+        texts = None if shown is None else Control(path, simple, "", "").texts_of(shown)
+        return Control(path, simple, label, described, placeholder=texts[0] if texts else "")
     return Control(path, "json", label, described, placeholder=example or placeholder, required=required)
 
 

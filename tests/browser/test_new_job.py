@@ -20,8 +20,10 @@ from service.openapi import PLAN
 from service.pages.job_form import FORMS
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
+from tests.support.models import zoo
 from tests.support.processes import wait_for
 from tests.support.specs_of_all_kinds import EXAMPLE_MODEL_ID, OF_ALL_KINDS
+from tests.support.stack import Stack
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'`$(id)\u202e"
 
@@ -320,3 +322,24 @@ def test_limits_are_told_on_the_form(tmp_path: Path):
         refused = api.post("/jobs/new", data=form)
         assert (refused.status_code, "The job cannot be sent like this" in refused.text) == (429, True)
         assert 'value="0.5"' in refused.text
+
+
+def test_what_is_planned_is_what_comes_out(stack: Stack, visiting: Callable[..., Visit]):
+    model = stack.upload_model(zoo.upload("plain_cnn", "scripted"), "plain_cnn.pt")
+    data = stack.upload_dataset(zoo.dataset("plain_cnn"), "plain_cnn.npz")
+    for each in (model, data):
+        assert stack.inspected(each)["status"] == "ready"
+    visit = visiting(stack.url)
+    page = visit.page
+    page.goto(f"/jobs/new?type=prune&model={model}&dataset={data}")
+    page.get_by_label("Epochs retrain.epochs").fill("1")
+    page.get_by_label("torchscript").check()
+    planned = page.locator("#plan:not([aria-busy]) .tiles b")
+    planned.first.wait_for()
+    parameters = planned.first.inner_text()
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/jobs/job_*")
+    report = stack.succeeded(page.url.rpartition("/")[2])
+    assert f"{report['after']['parameters']:,}" == parameters
+    assert report["before"]["parameters"] > report["after"]["parameters"]
+    visit.check_requests()
