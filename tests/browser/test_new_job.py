@@ -328,7 +328,8 @@ def test_what_is_planned_is_what_comes_out(stack: Stack, visiting: Callable[...,
     model = stack.upload_model(zoo.upload("plain_cnn", "scripted"), "plain_cnn.pt")
     data = stack.upload_dataset(zoo.dataset("plain_cnn"), "plain_cnn.npz")
     for each in (model, data):
-        assert stack.inspected(each)["status"] == "ready"
+        inspected = stack.inspected(each)
+        assert inspected["status"] == "ready", inspected["reason"]
     visit = visiting(stack.url)
     page = visit.page
     page.goto(f"/jobs/new?type=prune&model={model}&dataset={data}")
