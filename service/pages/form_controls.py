@@ -195,7 +195,7 @@ def _control(
         hint = placeholder or ("any" if kind == "share" else "")
         return Control(path, kind, label, described, (), least, most, whole, hint)
     example = f"such as {_written(field['examples'][0])}" if field.get("examples") else ""
-    if only.get("type") == "array" and "enum" in only["items" if "items" in only else "prefixItems"]:
+    if only.get("type") == "array" and "enum" in only.get("items", {}):
         return Control(path, "several", label, described, tuple((each, each) for each in only["items"]["enum"]))
     simple = _simple_kind(only)
     if simple is not None:
