@@ -195,13 +195,12 @@ def _control(
         hint = placeholder or ("any" if kind == "share" else "")
         return Control(path, kind, label, described, (), least, most, whole, hint)
     example = f"such as {_written(field['examples'][0])}" if field.get("examples") else ""
-    if only.get("type") == "array" and "enum" in only["items" if "items" in only else "prefixItems"]:
+    if only.get("type") == "array" and "enum" in only.get("items", {}):
         return Control(path, "several", label, described, tuple((each, each) for each in only["items"]["enum"]))
     simple = _simple_kind(only)
     if simple is not None:
-        examples = field.get("examples") or [None]
-        shown = examples[0] if default is None else default
-        texts = [] if shown is None else Control(path, simple, "", "").texts_of(shown)
+        shown = (field.get("examples") or [None])[0] if default is None else default
+        texts = None if shown is None else Control(path, simple, "", "").texts_of(shown)
         return Control(path, simple, label, described, placeholder=texts[0] if texts else "")
     return Control(path, "json", label, described, placeholder=example or placeholder, required=required)
 

@@ -18,7 +18,7 @@ from pared.specs.pipelines import MAX_STEPS
 from service import untrusted_json
 from service.job_specs import checked, shortest
 from service.pages.form_controls import Control, same
-from service.pages.form_layouts import FORMS, MORE, JobForm
+from service.pages.form_layouts import FORMS, MORE, Group, JobForm
 
 __all__ = ["FORMS", "MORE", "Filled", "JobForm", "place", "read", "texts_of"]
 
@@ -49,6 +49,10 @@ class Filled:
     def text(self, name: str) -> str:
         """What stands in a control."""
         return (self.texts.get(name) or [""])[-1]
+
+    def has_part_in(self, group: Group) -> bool:
+        """Whether anything was typed into a group of fields, or is wrong there."""
+        return any(any(self.texts.get(each.name, ())) or each.name in self.errors for each in group.controls)
 
     def refuse(self, name: str | None, why: str) -> None:
         """Say that something is wrong with a control, or with none."""

@@ -17,10 +17,13 @@ from pared.state.keys import add_key
 from pared.state.owners import create_owner
 from pared.state.tables import Job
 from service.openapi import PLAN
+from service.pages.job_form import FORMS
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
+from tests.support.models import zoo
 from tests.support.processes import wait_for
 from tests.support.specs_of_all_kinds import EXAMPLE_MODEL_ID, OF_ALL_KINDS
+from tests.support.stack import Stack
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'`$(id)\u202e"
 
@@ -48,8 +51,9 @@ def url(api: Api) -> str:
 
 
 def newest_spec(api: Api) -> dict[str, Any]:
-    found: dict[str, Any] = api.get("/v1/jobs", params={"limit": 1}).json()["data"][0]["spec"]
-    return found
+    with api.parts.sessions() as session:
+        found = session.scalar(select(Job.spec).where(Job.type.in_(FORMS)).order_by(Job.id.desc()).limit(1))
+    return dict(found or {})
 
 
 def plans(api: Api) -> list[str]:
@@ -193,6 +197,12 @@ def test_it_works_without_javascript(api: Api, visiting: Callable[..., Visit], m
     expect(page.get_by_label("curl", exact=True)).to_contain_text('"amount": 0.4')
 
 
+def test_a_folded_group_opens_where_something_is_said(api: Api, model: str):
+    page = api.post("/jobs/new", data={"type": "prune", "model": model, "steps": "x", "quantize.bits": "4"}).text
+    opened = [part.split("<")[0] for part in page.split('<details class="group" open><summary>')[1:]]
+    assert opened == ["Schedule", "Weights that share values"]
+
+
 def test_the_same_click_twice_makes_one_job(api: Api, model: str):
     page = api.get("/jobs/new", params={"type": "prune", "model": model}).text
     key = page.split('name="key" value="')[1].split('"')[0]
@@ -312,3 +322,25 @@ def test_limits_are_told_on_the_form(tmp_path: Path):
         refused = api.post("/jobs/new", data=form)
         assert (refused.status_code, "The job cannot be sent like this" in refused.text) == (429, True)
         assert 'value="0.5"' in refused.text
+
+
+def test_what_is_planned_is_what_comes_out(stack: Stack, visiting: Callable[..., Visit]):
+    model = stack.upload_model(zoo.upload("plain_cnn", "scripted"), "plain_cnn.pt")
+    data = stack.upload_dataset(zoo.dataset("plain_cnn"), "plain_cnn.npz")
+    for each in (model, data):
+        inspected = stack.inspected(each)
+        assert inspected["status"] == "ready", inspected["reason"]
+    visit = visiting(stack.url)
+    page = visit.page
+    page.goto(f"/jobs/new?type=prune&model={model}&dataset={data}")
+    page.get_by_label("Epochs retrain.epochs").fill("1")
+    page.get_by_label("torchscript").check()
+    planned = page.locator("#plan:not([aria-busy]) .tiles b")
+    planned.first.wait_for()
+    parameters = planned.first.inner_text()
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/jobs/job_*")
+    report = stack.succeeded(page.url.rpartition("/")[2])
+    assert f"{report['after']['parameters']:,}" == parameters
+    assert report["before"]["parameters"] > report["after"]["parameters"]
+    visit.check_requests()
