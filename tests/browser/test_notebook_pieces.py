@@ -1,0 +1,37 @@
+"""What notebooks show, in a browser: readable by anybody on a light and a dark notebook, and harmless to the rest of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.browsing import Visit
+from tests.unit.test_notebook import pieces
+
+OUTSIDE = '<table id="outside"><tr><th>a</th><td>b</td></tr></table>'
+LOOK = "JSON.stringify(['th', 'td'].map(tag => ({...getComputedStyle(document.querySelector('#outside ' + tag))})))"
+
+
+@pytest.mark.parametrize("light", ["true", "false"])
+def test_pieces_are_accessible_and_keep_to_themselves(
+    visiting: Callable[..., Visit], tmp_path: Path, light: str
+) -> None:
+    shown = pieces()
+    body = "".join(piece.replace("<details>", "<details open>") for piece in shown.values())
+    background = "#fff" if light == "true" else "#111"
+    head = '<!DOCTYPE html><html lang="en"><meta name="viewport" content="width=device-width"><title>a notebook</title>'
+    start = f'{head}<body data-jp-theme-light="{light}" bgcolor="{background}"><main><h1>A notebook</h1>'
+    for name, content in (("plain", OUTSIDE), ("pieces", OUTSIDE + body)):
+        (tmp_path / f"{name}.html").write_text(f"{start}{content}</main></body></html>")
+    visit = visiting(tmp_path.as_uri())
+    looks = []
+    for name in ("plain", "pieces"):
+        visit.page.goto((tmp_path / f"{name}.html").as_uri())
+        looks.append(visit.page.evaluate(LOOK))
+    assert looks[0] == looks[1]
+    page = visit.page.evaluate("getComputedStyle(document.querySelector('.pared')).backgroundColor")
+    assert page == ("rgb(255, 255, 255)" if light == "true" else "rgb(20, 23, 27)")
+    visit.page.add_style_tag(content="h1, #outside { display: none }")
+    visit.check(tmp_path, "pieces")
