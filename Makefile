@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories tables files coverage fuzz campaign clean
+.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories examples tables files coverage fuzz campaign clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -151,6 +151,9 @@ files: $(DEV)  ## Model files as people hold them, from the upload to results th
 
 stories: $(DEV)  ## Users' stories over HTTP, a model and data of each task, pruned, pruned for a goal and distilled: the table
 	$(BIN)/python -m pytest tests/e2e/test_stories.py -m 'campaign or not campaign' -rP -p no:logging
+
+examples: $(DEV)  ## All notebooks and scripts of examples/, as they stand, against a whole service
+	$(BIN)/python -m pytest tests/e2e/test_examples.py -m 'campaign or not campaign'
 
 coverage: $(DEV)  ## Which architectures lose channels, in which form of file: the table
 	$(BIN)/python -m pytest tests/integration/compression/test_coverage.py -m campaign -rP -p no:logging

@@ -81,6 +81,7 @@ _TOGETHER = (
     (
         *("integration/client/test_cli", "integration/test_setup", "e2e/test_files", "e2e/test_stories"),
         *("e2e/test_data_sets", "e2e/test_texts", "e2e/test_granularities", "e2e/test_device", "e2e/test_imports"),
+        "e2e/test_examples",
     ),
 )
 """Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs

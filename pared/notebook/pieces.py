@@ -16,7 +16,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def filled(template: str, **context: Any) -> str:
     """A template with its blanks filled, within an element that has the style."""
-    return environment(_TEMPLATES).get_template(template).render(style=scoped_style(), **context)
+    piece = environment(_TEMPLATES).get_template(template).render(style=scoped_style(), **context)
+    # Landmarks are for one page; among the many pieces of a notebook they would only be in the way.
+    return piece.replace('role="region"', 'role="group"')
 
 
 def key_of(text: str) -> str:

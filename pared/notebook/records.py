@@ -139,7 +139,7 @@ def _inspected(layer: Mapping[str, Any], largest: float) -> tuple[list[str], Bar
     can = (
         "can lose channels"
         if layer.get("prunable_channels") is True
-        else texts.sentence(str(layer.get("reason") or "keeps its channels"), 160)
+        else texts.sentence(str(layer.get("reason") or numbers.NOTHING), 160)
     )
     cells = [
         texts.name(layer.get("name", "")),

@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 
+from pared.examples.train_digits import main
+from tests.e2e.test_readme import blocks
 from tests.support.campaign import each_nth
-from tests.support.notebooks import executed, html_of
+from tests.support.notebooks import executed, html_of, of_cells
 from tests.support.stack import Stack
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -79,3 +81,15 @@ def test_the_workflow_runs_the_script_that_is_tested_here() -> None:
     assert {
         step["uses"] for step in steps if step.get("uses", "").startswith(("actions/checkout", "actions/setup"))
     } <= pinned
+
+
+@pytest.mark.campaign
+def test_the_page_on_notebooks_runs_as_one(embedded: Stack, tmp_path: Path) -> None:
+    main(tmp_path)
+    notebook = of_cells(*(text for language, text in blocks(EXAMPLES.parent / "docs/notebooks.md")))
+    executed(notebook, tmp_path, embedded.env)
+    plan, watched, report, layers = html_of(notebook)
+    assert "plan: what the job would do" in plan
+    assert ">succeeded</span>" in watched
+    assert "prune report" in report
+    assert "<th>left</th>" in layers

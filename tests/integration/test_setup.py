@@ -264,7 +264,7 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 FILES = {str(path.relative_to(ROOT)) for path in ROOT.glob("*") if path.is_file()} | {
     str(path.relative_to(ROOT))
-    for folder in ("pared", "service", "worker", "migrations", "tests", "benchmarks", "docs", ".github")
+    for folder in ("pared", "service", "worker", "migrations", "tests", "benchmarks", "docs", "examples", ".github")
     for path in (ROOT / folder).rglob("*")
     if "__pycache__" not in path.parts
 }
