@@ -68,8 +68,10 @@ def new_job(
     model: _Id = None,
     dataset: _Id = None,
     from_: Annotated[str | None, Query(alias="from", max_length=100)] = None,
+    amount: Annotated[float | None, Query(gt=0, lt=1)] = None,
+    round_to: Annotated[int | None, Query(ge=1, le=1024)] = None,
 ) -> Response:
-    """The form: with what is usual, or as another job was posted."""
+    """The form: with what is usual, or as another job was posted, or as that would make one point of its search."""
     if from_:
         check_id(from_, "job")
         with parts.sessions() as session:
@@ -78,6 +80,9 @@ def new_job(
     else:
         form = _form_called(type_)
         given = {name: [text] for name, text in form.usual.items()}
+    if amount is not None:
+        given = {name: texts for name, texts in given.items() if not name.startswith("target.")}
+        given |= {"amount": [f"{amount!r}"]} | ({"round_to": [str(round_to)]} if round_to else {})
     given |= {name: [text] for name, text in ((form.model, model), ("dataset", dataset)) if text}
     filled = read(form, given)
     for name in filled.missing:  # nobody has had the time to fill it in

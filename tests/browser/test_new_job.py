@@ -230,6 +230,14 @@ def test_a_job_is_sent_again_with_changes(api: Api, visit: Visit, model: str, na
     assert newest_spec(api) == job["spec"]
 
 
+def test_a_point_of_a_search_is_asked_for_instead_of_its_goal(api: Api, visit: Visit, model: str):
+    spec = json.loads(json.dumps(OF_ALL_KINDS["prune: goal"]).replace(EXAMPLE_MODEL_ID, model))
+    job = api.post("/v1/jobs", json=spec).json()
+    visit.page.goto(f"/jobs/new?from={job['id']}&amount=0.375&round_to=8")
+    visit.page.get_by_label("curl", exact=True).wait_for()
+    assert shown_spec(visit) == job["spec"] | {"target": None, "amount": 0.375, "round_to": 8}
+
+
 def test_hostile_values_are_text(api: Api, visit: Visit, tmp_path: Path):
     made = api.upload(b"another model", HOSTILE + ".pt")
     api.inspected(made["id"])
