@@ -4,10 +4,10 @@ Hinton, Vinyals and Dean 2015 (arXiv:1503.02531) train a network of two hidden l
 images moved by up to two pixels; of 10,000 test images it gets 67 wrong. One of 800 units a layer without either gets
 146 wrong on the labels, and 74 where it also learns the answers of the larger one at a temperature of 20: 91 % of the
 gap closes. Here a teacher is trained so by plain PyTorch, with less dropout, for fewer epochs are enough then. Students
-are trained by `pared.compression.distill`, with the teacher and on labels alone from the same start in one job: in the first job on images that stay as they are, as
-Hinton's were; in the second on images moved as the teacher's are, which it answers as they come. `--short`: fewer
-epochs and images, to see that it runs. An interrupted run goes on where it stopped: results are kept in
-`build/bench-hinton`.
+are trained by `pared.compression.distill`, with the teacher and on labels alone from the same start in one job: in the
+first job on images that stay as they are, as Hinton's were; in the second on images moved as the teacher's are, which
+it answers as they come. `--short`: fewer epochs and images, to see that it runs. An interrupted run goes on where it
+stopped: results are kept in `build/bench-hinton`.
 """
 
 from __future__ import annotations
