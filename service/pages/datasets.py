@@ -85,7 +85,7 @@ def _card(parts: Parts, owner: str, dataset_id: str) -> dict[str, Any]:
             row = find_upload(session, owner, Dataset, dataset_id)
             dataset = dataset_view(row)
             if row.status == "inspecting":
-                waits = waits_for(session, "auto")
+                waits = waits_for(session, "auto", "the data set")
             elif row.status == "ready":
                 preview = _preview(parts, row)
         jobs = lists.latest_jobs(session, owner, _JOBS, naming=dataset_id)

@@ -198,7 +198,7 @@ def _doing(view: JobView) -> str:
     if view.status == "queued":
         before = (view.queue_position or 1) - 1
         if not before:
-            return "It is next: a worker that is free takes it."
+            return "It is next." if view.waits_for else "It is next: a worker that is free takes it."
         return f"{before:,} job{' comes' if before == 1 else 's come'} before it."
     if view.status == "canceling":
         return "Its worker ends it within seconds."
