@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session
 from pared.errors import Conflict
 from pared.report_page import numbers
 from pared.state import webhooks
+from pared.state.deliveries import TEST
 from pared.state.keys import list_keys
 from pared.state.limits import Limit, usage
 from pared.state.owners import LOCAL_OWNER
@@ -94,10 +96,8 @@ def account(request: Request, parts: PartsOf, caller: CallerOf) -> Response:
 def test_webhook(parts: PartsOf, caller: CallerOf, webhook_id: str) -> Response:
     """Send a webhook a test, unless one is under way, and show what is known of it."""
     check_id(webhook_id, "whk")
-    try:
+    with contextlib.suppress(Conflict):
         webhooks.send_test(parts.sessions, caller.owner, webhook_id)
-    except Conflict:
-        pass
     parts.webhooks.wake()
     return see_other("/account")
 
@@ -144,7 +144,7 @@ def _webhook_rows(session: Session, owner: str) -> list[WebhookRow]:
         else:
             tone, state, why = "good", "works" if last is not None else "nothing was sent yet", ""
         events = ", ".join(name.removeprefix("job.") for name in hook.events)
-        testing = last is not None and last.event == webhooks.TEST and last.status == "pending"
+        testing = last is not None and last.event == TEST and last.status == "pending"
         text = hook.description or ""
         rows.append(WebhookRow(hook.url, hook.id, text, events, tone, state, why, _became(last, now), testing))
     return rows
