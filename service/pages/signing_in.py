@@ -26,7 +26,8 @@ async def sign_in_page(request: Request, parts: PartsOf, next: _Next = "/") -> R
             await run_in_threadpool(keys.caller_of, parts.sessions, own)
         except Unauthorized as error:
             problem = f"{error.detail} Sign in with another one: you come back to the page where you were."
-    return render(request, "sign_in.html.j2", {"next": _own_path(next), "problem": problem})
+    context = {"next": _own_path(next), "problem": problem, "signed_in": own is not None and problem is None}
+    return render(request, "sign_in.html.j2", context)
 
 
 @router.post("/sign-in")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pared.state.keys import add_key, list_keys, revoke_key
 from pared.state.owners import create_owner
@@ -43,14 +43,17 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def picture(page: Page, name: str) -> None:
-    """Leave a picture of what is to be seen now, small enough to be kept."""
+def picture(page: Page, name: str, of: Locator | None = None) -> None:
+    """Leave a picture of what is to be seen now, or of a part of the page, small enough to be kept."""
     folder = os.environ.get("PARED_PICTURES")
     if not folder:
         return
     page.emulate_media(color_scheme="light", reduced_motion="reduce")
     page.set_viewport_size(PICTURE)  # type: ignore[arg-type]
-    content = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    if of is None:
+        height = min(PICTURE["height"], page.locator("body").evaluate("body => body.scrollHeight"))
+        page.set_viewport_size(PICTURE | {"height": height})  # type: ignore[arg-type]
+    content = Image.open(io.BytesIO((page if of is None else of).screenshot())).convert("RGB")
     content.quantize(48, dither=Image.Dither.NONE).save(Path(folder) / f"{name}.png", optimize=True)
 
 
@@ -310,7 +313,7 @@ def test_a_link_to_what_is_no_longer_kept(tmp_path: Path, visiting: Visiting):
         picture(page, "expired-link")
         visit.check()
         page.get_by_role("main").get_by_role("link", name="your limits").click()
-        says(page, "are deleted after 1 days")
+        says(page, "are deleted after 1 day.")
         page.go_back()
         page.get_by_role("main").get_by_role("link", name="the start").click()
         page.get_by_role("heading", name="Make a trained PyTorch model smaller").wait_for()
@@ -350,11 +353,10 @@ def test_a_webhook_whose_receiver_is_gone(tmp_path: Path, visiting: Visiting):
         page = visit.page
         page.goto("/account")
         row = page.get_by_role("row", name="our CI")
-        row.scroll_into_view_if_needed()
         expect(row).to_contain_text("disabled")
         expect(row).to_contain_text("the receiver says that it is gone", ignore_case=True)
         says(page, "Mend what receives its notices, then send a test: delivered, it enables the webhook again")
-        picture(page, "webhook-dead")
+        picture(page, "webhook-dead", page.get_by_role("region", name="Your webhooks", exact=True))
         visit.check()
         receiver.answer = 204  # type: ignore[attr-defined]
         page.get_by_role("button", name="Send a test").click()
