@@ -25,6 +25,7 @@ from service.pages.words import ago, moment
 router = APIRouter(include_in_schema=False)
 
 _MOST_WEBHOOKS = 100
+_ENDS = {"job.succeeded": "succeeded", "job.failed": "failed", "job.canceled": "was canceled"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _webhook_rows(session: Session, owner: str) -> list[WebhookRow]:
             tone, state, why = "bad", f"fails since {moment(hook.failing_since)}", "It is tried again for a day."
         else:
             tone, state, why = "good", "works" if last is not None else "nothing was sent yet", ""
-        events = ", ".join(name.removeprefix("job.") for name in hook.events)
+        events = ", ".join(_ENDS.get(name, name) for name in hook.events)
         testing = last is not None and last.event == TEST and last.status == "pending"
         text = hook.description or ""
         rows.append(WebhookRow(hook.url, hook.id, text, events, tone, state, why, _became(last, now), testing))
@@ -153,7 +154,11 @@ def _webhook_rows(session: Session, owner: str) -> list[WebhookRow]:
 def _became(delivery: WebhookDelivery | None, now: float) -> str:
     if delivery is None:
         return ""
-    what = "test" if delivery.job_id is None else delivery.event.removeprefix("job.")
-    words = {"pending": "on its way", "delivered": "delivered", "failed": "not delivered"}[delivery.status]
-    when = "" if delivery.attempted_at is None else f" {ago(delivery.attempted_at, now)}"
-    return f"{what} {words}{when}" + (f": {delivery.problem}." if delivery.problem else "")
+    what = "a test" if delivery.job_id is None else f"of a job that {_ENDS.get(delivery.event, 'ended')}"
+    if delivery.attempted_at is None:
+        return f"{what}: on its way"
+    when = ago(delivery.attempted_at, now)
+    if delivery.status == "delivered":
+        return f"{what}: delivered {when}"
+    words = "not taken yet" if delivery.status == "pending" else "not delivered"
+    return f"{what}: {words}, tried {when}. {delivery.problem or 'The answer is awaited'}."
