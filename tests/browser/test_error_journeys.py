@@ -1,7 +1,7 @@
 """Twelve ways in which something goes wrong: the page says what it is and what to do, and one can go on from there.
 
 With `PARED_PICTURES=FOLDER` each leaves a picture of its page there: `make pictures` makes those of docs/errors.
-What other tests have checked for everybody is not checked again: uploads and forms that are refused, jobs that wait.
+What other tests have checked for everybody is not checked again: forms that are refused, jobs that wait, results.
 """
 
 from __future__ import annotations
@@ -171,7 +171,6 @@ def test_a_goal_that_cannot_be_reached(api: Api, visiting: Visiting):
     page.goto(f"/jobs/{job}")
     says(page, "goal infeasible", "where at most 0 points was asked", "Its files are those of the nearest result")
     picture(page, "goal-infeasible")
-    visit.check()
     page.get_by_role("main").get_by_role("link", name="submit it again").click()
     page.wait_for_url(f"**/jobs/new?from={job}")
     page.get_by_role("button", name="Start the job").click()
@@ -355,3 +354,24 @@ def test_a_webhook_whose_receiver_is_gone(tmp_path: Path, visiting: Visiting):
         page.reload()
         expect(page.get_by_role("row", name="our CI")).to_contain_text("works")
         visit.check_requests()
+
+
+def test_a_webhook_is_seen_and_tested_by_its_owner_alone(tmp_path: Path):
+    with serving(tmp_path / "data", require_keys=True, allow_private_webhooks=True) as api:
+        sessions = api.parts.sessions
+        ann, bob = (add_key(sessions, create_owner(sessions, name).id, name).secret for name in ("ann", "bob"))
+        asked = {"url": "http://127.0.0.1:9/pared", "description": "<img src=x onerror=alert(1)>\x1b[31m"}
+        made = api.post("/v1/webhooks", json=asked, headers={"X-API-Key": ann})
+        assert made.status_code == 201, made.text
+        hook, page = made.json()["id"], {"Accept": "text/html"}
+        shown = {key: api.get("/account", headers=page | {"X-API-Key": key}).text for key in (ann, bob)}
+        assert hook in shown[ann]
+        assert hook not in shown[bob]
+        assert "<img" not in shown[ann]
+        assert "\x1b" not in shown[ann]
+        for key, each in ((bob, hook), (ann, "whk_" + "0" * 26), (ann, "%00<b>"), (ann, "..%2f" + "x" * 3000)):
+            answer = api.post(f"/account/webhooks/{each}/test", headers=page | {"X-API-Key": key})
+            assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8"), each
+        for _ in range(2):  # the second while the first may be under way
+            answer = api.post(f"/account/webhooks/{hook}/test", headers=page | {"X-API-Key": ann})
+            assert (answer.status_code, answer.headers["location"]) == (303, "/account")
