@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories examples tables files coverage fuzz campaign clean
+.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories examples tables pictures files coverage fuzz campaign clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -145,6 +145,9 @@ same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as
 
 tables: $(DEV)  ## All rows of the tables of tests of which make test tries some by turns
 	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder tests/e2e tests/integration tests/browser -m campaign
+
+pictures: $(DEV)  ## Pictures of the pages when something goes wrong, by the tests that walk through it -> docs/errors
+	PARED_PICTURES=docs/errors $(BIN)/python -m pytest tests/browser/test_error_journeys.py -q
 
 files: $(DEV)  ## Model files as people hold them, from the upload to results that load or to a refusal: the table
 	$(BIN)/python -m pytest tests/e2e/test_files.py -m 'campaign or not campaign' -rP -p no:logging

@@ -55,17 +55,17 @@ def check_device(session: Session, device: str, pointer: str) -> None:
     )
 
 
-def waits_for(session: Session, device: str) -> str | None:
+def waits_for(session: Session, device: str, what: str = "the job") -> str | None:
     """Why a queued job that asks for this device is not taken, where no living worker could; None: one could."""
-    return reason_to_wait(living(session), device)
+    return reason_to_wait(living(session), device, what)
 
 
-def reason_to_wait(workers: Sequence[WorkerHeartbeat], device: str) -> str | None:
+def reason_to_wait(workers: Sequence[WorkerHeartbeat], device: str, what: str = "the job") -> str | None:
     """The same, of living workers that are known."""
     if any(serves(worker, device) for worker in workers):
         return None
     kind = "worker with a GPU that works" if device == "cuda" else "worker that can run jobs"
-    return f"No {kind} is alive, and the job waits for one.{_problems(workers)}"
+    return f"No {kind} is alive, and {what} waits for one.{_problems(workers)}"
 
 
 def _problems(workers: Sequence[WorkerHeartbeat]) -> str:

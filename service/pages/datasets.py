@@ -85,7 +85,7 @@ def _card(parts: Parts, owner: str, dataset_id: str) -> dict[str, Any]:
             row = find_upload(session, owner, Dataset, dataset_id)
             dataset, created_at = dataset_view(row), row.created_at
             if row.status == "inspecting":
-                waits = waits_for(session, "auto")
+                waits = waits_for(session, "auto", "the data set")
             elif row.status == "ready":
                 preview = _preview(parts, row)
         jobs = lists.jobs_naming(session, owner, dataset_id, created_at, _JOBS)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from pared.specs import BUILTIN_DATASETS, Spec
 from service import untrusted_json
+from service.pages.words import with_code
 
 Kind = Literal["number", "share", "choice", "flag", "several", "lines", "numbers", "pairs", "json", "upload", "given"]
 """`share`: a number with a slider; `several`: boxes to tick; `lines`: a text a line; `pairs`: `name=number` a line;
@@ -115,12 +116,6 @@ class Control:
 def same(one: Any, other: Any) -> bool:
     """Whether two values are the same JSON: 1 is neither true nor "1"."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
-def with_code(text: str) -> Markup:
-    """A description with what stands in backticks as code."""
-    parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts)))  # noqa: S704 - escaped above
 
 
 def controls_of(spec: type[Spec], within: tuple[str, ...] = (), *, nested: Sequence[str] = ()) -> list[Control]:

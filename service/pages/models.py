@@ -87,7 +87,7 @@ def _card(parts: Parts, owner: str, model_id: str, q: str, sort: Sort, show: Sho
     with parts.sessions() as session:
         row = find_upload(session, owner, Model, model_id)
         jobs = lists.jobs_naming(session, owner, model_id, row.created_at, _JOBS)
-        waits = waits_for(session, "auto") if row.status == "inspecting" else None
+        waits = waits_for(session, "auto", "the model") if row.status == "inspecting" else None
         model = model_view(row)
     inspection = model.inspection or {}
     layers = inspected.layers_of(inspection)

@@ -25,7 +25,6 @@ from service.dependencies import CallerOf, Following, Parts, PartsOf, RequestId,
 from service.job_specs import checked
 from service.long_polling import requested_wait_s
 from service.pages.form_bodies import FormTexts
-from service.pages.form_controls import with_code
 from service.pages.job_form import FORMS, MORE, Filled, JobForm, place, read, texts_of
 from service.pages.plan_view import shown_plan
 from service.pages.site import render, see_other
@@ -201,7 +200,6 @@ def _page(
         "key": key,
         "more": MORE,
         "resubmitted": resubmitted,
-        "with_code": with_code,
         **_preview_context(request, caller, filled, planned or Planned()),
     }
     return render(request, "new_job.html.j2", context, status=status)
@@ -217,7 +215,6 @@ def _preview_context(request: Request, caller: Caller, filled: Filled, planned: 
         "labels": labels,
         "planned": planned,
         "snippets": [] if filled.spec is None else snippets_of(filled.spec, url, with_key=with_key),
-        "with_code": with_code,
         **_shown(planned),
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import groupby
 
 from fastapi import APIRouter, Request, Response
-from markupsafe import Markup, escape
 
 from pared.error_help import error_help
 from pared.errors import NotFound
@@ -21,7 +20,7 @@ _NAME_CHARACTERS = 100
 def problems(request: Request) -> Response:
     """All errors, by where they are met."""
     groups = [(name, list(those)) for name, those in groupby(error_help().values(), key=lambda one: one.group)]
-    return render(request, "problems.html.j2", {"groups": groups, "coded": _coded})
+    return render(request, "problems.html.j2", {"groups": groups})
 
 
 @router.get("/problems/{name}")
@@ -30,10 +29,4 @@ def problem(request: Request, name: str) -> Response:
     found = error_help().get(name)
     if found is None:
         raise NotFound(f"No error is called {name[:_NAME_CHARACTERS]}. All of them are at /problems.")
-    return render(request, "problem_help.html.j2", {"problem": found, "coded": _coded})
-
-
-def _coded(text: str) -> Markup:
-    """The text with what stands between backticks as code."""
-    parts = (escape(part) for part in text.split("`"))
-    return Markup().join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+    return render(request, "problem_help.html.j2", {"problem": found})

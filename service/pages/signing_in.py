@@ -18,9 +18,16 @@ _Next = Annotated[str, Query(max_length=2000)]
 
 
 @router.get("/sign-in")
-async def sign_in_page(request: Request, next: _Next = "/") -> Response:  # noqa: A002 - the name people expect
-    """The form that asks for a key."""
-    return render(request, "sign_in.html.j2", {"next": _own_path(next), "problem": None})
+async def sign_in_page(request: Request, parts: PartsOf, next: _Next = "/") -> Response:  # noqa: A002 - the name people expect
+    """The form that asks for a key; it says why the browser's own works no more."""
+    problem, own = None, request.cookies.get(KEY_COOKIE)
+    if own is not None:
+        try:
+            await run_in_threadpool(keys.caller_of, parts.sessions, own)
+        except Unauthorized as error:
+            problem = f"{error.detail} Sign in with another one: you come back to the page where you were."
+    context = {"next": _own_path(next), "problem": problem, "signed_in": own is not None and problem is None}
+    return render(request, "sign_in.html.j2", context)
 
 
 @router.post("/sign-in")

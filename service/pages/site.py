@@ -23,6 +23,7 @@ from pared.version import __version__
 from service.accept import prefers
 from service.dependencies import KEY_COOKIE
 from service.pages.inspected import format_name
+from service.pages.words import with_code
 
 router = APIRouter(include_in_schema=False)
 
@@ -80,7 +81,7 @@ def problem_page(request: Request, members: Mapping[str, Any], error: ParedError
     if isinstance(error, Unauthorized) and request.method == "GET":
         here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"{_SIGN_IN}?next={quote(here, safe='')}", HTTPStatus.SEE_OTHER)
-    explained = str(members["type"]).removeprefix("/problems/") in error_help()
+    explained = error_help().get(str(members["type"]).removeprefix("/problems/"))
     return render(request, "problem.html.j2", {"problem": members, "explained": explained}, status=members["status"])
 
 
@@ -107,6 +108,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters |= {"size": numbers.size, "thousands": numbers.count, "format_name": format_name}
+    environment.globals |= {"with_code": with_code, "error_help": error_help}
     return environment
 
 

@@ -1,11 +1,14 @@
-"""Times and states of jobs in words, for people."""
+"""Times and states of jobs in words, for people; and texts that name code."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from markupsafe import Markup, escape
+
 from pared.report_page import numbers
 from pared.statuses import JobStatus
+from pared.terminal import printable
 
 STATUSES: dict[JobStatus, str] = {
     "queued": "Waiting",
@@ -47,3 +50,9 @@ def lasting(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return f"{seconds:.0f}\N{NO-BREAK SPACE}s" if 1 <= seconds < 60 else numbers.seconds(seconds)
+
+
+def with_code(text: str) -> Markup:
+    """The text with what stands between backticks as code."""
+    parts = (escape(part) for part in printable(text).split("`"))
+    return Markup().join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))

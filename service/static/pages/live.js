@@ -10,6 +10,7 @@
 // While a page is hidden it holds no stream, of which a browser opens six to one server, all tabs together; it asks now
 // and then instead.
 const LEAST_MS = 700, HIDDEN_MS = 5000;
+const TROUBLE = "The server does not answer. This page asks again every few seconds, and then goes on by itself.";
 
 export function morph(old, fresh) {
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
@@ -74,12 +75,12 @@ function follow(section) {
     let trouble = false;
     try {
       const answer = await fetch(section.dataset.live, { headers: { Accept: "text/html" } });
-      if (answer.redirected) return location.reload();  // signed out
-      if (answer.status < 500) show(await answer.text());
-      else trouble = true;
+      trouble = answer.status >= 500 || answer.status === 429;
+      if (answer.ok && !answer.redirected) show(await answer.text());
+      else if (!trouble) return location.reload();  // signed out, or deleted: the whole page says so
     } catch { trouble = true; }
     asking = false;
-    section.toggleAttribute("data-trouble", trouble);
+    tell(trouble);
     if (trouble) later(3000);
     else if (ended()) stream?.close();
     else if (again) later(LEAST_MS);
@@ -88,6 +89,18 @@ function follow(section) {
       if (document.hidden && section.dataset.events) later(HIDDEN_MS);
     }
     again = false;
+  }
+
+  function tell(trouble) {
+    if (trouble === section.hasAttribute("data-trouble")) return;
+    section.toggleAttribute("data-trouble", trouble);
+    if (trouble) {
+      const note = document.createElement("p");
+      note.className = "notes";
+      note.textContent = TROUBLE;
+      section.before(note);
+    } else section.previousElementSibling.remove();
+    say(trouble ? TROUBLE : "The server answers again.");
   }
 
   function show(text) {
