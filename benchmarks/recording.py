@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+from chromium import PATIENCE_MS, opened
 from PIL import Image, ImageChops, ImageDraw
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page
+from results import trained_digits
 from server import running_pared
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs/pictures"
-SIZE = {"width": 960, "height": 640}
+WIDTH, HEIGHT = 960, 640
 MOST_SECONDS, MOST_BYTES, MOST_STILL_BYTES = 60.0, 2_000_000, 150_000
 MOST_CHANGES = 16
 """Frames of one wait; of a longer one these are taken at even distances."""
 COLOURS = 64
-PATIENCE_MS = 900_000
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARROW = ((0, 0), (0, 17), (4, 13), (7, 20), (10, 19), (7, 12), (13, 12))
 
 
 def main(url: str, files: Path) -> None:
     """Go through the journey on the service at `url`, and write both pictures."""
-    with opened(url) as page:
+    with opened(url, WIDTH, HEIGHT) as page:
         film = Film(page)
         job = journey(film, files)
         film.save(PICTURES / "first-journey.gif")
@@ -46,7 +41,7 @@ def main(url: str, files: Path) -> None:
 
 
 def journey(film: Film, files: Path) -> str:
-    """From two files to a smaller model. Returns the path of the job's page."""
+    """From two files to a smaller model. Returns the address of the job's page."""
     page = film.page
     page.goto("/")
     film.hold(1.5)
@@ -71,15 +66,15 @@ def journey(film: Film, files: Path) -> str:
     page.wait_for_url("**/jobs/job_*")
     film.follow(lambda: page.locator("#state[data-ended]").count() > 0, shown_s=0.5)
     page.get_by_role("heading", name="Files").wait_for()
-    path = page.url.removeprefix(film.url)
-    page.goto(path)
+    job = page.url
+    page.goto(job)
     film.hold(3)
     for _ in range(8):
         film.scroll(400)
         film.hold(1.2)
     film.scroll(-4000)
     film.hold(3)
-    return path
+    return job
 
 
 def drop(film: Film, kind: str, file: Path) -> None:
@@ -95,24 +90,23 @@ def form(film: Film) -> None:
     page.locator("#plan").wait_for()
     film.follow(settled.is_visible)
     film.hold(1)
+    page.locator("#f-epochs").fill("5")
     page.locator("#f-target-file-bytes").fill("")
+    page.evaluate("window.scrollTo(0, 0)")
     slider = page.locator("input[type=range][data-for=f-target-params]")
     film.point(slider)
     for share in (0.8, 0.6, 0.45, 0.35, 0.25):
         slider.fill(str(share))
         film.hold(0.2)
-    page.wait_for_function("document.querySelector('#preview pre')?.textContent.includes('params')")
+    page.locator("#preview pre").filter(has_text='"params"').first.wait_for()
     film.follow(settled.is_visible)
     film.hold(2)
-    page.locator("#f-epochs").fill("5")
-    film.scroll(500)
-    film.hold(0.8)
 
 
-def still(page: Page, path: str, file: Path) -> None:
+def still(page: Page, job: str, file: Path) -> None:
     """The top of the job's page with its result."""
     page.set_viewport_size({"width": 1000, "height": 760})
-    page.goto(path)
+    page.goto(job)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
     if file.stat().st_size > MOST_STILL_BYTES:
@@ -124,7 +118,6 @@ class Film:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.url = page.evaluate("location.origin") if page.url.startswith("http") else ""
         self.frames: list[tuple[Image.Image, float]] = []
         self._pointer: tuple[float, float] | None = None
 
@@ -179,9 +172,9 @@ class Film:
 
     def save(self, file: Path) -> None:
         """Write the animated picture: one palette for all frames, so that what stays costs nothing."""
-        sample = Image.new("RGB", (SIZE["width"], SIZE["height"] * len(self.frames)))
+        sample = Image.new("RGB", (WIDTH, HEIGHT * len(self.frames)))
         for number, (frame, _) in enumerate(self.frames):
-            sample.paste(frame, (0, SIZE["height"] * number))
+            sample.paste(frame, (0, HEIGHT * number))
         palette = sample.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame, _ in self.frames]
         file.parent.mkdir(exist_ok=True)
@@ -211,30 +204,10 @@ def different(one: Image.Image, other: Image.Image) -> bool:
     return ImageChops.difference(one, other).getbbox() is not None
 
 
-@contextmanager
-def opened(url: str) -> Iterator[Page]:
-    """A window on the service."""
-    with sync_playwright() as playwright:
-        root = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu", *root])
-        page = browser.new_page(base_url=url, viewport=SIZE, reduced_motion="reduce", color_scheme="light")  # type: ignore[arg-type]
-        page.set_default_timeout(PATIENCE_MS)
-        page.goto("/")
-        yield page
-        browser.close()
-
-
-def trained(folder: Path) -> Path:
-    """A folder with the digits CNN and its data, trained by plain PyTorch unless they lie there."""
-    if not (folder / "digits_cnn.pt").exists():
-        subprocess.run([sys.executable, "-P", "-m", "pared.examples.train_digits", str(folder)], cwd=ROOT, check=True)
-    return folder
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "build/first-look", help="for the model and the data")
     folder = parser.parse_args().folder.resolve()
-    files = trained(folder)
+    files = trained_digits(folder)
     with running_pared(folder / "pared-data") as url:
         main(url, files)
