@@ -50,6 +50,11 @@ class Filled:
         """What stands in a control."""
         return (self.texts.get(name) or [""])[-1]
 
+    @property
+    def said(self) -> set[str]:
+        """The names of the controls in which something stands."""
+        return {name for name, texts in self.texts.items() if any(texts)}
+
     def refuse(self, name: str | None, why: str) -> None:
         """Say that something is wrong with a control, or with none."""
         if name is None:
