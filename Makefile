@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill same-bytes stories examples tables pictures files coverage fuzz campaign clean
+.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages recording same-bytes stories examples tables pictures files coverage fuzz campaign clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -138,6 +138,15 @@ bench-distill-without-data: $(DEV)  ## Students taught by made-up inputs, noise 
 bench-torchdistill: $(DEV)  ## The same distillation by torchdistill: loss and speed (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/pip install --quiet --no-deps torchdistill==1.1.5 pyyaml cython
 	$(BIN)/python benchmarks/beside_torchdistill.py
+
+bench-first-result: $(DEV)  ## Seconds from a ready service to a smaller model by web, CLI, Python and curl -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/first_result.py
+
+bench-pages: $(DEV)  ## The web pages with 10,000 jobs, 1,000 layers and 1,000 epochs, in Chromium -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/page_speed.py
+
+recording: $(DEV)  ## The first journey on the web pages, recorded in Chromium -> docs/pictures
+	$(BIN)/python benchmarks/recording.py
 
 same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as at another commit: make same-bytes BASE=main
 	@test -n "$(BASE)" || { echo "Name the commit to compare with: make same-bytes BASE=main" >&2; exit 1; }

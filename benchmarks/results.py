@@ -1,4 +1,4 @@
-"""What benchmarks start from and leave: MNIST, results that are kept on the way, and `RESULTS.md`.
+"""What benchmarks start from and leave: MNIST, the digits CNN, results that are kept on the way, and `RESULTS.md`.
 
 Of `RESULTS.md` each benchmark rewrites its own section, and leaves the others'.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ def mnist_file() -> str:
     if not mnist:
         sys.exit("PARED_MNIST must name an .npz with x_train, y_train, x_test and y_test.")
     return mnist
+
+
+def trained_digits(folder: Path) -> Path:
+    """The folder with `digits_cnn.pt` and `digits.npz`, trained by plain PyTorch unless they lie there."""
+    if not (folder / "digits_cnn.pt").exists():
+        subprocess.run([sys.executable, "-P", "-m", "pared.examples.train_digits", str(folder)], check=True)
+    return folder
 
 
 class Kept(dict[str, Any]):

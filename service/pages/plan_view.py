@@ -6,19 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pared.report_page import numbers
+from pared.report_page.sections import Table
 from pared.reports import Plan, PlannedLayer
 
 MOST_LAYERS = 40
 _MOST_NOTES = 20
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table, as the macro `table` draws it."""
-
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,9 +31,9 @@ class ShownPlan:
     missed: str | None
     exact: bool
     tiles: list[Tile]
-    files: Rows
-    steps: Rows
-    layers: Rows
+    files: Table
+    steps: Table
+    layers: Table
     notes: list[str]
 
 
@@ -69,8 +61,8 @@ def shown_plan(plan: Plan) -> ShownPlan:
         plan.goal.sentence if missed and plan.goal is not None else None,
         plan.exact,
         tiles,
-        Rows(["File", "Size"], files),
-        Rows(["Step", "Parameters", "Multiply-adds", "File"], steps),
+        Table(["File", "Size"], files),
+        Table(["Step", "Parameters", "Multiply-adds", "File"], steps),
         _layers(plan.layers),
         [*plan.warnings, *plan.notes][:_MOST_NOTES],
     )
@@ -81,14 +73,14 @@ def _tile(what: str, before: Any, after: Any, *, in_bytes: bool = False) -> Tile
     return Tile(what, written(after), written(before), numbers.percent(numbers.share(after, before)))
 
 
-def _layers(layers: list[PlannedLayer]) -> Rows:
+def _layers(layers: list[PlannedLayer]) -> Table:
     rows = [
         [layer.name, _shape(layer.shape_before), _shape(layer.shape_after), _change(layer)]
         for layer in layers[:MOST_LAYERS]
     ]
     more = len(layers) - len(rows)
     note = f"and {more:,} more layers" if more > 0 else ""
-    return Rows(["Layer", "Shape before", "after", "What changes"], rows, note)
+    return Table(["Layer", "Shape before", "after", "What changes"], rows, note)
 
 
 def _change(layer: PlannedLayer) -> str:
