@@ -22,6 +22,7 @@ from service.job_specs import shortest
 from service.pages.command_lines import command_line
 from service.pages.snippets import snippets_of
 from tests.integration.service.conftest import Api, serving
+from tests.support.campaign import each_nth
 from tests.support.forks import run_pared
 from tests.support.specs_of_all_kinds import EXAMPLE_DATASET_ID, EXAMPLE_MODEL_ID, OF_ALL_KINDS
 
@@ -88,7 +89,7 @@ def nothing_goes_on(api: Api) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("name", NEEDS_NO_GPU)
+@pytest.mark.parametrize("name", each_nth(NEEDS_NO_GPU, 4))
 def test_the_python_code_posts_the_spec(api: Api, uploads: dict[str, str], snippets: dict[str, str], name: str):
     found: dict[str, Any] = {}
     exec(snippets["Python"], found)
@@ -96,7 +97,7 @@ def test_the_python_code_posts_the_spec(api: Api, uploads: dict[str, str], snipp
     assert newest(api)["spec"] == spec_called(name, uploads).model_dump(mode="json")
 
 
-@pytest.mark.parametrize("name", [*BY_OPTIONS, "pipeline: assistant"])
+@pytest.mark.parametrize("name", each_nth([*BY_OPTIONS, "pipeline: assistant"], 4))
 def test_the_command_posts_the_spec(
     api: Api, uploads: dict[str, str], snippets: dict[str, str], name: str, tmp_path: Path
 ):
