@@ -43,9 +43,9 @@ async def sign_in(
     except Unauthorized as error:
         return render(request, "sign_in.html.j2", {"next": _own_path(next), "problem": error.detail}, status=401)
     response = see_other(_own_path(next))
-    response.set_cookie(
-        KEY_COOKIE, key.strip(), secure=request.url.scheme == "https", httponly=True, samesite="strict", path="/"
-    )
+    # Who makes the header up has a cookie that only HTTPS carries, and harms nobody else.
+    secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
+    response.set_cookie(KEY_COOKIE, key.strip(), secure=secure, httponly=True, samesite="strict", path="/")
     return response
 
 
