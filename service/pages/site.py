@@ -11,14 +11,12 @@ from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment
 
 from pared.error_help import error_help
 from pared.errors import ParedError, Unauthorized
-from pared.report_page import STYLE, TEMPLATES, numbers
+from pared.report_page import STYLE, environment, numbers
 from pared.state.keys import Caller
-from pared.terminal import printable
 from pared.version import __version__
 from service.accept import prefers
 from service.dependencies import KEY_COOKIE
@@ -98,22 +96,7 @@ def _style() -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=ChoiceLoader([FileSystemLoader(_HERE / "templates"), FileSystemLoader(TEMPLATES)]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    environment.filters |= {"size": numbers.size, "thousands": numbers.count, "format_name": format_name}
-    environment.globals |= {"with_code": with_code, "error_help": error_help}
-    return environment
-
-
-def _harmless(value: Any) -> Any:
-    """What an expression of a template prints, without control characters; it is escaped after this."""
-    if value is None:
-        return ""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    filled = environment(_HERE / "templates")
+    filled.filters |= {"size": numbers.size, "thousands": numbers.count, "format_name": format_name}
+    filled.globals |= {"with_code": with_code, "error_help": error_help}
+    return filled
