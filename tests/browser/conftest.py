@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 from tests.support.browsing import CHROMIUM, Visit, started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright runs an event loop in this thread: no other file could run its own
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium is on PATH")
