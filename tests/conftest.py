@@ -11,6 +11,7 @@ from zlib import crc32
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 # Before torch is imported: the models here are small, several tests run at once, and threads that wait for each other
 # cost more than they save.
@@ -121,6 +122,32 @@ class _FilesOfOneService(LoadScopeScheduling):
         if name.startswith(_IN_PARTS):
             return f"{file}, part {crc32(nodeid.encode()) % 3}"
         return next((row[0] for row in _TOGETHER if name.startswith(row)), file)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """The test at which this process died, if it died at one; no other process runs that test again."""
+        others = self.assigned_work
+        self.assigned_work = {node: others.pop(node)}
+        died_at: str | None = super().remove_node(node)
+        self.assigned_work = others
+        for scope, tests in list(self.workqueue.items()):
+            if died_at in tests:
+                tests[died_at] = True
+                if all(tests.values()):
+                    del self.workqueue[scope]
+        for other in self.nodes:
+            self._reschedule(other)
+        return died_at
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """Give no tests to a process that took a dead one's place and has not collected them yet; else two or all.
+
+        A process that has one test waits for the next, or to be told that there is none, before it runs the one.
+        """
+        if node not in self.registered_collections:
+            return
+        super()._reschedule(node)
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _FilesOfOneService:

@@ -33,12 +33,12 @@ http {{
     include {folder}/pared.conf;
 }}
 """
-_CADDY_BEFORE = """
+_CADDY_OPTIONS = """
 {{
 	admin off
 	auto_https disable_redirects
 	storage file_system {folder}/storage
-}}
+	servers {{
 """
 
 
@@ -116,9 +116,10 @@ def start_proxy(kind: str, folder: Path, api_port: int, certificate: Path, proce
             {
                 "\npared.example.org {\n": f"\n{site}",
                 "reverse_proxy 127.0.0.1:8000 {": f"reverse_proxy 127.0.0.1:{api_port} {{",
+                "\n{\n\tservers {\n": _CADDY_OPTIONS.format(folder=folder),
             },
         )
-        (folder / "Caddyfile").write_text(_CADDY_BEFORE.format(folder=folder) + text)
+        (folder / "Caddyfile").write_text(text)
     return Proxy(kind, port, folder, _started(kind, folder, port, processes))
 
 

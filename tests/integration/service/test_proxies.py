@@ -97,6 +97,12 @@ def test_keys_work_and_nothing_is_answered_without_one(through: Api, proxy: Prox
         assert nobody.get("/docs").status_code == 200
 
 
+def test_a_refused_upload_is_answered_each_time(proxy: Proxy, cert: Path):
+    for _ in range(100):
+        with httpx.Client(base_url=proxy.url, verify=trusting(cert)) as nobody:
+            assert nobody.post("/v1/models", content=PIECE_OF_FILE[:300_000]).status_code == 401
+
+
 def test_the_browser_page_of_the_service_itself_may_send_to_it(through: Api, proxy: Proxy):
     assert through.post("/v1/models", content=b"m", headers={"Origin": proxy.url}).status_code == 201
 
