@@ -74,6 +74,7 @@ def stack(request: pytest.FixtureRequest) -> Stack:
 
 
 _TOGETHER = (
+    ("browser/",),
     (
         *("e2e/test_readme", "e2e/test_matrix", "e2e/test_programs", "e2e/test_goals", "e2e/test_pipelines"),
         "e2e/test_quantization",
@@ -91,6 +92,7 @@ all of a row.
 _IN_PARTS = ("integration/worker/test_celery", "integration/compression/test_methods", "threats/test_parsers")
 """Long files whose tests share nothing: three processes of pytest may run parts of them."""
 _LONGEST = (
+    "tests/browser/",
     "tests/integration/worker/test_celery.py",
     "tests/integration/compression/test_methods.py",
     "tests/e2e/test_readme.py",

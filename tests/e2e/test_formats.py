@@ -52,26 +52,26 @@ def models(stack: Stack, job: str) -> dict[str, str]:
     return {row["name"]: row["sha256"] for row in stack.artifacts(job) if row["name"] != "report.json"}
 
 
-def test_the_others_are_kept_and_the_missing_one_is_named_everywhere(stack: Stack) -> None:
-    spec = pruning(stack, "onnx", "torchscript", "state_dict")
-    job, kept_alone = stack.submit(spec), stack.submit(spec | {"outputs": ["torchscript", "state_dict"]})
-    report, alone = stack.succeeded(job), stack.succeeded(kept_alone)
+def test_the_others_are_kept_and_the_missing_one_is_named_everywhere(embedded: Stack) -> None:
+    spec = pruning(embedded, "onnx", "torchscript", "state_dict")
+    job, kept_alone = embedded.submit(spec), embedded.submit(spec | {"outputs": ["torchscript", "state_dict"]})
+    report, alone = embedded.succeeded(job), embedded.succeeded(kept_alone)
     (failed,) = report["failed_outputs"]
     assert (failed["format"], failed["code"]) == ("onnx", "export-failed")
     assert "lgamma" in failed["detail"]
     assert alone["failed_outputs"] == []
-    assert models(stack, job) == models(stack, kept_alone)
-    assert set(models(stack, job)) == {"model.pt", "model.safetensors"}
+    assert models(embedded, job) == models(embedded, kept_alone)
+    assert set(models(embedded, job)) == {"model.pt", "model.safetensors"}
 
-    seen = stack.job(job)
+    seen = embedded.job(job)
     assert seen["error"] is None
     assert seen["result"]["failed_outputs"] == report["failed_outputs"]
     assert seen["result"]["verdict"].endswith(" Not written: onnx.")
-    said = [str(event["data"].get("text") or event["data"].get("stage")) for event in stack.events(job)]
+    said = [str(event["data"].get("text") or event["data"].get("stage")) for event in embedded.events(job)]
     (early,) = [index for index, text in enumerate(said) if text.startswith("onnx will be missing")]
     assert failed["detail"] in said[early]
     assert early < said.index("retrain")
-    with pared.Client(stack.url) as client:
+    with pared.Client(embedded.url) as client:
         assert client.jobs.get(job).wait().failed_outputs[0].model_dump() == failed
         plan = client.jobs.plan(spec)
     assert [each.model_dump() for each in plan.failed_outputs] == [failed]
