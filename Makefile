@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages recording same-bytes stories examples tables pictures files coverage fuzz campaign clean
+.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages recording kubernetes same-bytes stories examples tables pictures files coverage fuzz campaign clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -151,6 +151,13 @@ recording: $(DEV)  ## The first journey on the web pages, recorded in Chromium -
 same-bytes: $(DEV)  ## Whether ten fixed jobs give the same files and figures as at another commit: make same-bytes BASE=main
 	@test -n "$(BASE)" || { echo "Name the commit to compare with: make same-bytes BASE=main" >&2; exit 1; }
 	$(BIN)/python benchmarks/same_bytes.py "$(BASE)"
+
+# The schemas are a hundred megabytes: they have an environment of their own.
+kubernetes:  ## Hold deploy/kubernetes against the schemas of Kubernetes 1.30 to 1.37
+	test -x build/kubernetes/bin/python || "$(PYTHON)" -m venv build/kubernetes
+	build/kubernetes/bin/python -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
+	for version in 1.30 1.34 1.37; do for file in namespace config objects api worker worker-gpu; do \
+		build/kubernetes/bin/kubernetes-validate --strict -k $$version deploy/kubernetes/$$file.yaml || exit 1; done; done
 
 tables: $(DEV)  ## All rows of the tables of tests of which make test tries some by turns
 	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder tests/e2e tests/integration tests/browser -m campaign

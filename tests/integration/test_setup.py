@@ -120,6 +120,55 @@ def test_docker_compose_accepts_the_file() -> None:
     subprocess.run([docker, "compose", "--profile", "gpu", "config", "--quiet"], cwd=ROOT, env=env, check=True)
 
 
+def manifests() -> list[dict[str, Any]]:
+    folder = ROOT / "deploy" / "kubernetes"
+    return [each for path in sorted(folder.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text())]
+
+
+def test_kubernetes_runs_the_images_commands_and_settings_of_the_compose_file() -> None:
+    deployments = [each for each in manifests() if each["kind"] == "Deployment"]
+    pods = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in deployments}
+    assert set(pods) == {"pared-api", "pared-worker", "pared-worker-gpu"}
+    (shared,) = (each["data"] for each in manifests() if each["kind"] == "ConfigMap")
+    assert {name.removeprefix("PARED_").lower() for name in shared} <= set(Settings.model_fields)
+    for name, pod in pods.items():
+        compose = OURS[name.removeprefix("pared-")]
+        (container,) = pod["containers"]
+        assert (container["image"], container["args"]) == (compose["image"], compose["command"])
+        own = {each["name"]: each["value"] for each in container.get("env", [])}
+        assert own.items() <= compose["environment"].items()
+        assert pod["securityContext"]["runAsUser"] == 10001
+        for each in [container, *pod.get("initContainers", [])]:
+            assert each["securityContext"]["capabilities"] == {"drop": compose["cap_drop"]}
+            mounted = {mount["name"]: mount["mountPath"] for mount in each["volumeMounts"]}
+            assert mounted == {"objects": "/objects", "data": "/data", "tmp": "/tmp"}
+            assert set(mounted) == {volume["name"] for volume in pod["volumes"]}
+    (migrate,) = pods["pared-api"]["initContainers"]
+    assert (migrate["image"], migrate["args"]) == (OURS["migrate"]["image"], OURS["migrate"]["command"])
+
+
+def test_kubernetes_finds_what_each_manifest_names() -> None:
+    named = {(each["kind"], each["metadata"]["name"]) for each in manifests() if "metadata" in each}
+    for each in manifests():
+        if each["kind"] == "Kustomization":
+            listed = set(each["resources"])
+            images = {image["name"] for image in each["images"]}
+        if each["kind"] == "ScaledObject":
+            assert ("Deployment", each["spec"]["scaleTargetRef"]["name"]) in named
+        if each["kind"] in ("Service", "PodDisruptionBudget"):
+            wanted = each["spec"]["selector"]
+            labels = wanted.get("matchLabels", wanted)
+            assert any(
+                labels.items() <= pod["spec"]["template"]["metadata"]["labels"].items()
+                for pod in manifests()
+                if pod["kind"] == "Deployment"
+            )
+    assert ("PersistentVolumeClaim", "pared-objects") in named
+    assert images == {service["image"] for service in OURS.values()}
+    files = {path.name for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+    assert files - listed == {"worker-gpu.yaml", "autoscaling.yaml"}  # by choice
+
+
 def test_the_image_that_builds_the_wheel_is_given_every_file_that_the_metadata_names() -> None:
     copied = {
         word for instruction, arguments in stages()["wheel"] if instruction == "COPY" for word in arguments.split()

@@ -205,8 +205,10 @@ def test_each_expression_of_the_dashboard_and_the_alerts_names_metrics_and_label
     rules = yaml.safe_load((DEPLOY / "prometheus-rules.yml").read_text())
     shown = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     alerts = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
-    assert (len(shown) >= 20, len(alerts) >= 6) == (True, True)
-    for expression in (*shown, *alerts):
+    scaled = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "autoscaling.yaml").read_text()))
+    scaling = [trigger["metadata"]["query"] for each in scaled for trigger in each["spec"]["triggers"]]
+    assert (len(shown) >= 20, len(alerts) >= 6, len(scaling) >= 3) == (True, True, True)
+    for expression in (*shown, *alerts, *scaling):
         named = set(re.findall(r"\b(?:pared|process)_\w+", expression))
         assert named, expression
         assert named <= set(labels), (expression, named - set(labels))
