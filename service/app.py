@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 
 import pared
@@ -39,6 +39,12 @@ from service.routes import (
 )
 
 
+async def _asked_well(request: Request) -> None:
+    """Who asks, and whether each parameter means something: in one dependency, for each takes time."""
+    await caller_of(request)
+    await problems.only_known_parameters(request)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI app for these settings. The tables must be there (`pared.state.session.migrate`)."""
     close_to_others(settings)
@@ -67,9 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = parts
     # Whatever is here is asked by somebody: no route can forget to look at the key.
-    asked = [Depends(caller_of), Depends(problems.only_known_parameters)]
     for module in (uploads, tus, objects, jobs, pins, plans, results, webhooks, limits, admin, metrics):
-        app.include_router(module.router, dependencies=asked)
+        app.include_router(module.router, dependencies=[Depends(_asked_well)])
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
     for module in (site, signing_in, problem_pages):  # for people who have not said yet who they are

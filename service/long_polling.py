@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TypeVar
 
 from fastapi import Request
@@ -13,7 +14,8 @@ from fastapi.concurrency import run_in_threadpool
 
 from pared.errors import Unauthorized
 from service.admission import Follower
-from service.changes import LOOK_S, Changes
+from service.changes import LOOK_S
+from service.dependencies import Parts, known_caller
 
 MAX_WAIT_S = 60.0
 
@@ -22,7 +24,7 @@ View = TypeVar("View")
 
 async def wait_until(
     request: Request,
-    changes: Changes,
+    parts: Parts,
     key: str,
     read: Callable[[], View],
     done: Callable[[View], bool],
@@ -32,20 +34,23 @@ async def wait_until(
 ) -> View:
     """What `read`, called in a thread, returns: once it is `done`, after `wait_s`, or when the client has left.
 
-    Where as many streams and polls are open as may be, nothing is waited for.
+    A request that waits is counted as open; where as many streams and polls are open as may be, nothing is waited for.
 
     Args:
-        changes: tells when to read again.
         key: the id of what is read.
         any_change: read again at each change; otherwise only when the status is another.
 
     Raises:
         Unauthorized: the key that the request came with works no more.
+        OverLimit: the owner has as many streams and polls open as one may have.
     """
-    if wait_s <= 0 or changes.full:
+    if wait_s <= 0 or parts.changes.full:
         return await run_in_threadpool(read)
     deadline = time.monotonic() + wait_s
-    with changes.watching(key) as channel:
+    with ExitStack() as stack:
+        if not hasattr(request.state, "follower"):
+            request.state.follower = stack.enter_context(parts.admission.following(await known_caller(request)))
+        channel = stack.enter_context(parts.changes.watching(key))
         while True:
             seen = channel.row if any_change else channel.status
             view = await run_in_threadpool(read)

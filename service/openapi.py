@@ -272,6 +272,19 @@ _PROBLEM_SCHEMA = {
 }
 
 
+_KEYS = {
+    "HTTPBearer": {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer pared_…`."},
+    "APIKeyHeader": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same key in a header of its own.",
+    },
+}
+KEYLESS: dict[str, Any] = {"security": []}
+"""For operations that need no key: `openapi_extra`."""
+
+
 def describe(app: FastAPI) -> None:
     """Give the app its description, with the schemas that no route's signature shows."""
 
@@ -291,6 +304,8 @@ def describe(app: FastAPI) -> None:
             schemas["JobSpec"] = specs
             schemas["Report"]["properties"]["type"]["enum"] = [each.name for each in LISTED]
             schemas["Problem"] = _PROBLEM_SCHEMA
+            schema["components"]["securitySchemes"] = _KEYS
+            schema["security"] = [{name: []} for name in _KEYS]
             app.openapi_schema = _replaced(schema, _NULL, None)
         return app.openapi_schema
 

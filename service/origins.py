@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -10,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
 from pared.errors import Forbidden, ParedError
-from pared.state.settings import Settings
+from pared.state.settings import Settings, is_loopback
 
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -27,10 +26,10 @@ def from_this_machine(request: HTTPConnection, settings: Settings) -> bool:
     """
     peer = request.client.host if request.client else None  # None: a Unix socket
     if _through_a_proxy(request.headers):
-        return peer is not None and _trusted(peer, settings) and _is_loopback(_client_of(request.headers, settings))
+        return peer is not None and _trusted(peer, settings) and is_loopback(_client_of(request.headers, settings))
     if request.scope.get("http_version") == "1.0" or not _is_our_name(request.headers, settings):
         return False
-    return peer is None or _is_loopback(peer)
+    return peer is None or is_loopback(peer)
 
 
 def refusal(method: str, headers: Headers, settings: Settings) -> ParedError | None:
@@ -87,14 +86,6 @@ def _trusted(address: str, settings: Settings) -> bool:
     except ValueError:
         return False
     return any(here in ip_network(proxy, strict=False) for proxy in settings.proxies)
-
-
-@lru_cache(maxsize=256)
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_our_name(headers: Headers, settings: Settings) -> bool:

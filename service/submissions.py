@@ -80,7 +80,7 @@ async def wait_for_plan(request: Request, parts: Parts, owner: str, plan_id: str
         with parts.sessions() as session:
             return find_plan(session, owner, plan_id)
 
-    return await wait_until(request, parts.changes, plan_id, read, lambda plan: plan.status in ENDED, wait_s)
+    return await wait_until(request, parts, plan_id, read, lambda plan: plan.status in ENDED, wait_s)
 
 
 async def why_it_waits(parts: Parts, plan: Job) -> str | None:

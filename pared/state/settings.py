@@ -155,12 +155,7 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the API."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.host == "localhost" or is_loopback(self.host)
 
     @property
     def keys_required(self) -> bool:
@@ -188,6 +183,15 @@ class Settings(BaseSettings):
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@lru_cache(maxsize=1024)  # each request asks
+def is_loopback(address: str) -> bool:
+    """Whether this is an address of this machine itself."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from pared.state.queue import messages_waiting
 from pared.state.tables import db_now
 from pared.state.workers import living
 from service.dependencies import Parts, PartsOf
-from service.openapi import answers
+from service.openapi import KEYLESS, answers
 from service.problems import RETRY_AFTER_S, document
 
 router = APIRouter(tags=["health"])
@@ -48,6 +48,7 @@ _LEVELS = ["none", "weak", "standard"]
     "/healthz",
     summary="Is this process alive?",
     description="200 as long as the process answers; looks at nothing else.",
+    openapi_extra=KEYLESS,
     responses=answers(200, {"status": "ok"}),
 )
 async def healthz() -> dict[str, str]:
@@ -63,6 +64,7 @@ async def healthz() -> dict[str, str]:
     "the state of each otherwise. Of each worker, `devices` are those that it has shown to run jobs on, and "
     "`device_problem` says why it uses no GPU, or takes no jobs, such as for want of room on its disk; "
     "`sandbox_problem` why its jobs run as root, and what to do. `sandbox` is the weakest level among the workers.",
+    openapi_extra=KEYLESS,
     responses=answers(200, EXAMPLE_READY),
 )
 def readyz(request: Request, parts: PartsOf) -> Response:

@@ -112,7 +112,6 @@ def list_jobs(
     "`If-None-Match`, as soon as anything changes. `Retry-After` says when to look again; an ended job has none. "
     "Where `result.failed_outputs` is not empty, the job has succeeded without these formats.",
     responses=answers(200, SUCCEEDED, 404) | UNCHANGED,
-    dependencies=[Following],
 )
 async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -> Response:
     """The job, at once or once ended."""
@@ -127,7 +126,7 @@ async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -
     def read() -> JobView:
         return read_job(parts.sessions, owner, job_id)
 
-    view = await wait_until(request, parts.changes, job_id, read, may_answer, wait_s, any_change=conditional)
+    view = await wait_until(request, parts, job_id, read, may_answer, wait_s, any_change=conditional)
     headers = wait_headers(wait_s)
     if view.status not in ENDED:
         headers["Retry-After"] = "1"

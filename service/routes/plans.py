@@ -51,7 +51,6 @@ async def plan_job(
     summary="Look at a plan",
     description="A plan that was not made at once: as `POST /v1/jobs:plan` answers. `Prefer: wait=30` waits for it.",
     responses=answers(200, PLAN, 404, 409, 415) | {202: _PENDING},
-    dependencies=[Following],
 )
 async def get_plan(request: Request, parts: PartsOf, owner: Owner, plan_id: str) -> Response:
     """The plan, at once or once made."""

@@ -17,7 +17,7 @@ from pared.state.uploads import (
     find_upload,
     owned_uploads,
 )
-from service.dependencies import Following, Owner, Parts, PartsOf, RequestId, check_id
+from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
 from service.downloads import file_response
 from service.etags import json_with_tag
 from service.long_polling import requested_wait_s, wait_headers, wait_until
@@ -162,7 +162,6 @@ def list_datasets(
     summary="Look at a model",
     description="`Prefer: wait=30` answers once the model is inspected, or after so many seconds.",
     responses=answers(200, MODEL, 404) | UNCHANGED,
-    dependencies=[Following],
 )
 async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: str) -> Response:
     """The model, at once or once inspected."""
@@ -182,7 +181,6 @@ async def get_model(request: Request, parts: PartsOf, owner: Owner, model_id: st
     summary="Look at a data set",
     description="`Prefer: wait=30` answers once the data set is inspected, or after so many seconds.",
     responses=answers(200, DATASET, 404) | UNCHANGED,
-    dependencies=[Following],
 )
 async def get_dataset(request: Request, parts: PartsOf, owner: Owner, dataset_id: str) -> Response:
     """The data set, at once or once inspected."""
@@ -278,9 +276,7 @@ def _say_where(response: Response, view: UploadView, *, new: bool) -> None:
 
 async def _once_inspected(request: Request, parts: Parts, upload_id: str, read: Callable[[], UploadView]) -> Response:
     wait_s = requested_wait_s(request)
-    view = await wait_until(
-        request, parts.changes, upload_id, read, lambda upload: upload.status != "inspecting", wait_s
-    )
+    view = await wait_until(request, parts, upload_id, read, lambda upload: upload.status != "inspecting", wait_s)
     headers = wait_headers(wait_s)
     if view.status == "inspecting":
         headers["Retry-After"] = "1"
