@@ -35,7 +35,8 @@ class Collector:
     def __init__(self) -> None:
         self.spans: list[Seen] = []
         self.bodies: list[bytes] = []
-        self.asked = 0
+        self.waiting = 0
+        """Requests that get no answer."""
         self._answers = threading.Event()
         self._answers.set()
         collector = self
@@ -43,8 +44,10 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                collector.asked += 1
-                collector._answers.wait(60)
+                if not collector._answers.is_set():
+                    collector.waiting += 1
+                    collector._answers.wait(60)
+                    return
                 collector._take(self.path, body)
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
