@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import structlog
 from sqlalchemy import select
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session, defer
 from pared.state import tracing
 from pared.state.session import Sessions
 from pared.state.tables import Job, JobEvent
+from pared.statuses import HELD
 
 QUEUED, ATTEMPT = "queued", "attempt"
 """Names of spans; those of stages are named as the stages."""
@@ -56,24 +58,24 @@ def record_lost(sessions: Sessions, job_ids: Sequence[str]) -> None:
 
 def _record_lost(job: Job, statuses: Sequence[JobEvent]) -> None:
     """From the claim, over the stages that were written down, to the event that the lease has run out."""
-    claims = [event for event in statuses if event.data["status"] == "running" and "attempt" in event.data]
-    if not claims:
+    # Another worker may have claimed the job since.
+    ended = next((event for event in reversed(statuses) if event.data["status"] not in HELD), None)
+    its = [event for event in statuses if ended is not None and event.seq < ended.seq]
+    claimed = next(
+        (event for event in reversed(its) if event.data["status"] == "running" and "stage" not in event.data), None
+    )
+    if ended is None or claimed is None:
         return
-    claimed = claims[-1]
     attributes = attributes_of(job.id, job.type, job.owner, claimed.data["attempt"])
     attempt = tracing.begin(ATTEMPT, job.traceparent, attributes, at=claimed.created_at)
-    stage = tracing.NO_SPAN
-    for event in statuses:
-        if event.seq <= claimed.seq:
-            continue
-        if event.data["status"] != "running":
-            stage.fail(LOST)
-        stage.end(event.created_at)
-        if event.data["status"] != "running":
-            break
-        stage = attempt.begin(event.data["stage"], attributes, at=event.created_at)
+    stages = [event for event in its if event.seq > claimed.seq and "stage" in event.data]
+    for event, after in pairwise([*stages, ended]):
+        span = attempt.begin(event.data["stage"], attributes, at=event.created_at)
+        if after is ended:
+            span.fail(LOST)
+        span.end(after.created_at)
     attempt.fail(LOST)
-    attempt.end(statuses[-1].created_at)
+    attempt.end(ended.created_at)
 
 
 def _statuses(session: Session, job_id: str) -> Sequence[JobEvent]:

@@ -54,9 +54,9 @@ class Span:
     @property
     def traceparent(self) -> str | None:
         """What others join the trace by, as W3C writes it, with this span as their parent."""
-        if self._recorded is None:
+        context = None if self._recorded is None else self._recorded.get_span_context()
+        if context is None or not context.is_valid:  # as where the library's own variables switch it off
             return None
-        context = self._recorded.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 1:02x}"
 
     def begin(self, name: str, attributes: Attributes | None = None, *, at: float | None = None) -> Span:
