@@ -62,8 +62,8 @@ class Claimed:
     """With this one."""
     at: float
     """The time that is signed."""
-    job_id: str | None
-    traceparent: str | None
+    job_id: str | None = None
+    traceparent: str | None = None
     """Of the job, where spans are sent."""
 
 
