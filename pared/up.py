@@ -17,6 +17,7 @@ from pared.state.data_folder import close_to_others
 from pared.state.keys import any_works
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
+from pared.state.tracing import require
 from pared.supervisor import Process, Supervisor, say, worker_processes
 
 READY_S = 90.0
@@ -28,6 +29,7 @@ def run(settings: Settings) -> int:
     A process that dies is started again. Nothing outlives the supervisor, even when it is killed. A first Ctrl-C lets
     a running job be handed back to the queue; a second one stops at once.
     """
+    require(settings)
     directory = settings.data_dir.resolve()
     close_to_others(settings)
     (directory / "logs").mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 
 import pared
+from pared.state import tracing
 from pared.state.data_folder import close_to_others
 from pared.state.failpoints import arm
 from pared.state.settings import Settings
@@ -62,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         parts.dispatcher.stop()
         parts.admission.stop()
         parts.sessions.engine.dispose()
+        tracing.stop()
 
     app = FastAPI(
         title="pared",
@@ -69,6 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Its spans would hold paths and queries, and so names of files; `service.middleware` makes ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=lifespan,
     )
     app.state.parts = parts

@@ -32,6 +32,7 @@ KEPT_S = 5.0
 """So long the database is not looked at again."""
 _SHARE = 50
 """Nor for so many times as long as the last look took: looking takes at most a fiftieth of the time."""
+NO_ROUTE = "none"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _JOB_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10800.0, 36000.0, 86400.0)
@@ -64,8 +65,7 @@ class Metrics:
 
     def count_request(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request that was answered; `status` 0: its client left before."""
-        route = _route(scope)
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        route, method = route_of(scope), method_of(scope)
         self._requests.labels(method, route, str(status)).inc()
         if status and "follower" not in scope.get("state", {}):
             self._request_s.labels(method, route).observe(seconds)
@@ -77,13 +77,18 @@ class Metrics:
         return encode(self._registry), media_type
 
 
-def _route(scope: Scope) -> str:
+def method_of(scope: Scope) -> str:
+    """The method of a request, or `other`: names that clients make up are as many as anybody likes."""
+    return scope["method"] if scope["method"] in _METHODS else "other"
+
+
+def route_of(scope: Scope) -> str:
     """The template of the route that a request took: of raw paths there are as many as anybody likes."""
     path = getattr(scope.get("route"), "path", None)
     if path is not None:
         return str(path)
     # A folder of files is no route; all that is neither leads nowhere.
-    return "/static" if scope["path"].startswith("/static/") else "none"
+    return "/static" if scope["path"].startswith("/static/") else NO_ROUTE
 
 
 class _OfTheDatabase(Collector):

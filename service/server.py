@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from pared.state import tracing
 from pared.state.logs import configure_logging, level_of_servers
 from pared.state.settings import Settings
 from service.app import create_app
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Exits with uvicorn's own code where the server cannot start."""
     configure_logging(settings.log_level)
+    tracing.start(settings, "pared-api")
     server = Server(config_for(create_app(settings), settings))
     server.run()
     if not server.started:

@@ -10,10 +10,12 @@ from collections import Counter
 
 import structlog
 
+from pared.state import tracing
 from pared.state.deliveries import Claimed, Outcome, claim, due, settle
 from pared.state.failpoints import failpoint
 from pared.state.session import Sessions
 from pared.state.settings import Settings
+from pared.state.tracing import Span
 from service.receivers import TIME_LIMIT_S, Receivers
 
 POLL_S = 1.0
@@ -101,8 +103,10 @@ class WebhookSender(threading.Thread):
         return claimed
 
     async def _deliver(self, claimed: Claimed) -> None:
+        span = _span(claimed)
         try:
             outcome = await self._receivers.send(claimed)
+            _end(span, outcome)
             failpoint("webhook.sent")
             status = await asyncio.to_thread(self._settle, claimed, outcome)
             log.info(
@@ -125,3 +129,23 @@ class WebhookSender(threading.Thread):
     def _settle(self, claimed: Claimed, outcome: Outcome) -> str | None:
         with self._sessions.begin() as session:
             return settle(session, claimed, outcome)
+
+
+def _span(claimed: Claimed) -> Span:
+    attributes: dict[str, str | int] = {
+        "pared.job.id": claimed.job_id or "",
+        "pared.owner.id": claimed.owner,
+        "pared.webhook.id": claimed.webhook_id,
+        "pared.delivery.id": claimed.id,
+        "pared.attempt": claimed.attempts,
+        "http.request.method": "POST",
+    }
+    return tracing.begin("webhook", claimed.traceparent, attributes, kind="CLIENT")
+
+
+def _end(span: Span, outcome: Outcome) -> None:
+    if outcome.status is not None:
+        span.note({"http.response.status_code": outcome.status})
+    if outcome.problem is not None:
+        span.fail("not-delivered" if outcome.status is None else str(outcome.status))
+    span.end()

@@ -16,14 +16,14 @@ from sqlalchemy.orm import Session
 from pared.errors import CorruptObject, ModelCrashesWorker, NotFound, ParedError, StorageFull, Unavailable
 from pared.job_types import BY_NAME
 from pared.specs import Reference, UploadKind
-from pared.state import lifecycle
+from pared.state import lifecycle, tracing
 from pared.state.failpoints import failpoint
 from pared.state.objects import ObjectStore, content_key
 from pared.state.references import table_of
 from pared.state.session import Sessions
 from pared.state.tables import Artifact, Dataset, Job, Model
 from pared.statuses import ENDED
-from worker import protocol, waiting_results
+from worker import protocol, spans, waiting_results
 from worker.attempt_types import (
     Canceled,
     Claim,
@@ -74,10 +74,13 @@ def run(worker: Worker, job_id: str, *, most_held: int = 0, held_by: Sequence[st
 
 
 def _log_context(worker: Worker, job_id: str) -> dict[str, str]:
-    """What every log line about the job carries: its id, and that of the HTTP request which made it."""
+    """What every log line about the job carries: its id, and those of the request and the trace it came with."""
     with worker.sessions() as session:
-        request_id = session.scalar(select(Job.request_id).where(Job.id == job_id))
-    return {"job": job_id} if request_id is None else {"job": job_id, "request_id": request_id}
+        row = session.execute(select(Job.request_id, Job.traceparent).where(Job.id == job_id)).first()
+    if row is None:
+        return {"job": job_id}
+    of_request = {} if row.request_id is None else {"request_id": row.request_id}
+    return {"job": job_id} | of_request | tracing.trace_id(row.traceparent)
 
 
 def _run(worker: Worker, job_id: str, most_held: int, held_by: Sequence[str] | None) -> Ending | None:
@@ -103,11 +106,13 @@ def _run(worker: Worker, job_id: str, most_held: int, held_by: Sequence[str] | N
     )
     failpoint("job.claimed")
     with ExitStack() as held:
+        held.enter_context(claim.span)
         held.enter_context(lease)
         try:
             return _run_in_scratch(worker, claim, lease, held)
         except LeaseLost:
             log.warning("lease_lost", job=job_id, fence=claim.fence)
+            claim.span.lost()
             return None
 
 
@@ -120,25 +125,26 @@ def _claim(worker: Worker, job_id: str, most_held: int, held_by: Sequence[str] |
         )
         if job is None:
             return None
-        job_type = BY_NAME[job.type]
-        checkpoints = (
-            (job.checkpoint_key, job.checkpoint_sha256),
-            (job.previous_checkpoint_key, job.previous_checkpoint_sha256),
-        )
-        return Claim(
-            job_id=job_id,
-            owner=job.owner,
-            fence=job.fence,
-            attempt=job.attempt,
-            crash_count=job.crash_count,
-            type=job_type,
-            spec=job.spec,
-            device=job.device if job_type.uses_gpu else "cpu",
-            checkpoints=[(key, sha256) for key, sha256 in checkpoints if key and sha256],
-            checkpoint_step=job.checkpoint_step or 0,
-            held_s=job.held_s,
-            claimed_at=claimed_at,
-        )
+    job_type = BY_NAME[job.type]
+    checkpoints = (
+        (job.checkpoint_key, job.checkpoint_sha256),
+        (job.previous_checkpoint_key, job.previous_checkpoint_sha256),
+    )
+    return Claim(
+        job_id=job_id,
+        owner=job.owner,
+        fence=job.fence,
+        attempt=job.attempt,
+        crash_count=job.crash_count,
+        type=job_type,
+        spec=job.spec,
+        device=job.device if job_type.uses_gpu else "cpu",
+        checkpoints=[(key, sha256) for key, sha256 in checkpoints if key and sha256],
+        checkpoint_step=job.checkpoint_step or 0,
+        held_s=job.held_s,
+        claimed_at=claimed_at,
+        span=spans.begin(worker.sessions, job, worker.name),
+    )
 
 
 def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease, held: ExitStack) -> Ending | None:
@@ -162,6 +168,7 @@ def _run_in_scratch(worker: Worker, claim: Claim, lease: Lease, held: ExitStack)
 
 def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[Ending, Quota]:
     quota = Quota(worker.settings.memory_bytes, 4 * worker.settings.memory_bytes)
+    claim.span.stage("fetch")
     try:
         inputs = lease.write(lambda: _inputs(worker, claim))
         for upload in inputs:
@@ -209,6 +216,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[
     }
     child: Child | None = None
     ending: Ending | None = None
+    claim.span.stage("start")
     try:
         child = worker.children.child(folder, request, lambda: early_ending(worker, lease) is not None)
         if child is not None:
@@ -334,6 +342,7 @@ def _conclude(
     Raises:
         LeaseLost: the job is no longer this worker's.
     """
+    claim.span.stage("publish")
     try:
         results = Results(worker.store, claim, quota, out)
     except UntrustworthyFile as error:
@@ -386,6 +395,7 @@ def _record(worker: Worker, claim: Claim, lease: Lease, ending: Ending, artifact
     if status == "canceled":
         ending = Canceled()
     log.info("ended", job=claim.job_id, ending=type(ending).__name__, detail=_detail(ending))
+    claim.span.ended(type(ending).__name__, _code(ending))
     return ending
 
 
@@ -436,6 +446,10 @@ def _transition(session: Session, claim: Claim, ending: Ending, artifacts: Seque
 def _tried_again(error: ParedError) -> str:
     """Why there is another attempt, for whoever follows."""
     return f"{error.detail[: protocol.MAX_TEXT]} It is tried again."
+
+
+def _code(ending: Ending) -> str | None:
+    return ending.error.code if isinstance(ending, Failed | Crashed | Hindered) else None
 
 
 def _detail(ending: Ending) -> str:

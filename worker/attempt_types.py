@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from worker.kept_answers import KeptAnswers
 from worker.lease import Lease, LeaseLost
 from worker.sandbox import Confinement
 from worker.shutdown import Shutdown
+from worker.spans import AttemptSpan
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Claim:
     held_s: float
     """How long earlier attempts took together; they count towards the time limit."""
     claimed_at: float
+    span: AttemptSpan = field(default_factory=AttemptSpan)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ class ChildMonitor:
             case protocol.Stage():
                 log.debug("stage", name=message.name)
                 recorder.stage(message.name)
+                self._claim.span.stage(message.name)
             case protocol.Progress():
                 recorder.progress(message.fraction, message.epoch, message.epochs)
             case protocol.Metric():

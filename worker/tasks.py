@@ -32,6 +32,7 @@ from sqlalchemy.orm import Session
 
 from pared import gpus
 from pared.errors import DeviceUnavailable, ParedError, Unavailable
+from pared.state import tracing
 from pared.state.data_folder import close_to_others
 from pared.state.failpoints import arm
 from pared.state.keys import any_works
@@ -159,6 +160,7 @@ def _pass_on(worker: Worker, device: str) -> None:
 def probe_machine(**_: Any) -> None:
     """Before anything is forked: probe the sandbox and the devices, and so choose the queues to listen to."""
     global _confinement, _serving, _sandbox_problem, _unprobed, _main_pid  # noqa: PLW0603 - inherited by the forked process
+    tracing.require(settings())
     arm(settings().failpoints)
     _main_pid = os.getpid()
     configure_logging(settings().log_level)
@@ -214,6 +216,7 @@ def start_working(**_: Any) -> None:
     _forked[0] = 1
     # A service manager may signal all processes of the group: this one too hands its job back first.
     signal.signal(signal.SIGTERM, lambda *_: _shutdown.request())
+    tracing.start(settings(), "pared-worker")
     if _serving.devices:
         with suppress(OSError):  # the first job says why
             _worker().children.start()
@@ -231,6 +234,7 @@ def leave(**_: Any) -> None:
             session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.name == _worker().name))
     except (DBAPIError, PoolTimeout) as error:
         log.warning("database_away", reason=str(error))
+    tracing.stop()
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -68,7 +68,9 @@ def worker(
     with needs_extras("worker"):
         from pared.state.logs import level_of_servers
         from pared.state.settings import settings
+        from pared.state.tracing import require
         from worker.tasks import app as celery
+    require(settings())
     if gpus is not None and (chosen := _chosen_gpus(gpus)):
         Supervisor(worker_processes(chosen, os.environ, len(os.sched_getaffinity(0)))).run()
         return

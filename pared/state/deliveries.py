@@ -22,6 +22,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from pared.job_types import UNLISTED
+from pared.state import tracing
 from pared.state.tables import Job, Owner, Webhook, WebhookDelivery, db_now, new_id
 from pared.statuses import DeliveryStatus, JobStatus
 
@@ -61,6 +62,9 @@ class Claimed:
     """With this one."""
     at: float
     """The time that is signed."""
+    job_id: str | None = None
+    traceparent: str | None = None
+    """Of the job, where spans are sent."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,13 @@ def claim(session: Session, webhook_id: str, most: int) -> list[Claimed]:
             WebhookDelivery.fence,
             WebhookDelivery.attempts,
             WebhookDelivery.attempted_at,
+            WebhookDelivery.job_id,
         )
     ).all()
+    traces: dict[str | None, str | None] = {}
+    if tracing.on():
+        jobs = select(Job.id, Job.traceparent).where(Job.id.in_({row.job_id for row in rows if row.job_id}))
+        traces = {job.id: job.traceparent for job in session.execute(jobs)}
     return [
         Claimed(
             id=row.id,
@@ -166,6 +175,8 @@ def claim(session: Session, webhook_id: str, most: int) -> list[Claimed]:
             fence=row.fence,
             attempts=row.attempts,
             at=row.attempted_at,
+            job_id=row.job_id,
+            traceparent=traces.get(row.job_id),
         )
         for row in rows
     ]

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from pared.job_types import BY_NAME, type_of
 from pared.specs import JobSpec
+from pared.state import tracing
 from pared.state.deliveries import owe
 from pared.state.events import EventKind, add_event, add_events
 from pared.state.inspections import accept, reject
@@ -87,8 +88,10 @@ def create(
         device=spec.needs_device,
         spec=spec.model_dump(mode="json"),
         request_id=request_id,
+        traceparent=tracing.traceparent(),
         key_id=key_id,
     )
+    tracing.note_job(job.id)
     session.add(job)
     session.flush()
     session.add(Outbox(job_id=job.id))

@@ -6,6 +6,7 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -129,6 +130,9 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that processes log. `debug` also writes what each job's process reports and prints."""
+    otlp_url: str = ""
+    """Address of a collector that takes OpenTelemetry's traces by OTLP over HTTP, such as `http://127.0.0.1:4318`. It
+    needs the extra `tracing`. Empty: there are no traces."""
 
     @model_validator(mode="after")
     def _leases_outlive_a_sweep(self) -> Settings:
@@ -145,6 +149,13 @@ class Settings(BaseSettings):
     def _proxies_are_addresses(cls, value: str) -> str:
         for proxy in _listed(value):
             ip_network(proxy, strict=False)
+        return value
+
+    @field_validator("otlp_url")
+    @classmethod
+    def _collector_speaks_http(cls, value: str) -> str:
+        if value and not (urlsplit(value).scheme in ("http", "https") and urlsplit(value).hostname):
+            raise ValueError("must be an address such as http://127.0.0.1:4318")
         return value
 
     @property

@@ -12,6 +12,7 @@ from sqlalchemy import exists, func, select
 from pared.errors import OutOfAttempts
 from pared.state import lifecycle
 from pared.state.events import add_event
+from pared.state.job_spans import record_lost
 from pared.state.objects import ObjectStore, open_store
 from pared.state.queue import relay, send_again
 from pared.state.retention import collect
@@ -67,6 +68,7 @@ class Sweep:
             expired = lifecycle.expire(session, settings.max_lost_attempts, out_of_attempts)
         if expired:
             log.warning("leases_ran_out", jobs=expired)
+            record_lost(self._sessions, expired)
         return expired
 
     def explain_waiting(self) -> None:

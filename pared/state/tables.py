@@ -231,6 +231,7 @@ class Job(Base):
     result_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # of its artifacts together
     sandbox: Mapped[str | None] = mapped_column(String(16))
     request_id: Mapped[str | None] = mapped_column(String(64))  # of the HTTP request that made it, for the logs
+    traceparent: Mapped[str | None] = mapped_column(String(55))  # of its span, as W3C writes it
     created_at: Mapped[float] = mapped_column(Double, insert_default=db_now())
     started_at: Mapped[float | None] = mapped_column(Double)
     finished_at: Mapped[float | None] = mapped_column(Double)

@@ -73,6 +73,13 @@ class Child:
             raise DeviceUnavailable("the GPU is lost")
         return self.make_plan("0") if asked == "plan" else self.succeed()
 
+    def staged(self) -> Report:
+        """Tells its stages."""
+        for name in ("validate", "compress", "export"):
+            self.send(protocol.Stage(type="stage", name=name))
+            time.sleep(0.05)
+        return self.succeed()
+
     def raise_named(self) -> Report:
         raise NothingToPrune("fc is the classifier")
 
