@@ -122,7 +122,7 @@ def retain(
         print_json(_changed(sessions, owner_id))
         return
     kept = "as long as PARED_RETENTION_DAYS says" if days is None else f"for {days:g} days" if days else "for ever"
-    out.print(f"what {owner_id} made is kept {kept}")
+    out.print(f"what {owner_id} made is kept {kept}", soft_wrap=True)
 
 
 def _changed(sessions: Sessions, owner_id: str) -> dict[str, Any]:
