@@ -16,7 +16,7 @@ from sqlalchemy import insert
 from pared.state import lifecycle
 from pared.state.keys import add_key, caller_of
 from pared.state.owners import create_owner
-from pared.state.tables import Job, WorkerHeartbeat, new_id
+from pared.state.tables import Job, Model, WorkerHeartbeat, new_id
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
 from tests.support.processes import PATIENCE_S, wait_for
@@ -399,12 +399,22 @@ def test_ten_thousand_jobs_are_paged(tmp_path: Path, visiting: Callable[..., Vis
         with api.parts.sessions.begin() as session:
             for _ in range(10):
                 session.execute(insert(Job), [row | {"id": new_id("job"), "report": report} for _ in range(1000)])
+        unused = api.upload(b"another model", "another.pt")["id"]
+        api.inspected(unused)
+        with api.parts.sessions.begin() as session:  # as if it were as old as the first job
+            session.get_one(Model, unused).created_at -= 7200.0
         visit = visiting(str(api.base_url))
         page = visit.page
         for path in ("/jobs", f"/jobs?model={spec['model']}", "/jobs?text=digits_cnn", "/jobs?text=none"):
             page.goto(path)
             assert page.locator("tbody tr").count() == (0 if path.endswith("none") else 25)
             assert len(page.content().encode()) < 100_000
+        page.goto(f"/models/{spec['model']}")
+        assert page.get_by_role("region", name="Jobs of this model: table").locator("tbody tr").count() == 10
+        page.goto(f"/models/{unused}")
+        assert page.get_by_text("None of your newest 1,000 jobs names it.").is_visible()
+        page.get_by_role("link", name="All its jobs").click()
+        page.get_by_text("No job is like that.").wait_for()
         page.goto("/jobs")
         first = page.locator("tbody th small").first.inner_text()
         page.get_by_role("link", name="Older jobs").click()
