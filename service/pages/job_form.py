@@ -243,7 +243,9 @@ def texts_of(form: JobForm, spec: JobSpec) -> dict[str, list[str]]:
     return texts
 
 
-def at_point(texts: Texts, spec: JobSpec | None, amount: float, round_to: int | None) -> dict[str, Sequence[str]]:
+def at_point(
+    texts: Mapping[str, list[str]], spec: JobSpec | None, amount: float, round_to: int | None
+) -> dict[str, list[str]]:
     """The texts of a form that asks for one point of a search instead of the goal of the search.
 
     Args:
