@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import statistics
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from pared.state.owners import LOCAL_OWNER
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.tables import Job, JobEvent, Model, new_id
+
+sys.path.append(str(Path(__file__).parents[1]))  # a script finds only what is beside it
+from tests.support.inspections import inspection, layers
 
 REPORT = Path(__file__).parents[1] / "tests/support/reports/search.json"
 JOBS, LAYERS, EPOCHS = 10_000, 1_000, 1_000
@@ -148,7 +152,7 @@ def longest_task(page: Page, height: int) -> float:
 def filled(session: Session) -> dict[str, str]:
     """Write the rows. Returns the path of each page, by what it shows."""
     models = [model(number) for number in range(100)]
-    large = model(100, layers=LAYERS)
+    large = model(100, LAYERS)
     session.execute(insert(Model), [*models, large])
     report = json.loads(REPORT.read_text())
     small = [job(models[number % 100]["id"], number, report) for number in range(JOBS)]
@@ -188,33 +192,8 @@ def filled(session: Session) -> dict[str, str]:
     }
 
 
-def model(number: int, layers: int = 4) -> dict[str, Any]:
-    """A row of a model that was inspected."""
-    described = [
-        {
-            "name": f"features.{each}",
-            "kind": "conv2d",
-            "weights": {f"features.{each}.weight": [64, 64, 3, 3], f"features.{each}.bias": [64]},
-            "parameters": 36_928 + each,
-            "macs": 36_864 * (each + 1),
-            "channels": 64,
-            "prunable_channels": each % 7 != 0,
-            "reason": None if each % 7 else "the model's output",
-        }
-        for each in range(layers)
-    ]
-    inspection = {
-        "format": "torchscript",
-        "flavour": "scripted",
-        "parameters": sum(each["parameters"] for each in described),
-        "trainable_parameters": sum(each["parameters"] for each in described),
-        "macs": sum(each["macs"] for each in described),
-        "inputs": [{"shape": [2, 64, 32, 32], "dtype": "float32"}],
-        "architecture": None,
-        "layers": described,
-        "warnings": [],
-        "sandbox": "landlock",
-    }
+def model(number: int, count: int = 4) -> dict[str, Any]:
+    """A row of a model of so many layers, which was inspected."""
     return {
         "id": new_id("mdl"),
         "owner": LOCAL_OWNER,
@@ -223,7 +202,7 @@ def model(number: int, layers: int = 4) -> dict[str, Any]:
         "size_bytes": 1_000_000 + number,
         "format": "torchscript",
         "status": "ready",
-        "inspection": inspection,
+        "inspection": inspection(*layers(count)),
     }
 
 

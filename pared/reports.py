@@ -319,7 +319,10 @@ class Report(_Part):
     )
     history: list[EpochRecord] = Field(default_factory=list)
     best_epoch: int | None = None
-    frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
+    frontier: list[Point] = Field(
+        default_factory=list,
+        description="Every point that the search for a goal tried; of a pipeline as the step left it that searched.",
+    )
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall-clock seconds of each stage.")
     runtime: Literal["onnxruntime", "torch"] | None = Field(
         None,

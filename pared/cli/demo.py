@@ -7,10 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -42,7 +43,14 @@ STUDENT = {
 DISTILL: DistillFields = {"compare_with_labels_only": True}
 
 
-def run(url: str | None, directory: Path, console: Console, *, keep: bool = False) -> int:
+def run(
+    url: str | None,
+    directory: Path,
+    console: Console,
+    *,
+    keep: bool = False,
+    shown: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
     """Run the demo; everything it makes is left in `directory`.
 
     Args:
@@ -50,6 +58,7 @@ def run(url: str | None, directory: Path, console: Console, *, keep: bool = Fals
         directory: made if it is not there.
         console: where it is shown.
         keep: leave the demo's own server running until Ctrl-C.
+        shown: is called with the reports by the names of their files, once both are there.
 
     Returns:
         The exit code: 0, or 1 when a job failed.
@@ -59,10 +68,12 @@ def run(url: str | None, directory: Path, console: Console, *, keep: bool = Fals
     key = "" if url is None else None  # one that was exported is for another server than the demo's own
     with _own_server(directory, console) if url is None else _running_server(url) as at, Client(at, key) as client:
         try:
-            _show(client, directory, console)
+            reports = _show(client, directory, console)
         except JobFailed as error:
             console.print(f"The demo failed: {error}", style="red")
             return 1
+        if shown is not None:
+            shown({name: report.model_dump(mode="json") for name, report in reports.items()})
         if url is not None or keep:
             console.print(f"\n  Look at the jobs in a browser: {at}/jobs", soft_wrap=True)
         else:
@@ -75,12 +86,13 @@ def run(url: str | None, directory: Path, console: Console, *, keep: bool = Fals
     return 0
 
 
-def _show(client: Client, directory: Path, console: Console) -> None:
+def _show(client: Client, directory: Path, console: Console) -> dict[str, Report]:
     script = Path(__file__).parents[1] / "examples" / "train_digits.py"
     _headline(console, "1. A model, trained by plain PyTorch", f"python {script} {directory}")
     # Threads that spin while they wait are slow where the server's processes want the cores too.
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run([sys.executable, str(script), str(directory)], check=True, env=env)
+    lines = subprocess.DEVNULL if console.quiet else console.file
+    subprocess.run([sys.executable, str(script), str(directory)], check=True, env=env, stdout=lines)
     original = directory / "digits_cnn.pt"
 
     _headline(console, f"2. Uploaded to {client.url}")
@@ -113,6 +125,7 @@ def _show(client: Client, directory: Path, console: Console) -> None:
     console.print(f"\n  The files and their reports (JSON, and pages for a browser): {directory}", soft_wrap=True)
     for name in ("digits_cnn.pt", "pruned.pt", "distilled.pt"):
         console.print(f"  {(directory / name).stat().st_size:>9,} bytes  {name}")
+    return {"pruned": pruned, "distilled": distilled}
 
 
 def _headline(console: Console, title: str, command: str = "") -> None:

@@ -13,12 +13,12 @@ from pared.cli import checks
 from pared.cli.checks import Check
 from pared.cli.exits import FAILED
 from pared.cli.rendering import out, print_json
-from pared.cli.shared_options import AsJson
+from pared.cli.shared_options import AsJson, Quiet
 
 _MARKS = {"ok": ("✓", "green"), "note": ("–", "yellow"), "wrong": ("✗", "red")}
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Say what works here and with the server, with the cure of all else; exit code 1 where one is needed."""
     found: list[Check] = []
     for look in _looks():

@@ -183,6 +183,7 @@ def report(
         bool, typer.Option("--open", help="Show it as a page in the browser; without --html from a temporary file.")
     ] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Print the before/after report of a job, or write it as an HTML page."""
     check_writable([] if html is None else [html])

@@ -10,7 +10,7 @@ from pared.cli.durations import duration
 from pared.cli.exits import needs_extras
 from pared.cli.rendering import out, plain_table, print_ids, print_json, print_table
 from pared.cli.server_state import moment, open_sessions
-from pared.cli.shared_options import AsJson, OnlyIds
+from pared.cli.shared_options import AsJson, OnlyIds, Quiet
 
 app = typer.Typer(no_args_is_help=True, help="API keys, on the server's own machine.")
 
@@ -108,12 +108,18 @@ def revoke_key(
     cancel_jobs: Annotated[
         bool, typer.Option("--cancel-jobs", help="Also cancel what waits and runs of the jobs submitted with it.")
     ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Revoke an API key: it works no more, and streams that it holds open end within seconds."""
     with needs_extras("service"):
         from pared.state import keys
     if not keys.revoke_key(open_sessions(), key_id, cancel_jobs=cancel_jobs):
         raise typer.BadParameter(f"there is no key {key_id} that works; `pared keys ls` lists them")
+    if as_json:
+        print_json({"revoked": key_id})
+    else:
+        out.print(f"revoked {key_id}")
 
 
 def _print_new(made: Any, *, as_json: bool) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pared.cli.exits import needs_extras
 from pared.cli.rendering import out, plain_table, print_ids, print_json, print_table
 from pared.cli.server_state import moment, open_sessions
-from pared.cli.shared_options import AsJson, OnlyIds
+from pared.cli.shared_options import AsJson, OnlyIds, Quiet
 from pared.client import Client
+
+if TYPE_CHECKING:
+    from pared.state.session import Sessions
+    from pared.state.tables import Owner
 
 app = typer.Typer(no_args_is_help=True, help="Owners of models, data sets and jobs, on the server's own machine.")
 
@@ -38,10 +43,7 @@ def list_owners(as_json: AsJson = False, quiet: OnlyIds = False) -> None:
         counts = keys.key_counts(session)
         found = owners.list_owners(session)
     if as_json:
-        columns = ("id", "name", "created_at", "disabled_at", "retention_days")
-        print_json(
-            [{name: getattr(each, name) for name in columns} | {"keys": counts.get(each.id, 0)} for each in found]
-        )
+        print_json([_as_json(each, counts) for each in found])
         return
     if quiet:
         print_ids(each.id for each in found)
@@ -61,6 +63,8 @@ def disable_owner(
     cancel_jobs: Annotated[
         bool, typer.Option("--cancel-jobs", help="Also cancel all jobs of the owner's that wait or run.")
     ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Stop all keys of an owner from working; what the owner made stays."""
     with needs_extras("service"):
@@ -69,12 +73,16 @@ def disable_owner(
     with sessions() as session:
         owner_id = owners.find_owner(session, owner).id
     canceled = owners.disable_owner(sessions, owner_id, cancel_jobs=cancel_jobs)
+    if as_json:
+        print_json(_changed(sessions, owner_id) | {"jobs_canceled": canceled})
+        return
+    out.print(f"disabled {owner_id}")
     if cancel_jobs:
         out.print(f"{canceled} jobs canceled")
 
 
 @app.command("enable")
-def enable_owner(owner: OwnerName) -> None:
+def enable_owner(owner: OwnerName, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Let the keys of a disabled owner work again."""
     with needs_extras("service"):
         from pared.state import owners
@@ -82,6 +90,10 @@ def enable_owner(owner: OwnerName) -> None:
     with sessions() as session:
         owner_id = owners.find_owner(session, owner).id
     owners.enable_owner(sessions, owner_id)
+    if as_json:
+        print_json(_changed(sessions, owner_id))
+    else:
+        out.print(f"enabled {owner_id}")
 
 
 @app.command("retain")
@@ -94,6 +106,8 @@ def retain(
     as_service: Annotated[
         bool, typer.Option("--as-service", help="As long as PARED_RETENTION_DAYS says, as for other owners.")
     ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say for how long an owner's ended jobs, their files and unused uploads are kept; pinned jobs stay."""
     with needs_extras("service"):
@@ -104,6 +118,23 @@ def retain(
     with sessions() as session:
         owner_id = owners.find_owner(session, owner).id
     owners.set_retention(sessions, owner_id, days)
+    if as_json:
+        print_json(_changed(sessions, owner_id))
+        return
+    kept = "as long as PARED_RETENTION_DAYS says" if days is None else f"for {days:g} days" if days else "for ever"
+    out.print(f"what {owner_id} made is kept {kept}", soft_wrap=True)
+
+
+def _changed(sessions: Sessions, owner_id: str) -> dict[str, Any]:
+    from pared.state import keys, owners
+
+    with sessions() as session:
+        return _as_json(owners.find_owner(session, owner_id), keys.key_counts(session))
+
+
+def _as_json(owner: Owner, counts: Mapping[str, int]) -> dict[str, Any]:
+    columns = ("id", "name", "created_at", "disabled_at", "retention_days")
+    return {name: getattr(owner, name) for name in columns} | {"keys": counts.get(owner.id, 0)}
 
 
 def audit(

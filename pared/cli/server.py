@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from pared.cli.exits import DONE, FAILED, needs_extras
-from pared.cli.rendering import out, say
+from pared.cli.rendering import be_quiet, err, out, print_json, say
+from pared.cli.shared_options import AsJson, Quiet
 from pared.gpus import Gpu, visible
 from pared.supervisor import Supervisor, worker_processes
 
@@ -61,10 +62,16 @@ def worker(
             "--check", help="Only say what the workers of this machine compute on; exit code 0 if one can run jobs."
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --check: print JSON, and nothing else.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", callback=be_quiet, help="With --check: print nothing but errors.")
+    ] = False,
 ) -> None:
     """Run one worker process alone, or one for each GPU, configured by PARED_… variables."""
     if check:  # often, to see how a container is: without all that a worker loads
-        sys.exit(_check_local_workers())
+        sys.exit(_check_local_workers(as_json=as_json))
+    if as_json or quiet:
+        raise typer.BadParameter("goes with --check: a worker writes its log", param_hint="--json or --quiet")
     with needs_extras("worker"):
         from pared.state.logs import level_of_servers
         from pared.state.settings import settings
@@ -91,13 +98,19 @@ def _chosen_gpus(choice: str) -> list[Gpu]:
         raise typer.BadParameter(str(error), param_hint="--gpus") from None
 
 
-def _check_local_workers() -> int:
+def _check_local_workers(*, as_json: bool) -> int:
     """Say what the workers of this machine compute on. Returns 0 if one of them can run jobs."""
     with needs_extras("worker"):
         from pared.local_workers import local_workers
         from pared.state.session import make_engine, make_sessions
         from pared.state.settings import settings
     rows = local_workers(make_sessions(make_engine(settings().effective_database_url)))
+    code = DONE if any(row.devices for row in rows) else FAILED
+    if as_json:
+        columns = ("name", "devices", "device", "device_problem", "sandbox", "sandbox_problem")
+        workers = [{name: getattr(row, name) for name in columns} for row in rows]
+        print_json({"ok": code == DONE, "workers": workers})
+        return code
     for row in rows:
         devices = f"runs jobs on {' and '.join(row.devices)}" if row.devices else "takes no jobs"
         out.print(f"{row.name}: {devices} ({row.device}; sandbox {row.sandbox})", soft_wrap=True)
@@ -106,23 +119,30 @@ def _check_local_workers() -> int:
                 say(problem)
     if not rows:
         say("no worker of this machine has been seen lately; start one with `pared worker`")
-    return DONE if any(row.devices for row in rows) else FAILED
+    return code
 
 
-def migrate() -> None:
+def migrate(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Bring the database's tables to this version; safe to run again, and by several at once."""
     with needs_extras("service"):
         from pared.state.session import migrate as bring_up_to_date
         from pared.state.settings import settings
-    bring_up_to_date(settings())
+    revision = bring_up_to_date(settings())
+    if as_json:
+        print_json({"revision": revision})
+    else:
+        out.print(f"the tables are those of revision {revision}")
 
 
 def demo(
     url: Annotated[str | None, typer.Option(help="Use this running server rather than one of the demo's own.")] = None,
     data: Annotated[Path, typer.Option(help="Directory for all that the demo makes.")] = Path("demo-data"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the demo's own server running until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a small CNN, prune and distill it through the API, and show before and after."""
     with needs_extras("service", "worker"):
         from pared.cli.demo import run
-    sys.exit(run(url, data, out, keep=keep))
+    shown = print_json if as_json else None
+    sys.exit(run(url, data, err if as_json else out, keep=keep, shown=shown))

@@ -9,8 +9,8 @@ import typer
 from rich.text import Text
 
 from pared.cli.exits import FAILED
-from pared.cli.rendering import err, out, plain_table, print_json, print_table
-from pared.cli.shared_options import AsJson
+from pared.cli.rendering import err, out, plain_table, print_ids, print_json, print_table
+from pared.cli.shared_options import AsJson, OnlyIds, Quiet
 from pared.client import Client
 from pared.statuses import DeliveryStatus
 
@@ -41,12 +41,15 @@ def add_webhook(
 
 
 @app.command("ls")
-def list_webhooks(as_json: AsJson = False) -> None:
+def list_webhooks(as_json: AsJson = False, quiet: OnlyIds = False) -> None:
     """List webhooks, newest first."""
     with Client() as client:
         found = list(client.webhooks.list())
     if as_json:
         print_json([each.model_dump(mode="json", exclude={"secret"}) for each in found])
+        return
+    if quiet:
+        print_ids(each.id for each in found)
         return
     table = plain_table("id", "state", "events", "url", "description")
     for each in found:
@@ -60,7 +63,9 @@ def list_webhooks(as_json: AsJson = False) -> None:
 
 
 @app.command("rm")
-def remove_webhooks(webhook_ids: Annotated[list[str], typer.Argument(metavar="ID…")], as_json: AsJson = False) -> None:
+def remove_webhooks(
+    webhook_ids: Annotated[list[str], typer.Argument(metavar="ID…")], as_json: AsJson = False, quiet: Quiet = False
+) -> None:
     """Delete webhooks, with what was sent to them."""
     with Client() as client:
         for webhook_id in webhook_ids:
@@ -72,7 +77,7 @@ def remove_webhooks(webhook_ids: Annotated[list[str], typer.Argument(metavar="ID
 
 
 @app.command("test")
-def try_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
+def try_webhook(webhook_id: WebhookId, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Send a notice of no job, and say what became of it; exit code 1 if it did not arrive."""
     with Client() as client:
         sent = client.webhooks.test(webhook_id)
@@ -92,12 +97,16 @@ def list_deliveries(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,
+    quiet: OnlyIds = False,
 ) -> None:
     """List what was sent to a webhook, newest first."""
     with Client() as client:
         found = list(islice(client.webhooks.deliveries(webhook_id, status), limit))
     if as_json:
         print_json([each.model_dump(mode="json") for each in found])
+        return
+    if quiet:
+        print_ids(each.id for each in found)
         return
     table = plain_table("id", "event", "job", "status", "attempts", "next", "problem")
     for each in found:
@@ -112,6 +121,7 @@ def replay_delivery(
     webhook_id: WebhookId,
     delivery_id: Annotated[str, typer.Argument(metavar="DELIVERY", help="As `pared webhooks deliveries` prints it.")],
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Send a delivery again at once, with the same id."""
     with Client() as client:

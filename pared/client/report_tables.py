@@ -65,7 +65,8 @@ class Report(reports.Report):
         if self.runtime:
             yield f"Latency and quality were measured in {RUNTIMES[self.runtime]}, beside the float32 model."
         if self.frontier:
-            yield f"The {len(self.frontier)} points that the search for the goal tried: frontier.csv"
+            where = "the frontier.csv of the step that searched" if self.steps else "frontier.csv"
+            yield f"The {len(self.frontier)} points that the search for the goal tried: {where}"
         for warning in self.warnings:
             yield f"Note: {warning}"
 

@@ -159,7 +159,9 @@ def search_chart(report: Report, pick: Pick | None = None) -> Chart | None:
             chart.marks.append(Mark(x(size), y(value), "result", "the result"))
     if baseline is not None:
         chart.strokes.append(charts.across(chart, y(baseline), "baseline"))
-    limit = numbers.finite(report.goal.target.get(_goal_of(field))) if report.goal else None
+    # Of a pipeline the goal is that of the last result, and the points are those of an earlier one.
+    goal = None if report.steps else report.goal
+    limit = None if goal is None else numbers.finite(goal.target.get(_goal_of(field)))
     if limit is not None and whole is not None and x.low <= limit * whole <= x.high:
         chart.strokes.append(charts.upright(chart, x(limit * whole), "limit"))
     _explain(chart, report, said)

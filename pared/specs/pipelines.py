@@ -138,6 +138,12 @@ class PipelineSpec(CompressionSpec):
         """Which step's amount the `target` of the whole is met by, if any."""
         return next(self._without_amount(), None) if self.target is not None else None
 
+    @property
+    def with_search(self) -> int | None:
+        """Which step's search a report shows: that for the `target` of the whole, else the first for a step's own."""
+        own = (index for index, step in enumerate(self.steps) if step.name == "prune" and _target_of(step) is not None)
+        return next(own, None) if self.searched is None else self.searched
+
     def _without_amount(self) -> Iterator[int]:
         for index, step in enumerate(self.steps):
             own = step.own
@@ -316,6 +322,10 @@ def _fields_of(kind: type[CompressionSpec]) -> type[StepFields]:
 
 def _shared_fields() -> set[str]:
     return PipelineSpec.model_fields.keys() - {"type", "steps", "target"}
+
+
+def _target_of(step: OneStep) -> Any:
+    return getattr(step.own, "target", None)
 
 
 def _result_id(index: int) -> str:

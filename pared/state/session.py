@@ -105,13 +105,17 @@ def make_sessions(engine: Engine) -> Sessions:
     return Sessions(engine)
 
 
-def migrate(settings: Settings) -> None:
+def migrate(settings: Settings) -> str:
     """Bring the database to the newest revision. Safe when several processes call it at once.
+
+    Returns:
+        The revision that the tables have now.
 
     Raises:
         Unavailable: the database does not answer.
     """
     from alembic import command  # here, for each process reaches the database, and only `pared migrate` needs it
+    from alembic.runtime.migration import MigrationContext
 
     close_to_others(settings)
     url = make_url(settings.effective_database_url)
@@ -130,6 +134,7 @@ def migrate(settings: Settings) -> None:
             if not sqlite:
                 connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             command.upgrade(alembic_config(connection), "head")
+            return str(MigrationContext.configure(connection).get_current_revision())
     except DBAPIError as error:
         raise database_problem(error) from error
     finally:

@@ -26,7 +26,7 @@ _JOBS = 10
 
 
 @router.get("/datasets")
-async def list_datasets(
+def list_datasets(
     request: Request,
     parts: PartsOf,
     caller: CallerOf,
@@ -35,22 +35,8 @@ async def list_datasets(
     after: After = None,
 ) -> Response:
     """The data sets, newest first."""
-    text = lists.printed(q)
-
-    def read() -> lists.Listed[Any]:
-        with parts.sessions() as session:
-            return lists.uploads(session, caller.owner, Dataset, q=text, status=status or None, after=after)
-
-    listed = await run_in_threadpool(read)
-    context = {
-        "listed": listed,
-        "q": text,
-        "status": status,
-        "first_page": after is None,
-        "builtin": BUILTIN_DATASETS,
-        "scripts": ["upload"],
-    }
-    return render(request, "datasets.html.j2", context | {"most_bytes": parts.settings.max_upload_bytes})
+    context = lists.context_of(parts, caller.owner, Dataset, q, status or None, after)
+    return render(request, "datasets.html.j2", context | {"builtin": BUILTIN_DATASETS})
 
 
 @router.get("/datasets/{dataset_id}")

@@ -12,7 +12,7 @@ from pydantic import ValidationError as Invalid
 
 from pared.errors import ParedError, ValidationError
 from pared.job_types import STEPS
-from pared.specs import JobSpec, Target
+from pared.specs import JobSpec, PipelineSpec, Target
 from pared.specs.choosing import Choice, chosen_steps
 from pared.specs.pipelines import MAX_STEPS
 from service import untrusted_json
@@ -20,7 +20,7 @@ from service.job_specs import checked, shortest
 from service.pages.form_controls import Control, same
 from service.pages.form_layouts import FORMS, MORE, Group, JobForm
 
-__all__ = ["FORMS", "MORE", "Filled", "JobForm", "place", "read", "texts_of"]
+__all__ = ["FORMS", "MORE", "Filled", "JobForm", "at_point", "place", "read", "texts_of"]
 
 Texts = Mapping[str, Sequence[str]]
 _REQUIRED = "is required"
@@ -241,6 +241,26 @@ def texts_of(form: JobForm, spec: JobSpec) -> dict[str, list[str]]:
     if rest:
         texts[MORE] = [json.dumps(rest, indent=1, ensure_ascii=False)]
     return texts
+
+
+def at_point(
+    texts: Mapping[str, list[str]], spec: JobSpec | None, amount: float, round_to: int | None
+) -> dict[str, list[str]]:
+    """The texts of a form that asks for one point of a search instead of the goal of the search.
+
+    Args:
+        spec: of the job that searched, where there was one; of a pipeline the step that searched gets the amount.
+    """
+    rest = {name: each for name, each in texts.items() if not name.startswith("target.")}
+    point = {"amount": amount} | ({"round_to": round_to} if round_to else {})
+    if not isinstance(spec, PipelineSpec):
+        return rest | {name: [f"{value!r}"] for name, value in point.items()}
+    if spec.with_search is None:
+        return dict(texts)
+    name = f"steps.{spec.with_search}.fields"
+    fields = json.loads((texts.get(name) or ["{}"])[-1])
+    fields.pop("target", None)
+    return rest | {name: [json.dumps(fields | point, ensure_ascii=False)]}
 
 
 def _taken(rest: dict[str, Any], control: Control) -> list[str] | None:

@@ -20,7 +20,7 @@ from pared.state.jobs import jobs_of
 from pared.state.references import mentions
 from pared.state.session import Sessions
 from pared.state.tables import Dataset, Job, Model
-from pared.statuses import JobStatus
+from pared.statuses import ENDED, JobStatus
 from service.pages.job_page import STAGES, heading_of, named_by
 from service.pages.words import STATUSES, TONES, ago, moment
 
@@ -75,6 +75,22 @@ class JobRow:
 
 def context_of(sessions: Sessions, owner: str, filters: Filters, after: str | None) -> dict[str, Any]:
     """What the template of the list names."""
+    context = rows_of(sessions, owner, filters, after)
+    with sessions() as session:
+        choices = {table: _choices(session, owner, table) for table in (Model, Dataset)}
+    query = filters.query(after=after)
+    return context | {
+        "filters": filters,
+        "statuses": STATUSES,
+        "types": [(each.name, each.name) for each in LISTED],
+        "models": _with(choices[Model], filters.model),
+        "datasets": _with([(each, each) for each in BUILTIN_DATASETS] + choices[Dataset], filters.dataset),
+        "live": f"/jobs/live?{query}".rstrip("?"),
+    }
+
+
+def rows_of(sessions: Sessions, owner: str, filters: Filters, after: str | None) -> dict[str, Any]:
+    """What the part of the template names that follows its jobs."""
     filters.check()
     with sessions() as session:
         query = jobs_of(owner).where(*_asked_for(session, owner, filters))
@@ -84,7 +100,6 @@ def context_of(sessions: Sessions, owner: str, filters: Filters, after: str | No
         shown = jobs[:ROWS]
         named = named_by(session, owner, shown)
         verdicts = _verdicts(session, shown)
-        choices = {table: _choices(session, owner, table) for table in (Model, Dataset)}
     now = time.time()
     more = len(jobs) > ROWS
     return {
@@ -100,12 +115,8 @@ def context_of(sessions: Sessions, owner: str, filters: Filters, after: str | No
             )
             for job in shown
         ],
-        "filters": filters,
         "filtered": filters != Filters(),
-        "statuses": STATUSES,
-        "types": [(each.name, each.name) for each in LISTED],
-        "models": _with(choices[Model], filters.model),
-        "datasets": _with([(each, each) for each in BUILTIN_DATASETS] + choices[Dataset], filters.dataset),
+        "ended": all(job.status in ENDED for job in shown),
         "older": f"/jobs?{filters.query(after=shown[-1].id)}" if more else "",
         "newest": f"/jobs?{filters.query()}".rstrip("?") if after else "",
     }

@@ -281,9 +281,20 @@ def _result(view: JobView, report: Any) -> dict[str, Any]:
 
     def pick(point: Point) -> str:
         amount = numbers.finite(point.amount)
-        if view.type != "prune" or amount is None or not 0 < amount < 1:
+        if amount is None or not 0 < amount < 1:
             return ""
         more = {} if point.round_to is None else {"round_to": point.round_to}
         return f"/jobs/new?{urlencode({'from': view.id, 'amount': f'{amount:.6g}'} | more)}"
 
-    return told(checked, pick) | {"told": True}
+    return told(checked, pick) | {"told": True, "no_points": _why_no_points(checked)}
+
+
+def _why_no_points(report: Report) -> str:
+    """Why there is a goal, and no point of a search to pick another one from; empty where that is not so."""
+    if report.goal is None or report.frontier:
+        return ""
+    if report.type == "quantize":
+        return "The search chose which layers stay in float32: there is no amount of which another one could be picked."
+    if report.goal.amount is not None:
+        return "The points that the search tried are in the report of the step that searched, among the files."
+    return "No amount was looked for: each step says its own, and the goal was judged at the end."

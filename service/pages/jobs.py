@@ -8,7 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from pared.errors import Conflict
 from pared.state.jobs import cancel, find_job
-from service.dependencies import CallerOf, PartsOf, check_id
+from pared.state.keys import Caller
+from pared.state.retention import set_pinned
+from service.dependencies import CallerOf, Parts, PartsOf, check_id
 from service.pages import job_comparison, job_list, job_page
 from service.pages.job_list import Filters
 from service.pages.site import render, see_other
@@ -34,6 +36,23 @@ def jobs(
     """A page of the list."""
     filters = Filters(status, type, model, dataset, text.strip())
     return render(request, "jobs.html.j2", job_list.context_of(parts.sessions, caller.owner, filters, after))
+
+
+@router.get("/jobs/live")
+def jobs_live(
+    request: Request,
+    parts: PartsOf,
+    caller: CallerOf,
+    status: _Choice = "",
+    type: _Choice = "",  # noqa: A002 - the name of the API's parameter
+    model: _Choice = "",
+    dataset: _Choice = "",
+    text: _Choice = "",
+    after: After = None,
+) -> Response:
+    """The part of the list that changes while one of its jobs goes on."""
+    filters = Filters(status, type, model, dataset, text.strip())
+    return render(request, "_jobs_live.html.j2", job_list.rows_of(parts.sessions, caller.owner, filters, after))
 
 
 @router.get("/jobs/compare")
@@ -87,4 +106,22 @@ def cancel_job(parts: PartsOf, caller: CallerOf, job_id: str) -> Response:
             cancel(session, caller.owner, job_id)
     except Conflict:
         pass
+    return see_other(f"/jobs/{job_id}")
+
+
+@router.post("/jobs/{job_id}/pin")
+def pin_job(parts: PartsOf, caller: CallerOf, job_id: str) -> Response:
+    """Keep the job whatever its age, and show it again."""
+    return _pinned(parts, caller, job_id, pinned=True)
+
+
+@router.post("/jobs/{job_id}/unpin")
+def unpin_job(parts: PartsOf, caller: CallerOf, job_id: str) -> Response:
+    """Let the job go with its age, and show it again."""
+    return _pinned(parts, caller, job_id, pinned=False)
+
+
+def _pinned(parts: Parts, caller: Caller, job_id: str, *, pinned: bool) -> Response:
+    check_id(job_id, "job")
+    set_pinned(parts.sessions, caller.owner, job_id, pinned=pinned)
     return see_other(f"/jobs/{job_id}")

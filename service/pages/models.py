@@ -26,7 +26,7 @@ Number = Annotated[int, Query(ge=1, le=100_000)]
 
 
 @router.get("/models")
-async def list_models(
+def list_models(
     request: Request,
     parts: PartsOf,
     caller: CallerOf,
@@ -35,15 +35,8 @@ async def list_models(
     after: After = None,
 ) -> Response:
     """The models, newest first."""
-    text = lists.printed(q)
-
-    def read() -> lists.Listed[Any]:
-        with parts.sessions() as session:
-            return lists.uploads(session, caller.owner, Model, q=text, status=status or None, after=after)
-
-    listed = await run_in_threadpool(read)
-    context = {"listed": listed, "q": text, "status": status, "first_page": after is None, "scripts": ["upload"]}
-    return render(request, "models.html.j2", context | {"most_bytes": parts.settings.max_upload_bytes})
+    context = lists.context_of(parts, caller.owner, Model, q, status or None, after)
+    return render(request, "models.html.j2", context)
 
 
 @router.get("/models/{model_id}")

@@ -18,6 +18,7 @@ from pared.reports import Plan
 from pared.specs import BUILTIN_DATASETS
 from pared.state.jobs import drop_plan, find_job
 from pared.state.keys import Caller
+from pared.state.references import check_references
 from pared.state.tables import Dataset, Job, Model
 from pared.state.uploads import find_upload, owned_uploads
 from pared.statuses import ENDED
@@ -25,7 +26,7 @@ from service.dependencies import CallerOf, Following, Parts, PartsOf, RequestId,
 from service.job_specs import checked
 from service.long_polling import requested_wait_s
 from service.pages.form_bodies import FormTexts
-from service.pages.job_form import FORMS, MORE, Filled, JobForm, place, read, texts_of
+from service.pages.job_form import FORMS, MORE, Filled, JobForm, at_point, place, read, texts_of
 from service.pages.plan_view import shown_plan
 from service.pages.site import render, see_other
 from service.pages.snippets import snippets_of
@@ -75,13 +76,13 @@ def new_job(
         check_id(from_, "job")
         with parts.sessions() as session:
             job = find_job(session, caller.owner, from_)
-        form, given = FORMS[job.type], texts_of(FORMS[job.type], checked(job.spec))
+        spec = checked(job.spec)
+        form, given = FORMS[job.type], texts_of(FORMS[job.type], spec)
     else:
-        form = _form_called(type_)
+        form, spec = _form_called(type_), None
         given = {name: [text] for name, text in form.usual.items()}
     if amount is not None:
-        given = {name: texts for name, texts in given.items() if not name.startswith("target.")}
-        given |= {"amount": [f"{amount!r}"]} | ({"round_to": [str(round_to)]} if round_to else {})
+        given = at_point(given, spec, amount, round_to)
     given |= {name: [text] for name, text in ((form.model, model), ("dataset", dataset)) if text}
     filled = read(form, given)
     for name in filled.missing:  # nobody has had the time to fill it in
@@ -143,6 +144,9 @@ def _start(parts: Parts, caller: Caller, filled: Filled, key: str, request_id: s
     if filled.spec is None:
         return Planned()
     try:
+        # A plan that was made before, or that no such job has, tells nothing of what was deleted since.
+        with parts.sessions() as session:
+            check_references(session, caller.owner, filled.spec)
         # No client's own key has a space in it.
         once = f"plan {key} {digest_of(filled.spec)}"
         return Planned(start_plan(parts, caller, filled.spec, request_id, once))

@@ -16,7 +16,7 @@ from sqlalchemy import insert
 from pared.state import lifecycle
 from pared.state.keys import add_key, caller_of
 from pared.state.owners import create_owner
-from pared.state.tables import Job, WorkerHeartbeat, new_id
+from pared.state.tables import Job, Model, WorkerHeartbeat, new_id
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
 from tests.support.processes import PATIENCE_S, wait_for
@@ -210,6 +210,70 @@ def test_a_job_that_failed_says_why_and_one_is_canceled_in_two_tabs(
     assert api.post(f"/jobs/{canceled}/cancel", follow_redirects=True).status_code == 200  # it has ended meanwhile
 
 
+def test_a_job_is_pinned_and_unpinned_without_scripts(api: Api, visiting: Callable[..., Visit]):
+    job_id = submitted(api)
+    api.finish(job_id, report=report_of("search"))
+    page = visiting(str(api.base_url), java_script_enabled=False).page
+    page.goto(f"/jobs/{job_id}")
+    page.get_by_role("button", name="Pin", exact=True).click()
+    assert page.get_by_text("are kept whatever their age").is_visible()
+    assert api.get(f"/v1/jobs/{job_id}").json()["pinned"]
+    page.get_by_role("button", name="Unpin").click()
+    page.get_by_role("button", name="Pin", exact=True).wait_for()
+    assert page.get_by_text("are kept whatever their age").count() == 0
+    assert not api.get(f"/v1/jobs/{job_id}").json()["pinned"]
+    elsewhere = {"origin": "http://elsewhere.example", "sec-fetch-site": "cross-site"}
+    assert api.post(f"/jobs/{job_id}/pin", headers=elsewhere).status_code == 403
+    for unknown in ("x", "job_" + "0" * 26):
+        assert api.post(f"/jobs/{unknown}/pin", headers={"Accept": "text/html"}).status_code == 404
+
+
+def test_the_list_follows_its_jobs_until_all_have_ended(visiting: Callable[..., Visit], tmp_path: Path):
+    with serving(tmp_path / "data", max_requests_per_s=0) as api:
+        first, second = submitted(api, "first.pt"), submitted(api, "second.pt", amount=0.25)
+        visit = visiting(str(api.base_url))
+        page = visit.page
+
+        def asked() -> int:
+            return sum("/jobs/live" in url for url in visit.asked)
+
+        page.goto("/jobs?type=prune")
+        page.get_by_label("first.pt").check()
+        page.get_by_label("Name, id, error").fill("not yet sent")
+        page.get_by_role("link", name="second.pt").focus()
+        fence = api.claim(first)
+        enter(api, first, fence, "retrain")
+        write(api, first, fence, {"progress": {"fraction": 0.42}})
+        row = page.locator(f"tr#{first}")
+        row.get_by_text("42 % Train").wait_for()
+        third = submitted(api, "third.pt", amount=0.75)
+        page.get_by_role("link", name="third.pt").wait_for()
+        assert page.get_by_label("first.pt").is_checked()
+        assert page.get_by_label("Name, id, error").input_value() == "not yet sent"
+        assert page.evaluate("document.activeElement.textContent") == "prune of second.pt"
+        assert page.locator("#spoken").inner_text() == ""
+        visit.check(tmp_path, "list")
+        hide = (
+            "hidden => { Object.defineProperty(document, 'hidden', { configurable: true, get: () => hidden });"
+            "document.dispatchEvent(new Event('visibilitychange')) }"
+        )
+        page.evaluate(hide, True)
+        api.finish_claimed(first, fence, report=report_of("search"))
+        page.wait_for_timeout(1000)  # an answer that was under way is there
+        before = asked()
+        page.wait_for_timeout(4000)
+        assert asked() == before
+        page.evaluate(hide, False)
+        row.get_by_text("Succeeded").wait_for()
+        for each in (second, third):
+            api.fail(each)
+        page.locator("form[data-ended]").wait_for()
+        before = asked()
+        page.wait_for_timeout(4000)
+        assert asked() == before
+        assert api.get("/jobs/live?status=done").status_code == 422
+
+
 def test_a_notice_tells_of_the_end_where_it_is_allowed(api: Api, visiting: Callable[..., Visit]):
     job_id = submitted(api)
     visit = visiting(str(api.base_url), permissions=["notifications"])
@@ -335,12 +399,22 @@ def test_ten_thousand_jobs_are_paged(tmp_path: Path, visiting: Callable[..., Vis
         with api.parts.sessions.begin() as session:
             for _ in range(10):
                 session.execute(insert(Job), [row | {"id": new_id("job"), "report": report} for _ in range(1000)])
+        unused = api.upload(b"another model", "another.pt")["id"]
+        api.inspected(unused)
+        with api.parts.sessions.begin() as session:  # as if it were as old as the first job
+            session.get_one(Model, unused).created_at -= 7200.0
         visit = visiting(str(api.base_url))
         page = visit.page
         for path in ("/jobs", f"/jobs?model={spec['model']}", "/jobs?text=digits_cnn", "/jobs?text=none"):
             page.goto(path)
             assert page.locator("tbody tr").count() == (0 if path.endswith("none") else 25)
             assert len(page.content().encode()) < 100_000
+        page.goto(f"/models/{spec['model']}")
+        assert page.get_by_role("region", name="Jobs of this model: table").locator("tbody tr").count() == 10
+        page.goto(f"/models/{unused}")
+        assert page.get_by_text("None of your newest 1,000 jobs names it.").is_visible()
+        page.get_by_role("link", name="All its jobs").click()
+        page.get_by_text("No job is like that.").wait_for()
         page.goto("/jobs")
         first = page.locator("tbody th small").first.inner_text()
         page.get_by_role("link", name="Older jobs").click()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,56 @@ def test_what_is_wrong_is_told_at_its_field(api: Api, visit: Visit, tmp_path: Pa
     expect(page.get_by_label("Amount amount")).not_to_have_attribute("aria-invalid", "true")
 
 
+def test_what_was_deleted_in_another_tab_is_told_at_its_field(api: Api, visit: Visit, model: str):
+    page, known = visit.page, len(plans(api))
+    page.goto(f"/jobs/new?type=prune&model={model}&dataset=builtin:digits")
+    answer_plans(api, known)
+    page.locator("#plan").get_by_text("16,066").wait_for()
+    assert api.delete(f"/v1/models/{model}").status_code == 204
+    with page.expect_response("**/jobs/new/preview"):
+        page.get_by_role("button", name="Start the job").click()
+    page.locator("#preview .wrongs").wait_for()  # the script has asked again, and what it was told is shown
+    field = page.get_by_role("combobox", name="Model model")
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#f-model-error")).to_contain_text(f"there is no model {model}")
+    summary = page.get_by_role("alert")
+    expect(summary).to_contain_text("there is no model")
+    summary.get_by_role("link", name="Model").click()
+    expect(field).to_be_focused()
+    visit.check()
+
+
+@pytest.mark.parametrize(
+    ("type_", "gone", "fields"),
+    [
+        ("compress", {"model", "dataset"}, {"target.file_bytes": "0.25"}),
+        ("pipeline", {"model", "dataset"}, {"steps.0": "prune", "target.file_bytes": "0.25"}),
+        ("quantize", {"model", "dataset"}, {"method": "static"}),
+        ("distill", {"teacher", "student", "dataset", "teachers"}, {}),
+        ("prune", {"more"}, {"amount": "0.5"}),
+    ],
+)
+def test_every_upload_that_is_gone_is_told_at_its_field(
+    api: Api, model: str, type_: str, gone: set[str], fields: dict[str, str]
+):
+    ids = {}
+    for name in gone:
+        kind = "datasets" if name == "dataset" else "models"
+        ids[name] = api.upload(f"{type_} {name}".encode(), "gone.npz" if kind == "datasets" else "gone.pt", kind)["id"]
+        assert api.delete(f"/v1/{kind}/{ids[name]}").status_code == 204
+    texts = {name: json.dumps([{"model": each}]) if name == "teachers" else each for name, each in ids.items()}
+    if type_ == "prune":
+        texts = {"model": model, "more": json.dumps({"dataset": ids["more"].replace("mdl", "dst")})}
+    where = {"dataset"} if type_ == "prune" else gone
+    form = {"type": type_, **fields, **texts}
+    answers = api.post("/jobs/new", data=form), api.post("/jobs/new/preview", data=form | {"part": "1"})
+    assert [each.status_code for each in answers] == [404, 200]
+    for name in where:
+        assert re.search(rf'id="f-{name}"[^>]* aria-invalid="true"', answers[0].text), answers[0].text
+        assert f'<li><a href="#f-{name}">' in answers[0].text
+        assert f'data-for="f-{name}"' in answers[1].text
+
+
 def test_a_keyboard_is_enough(api: Api, visit: Visit, model: str):
     page = visit.page
     page.goto("/jobs/new?type=quantize")
@@ -236,6 +287,49 @@ def test_a_point_of_a_search_is_asked_for_instead_of_its_goal(api: Api, visit: V
     visit.page.goto(f"/jobs/new?from={job['id']}&amount=0.375&round_to=8")
     visit.page.get_by_label("curl", exact=True).wait_for()
     assert shown_spec(visit) == job["spec"] | {"target": None, "amount": 0.375, "round_to": 8}
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_point_of_a_pipelines_search_goes_to_the_step_that_searched(
+    api: Api, visit: Visit, model: str, tmp_path: Path, within: bool
+):
+    own = {"target": {"params": 0.5}} if within else {"criterion": "l2"}
+    whole = {} if within else {"target": {"file_bytes": 0.5}}
+    steps = [{"prune": {"amount": 0.1}}, {"distill": {}}, {"prune": own}]
+    spec = {"type": "pipeline", "model": model, "dataset": "builtin:digits", "steps": steps, **whole}
+    job = api.post("/v1/jobs", json=spec).json()
+    reports = Path(__file__).parents[1] / "support/reports"
+    found, report = (json.loads((reports / f"{name}.json").read_text()) for name in ("search", "pipeline"))
+    report["goal"] = None if within else report["goal"]
+    api.finish(job["id"], {"model.pt": b"small"}, report | {"frontier": found["frontier"]})
+    visit.page.goto(f"/jobs/{job['id']}")
+    expect(visit.page.get_by_text("In one of the steps")).to_be_visible()
+    if not within:
+        visit.check(tmp_path, "pipeline")
+    visit.page.locator("figure svg a").first.click()
+    visit.page.get_by_label("curl", exact=True).wait_for()
+    shown = shown_spec(visit)
+    assert shown["target"] is None
+    assert shown["steps"][:2] == job["spec"]["steps"][:2]
+    before, now = job["spec"]["steps"][2]["prune"], shown["steps"][2]["prune"]
+    assert now == before | {"amount": found["frontier"][0]["amount"], "target": None}
+
+
+def test_a_goal_without_points_to_pick_says_why(api: Api, model: str):
+    reports = Path(__file__).parents[1] / "support/reports"
+    goal = json.loads((reports / "pipeline.json").read_text())["goal"]
+    for name, amount, why in (
+        ("quantize", 0.5, "which layers stay in float32"),
+        ("pipeline", None, "each step says its own"),
+        ("pipeline", 0.5, "in the report of the step"),
+        ("weights", None, ""),
+    ):
+        job_id = api.submit(model=model)["id"]
+        report = json.loads((reports / f"{name}.json").read_text()) | {"goal": goal | {"amount": amount}}
+        api.finish(job_id, report=report | ({} if why else {"goal": None}))
+        page = api.get(f"/jobs/{job_id}").text
+        assert why in page
+        assert ("submit it again with changes" in page) == bool(why)
 
 
 def test_hostile_values_are_text(api: Api, visit: Visit, tmp_path: Path):

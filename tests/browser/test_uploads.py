@@ -19,6 +19,7 @@ from pared.state.owners import create_owner
 from tests.integration.service.conftest import Api, serving
 from tests.integration.service.test_previews import inspect
 from tests.support.browsing import Visit
+from tests.support.inspections import inspection, layer, layers
 from tests.support.processes import PATIENCE_S
 from tests.support.stack import Stack
 
@@ -26,34 +27,6 @@ expect.set_options(timeout=PATIENCE_S * 1000 / 4)  # as long as windows wait
 
 Visiting = Callable[..., Visit]
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\"\u202e'&amp;.pt"
-
-
-def layer(number: int, **more: Any) -> dict[str, Any]:
-    return {
-        "name": f"features.{number}",
-        "kind": "conv2d",
-        "weights": {f"features.{number}.weight": [32 + number, 16, 3, 3], f"features.{number}.bias": [32 + number]},
-        "parameters": (32 + number) * 145,
-        "macs": (32 + number) * 144 * 100,
-        "channels": 32 + number,
-        "prunable_channels": True,
-        "reason": None,
-    } | more
-
-
-def inspection(*layers: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "format": "torchscript",
-        "flavour": "scripted",
-        "parameters": sum(each["parameters"] for each in layers),
-        "trainable_parameters": sum(each["parameters"] for each in layers),
-        "macs": sum(each["macs"] for each in layers),
-        "inputs": [{"shape": [2, 3, 32, 32], "dtype": "float32"}],
-        "architecture": None,
-        "layers": list(layers),
-        "warnings": [],
-        "sandbox": "landlock",
-    } | more
 
 
 SMALL = inspection(
@@ -263,12 +236,8 @@ def test_a_rejected_file_says_why_and_what_to_do(api: Api, visiting: Visiting, t
 
 def test_a_model_of_a_thousand_layers_is_searched_sorted_and_paged(api: Api, visiting: Visiting, tmp_path: Path):
     reasons = ("the model's output", f"an operator named {HOSTILE}", "it is used twice, " * 40)
-    layers = [
-        layer(number, prunable_channels=False, reason=reasons[number % 3]) if number % 7 == 0 else layer(number)
-        for number in range(1000)
-    ]
     model = api.upload(b"many layers", "many.pt")["id"]
-    api.inspected(model, inspection=inspection(*layers), format="torchscript")
+    api.inspected(model, inspection=inspection(*layers(1000, reasons)), format="torchscript")
     visit = visiting(str(api.base_url), java_script_enabled=False)
     page = visit.page
     answer = page.goto(f"/models/{model}")
@@ -398,10 +367,10 @@ def test_a_real_model_and_real_data_are_looked_into(stack: Stack, visiting: Visi
     page.get_by_label("Model file").set_input_files(digits_cnn)
     page.get_by_role("button", name="Upload the model").click()
     page.get_by_role("link", name="Shrink this model").wait_for()
-    layers = page.get_by_role("region", name="Layers: table")
-    expect(layers.get_by_role("row").nth(1)).to_contain_text("yes: 8 channels")
-    expect(layers.get_by_role("row").nth(2)).to_contain_text("no: the model's output")
-    expect(layers.get_by_role("row").nth(2)).to_contain_text("2.88k")  # multiply-adds
+    shown = page.get_by_role("region", name="Layers: table")
+    expect(shown.get_by_role("row").nth(1)).to_contain_text("yes: 8 channels")
+    expect(shown.get_by_role("row").nth(2)).to_contain_text("no: the model's output")
+    expect(shown.get_by_role("row").nth(2)).to_contain_text("2.88k")  # multiply-adds
     page.goto("/datasets")
     page.get_by_label("Data file").set_input_files(digits)
     page.get_by_role("button", name="Upload the data").click()

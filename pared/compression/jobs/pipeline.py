@@ -169,6 +169,7 @@ class _Run:
                 for index, each in enumerate(self._reports)
                 for record in each.history
             ],
+            frontier=[] if spec.with_search is None else self._reports[spec.with_search].frontier,
             seconds={chain.label(index): sum(each.seconds.values()) for index, each in enumerate(self._reports)},
             failed_outputs=last.failed_outputs,
             warnings=[*labelled(chain, list(map(self._warnings, self._reports))), *compared.notes],

@@ -8,7 +8,7 @@
 // `data-say` tell a screen reader when their text changes.
 //
 // While a page is hidden it holds no stream, of which a browser opens six to one server, all tabs together; it asks now
-// and then instead.
+// and then instead. What only follows the clock waits until the page is looked at again.
 const LEAST_MS = 700, HIDDEN_MS = 5000;
 const TROUBLE = "The server does not answer. This page asks again every few seconds, and then goes on by itself.";
 
@@ -85,10 +85,14 @@ function follow(section) {
     else if (ended()) stream?.close();
     else if (again) later(LEAST_MS);
     else {
-      if (section.dataset.every) later(section.dataset.every * 1000);
+      tick();
       if (document.hidden && section.dataset.events) later(HIDDEN_MS);
     }
     again = false;
+  }
+
+  function tick() {
+    if (section.dataset.every && (section.dataset.events || !document.hidden)) later(section.dataset.every * 1000);
   }
 
   function tell(trouble) {
@@ -134,16 +138,19 @@ function follow(section) {
   const log = section.querySelector("[data-tail]");
   if (log) log.scrollTop = log.scrollHeight;
   if (ended()) return;
-  if (section.dataset.events) {
-    listen();
-    document.addEventListener("visibilitychange", () => {
-      if (ended()) return;
+  if (section.dataset.events) listen();
+  document.addEventListener("visibilitychange", () => {
+    if (ended()) return;
+    if (section.dataset.events) {
       if (document.hidden) stream?.close();
       else listen();
       later(document.hidden ? HIDDEN_MS : 0);
-    });
-  }
-  if (section.dataset.every) later(section.dataset.every * 1000);
+    } else if (document.hidden) {
+      clearTimeout(timer);
+      timer = null;
+    } else if (section.dataset.every) later(0);
+  });
+  tick();
 }
 
 function spoken(section) {

@@ -104,6 +104,7 @@ def test_the_amount_is_the_least_that_meets_the_target_of_the_whole(whole: tuple
     assert report.goal.status == "met", report.verdict
     assert 0.5 < report.goal.reached["file_bytes"] == report.after.file_bytes / report.before.file_bytes <= 0.55
     assert report.goal.amount is not None
+    assert report.goal.amount in [point.amount for point in report.frontier]
     assert set(report.goal.reached) == {"file_bytes", "max_quality_drop"}
     assert report.verdict.startswith("Goal met: ")
 

@@ -145,3 +145,29 @@ def test_in_a_narrow_terminal_ids_stay_whole(api: Api, tmp_path: Path):
         done = pared(api, tmp_path, line, **narrow)
         assert whole in done.stdout
         assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", row)) <= 80 for row in done.stdout.splitlines())
+
+
+def test_commands_of_who_runs_the_server_print_json_and_keep_quiet(tmp_path: Path):
+    env = environment(PARED_DATA_DIR=str(tmp_path))
+
+    def run(line: str, code: int = 0) -> str:
+        done = run_pared(line.split(), cwd=tmp_path, env=env)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    assert json.loads(run("migrate --json"))["revision"] in run("migrate")
+    assert run("migrate --quiet") == ""
+    assert json.loads(run("worker --check --json", 1)) == {"ok": False, "workers": []}
+    assert run("worker --check --quiet", 1) == ""
+    run("worker --json", 2)
+    owner = json.loads(run("owners add lab --json"))["id"]
+    key = json.loads(run("keys add ci --owner lab --json"))["id"]
+    disabled = json.loads(run("owners disable lab --cancel-jobs --json"))
+    assert (disabled["id"], disabled["keys"], disabled["jobs_canceled"]) == (owner, 0, 0)
+    assert disabled["disabled_at"] is not None
+    enabled = json.loads(run("owners enable lab --json"))
+    assert (enabled["keys"], enabled["disabled_at"]) == (1, None)
+    assert json.loads(run("owners retain lab --days 30 --json"))["retention_days"] == 30
+    assert run("owners retain lab --as-service") == f"what {owner} made is kept as long as PARED_RETENTION_DAYS says\n"
+    assert run("owners disable lab -q") + run("owners enable lab -q") + run("owners retain lab --days 0 -q") == ""
+    assert json.loads(run(f"keys revoke {key} --json")) == {"revoked": key}

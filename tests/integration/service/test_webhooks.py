@@ -231,9 +231,11 @@ def test_the_command_line_makes_tries_lists_replays_and_removes_them(
     assert hook in listed
     assert "works" in listed
     assert secret not in listed + run("ls --json")
+    assert run("ls --quiet") == hook
     assert "delivered" in run(f"test {hook}")
     [sent] = json.loads(run(f"deliveries {hook} --json"))
     assert "webhook.test" in run(f"deliveries {hook} --status delivered")
+    assert run(f"deliveries {hook} --quiet") == sent["id"]
     assert sent["id"] in run(f"replay {hook} {sent['id']}")
     wait_for(lambda: len(receiver.taken[sent["id"]]) == 2, "it came again")
     receiver.close()
