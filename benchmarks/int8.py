@@ -165,8 +165,11 @@ def _minilm() -> dict[str, Any]:
 
 
 def export_embedder(model: Path, example: dict[str, np.ndarray], path: Path) -> None:
-    """The folder's model as float32 ONNX, from tokens and their mask to states."""
-    embedder = Embedder(transformers.AutoModel.from_pretrained(model)).eval()
+    """The model as float32 ONNX, from tokens and their mask to states. `model`: a folder, or a TorchScript file."""
+    if model.is_dir():
+        embedder: nn.Module = Embedder(transformers.AutoModel.from_pretrained(model)).eval()
+    else:
+        embedder = torch.jit.load(model)
     _export(embedder, tuple(torch.from_numpy(each) for each in example.values()), path, list(example))
 
 

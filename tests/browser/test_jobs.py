@@ -63,14 +63,14 @@ def submitted(api: Api, filename: str = "digits_cnn.pt", **fields: Any) -> str:
     return job_id
 
 
-def test_a_page_follows_its_job_from_the_queue_to_the_result(api: Api, visiting: Callable[..., Visit], tmp_path: Path):
+def test_a_page_follows_its_job_from_the_queue_to_the_result(api: Api, visiting: Callable[..., Visit]):
     job_id = submitted(api)
     visit = visiting(str(api.base_url))
     page = visit.page
     page.goto(f"/jobs/{job_id}")
     assert page.get_by_text("It is next").is_visible()
     assert page.get_by_text("No worker that can run jobs is alive").is_visible()
-    visit.check(tmp_path, "queued")
+    visit.check()
     visit.context.grant_permissions(["notifications"])
     page.evaluate("window.stays = true")
 
@@ -87,16 +87,16 @@ def test_a_page_follows_its_job_from_the_queue_to_the_result(api: Api, visiting:
     write(api, job_id, fence, {}, *epochs(5, 5))
     page.get_by_text("epoch 5 of 5").wait_for()
     assert page.evaluate("document.querySelector('.charts svg').kept"), "elements stay while their content changes"
-    visit.check(tmp_path, "running")
+    visit.check()
 
     api.finish_claimed(job_id, fence, {"model.pt": b"small"}, report_of("search"))
     page.get_by_role("heading", name="Files").wait_for()
     assert page.title().startswith("✓ Succeeded")
     assert page.evaluate("window.stays")
-    visit.check(tmp_path, "succeeded")
+    visit.check()
 
 
-def test_jobs_are_listed_filtered_and_compared(api: Api, visiting: Callable[..., Visit], tmp_path: Path):
+def test_jobs_are_listed_filtered_and_compared(api: Api, visiting: Callable[..., Visit]):
     jobs = []
     for name in ("search", "weights", "distill"):
         jobs.append(submitted(api, f"net_{name}.pt", amount=0.3 + 0.1 * len(jobs)))
@@ -107,7 +107,7 @@ def test_jobs_are_listed_filtered_and_compared(api: Api, visiting: Callable[...,
     page = visit.page
     page.goto("/jobs")
     assert page.get_by_role("link", name="net_distill.pt").is_visible()
-    visit.check(tmp_path, "jobs")
+    visit.check()
     page.get_by_label("State").select_option("failed")
     page.get_by_role("button", name="Show").click()
     assert page.locator("tbody tr").count() == 1
@@ -124,7 +124,7 @@ def test_jobs_are_listed_filtered_and_compared(api: Api, visiting: Callable[...,
     page.get_by_role("heading", name="3 jobs side by side").wait_for()
     assert page.get_by_role("row", name="amount 0.5 0.4 0.3").is_visible()
     assert page.locator("figure svg a").count() == 3
-    visit.check(tmp_path, "compare")
+    visit.check()
 
 
 @pytest.mark.parametrize(
@@ -169,16 +169,14 @@ def test_whoever_runs_the_service_sees_how_it_does(tmp_path: Path, visiting: Cal
         page.get_by_role("heading", name="The whole service").wait_for()
         assert "prune job_" in page.get_by_role("row", name="cpu: 2 threads").inner_text()
         assert page.get_by_role("row", name="diverged prune 1").is_visible()
-        visit.check(tmp_path, "admin")
+        visit.check()
         page.get_by_role("link", name="Limits and keys").click()
         assert "this browser's" in page.get_by_role("row", name="browser").inner_text()
         assert page.get_by_text("30 days").is_visible()
-        visit.check(tmp_path, "account")
+        visit.check()
 
 
-def test_a_job_that_failed_says_why_and_one_is_canceled_in_two_tabs(
-    api: Api, visiting: Callable[..., Visit], tmp_path: Path
-):
+def test_a_job_that_failed_says_why_and_one_is_canceled_in_two_tabs(api: Api, visiting: Callable[..., Visit]):
     failed, canceled = submitted(api), submitted(api)
     api.fail(failed)
     fence = api.claim(canceled)
@@ -191,7 +189,7 @@ def test_a_job_that_failed_says_why_and_one_is_canceled_in_two_tabs(
         page.get_by_role("link", name="Submit again with changes").get_attribute("href") == f"/jobs/new?from={failed}"
     )
     assert page.get_by_role("button", name="Cancel").count() == 0
-    visit.check(tmp_path, "failed")
+    visit.check()
 
     page.goto(f"/jobs/{canceled}")
     other = visit.context.new_page()
@@ -252,7 +250,7 @@ def test_the_list_follows_its_jobs_until_all_have_ended(visiting: Callable[..., 
         assert page.get_by_label("Name, id, error").input_value() == "not yet sent"
         assert page.evaluate("document.activeElement.textContent") == "prune of second.pt"
         assert page.locator("#spoken").inner_text() == ""
-        visit.check(tmp_path, "list")
+        visit.check()
         hide = (
             "hidden => { Object.defineProperty(document, 'hidden', { configurable: true, get: () => hidden });"
             "document.dispatchEvent(new Event('visibilitychange')) }"
@@ -294,9 +292,7 @@ def test_a_notice_tells_of_the_end_where_it_is_allowed(api: Api, visiting: Calla
     assert visit.page.evaluate("told") == ["Succeeded: Prune of digits_cnn.pt"]
 
 
-def test_a_thousand_epochs_stay_light_and_hostile_text_is_text(
-    api: Api, visiting: Callable[..., Visit], tmp_path: Path
-):
+def test_a_thousand_epochs_stay_light_and_hostile_text_is_text(api: Api, visiting: Callable[..., Visit]):
     job_id = submitted(api, HOSTILE)
     fence = api.claim(job_id)
     enter(api, job_id, fence, "retrain")
@@ -313,11 +309,11 @@ def test_a_thousand_epochs_stay_light_and_hostile_text_is_text(
     assert "<script>" in log.inner_text()
     assert log.evaluate("log => log.scrollTop + log.clientHeight >= log.scrollHeight - 4")
     assert page.title() != "run"
-    visit.check(tmp_path, "hostile")
+    visit.check()
     page.get_by_role("link", name="Older lines").click()
     page.get_by_role("link", name="Older lines").click()
     assert "epoch 402 of 1000" in page.get_by_role("region", name="Log").inner_text()
-    visit.check(tmp_path, "log")
+    visit.check()
 
     report = report_of("weights")
     record = report["history"][0]
@@ -423,9 +419,7 @@ def test_ten_thousand_jobs_are_paged(tmp_path: Path, visiting: Callable[..., Vis
         visit.check_requests()
 
 
-def test_the_page_of_a_real_job_goes_from_the_queue_to_the_result(
-    stack: Stack, visiting: Callable[..., Visit], tmp_path: Path
-):
+def test_the_page_of_a_real_job_goes_from_the_queue_to_the_result(stack: Stack, visiting: Callable[..., Visit]):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(model), file)

@@ -87,15 +87,15 @@ def answer_plans(api: Api, known: int) -> str:
 
 
 @pytest.mark.parametrize("name", ["compress", "pipeline"])
-def test_the_form_is_for_everybody(visit: Visit, model: str, tmp_path: Path, name: str):
+def test_the_form_is_for_everybody(visit: Visit, model: str, name: str):
     visit.page.goto(f"/jobs/new?type={name}&model={model}&dataset=builtin:digits")
     visit.page.locator("#plan").get_by_text("Still working").wait_for()
     for folded in visit.page.locator("details.group").all():
         folded.evaluate("each => { each.open = true }")
-    visit.check(tmp_path, name)
+    visit.check()
 
 
-def test_sizes_and_requests_follow_the_slider(api: Api, visit: Visit, model: str, tmp_path: Path):
+def test_sizes_and_requests_follow_the_slider(api: Api, visit: Visit, model: str):
     page, known = visit.page, len(plans(api))
     page.goto(f"/jobs/new?type=prune&model={model}&dataset=builtin:digits")
     first = answer_plans(api, known)
@@ -114,7 +114,7 @@ def test_sizes_and_requests_follow_the_slider(api: Api, visit: Visit, model: str
     expect(page.locator(f'[data-plan="{first}"]')).to_be_visible()  # it is known, and not made again
     page.locator("#plan").get_by_text("16,066").wait_for()
     assert len(plans(api)) == known + 2
-    visit.check(tmp_path, "preview")
+    visit.check()
     page.get_by_role("button", name="Start the job").click()
     page.wait_for_url("**/jobs/job_*")
     assert newest_spec(api) == written({"type": "prune", "model": model, "dataset": "builtin:digits", "amount": 0.5})
@@ -131,7 +131,7 @@ def test_a_plan_that_nobody_waits_for_is_canceled(api: Api, visit: Visit, model:
         wait_for(lambda: session.scalar(select(Job.status).where(Job.id == first)) == "canceled", "it is canceled")
 
 
-def test_what_is_wrong_is_told_at_its_field(api: Api, visit: Visit, tmp_path: Path):
+def test_what_is_wrong_is_told_at_its_field(api: Api, visit: Visit):
     page = visit.page
     page.goto("/jobs/new?type=prune")
     page.locator("#preview").get_by_text("Still to say").wait_for()
@@ -145,7 +145,7 @@ def test_what_is_wrong_is_told_at_its_field(api: Api, visit: Visit, tmp_path: Pa
     expect(summary).to_be_focused()
     assert "is required" in summary.inner_text()
     expect(page.get_by_label("Amount amount")).to_have_value("2")
-    visit.check(tmp_path, "errors")
+    visit.check()
     summary.get_by_role("link", name="Amount").click()
     expect(page.get_by_label("Amount amount")).to_be_focused()
     page.keyboard.press("Control+a")
@@ -290,9 +290,7 @@ def test_a_point_of_a_search_is_asked_for_instead_of_its_goal(api: Api, visit: V
 
 
 @pytest.mark.parametrize("within", [True, False])
-def test_a_point_of_a_pipelines_search_goes_to_the_step_that_searched(
-    api: Api, visit: Visit, model: str, tmp_path: Path, within: bool
-):
+def test_a_point_of_a_pipelines_search_goes_to_the_step_that_searched(api: Api, visit: Visit, model: str, within: bool):
     own = {"target": {"params": 0.5}} if within else {"criterion": "l2"}
     whole = {} if within else {"target": {"file_bytes": 0.5}}
     steps = [{"prune": {"amount": 0.1}}, {"distill": {}}, {"prune": own}]
@@ -305,7 +303,7 @@ def test_a_point_of_a_pipelines_search_goes_to_the_step_that_searched(
     visit.page.goto(f"/jobs/{job['id']}")
     expect(visit.page.get_by_text("In one of the steps")).to_be_visible()
     if not within:
-        visit.check(tmp_path, "pipeline")
+        visit.check()
     visit.page.locator("figure svg a").first.click()
     visit.page.get_by_label("curl", exact=True).wait_for()
     shown = shown_spec(visit)
@@ -332,7 +330,7 @@ def test_a_goal_without_points_to_pick_says_why(api: Api, model: str):
         assert ("submit it again with changes" in page) == bool(why)
 
 
-def test_hostile_values_are_text(api: Api, visit: Visit, tmp_path: Path):
+def test_hostile_values_are_text(api: Api, visit: Visit):
     made = api.upload(b"another model", HOSTILE + ".pt")
     api.inspected(made["id"])
     page = visit.page

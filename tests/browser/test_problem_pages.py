@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -19,18 +18,18 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def test_an_error_leads_to_its_page_and_on_to_all(guarded: Api, visiting: Callable[..., Visit], tmp_path: Path) -> None:
+def test_an_error_leads_to_its_page_and_on_to_all(guarded: Api, visiting: Callable[..., Visit]) -> None:
     visit = visiting(str(guarded.base_url))
     page = visit.page
     page.goto("/nothing-here")
     page.get_by_role("link", name="Why this comes").click()
     page.wait_for_url("**/problems/not-found")
     assert "pared jobs ls" in page.get_by_role("main").inner_text()
-    visit.check(tmp_path, "not-found")
+    visit.check()
     page.get_by_role("link", name="all errors").click()
     page.wait_for_url("**/problems")
     assert page.get_by_role("main").get_by_role("row").count() == len(error_help()) + page.get_by_role("table").count()
-    visit.check(tmp_path, "all")
+    visit.check()
 
 
 def test_each_error_has_a_page_without_a_key(guarded: Api) -> None:

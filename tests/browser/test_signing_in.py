@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -19,14 +18,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def test_a_page_asks_for_a_key_and_comes_back(guarded: Api, visiting: Callable[..., Visit], tmp_path: Path):
+def test_a_page_asks_for_a_key_and_comes_back(guarded: Api, visiting: Callable[..., Visit]):
     sessions = guarded.parts.sessions
     secret = add_key(sessions, create_owner(sessions, "ann").id, "browser").secret
     visit = visiting(str(guarded.base_url))
     page = visit.page
     page.goto("/account")
     assert page.url.endswith("/sign-in?next=%2Faccount")
-    visit.check(tmp_path, "sign-in")
+    visit.check()
     page.get_by_label("API key").fill("pared_wrong")
     page.keyboard.press("Enter")
     page.get_by_role("alert").wait_for()

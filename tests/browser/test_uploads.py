@@ -67,20 +67,18 @@ def big(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_model_is_uploaded_and_its_card_follows_the_inspection(
-    api: Api, visiting: Visiting, lenet: Path, tmp_path: Path
-):
+def test_a_model_is_uploaded_and_its_card_follows_the_inspection(api: Api, visiting: Visiting, lenet: Path):
     visit = visiting(str(api.base_url))
     page = visit.page
     page.goto("/")
-    visit.check(tmp_path, "start-empty")
+    visit.check()
     page.get_by_label("Model file").set_input_files(lenet)
     page.get_by_role("button", name="Upload the model").click()
     page.wait_for_url("**/models/mdl_*")
     expect(page.get_by_role("heading", level=1)).to_have_text("lenet.pt")
     expect(page.get_by_text("being opened in a sandbox")).to_be_visible()
     expect(page.get_by_text("No worker that can run jobs is alive")).to_be_visible()
-    visit.check(tmp_path, "model-inspecting")
+    visit.check()
     model_id = page.url.rpartition("/")[2]
     api.inspected(model_id, inspection=SMALL, format="torchscript")
     expect(page.get_by_role("link", name="Shrink this model")).to_have_attribute("href", f"/jobs/new?model={model_id}")
@@ -91,10 +89,10 @@ def test_a_model_is_uploaded_and_its_card_follows_the_inspection(
     api.finish(job["id"])
     page.reload()
     expect(page.get_by_role("region", name="Jobs of this model")).to_contain_text("smaller")
-    visit.check(tmp_path, "model-ready")
+    visit.check()
     page.goto("/")
     expect(page.get_by_role("link", name="Shrink it")).to_have_attribute("href", f"/jobs/new?model={model_id}")
-    visit.check(tmp_path, "start")
+    visit.check()
 
 
 def test_without_a_script_the_forms_do_the_same(api: Api, visiting: Visiting, lenet: Path):
@@ -139,7 +137,7 @@ def test_what_cannot_be_is_said_with_and_without_a_script(api: Api, visiting: Vi
     visit.check()
 
 
-def test_an_upload_that_breaks_off_goes_on_where_it_was(api: Api, visiting: Visiting, big: Path, tmp_path: Path):
+def test_an_upload_that_breaks_off_goes_on_where_it_was(api: Api, visiting: Visiting, big: Path):
     visit = visiting(str(api.base_url))
     page = visit.page
     offsets: list[int] = []
@@ -157,7 +155,7 @@ def test_an_upload_that_breaks_off_goes_on_where_it_was(api: Api, visiting: Visi
     page.get_by_label("Model file").set_input_files(big)
     page.get_by_role("button", name="Upload the model").click()
     expect(page.get_by_role("main").get_by_text("It goes on by itself")).to_be_visible()
-    visit.check(tmp_path, "upload-broken")
+    visit.check()
     asked.pop().continue_()
     page.wait_for_url("**/models/mdl_*")
     assert offsets == [0, 8 << 20, 8 << 20, 16 << 20]
@@ -166,9 +164,7 @@ def test_an_upload_that_breaks_off_goes_on_where_it_was(api: Api, visiting: Visi
     assert page.evaluate("localStorage.length") == 0
 
 
-def test_an_upload_goes_on_after_the_page_was_closed_and_can_be_canceled(
-    api: Api, visiting: Visiting, big: Path, tmp_path: Path
-):
+def test_an_upload_goes_on_after_the_page_was_closed_and_can_be_canceled(api: Api, visiting: Visiting, big: Path):
     visit = visiting(str(api.base_url))
     page = visit.page
     offsets: list[int] = []
@@ -186,7 +182,7 @@ def test_an_upload_goes_on_after_the_page_was_closed_and_can_be_canceled(
             page.get_by_role("button", name="Upload the model").click()
     expect(page.get_by_role("main").get_by_text(re.compile("^4[0-9] % of 20.0 MB"))).to_be_visible()
     expect(page.get_by_role("progressbar", name="The model is uploaded")).to_be_visible()
-    visit.check(tmp_path, "uploading")
+    visit.check()
     with page.expect_request(lambda request: request.method == "DELETE") as deleted:
         page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#spoken")).to_have_text("The upload was canceled.")
@@ -216,7 +212,7 @@ def test_a_file_is_dropped_on_the_form(api: Api, visiting: Visiting):
     visit.check_requests()
 
 
-def test_a_rejected_file_says_why_and_what_to_do(api: Api, visiting: Visiting, tmp_path: Path):
+def test_a_rejected_file_says_why_and_what_to_do(api: Api, visiting: Visiting):
     model = api.upload(b"a pickle", HOSTILE)["id"]
     visit = visiting(str(api.base_url))
     page = visit.page
@@ -226,7 +222,7 @@ def test_a_rejected_file_says_why_and_what_to_do(api: Api, visiting: Visiting, t
     expect(page.get_by_role("main").get_by_text("Not a model we open")).to_be_visible()
     expect(page.get_by_role("main").get_by_text(detail)).to_be_visible()
     expect(page.get_by_role("link", name="Shrink this model")).to_have_count(0)
-    visit.check(tmp_path, "model-rejected")
+    visit.check()
     assert page.locator("main img").count() == 0
     page.goto("/models?status=rejected")
     page.get_by_role("link", name="onerror").click()
@@ -234,7 +230,7 @@ def test_a_rejected_file_says_why_and_what_to_do(api: Api, visiting: Visiting, t
     visit.check_requests()
 
 
-def test_a_model_of_a_thousand_layers_is_searched_sorted_and_paged(api: Api, visiting: Visiting, tmp_path: Path):
+def test_a_model_of_a_thousand_layers_is_searched_sorted_and_paged(api: Api, visiting: Visiting):
     reasons = ("the model's output", f"an operator named {HOSTILE}", "it is used twice, " * 40)
     model = api.upload(b"many layers", "many.pt")["id"]
     api.inspected(model, inspection=inspection(*layers(1000, reasons)), format="torchscript")
@@ -260,7 +256,7 @@ def test_a_model_of_a_thousand_layers_is_searched_sorted_and_paged(api: Api, vis
     expect(page.get_by_text("No layer is like that")).to_be_visible()
     with_script = visiting(str(api.base_url))
     with_script.page.goto(f"/models/{model}?sort=macs")
-    with_script.check(tmp_path, "model-1000")
+    with_script.check()
 
 
 @pytest.mark.parametrize(
@@ -279,7 +275,7 @@ def test_an_inspection_of_any_shape_has_a_page(api: Api, strange: dict[str, Any]
         assert api.get(f"/{kind}/{upload}").status_code == 200
 
 
-def test_data_sets_show_what_is_in_them(api: Api, visiting: Visiting, tmp_path: Path):
+def test_data_sets_show_what_is_in_them(api: Api, visiting: Visiting):
     visit = visiting(str(api.base_url))
     page = visit.page
     images = api.upload(b"images", "digits.npz", "datasets")["id"]
@@ -289,7 +285,7 @@ def test_data_sets_show_what_is_in_them(api: Api, visiting: Visiting, tmp_path: 
     page.goto(f"/datasets/{images}")
     assert page.get_by_role("img", name=re.compile("Samples")).evaluate("image => image.naturalWidth") > 0
     expect(page.get_by_text("<b>cat</b>")).to_be_visible()
-    visit.check(tmp_path, "dataset-images")
+    visit.check()
     rows = {
         "split": "train",
         "inputs": [],
@@ -299,16 +295,16 @@ def test_data_sets_show_what_is_in_them(api: Api, visiting: Visiting, tmp_path: 
     inspect(api, texts, {"preview.json": json.dumps(rows).encode()})
     page.goto(f"/datasets/{texts}")
     expect(page.get_by_role("region", name="Some samples")).to_contain_text("0, 1, 2, 3")
-    visit.check(tmp_path, "dataset-rows")
+    visit.check()
     page.goto("/datasets")
-    visit.check(tmp_path, "datasets")
+    visit.check()
     page.get_by_role("link", name="builtin:digits").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("builtin:digits")
     assert page.get_by_text("Delete this data set").count() == 0
-    visit.check(tmp_path, "dataset-builtin")
+    visit.check()
 
 
-def test_lists_are_paged_and_filtered(api: Api, visiting: Visiting, tmp_path: Path):
+def test_lists_are_paged_and_filtered(api: Api, visiting: Visiting):
     for number in range(30):
         api.upload(f"{number}".encode(), f"net_{number:02}%.pt")
     visit = visiting(str(api.base_url))
@@ -316,7 +312,7 @@ def test_lists_are_paged_and_filtered(api: Api, visiting: Visiting, tmp_path: Pa
     page.goto("/models?q=NET_")
     rows = page.get_by_role("region", name="Models: table").locator("tbody tr")
     assert rows.count() == 25
-    visit.check(tmp_path, "models")
+    visit.check()
     page.get_by_role("link", name="Older").click()
     expect(rows).to_have_count(5)
     page.get_by_role("link", name="Newest").click()
