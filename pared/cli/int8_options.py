@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pared.cli.parsers import without_none
+from pared.cli.parsers import drop, without_none
 from pared.cli.shared_options import InputShape
 from pared.specs import Calibration, QuantizeSpec
 from pared.specs.quantization import Method
@@ -28,13 +28,16 @@ class Int8Options:
     max_quality_drop: Annotated[
         float | None,
         typer.Option(
-            help="How much of the task's measure may be lost, such as accuracy (0.01: one point); the layers that cost "
+            parser=drop,
+            metavar="DROP",
+            help="How much of the task's measure may be lost, such as 1% or 0.01 of accuracy; the layers that cost "
             "most are left out of int8 until no more is.",
             show_default="whatever int8 costs",
         ),
     ] = None
     max_accuracy_drop: Annotated[
-        float | None, typer.Option(help="The older name of --max-quality-drop.", show_default="none")
+        float | None,
+        typer.Option(parser=drop, metavar="DROP", help="The older name of --max-quality-drop.", show_default="none"),
     ] = None
     include: Annotated[
         list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")

@@ -13,6 +13,7 @@ import typer
 from pared.cli.parsers import (
     change,
     class_weights,
+    drop,
     goal,
     layer_amount,
     pair,
@@ -107,13 +108,16 @@ class PruningOptions:
     max_quality_drop: Annotated[
         float | None,
         typer.Option(
-            help="How much of the task's measure may be lost, such as accuracy (0.01: one point), mean IoU or R²; "
+            parser=drop,
+            metavar="DROP",
+            help="How much of the task's measure may be lost, such as 1% or 0.01 of accuracy, mean IoU or R²; "
             "without --target, as many channels are removed as that allows.",
             show_default="none",
         ),
     ] = None
     max_accuracy_drop: Annotated[
-        float | None, typer.Option(help="The older name of --max-quality-drop.", show_default="none")
+        float | None,
+        typer.Option(parser=drop, metavar="DROP", help="The older name of --max-quality-drop.", show_default="none"),
     ] = None
     channels: Annotated[
         float | None, typer.Option(parser=share, metavar="SHARE", help="Share of channels to remove, such as 50%.")

@@ -87,13 +87,17 @@ def goal(text: str) -> tuple[str, float]:
 
 
 def drop(text: str) -> float:
-    """1% or 0.01, and 0 for none."""
+    """1% or 0.01, and 0 for none. A whole number is taken for points that lack their sign, and refused."""
     try:
         number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise typer.BadParameter(f"{text} is not a loss of quality; write 1% or 0.01") from None
     if number < 0:
         raise typer.BadParameter(f"{text} is below 0; write how much may be lost, such as 1% or 0.01")
+    if number >= 1 and not text.endswith("%"):
+        raise typer.BadParameter(
+            f"{text} is {100 * number:g} %, more than a model has to lose; write {text}% for {text} in a hundred"
+        )
     return number
 
 

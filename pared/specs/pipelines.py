@@ -204,8 +204,8 @@ class PipelineSpec(CompressionSpec):
             if "student" in type(step.own).model_fields:
                 self._check_student(index, step)
         if self.target is not None and self.target.quality_drop is not None and self.dataset is None:
-            why = f"`{self.target.quality_field}`: quality is measured on data: name a `dataset`"
-            raise _refusal([_error(("target",), why)])
+            field, why = self.target.needs_data
+            raise _refusal([_error(("target", field), why)])
         several = list(self._without_amount())
         if self.target is not None and len(several) > 1:
             why = f"is looked for in one step, and /steps/{several[0]}/prune has none either: give one of them"

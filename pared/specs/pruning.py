@@ -240,14 +240,14 @@ class PruneSpec(CompressionSpec):
         if self.granularity not in PHYSICAL:
             named = [name for name in ("macs", "latency") if getattr(self.target, name) is not None]
             if named:
-                what = {"macs": "MACs are no fewer", "latency": "latency is no lower"}[named[0]]
-                self._refuse({"target": f"`{named[0]}`: {what} where weights are zero; make `granularity` channel"})
+                what = {"macs": "are no fewer", "latency": "is no lower"}[named[0]]
+                self._refuse({f"target/{named[0]}": f"{what} where weights are zero; make `granularity` channel"})
             if self.target.file_bytes is not None and (self.outputs or ["torchscript"])[0] != "packed":
                 why = "zeros make only a packed file smaller; let `outputs` begin with `packed`, or prune channels"
-                self._refuse({"target": f"`file_bytes`: {why}"})
+                self._refuse({"target/file_bytes": why})
         if self.target.quality_drop is not None and self.dataset is None:
-            what = "accuracy" if self.target.quality_field == "max_accuracy_drop" else "quality"
-            self._refuse({"target": f"`{self.target.quality_field}`: {what} is measured on data: name a `dataset`"})
+            field, why = self.target.needs_data
+            self._refuse({f"target/{field}": why})
 
     def _granularity_has_what_it_needs(self) -> None:
         if self.granularity == "n:m":

@@ -119,8 +119,8 @@ class QuantizeSpec(CompressionSpec):
     def _refuse_other_goals(self, target: Target) -> None:
         if target.sizes:
             named = next(iter(target.sizes))
-            self._refuse(
-                {"target": f"`{named}` is not chosen here, where int8 says it: give a quality that may be lost"}
-            )
+            why = "is not chosen here, where int8 says it: give a quality that may be lost"
+            self._refuse({f"target/{named}": why})
         if self.dataset is None:
-            self._refuse({"target": f"`{target.quality_field}`: quality is measured on data: name a `dataset`"})
+            field, why = target.needs_data
+            self._refuse({f"target/{field}": why})

@@ -57,6 +57,11 @@ class Target(Spec):
         return "max_quality_drop" if self.max_accuracy_drop is None else "max_accuracy_drop"
 
     @property
+    def needs_data(self) -> tuple[str, str]:
+        """The field of quality, and why it cannot stand without a data set."""
+        return self.quality_field, "is measured on data: name a `dataset`, or leave this goal out"
+
+    @property
     def quality_drop(self) -> float | None:
         """How much quality may be lost."""
         return self.max_quality_drop if self.max_accuracy_drop is None else self.max_accuracy_drop

@@ -120,6 +120,14 @@ def _share(value: Any) -> str:
     return json.dumps(value)
 
 
+def _drops(rest: _Rest) -> Iterator[str]:
+    """What may be lost of the quality; of all of it and more only percents are taken."""
+    for path in ("max_quality_drop", "max_accuracy_drop"):
+        value = rest.take(f"target.{path}")
+        if value is not None:
+            yield from _option(path.replace("_", "-"), value if value < 1 else f"{100 * value:g}%")
+
+
 def _goals(rest: _Rest, names: tuple[str, ...], within: str = "target.") -> list[str]:
     found = {name: rest.take(within + name) for name in names}
     given = [f"{name}={_share(value)}" for name, value in found.items() if value is not None]
@@ -228,7 +236,7 @@ def _prune(rest: _Rest) -> Iterator[str]:
 def _amount(rest: _Rest) -> Iterator[str]:
     granularity = rest.take("granularity", "channel")
     goals = _goals(rest, ("params", "macs", "file_bytes", "latency"))
-    drops = list(_options(rest, ("max_quality_drop", "max_accuracy_drop"), "target."))
+    drops = list(_drops(rest))
     amount = rest.take("amount")
     if goals or drops:
         if granularity != "channel":
@@ -304,7 +312,7 @@ def _quantize(rest: _Rest) -> Iterator[str]:
     yield from (rest.take("type"), rest.take("model"))
     yield from _data(rest)
     yield from _options(rest, ("method",))
-    yield from _options(rest, ("max_quality_drop", "max_accuracy_drop"), "target.")
+    yield from _drops(rest)
     yield from _options(
         rest, {"calibration.samples": "calibration-samples", "calibration.method": "calibration-method"}
     )
@@ -327,7 +335,7 @@ def _compress(rest: _Rest) -> Iterator[str]:
     yield from ("compress", rest.take("model"))
     yield from _data(rest)
     yield from _goals(rest, ("file_bytes", "params", "macs", "latency"))
-    yield from _options(rest, ("max_quality_drop",), "target.")
+    yield from _drops(rest)
     if epochs is not None:
         yield from _option("epochs", epochs)
     yield from _architecture(rest)

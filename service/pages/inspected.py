@@ -136,10 +136,17 @@ def model_tiles(size_bytes: int, inspection: Mapping[str, Any], layers: Sequence
     """The figures that the card begins with."""
     flavour = texts.name(inspection.get("flavour") or "")
     yield Tile("File", numbers.size(size_bytes), format_name(inspection.get("format"), flavour))
-    trainable = numbers.count(inspection.get("trainable_parameters"))
-    yield Tile("Parameters", numbers.short(numbers.finite(inspection.get("parameters"))), f"{trainable} trainable")
+    trainable = f"{numbers.count(inspection.get('trainable_parameters'))} trainable"
+    if any(layer.kind == "weights" for layer in layers):  # of a file without an architecture
+        trainable = "all numbers of the file, also those that are not trained"
+    yield Tile("Parameters", numbers.short(numbers.finite(inspection.get("parameters"))), trainable)
     if (macs := numbers.finite(inspection.get("macs"))) is not None:
-        yield Tile("Multiply-adds", numbers.short(macs), "for one sample")
+        of_what = "; ".join(inputs_of(inspection))
+        yield Tile(
+            "Multiply-adds",
+            numbers.short(macs),
+            f"for one sample; tried with {of_what}" if of_what else "for one sample",
+        )
     shrinking = [layer for layer in layers if layer.shrinks]
     if shrinking:
         total = sum(layer.parameters for layer in layers)

@@ -69,9 +69,19 @@ def problem(body: dict[str, Any]) -> Problem:
         ([PRUNE, {"distill": {"teacher": "previous"}}], {}, "/steps/1/distill/student", "learn from itself"),
         ([PRUNE], {"example_inputs": [{"shape": [1, 64]}]}, "/example_inputs", "no effect beside a data set"),
         ([{"prune": {}}, PRUNE, {"prune": {}}], {"target": {"params": 0.1}}, "/steps/2/prune/amount", "in one step"),
-        ([{"prune": {"granularity": "weight"}}, DISTILL], {"target": {"macs": 0.1}}, "/target", "MACs are no fewer"),
+        (
+            [{"prune": {"granularity": "weight"}}, DISTILL],
+            {"target": {"macs": 0.1}},
+            "/target/macs",
+            "are no fewer",
+        ),
         ([{"prune": {"granularity": "residual_block"}}], {"target": {"macs": 0.1}}, "/target", "give an `amount`"),
-        ([PRUNE], {"dataset": None, "target": {"max_quality_drop": 0.1}}, "/target", "name a `dataset`"),
+        (
+            [PRUNE],
+            {"dataset": None, "target": {"max_quality_drop": 0.1}},
+            "/target/max_quality_drop",
+            "name a `dataset`",
+        ),
         ([PRUNE], {"target": {}}, "/target", "names no goal"),
     ],
 )

@@ -21,6 +21,7 @@ from pared.compression.measuring.quality import Assessment, assess
 from pared.compression.work import Observer, Work
 from pared.specs import Spec
 from pared.statuses import Stage
+from pared.wording import metric_name
 
 T = TypeVar("T")
 
@@ -147,4 +148,7 @@ def assessed(
     place(module, work.device)
     assessment = assess(module, data, data.task, upload=upload, role=role, device=work.device, tick=stages.beat)
     place(module, CPU)
+    if upload is None:
+        name = metric_name(assessment.quality.metric)
+        work.observer.log(f"before: test {name} {assessment.quality.test.value:.4f}")
     return assessment

@@ -121,7 +121,7 @@ def _recognise_zip(path: Path) -> Container:
     except BadArchive as error:
         raise UnsupportedModel(f"This is a damaged or unsafe archive: {error}. Save and upload it again.") from error
     if any(name.endswith(".npy") for name in names):
-        raise UnsupportedModel(f"This is a NumPy archive (.npz): upload it as a data set. {SAVE_ADVICE}")
+        raise UnsupportedModel("This is a NumPy archive (.npz), which holds data: upload it as a data set.")
     if "MAR-INF/MANIFEST.json" in names:
         raise UnsupportedModel("This is a TorchServe archive (.mar). Unpack it and upload the model file inside.")
     if any(name.endswith(".onnx") for name in names):

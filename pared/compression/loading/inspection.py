@@ -30,7 +30,9 @@ PASSED_OVER = "pared found no channels in this layer; granularity `weight` can z
 
 _NEEDS_ARCHITECTURE = (
     "A job on these weights must give the `architecture` that they belong to, or only set weights to zero, quantize "
-    "and pack them, which runs nothing: granularity `weight`, `n:m` or `block`, without a data set."
+    "and pack them, which runs nothing: granularity `weight`, `n:m` or `block`, without a data set. Where the class of "
+    "the model is at hand, a file that needs no architecture is less work: "
+    '`torch.jit.save(torch.jit.script(model), "model.pt")`.'
 )
 
 

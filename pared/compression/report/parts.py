@@ -166,6 +166,41 @@ def unanswered_warning(baseline: Assessment | None) -> list[str]:
     return [note]
 
 
+_LITTLE_BETTER = 0.05
+
+
+def guessing_warning(baseline: Assessment | None) -> list[str]:
+    """A warning where the upload hardly does better than without looking at its inputs.
+
+    Such a job can meet its goal, as nothing is left to lose. The data are mostly to blame: inputs that are prepared
+    otherwise than in training, or labels in another order.
+    """
+    if baseline is None or (guessed := _guessed(baseline)) is None:
+        return []
+    score, without_looking, how = baseline.quality.test.value, *guessed
+    if score > without_looking + _LITTLE_BETTER * (1 - without_looking):
+        return []
+    note = (
+        f"Before anything was removed the upload did hardly better than {how}: a test "
+        f"{metric_name(baseline.quality.metric)} of {score:.4f}, and {without_looking:.4f} without looking at the "
+        "inputs. Figures of quality then say little. Are the inputs prepared as when it was trained (scale, mean and "
+        "std, order of channels; `preprocess` scales and normalises), and are the labels numbered as then?"
+    )
+    return [note]
+
+
+def _guessed(baseline: Assessment) -> tuple[float, str] | None:
+    """The score of one answer to all samples, and which; None of measures that no such answer is known for."""
+    if baseline.task.has_references:
+        return None
+    if baseline.quality.metric == "r2":
+        return 0.0, "the mean of the targets"
+    targets = baseline.targets[baseline.counted]
+    if baseline.quality.metric != "accuracy" or targets.dim() != 1 or targets.is_floating_point() or not len(targets):
+        return None
+    return float(targets.bincount().max()) / len(targets), "the commonest class"
+
+
 def split_warning(data: Data | None) -> list[str]:
     """A test split drawn from the upload may hold what the model was trained on."""
     if data is None or data.splits == "given" or data.task.has_references or not data.labelled:

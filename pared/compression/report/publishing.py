@@ -7,7 +7,7 @@ from typing import Any
 
 from pared.compression.export.formats import Written
 from pared.compression.measuring.quality import Assessment
-from pared.compression.report.parts import Measured, reproduce, sizes, unanswered_warning
+from pared.compression.report.parts import Measured, guessing_warning, reproduce, sizes, unanswered_warning
 from pared.compression.report.verdict import missing_formats, not_written, warnings_of
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report
@@ -48,6 +48,7 @@ def publish(
         failed_outputs=written.failed,
         warnings=[
             *warnings,
+            *guessing_warning(baseline),
             *unanswered_warning(baseline),
             *measured.warnings,
             *work.notes,

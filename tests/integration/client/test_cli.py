@@ -138,7 +138,7 @@ def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
             },
         ),
         (
-            "--target params=25% --target macs=0.5 --max-accuracy-drop 0.01 --round-to 8",
+            "--target params=25% --target macs=0.5 --max-accuracy-drop 1% --round-to 8",
             {
                 "granularity": "channel",
                 "target": {"params": 0.25, "macs": 0.5, "max_accuracy_drop": 0.01},
@@ -378,6 +378,9 @@ def test_wrong_usage_exits_with_2(embedded: Stack, files: Path, arguments: str, 
         ("prune mlp.pt", "give a goal, such as --target params=25%, or one of --channels"),
         ("prune mlp.pt --channels 50% --weights 50%", "one of --channels"),
         ("prune mlp.pt --channels 50% --max-accuracy-drop 0.01", "give a goal"),
+        ("prune mlp.pt --max-accuracy-drop 1", "1 is 100 %, more than a model has to lose; write 1%"),
+        ("quantize mlp.pt --max-quality-drop 2", "write 2% for 2 in a hundred"),
+        ("compress mlp.pt --max-quality-drop 1", "write 1% for 1 in a hundred"),
         ("prune mlp.pt --target size=50%", "size=50% is no goal; write one of params=25%"),
         ("prune mlp.pt --target params=2", "'--target': 2 is 200 %, not"),
         ("prune mlp.pt --n-m 2/4", "'--n-m': 2/4 is not a pair of numbers; write 2:4"),

@@ -42,6 +42,26 @@ def assert_alike(loaded, path, *inputs):
 # -- what opens -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("training_mode", [0, 1])
+def test_a_batch_norm_that_says_whether_it_trains_opens_where_it_does_not(tmp_path, training_mode):
+    of_norm = [
+        helper.make_node("BatchNormalization", ["h", "w", "b", "mean", "var"], ["y"], training_mode=training_mode)
+    ]
+    nodes = [helper.make_node("Gemm", ["x", "fc"], ["h"]), *of_norm]
+    arrays = {"fc": files.numbers(6, 4, seed=1), "w": files.numbers(4, seed=2), "b": files.numbers(4, seed=3)}
+    arrays |= {"mean": files.numbers(4, seed=4), "var": np.square(files.numbers(4, seed=5)) + 1}
+    tensors = [numpy_helper.from_array(np.asarray(each, np.float32), name) for name, each in arrays.items()]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 6), ("y", 4))]
+    graph = helper.make_graph(nodes, "norm", ends[:1], ends[1:], tensors)
+    path = tmp_path / "norm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    if training_mode:
+        with pytest.raises(UnsupportedModel, match="Export the model for inference"):
+            opened(path)
+    else:
+        assert_alike(opened(path), path, files.numbers(3, 6, seed=9))
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [

@@ -133,7 +133,6 @@ def test_attributes_of_every_version_are_known_or_refused():
     assert refused == {
         ("Attention", "left_window_size"),
         ("Attention", "right_window_size"),
-        ("BatchNormalization", "training_mode"),
         ("Constant", "sparse_value"),
         ("Constant", "value_string"),
         ("Constant", "value_strings"),

@@ -142,10 +142,10 @@ def einsum(step: Step) -> Value:
 # -- norms ----------------------------------------------------------------------------------------
 
 
-@operator("BatchNormalization", "epsilon momentum")
+@operator("BatchNormalization", "epsilon momentum training_mode")
 def batch_norm(step: Step) -> Value:
     """A batch norm, which uses its statistics or those of the batch, as the model's mode is."""
-    if step.outputs > 1:
+    if step.outputs > 1 or step.attribute("training_mode", 0):
         raise step.refuse("gives batch statistics, which only training reads. Export the model for inference.")
     kind = f"BatchNorm{min(max(step.input().rank - 2, 1), 3)}d"
     weight, bias = step.weight(1, "weight", kind), step.weight(2, "bias", kind)
