@@ -45,6 +45,7 @@ from pared.folders import pack
 from pared.job_types import type_of
 from pared.reports import Report
 from pared.spec_fields import DistillFields, Int8Fields, PipelineFields, PruneFields
+from pared.specs.advice import advised
 
 Arrays = tuple[Any, Any]
 _Spec = specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec | specs.PipelineSpec
@@ -473,9 +474,9 @@ def _checked(kind: type[_AnySpec], document: dict[str, Any], result_like: Any) -
     try:
         return kind.model_validate(document)
     except pydantic.ValidationError as error:
-        errors = [{"pointer": "/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
+        errors = advised(error.errors(), document, kind)
         raise ValidationError(
-            "; ".join(f"{each['pointer']}: {each['detail']}" for each in errors), errors=errors
+            "; ".join(f"{each['pointer']} {each['detail']}" for each in errors), errors=errors
         ) from error
 
 
