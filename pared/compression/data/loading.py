@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pared.compression.data.class_names import as_the_model
 from pared.compression.data.columns import Column, StoredColumn, in_memory, whole
 from pared.compression.data.images import mask_labels
 from pared.compression.data.inputs import checked_inputs, described_inputs, held, scalings
@@ -38,6 +39,7 @@ def load_dataset(
     output: str | None = None,
     ignored: int | None = None,
     answer: Callable[[Data], Any] | None = None,
+    model_classes: Sequence[str] = (),
 ) -> Data:
     """Read, check and split a data set.
 
@@ -51,6 +53,7 @@ def load_dataset(
         output: which of several outputs of the model they belong to.
         ignored: a label that says nothing.
         answer: what the model returns for some of these samples, which have no labels yet.
+        model_classes: what the model calls its classes, in the order of its outputs, if it says so.
 
     Raises:
         UnsupportedDataset: not a format we read.
@@ -79,6 +82,10 @@ def load_dataset(
     answered = None if answer is None else answer(replace(unlabelled))
     rules = make_task(Options(task, output, ignored), labels, answered)
     targets, found = _checked_labels(rules, stored, labels)
+    words = stored.class_names if isinstance(rules, TokenClassification) else found.class_names
+    renumbered = as_the_model(found.targets, words, model_classes) if words and model_classes else None
+    if renumbered is not None:
+        targets, words = dict(renumbered), list(model_classes)
     draw_missing(inputs, targets, seed, by_class=found.by_class)
     columns, targets = held(inputs, targets, scaling, room_for(file).held)
     data = replace(
@@ -86,9 +93,9 @@ def load_dataset(
         inputs=columns,
         targets=targets,
         task=rules,
-        classes=found.classes,
+        classes=found.classes if renumbered is None else len(model_classes),
         labelled=bool(stored.targets) and not rules.has_references,
-        class_names=stored.class_names if isinstance(rules, TokenClassification) else found.class_names,
+        class_names=words,
         warnings=[*stored.notes, *found.notes],
     )
     return data if file.most is None else data.some(file.most)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pared.compression.data import Data, load_dataset
+from pared.compression.data.class_names import names_in, numbered_by_alphabet
 from pared.compression.data.columns import chunks
 from pared.compression.jobs.fitting import answer_to, check_fits
 from pared.compression.jobs.unlabelled import LIKE_THE_TEACHER, hold_no_labels, labelled_by
@@ -112,11 +113,13 @@ def data_of(
 
 
 def _loaded(spec: CompressionSpec, dataset: DatasetFile, original: LoadedModel) -> Data:
+    names: tuple[str, ...] = ()
     if original.folder is not None:
+        names = names_in(original.folder.config)
         dataset = replace(dataset, tokenizer=tokenizer_in(original.folder.path))
 
     def loaded(task: Task | None, output: str | None, ignored: int | None) -> Data:
-        return load_dataset(
+        data = load_dataset(
             dataset,
             task=task,
             preprocess=spec.preprocess,
@@ -124,7 +127,12 @@ def _loaded(spec: CompressionSpec, dataset: DatasetFile, original: LoadedModel) 
             output=output,
             ignored=ignored,
             answer=lambda data: answer_to(original, data),
+            model_classes=names,
         )
+        # Folders of images are numbered by the alphabet wherever they are read; of words nobody knows.
+        if data.class_names is not None and data.format != "image_folder" and data.class_names != list(names):
+            data.warnings.append(numbered_by_alphabet(data.class_names, names))
+        return data
 
     try:
         return loaded(spec.task, spec.output_path, spec.ignore_index)

@@ -166,6 +166,29 @@ def unanswered_warning(baseline: Assessment | None) -> list[str]:
     return [note]
 
 
+def unfit_warning(baseline: Assessment | None) -> list[str]:
+    """A warning where the upload itself does no better than a constant: mostly it was given other data than it knows."""
+    if baseline is None or baseline.quality is None:
+        return []
+    metric, score = baseline.quality.metric, baseline.quality.test.value
+    if baseline.task.name == "classification" and metric == "accuracy":
+        most = float(torch.bincount(baseline.targets).max()) / len(baseline.targets)
+        constant = f"is right for {score:.1%} of the test samples, where always the same class would be for {most:.1%}"
+        reasons = "classes that are numbered in another order, inputs that were scaled otherwise"
+    elif metric == "r2":
+        most, constant = 0.0, f"has a test R² of {score:.3g}, where always the mean would have 0"
+        reasons = "inputs or labels that were scaled otherwise"
+    else:
+        return []
+    if score > 1.1 * most:
+        return []
+    note = (
+        f"The upload itself {constant}. If it was trained on such data, look for what differs from its training: "
+        f"{reasons}. Otherwise scores and retraining say little."
+    )
+    return [note]
+
+
 def split_warning(data: Data | None) -> list[str]:
     """A test split drawn from the upload may hold what the model was trained on."""
     if data is None or data.splits == "given" or data.task.has_references or not data.labelled:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pared.compression.export.formats import Written
 from pared.compression.measuring.quality import Assessment
-from pared.compression.report.parts import Measured, reproduce, sizes, unanswered_warning
+from pared.compression.report.parts import Measured, reproduce, sizes, unanswered_warning, unfit_warning
 from pared.compression.report.verdict import missing_formats, not_written, warnings_of
 from pared.compression.work import Work
 from pared.reports import LayerReport, Measurement, Report
@@ -49,6 +49,7 @@ def publish(
         warnings=[
             *warnings,
             *unanswered_warning(baseline),
+            *unfit_warning(baseline),
             *measured.warnings,
             *work.notes,
             *warnings_of(granularity, before, after, layers, sizes(written.paths)),
