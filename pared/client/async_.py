@@ -14,8 +14,8 @@ from pared.client import operations
 from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
-from pared.client.report_tables import Plan, Report
 from pared.client.webhooks import AsyncWebhooks
+from pared.reports import Plan, Report
 from pared.spec_fields import DistillJobFields, Int8JobFields, PipelineJobFields, PruneJobFields
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ import httpx
 from pared.client import operations, uploading
 from pared.client.operations import Operation, Progress, ServerUnreachable
 from pared.client.records import JobRecord, UploadRecord
-from pared.client.report_tables import Plan
 from pared.folders import as_file
+from pared.reports import Plan
 
 T = TypeVar("T")
 U = TypeVar("U", bound=UploadRecord)

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from pared.client import operations
 from pared.client.operations import Operation, Progress
-from pared.client.report_tables import Report
-from pared.reports import FailedOutput
+from pared.reports import FailedOutput, Report
 from pared.statuses import ENDED, JobStatus, UploadStatus
 from pared.terminal import printable
 

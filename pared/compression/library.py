@@ -63,6 +63,14 @@ class Result:
     model: nn.Module
     report: Report
 
+    def __str__(self) -> str:
+        """What `print` shows: the report."""
+        return str(self.report)
+
+    def __repr__(self) -> str:
+        """The report's verdict."""
+        return f"<Result: {self.report.verdict}>"
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the report."""
         return self.report._repr_html_()

@@ -133,7 +133,7 @@ def _as_share(given: Any, bounds: str = "below 1") -> str:
     if number is None or not bounds.endswith(("below 1", "at most 1")):
         return ""
     percent = float(number[1])
-    if not number[2] and (isinstance(given, str) or percent < 2) or not 0 < percent <= 100:
+    if (not number[2] and (isinstance(given, str) or percent < 2)) or not 0 < percent <= 100:
         return ""
     return f"; {percent:g} % is {percent / 100:g}"
 

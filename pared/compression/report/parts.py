@@ -167,7 +167,7 @@ def unanswered_warning(baseline: Assessment | None) -> list[str]:
 
 
 def unfit_warning(baseline: Assessment | None) -> list[str]:
-    """A warning where the upload itself does no better than a constant: mostly it was given other data than it knows."""
+    """A warning where the upload does no better than a constant, mostly for data unlike those of its training."""
     if baseline is None or baseline.quality is None:
         return []
     metric, score = baseline.quality.metric, baseline.quality.test.value
