@@ -121,7 +121,7 @@ class UploadsBase(Generic[U]):
             return upload.id
         if isinstance(upload, str) and upload.startswith(UPLOAD_IDS):
             return upload
-        path = Path(upload)
+        path = path_of(upload)
         if not path.is_file() and not (self._kind == "models" and path.is_dir()):
             raise FileNotFoundError(f"{upload} is neither a file nor the id of an upload")
         stored = yield from self._upload(path, None, None)
@@ -131,6 +131,17 @@ class UploadsBase(Generic[U]):
         record = self.record.model_validate(row)
         record._client = self._client
         return cast("U", record)
+
+
+def path_of(given: Any) -> Path:
+    """A path; what is none, such as a module or arrays, is refused with what to do instead."""
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
+    raise TypeError(
+        f"The client sends files, and this is a {type(given).__name__}. Save it first, such as by "
+        "torch.jit.script(model).save(path) and numpy.savez(path, x=x, y=y), or call the functions of "
+        "pared.compression, which take modules and arrays and need no server."
+    )
 
 
 class JobsBase(Generic[J]):

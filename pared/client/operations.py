@@ -49,7 +49,8 @@ class APIError(Exception):
         self.errors: list[dict[str, str]] = list(problem.get("errors") or [])
         self.request_id = problem.get("request_id")
         lines = [f"{self.title}: {self.detail}" if self.detail else self.title]
-        lines += [f"  {error.get('pointer', '')}: {error.get('detail', '')}" for error in self.errors]
+        if len(self.errors) > 1:  # one alone is the detail
+            lines += [f"  {error.get('pointer', '')}: {error.get('detail', '')}" for error in self.errors]
         super().__init__(printable("\n".join(lines)))
 
 

@@ -63,6 +63,10 @@ class _Record(BaseModel):
 
     _client: Any = PrivateAttr()
 
+    def __repr__(self) -> str:
+        """As `print` shows it: all fields would fill screens, and `model_dump()` has them."""
+        return f"<{type(self).__name__} {self}>"
+
     def _update(self, row: Mapping[str, Any]) -> Self:
         fresh = type(self).model_validate(row)
         for name in fresh.model_fields_set:
@@ -253,6 +257,8 @@ def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job:
             models = [known for known in models if Path(known).suffix == ending]
         name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")
     if name not in named:
+        if not job.ended:
+            raise FileNotFoundError(f"{job.id} has not made its files yet. Call wait() first.")
         why = "".join(f". {failed.format} could not be written: {failed.detail}" for failed in job.failed_outputs)
         raise FileNotFoundError(f"{job.id} has no artifact {name!r}, only: {', '.join(named) or 'none'}{why}")
     return named[name]

@@ -78,6 +78,7 @@ def load_dataset(
         vocabulary=stored.vocabulary,
         names=stored.names,
         scaling=scaling,
+        warnings=list(stored.notes),
     )
     answered = None if answer is None else answer(replace(unlabelled))
     rules = make_task(Options(task, output, ignored), labels, answered)
