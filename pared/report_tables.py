@@ -35,11 +35,11 @@ def _report_notes(report: Report) -> Iterator[str]:
         difference = report.comparison.quality_difference
         metric = "accuracy" if report.after.quality is None else report.after.quality.metric
         name = "points" if in_points(metric) else metric_name(metric)
-        unit = 100.0 if in_points(metric) else 1.0
+        unit, digits = (100.0, 2) if in_points(metric) else (1.0, 4)
         test = TESTS[report.comparison.test]
         yield (
-            f"\nOn the test split: {difference.value * unit:+.2f} {name} "
-            f"(95 % CI {difference.low * unit:+.2f} … {difference.high * unit:+.2f}; "
+            f"\nOn the test split: {difference.value * unit:+.{digits}f} {name} "
+            f"(95 % CI {difference.low * unit:+.{digits}f} … {difference.high * unit:+.{digits}f}; "
             f"{test}: p = {report.comparison.p_value:.3g})"
         )
     if report.before_retraining and report.after.quality:
@@ -146,8 +146,8 @@ def _rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, s
         yield _latency(old, new)
     if before.quality and after.quality:
         was, now = before.quality, after.quality
-        scale, unit = (100, " points") if in_points(was.metric) else (1, "")
-        change = f"{(now.test.value - was.test.value) * scale:+.2f}{unit}"
+        moved = now.test.value - was.test.value
+        change = f"{moved * 100:+.2f} points" if in_points(was.metric) else f"{moved:+.4f}"
         yield f"test {metric_name(was.metric)}", _quality(was), _quality(now), change
         for name in sorted(was.beside.keys() & now.beside.keys()):
             one, other = was.beside[name], now.beside[name]

@@ -293,7 +293,7 @@ class _Workplace:
     ) -> ModelFile:
         """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
         if not isinstance(model, nn.Module):
-            if not isinstance(model, (str, Path)):  # type: ignore[unreachable]
+            if not isinstance(model, (str, Path)):
                 raise ValidationError(
                     f"The {role} is a {type(model).__name__}, where a torch.nn.Module or the path of a model file is "
                     "wanted. Load a state dict into its module first, or give the file's path and its `architecture`."
@@ -343,7 +343,8 @@ class _Workplace:
         if not isinstance(data, (list, tuple)) or len(data) != 2:  # type: ignore[redundant-expr]
             raise ValidationError(
                 f"The data is a {type(data).__name__}, where two arrays are wanted: (x, y), without labels "
-                "(x, None), or the path of a data set file. Stack what a Dataset or DataLoader gives into two arrays first."
+                "(x, None), or the path of a data set file. Stack what a Dataset or DataLoader gives into two arrays "
+                "first."
             )
         x, y = data
         if isinstance(x, Mapping):

@@ -108,8 +108,8 @@ def _unknown_field(name: str, model: type[pydantic.BaseModel] | None) -> str:
     if meant in model.model_fields:
         return f"is not a known field; did you mean {meant}?"
     if holders := [field for field in model.model_fields if meant in _fields_in(model, field)]:
-        known = "is not a known field" if meant == name else f"is not a known field, but {meant} is"
-        return f'{known} here: it is one of {listed(holders, "or")}, as in {{"{holders[-1]}": {{"{meant}": …}}}}'
+        known = "is not a known field here, but" if meant == name else f"is called {meant}, and is a field"
+        return f'{known} of {listed(holders, "or")}: {{"{holders[-1]}": {{"{meant}": …}}}}'
     if close := difflib.get_close_matches(name, model.model_fields, n=1):
         return f"is not a known field; did you mean {close[0]}?"
     return f"is not a known field; there are {', '.join(_own_first(model))}"
