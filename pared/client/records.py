@@ -257,7 +257,7 @@ def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job:
             models = [known for known in models if Path(known).suffix == ending]
         name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")
     if name not in named:
-        if not job.ended:
+        if not named and not job.ended:
             raise FileNotFoundError(f"{job.id} has not made its files yet. Call wait() first.")
         why = "".join(f". {failed.format} could not be written: {failed.detail}" for failed in job.failed_outputs)
         raise FileNotFoundError(f"{job.id} has no artifact {name!r}, only: {', '.join(named) or 'none'}{why}")

@@ -40,6 +40,7 @@ from pared.specs import (
     Task,
     Training,
 )
+from pared.specs.advice import advised
 from pared.specs.pruning import SOFTENED_CLASSES
 
 _Spec = TypeVar("_Spec", bound=CompressionSpec)
@@ -280,6 +281,6 @@ def _for_task(spec: _Spec, data: Data) -> _Spec:
     try:
         return type(spec).model_validate(document)
     except pydantic.ValidationError as error:
-        errors = [{"pointer": "/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
+        errors = advised(error.errors(), document, type(spec))
         why = "; ".join(f"{each['pointer']} {each['detail']}" for each in errors)
         raise ValidationError(f"By data and model this is task={name}, and {why}.", errors=errors) from error
