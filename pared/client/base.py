@@ -117,10 +117,12 @@ class UploadsBase(Generic[U]):
 
     def _id(self, upload: UploadRecord | str | Path) -> Operation[str]:
         """The id of an upload; a file is uploaded first."""
-        if isinstance(upload, UploadRecord):
-            return upload.id
-        if isinstance(upload, str) and upload.startswith(UPLOAD_IDS):
-            return upload
+        known = upload.id if isinstance(upload, UploadRecord) else upload
+        if isinstance(known, str) and known.startswith(UPLOAD_IDS):
+            if known.startswith("dst_" if self._kind == "models" else "mdl_"):
+                given, wanted = ("data set", "model") if self._kind == "models" else ("model", "data set")
+                raise ValueError(f"{known} is a {given}, where a {wanted} is wanted: first the model, then the data")
+            return known
         path = path_of(upload)
         if not path.is_file() and not (self._kind == "models" and path.is_dir()):
             raise FileNotFoundError(f"{upload} is neither a file nor the id of an upload")

@@ -89,6 +89,14 @@ def test_what_is_no_model_is_told_what_is_one():
         path_of(torch.nn.Linear(3, 2))
 
 
+def test_a_model_and_its_data_that_changed_places_are_told_apart():
+    with pared.Client("http://127.0.0.1:9") as client:
+        with pytest.raises(ValueError, match=f"{DATA} is a data set, where a model is wanted"):
+            client.prune(DATA, MODEL, amount=0.5)
+        with pytest.raises(ValueError, match=f"{MODEL} is a model, where a data set is wanted"):
+            client.plan(MODEL, MODEL, amount=0.5)
+
+
 def test_inputs_by_name_may_be_called_x():
     class Both(torch.nn.Module):
         def __init__(self) -> None:

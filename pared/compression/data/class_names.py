@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pared.compression.loading.file_format import folder_entries
+from pared.compression.loading.folders.contents import read_contents, tokenizer_in
 from pared.compression.tasks.labels import IGNORED
+from pared.compression.work import DatasetFile
 from pared.wording import shortened
+
+
+def read_as_by(folder: Path, dataset: DatasetFile) -> DatasetFile:
+    """A data set for a model folder, which lies there as a zip: with its tokenizer and the names of its classes."""
+    config = read_contents(folder, folder_entries(folder)).config
+    return replace(dataset, tokenizer=tokenizer_in(folder), classes=names_in(config))
 
 
 def names_in(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -39,7 +39,6 @@ def load_dataset(
     output: str | None = None,
     ignored: int | None = None,
     answer: Callable[[Data], Any] | None = None,
-    model_classes: Sequence[str] = (),
 ) -> Data:
     """Read, check and split a data set.
 
@@ -53,7 +52,6 @@ def load_dataset(
         output: which of several outputs of the model they belong to.
         ignored: a label that says nothing.
         answer: what the model returns for some of these samples, which have no labels yet.
-        model_classes: what the model calls its classes, in the order of its outputs, if it says so.
 
     Raises:
         UnsupportedDataset: not a format we read.
@@ -84,9 +82,9 @@ def load_dataset(
     rules = make_task(Options(task, output, ignored), labels, answered)
     targets, found = _checked_labels(rules, stored, labels)
     words = stored.class_names if isinstance(rules, TokenClassification) else found.class_names
-    renumbered = as_the_model(found.targets, words, model_classes) if words and model_classes else None
+    renumbered = as_the_model(found.targets, words, file.classes) if words and file.classes else None
     if renumbered is not None:
-        targets, words = dict(renumbered), list(model_classes)
+        targets, words = dict(renumbered), list(file.classes)
     draw_missing(inputs, targets, seed, by_class=found.by_class)
     columns, targets = held(inputs, targets, scaling, room_for(file).held)
     data = replace(
@@ -94,7 +92,7 @@ def load_dataset(
         inputs=columns,
         targets=targets,
         task=rules,
-        classes=found.classes if renumbered is None else len(model_classes),
+        classes=found.classes if renumbered is None else len(file.classes),
         labelled=bool(stored.targets) and not rules.has_references,
         class_names=words,
         warnings=[*stored.notes, *found.notes],

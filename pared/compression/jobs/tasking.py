@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from pared.compression.data import Data, load_dataset
-from pared.compression.data.class_names import names_in, numbered_by_alphabet
+from pared.compression.data.class_names import numbered_by_alphabet, read_as_by
 from pared.compression.data.columns import chunks
 from pared.compression.jobs.fitting import answer_to, check_fits
 from pared.compression.jobs.unlabelled import LIKE_THE_TEACHER, hold_no_labels, labelled_by
 from pared.compression.loading import LoadedModel
-from pared.compression.loading.folders.contents import tokenizer_in
 from pared.compression.measuring.references import with_references
 from pared.compression.measuring.running import own_failures
 from pared.compression.tasks import Match, Options, Piece, TaskRules, pieces_of
@@ -114,10 +113,9 @@ def data_of(
 
 
 def _loaded(spec: CompressionSpec, dataset: DatasetFile, original: LoadedModel) -> Data:
-    names: tuple[str, ...] = ()
     if original.folder is not None:
-        names = names_in(original.folder.config)
-        dataset = replace(dataset, tokenizer=tokenizer_in(original.folder.path))
+        dataset = read_as_by(original.folder.path, dataset)
+    names = dataset.classes
 
     def loaded(task: Task | None, output: str | None, ignored: int | None) -> Data:
         data = load_dataset(
@@ -128,7 +126,6 @@ def _loaded(spec: CompressionSpec, dataset: DatasetFile, original: LoadedModel) 
             output=output,
             ignored=ignored,
             answer=lambda data: answer_to(original, data),
-            model_classes=names,
         )
         # Folders of images are numbered by the alphabet wherever they are read; of words nobody knows.
         if data.class_names is not None and data.format != "image_folder" and data.class_names != list(names):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pared.compression import prune
+from pared.compression import pipeline, prune
 from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel, inspect_model, load_model
@@ -205,6 +205,10 @@ def test_labels_in_words_are_the_classes_that_the_config_names_so(tmp_path):
         assert not any("alphabetical" in note for note in report.warnings)
         before.append(report.before.quality)
     assert before[0] == before[1]
+    steps: list[Any] = [{"prune": {"amount": 0.5, "granularity": "weight", "retrain": None}}, {"quantize": {}}]
+    report = pipeline(folder, tmp_path / "words.jsonl", steps=steps, outputs=["torchscript"]).report
+    assert report.before.quality == before[0]
+    assert not any("alphabetical" in note for note in report.warnings)
 
 
 def test_uniform_is_of_folders(tmp_path):
