@@ -180,7 +180,7 @@ def unfit_warning(baseline: Assessment | None) -> list[str]:
         reasons = "inputs or labels that were scaled otherwise"
     else:
         return []
-    if score > 1.1 * most:
+    if not score <= 1.1 * most:  # nor NaN, of which another warning tells
         return []
     note = (
         f"The upload itself {constant}. If it was trained on such data, look for what differs from its training: "
