@@ -30,7 +30,13 @@ def factor(before: float, after: float, less: str, more: str) -> str:
 
 
 def speed(before: Latency, after: Latency) -> Literal["faster", "slower", "same"]:
-    """Whether the median changed: by more than the spread of the runs, and by more than 5 %."""
+    """Whether the median changed: by more than the spread of the runs, and by more than 5 %.
+
+    Where the middle half of the runs is spread wider than the median is long, as on a machine that others keep busy,
+    the medians are no speeds of the models.
+    """
+    if max(before.noise, after.noise) > 1:
+        return "same"
     margin = 1 + max(before.noise, after.noise, 0.05)
     if before.p50_ms > margin * after.p50_ms:
         return "faster"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import RenderableType
 
     from pared.report_frames import Frame
 
@@ -357,6 +358,22 @@ class Report(_Part):
 
         return frame_of(self, table)
 
+    def __str__(self) -> str:
+        """What `print` shows: the verdict, and figures before and after."""
+        from pared.report_tables import as_text
+
+        return as_text(self.__rich__())
+
+    def __repr__(self) -> str:
+        """The verdict alone, for all of it fills screens; `model_dump()` has that."""
+        return f"<Report: {self.verdict}>"
+
+    def __rich__(self) -> RenderableType:
+        """The same, for a terminal."""
+        from pared.report_tables import report_tables
+
+        return report_tables(self)
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from pared.notebook.reports import html_of_report
@@ -419,6 +436,22 @@ class Plan(_Part):
     frontier: list[Point] = Field(default_factory=list, description="Every point that the search for a goal tried.")
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list, description="Where the outcome may not be what was meant.")
+
+    def __str__(self) -> str:
+        """What `print` shows: the layers, and figures before and after."""
+        from pared.report_tables import as_text
+
+        return as_text(self.__rich__())
+
+    def __repr__(self) -> str:
+        """The verdict alone, for all of it fills screens; `model_dump()` has that."""
+        return f"<Plan: {self.verdict}>"
+
+    def __rich__(self) -> RenderableType:
+        """The same, for a terminal."""
+        from pared.report_tables import plan_tables
+
+        return plan_tables(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, get_args
+from typing import Any
 
 import pydantic
 import structlog
@@ -18,16 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from pared.errors import NotReady, OverLimit, ParedError, TooManyRequests, Unauthorized, Unavailable, ValidationError
+from pared.specs.advice import MAX_ERRORS, advice_on, advised
 from pared.state.session import database_problem
 from service.pages import site
 
 RETRY_AFTER_S = 2
-MAX_ERRORS = 20
-"""Bad fields that one problem names; a last entry says how many there are beside them."""
-MAX_SUGGESTIONS = 5
-"""Unknown fields of one request to which a known name is looked for; it takes a millisecond each."""
-_NAME_CHARACTERS = 64
-"""Of a name that somebody may have misspelt."""
 _TEXT_CHARACTERS = 2000
 """Of one pointer, and of what is said there."""
 
@@ -78,16 +71,7 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     """
     tag = body.get("type") if isinstance(body, dict) else None
     model = models.get(tag) if isinstance(tag, str) else None
-    field_errors = []
-    suggestions = 0
-    for error in errors[:MAX_ERRORS]:
-        pointer = _pointer(error["loc"], body, may_lack_it=error["type"] in ("missing", "advice"))
-        if error["type"].startswith("union_tag_"):
-            pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
-        suggestions += error["type"] == "extra_forbidden"
-        detail = _advice(error, model if suggestions <= MAX_SUGGESTIONS else None)
-        field_errors.append({"pointer": pointer, "detail": detail})
-    return _validation_error(field_errors, len(errors))
+    return _validation_error(advised(errors, body, model), len(errors))
 
 
 async def only_known_parameters(request: Request) -> None:
@@ -119,93 +103,6 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}…"
 
 
-def _pointer(location: Sequence[str | int], body: Any, *, may_lack_it: bool) -> str:
-    """The JSON pointer of a pydantic location, without the union tags in it; the body may lack the field itself."""
-    parts: list[str] = []
-    here = body
-    for index, step in enumerate(location):
-        if isinstance(here, dict) and step in here:
-            here = here[step]
-        elif isinstance(here, list) and step in range(len(here)):
-            here = here[int(step)]
-        elif not (may_lack_it and index == len(location) - 1):
-            continue
-        parts.append(str(step).replace("~", "~0").replace("/", "~1"))
-    return "".join(f"/{part}" for part in parts)
-
-
-def _advice(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) -> str:
-    kind, context = error["type"], error.get("ctx") or {}
-    if kind == "missing":
-        return "is required"
-    if kind == "extra_forbidden":
-        return _unknown_field(str(error["loc"][-1]), _model_at(error["loc"][:-1], model))
-    if kind in {"greater_than", "less_than", "greater_than_equal", "less_than_equal", "finite_number"}:
-        bounds = _bounds(_model_at(error["loc"][:-1], model), str(error["loc"][-1]))
-        if bounds:
-            return f"must be {bounds}"
-    if kind in {"model_type", "model_attributes_type", "dict_type"}:
-        return "must be an object"
-    if kind == "union_tag_invalid":
-        return f"must be one of {context['expected_tags']}"
-    if kind == "union_tag_not_found":
-        return "is required"
-    if kind == "string_pattern_mismatch" and context["pattern"].startswith("^mdl_"):
-        return "must be the id of an uploaded model (mdl_ and 26 letters and digits)"
-    if kind == "string_pattern_mismatch" and error["loc"][-1] == "after":
-        return "must be the next_cursor of the page before"
-    if kind == "value_error":
-        return str(context.get("error", error["msg"]))
-    text = re.sub(r"^(Value error, |Input )?should ", "must ", re.sub(r"^Input should ", "must ", error["msg"]))
-    return text[0].lower() + text[1:]
-
-
-def _unknown_field(name: str, model: type[pydantic.BaseModel] | None) -> str:
-    if model is None:
-        return "is not a known field"
-    close = difflib.get_close_matches(name[:_NAME_CHARACTERS], model.model_fields, n=1)
-    if close:
-        return f"is not a known field; did you mean {close[0]}?"
-    return f"is not a known field; there are {', '.join(model.model_fields)}"
-
-
-def _model_at(location: Sequence[str | int], model: type[pydantic.BaseModel] | None) -> type[pydantic.BaseModel] | None:
-    """The spec class that a location lies in, starting from the job's."""
-    inner: dict[str, type[pydantic.BaseModel]] = {}
-    for step in location:
-        if step in inner:
-            model = inner[str(step)]  # the tag of a union's member is its name
-        elif model and step in model.model_fields:
-            inner = {part.__name__: part for part in _models_in(model.model_fields[str(step)].annotation)}
-            model = next(iter(inner.values())) if len(inner) == 1 else None
-    return model
-
-
-def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models_in(part)
-
-
-def _bounds(model: type[pydantic.BaseModel] | None, name: str) -> str | None:
-    field = model.model_fields.get(name) if model else None
-    if field is None:
-        return None
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    parts = [
-        f"{word} {_number(getattr(rule, attribute))}"
-        for rule in field.metadata
-        for attribute, word in words.items()
-        if getattr(rule, attribute, None) is not None
-    ]
-    return " and ".join(parts) or None
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
 async def _named(request: Request, error: Exception) -> Response:
     assert isinstance(error, ParedError)  # noqa: S101 - what the handler is registered for
     if error.status >= 500:
@@ -221,7 +118,7 @@ async def _parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what the handler is registered for
     errors = error.errors()
     first = [
-        {"pointer": "".join(f"/{part}" for part in one["loc"]), "detail": _advice(one, None)}
+        {"pointer": "".join(f"/{part}" for part in one["loc"]), "detail": advice_on(one, None)}
         for one in errors[:MAX_ERRORS]
     ]
     return answer(request, _validation_error(first, len(errors)))

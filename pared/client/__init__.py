@@ -6,9 +6,8 @@ from pared.client.async_ import AsyncClient, AsyncJob, AsyncUpload
 from pared.client.blocking import Client, Job, Upload, Uploads
 from pared.client.operations import APIError, DigestMismatch, ServerUnreachable, UntrustedAnswer
 from pared.client.records import Artifact, Event, JobFailed, UploadRejected
-from pared.client.report_tables import Plan, Report
 from pared.client.webhooks import Delivery, Webhook
-from pared.reports import FailedOutput
+from pared.reports import FailedOutput, Plan, Report
 
 __all__ = [
     "APIError",

@@ -11,11 +11,11 @@ import anyio.to_thread
 import httpx
 
 from pared.client import operations
-from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
+from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result, path_of
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
-from pared.client.report_tables import Plan, Report
 from pared.client.webhooks import AsyncWebhooks
+from pared.reports import Plan, Report
 from pared.spec_fields import DistillJobFields, Int8JobFields, PipelineJobFields, PruneJobFields
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class AsyncUploads(UploadsBase[AsyncUpload]):
         prefix: str | None = None,
     ) -> AsyncUpload:
         """As `Uploads.upload`."""
-        return await self._run(self._upload(Path(path), architecture, progress, weights, prefix))
+        return await self._run(self._upload(path_of(path), architecture, progress, weights, prefix))
 
     async def get(self, upload_id: str) -> AsyncUpload:
         """As `Uploads.get`."""

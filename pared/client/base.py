@@ -15,8 +15,8 @@ import httpx
 from pared.client import operations, uploading
 from pared.client.operations import Operation, Progress, ServerUnreachable
 from pared.client.records import JobRecord, UploadRecord
-from pared.client.report_tables import Plan
 from pared.folders import as_file
+from pared.reports import Plan
 
 T = TypeVar("T")
 U = TypeVar("U", bound=UploadRecord)
@@ -117,11 +117,13 @@ class UploadsBase(Generic[U]):
 
     def _id(self, upload: UploadRecord | str | Path) -> Operation[str]:
         """The id of an upload; a file is uploaded first."""
-        if isinstance(upload, UploadRecord):
-            return upload.id
-        if isinstance(upload, str) and upload.startswith(UPLOAD_IDS):
-            return upload
-        path = Path(upload)
+        known = upload.id if isinstance(upload, UploadRecord) else upload
+        if isinstance(known, str) and known.startswith(UPLOAD_IDS):
+            if known.startswith("dst_" if self._kind == "models" else "mdl_"):
+                given, wanted = ("data set", "model") if self._kind == "models" else ("model", "data set")
+                raise ValueError(f"{known} is a {given}, where a {wanted} is wanted: first the model, then the data")
+            return known
+        path = path_of(upload)
         if not path.is_file() and not (self._kind == "models" and path.is_dir()):
             raise FileNotFoundError(f"{upload} is neither a file nor the id of an upload")
         stored = yield from self._upload(path, None, None)
@@ -131,6 +133,17 @@ class UploadsBase(Generic[U]):
         record = self.record.model_validate(row)
         record._client = self._client
         return cast("U", record)
+
+
+def path_of(given: Any) -> Path:
+    """A path; what is none, such as a module or arrays, is refused with what to do instead."""
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
+    raise TypeError(
+        f"The client sends files, and this is a {type(given).__name__}. Save it first, such as by "
+        "torch.jit.script(model).save(path) and numpy.savez(path, x=x, y=y), or call the functions of "
+        "pared.compression, which take modules and arrays and need no server."
+    )
 
 
 class JobsBase(Generic[J]):

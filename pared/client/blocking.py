@@ -10,11 +10,11 @@ from typing import Any, Literal, Self, TypeVar, Unpack, cast
 import httpx
 
 from pared.client import operations
-from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result
+from pared.client.base import ClientBase, JobsBase, UploadsBase, keep_result, path_of
 from pared.client.operations import Operation, Progress
 from pared.client.records import Artifact, Event, JobRecord, UploadRecord
-from pared.client.report_tables import Plan, Report
 from pared.client.webhooks import Webhooks
+from pared.reports import Plan, Report
 from pared.spec_fields import DistillJobFields, Int8JobFields, PipelineJobFields, PruneJobFields
 
 T = TypeVar("T")
@@ -165,7 +165,7 @@ class Uploads(UploadsBase[Upload]):
             weights: of a checkpoint with several state dicts the one that is meant, such as "ema".
             prefix: of a state dict only the tensors whose names begin so, such as "student.".
         """
-        return self._run(self._upload(Path(path), architecture, progress, weights, prefix))
+        return self._run(self._upload(path_of(path), architecture, progress, weights, prefix))
 
     def get(self, upload_id: str) -> Upload:
         """One of them, by id."""

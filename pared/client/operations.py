@@ -49,7 +49,9 @@ class APIError(Exception):
         self.errors: list[dict[str, str]] = list(problem.get("errors") or [])
         self.request_id = problem.get("request_id")
         lines = [f"{self.title}: {self.detail}" if self.detail else self.title]
-        lines += [f"  {error.get('pointer', '')}: {error.get('detail', '')}" for error in self.errors]
+        fields = [(str(error.get("pointer", "")), str(error.get("detail", ""))) for error in self.errors]
+        if len(fields) != 1 or fields[0][1] not in self.detail:  # one alone is all of the detail
+            lines += [f"  {pointer}: {detail}" for pointer, detail in fields]
         super().__init__(printable("\n".join(lines)))
 
 

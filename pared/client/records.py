@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from pared.client import operations
 from pared.client.operations import Operation, Progress
-from pared.client.report_tables import Report
-from pared.reports import FailedOutput
+from pared.reports import FailedOutput, Report
 from pared.statuses import ENDED, JobStatus, UploadStatus
 from pared.terminal import printable
 
@@ -63,6 +62,10 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     _client: Any = PrivateAttr()
+
+    def __repr__(self) -> str:
+        """As `print` shows it: all fields would fill screens, and `model_dump()` has them."""
+        return f"<{type(self).__name__} {self}>"
 
     def _update(self, row: Mapping[str, Any]) -> Self:
         fresh = type(self).model_validate(row)
@@ -254,6 +257,8 @@ def _chosen(artifacts: list[Artifact], destination: Path, name: str | None, job:
             models = [known for known in models if Path(known).suffix == ending]
         name = destination.name if destination.name in named else next(iter(models), f"model{destination.suffix}")
     if name not in named:
+        if not named and not job.ended:
+            raise FileNotFoundError(f"{job.id} has not made its files yet. Call wait() first.")
         why = "".join(f". {failed.format} could not be written: {failed.detail}" for failed in job.failed_outputs)
         raise FileNotFoundError(f"{job.id} has no artifact {name!r}, only: {', '.join(named) or 'none'}{why}")
     return named[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from pared.folders import pack
 from pared.job_types import type_of
 from pared.reports import Report
 from pared.spec_fields import DistillFields, Int8Fields, PipelineFields, PruneFields
+from pared.specs.advice import advised
 
 Arrays = tuple[Any, Any]
 _Spec = specs.PruneSpec | specs.DistillSpec | specs.QuantizeSpec | specs.PipelineSpec
@@ -61,6 +63,14 @@ class Result:
 
     model: nn.Module
     report: Report
+
+    def __str__(self) -> str:
+        """What `print` shows: the report."""
+        return str(self.report)
+
+    def __repr__(self) -> str:
+        """The report's verdict."""
+        return f"<Result: {self.report.verdict}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the report."""
@@ -97,7 +107,7 @@ def prune(
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
-        dataset = place.dataset(data)
+        dataset = place.dataset(data, model)
         document = {"type": "prune", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
         spec = _checked(specs.PruneSpec, document, model)
         device = _device_for(spec)
@@ -136,7 +146,7 @@ def distill(
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
-        dataset = place.dataset(data)
+        dataset = place.dataset(data, teacher)
         named = student if isinstance(student, dict) else _id("mdl", "student")
         others = [{**each, "model": _id("mdl", f"teachers{index}")} for index, each in enumerate(teachers)]
         document = {"type": "distill", "teacher": _id("mdl", "teacher"), "student": named, "teachers": others, **fields}
@@ -180,7 +190,7 @@ def quantize(
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
-        dataset = place.dataset(data)
+        dataset = place.dataset(data, model)
         document = {"type": "quantize", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
         spec = _checked(specs.QuantizeSpec, document, None)
         file = place.model(model, "model", architecture, spec, dataset)
@@ -212,7 +222,7 @@ def pipeline(
         ParedError: what a job would fail with.
     """
     with _workplace(directory) as place:
-        dataset = place.dataset(data)
+        dataset = place.dataset(data, model)
         document = {"type": "pipeline", "model": _id("mdl", "model"), "dataset": _dataset_id(dataset), **fields}
         spec = _checked(specs.PipelineSpec, document, model)
         named = [each for each in type_of(spec).references(spec.model_dump(mode="json")) if each.role not in _GIVEN]
@@ -283,6 +293,11 @@ class _Workplace:
     ) -> ModelFile:
         """A file of the model: itself, its weights where its architecture is known, or else TorchScript."""
         if not isinstance(model, nn.Module):
+            if not isinstance(model, (str, Path)):
+                raise ValidationError(
+                    f"The {role} is a {type(model).__name__}, where a torch.nn.Module or the path of a model file is "
+                    "wanted. Load a state dict into its module first, or give the file's path and its `architecture`."
+                )
             return self.file(model, role, architecture)
         path = self.inputs / f"{role}.pt"
         if isinstance(model, torch.jit.ScriptModule):
@@ -316,8 +331,8 @@ class _Workplace:
             path = packed
         return ModelFile(path, path.name, _digest(path), architecture)
 
-    def dataset(self, data: Arrays | str | Path | None) -> DatasetFile | None:
-        """A file of the data."""
+    def dataset(self, data: Arrays | str | Path | None, model: Any = None) -> DatasetFile | None:
+        """A file of the data. `model`: which takes them, if it is a module."""
         if data is None:
             return None
         if isinstance(data, (str, Path)):
@@ -327,12 +342,13 @@ class _Workplace:
             return DatasetFile(path, path.name, _digest(path))
         if not isinstance(data, (list, tuple)) or len(data) != 2:  # type: ignore[redundant-expr]
             raise ValidationError(
-                f"The data is a {type(data).__name__}, where two arrays are wanted: (x, y), or the path of a data set "
-                "file. Stack what a Dataset or DataLoader gives into two arrays first."
+                f"The data is a {type(data).__name__}, where two arrays are wanted: (x, y), without labels "
+                "(x, None), or the path of a data set file. Stack what a Dataset or DataLoader gives into two arrays "
+                "first."
             )
         x, y = data
         if isinstance(x, Mapping):
-            named = dict(x)
+            named = _by_order(x, model)
         elif isinstance(x, (list, tuple)) and len(x) != 1:
             named = {f"x{index}": part for index, part in enumerate(x)}
         else:
@@ -349,6 +365,16 @@ class _Workplace:
         """The work on these files, on this machine as it stands."""
         threads = torch.get_num_threads()
         return Work(files, dataset, self.outputs, device=device, latency_device=latency_device, threads=threads)
+
+
+def _by_order(x: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Inputs by name; by number in the model's order where one is called x, for a file then has no other names."""
+    if len(x) < 2 or not any(re.fullmatch(r"[xX]\d{0,2}", name) for name in x) or not isinstance(model, nn.Module):
+        return dict(x)
+    arguments = [name for name, _ in forward_arguments(model) or ()]
+    if not set(x) <= set(arguments):
+        return dict(x)
+    return {f"x{index}": x[name] for index, name in enumerate(name for name in arguments if name in x)}
 
 
 def _device_for(spec: specs.JobSpec) -> str:
@@ -473,9 +499,9 @@ def _checked(kind: type[_AnySpec], document: dict[str, Any], result_like: Any) -
     try:
         return kind.model_validate(document)
     except pydantic.ValidationError as error:
-        errors = [{"pointer": "/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
+        errors = advised(error.errors(), document, kind)
         raise ValidationError(
-            "; ".join(f"{each['pointer']}: {each['detail']}" for each in errors), errors=errors
+            "; ".join(f"{each['pointer']} {each['detail']}" for each in errors), errors=errors
         ) from error
 
 

@@ -72,6 +72,8 @@ class DatasetFile:
     """Memory of the job that reads it; None: what the machine has. Larger data sets are read as needed."""
     tokenizer: bytes | None = None
     """A `tokenizer.json` for texts that bring none: that of the model which reads them."""
+    classes: tuple[str, ...] = ()
+    """What the model that learned from it calls its classes, in the order of its outputs, if it says so."""
     most: int | None = None
     """Samples of each split that are used, where nothing is trained or measured by them; None: all."""
 

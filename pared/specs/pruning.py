@@ -223,7 +223,8 @@ class PruneSpec(CompressionSpec):
     def _target_can_be_met(self) -> None:
         if self.target is None:
             if self.amount is None:
-                self._refuse({"amount": 'is required where there is no `target`, such as {"params": 0.25}'})
+                rest = ", for the layers that `amounts` does not name" if self.amounts else ""
+                self._refuse({"amount": f'is required where there is no `target`, such as {{"params": 0.25}}{rest}'})
             return
         if self.granularity == "n:m":
             self._refuse({"target": "has nothing to choose where n:m says the amount itself: leave it out"})

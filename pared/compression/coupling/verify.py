@@ -121,7 +121,7 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """
     if not expected.numel():
         return 0.0
-    actual, expected = actual.double(), expected.double()
+    actual, expected = actual.detach().double(), expected.detach().double()
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     finite = expected[expected.isfinite()]
     size = float(finite.abs().max()) if finite.numel() else 0.0

@@ -12,6 +12,7 @@ import numpy as np
 
 from pared.compression.data.columns import Rows
 from pared.compression.data.mapped import MappedFile, MappedRows, bfloat16_as_float32
+from pared.compression.data.names import LEFT_OUT
 from pared.compression.data.room import room_for, temporary_file
 from pared.compression.data.samples import SPLIT_NAMES, Split
 from pared.compression.data.stored import FORMATS, Stored
@@ -55,7 +56,7 @@ def by_split(arrays: Mapping[str, Rows], kind: str) -> Stored:
     names = sorted(inputs["train"], key=lambda name: int(name[1:])) if numbered else list(inputs["train"])
     if numbered and names != [f"x{index}" for index in range(len(names))]:
         raise InvalidData("Inputs must be numbered x0, x1, … without gaps, and be the same in every split.")
-    notes = [f"Arrays that are neither x nor y were left out: {shortened(ignored)}."] if ignored else []
+    notes = [f"{LEFT_OUT}: {shortened(ignored)}."] if ignored else []
     return Stored(
         format=kind,
         inputs={split: [named[name] for name in names] for split, named in inputs.items()},

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pared.compression.data.class_names import as_the_model
 from pared.compression.data.columns import Column, StoredColumn, in_memory, whole
 from pared.compression.data.images import mask_labels
 from pared.compression.data.inputs import checked_inputs, described_inputs, held, scalings
@@ -75,10 +76,15 @@ def load_dataset(
         vocabulary=stored.vocabulary,
         names=stored.names,
         scaling=scaling,
+        warnings=list(stored.notes),
     )
     answered = None if answer is None else answer(replace(unlabelled))
     rules = make_task(Options(task, output, ignored), labels, answered)
     targets, found = _checked_labels(rules, stored, labels)
+    words = stored.class_names if isinstance(rules, TokenClassification) else found.class_names
+    renumbered = as_the_model(found.targets, words, file.classes) if words and file.classes else None
+    if renumbered is not None:
+        targets, words = dict(renumbered), list(file.classes)
     draw_missing(inputs, targets, seed, by_class=found.by_class)
     columns, targets = held(inputs, targets, scaling, room_for(file).held)
     data = replace(
@@ -86,9 +92,9 @@ def load_dataset(
         inputs=columns,
         targets=targets,
         task=rules,
-        classes=found.classes,
+        classes=found.classes if renumbered is None else len(file.classes),
         labelled=bool(stored.targets) and not rules.has_references,
-        class_names=stored.class_names if isinstance(rules, TokenClassification) else found.class_names,
+        class_names=words,
         warnings=[*stored.notes, *found.notes],
     )
     return data if file.most is None else data.some(file.most)

@@ -8,6 +8,8 @@ from pared.compression.data.samples import Data
 from pared.errors import ShapeMismatch
 from pared.wording import shortened
 
+LEFT_OUT = "Arrays that are neither x nor y were left out"
+
 
 def arrange_inputs(data: Data, arguments: Sequence[tuple[str, bool]] | None) -> None:
     """Take the inputs by the names of the model's arguments, where the data set has those, else as they are stored.
@@ -27,7 +29,8 @@ def arrange_inputs(data: Data, arguments: Sequence[tuple[str, bool]] | None) -> 
         taken = next((i for i, (name, _) in enumerate(arguments) if name not in names), len(arguments))
         _keep(data, [names.index(name) for name, _ in arguments[:taken]])
         return
-    held = shortened(names) if names else f"{len(data.inputs['train'])}"
+    left_out = next((f" ({note[:-1]})" for note in data.warnings if note.startswith(LEFT_OUT)), "")
+    held = shortened(names) if names else f"{len(data.inputs['train'])}{left_out}"
     takes = f"The model takes {shortened([name for name, _ in arguments])}; the data set's inputs are {held}."
     if matched and any(names[i : i + 1] != [name] for i, (name, _) in enumerate(arguments) if name in matched):
         raise ShapeMismatch(f"{takes} Name every input as the model does, or store them in its order as x0, x1, ….")

@@ -110,7 +110,9 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
 
 def _described(inputs: Inputs, samples: int | None) -> str:
     shapes = []
+    alike = len({tensor.dtype for tensor in inputs}) == 1
     for tensor in inputs:
+        kind = "" if alike else " of numbers"
         sizes = ", ".join(["N" if samples is None else str(samples), *map(str, tensor.shape[1:])])
-        shapes.append(f"({sizes})" + ("" if tensor.is_floating_point() else " of int64 token ids"))
+        shapes.append(f"({sizes})" + (kind if tensor.is_floating_point() else " of int64 token ids"))
     return " and ".join(shapes)

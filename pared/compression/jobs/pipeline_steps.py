@@ -10,6 +10,7 @@ from json import loads
 from pathlib import Path
 from typing import Any
 
+from pared.compression.data.class_names import read_as_by
 from pared.compression.jobs.stages import plain
 from pared.compression.loading import load_model
 from pared.compression.loading.file_format import STATE_DICTS, recognise
@@ -40,6 +41,9 @@ class Chain:
         container = recognise(upload.path)
         if container == "onnx" and spec.outputs is None:
             spec = spec.model_copy(update={"outputs": ["onnx"]})
+        if container == "huggingface" and work.dataset is not None:
+            # Steps behind the first may get TorchScript, which has neither tokenizer nor names of classes.
+            work = replace(work, dataset=read_as_by(upload.path, work.dataset))
         self.spec, self.work = spec, work
         self.upload = replace(upload, architecture=plain(spec.architecture) or upload.architecture)
         self.handed_on: Output = "torchscript"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pared.compression.data import Data, load_dataset
+from pared.compression.data.class_names import numbered_by_alphabet, read_as_by
 from pared.compression.data.columns import chunks
 from pared.compression.jobs.fitting import answer_to, check_fits
 from pared.compression.jobs.unlabelled import LIKE_THE_TEACHER, hold_no_labels, labelled_by
 from pared.compression.loading import LoadedModel
-from pared.compression.loading.folders.contents import tokenizer_in
 from pared.compression.measuring.references import with_references
 from pared.compression.measuring.running import own_failures
 from pared.compression.tasks import Match, Options, Piece, TaskRules, pieces_of
@@ -39,6 +39,7 @@ from pared.specs import (
     Task,
     Training,
 )
+from pared.specs.advice import advised
 from pared.specs.pruning import SOFTENED_CLASSES
 
 _Spec = TypeVar("_Spec", bound=CompressionSpec)
@@ -113,10 +114,11 @@ def data_of(
 
 def _loaded(spec: CompressionSpec, dataset: DatasetFile, original: LoadedModel) -> Data:
     if original.folder is not None:
-        dataset = replace(dataset, tokenizer=tokenizer_in(original.folder.path))
+        dataset = read_as_by(original.folder.path, dataset)
+    names = dataset.classes
 
     def loaded(task: Task | None, output: str | None, ignored: int | None) -> Data:
-        return load_dataset(
+        data = load_dataset(
             dataset,
             task=task,
             preprocess=spec.preprocess,
@@ -125,6 +127,10 @@ def _loaded(spec: CompressionSpec, dataset: DatasetFile, original: LoadedModel) 
             ignored=ignored,
             answer=lambda data: answer_to(original, data),
         )
+        # Folders of images are numbered by the alphabet wherever they are read; of words nobody knows.
+        if data.class_names is not None and data.format != "image_folder" and data.class_names != list(names):
+            data.warnings.append(numbered_by_alphabet(data.class_names, names))
+        return data
 
     try:
         return loaded(spec.task, spec.output_path, spec.ignore_index)
@@ -272,6 +278,6 @@ def _for_task(spec: _Spec, data: Data) -> _Spec:
     try:
         return type(spec).model_validate(document)
     except pydantic.ValidationError as error:
-        errors = [{"pointer": "/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
+        errors = advised(error.errors(), document, type(spec))
         why = "; ".join(f"{each['pointer']} {each['detail']}" for each in errors)
         raise ValidationError(f"By data and model this is task={name}, and {why}.", errors=errors) from error

@@ -102,7 +102,7 @@ def plan_verdict(granularity: Granularity, before: Size, after: Size) -> str:
     """One sentence: what a job will gain in size."""
     gains = [_fewer_parameters(before, after) if granularity in PHYSICAL else _zeros(after)]
     if before.macs and after.macs and before.macs != after.macs:
-        gains.append(f"{_times(before.macs / after.macs)} fewer multiply-adds")
+        gains.append(f"{_change(before.macs / after.macs)} fewer multiply-adds")
     return f"{', '.join([*gains, _file(before, after)])}."
 
 
@@ -236,8 +236,13 @@ def _joined(gains: list[str], before: Measurement, after: Measurement) -> str:
 def _fewer_parameters(before: Size, after: Size) -> str:
     ratio = before.parameters / max(after.parameters, 1)
     if ratio > 1.005:
-        return f"{_times(ratio)} fewer parameters"
+        return f"{_change(ratio)} fewer parameters"
     return "no fewer parameters" if ratio > 0.995 else f"{_times(1 / ratio)} more parameters"
+
+
+def _change(ratio: float) -> str:
+    """How much less is left: a factor, or a share where the factor would be rounded to 1."""
+    return _times(ratio) if ratio >= 1.05 else f"{100 - 100 / ratio:.1f} %"
 
 
 def _zeros(after: Size) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pared.errors import ModelFailed
+from pared.errors import ModelFailed, ValidationError
 from pared.wording import shortened
 
 _USUAL = ("logits", "out")
@@ -55,10 +55,11 @@ def chosen(answer: Any, output: str | None, wanted: str) -> Tensor:
             f'needs one float tensor of {wanted}. Name it, such as {{"output": "{outputs[0][0]}"}}, or use task=match, '
             "which compares them all with the answers of the model as it was uploaded."
         )
-    raise ModelFailed(
+    text = (
         f"The model has no output {output!r}. It returns {listed_outputs(outputs)}. A traced model may have lost the "
         "names of a dict: then name the output by its number, from 0."
     )
+    raise ValidationError(text, errors=[{"pointer": "/output", "detail": text}])
 
 
 def path_of(outputs: list[tuple[str, Tensor]], output: str | None) -> str | None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pared.client.report_tables import Report
 from pared.compression import distill, prune
 from pared.compression.data import Data
 from pared.compression.distillation.adapting import Adapter
@@ -32,6 +31,7 @@ from pared.compression.training.augmentation import Augmentation
 from pared.compression.training.loop import fit
 from pared.compression.work import ModelFile
 from pared.errors import ModelFailed, ShapeMismatch, ValidationError
+from pared.reports import Report
 from pared.specs import Augment, Combined, Knowledge, Train
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pared.compression import prune
+from pared.compression import pipeline, prune
 from pared.compression.coupling.verify import flat_tensors, relative_difference
 from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel, inspect_model, load_model
@@ -189,6 +189,26 @@ def test_a_job_takes_a_folder_and_texts_and_gives_a_folder(tmp_path):
     assert result.report.after.macs is not None
     assert list(result.report.reproduce.outputs) == ["model.zip"]
     assert config_in({"model.zip": tmp_path / "out" / "model.zip"})["intermediate_size"] == 12
+
+
+def test_labels_in_words_are_the_classes_that_the_config_names_so(tmp_path):
+    folder = saved("bert", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "up", "1": "down"}, "label2id": {"up": 0, "down": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    numbers = [int(i % 3 == 0) for i in range(60)]
+    before = []
+    for name, labels in (("words", [["up", "down"][number] for number in numbers]), ("numbers", numbers)):
+        rows = ({"text": f"w{i % 7} w{i % 5}", "label": label} for i, label in enumerate(labels))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report = prune(folder, tmp_path / f"{name}.jsonl", amount=0.5, granularity="weight", retrain=None).report
+        assert not any("alphabetical" in note for note in report.warnings)
+        before.append(report.before.quality)
+    assert before[0] == before[1]
+    steps: list[Any] = [{"prune": {"amount": 0.5, "granularity": "weight", "retrain": None}}, {"quantize": {}}]
+    report = pipeline(folder, tmp_path / "words.jsonl", steps=steps, outputs=["torchscript"]).report
+    assert report.before.quality == before[0]
+    assert not any("alphabetical" in note for note in report.warnings)
 
 
 def test_uniform_is_of_folders(tmp_path):

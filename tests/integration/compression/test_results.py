@@ -109,7 +109,7 @@ def test_the_opset_is_the_one_asked_for(tmp_path: Path, opset: int) -> None:
         ({"dynamic": {"x": {2: "batch"}}}, ValidationError, "is the name of dimension 0"),
         ({"dynamic": {"x": {0: "n"}}}, ValidationError, "greater than or equal to 1"),
         ({"dynamic": "auto", "outputs": ["torchscript"]}, ValidationError, "is for the formats onnx and"),
-        ({"onnx_opset": 99}, ValidationError, "less than or equal to 23"),
+        ({"onnx_opset": 99}, ValidationError, "at least 11 and at most 23"),
         ({"onnx_opset": 18, "outputs": ["torchscript"]}, ValidationError, "is for the format onnx"),
     ],
     ids=lambda each: str(each) if isinstance(each, dict) else "",

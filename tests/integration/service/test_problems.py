@@ -37,7 +37,7 @@ def terms(*each: dict) -> dict:
         (PRUNE | {"amount": None, "target": {"params": 1.5}}, "/target/params", "must be above 0 and below 1"),
         (PRUNE | {"amount": None, "target": {"weights": 0.5}}, "/target/weights", "there are params, macs"),
         (PRUNE | {"target": {"params": 0.5}}, "/amount", "give one of the two"),
-        (PRUNE | {"amount": "half"}, "/amount", "must be a valid number"),
+        (PRUNE | {"amount": "half"}, "/amount", "must be a number"),
         (PRUNE | {"amont": 0.5}, "/amont", "did you mean amount?"),
         (PRUNE | {"retrain": {"epoch": 1}}, "/retrain/epoch", "did you mean epochs?"),
         (PRUNE | {"retrain": {"epochs": -1}}, "/retrain/epochs", "must be at least 0 and at most 1,000"),
