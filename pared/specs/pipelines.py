@@ -104,7 +104,9 @@ class PipelineSpec(CompressionSpec):
     type: Literal["pipeline"]
     model: ModelId
     architecture: Architecture | None = Field(None, description="For a state dict that was uploaded without one.")
-    dataset: DatasetReference | None = Field(None, description="Of all steps. None: for steps that need no data.")
+    dataset: DatasetReference | None = Field(
+        None, description="What all steps train on and are measured on. Without it only steps that need no data run."
+    )
     example_inputs: list[TensorSpec] | None = Field(
         None, max_length=8, description="The arguments of the model's forward, as in a prune job."
     )

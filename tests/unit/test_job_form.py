@@ -95,6 +95,8 @@ def test_a_goal_alone_chooses_the_steps():
     ("name", "texts", "wrong"),
     [
         ("prune", {"amount": "half"}, {"amount"}),
+        ("prune", {"target__macs": "0.5", "granularity": "weight"}, {"target.macs"}),
+        ("prune", {"target__max_quality_drop": "0.01"}, {"target.max_quality_drop"}),
         ("prune", {"amount": "1"}, {"amount"}),
         ("prune", {"amount": "9" * 5000}, {"amount"}),
         ("prune", {"amount": "1e999"}, {"amount"}),

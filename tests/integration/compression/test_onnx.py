@@ -56,7 +56,7 @@ def test_a_batch_norm_that_says_whether_it_trains_opens_where_it_does_not(tmp_pa
     path = tmp_path / "norm.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     if training_mode:
-        with pytest.raises(UnsupportedModel, match="Export the model for inference"):
+        with pytest.raises(UnsupportedModel):
             opened(path)
     else:
         assert_alike(opened(path), path, files.numbers(3, 6, seed=9))

@@ -22,7 +22,7 @@ def assessment(task: TaskRules, outputs: Tensor, targets: Tensor) -> Assessment:
     kept, counted = task.condensed(outputs, targets), torch.ones(len(targets), dtype=torch.bool)
     score = task.score(kept, targets)
     test, samples = task.interval(kept, targets), len(targets)
-    quality = Quality(metric=task.metric, test=test, validation=score, loss=None, samples=samples, beside=None)
+    quality = Quality(metric=task.metric, test=test, validation=score, loss=None, samples=samples, beside={})
     return Assessment(kept, targets, kept, counted, counted, task, quality)
 
 
