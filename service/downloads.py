@@ -18,7 +18,7 @@ from service.problems import problem
 
 
 def file_response(request: Request, parts: Parts, row: Artifact) -> Response:
-    """The artifact's file, the range asked for, or 304.
+    """The artifact's file, the range asked for, 304, or where else it can be had for some minutes.
 
     Raises:
         PreconditionFailed: `If-Match` names another file.
@@ -41,6 +41,11 @@ def file_response(request: Request, parts: Parts, row: Artifact) -> Response:
     except RangeNotSatisfiable as error:
         return problem(request.state.request_id, error, {"Content-Range": f"bytes */{row.size_bytes}"})
     parts.verified.check(row.object_key, row.sha256)
+    if parts.settings.presigned_downloads and request.method != "HEAD":
+        elsewhere = parts.store.download_url(row.object_key)
+        if elsewhere is not None:
+            there = {"Location": elsewhere, "Cache-Control": "no-store", "Repr-Digest": headers["Repr-Digest"]}
+            return Response(status_code=307, headers=there)
     start, end = (part.start, part.end) if part else (0, row.size_bytes)
     headers["Content-Length"] = str(end - start)
     if part:

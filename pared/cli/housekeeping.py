@@ -98,4 +98,4 @@ def _opened() -> tuple[Any, Any, Any]:
         from pared.state.settings import settings
     migrate(settings())
     sessions = make_sessions(make_engine(settings().effective_database_url))
-    return sessions, open_store(settings().effective_objects_url), settings()
+    return sessions, open_store(settings()), settings()

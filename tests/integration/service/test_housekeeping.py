@@ -328,7 +328,7 @@ def test_a_backup_on_another_disk_is_a_copy(tmp_path: Path, monkeypatch: pytest.
     settings = Settings(data_dir=tmp_path / "data")
     migrate(settings)
     sessions = make_sessions(make_engine(settings.effective_database_url))
-    stored = open_store(settings.effective_objects_url).put([b"bytes"])
+    stored = open_store(settings).put([b"bytes"])
 
     def elsewhere(self: Path, target: Path) -> None:
         raise OSError(18, "Invalid cross-device link")
