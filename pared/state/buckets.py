@@ -199,12 +199,17 @@ class BucketStore(ObjectStore):
     def _is_there_to_stay(self, key: str) -> bool:
         """Whether an object that was just put is there, once nobody deletes it who did not see that it is young."""
         until = time.monotonic() + MARK_S
-        while marks := [path for path, _ in self._listed(f"{_DELETING}/{key}")]:
-            if time.monotonic() > until:
-                for path in marks:
-                    self._remove(path)
+        # Whoever leaves a mark from now on sees how young the object is.
+        marks = self._marks(key)
+        while marks and time.monotonic() < until:
             time.sleep(_LOOK_AGAIN_S)
+            marks &= self._marks(key)
+        for mark in marks:
+            self._remove(mark)
         return self.exists(key)
+
+    def _marks(self, key: str) -> set[str]:
+        return {path for path, _ in self._listed(f"{_DELETING}/{key}")}
 
     def _head(self, key: str) -> obstore.ObjectMeta:
         try:
