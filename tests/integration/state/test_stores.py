@@ -130,7 +130,7 @@ def test_an_object_that_is_put_while_it_is_collected_is_there_afterwards(store: 
     for collector in collectors:
         collector.start()
     try:
-        for _ in range(20):
+        for _ in range(5):
             key = store.put([b"abc"]).key
             assert store.exists(key)
     finally:
