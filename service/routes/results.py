@@ -126,7 +126,7 @@ def list_artifacts(parts: PartsOf, job: OwnedJob) -> dict[str, list[ArtifactView
     responses=answers(
         200, "(the file)", 404, 409, 412, 416, media_type="application/octet-stream", description="The whole file."
     )
-    | {206: {"description": "The range asked for."}}
+    | {206: {"description": "The range asked for."}, 307: {"description": "Where it is for some minutes, if set so."}}
     | UNCHANGED,
 )
 def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str) -> Response:

@@ -1,4 +1,4 @@
-"""The service with its objects in the bucket of a real S3-compatible server: handed out whole or not at all, none lost."""
+"""The service with its objects in a S3-compatible server's bucket: handed out whole or not at all; none is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.forks import run_pared
 from tests.support.models import zoo
 from tests.support.processes import Processes, wait_for
 from tests.support.s3 import S3Server
-from tests.support.servers import Servers
+from tests.support.servers import Servers, free_port
 from tests.support.stack import Stack, new_stack
 
 
@@ -44,8 +44,16 @@ def store(stack: Stack, tmp_path: Path) -> BucketStore:
     return opened
 
 
-def key_of(stack: Stack, job: str, name: str = "model.pt") -> str:
-    found = stack.rows("SELECT object_key FROM artifacts WHERE job_id = :id AND name = :name", id=job, name=name)
+@pytest.fixture(scope="module")
+def job(stack: Stack) -> str:
+    """A job that succeeded."""
+    submitted = stack.submit(tiny(stack))
+    stack.succeeded(submitted)
+    return submitted
+
+
+def key_of(stack: Stack, job: str) -> str:
+    found = stack.rows("SELECT object_key FROM artifacts WHERE job_id = :id AND name = 'model.pt'", id=job)
     return str(found[0].object_key)
 
 
@@ -54,10 +62,8 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def test_results_come_from_the_bucket_whole_in_part_and_with_their_digest(
-    stack: Stack, s3: S3Server, store: BucketStore
+    stack: Stack, s3: S3Server, store: BucketStore, job: str
 ) -> None:
-    job = stack.submit(tiny(stack))
-    stack.succeeded(job)
     whole = stack.download(job)
     assert b"".join(store.read(key_of(stack, job))) == whole
     path = f"/v1/jobs/{job}/artifacts/model.pt"
@@ -81,8 +87,12 @@ def test_results_come_from_the_bucket_whole_in_part_and_with_their_digest(
 
 def test_a_large_upload_in_pieces_becomes_an_object(stack: Stack, store: BucketStore) -> None:
     content = os.urandom(40 << 20)
-    name = base64.b64encode(b"large.pt").decode()
-    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(content)), "Upload-Metadata": f"filename {name}"}
+    kind, name = (base64.b64encode(text).decode() for text in (b"model", b"large.pt"))
+    headers = {
+        "Tus-Resumable": "1.0.0",
+        "Upload-Length": str(len(content)),
+        "Upload-Metadata": f"kind {kind},filename {name}",
+    }
     begun = stack.http.post("/v1/uploads", headers=headers)
     assert begun.status_code == 201, begun.text
     sent = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
@@ -97,17 +107,26 @@ def test_a_large_upload_in_pieces_becomes_an_object(stack: Stack, store: BucketS
     assert files_of(stack.data / "staging") == []
 
 
-def test_damaged_and_missing_objects_are_found_and_never_handed_out(stack: Stack, store: BucketStore) -> None:
-    jobs = [stack.submit(tiny(stack) | {"seed": seed}) for seed in (1, 2)]
-    for job in jobs:
-        stack.succeeded(job)
-    damaged, missing = (key_of(stack, job) for job in jobs)
-    size = store.size(damaged)
-    store.put([b"x" * size], key=damaged)
-    store.delete(missing)
-    for job in jobs:
+def test_damaged_and_missing_objects_are_found_and_never_handed_out(stack: Stack, store: BucketStore, job: str) -> None:
+    key, whole = key_of(stack, job), stack.download(job)
+
+    def is_refused_as(problem: str) -> None:
         answer = stack.http.get(f"/v1/jobs/{job}/artifacts/model.pt")
         assert (answer.status_code, answer.json()["type"]) == (500, "/problems/corrupt-object")
+        report = run_pared(["fsck", "--json"], cwd=stack.folder, env=stack.env)
+        assert report.returncode == 1
+        assert {"what": key, "problem": problem}.items() <= json.loads(report.stdout)["findings"][0].items()
+
+    store.put([b"x" * len(whole)], key=key)
+    is_refused_as("damaged")
+    store.delete(key)
+    is_refused_as("missing")
+    store.put([whole], key=key)
+    assert stack.download(job) == whole
+    assert "0 findings" in stack.run("fsck")
+
+
+def test_a_job_never_works_on_a_damaged_upload_and_another_upload_mends_it(stack: Stack, store: BucketStore) -> None:
     content = zoo.upload("mlp", "scripted") + b"\0"
     upload = stack.upload_model(content, "mlp.pt")
     stack.inspected(upload)
@@ -115,10 +134,6 @@ def test_damaged_and_missing_objects_are_found_and_never_handed_out(stack: Stack
     store.put([b"y" * len(content)], key=key)
     failed = stack.ended(stack.submit(tiny(stack) | {"model": upload}))
     assert (failed["status"], failed["error"]["code"]) == ("failed", "corrupt-object")
-    report = run_pared(["fsck", "--json"], cwd=stack.folder, env=stack.env)
-    assert report.returncode == 1
-    found = {finding["what"]: finding["problem"] for finding in json.loads(report.stdout)["findings"]}
-    assert found.items() >= {damaged: "damaged", missing: "missing", key: "damaged"}.items()
     stack.upload_model(content, "mlp.pt")
     assert b"".join(store.read(key)) == content, "an upload mends its object"
 
@@ -138,11 +153,8 @@ def test_what_is_deleted_is_collected(stack: Stack, store: BucketStore) -> None:
     assert "0 objects" in stack.run("gc", "--dry-run")
 
 
-def test_while_the_bucket_is_away_requests_are_told_so_and_jobs_wait(stack: Stack, s3: S3Server) -> None:
-    spec = tiny(stack)
-    done = stack.submit(spec)
-    stack.succeeded(done)
-    half = threading.Event()
+def test_while_the_bucket_is_away_requests_are_told_so_and_jobs_wait(stack: Stack, s3: S3Server, job: str) -> None:
+    spec, half = tiny(stack), threading.Event()
 
     def body() -> Iterator[bytes]:
         yield os.urandom(20 << 20)
@@ -153,20 +165,20 @@ def test_while_the_bucket_is_away_requests_are_told_so_and_jobs_wait(stack: Stac
     content = os.urandom(20 << 20)
     answer = stack.post_model(body())
     assert half.is_set()
-    download = stack.http.get(f"/v1/jobs/{done}/artifacts/model.pt")
+    download = stack.http.get(f"/v1/jobs/{job}/artifacts/model.pt")
     for told in (answer, download):
         assert (told.status_code, told.json()["type"]) == (503, "/problems/unavailable"), told.text
         assert int(told.headers["retry-after"]) > 0
     assert files_of(stack.data / "staging") == []
-    job = stack.submit(spec | {"seed": 3})
+    waiting = stack.submit(spec | {"seed": 3})
     ready = wait_for(lambda: _not_ready(stack), "/readyz says that the store is away")
     assert ready["checks"]["store"]["status"] == "failed"
-    assert stack.job(job)["status"] == "queued"
+    assert stack.job(waiting)["status"] == "queued"
     s3.start()
-    stack.succeeded(job)
-    stack.download(done)
+    stack.succeeded(waiting)
+    stack.download(job)
     assert stack.post_model(content).status_code == 201
-    assert_settled(stack, [job, done], once=False)
+    assert_settled(stack, [waiting])
 
 
 def _not_ready(stack: Stack) -> dict | None:
@@ -186,26 +198,25 @@ def test_a_bucket_that_is_away_under_a_job_costs_it_nothing(stack: Stack, s3: S3
     print("\nbucket away from the first checkpoint until the result was made: the job succeeded in one attempt")
 
 
-def test_downloads_may_be_redirected_to_the_bucket(stack: Stack, s3: S3Server, processes: Processes) -> None:
-    job = stack.submit(tiny(stack))
-    stack.succeeded(job)
-    whole = stack.download(job)
-    stack.api.stop()
-    stack.env["PARED_PRESIGNED_DOWNLOADS"] = "1"
-    stack.start_api()
+def test_downloads_may_be_redirected_to_the_bucket(stack: Stack, s3: S3Server, processes: Processes, job: str) -> None:
+    whole, port = stack.download(job), free_port()
+    env = stack.env | {"PARED_PRESIGNED_DOWNLOADS": "1", "PARED_PORT": str(port)}
+    log = stack.folder / "presigning.log"
+    api = processes.fork("pared.cli", ["api"], name="presigning", log=log, cwd=stack.folder, env=env)
+    url = f"http://127.0.0.1:{port}/v1/jobs/{job}/artifacts/model.pt"
+    answer = wait_for(lambda: _answer(url), "the second API answers")
+    assert (answer.status_code, answer.headers["cache-control"]) == (307, "no-store")
+    assert answer.headers["location"].startswith(f"{s3.endpoint}/")
+    assert httpx.get(answer.headers["location"], headers={"Range": "bytes=5-9"}).content == whole[5:10]
+    assert httpx.head(url).status_code == 200
+    api.kill()
+
+
+def _answer(url: str) -> httpx.Response | None:
     try:
-        stack.wait_ready()
-        path = f"/v1/jobs/{job}/artifacts/model.pt"
-        answer = stack.http.get(path)
-        assert (answer.status_code, answer.headers["cache-control"]) == (307, "no-store")
-        assert answer.headers["location"].startswith(f"{s3.endpoint}/")
-        assert httpx.get(answer.headers["location"], headers={"Range": "bytes=5-9"}).content == whole[5:10]
-        assert stack.http.head(path).status_code == 200
-    finally:
-        stack.api.stop()
-        del stack.env["PARED_PRESIGNED_DOWNLOADS"]
-        stack.start_api()
-        stack.wait_ready()
+        return httpx.get(url)
+    except httpx.TransportError:
+        return None
 
 
 def test_who_puts_again_what_is_being_deleted_has_it_afterwards(
