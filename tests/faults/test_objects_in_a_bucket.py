@@ -209,6 +209,7 @@ def test_downloads_may_be_redirected_to_the_bucket(stack: Stack, s3: S3Server, p
     assert answer.headers["location"].startswith(f"{s3.endpoint}/")
     assert httpx.get(answer.headers["location"], headers={"Range": "bytes=5-9"}).content == whole[5:10]
     assert httpx.head(url).status_code == 200
+    assert httpx.get(url, headers={"Prefer": "no-redirect"}).content == whole
     api.kill()
 
 
