@@ -127,15 +127,13 @@ def test_damaged_and_missing_objects_are_found_and_never_handed_out(stack: Stack
 
 
 def test_a_job_never_works_on_a_damaged_upload_and_another_upload_mends_it(stack: Stack, store: BucketStore) -> None:
-    content = zoo.upload("mlp", "scripted") + b"\0"
-    upload = stack.upload_model(content, "mlp.pt")
-    stack.inspected(upload)
+    spec, content = tiny(stack), zoo.upload("mlp", "scripted")
     key = content_key(hashlib.sha256(content).hexdigest())
     store.put([b"y" * len(content)], key=key)
-    failed = stack.ended(stack.submit(tiny(stack) | {"model": upload}))
+    failed = stack.ended(stack.submit(spec | {"seed": 1}))
     assert (failed["status"], failed["error"]["code"]) == ("failed", "corrupt-object")
     stack.upload_model(content, "mlp.pt")
-    assert b"".join(store.read(key)) == content, "an upload mends its object"
+    assert b"".join(store.read(key)) == content
 
 
 def test_what_is_deleted_is_collected(stack: Stack, store: BucketStore) -> None:
