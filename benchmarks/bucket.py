@@ -1,7 +1,7 @@
 """What objects in a bucket cost: an upload and a download of 512 MiB, against the same work done plainly.
 
-Plain work is, for an upload, to write and hash the bytes and put the file into the bucket; for a download, to get it in a
-stream and hash it. Both go to the same SeaweedFS of a wheel, alternately, in the same run. Run it with
+Plain work is, for an upload, to write and hash the bytes and put the file into the bucket; for a download, to get it in
+a stream and hash it. Both go to the same SeaweedFS of a wheel, alternately, in the same run. Run it with
 `python benchmarks/bucket.py`.
 """
 
@@ -53,9 +53,9 @@ def main(size: int = 512 << 20, rounds: int = 3) -> None:
         shown = table([f"{size >> 20} MiB", "seconds", "API memory grew, MiB"], rows)
         print(f"{shown}\nratios {up:.2f} up, {down:.2f} down")
         text = (
-            f"## Objects in a bucket\n\n{shown}\n\nMedian of {rounds} rounds, taken alternately on {machine()}, with the "
-            f"bucket's server on the same cores. An upload runs at **{up:.2f}**, reading at **{down:.2f}** of the speed "
-            "of the same work done plainly.\n\n`python benchmarks/bucket.py`"
+            f"## Objects in a bucket\n\n{shown}\n\nMedian of {rounds} rounds, taken alternately on {machine()}, with "
+            f"the bucket's server on the same cores. An upload runs at **{up:.2f}**, reading at **{down:.2f}** of the "
+            "speed of the same work done plainly.\n\n`python benchmarks/bucket.py`"
         )
         write_section("bucket", text)
 
