@@ -56,7 +56,7 @@ class BucketStore(ObjectStore):
             prefix=bucket.prefix or None,
             client_options={
                 "connect_timeout": timedelta(seconds=5),
-                "timeout": timedelta(seconds=30),  # of one part or piece
+                "timeout": timedelta(seconds=60),  # of one part or piece
                 "allow_http": endpoint is not None and endpoint.startswith("http://"),
             },
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=10)},
