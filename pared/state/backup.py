@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sqlalchemy import URL, delete, inspect
 from sqlalchemy.engine import make_url
 
 from pared.errors import Conflict, NotFound, Unavailable
-from pared.state.objects import DirectoryStore, sync_folder
+from pared.state.objects import CHUNK_BYTES, DirectoryStore, ObjectStore, open_store, sync_folder
 from pared.state.session import alembic_config, make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import PartialUpload
@@ -104,7 +105,7 @@ def restore(settings: Settings, folder: Path, progress: Callable[[int], None] | 
             f"The backup was made by pared {manifest.pared}, which is newer than this one. Install that one."
         )
     _must_be_empty(url)
-    _put_back(folder / OBJECTS, _store_of_files(settings), progress)
+    _put_back(folder / OBJECTS, open_store(settings), progress)
     database = folder / _DATABASES[manifest.database]
     if manifest.database == "sqlite":
         path = Path(str(url.database))
@@ -148,7 +149,7 @@ def _snapshot(url: URL, path: Path, store: DirectoryStore | None) -> Iterator[st
 
 
 def _store_of_files(settings: Settings) -> DirectoryStore | None:
-    """Where objects are copied from or to; None: they are in a bucket."""
+    """Where objects are copied from; None: they are in a bucket."""
     place = settings.objects_place
     return DirectoryStore(place) if isinstance(place, Path) else None
 
@@ -199,12 +200,13 @@ def _take(store: DirectoryStore | None, folder: Path, progress: Callable[[int], 
     return keys
 
 
-def _put_back(folder: Path, store: DirectoryStore | None, progress: Callable[[int], None] | None) -> None:
-    if store is None:
-        return
+def _put_back(folder: Path, store: ObjectStore, progress: Callable[[int], None] | None) -> None:
     for count, path in enumerate(_files(folder), 1):
-        target = store.path(path.relative_to(folder).as_posix())
-        if not _is_copy(path, target):
+        key = path.relative_to(folder).as_posix()
+        if not isinstance(store, DirectoryStore):
+            with path.open("rb") as file:
+                store.put(iter(partial(file.read, CHUNK_BYTES), b""), key=key)
+        elif not _is_copy(path, target := store.path(key)):
             _link_or_copy(path, target)
         if progress:
             progress(count)
