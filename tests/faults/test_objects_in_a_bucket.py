@@ -175,9 +175,9 @@ def test_while_the_bucket_is_away_requests_are_told_so_and_jobs_wait(stack: Stac
     assert stack.job(waiting)["status"] == "queued"
     s3.start()
     stack.succeeded(waiting)
+    assert_settled(stack, [waiting])
     stack.download(job)
     assert stack.post_model(content).status_code == 201
-    assert_settled(stack, [waiting])
 
 
 def _not_ready(stack: Stack) -> dict | None:
@@ -187,7 +187,7 @@ def _not_ready(stack: Stack) -> dict | None:
 
 @pytest.mark.campaign
 def test_a_bucket_that_is_away_under_a_job_costs_it_nothing(stack: Stack, s3: S3Server) -> None:
-    job = stack.submit(training(stack, 40))
+    job = stack.submit(training(stack, 10))
     wait_for(lambda: checkpoint_step(stack, job) >= 1, "a checkpoint")
     s3.process.kill()
     wait_for(lambda: stack.workers[0].records(event="result_not_stored"), "the result waits")
