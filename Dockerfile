@@ -20,7 +20,7 @@ COPY --from=wheel /dist /dist
 VOLUME ["/data", "/objects"]
 
 FROM base AS service
-RUN pip install --constraint /tmp/constraints.txt "$(echo /dist/*.whl)[service,tracing]" && ! python -c 'import torch' 2>/dev/null
+RUN pip install --constraint /tmp/constraints.txt "$(echo /dist/*.whl)[service,s3,tracing]" && ! python -c 'import torch' 2>/dev/null
 USER 10001
 ENV PARED_HOST=0.0.0.0
 EXPOSE 8000
@@ -31,7 +31,7 @@ CMD ["pared", "api"]
 FROM base AS worker
 # Of two builds of one version pip takes the one with a local label, which is the CPU build of this index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --extra-index-url "$TORCH_INDEX" --constraint /tmp/constraints.txt "$(echo /dist/*.whl)[worker,onnx,text,hf,tracing]"
+RUN pip install --extra-index-url "$TORCH_INDEX" --constraint /tmp/constraints.txt "$(echo /dist/*.whl)[worker,onnx,text,hf,s3,tracing]"
 USER 10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s CMD ["pared", "worker", "--check"]
 # TERM hands the running job back to the queue.
@@ -39,7 +39,7 @@ STOPSIGNAL SIGTERM
 CMD ["pared", "worker"]
 
 FROM base AS worker-gpu
-RUN pip install --constraint /tmp/constraints.txt "$(echo /dist/*.whl)[worker,onnx,text,hf,gpu,tracing]"
+RUN pip install --constraint /tmp/constraints.txt "$(echo /dist/*.whl)[worker,onnx,text,hf,gpu,s3,tracing]"
 USER 10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s CMD ["pared", "worker", "--check"]
 STOPSIGNAL SIGTERM

@@ -70,7 +70,7 @@ def running_api(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     subprocess.run([pared, "migrate"], env=env, check=True)
     api = subprocess.Popen([pared, "api"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(300):
+        for _ in range(1200):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break

@@ -66,7 +66,7 @@ class Parts:
 def build_parts(settings: Settings) -> Parts:
     """Build the parts from the settings; start nothing."""
     sessions = make_sessions(make_engine(settings.effective_database_url))
-    store = open_store(settings.effective_objects_url)
+    store = open_store(settings)
     queue = make_app(settings)
     sweep = Sweep(sessions, settings, store=store, queue=queue)
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)

@@ -17,8 +17,11 @@ from service.etags import client_has, requires_other
 from service.problems import problem
 
 
-def file_response(request: Request, parts: Parts, row: Artifact) -> Response:
-    """The artifact's file, the range asked for, or 304.
+def file_response(request: Request, parts: Parts, row: Artifact, *, may_be_elsewhere: bool = False) -> Response:
+    """The artifact's file, the range asked for, 304, or where else it can be had for some minutes.
+
+    Args:
+        may_be_elsewhere: whether a redirect is an answer, where the settings say so.
 
     Raises:
         PreconditionFailed: `If-Match` names another file.
@@ -41,6 +44,12 @@ def file_response(request: Request, parts: Parts, row: Artifact) -> Response:
     except RangeNotSatisfiable as error:
         return problem(request.state.request_id, error, {"Content-Range": f"bytes */{row.size_bytes}"})
     parts.verified.check(row.object_key, row.sha256)
+    may_be_elsewhere &= request.method != "HEAD" and "no-redirect" not in request.headers.get("prefer", "")
+    if may_be_elsewhere and parts.settings.presigned_downloads:
+        elsewhere = parts.store.download_url(row.object_key)
+        if elsewhere is not None:
+            there = {"Location": elsewhere, "Cache-Control": "no-store", "Repr-Digest": headers["Repr-Digest"]}
+            return Response(status_code=307, headers=there)
     start, end = (part.start, part.end) if part else (0, row.size_bytes)
     headers["Content-Length"] = str(end - start)
     if part:

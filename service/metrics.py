@@ -22,7 +22,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Scope
 
 from pared.errors import Unavailable
-from pared.state.objects import folder_of
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.statistics import EndedJobs, Statistics, read_statistics
@@ -183,8 +182,12 @@ class Disk:
 
 def disks(settings: Settings) -> dict[str, Disk]:
     """The disks of the folders `data` and `objects`, as far as they are on this machine."""
-    folders = {"data": settings.data_dir, "objects": folder_of(settings.effective_objects_url)}
-    usage = {name: shutil.disk_usage(folder) for name, folder in folders.items() if Path(folder).is_dir()}
+    folders = {"data": settings.data_dir, "objects": settings.objects_place}
+    usage = {
+        name: shutil.disk_usage(folder)
+        for name, folder in folders.items()
+        if isinstance(folder, Path) and folder.is_dir()
+    }
     return {name: Disk(found.total, found.free) for name, found in usage.items()}
 
 

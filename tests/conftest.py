@@ -21,6 +21,7 @@ os.environ.setdefault("PARED_LATENCY_S", "0.02")
 
 from tests.support.campaign import report_counts
 from tests.support.processes import Processes
+from tests.support.s3 import S3Server
 from tests.support.servers import Servers
 from tests.support.stack import Stack, new_stack
 
@@ -48,6 +49,18 @@ def servers(processes: Processes, scratch: Path) -> Servers:
     folder = scratch / "servers"
     folder.mkdir(mode=0o755)
     return Servers(folder, processes)
+
+
+@pytest.fixture(scope="session")
+def s3(processes: Processes, scratch: Path) -> Iterator[S3Server]:
+    """An S3-compatible server of this run's own, which this process and what it starts find by their environment."""
+    folder = scratch / "s3"
+    folder.mkdir()
+    server = S3Server(folder, processes)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[
         for upload in inputs:
             _fetch(worker.store, upload, folder)
         resume, checkpoints = _fetch_checkpoint(worker.store, claim, folder)
-    except StorageFull as error:
+    except (StorageFull, Unavailable) as error:
         return Hindered(error), quota
     except ParedError as error:
         return Failed(error), quota

@@ -1,4 +1,4 @@
-"""Owns whether this worker can work: whether it has room for scratch folders, and how its last attempts went."""
+"""Owns whether this worker can work: whether there are scratch folders and objects, and how its last attempts went."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pared.errors import Unavailable
+from pared.state.objects import ObjectStore
 from worker.attempt_types import Ending, Hindered
 
 _TRY_EVERY_S = 2.0
@@ -19,9 +21,11 @@ _FORGET_S = 300.0
 class Condition:
     """Of one worker process; its threads share it."""
 
-    def __init__(self, scratch: Callable[[], Path]) -> None:
-        """Args: scratch: where scratch folders are made."""
-        self._scratch = scratch
+    def __init__(self, scratch: Callable[[], Path], store: Callable[[], ObjectStore]) -> None:
+        """Args: scratch: where scratch folders are made; store: of objects, once the process is a worker."""
+        self._scratch, self._store = scratch, store
+        self._asked_at = -_TRY_EVERY_S
+        self._store_problem: str | None = None
         self._tried_at = -_TRY_EVERY_S
         self._scratch_problem: str | None = None
         self._hindered = 0
@@ -34,6 +38,18 @@ class Condition:
             self._tried_at = time.monotonic()
         return self._scratch_problem
 
+    def store_problem(self) -> str | None:
+        """Why no job would find its files; None: it would, as far as is known."""
+        if time.monotonic() >= self._asked_at + _TRY_EVERY_S:
+            try:
+                self._store().check()
+            except Unavailable as error:
+                self._store_problem = error.detail
+            else:
+                self._store_problem = None
+            self._asked_at = time.monotonic()
+        return self._store_problem
+
     def note(self, ending: Ending | None) -> None:
         """Take note of how an attempt ended; None: none was made, or it is not over."""
         if isinstance(ending, Hindered):
@@ -44,7 +60,7 @@ class Condition:
 
     def problem(self) -> str | None:
         """Why this worker can't work, as far as is known, and what to do; None: it can."""
-        if (problem := self.scratch_problem()) is not None:
+        if (problem := self.scratch_problem() or self.store_problem()) is not None:
             return problem
         if self._hindered >= _MANY and time.monotonic() < self._forget_at:
             return (

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from pared.errors import StorageFull
+from pared.errors import StorageFull, Unavailable
 from pared.state import lifecycle
 from pared.state.events import EventKind
 from pared.state.failpoints import failpoint
@@ -164,7 +164,7 @@ class Recorder:
         path = self._folder / str(step)
         try:
             stored = store_file(self._store, path, key, most_bytes=self._checkpoint_bytes)
-        except (StorageFull, OSError, UntrustworthyFile) as error:
+        except (StorageFull, Unavailable, OSError, UntrustworthyFile) as error:
             # The job goes on; an attempt after this one would start from the checkpoint before.
             log.warning("checkpoint_not_kept", job=self._lease.job_id, step=step, reason=str(error))
             return
@@ -230,7 +230,7 @@ def discard(store: ObjectStore, key: str) -> None:
     """Delete an object that no row names any more; what fails now is left to the collector."""
     try:
         store.delete(key)
-    except OSError as error:
+    except (OSError, Unavailable) as error:
         log.warning("object_not_deleted", key=key, reason=str(error))
 
 

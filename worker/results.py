@@ -59,7 +59,7 @@ class Results:
             key = f"jobs/{self._claim.job_id}/{self._claim.fence}/{path.name}"
             try:
                 stored = store_file(self._store, path, key, most_bytes=self._most_bytes)
-            except StorageFull as error:
+            except (StorageFull, Unavailable) as error:
                 raise NoRoom(error) from error
             except OSError as error:
                 raise NoRoom(Unavailable("The results could not be stored.")) from error

@@ -38,7 +38,7 @@ from pared.state.failpoints import arm
 from pared.state.keys import any_works
 from pared.state.limits import most_running
 from pared.state.logs import configure_logging
-from pared.state.objects import open_store
+from pared.state.objects import ObjectStore, open_store
 from pared.state.queue import TASK, enqueue, queues_of
 from pared.state.queue import app as app  # noqa: PLC0414 - what `celery -A worker.tasks` and `pared worker` look for
 from pared.state.session import make_engine, make_sessions
@@ -72,8 +72,13 @@ TRIES = 10
 """How often another worker may be first before a message is given up; the sweep then sends another."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
+
+def _objects() -> ObjectStore:
+    return _worker().store
+
+
 _shutdown = Shutdown()
-_condition = Condition(lambda: settings().data_dir.resolve() / "scratch")
+_condition = Condition(lambda: settings().data_dir.resolve() / "scratch", _objects)
 _forked = mmap.mmap(-1, 1)  # one byte, shared with every process that is forked from here
 _main_pid = os.getpid()
 _confinement = Confinement("none")
@@ -97,8 +102,8 @@ class Turn:
 @app.task(name=TASK)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run one attempt at the job whose turn it is, of those that ask for the same device as the one in the message."""
-    if _unprobed or _condition.scratch_problem() is not None:
-        return  # the message is sent again; the job waits, and no attempt is lost
+    if _unprobed or _cannot_start():
+        return  # the message is sent again
     try:
         with _working:
             ending = _run_next(_worker(), job_id)
@@ -282,7 +287,7 @@ def _worker() -> Worker:
     return Worker(
         settings=settings(),
         sessions=make_sessions(make_engine(settings().effective_database_url)),
-        store=open_store(settings().effective_objects_url),
+        store=open_store(settings()),
         children=ForkServer(
             CHILD,
             _confinement,
@@ -351,11 +356,16 @@ def _run_quick_jobs() -> None:
                 return  # as most often: this is asked twice a second
             most_held = _most_quick(session)
             job_id = next_in_turn(session, "quick", worker.serving.devices, most_held=most_held)
-        if job_id is None or _condition.scratch_problem() is not None:
+        if job_id is None or _cannot_start():
             return
         ending = attempt.run(worker, job_id, most_held=most_held)
         _condition.note(ending)
         _restart_without_device(ending)
+
+
+def _cannot_start() -> bool:
+    """Whether a job would find no folder, no room or no files now. It waits then, and no attempt is lost."""
+    return _condition.scratch_problem() is not None or _condition.store_problem() is not None
 
 
 def _most_quick(session: Session) -> int:

@@ -74,8 +74,10 @@ def backup(folder: Folder, as_json: AsJson = False, quiet: Quiet = False) -> Non
     manifest = write(settings(), folder)
     if as_json:
         print_json({**asdict(manifest), "folder": str(folder)})
-    else:
+    elif isinstance(settings().objects_place, Path):
         out.print(f"{manifest.objects:,} objects of {manifest.object_bytes:,} bytes and the database are in {folder}")
+    else:
+        out.print(f"the database is in {folder}; objects stay in {settings().objects_url}, whose versions keep them")
 
 
 def restore(folder: Folder, as_json: AsJson = False, quiet: Quiet = False) -> None:
@@ -98,4 +100,4 @@ def _opened() -> tuple[Any, Any, Any]:
         from pared.state.settings import settings
     migrate(settings())
     sessions = make_sessions(make_engine(settings().effective_database_url))
-    return sessions, open_store(settings().effective_objects_url), settings()
+    return sessions, open_store(settings()), settings()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import secrets
 import shutil
 import socket
 import stat
@@ -21,7 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pared.cli.checks import Check
 from pared.errors import Unavailable
-from pared.state.objects import folder_of
+from pared.state.objects import open_store
+from pared.state.places import Bucket
 from pared.state.queue import make_app, messages_waiting
 from pared.state.session import alembic_config, make_engine
 from pared.state.settings import Settings
@@ -40,11 +42,10 @@ def of_this_machine() -> Iterator[Check]:
             yield Check("settings", "wrong", f"PARED_{name}: {each['msg']}", f"export PARED_{name}=… as it says")
         return
     yield _folder("data directory", settings.data_dir.resolve(), private=not settings.objects_url)
-    if settings.objects_url:
-        try:
-            yield _folder("objects", folder_of(settings.objects_url), private=False)
-        except ValueError as error:
-            yield Check("objects", "wrong", str(error), "export PARED_OBJECTS_URL=file:///…")
+    if isinstance(settings.objects_place, Bucket):
+        yield _bucket(settings)
+    elif settings.objects_url:
+        yield _folder("objects", settings.objects_place, private=False)
     yield _port(settings)
     yield _database(settings)
     yield _broker(settings)
@@ -94,6 +95,25 @@ def _folder(name: str, folder: Path, *, private: bool) -> Check:
     if private and mode & 0o007 & ~allowed and folder.stat().st_uid == os.geteuid():
         return Check(name, "wrong", f"{folder} is open to other users (mode {mode:04o})", f"chmod o= {folder}")
     return Check(name, "ok", f"{folder}, {room}")
+
+
+def _bucket(settings: Settings) -> Check:
+    """Whether objects can be put into the bucket, read and deleted."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="pared-doctor-") as name:
+            store = open_store(settings.model_copy(update={"data_dir": Path(name)}))
+            stored = store.put([b"pared doctor"], key=f"doctor/{secrets.token_hex(8)}")
+            whole = b"".join(store.read(stored.key)) == b"pared doctor"
+            store.delete(stored.key)
+    except Unavailable as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        cure = "mend PARED_OBJECTS_URL, AWS_ENDPOINT_URL, AWS_REGION or the credentials, or what they may do there"
+        return Check("objects", "wrong", f"{settings.objects_url}: {reason}", cure)
+    if not whole:
+        return Check(
+            "objects", "wrong", f"{settings.objects_url} gives back other bytes than were put", "ask its operator"
+        )
+    return Check("objects", "ok", f"{settings.objects_url} takes objects, gives them back and deletes them")
 
 
 def _port(settings: Settings) -> Check:

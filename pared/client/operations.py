@@ -241,8 +241,8 @@ def _fill(part: Path, path: str, etag: str, size_bytes: int, progress: Progress 
     with part.open("a+b") as file:
         sha256, done = _digest_so_far(part)
         while done < size_bytes:
-            # Compressed on the way, ranges would count other bytes.
-            headers = {"Accept-Encoding": "identity"}
+            # Compressed on the way, ranges would count other bytes; and this client goes nowhere else for them.
+            headers = {"Accept-Encoding": "identity", "Prefer": "no-redirect"}
             if done:
                 headers |= {"Range": f"bytes={done}-", "If-Range": etag}
             try:

@@ -1,7 +1,8 @@
 """Owns backups: rows and objects of one moment, copied while the service runs, and put back on an empty machine.
 
 Objects are copied first, then, while none can be deleted, the database, and at last the objects that came meanwhile: so
-every object that a row of the copy names is in the copy.
+every object that a row of the copy names is in the copy. Of objects in a bucket
+none is copied: the bucket's own versions keep them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from sqlalchemy import URL, delete, inspect
 from sqlalchemy.engine import make_url
 
 from pared.errors import Conflict, NotFound, Unavailable
-from pared.state.objects import ObjectStore, open_store, sync_folder
+from pared.state.objects import CHUNK_BYTES, DirectoryStore, ObjectStore, open_store, sync_folder
 from pared.state.session import alembic_config, make_engine, make_sessions, migrate
 from pared.state.settings import Settings
 from pared.state.tables import PartialUpload
@@ -67,7 +69,7 @@ def backup(settings: Settings, folder: Path, progress: Callable[[int], None] | N
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     objects.mkdir(exist_ok=True)
     url = make_url(settings.effective_database_url)
-    store = open_store(settings.effective_objects_url)
+    store = _store_of_files(settings)
     _take(store, objects, progress)
     database = folder / _DATABASES[url.get_backend_name()]
     temporary = database.with_name(f".{database.name}")
@@ -103,8 +105,7 @@ def restore(settings: Settings, folder: Path, progress: Callable[[int], None] | 
             f"The backup was made by pared {manifest.pared}, which is newer than this one. Install that one."
         )
     _must_be_empty(url)
-    store = open_store(settings.effective_objects_url)
-    _put_back(folder / OBJECTS, store, progress)
+    _put_back(folder / OBJECTS, open_store(settings), progress)
     database = folder / _DATABASES[manifest.database]
     if manifest.database == "sqlite":
         path = Path(str(url.database))
@@ -127,10 +128,10 @@ def restore(settings: Settings, folder: Path, progress: Callable[[int], None] | 
 
 
 @contextmanager
-def _snapshot(url: URL, path: Path, store: ObjectStore) -> Iterator[str]:
+def _snapshot(url: URL, path: Path, store: DirectoryStore | None) -> Iterator[str]:
     """Copy the database as it is when the block begins; within the block no object goes. Yields the revision."""
     if url.get_backend_name() == "sqlite":
-        with store.without_deletions():
+        with _without_deletions(store):
             with closing(sqlite3.connect(str(url.database))) as source, closing(sqlite3.connect(path)) as target:
                 source.backup(target)
                 target.execute("pragma journal_mode=delete")
@@ -138,13 +139,23 @@ def _snapshot(url: URL, path: Path, store: ObjectStore) -> Iterator[str]:
             yield revision
         return
     with _connected(url) as (connection, where):
-        with store.without_deletions():
+        with _without_deletions(store):
             connection.execute("begin isolation level repeatable read, read only")
             (snapshot,) = connection.execute("select pg_export_snapshot()").fetchone() or ("",)
             (revision,) = connection.execute("select version_num from alembic_version").fetchone() or ("",)
             yield str(revision)
         # The snapshot holds; the dump itself may take long, and nobody waits for it.
         _run(["pg_dump", "--format=custom", f"--snapshot={snapshot}", f"--file={path}"], where)
+
+
+def _store_of_files(settings: Settings) -> DirectoryStore | None:
+    """Where objects are copied from; None: they are in a bucket."""
+    place = settings.objects_place
+    return DirectoryStore(place) if isinstance(place, Path) else None
+
+
+def _without_deletions(store: DirectoryStore | None) -> AbstractContextManager[None]:
+    return nullcontext() if store is None else store.without_deletions()
 
 
 @contextmanager
@@ -173,9 +184,11 @@ def _run(command: list[str], where: Mapping[str, str]) -> None:
         raise Unavailable(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
 
 
-def _take(store: ObjectStore, folder: Path, progress: Callable[[int], None] | None) -> set[str]:
+def _take(store: DirectoryStore | None, folder: Path, progress: Callable[[int], None] | None) -> set[str]:
     """Copy the objects that are not in the folder. Returns the keys of all that are in the store."""
-    keys = set()
+    keys: set[str] = set()
+    if store is None:
+        return keys
     for key in store.list_older_than(-1.0):
         target = folder / key
         with suppress(FileNotFoundError):  # deleted since it was listed
@@ -189,8 +202,11 @@ def _take(store: ObjectStore, folder: Path, progress: Callable[[int], None] | No
 
 def _put_back(folder: Path, store: ObjectStore, progress: Callable[[int], None] | None) -> None:
     for count, path in enumerate(_files(folder), 1):
-        target = store.path(path.relative_to(folder).as_posix())
-        if not _is_copy(path, target):
+        key = path.relative_to(folder).as_posix()
+        if not isinstance(store, DirectoryStore):
+            with path.open("rb") as file:
+                store.put(iter(partial(file.read, CHUNK_BYTES), b""), key=key)
+        elif not _is_copy(path, target := store.path(key)):
             _link_or_copy(path, target)
         if progress:
             progress(count)

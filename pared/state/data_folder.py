@@ -7,7 +7,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from pared.state.objects import folder_of
+from pared.state.places import Bucket
 from pared.state.settings import Settings
 
 _OTHERS = 0o007
@@ -29,7 +29,8 @@ def close_to_others(settings: Settings) -> None:
     with suppress(FileExistsError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
-    shared = settings.objects_url and folder_of(settings.objects_url).resolve().is_relative_to(folder)
+    place = settings.objects_place
+    shared = settings.objects_url and isinstance(place, Path) and place.resolve().is_relative_to(folder)
     if folder.stat().st_uid != os.geteuid() or shared:
         return
     if root:
@@ -44,6 +45,7 @@ def _make_what_will_be_there(settings: Settings, folder: Path) -> None:
     """Once these are there, whoever uses them keeps their modes."""
     names = ["logs", "teacher-answers", _SCRATCH]
     names += [] if settings.objects_url else ["objects"]
+    names += [settings.staging_dir.name] if isinstance(settings.objects_place, Bucket) else []
     names += [] if settings.broker_url else ["broker"]
     for name in names:
         (folder / name).mkdir(exist_ok=True)

@@ -10,20 +10,23 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from pared.errors import CorruptObject, StorageFull
 from pared.state.failpoints import failpoint
+from pared.state.places import Bucket
+from pared.state.settings import Settings
 
 CHUNK_BYTES = 1 << 20
 # No segment starts with a dot, so neither `..` nor the store's own folder can be named.
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = "The server's disk is full. Delete models you no longer need, or try again later."
+MISSING = "The stored bytes are missing. Upload the file again."
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -51,97 +54,25 @@ class ObjectWriter(Protocol):
         """Forget what was written. Harmless after `commit`."""
 
 
-class ObjectStore(Protocol):
-    """Bytes under keys that this server made; a user's file name is never part of one."""
+class ObjectStore(ABC):
+    """Bytes under keys that this server made; a user's file name is never part of one.
+
+    Files arrive in a local folder, and are then published as objects. All that asks another machine may raise
+    Unavailable.
+    """
+
+    _durable: bool
+    """Whether a file that is published must be on disk first."""
+
+    def __init__(self, incoming: Path, partial_folder: Path) -> None:
+        """Args: incoming: where objects are written first; made if missing. partial_folder: likewise."""
+        self._incoming, self.partial_folder = incoming, partial_folder
+        """Where files wait that become objects by `adopt`."""
+        incoming.mkdir(parents=True, exist_ok=True)
+        partial_folder.mkdir(exist_ok=True)
 
     def put(self, chunks: Iterable[bytes], *, key: str | None = None) -> Stored:
         """Store a stream. Without a key it goes under its content, and the same bytes are kept once."""
-
-    def writer(self) -> ObjectWriter:
-        """For a producer that cannot hand over an iterable."""
-
-    def check_room(self, size_bytes: int) -> None:
-        """Raise StorageFull where so many bytes would not fit; nothing is reserved."""
-
-    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `end`. Raises CorruptObject when the object is gone."""
-
-    def fetch(self, key: str, path: Path) -> str:
-        """Copy the object to a new local file and return the SHA-256 of what was copied."""
-
-    def size(self, key: str) -> int:
-        """Size in bytes. Raises CorruptObject when the object is gone."""
-
-    def version(self, key: str) -> str:
-        """A token that changes whenever the stored file was written to."""
-
-    def exists(self, key: str) -> bool:
-        """Whether the object is there."""
-
-    def delete(self, key: str, *, unless_newer_than_s: float | None = None) -> bool:
-        """Remove the object, unless it was put again within the last so many seconds. True: it is gone."""
-
-    def list_older_than(self, seconds: float) -> Iterator[str]:
-        """Keys of objects whose last put is longer ago."""
-
-    def drop_abandoned(self, seconds: float) -> int:
-        """Remove what writers that died left behind, if untouched for so long. Returns how many."""
-
-    def path(self, key: str) -> Path:
-        """Where an object lies, or would lie. Raises ValueError for what is no key."""
-
-    @property
-    def partial_folder(self) -> Path:
-        """Where files wait that become objects by `adopt`."""
-
-    def adopt(self, path: Path, sha256: str) -> Stored:
-        """Store a file of `partial_folder`, or an object, under its content without copying it.
-
-        Args:
-            path: a file on disk that nobody writes to any more.
-            sha256: its digest, which is not checked.
-        """
-
-    def renew(self, key: str) -> bool:
-        """Make the object as young as one that was just put. False: it is gone."""
-
-    def free_bytes(self) -> int:
-        """Room on the disk."""
-
-    def without_deletions(self) -> AbstractContextManager[None]:
-        """While it is held, objects come but none goes: `delete` waits."""
-
-
-def open_store(url: str) -> ObjectStore:
-    """The store behind a `file://` URL; its folder is made if it is missing."""
-    return DirectoryStore(folder_of(url))
-
-
-def folder_of(url: str) -> Path:
-    """The folder that a `file://` URL names. Raises ValueError for any other."""
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ValueError(f"PARED_OBJECTS_URL must look like file:///var/lib/pared/objects, not {url!r}")
-    return Path(unquote(parts.path))
-
-
-def content_key(sha256: str) -> str:
-    """The key of an object stored under its content."""
-    return f"sha256/{sha256[:2]}/{sha256}"
-
-
-class DirectoryStore:
-    """Objects as files of one local or shared directory."""
-
-    def __init__(self, root: Path) -> None:
-        """Args: root: the directory; made if missing."""
-        self.root = root
-        self._incoming = root / ".incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        self.partial_folder = root / ".partial"
-        self.partial_folder.mkdir(exist_ok=True)
-
-    def put(self, chunks: Iterable[bytes], *, key: str | None = None) -> Stored:
         writer = self.writer()
         try:
             for chunk in chunks:
@@ -150,13 +81,127 @@ class DirectoryStore:
         finally:
             writer.abort()
 
-    def writer(self) -> DirectoryWriter:
-        return DirectoryWriter(self, self._incoming)
+    def writer(self) -> ObjectWriter:
+        """For a producer that cannot hand over an iterable."""
+        return FileWriter(self._incoming, self.publish, durable=self._durable)
+
+    def fetch(self, key: str, path: Path) -> str:
+        """Copy the object to a new local file and return the SHA-256 of what was copied."""
+        digest = hashlib.sha256()
+        with no_room_is_named(), path.open("xb") as out:
+            for chunk in self.read(key):
+                digest.update(chunk)
+                out.write(chunk)
+        return digest.hexdigest()
 
     def check_room(self, size_bytes: int) -> None:
-        disk = os.statvfs(self._incoming)
-        if disk.f_bavail * disk.f_frsize < size_bytes:
+        """Raise StorageFull where so many bytes would not fit; nothing is reserved."""
+        if self.free_bytes() < size_bytes:
             raise StorageFull(_FULL)
+
+    def free_bytes(self) -> int:
+        """Room on the disk that files arrive on."""
+        disk = os.statvfs(self._incoming)
+        return disk.f_bavail * disk.f_frsize
+
+    def drop_abandoned(self, seconds: float) -> int:
+        """Remove what writers that died left behind, if untouched for so long. Returns how many."""
+        limit, dropped = time.time() - seconds, 0
+        for path in self._incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+                    dropped += 1
+        return dropped
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise Unavailable where the machine that has the objects does not answer."""
+
+    @abstractmethod
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`. Raises CorruptObject when the object is gone."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Size in bytes. Raises CorruptObject when the object is gone."""
+
+    @abstractmethod
+    def version(self, key: str) -> str:
+        """A token that changes whenever the stored object was written to."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+
+    @abstractmethod
+    def delete(self, key: str, *, unless_newer_than_s: float | None = None) -> bool:
+        """Remove the object, unless it was put again within the last so many seconds. True: it is gone."""
+
+    @abstractmethod
+    def list_older_than(self, seconds: float) -> Iterator[str]:
+        """Keys of objects whose last put is longer ago."""
+
+    @abstractmethod
+    def publish(self, temporary: Path, key: str) -> None:
+        """Move a finished file under its key, durably. An object already there is replaced in one step."""
+
+    @abstractmethod
+    def adopt(self, path: Path, sha256: str) -> Stored:
+        """Store a file of `partial_folder` under its content; it stays where it is.
+
+        Args:
+            path: a file on disk that nobody writes to any more.
+            sha256: its digest, which is not checked.
+        """
+
+    @abstractmethod
+    def adopt_object(self, key: str, sha256: str) -> Stored:
+        """Store an object under its content too. Args: sha256: its digest, which was checked."""
+
+    @abstractmethod
+    def renew(self, key: str) -> bool:
+        """Make the object as young as one that was just put. False: it is gone."""
+
+    def download_url(self, key: str) -> str | None:
+        """A URL at which this object can be had for some minutes without pared; None: there is none."""
+        return None
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """The store of these settings; its folder is made if it is missing."""
+    place = settings.objects_place
+    if isinstance(place, Bucket):
+        from pared.state.buckets import BucketStore  # of an extra, which others do without
+
+        return BucketStore(place, settings.staging_dir)
+    return DirectoryStore(place)
+
+
+def content_key(sha256: str) -> str:
+    """The key of an object stored under its content."""
+    return f"sha256/{sha256[:2]}/{sha256}"
+
+
+def check_key(key: str) -> str:
+    """The key. Raises ValueError for anything that is not one this server could have made."""
+    if len(key) > 255 or not _KEY.fullmatch(key):
+        raise ValueError(f"not an object key: {key!r}")
+    return key
+
+
+class DirectoryStore(ObjectStore):
+    """Objects as files of one local or shared directory."""
+
+    _durable = True
+
+    def __init__(self, root: Path) -> None:
+        """Args: root: the directory; made if missing."""
+        super().__init__(root / ".incoming", root / ".partial")
+        self.root = root
+
+    def check(self) -> None:
+        """No other machine is asked."""
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         with self._open(key) as fd:
@@ -165,14 +210,6 @@ class DirectoryStore:
             while start < stop and (chunk := os.pread(fd, min(CHUNK_BYTES, stop - start), start)):
                 yield chunk
                 start += len(chunk)
-
-    def fetch(self, key: str, path: Path) -> str:
-        digest = hashlib.sha256()
-        with no_room_is_named(), path.open("xb") as out:
-            for chunk in self.read(key):
-                digest.update(chunk)
-                out.write(chunk)
-        return digest.hexdigest()
 
     def size(self, key: str) -> int:
         with self._open(key) as fd:
@@ -213,15 +250,6 @@ class DirectoryStore:
                     if not name.startswith(".") and path.stat().st_mtime < limit:
                         yield path.relative_to(self.root).as_posix()
 
-    def drop_abandoned(self, seconds: float) -> int:
-        limit, dropped = time.time() - seconds, 0
-        for path in self._incoming.iterdir():
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < limit:
-                    path.unlink()
-                    dropped += 1
-        return dropped
-
     def adopt(self, path: Path, sha256: str) -> Stored:
         key, size_bytes = content_key(sha256), path.stat().st_size
         temporary = self._incoming / f"adopted-{secrets.token_hex(8)}"
@@ -232,6 +260,9 @@ class DirectoryStore:
         temporary.unlink(missing_ok=True)
         return Stored(key, sha256, size_bytes)
 
+    def adopt_object(self, key: str, sha256: str) -> Stored:
+        return self.adopt(self.path(key), sha256)
+
     def renew(self, key: str) -> bool:
         with self._lock(fcntl.LOCK_SH):
             try:
@@ -240,21 +271,15 @@ class DirectoryStore:
                 return False
         return True
 
-    def free_bytes(self) -> int:
-        status = os.statvfs(self.root)
-        return status.f_bavail * status.f_frsize
-
     def without_deletions(self) -> AbstractContextManager[None]:
+        """While it is held, objects come but none goes: `delete` waits."""
         return self._lock(fcntl.LOCK_SH)
 
     def path(self, key: str) -> Path:
-        """Where an object lies. Raises ValueError for anything that is not a key this server could have made."""
-        if len(key) > 255 or not _KEY.fullmatch(key):
-            raise ValueError(f"not an object key: {key!r}")
-        return self.root / key
+        """Where an object lies, or would lie. Raises ValueError for what is no key."""
+        return self.root / check_key(key)
 
     def publish(self, temporary: Path, key: str) -> None:
-        """Move a finished file under its key, durably. An object already there is replaced in one step."""
         path = self.path(key)
         # Other committers may pass; only `delete` is kept out, so that it cannot take away the folder.
         with self._lock(fcntl.LOCK_SH):
@@ -272,7 +297,7 @@ class DirectoryStore:
         try:
             fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise CorruptObject("The stored bytes are missing. Upload the file again.") from None
+            raise CorruptObject(MISSING) from None
         try:
             yield fd
         finally:
@@ -288,12 +313,12 @@ class DirectoryStore:
             os.close(fd)
 
 
-class DirectoryWriter:
-    """One object on its way into a `DirectoryStore`."""
+class FileWriter:
+    """One object on its way into a store, by way of a temporary file."""
 
-    def __init__(self, store: DirectoryStore, folder: Path) -> None:
-        """Args: store: who publishes; folder: where the temporary file goes, on the store's own file system."""
-        self._store = store
+    def __init__(self, folder: Path, publish: Callable[[Path, str], None], *, durable: bool) -> None:
+        """Args: folder: where the file goes; publish: makes an object of it; durable: put it on disk before that."""
+        self._publish, self._durable = publish, durable
         self._digest = hashlib.sha256()
         self.size_bytes = 0
         with no_room_is_named():
@@ -313,9 +338,10 @@ class DirectoryWriter:
         sha256 = self._digest.hexdigest()
         key = key or content_key(sha256)
         with no_room_is_named():
-            os.fsync(self._fd)
+            if self._durable:
+                os.fsync(self._fd)
             failpoint("object.written")
-            self._store.publish(self._path, key)
+            self._publish(self._path, key)
         failpoint("object.published")
         os.close(self._fd)
         self._fd = -1

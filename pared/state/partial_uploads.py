@@ -190,7 +190,7 @@ class PartialUploads:
         if not self._store.renew(stored.key) or stored.sha256 != _digest(self._store.read(stored.key)):
             return None
         if stored.key != content_key(stored.sha256):  # what a job made
-            stored = self._store.adopt(self._store.path(stored.key), stored.sha256)
+            stored = self._store.adopt_object(stored.key, stored.sha256)
         return self._result(owner, announced, stored, request_id)
 
     def _add(self, owner: str, announced: Announced, request_id: str | None, done: str | None = None) -> PartialUpload:

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
+from pared.state.places import Bucket, place_of
+
 
 class Settings(BaseSettings):
     """Settings with their defaults: the embedded service, everything under one data directory.
@@ -28,7 +30,11 @@ class Settings(BaseSettings):
     broker_url: str = ""
     """Celery broker. Empty: kombu's filesystem transport under `{data_dir}/broker`. Servers: `redis://…`."""
     objects_url: str = ""
-    """Object store. Empty: `file://{data_dir}/objects`."""
+    """Object store. Empty: `file://{data_dir}/objects`. Servers: `s3://bucket/prefix`, with the extra `s3`; what
+    is not in the URL is read from its usual variables, such as AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID."""
+    presigned_downloads: bool = False
+    """Answer downloads of results from an `s3://` store with a redirect to a URL of the store's that works for five
+    minutes, rather than with the bytes. Clients must reach the store."""
 
     host: str = "127.0.0.1"
     """Address that the API listens at."""
@@ -144,6 +150,19 @@ class Settings(BaseSettings):
             )
         return self
 
+    @field_validator("objects_url")
+    @classmethod
+    def _objects_are_where_they_can_be(cls, value: str) -> str:
+        if value:
+            place_of(value)
+        return value
+
+    @model_validator(mode="after")
+    def _only_buckets_presign(self) -> Settings:
+        if self.presigned_downloads and not isinstance(self.objects_place, Bucket):
+            raise ValueError("PARED_PRESIGNED_DOWNLOADS needs a PARED_OBJECTS_URL such as s3://bucket/prefix")
+        return self
+
     @field_validator("trusted_proxies")
     @classmethod
     def _proxies_are_addresses(cls, value: str) -> str:
@@ -187,9 +206,14 @@ class Settings(BaseSettings):
         return self.broker_url or "filesystem://"
 
     @property
-    def effective_objects_url(self) -> str:
-        """The object store URL with the embedded default filled in."""
-        return self.objects_url or (self.data_dir.resolve() / "objects").as_uri()
+    def objects_place(self) -> Path | Bucket:
+        """Where the objects are, with the embedded default filled in."""
+        return place_of(self.objects_url) if self.objects_url else self.data_dir.resolve() / "objects"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where files wait on this machine that go into a bucket."""
+        return self.data_dir.resolve() / "staging"
 
 
 def _listed(text: str) -> list[str]:

@@ -36,7 +36,7 @@ class Sweep:
         """Args: store, queue: those of the process, where it has them already."""
         self._sessions = sessions
         self._settings = settings
-        self._store = store or open_store(settings.effective_objects_url)
+        self._store = store or open_store(settings)
         self._queue = queue
         self._looked_at: float | None = None
         self._patient_until = 0.0

@@ -101,6 +101,7 @@ def _database(parts: Parts) -> dict[str, Any]:
 
 
 def _store(parts: Parts) -> dict[str, Any]:
+    parts.store.check()
     writer = parts.store.writer()
     try:
         writer.write(b"ready?")

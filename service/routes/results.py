@@ -122,11 +122,12 @@ def list_artifacts(parts: PartsOf, job: OwnedJob) -> dict[str, list[ArtifactView
     response_class=StreamingResponse,
     summary="Download one of a job's files",
     description="One byte range can be asked for, so a broken download continues (`curl -C -`). `ETag` and "
-    "`Repr-Digest` are the SHA-256; bytes that no longer have it are not served.",
+    "`Repr-Digest` are the SHA-256; bytes that no longer have it are not served. Where the server is set up so, the "
+    "answer is a redirect to where the file is for some minutes, unless the request says `Prefer: no-redirect`.",
     responses=answers(
         200, "(the file)", 404, 409, 412, 416, media_type="application/octet-stream", description="The whole file."
     )
-    | {206: {"description": "The range asked for."}}
+    | {206: {"description": "The range asked for."}, 307: {"description": "Where it is for some minutes, if set so."}}
     | UNCHANGED,
 )
 def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str) -> Response:
@@ -138,7 +139,7 @@ def download_artifact(request: Request, parts: PartsOf, job: OwnedJob, name: str
     if row is None:
         _must_have_succeeded(job)
         raise NotFound(f"The job has no file {name}; it has {', '.join(row.name for row in rows) or 'none'}.")
-    return file_response(request, parts, row)
+    return file_response(request, parts, row, may_be_elsewhere=True)
 
 
 def _page(report: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pared.errors import StorageFull
 from pared.state.data_folder import close_to_others
+from pared.state.objects import DirectoryStore
 from pared.state.settings import Settings
 from worker import children_user, condition
 from worker.attempt_types import Failed, Hindered
@@ -22,7 +23,7 @@ def test_a_worker_without_room_says_so_until_there_is_room(tmp_path, monkeypatch
     monkeypatch.setattr(condition, "_TRY_EVERY_S", 0)
     in_the_way = tmp_path / "scratch"
     in_the_way.touch()
-    looked_at = Condition(lambda: in_the_way)
+    looked_at = Condition(lambda: in_the_way, lambda: DirectoryStore(tmp_path / "objects"))
     assert str(in_the_way) in looked_at.problem()
     assert "Make room" in looked_at.problem()
     in_the_way.unlink()
@@ -31,7 +32,7 @@ def test_a_worker_without_room_says_so_until_there_is_room(tmp_path, monkeypatch
 
 
 def test_a_worker_on_which_attempt_after_attempt_fails_says_so_until_one_does_not(tmp_path):
-    looked_at = Condition(lambda: tmp_path)
+    looked_at = Condition(lambda: tmp_path / "scratch", lambda: DirectoryStore(tmp_path / "objects"))
     for _ in range(3):
         assert looked_at.problem() is None
         looked_at.note(Hindered(StorageFull("The disk is full.")))

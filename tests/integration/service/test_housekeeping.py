@@ -26,6 +26,7 @@ from tests.integration.service.conftest import Api, serving
 from tests.integration.service.test_tus import FILE, create, send
 from tests.support.forks import run_pared
 from tests.support.processes import environment
+from tests.support.s3 import S3Server
 from tests.support.servers import Servers
 
 DAY = 86_400.0
@@ -324,11 +325,26 @@ def test_postgresql_is_dumped_and_restored(servers: Servers, tmp_path: Path):
         restore(target, tmp_path / "copy")
 
 
+def test_a_backup_of_files_moves_into_a_bucket_and_one_of_a_bucket_is_of_rows_alone(s3: S3Server, tmp_path: Path):
+    migrate(Settings(data_dir=tmp_path / "data"))
+    with serving(tmp_path / "data") as api:
+        ended = done_job(api, b"ended", 0)[1]
+        backup(api.parts.settings, tmp_path / "copy")
+    there = Settings(data_dir=tmp_path / "elsewhere", objects_url=s3.new_url())
+    with restored(there, tmp_path / "copy") as back:
+        assert back.get(f"/v1/jobs/{ended}/artifacts/model.pt").content == b"small ended"
+        assert check(back.parts.sessions, back.parts.store, back.parts.settings).findings == []
+        assert backup(there, tmp_path / "rows").objects == 0
+    again = Settings(data_dir=tmp_path / "again", objects_url=there.objects_url)
+    with restored(again, tmp_path / "rows") as back:
+        assert back.get(f"/v1/jobs/{ended}/artifacts/model.pt").content == b"small ended"
+
+
 def test_a_backup_on_another_disk_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = Settings(data_dir=tmp_path / "data")
     migrate(settings)
     sessions = make_sessions(make_engine(settings.effective_database_url))
-    stored = open_store(settings.effective_objects_url).put([b"bytes"])
+    stored = open_store(settings).put([b"bytes"])
 
     def elsewhere(self: Path, target: Path) -> None:
         raise OSError(18, "Invalid cross-device link")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -14,30 +13,10 @@ from pathlib import Path
 import pytest
 
 from pared.errors import CorruptObject, StorageFull
-from pared.state.objects import DirectoryStore, Stored, content_key, open_store
+from pared.state.objects import DirectoryStore, open_store
+from pared.state.places import Bucket
+from pared.state.settings import Settings
 from tests.support.processes import wait_for
-
-ABC = hashlib.sha256(b"abc").hexdigest()
-
-
-def test_the_same_bytes_are_stored_once_under_their_digest(store: DirectoryStore):
-    assert store.put([b"ab", b"c"]) == store.put([b"abc"]) == Stored(content_key(ABC), ABC, 3)
-    assert [path.name for path in store.root.rglob("*") if path.is_file() and path.name != ".lock"] == [ABC]
-
-
-def test_any_range_of_bytes_can_be_read(store: DirectoryStore):
-    data = os.urandom(3_000_000)
-    key = store.put([data], key="job_1/2/model.pt").key
-    for start, end in [(0, None), (0, 1), (1_048_575, 1_048_577), (2_999_999, None), (5, 5), (0, 9_999_999)]:
-        assert b"".join(store.read(key, start, end)) == data[start:end]
-    assert store.size(key) == len(data)
-
-
-def test_fetch_copies_and_tells_the_digest_of_the_copy(store: DirectoryStore, tmp_path: Path):
-    key = store.put([b"abc"]).key
-    assert store.fetch(key, tmp_path / "copy") == ABC
-    (tmp_path / "copy").write_bytes(b"changed by a child")
-    assert b"".join(store.read(key)) == b"abc"
 
 
 def test_an_aborted_or_failing_writer_leaves_nothing(store: DirectoryStore):
@@ -190,10 +169,26 @@ time.sleep(60)
     assert list(incoming.iterdir()) == []
 
 
-def test_only_file_urls_open_a_store(tmp_path: Path):
-    store = open_store(f"file://{tmp_path}/a%20b")
-    store.put([b"abc"])
+def test_the_url_of_the_objects_names_a_folder_or_a_bucket(tmp_path: Path):
+    open_store(Settings(objects_url=f"file://{tmp_path}/a%20b")).put([b"abc"])
     assert (tmp_path / "a b").is_dir()
-    for url in ("s3://bucket", "/plain/path", "file://host/path"):
-        with pytest.raises(ValueError, match="PARED_OBJECTS_URL"):
-            open_store(url)
+    assert Settings(objects_url="s3://models/of/ours/").objects_place == Bucket("models", "of/ours")
+    for url in (
+        "/plain/path",
+        "file://host/path",
+        "s3://",
+        "s3://UPPER",
+        "s3://b/../c",
+        "s3://key:secret@bucket",
+        "http://b",
+    ):
+        with pytest.raises(ValueError, match="objects_url"):
+            Settings(objects_url=url)
+    with pytest.raises(ValueError, match="PARED_PRESIGNED_DOWNLOADS"):
+        Settings(presigned_downloads=True)
+
+
+def test_a_bucket_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ValueError, match=r"pip install 'pared\[s3\]'"):
+        Settings(objects_url="s3://models")

@@ -58,7 +58,7 @@ def test_a_path_with_odd_characters_works(tmp_path: Path):
     migrate(settings)
     with make_sessions(make_engine(settings.effective_database_url))() as session:
         assert session.scalars(select(Job)).all() == []
-    store, queue = open_store(settings.effective_objects_url), make_app(settings)
+    store, queue = open_store(settings), make_app(settings)
     assert store.exists(store.put([b"abc"]).key)
     enqueue("job_1", queue=queue)
     assert messages_waiting(queue=queue) == 1

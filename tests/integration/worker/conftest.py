@@ -59,7 +59,7 @@ class Bench:
         self.settings = Settings(**(defaults | settings))
         migrate(self.settings)
         self.sessions = make_sessions(make_engine(self.settings.effective_database_url))
-        self.store = open_store(self.settings.effective_objects_url)
+        self.store = open_store(self.settings)
         self.worker = Worker(
             settings=self.settings,
             sessions=self.sessions,
