@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pared.compression.onnx_form import OnnxForm
 from pared.statuses import Stage
 
 
@@ -59,6 +60,8 @@ class ModelFile:
     """Which state dict of a checkpoint is meant, by the keys that lead to it: `ema`, or `generator.state_dict`."""
     prefix: str | None = None
     """Only the tensors whose names begin so are meant, by the rest of their names: `student.`."""
+    onnx: OnnxForm | None = None
+    """How the ONNX file looked that the model came from, where this file cannot say it."""
 
 
 @dataclass(frozen=True)

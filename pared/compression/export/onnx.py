@@ -19,8 +19,8 @@ from pared.compression.export.checking import check, of_the_machine, reason
 from pared.compression.export.free_sizes import BATCH, Asked, Names, Sized, symbols, tried
 from pared.compression.export.onnx_files import like_the_upload, store_in, with_types
 from pared.compression.export.programs import quiet
-from pared.compression.loading.onnx_form import OnnxForm
 from pared.compression.measuring.onnx_runtime import running
+from pared.compression.onnx_form import OnnxForm
 from pared.errors import ExportFailed
 
 _OLD_OPSETS = range(9, 21)

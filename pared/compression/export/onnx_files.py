@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pared.compression.loading.onnx_form import OnnxForm
+from pared.compression.onnx_form import OnnxForm
 from pared.errors import ExportFailed
 
 _SMALLEST = 2

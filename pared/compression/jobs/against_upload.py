@@ -47,6 +47,8 @@ def compared_with_upload(chain: Chain, reports: Sequence[Report], directory: Pat
         directory: where the last one has left its files.
     """
     first, last = reports[0], reports[-1]
+    # Named as the steps found it: without a name the defaults of steps are held against the task once more.
+    chain = chain.of_task(first.task)
     if is_of_upload(chain, last):
         return Compared(last.before, last.after, last.comparison, [])
     if (int8 := _int8_onnx(directory)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from hashlib import file_digest
 from json import loads
@@ -39,6 +40,8 @@ class Chain:
     def __init__(self, spec: PipelineSpec, work: Work) -> None:
         upload = work.models["model"]
         container = recognise(upload.path)
+        # What steps hand on has no names of inputs and outputs.
+        self.onnx = load_model(upload).onnx if container == "onnx" else None
         if container == "onnx" and spec.outputs is None:
             spec = spec.model_copy(update={"outputs": ["onnx"]})
         if container == "huggingface" and work.dataset is not None:
@@ -53,6 +56,14 @@ class Chain:
             self.handed_on = "state_dict"
         elif container == "huggingface" and "huggingface" in (spec.outputs or ["huggingface"]):
             self.handed_on = "huggingface"
+
+    def of_task(self, name: str | None) -> Chain:
+        """The same, with the task named that its steps found; None: they have no data."""
+        if name is None:
+            return self
+        named = copy(self)
+        named.spec = self.spec.model_copy(update={"task": name})
+        return named
 
     @property
     def names(self) -> list[str]:
@@ -101,7 +112,7 @@ class Chain:
         architecture = loads(described.read_text()) if described.exists() else None
         with path.open("rb") as content:
             digest = file_digest(content, "sha256").hexdigest()
-        file = ModelFile(path, f"{self.label(index)}.{path.name}", digest, architecture)
+        file = ModelFile(path, f"{self.label(index)}.{path.name}", digest, architecture, onnx=self.onnx)
         return replace(file, sparse=_with_zeros(file)) if self._has_zeros(index) else file
 
     def _has_zeros(self, index: int) -> bool:

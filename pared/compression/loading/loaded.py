@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pared.compression.loading.arguments import Arguments
 from pared.compression.loading.folders.folder import ModelFolder
-from pared.compression.loading.onnx_form import OnnxForm
 from pared.compression.loading.own_form import Form
+from pared.compression.onnx_form import OnnxForm
 from pared.errors import UnsupportedModel, telling_line
 from pared.wording import shortened
 

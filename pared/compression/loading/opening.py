@@ -38,7 +38,12 @@ def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
     if is_without_architecture(file):
         raise missing_architecture(file)
     loaded = _opened(file)
-    return replace(loaded, warnings=[*file.notes, *loaded.warnings], sparse=loaded.sparse | file.sparse)
+    return replace(
+        loaded,
+        warnings=[*file.notes, *loaded.warnings],
+        sparse=loaded.sparse | file.sparse,
+        onnx=loaded.onnx or file.onnx,
+    )
 
 
 def with_architecture(file: ModelFile, architecture: Any | None = None) -> ModelFile:

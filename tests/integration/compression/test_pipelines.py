@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -257,3 +258,18 @@ def test_an_int8_file_that_only_its_runtime_opens_is_compared_with_the_upload() 
     assert report.before.parameters > report.after.parameters
     assert found.model(torch.from_numpy(x[:5])).shape == (5, 3)
     assert any("in ONNX Runtime" in text for text in report.warnings)
+
+
+@pytest.mark.parametrize("last", [{"quantize": {"method": "dynamic"}}, {"prune": {"amount": 0.1}}, DISTILL])
+def test_an_onnx_file_of_numbers_keeps_its_names_to_the_end(last: dict[str, Any], tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1)).eval()
+    names = {"input_names": ["features"], "output_names": ["price"], "dynamic_axes": {"features": {0: "rows"}}}
+    torch.onnx.export(net, (torch.zeros(2, 8),), tmp_path / "net.onnx", dynamo=False, **names)
+    x = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
+    steps = [{"prune": {"amount": 0.25, "retrain": {"epochs": 1}}}, last]
+    found = pipeline(tmp_path / "net.onnx", (x, x.sum(1, keepdims=True)), steps=steps, directory=tmp_path)
+    assert found.report.task == "regression"
+    assert found.report.comparison is not None
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [each.name for each in session.get_inputs()] == ["features"]
+    assert [each.name for each in session.get_outputs()] == ["price"]

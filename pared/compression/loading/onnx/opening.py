@@ -19,9 +19,9 @@ from pared.compression.loading.loaded import LoadedModel, first_line
 from pared.compression.loading.onnx.converting import Converted, convert, refuse_undefined, refuse_unknown
 from pared.compression.loading.onnx.graph import Graph, in_layers, read_graph
 from pared.compression.loading.onnx.reading import PLAIN, OnnxModel, dtype_of, read_onnx
-from pared.compression.loading.onnx_form import OnnxForm
 from pared.compression.loading.own_form import typed, usual_type
 from pared.compression.loading.programs import repeated, takes_any_batch
+from pared.compression.onnx_form import OnnxForm
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
 
