@@ -127,8 +127,12 @@ def test_a_plan_that_nobody_waits_for_is_canceled(api: Api, visit: Visit, model:
     visit.page.locator(f'[data-plan="{first}"]').wait_for()
     visit.page.get_by_label("Amount amount").fill("0.6")
     wait_for(lambda: len(plans(api)) > known + 1, "another plan was asked for")
-    with api.parts.sessions() as session:
-        wait_for(lambda: session.scalar(select(Job.status).where(Job.id == first)) == "canceled", "it is canceled")
+
+    def status() -> str | None:
+        with api.parts.sessions() as session:  # of SQLite each sees the state at its beginning
+            return session.scalar(select(Job.status).where(Job.id == first))
+
+    wait_for(lambda: status() == "canceled", "it is canceled")
 
 
 def test_what_is_wrong_is_told_at_its_field(api: Api, visit: Visit):
@@ -153,7 +157,9 @@ def test_what_is_wrong_is_told_at_its_field(api: Api, visit: Visit):
     expect(page.get_by_label("Amount amount")).not_to_have_attribute("aria-invalid", "true")
 
 
-def test_what_was_deleted_in_another_tab_is_told_at_its_field(api: Api, visit: Visit, model: str):
+def test_what_was_deleted_in_another_tab_is_told_at_its_field(api: Api, visit: Visit):
+    model = api.upload(b"a model that no plan of another test names", "digits_cnn.pt")["id"]
+    api.inspected(model)
     page, known = visit.page, len(plans(api))
     page.goto(f"/jobs/new?type=prune&model={model}&dataset=builtin:digits")
     answer_plans(api, known)

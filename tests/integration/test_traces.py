@@ -54,7 +54,7 @@ def stack(request: pytest.FixtureRequest, processes: Processes, scratch: Path, c
 def ready_model(stack: Stack) -> str:
     """Whose file only the child of these tests takes for a model."""
     settings = Settings(data_dir=stack.data, database_url=stack.env.get("PARED_DATABASE_URL", ""))
-    stored = open_store(settings.effective_objects_url).put([b"a model"])
+    stored = open_store(settings).put([b"a model"])
     model = Model(
         id=new_id("mdl"), owner="local", filename=f"{SECRET}.pt", sha256=stored.sha256, size_bytes=7, status="ready"
     )

@@ -201,11 +201,11 @@ JOBS = {
     "an input too many": (one(), ([IMAGES, IMAGES], CLASSES), {}, S, "inputs are 2. Give as many"),
     # several outputs
     "a name that no output has": (
-        Dict(), (IMAGES, CLASSES), {"output": "scores"}, M, r"no output 'scores'. It returns boxes \(2, 4\)"),
+        Dict(), (IMAGES, CLASSES), {"output": "scores"}, V, r"no output 'scores'. It returns boxes \(2, 4\)"),
     "a name that a trace lost": (
-        torch.jit.trace(Tuple(), torch.zeros(2, 3, 8, 8)), (IMAGES, CLASSES), {"output": "logits"}, M,
+        torch.jit.trace(Tuple(), torch.zeros(2, 3, 8, 8)), (IMAGES, CLASSES), {"output": "logits"}, V,
         "lost the names of a dict.*by its number"),
-    "a number beyond the outputs": (Tuple(), (IMAGES, CLASSES), {"output": 2}, M, "no output '2'"),
+    "a number beyond the outputs": (Tuple(), (IMAGES, CLASSES), {"output": 2}, V, "no output '2'"),
     "an output of one tensor": (one(), (IMAGES, CLASSES), {"output": "logits"}, M, "one tensor.*leave it out"),
     "two outputs that fit": (Tuple(), (IMAGES, CLASSES), {}, S, r"fit 0, 1. Name the output"),
     "labels that fit no output": (Tuple(), (IMAGES, MASKS), {}, S, "fit none of them.*task=match"),
@@ -265,7 +265,7 @@ def test_a_job_that_cannot_be_meant_says_what_is_wrong_and_what_fits(case, tmp_p
 
 STUDENTS = {
     "other names": (Dict(), OtherDict(), (IMAGES, None), M, "no output boxes.*returns bbox.*names of its teacher"),
-    "other names, with labels": (Dict(), OtherDict(), (IMAGES, CLASSES), M, "no output 'logits'. It returns bbox"),
+    "other names, with labels": (Dict(), OtherDict(), (IMAGES, CLASSES), V, "no output 'logits'. It returns bbox"),
     "one of two outputs": (Dict(), one(), (IMAGES, None), M, "no output boxes"),
     "another number of outputs": (one(3), one(4), (IMAGES, None), S, "teacher answers.*3.*student.*4"),
     "other classes": (mapped(3), mapped(5), (IMAGES, MASKS), S, "as many outputs as its teacher"),

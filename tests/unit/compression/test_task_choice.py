@@ -14,7 +14,7 @@ from pared.compression.tasks.heads import head_of
 from pared.compression.tasks.labels import IGNORED
 from pared.compression.tasks.multilabel import Multilabel
 from pared.compression.work import DatasetFile
-from pared.errors import InvalidData, ModelFailed, ParedError, ShapeMismatch
+from pared.errors import InvalidData, ModelFailed, ParedError, ShapeMismatch, ValidationError
 
 N = 24
 RNG = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def test_the_output_that_fits_is_found_among_several():
 
 
 def test_names_that_a_trace_has_lost_are_told():
-    with pytest.raises(ModelFailed, match=r"no output 'logits'. It returns 0 \(2, 3\), 1 \(2, 5\).*by its number"):
+    with pytest.raises(ValidationError, match=r"no output 'logits'. It returns 0 \(2, 3\), 1 \(2, 5\).*by its number"):
         Classification(output="logits").taken((torch.randn(2, 3), torch.randn(2, 5)), 2)
     with pytest.raises(ModelFailed, match=r"a dict of 2 outputs: a \(2, 3\), b \(2, 5\).*\"output\": \"a\""):
         Classification().taken({"a": torch.randn(2, 3), "b": torch.randn(2, 5)}, 2)
