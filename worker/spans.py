@@ -18,9 +18,19 @@ _LEASE_LOST = "lease-lost"
 class AttemptSpan:
     """An attempt at a job, from its claim until it leaves this block. May be used by one thread after the other."""
 
-    def __init__(self, span: Span = NO_SPAN, common: Attributes | None = None) -> None:
-        """Args: common: attributes of the stages too."""
+    def __init__(
+        self, span: Span = NO_SPAN, common: Attributes | None = None, *, queued: Span = NO_SPAN, began: float = 0.0
+    ) -> None:
+        """Make it.
+
+        Args:
+            common: attributes of the stages too.
+            queued: of the time before it. It is sent with the attempt's own, so that of an attempt that is lost with
+                its worker both are told once, by whoever finds it lost.
+            began: when it was claimed, in Unix time.
+        """
         self._span, self._common = span, common
+        self._queued, self._began = queued, began
         self._stage = NO_SPAN
         self._left = _MAX_STAGES
 
@@ -52,6 +62,7 @@ class AttemptSpan:
     ) -> None:
         if kind is not None:
             self._fail(kind.__name__)
+        self._queued.end(self._began)
         self._stage.end()
         self._span.end()
 
@@ -60,7 +71,8 @@ def begin(sessions: Sessions, job: Job, worker: str) -> AttemptSpan:
     """The attempt at a job that this worker has just claimed, in the trace of the request that made the job."""
     if not tracing.on() or job.traceparent is None:
         return AttemptSpan()
-    job_spans.record_queued(sessions, job)
     common = job_spans.attributes_of(job.id, job.type, job.owner, job.attempt)
     span = tracing.begin(job_spans.ATTEMPT, job.traceparent, common | {"pared.worker": worker}, at=job.updated_at)
-    return AttemptSpan(span, common)
+    at = job_spans.queued_at(sessions, job.id)
+    queued = NO_SPAN if at is None else tracing.begin(job_spans.QUEUED, job.traceparent, common, at=at)
+    return AttemptSpan(span, common, queued=queued, began=job.updated_at)

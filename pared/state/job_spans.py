@@ -28,18 +28,14 @@ def attributes_of(job_id: str, job_type: str, owner: str, attempt: int) -> dict[
     return {"pared.job.id": job_id, "pared.job.type": job_type, "pared.owner.id": owner, "pared.attempt": attempt}
 
 
-def record_queued(sessions: Sessions, job: Job) -> None:
-    """The span of the time from when a job that was just claimed was last queued."""
+def queued_at(sessions: Sessions, job_id: str) -> float | None:
+    """When a job that was just claimed was last queued; None: the database does not answer."""
     try:
         with sessions() as session:
-            statuses = _statuses(session, job.id)
+            return _last_queued(_statuses(session, job_id))
     except SQLAlchemyError as error:
-        log.warning("spans_not_recorded", job=job.id, reason=str(error))
-        return
-    queued = next((event for event in reversed(statuses) if event.data["status"] == "queued"), None)
-    if queued is not None:
-        attributes = attributes_of(job.id, job.type, job.owner, job.attempt)
-        tracing.begin(QUEUED, job.traceparent, attributes, at=queued.created_at).end(job.updated_at)
+        log.warning("spans_not_recorded", job=job_id, reason=str(error))
+        return None
 
 
 def record_lost(sessions: Sessions, job_ids: Sequence[str]) -> None:
@@ -67,6 +63,8 @@ def _record_lost(job: Job, statuses: Sequence[JobEvent]) -> None:
     if ended is None or claimed is None:
         return
     attributes = attributes_of(job.id, job.type, job.owner, claimed.data["attempt"])
+    if (queued := _last_queued([event for event in its if event.seq < claimed.seq])) is not None:
+        tracing.begin(QUEUED, job.traceparent, attributes, at=queued).end(claimed.created_at)
     attempt = tracing.begin(ATTEMPT, job.traceparent, attributes, at=claimed.created_at)
     stages = [event for event in its if event.seq > claimed.seq and "stage" in event.data]
     for event, after in pairwise([*stages, ended]):
@@ -76,6 +74,10 @@ def _record_lost(job: Job, statuses: Sequence[JobEvent]) -> None:
         span.end(after.created_at)
     attempt.fail(LOST)
     attempt.end(ended.created_at)
+
+
+def _last_queued(statuses: Sequence[JobEvent]) -> float | None:
+    return next((event.created_at for event in reversed(statuses) if event.data["status"] == "queued"), None)
 
 
 def _statuses(session: Session, job_id: str) -> Sequence[JobEvent]:
