@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from pared.errors import Conflict
 from pared.state.jobs import cancel, find_job
@@ -21,37 +21,28 @@ router = APIRouter(include_in_schema=False)
 _Choice = Annotated[str, Query(max_length=200)]
 
 
-@router.get("/jobs")
-def jobs(
-    request: Request,
-    parts: PartsOf,
-    caller: CallerOf,
+async def _filters(
     status: _Choice = "",
     type: _Choice = "",  # noqa: A002 - the name of the API's parameter
     model: _Choice = "",
     dataset: _Choice = "",
     text: _Choice = "",
-    after: After = None,
-) -> Response:
+) -> Filters:
+    return Filters(status, type, model, dataset, text.strip())
+
+
+_FiltersOf = Annotated[Filters, Depends(_filters)]
+
+
+@router.get("/jobs")
+def jobs(request: Request, parts: PartsOf, caller: CallerOf, filters: _FiltersOf, after: After = None) -> Response:
     """A page of the list."""
-    filters = Filters(status, type, model, dataset, text.strip())
     return render(request, "jobs.html.j2", job_list.context_of(parts.sessions, caller.owner, filters, after))
 
 
 @router.get("/jobs/live")
-def jobs_live(
-    request: Request,
-    parts: PartsOf,
-    caller: CallerOf,
-    status: _Choice = "",
-    type: _Choice = "",  # noqa: A002 - the name of the API's parameter
-    model: _Choice = "",
-    dataset: _Choice = "",
-    text: _Choice = "",
-    after: After = None,
-) -> Response:
+def jobs_live(request: Request, parts: PartsOf, caller: CallerOf, filters: _FiltersOf, after: After = None) -> Response:
     """The part of the list that changes while one of its jobs goes on."""
-    filters = Filters(status, type, model, dataset, text.strip())
     return render(request, "_jobs_live.html.j2", job_list.rows_of(parts.sessions, caller.owner, filters, after))
 
 
