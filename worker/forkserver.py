@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -287,6 +288,7 @@ def main() -> None:
     every child.
     """
     _hide()
+    gc.disable()  # nothing that is loaded goes again, and to look for it takes half a second
     importlib.import_module(sys.argv[1]).main()
 
 
@@ -301,6 +303,8 @@ def enter() -> dict[str, Any]:
     _hide()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by some who start services, and then not to be waited for
     sys.stdout.flush()
+    gc.freeze()  # or each collection in a child would walk through all that was loaded, and copy its pages
+    gc.enable()
     _serve()
     line = sys.stdin.buffer.readline()
     if not line:

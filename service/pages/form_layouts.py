@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from pared.job_types import STEPS
 from pared.specs import DistillSpec, PipelineSpec, PruneSpec, QuantizeSpec, Spec, TeacherCut
@@ -238,4 +239,7 @@ def _step(row: int) -> tuple[Control, Control]:
     return Control(path, "choice", f"Step {row + 1}", "", kinds), fields
 
 
-FORMS = {form.name: form for form in (_compress(), _prune(), _distill(), _quantize(), _pipeline())}
+@cache
+def forms() -> Mapping[str, JobForm]:
+    """All of them by name. Made when first asked for: the schemas of the specs take a quarter of a second."""
+    return {form.name: form for form in (_compress(), _prune(), _distill(), _quantize(), _pipeline())}

@@ -18,9 +18,9 @@ from pared.specs.pipelines import MAX_STEPS
 from service import untrusted_json
 from service.job_specs import checked, shortest
 from service.pages.form_controls import Control, same
-from service.pages.form_layouts import FORMS, MORE, Group, JobForm
+from service.pages.form_layouts import MORE, Group, JobForm, forms
 
-__all__ = ["FORMS", "MORE", "Filled", "JobForm", "at_point", "place", "read", "texts_of"]
+__all__ = ["MORE", "Filled", "JobForm", "at_point", "forms", "place", "read", "texts_of"]
 
 Texts = Mapping[str, Sequence[str]]
 _REQUIRED = "is required"

@@ -26,7 +26,7 @@ from service.dependencies import CallerOf, Following, Parts, PartsOf, RequestId,
 from service.job_specs import checked
 from service.long_polling import requested_wait_s
 from service.pages.form_bodies import FormTexts
-from service.pages.job_form import FORMS, MORE, Filled, JobForm, at_point, place, read, texts_of
+from service.pages.job_form import MORE, Filled, JobForm, at_point, forms, place, read, texts_of
 from service.pages.plan_view import shown_plan
 from service.pages.site import render, see_other
 from service.pages.snippets import snippets_of
@@ -77,7 +77,7 @@ def new_job(
         with parts.sessions() as session:
             job = find_job(session, caller.owner, from_)
         spec = checked(job.spec)
-        form, given = FORMS[job.type], texts_of(FORMS[job.type], spec)
+        form, given = forms()[job.type], texts_of(forms()[job.type], spec)
     else:
         form, spec = _form_called(type_), None
         given = {name: [text] for name, text in form.usual.items()}
@@ -197,7 +197,7 @@ def _page(
         }
     context = {
         "scripts": ["job_form"],
-        "forms": FORMS,
+        "forms": forms(),
         "form": filled.form,
         "filled": filled,
         "uploads": uploads,
@@ -246,10 +246,10 @@ def _words(row: Model | Dataset) -> str:
 
 
 def _form_called(name: str) -> JobForm:
-    if name not in FORMS:
-        detail = f"must be one of {', '.join(FORMS)}"
+    if name not in forms():
+        detail = f"must be one of {', '.join(forms())}"
         raise ValidationError(f"The type {detail}.", errors=[{"pointer": "/query/type", "detail": detail}])
-    return FORMS[name]
+    return forms()[name]
 
 
 def _text(texts: Mapping[str, list[str]], name: str) -> str:

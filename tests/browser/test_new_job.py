@@ -18,7 +18,7 @@ from pared.state.keys import add_key
 from pared.state.owners import create_owner
 from pared.state.tables import Job
 from service.openapi import PLAN
-from service.pages.job_form import FORMS
+from service.pages.job_form import forms
 from tests.integration.service.conftest import Api, serving
 from tests.support.browsing import Visit
 from tests.support.models import zoo
@@ -53,7 +53,7 @@ def url(api: Api) -> str:
 
 def newest_spec(api: Api) -> dict[str, Any]:
     with api.parts.sessions() as session:
-        found = session.scalar(select(Job.spec).where(Job.type.in_(FORMS)).order_by(Job.id.desc()).limit(1))
+        found = session.scalar(select(Job.spec).where(Job.type.in_(forms())).order_by(Job.id.desc()).limit(1))
     return dict(found or {})
 
 

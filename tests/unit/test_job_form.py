@@ -11,7 +11,7 @@ import pytest
 
 from pared.specs import Spec
 from service.job_specs import checked, shortest
-from service.pages.job_form import FORMS, MORE, Filled, read, texts_of
+from service.pages.job_form import MORE, Filled, forms, read, texts_of
 from service.pages.snippets import curl, python, snippets_of
 from tests.support.job_specs import PRUNE
 from tests.support.specs_of_all_kinds import EXAMPLES, OF_ALL_KINDS
@@ -27,27 +27,27 @@ def whole(spec: Any) -> dict[str, Any]:
 
 
 def filled(name: str, **texts: str) -> Filled:
-    return read(FORMS[name], {field.replace("__", "."): [text] for field, text in texts.items()})
+    return read(forms()[name], {field.replace("__", "."): [text] for field, text in texts.items()})
 
 
 @pytest.mark.parametrize("name", OF_ALL_KINDS)
 def test_a_job_sent_again_unchanged_has_the_same_spec(name: str):
     posted = checked(OF_ALL_KINDS[name])
     stored = checked(whole(posted))  # with every field written out
-    form = FORMS[posted.type]
+    form = forms()[posted.type]
     again = read(form, texts_of(form, stored))
     assert (again.errors, again.general) == ({}, [])
     assert whole(again.spec) == whole(posted)
 
 
 def test_the_plainest_job_fills_in_what_it_says_alone():
-    assert texts_of(FORMS["prune"], PRUNE) == {"model": [MODEL], "amount": ["0.5"]}
+    assert texts_of(forms()["prune"], PRUNE) == {"model": [MODEL], "amount": ["0.5"]}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_need_no_json_for_fields_that_have_controls(name: str):
     spec = checked(EXAMPLES[name])
-    assert MORE not in texts_of(FORMS[spec.type], spec)
+    assert MORE not in texts_of(forms()[spec.type], spec)
 
 
 @pytest.mark.parametrize("name", OF_ALL_KINDS)
@@ -70,7 +70,7 @@ def test_curl_and_python_say_the_spec(name: str):
 
 
 def test_every_field_of_a_spec_is_in_its_form():
-    for form in FORMS.values():
+    for form in forms().values():
         said = {control.path[0] for control in form.controls} | ({"steps"} if form.type == "pipeline" else set())
         spec = next(type(checked(each)) for each in EXAMPLES.values() if each["type"] == form.type)
         assert said - {"epochs"} == spec.model_fields.keys() - {"type"}
