@@ -8,9 +8,10 @@ from sqlalchemy import ColumnElement, Text, select
 from sqlalchemy import cast as as_type
 from sqlalchemy.orm import Session
 
-from pared.errors import Conflict, NotFound, ParedError
+from pared.errors import Conflict, InvalidArchitecture, NotFound, ParedError
 from pared.job_types import BY_NAME, UNLISTED, type_of
 from pared.specs import JobSpec, Reference
+from pared.specs.running import runs
 from pared.specs.uploads import kind_of
 from pared.state.tables import Dataset, Job, Model
 from pared.statuses import ENDED
@@ -31,14 +32,18 @@ def uploads_of(spec: JobSpec) -> list[Reference]:
 
 
 def check_references(session: Session, owner: str, spec: JobSpec) -> None:
-    """Every model and data set that a spec names is there, the owner's, and not rejected.
+    """Every model and data set that a spec names is there, the owner's, and not rejected; what is run, can be.
 
     Raises:
         NotFound: with a pointer to each that is not there.
         Conflict: with a pointer to each that was rejected.
+        InvalidArchitecture: the job runs what is known to be weights alone; with a pointer to where their architecture
+            would be said.
     """
     missing: list[dict[str, str]] = []
     rejected: list[dict[str, str]] = []
+    alone: list[dict[str, str]] = []
+    run = runs(spec)
     for reference in uploads_of(spec):
         table = table_of(reference.id)
         # Locked until the job is there, so that a delete at the same moment sees the job.
@@ -57,10 +62,22 @@ def check_references(session: Session, owner: str, spec: JobSpec) -> None:
         elif upload.status == "rejected":
             detail = f"{kind} {reference.id} was rejected: {(upload.reason or UNINSPECTED)['detail']}"
             rejected.append({"pointer": reference.pointer, "detail": detail})
+        elif reference.pointer in run and _holds_weights_alone(upload):
+            alone.append(run[reference.pointer].refused(f"{upload.filename} ({upload.id})"))
     if missing:
         raise NotFound("The job names something that is not here.", errors=missing)
     if rejected:
         raise Conflict("The job names an upload that cannot be used.", errors=rejected)
+    if alone:
+        raise InvalidArchitecture("The job has to run a model of which only the weights were uploaded.", errors=alone)
+
+
+def _holds_weights_alone(upload: Model | Dataset) -> bool:
+    """Whether an inspection that has ended found no architecture, neither given nor known by the weights."""
+    inspection = upload.inspection or {}
+    layers = inspection.get("layers") or ()  # one too large to be shown has none: then the job's process tells
+    kinds = {layer.get("kind") for layer in layers if isinstance(layer, dict)}
+    return inspection.get("format") == "state_dict" and "weights" in kinds
 
 
 def job_using(session: Session, owner: str, upload_id: str) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from pared.job_types import listed_spec
 from pared.specs import DistillSpec, Knowledge, OutputMse, PruneSpec, TeachTrain, Train
+from pared.specs.running import runs
 
 MODEL = "mdl_" + "0" * 26
 PRUNE = {"type": "prune", "model": MODEL, "amount": 0.5}
@@ -277,3 +279,38 @@ def test_a_match_is_distilled_in_its_own_measure() -> None:
         with pytest.raises(ValidationError) as caught:
             DistillSpec.model_validate(spec | given)
         assert [error["loc"] for error in caught.value.errors()] == [(field,)]
+
+
+OTHER = "mdl_" + "1" * 26
+STEPS = [{"prune": {"amount": 0.5}}, {"distill": {"teacher": "previous", "student": OTHER}}]
+ZEROS = PRUNE | {"granularity": "weight"}
+QUANTIZE = {"type": "quantize", "model": MODEL}
+PIPELINE = {"type": "pipeline", "model": MODEL, "dataset": "builtin:digits", "steps": STEPS}
+
+
+@pytest.mark.parametrize(
+    ("spec", "run"),
+    [
+        (PRUNE, {"/model": "/architecture"}),
+        (PRUNE | {"architecture": "lenet5"}, {}),
+        (ZEROS, {}),
+        (ZEROS | {"dataset": "builtin:digits"}, {"/model": "/architecture"}),
+        (QUANTIZE, {}),
+        (QUANTIZE | {"outputs": ["onnx"]}, {"/model": "/architecture"}),
+        (QUANTIZE | {"method": "dynamic", "architecture": "lenet5"}, {}),
+        (
+            DISTILL | {"teachers": [{"model": OTHER}, {"model": MODEL, "architecture": "lenet5"}]},
+            {
+                "/teacher": "/teacher_architecture",
+                "/teachers/0/model": "/teachers/0/architecture",
+                "/student": "/student_architecture",
+            },
+        ),
+        (
+            PIPELINE,
+            {"/model": "/architecture", "/steps/1/distill/student": "/steps/1/distill/student_architecture"},
+        ),
+    ],
+)
+def test_a_spec_says_which_models_it_runs_and_where_their_architecture_would_stand(spec: dict, run: dict) -> None:
+    assert {model: each.architecture for model, each in runs(listed_spec.validate_python(spec)).items()} == run

@@ -14,7 +14,7 @@ from torch import Tensor
 from pared.compression.export.formats import Written
 from pared.compression.jobs.prune_job import check_patterns
 from pared.compression.jobs.stages import Stages, beside, plain
-from pared.compression.jobs.without_architecture import NOT_RUN, needs_to_run
+from pared.compression.jobs.without_architecture import NOT_RUN
 from pared.compression.loading import is_parameter, is_without_architecture, with_architecture
 from pared.compression.loading.file_format import recognise
 from pared.compression.measuring.size import count_bytes
@@ -25,6 +25,7 @@ from pared.compression.report.verdict import prune_verdict
 from pared.compression.work import ModelFile, Work
 from pared.reports import LayerReport, Measurement, Report
 from pared.specs import PruneSpec
+from pared.specs.running import why_run
 from pared.weights.parametrized import computed_from
 from pared.weights.prune_file import FilePruning, prune_file
 from pared.weights.safetensors import BadSafetensors, read_header
@@ -35,7 +36,7 @@ _TYPES = {"F64", "F32", "F16", "BF16"}
 
 def is_stored(spec: PruneSpec, file: ModelFile) -> bool:
     """Whether the job is one that looks at each weight by itself, and writes the tensors as they lay in the file."""
-    if needs_to_run(spec):
+    if why_run(spec):
         return False
     simple = spec.granularity == "weight" and spec.criterion == "magnitude" and spec.amount is not None
     whole = not (spec.amounts or spec.stages or spec.quantize) and spec.schedule == "one_shot"

@@ -27,6 +27,7 @@ from pared.compression.loading import (
     is_without_architecture,
     load_model,
     load_weights,
+    missing_architecture,
     with_architecture,
 )
 from pared.compression.measuring.latency import measure_latency
@@ -45,6 +46,7 @@ from pared.errors import ExportFailed, NothingToQuantize, ValidationError
 from pared.reports import FailedOutput, Goal, LayerReport, Measurement, Precision, Report
 from pared.specs import Output
 from pared.specs.quantization import QuantizeSpec
+from pared.specs.running import why_run
 from pared.wording import shortened
 
 _COMPARED = 64  # validation samples that tell how far one layer's int8 moves the answers
@@ -196,11 +198,13 @@ def prepared(
     """
     stages.enter("validate")
     file = with_architecture(work.models["model"], plain(spec.architecture))
-    needs_to_run = spec.dataset is not None or spec.method != "weight_only" or "onnx" in (spec.outputs or [])
-    alone = is_without_architecture(file) and not needs_to_run
+    why = why_run(spec)
+    alone = is_without_architecture(file)
+    if alone and why:
+        raise missing_architecture(file, why)
     original = load_weights(file) if alone else load_model(file)
     _refuse_int8(original, file)
-    original = called_on_tensors(spec.example_inputs, original, is_run=needs_to_run)
+    original = called_on_tensors(spec.example_inputs, original, is_run=why is not None)
     spec, data = data_of(spec, work, original)
     outputs = spec.outputs or (usual_outputs(original) if original.runs else ["state_dict"])
     example = example_of(spec.example_inputs, original, data, is_run="onnx" in outputs)

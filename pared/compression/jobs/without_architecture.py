@@ -15,8 +15,8 @@ from pared.compression.loading import (
     with_architecture,
 )
 from pared.compression.work import ModelFile
-from pared.errors import InvalidArchitecture
-from pared.specs import PHYSICAL, Output, PruneSpec
+from pared.specs import Output, PruneSpec
+from pared.specs.running import why_run
 
 NOT_RUN = (
     "Not run: no architecture was given. Only the weights were looked at, so there are no figures of latency, "
@@ -35,12 +35,10 @@ def open_for(spec: PruneSpec, file: ModelFile) -> LoadedModel:
     file = with_architecture(file, plain(spec.architecture))
     if not is_without_architecture(file):
         return load_model(file)
-    needs = needs_to_run(spec)
-    if not needs:
+    why = why_run(spec)
+    if why is None:
         return load_weights(file)
-    field, why = needs
-    text = f"{missing_architecture(file).detail} Here the model has to run: {why}."
-    raise InvalidArchitecture(text, errors=[{"pointer": f"/{field}", "detail": why}])
+    raise missing_architecture(file, why)
 
 
 def upload_notes(upload: LoadedModel, outputs: Sequence[Output]) -> list[str]:
@@ -54,14 +52,3 @@ def upload_notes(upload: LoadedModel, outputs: Sequence[Output]) -> list[str]:
             "lost is theirs."
         )
     return notes + (checkpoint_notes(upload.origin) if "checkpoint" in outputs else [])
-
-
-def needs_to_run(spec: PruneSpec) -> tuple[str, str] | None:
-    """The first field that asks for something which runs the model, and why."""
-    if spec.granularity in PHYSICAL:
-        return "granularity", f"granularity {spec.granularity} finds out what belongs together by running it"
-    if spec.dataset is not None:
-        return "dataset", "a data set is for scoring, retraining and criteria that look at samples"
-    if spec.example_inputs is not None:
-        return "example_inputs", "`example_inputs` are to run it on"
-    return None

@@ -19,6 +19,7 @@ from pared.compression.loading.state_dicts import read_outlines, told_apart
 from pared.compression.work import ModelFile
 from pared.errors import ParedError
 from pared.reports import LayerInspection, ModelInspection
+from pared.specs.running import EXPORT_IT, GIVE_ARCHITECTURE, WITHOUT_RUNNING
 from pared.wording import shortened
 
 LITTLE = 0.2
@@ -28,12 +29,7 @@ PASSED_OVER = "pared found no channels in this layer; granularity `weight` can z
 """Why no units go from a layer that the coupling does not know."""
 
 
-_NEEDS_ARCHITECTURE = (
-    "A job on these weights must give the `architecture` that they belong to, or only set weights to zero, quantize "
-    "and pack them, which runs nothing: granularity `weight`, `n:m` or `block`, without a data set. Where the class of "
-    "the model is at hand, a file that needs no architecture is less work: "
-    '`torch.jit.save(torch.jit.script(model), "model.pt")`.'
-)
+_NEEDS_ARCHITECTURE = f"This file holds weights alone. {GIVE_ARCHITECTURE} {EXPORT_IT} {WITHOUT_RUNNING}"
 
 
 def inspect_model(loaded: LoadedModel, example: tuple[Tensor, ...] | None) -> ModelInspection:

@@ -20,6 +20,7 @@ from pared.compression.loading.torchscript import load_torchscript
 from pared.compression.loading.weights_alone import WeightsAlone
 from pared.compression.work import ModelFile
 from pared.errors import InvalidArchitecture, UnsupportedModel
+from pared.specs.running import Run
 
 
 def load_model(file: ModelFile, architecture: Any | None = None) -> LoadedModel:
@@ -63,19 +64,15 @@ def is_without_architecture(file: ModelFile) -> bool:
     return file.architecture is None and recognise(file.path) in STATE_DICTS
 
 
-def missing_architecture(file: ModelFile) -> InvalidArchitecture:
-    """The refusal of a state dict that nothing says the architecture of.
+def missing_architecture(file: ModelFile, why: str = "the job runs it") -> InvalidArchitecture:
+    """The refusal of a state dict that nothing says the architecture of, where `why` the job runs it.
 
     Raises:
         UnsupportedModel: it holds several, and none is chosen.
     """
     state = read_state_dict(file, recognise(file.path)).state
-    return InvalidArchitecture(
-        "A state dict holds weights only, so it needs an architecture: give a known name such as "
-        '"resnet_small", or {"layers": [["Linear", {"in_features": …, "out_features": …}, "fc1"], …]} whose layer '
-        "names match the file's. Without one its weights can be set to zero, quantized and packed, which runs "
-        f"nothing: a prune job with the granularity weight, and no data set. The file holds: {listed(state)}."
-    )
+    refused = Run("/architecture", why).refused()
+    return InvalidArchitecture(f"An architecture {refused['detail']} The file has {listed(state)}.", errors=[refused])
 
 
 def _opened(file: ModelFile) -> LoadedModel:

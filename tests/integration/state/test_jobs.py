@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import func, select, update
 
-from pared.errors import Conflict, DeviceUnavailable, IdempotencyMismatch, NotFound
+from pared.errors import Conflict, DeviceUnavailable, IdempotencyMismatch, InvalidArchitecture, NotFound
 from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec
 from pared.state import lifecycle
 from pared.state.events import add_event, add_events, events_after
@@ -111,6 +111,26 @@ def test_what_a_job_names_must_be_there_and_usable(sessions):
         submit(sessions, "local", PRUNE)
     assert "it is a picture" in rejected.value.errors[0]["detail"]
     assert rows(sessions, Job) == 0
+
+
+def test_weights_alone_are_refused_where_the_job_has_to_run_them(sessions):
+    with sessions.begin() as session:
+        weights = {"format": "state_dict", "layers": [{"name": "fc", "kind": "weights"}], "architecture": None}
+        session.get(Model, MODEL_ID).inspection = weights
+    for post in (
+        lambda: submit(sessions, "local", PRUNE),
+        lambda: submit_plan(sessions, "local", PlanSpec(type="plan", job=PRUNE.model_dump(exclude_unset=True))),
+    ):
+        with pytest.raises(InvalidArchitecture) as refused:
+            post()
+        assert refused.value.errors[0]["pointer"] == "/architecture"
+        assert all(text in refused.value.errors[0]["detail"] for text in ("torch.jit.trace", ".pt2", "ONNX", "layers"))
+    assert rows(sessions, Job) == 0
+    named = PruneSpec.model_validate(PRUNE.model_dump(exclude_unset=True) | {"architecture": "lenet5"})
+    zeros = PruneSpec(type="prune", model=MODEL_ID, granularity="weight", amount=0.5)
+    for spec in (named, zeros):
+        submit(sessions, "local", spec)
+    assert rows(sessions, Job) == 2
 
 
 def test_references_are_the_uploads_alone():

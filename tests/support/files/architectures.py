@@ -105,7 +105,7 @@ ROWS = [
             lambda: _weights("squeezenet1_1", num_classes=4) | {"features.3.squeeze.weight": torch.zeros(8, 64, 1, 1)}
         ),
         spec=_channels(3, 32, 32),
-        refused="needs an architecture",
+        refused="architecture is required",
     ),
     HeldFile(
         "torchvision's ResNet-18 named as its ResNet-34",

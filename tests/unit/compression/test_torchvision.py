@@ -146,7 +146,7 @@ def test_a_state_dict_without_an_architecture_is_opened_as_the_one_that_fits(tmp
 def test_what_fits_nearly_is_not_opened_as_it(tmp_path):
     state = build({"name": "squeezenet1_1", "kwargs": {"num_classes": 3}}).state_dict()
     state["features.4.squeeze.weight"] = state["features.4.squeeze.weight"][:8].clone()
-    with pytest.raises(InvalidArchitecture, match="needs an architecture"):
+    with pytest.raises(InvalidArchitecture, match="architecture is required"):
         load_model(_file(tmp_path, state))
 
 
