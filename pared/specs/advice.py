@@ -79,7 +79,8 @@ def advice_on(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) 
     if kind in {"greater_than", "less_than", "greater_than_equal", "less_than_equal", "finite_number"}:
         bounds = _bounds(_model_at(error["loc"][:-1], model), str(error["loc"][-1]))
         if bounds:
-            return f"must be {bounds}{_as_share(error.get('input'), bounds)}"
+            share = _as_points if str(error["loc"][-1]).endswith("_drop") else _as_share
+            return f"must be {bounds}{share(error.get('input'), bounds)}"
     if kind in {"float_parsing", "int_parsing"}:
         return f"must be a number{_as_share(error.get('input'))}"
     if kind == "literal_error" and (near := _near_choice(error, model)):
@@ -136,6 +137,13 @@ def _as_share(given: Any, bounds: str = "below 1") -> str:
     if (not number[2] and (isinstance(given, str) or percent < 2)) or not 0 < percent <= 100:
         return ""
     return f"; {percent:g} % is {percent / 100:g}"
+
+
+def _as_points(given: Any, bounds: str) -> str:
+    """How points in a hundred are written, where their number was given for a share: `; 1 point is 0.01`."""
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 1 <= given <= 100:
+        return _as_share(given, bounds)
+    return f"; {given:g} {'point is' if given == 1 else 'points are'} {given / 100:g}"
 
 
 def _near_choice(error: Mapping[str, Any], model: type[pydantic.BaseModel] | None) -> str | None:

@@ -11,6 +11,7 @@ from pared.specs.base import Device, JobSpec, Spec
 from pared.specs.losses import Combined
 from pared.specs.training import Knowledge, Retrain, Training
 from pared.specs.uploads import Names, Text
+from pared.wording import listed
 
 Output = Literal["torchscript", "state_dict", "exported_program", "onnx", "packed", "checkpoint", "huggingface"]
 Outputs = Annotated[list[Output], Field(min_length=1, max_length=len(get_args(Output)))]
@@ -37,6 +38,8 @@ WITHOUT_CLASSES: tuple[Task, ...] = ("regression", "embedding", "match")
 """The tasks whose answers are numbers, which distillation compares and does not soften."""
 OF_POSITIONS: tuple[Task, ...] = ("segmentation", "token_classification", "language_modeling")
 """The tasks with a label for each pixel or token."""
+NOT_IN_POINTS: tuple[Task, ...] = ("regression", "language_modeling", "embedding")
+"""The tasks whose measure is no share: R², nats a token and a cosine, of which 1 and more can be lost."""
 WITHOUT_LABELS: tuple[Task, ...] = ("embedding", "match")
 """The tasks that learn the answers of the model as it was uploaded."""
 
@@ -272,6 +275,17 @@ class CompressionSpec(JobSpec):
     def _output_is_of_labels(self) -> CompressionSpec:
         if self.task == "match" and self.output is not None:
             self._refuse({"output": "has no part in task=match, which compares all outputs: leave it out"})
+        return self
+
+    @model_validator(mode="after")
+    def _quality_is_lost_in_shares(self) -> CompressionSpec:
+        """Refuse a hundred points of accuracy and more, where somebody meant one."""
+        most = getattr(getattr(self, "target", None), "max_quality_drop", None)
+        if most is not None and most >= 1 and self.task not in NOT_IN_POINTS:
+            why = f"is a share, and {most:g} is {100 * most:g} points: write {most / 100:g} for {most:g} in a hundred"
+            if self.task is None:
+                why += f". Where the measure is no share, name the `task`: {listed(NOT_IN_POINTS, 'or')}"
+            self._refuse({"target/max_quality_drop": why})
         return self
 
     @model_validator(mode="after")

@@ -43,7 +43,8 @@ class Target(Spec):
         ge=0,
         le=1000,
         description="How much of the task's own measure may be lost: accuracy, mean IoU or F1 (0.01: one point), R², "
-        "log-likelihood (0.01: 1 % more perplexity), cosine, or relative error to the original (0.01: 1 %). Alone: "
+        "log-likelihood (0.01: 1 % more perplexity), cosine, or relative error to the original (0.01: 1 %). 1 and more "
+        "is for the tasks regression, language_modeling and embedding, named in `task`. Alone: "
         "the job searches for the smallest model within it on the validation split. The test split decides whether the "
         "goal is met.",
     )

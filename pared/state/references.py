@@ -69,7 +69,9 @@ def check_references(session: Session, owner: str, spec: JobSpec) -> None:
     if rejected:
         raise Conflict("The job names an upload that cannot be used.", errors=rejected)
     if alone:
-        raise InvalidArchitecture("The job has to run a model of which only the weights were uploaded.", errors=alone)
+        raise InvalidArchitecture(
+            "The job has to run weights alone: give their `architecture`, or upload the whole model.", errors=alone
+        )
 
 
 def _holds_weights_alone(upload: Model | Dataset) -> bool:

@@ -37,6 +37,25 @@ def said(**fields: object) -> dict[str, str]:
         ({"amount": 1}, "/amount", "must be above 0 and below 1"),
         ({"amount": 0}, "/amount", "must be above 0 and below 1"),
         ({"amount": 5000}, "/amount", "must be above 0 and below 1"),
+        (
+            {"target": {"max_accuracy_drop": 1}},
+            "/target/max_accuracy_drop",
+            "must be at least 0 and below 1; 1 point is 0.01",
+        ),
+        ({"target": {"max_quality_drop": "1%"}}, "/target/max_quality_drop", "must be a number; 1 % is 0.01"),
+        (
+            {"target": {"max_quality_drop": 2}, "task": "segmentation"},
+            "/target/max_quality_drop",
+            "is a share, and 2 is 200 points: write 0.02 for 2 in a hundred",
+        ),
+        (
+            {"target": {"max_quality_drop": 1}},
+            "/target/max_quality_drop",
+            (
+                "is a share, and 1 is 100 points: write 0.01 for 1 in a hundred. Where the measure is no share, name the "
+                "`task`: regression, language_modeling or embedding"
+            ),
+        ),
         ({"target": {"params": "12.5 %"}}, "/target/params", "must be a number; 12.5 % is 0.125"),
         ({"target": {"size": 0.5}}, "/target/size", "is not a known field; did you mean file_bytes?"),
         ({"ratio": 0.5, "amount": 0.5}, "/ratio", "is not a known field; did you mean amount?"),

@@ -314,3 +314,16 @@ PIPELINE = {"type": "pipeline", "model": MODEL, "dataset": "builtin:digits", "st
 )
 def test_a_spec_says_which_models_it_runs_and_where_their_architecture_would_stand(spec: dict, run: dict) -> None:
     assert {model: each.architecture for model, each in runs(listed_spec.validate_python(spec)).items()} == run
+
+
+@pytest.mark.parametrize("task", ["regression", "language_modeling", "embedding"])
+def test_a_measure_that_is_no_share_may_lose_more_than_one(task: str) -> None:
+    spec = PRUNE | {"task": task, "amount": None, "dataset": "builtin:digits", "target": {"max_quality_drop": 1.5}}
+    assert PruneSpec.model_validate(spec).target.quality_drop == 1.5
+
+
+def test_a_step_of_a_pipeline_is_told_how_one_point_is_written() -> None:
+    steps = [{"prune": {"target": {"max_quality_drop": 1}}}]
+    with pytest.raises(ValidationError, match=r"write 0\.01 for 1 in a hundred") as caught:
+        listed_spec.validate_python(PIPELINE | {"steps": steps})
+    assert caught.value.errors()[0]["loc"][-4:] == (0, "prune", "target", "max_quality_drop")
