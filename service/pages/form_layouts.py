@@ -11,6 +11,8 @@ from pared.specs import DistillSpec, PipelineSpec, PruneSpec, QuantizeSpec, Spec
 from pared.specs.pipelines import MAX_STEPS
 from service.pages.form_controls import Control, controls_of
 
+USUAL_GOAL = {"file_bytes": 0.25}
+"""Where a form asks for a goal alone, and none is given. It stands in no control, where it would stay beside others."""
 MORE = "more"
 """The field that takes any other field of the spec, as JSON."""
 
@@ -199,7 +201,8 @@ def _compress() -> JobForm:
             "Goal",
             _GOALS,
             folded=False,
-            says="What may be left of the upload; one goal, or several. The steps are chosen for it.",
+            says="What may be left of the upload; one goal, or several. The steps are chosen for it. If you give none, "
+            "it is a quarter of the file's bytes.",
         ),
         _Title("Training", ("epochs",), folded=False),
         _Title("The result", ("outputs",), folded=False),
@@ -211,13 +214,18 @@ def _compress() -> JobForm:
     controls = [*_of(PipelineSpec, "target", "preprocess", without=("steps", "target.max_accuracy_drop")), epochs]
     says = "Say how small the model must be; what is done is chosen for it."
     groups = _grouped(controls, titles)
-    return JobForm("compress", "pipeline", "Reach a goal", says, groups, {"target.file_bytes": "0.25"})
+    return JobForm("compress", "pipeline", "Reach a goal", says, groups)
 
 
 def _pipeline() -> JobForm:
     titles = (
         _Title("Model and data", ("model", "dataset"), folded=False),
-        _Title("Goal of the whole", _GOALS, folded=False),
+        _Title(
+            "Goal of the whole",
+            _GOALS,
+            folded=False,
+            says="May stay empty. For a goal leave the `amount` of one prune step out: as little as meets it goes.",
+        ),
         _Title("The result", ("outputs",), folded=False),
         _DATA,
         _ARGUMENTS,
@@ -225,7 +233,7 @@ def _pipeline() -> JobForm:
         _RUN,
     )
     controls = _of(PipelineSpec, "target", "preprocess", without=("steps",))
-    usual = {"target.file_bytes": "0.25", "steps.0": "prune", "steps.1": "distill"}
+    usual = {"steps.0": "prune", "steps.0.fields": '{"amount": 0.5}', "steps.1": "distill"}
     steps = [_step(row) for row in range(MAX_STEPS)]
     says = "Several steps on one model, each on the result of the one before it."
     return JobForm("pipeline", "pipeline", "Pipeline", says, _grouped(controls, titles), usual, steps)

@@ -18,13 +18,12 @@ from pared.specs.pipelines import MAX_STEPS
 from service import untrusted_json
 from service.job_specs import checked, shortest
 from service.pages.form_controls import Control, same
-from service.pages.form_layouts import MORE, Group, JobForm, forms
+from service.pages.form_layouts import MORE, USUAL_GOAL, Group, JobForm, forms
 
 __all__ = ["MORE", "Filled", "JobForm", "at_point", "forms", "place", "read", "texts_of"]
 
 Texts = Mapping[str, Sequence[str]]
 _REQUIRED = "is required"
-_NO_GOAL = "Say what to come to: a size, or the quality that may be lost"
 
 
 @dataclass
@@ -42,6 +41,8 @@ class Filled:
     """What is wrong with no one control."""
     choice: Choice | None = None
     """The steps that were chosen, where the form asks for a goal alone."""
+    without_goal: bool = False
+    """Whether they are chosen for the usual goal, as none was given."""
 
     rows_of_steps: list[int] = field(default_factory=list)
     """Where each step stands in the form."""
@@ -180,12 +181,12 @@ def _choose_steps(filled: Filled, document: dict[str, Any]) -> None:
         filled.refuse("epochs", "must be a whole number from 1 to 1,000")
     elif epochs is not None and not with_data:
         filled.refuse("epochs", "needs data: choose a data set, or leave this empty")
-    if not document.get("target"):
-        filled.refuse("target.file_bytes", _NO_GOAL)
-        return
+    if "target" not in document and not any(name.startswith("target.") for name in filled.errors):
+        filled.without_goal = True
+        document["target"] = dict(USUAL_GOAL)
     document["steps"] = [{"prune": {}}]
     try:
-        target = Target.model_validate(document["target"])
+        target = Target.model_validate(document.get("target"))
         outputs = document.get("outputs") or ()
         filled.choice = chosen_steps(target, types=STEPS, with_data=with_data, outputs=outputs, epochs=epochs)
         document["steps"] = filled.choice.steps

@@ -52,8 +52,8 @@ def said(**fields: object) -> dict[str, str]:
             {"target": {"max_quality_drop": 1}},
             "/target/max_quality_drop",
             (
-                "is a share, and 1 is 100 points: write 0.01 for 1 in a hundred. Where the measure is no share, name the "
-                "`task`: regression, language_modeling or embedding"
+                "is a share, and 1 is 100 points: write 0.01 for 1 in a hundred. Where the measure is no share, name "
+                "the `task`: regression, language_modeling or embedding"
             ),
         ),
         ({"target": {"params": "12.5 %"}}, "/target/params", "must be a number; 12.5 % is 0.125"),

@@ -85,7 +85,13 @@ def test_a_goal_alone_chooses_the_steps():
         {"quantize": {}},
     ]
     assert filled("compress", model=MODEL, epochs="3", target__macs="0.5").errors.keys() == {"epochs"}
-    assert filled("compress", model=MODEL).errors.keys() == {"target.file_bytes"}
+    usual = filled("compress", model=MODEL)
+    assert usual.without_goal
+    assert shortest(usual.spec)["target"] == {"file_bytes": 0.25}
+    other = filled("compress", model=MODEL, target__params="0.5")
+    assert shortest(other.spec)["target"] == {"params": 0.5}  # nothing that nobody asked for stands beside it
+    assert not other.without_goal
+    assert filled("compress", model=MODEL, more='{"target": {}}').errors.keys() == {"target.file_bytes"}
     assert filled("compress", model=MODEL, target__params="2").errors.keys() == {"target.params"}
     chosen = filled("compress", model=MODEL, target__params="0.5", more='{"steps": [{"quantize": {}}]}')
     assert chosen.errors.keys() == {"more"}
