@@ -55,7 +55,8 @@ def sandbox() -> Iterator[Check]:
     """What this machine can hold a job to, found by attempts in a real child. Needs the extra `worker`."""
     from worker import children_user, landlock, sandbox_probe
 
-    scratch = Settings().data_dir.resolve() / "scratch"
+    settings = Settings()
+    scratch = settings.data_dir.resolve() / "scratch"
     there = scratch.is_dir() and os.access(scratch, os.W_OK)
     # What is logged meanwhile belongs into the logs of workers.
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="pared-doctor-") as name:
@@ -70,11 +71,15 @@ def sandbox() -> Iterator[Check]:
         lacks = "Landlock is missing" if landlock.abi_version() < 1 else f"not refused were, at {escaped}"
         cure = (
             "add landlock to the kernel's `lsm=` (Linux 5.13 or newer), and in a container let its runtime's seccomp "
-            "profile pass it; or set PARED_ALLOW_WEAK_SANDBOX=1, if you trust all uploads"
+            "profile pass it"
         )
-        yield Check("sandbox", "wrong", f"{found.confinement.in_words()}, not standard: {lacks}", cure)
+        allowed = settings.allow_weak_sandbox
+        if not allowed:
+            cure += "; or set PARED_ALLOW_WEAK_SANDBOX=1, if you trust all uploads"
+        detail = f"{found.confinement.in_words()}, not standard: {lacks}"
+        yield Check("sandbox", "note" if allowed else "wrong", detail, cure)
     if as_root is not None:
-        yield Check("user of jobs", "wrong", as_root, "run the worker as a user of its own")
+        yield Check("user of jobs", "note", as_root, "run the worker as a user of its own, where others may upload")
 
 
 def _folder(name: str, folder: Path, *, private: bool) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def _inspected(file: DatasetFile, directory: Path | None) -> DatasetInspection:
         described["classes"] = data.classes
     if data.class_names is not None:
         described["class_names"] = data.class_names[:1000]
-    notes += _try_images(data)
+    notes += [*_channels_last(data), *_try_images(data)]
     if directory is not None:
         write_preview(data, directory)
     return DatasetInspection(
@@ -172,6 +172,20 @@ def _inspected(file: DatasetFile, directory: Path | None) -> DatasetInspection:
         target=described if data.labelled else None,
         warnings=[*notes, *data.warnings],
     )
+
+
+def _channels_last(data: Data) -> Iterator[str]:
+    """Says of samples that look like images with their channels last what models make of them."""
+    columns = data.inputs["train"]
+    for index, column in enumerate(columns):
+        height, width, channels = (*column.shape[1:], 0, 0, 0)[:3] if len(column.shape) == 4 else (0, 0, 0)
+        if channels in (1, 3, 4) and min(height, width) > max(4, channels):
+            name = data.names[index] if data.names else "x" if len(columns) == 1 else f"x{index}"
+            yield (
+                f"The samples of {name} look like images with their channels last, ({height}, {width}, {channels}). "
+                f"For a model that takes channels first, (N, {channels}, {height}, {width}), save "
+                f"numpy.moveaxis({name}, -1, 1) as {name}."
+            )
 
 
 def _try_images(data: Data) -> list[str]:

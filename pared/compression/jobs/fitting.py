@@ -14,6 +14,7 @@ from pared.compression.jobs.fitting_texts import fit_texts, too_long
 from pared.compression.loading import LoadedModel, arguments_of, guess_example_inputs
 from pared.compression.measuring.running import own_failures
 from pared.errors import InvalidData, ModelFailed, ShapeMismatch
+from pared.wording import listed
 
 
 def answer_to(loaded: LoadedModel, data: Data) -> Any:
@@ -99,6 +100,13 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
     refused = refusal(loaded.module, inputs)
     if refused is not None:
         return ShapeMismatch(f"The data set holds {contents}. {refused} {error.detail}")
+    if (moved := _channels_first(inputs)) is not None and _runs_on(loaded, moved):
+        names = ["x"] if len(inputs) == 1 else [f"x{each}" for each in range(len(inputs)) if inputs[each].dim() > 2]
+        save = listed((f"numpy.moveaxis({name}, -1, 1) as {name}" for name in names), "and")
+        return ShapeMismatch(
+            f"The data set holds {contents}. The channels seem to come last, for the model runs on "
+            f"{_described(moved, None)}: save {save}. {error.detail}"
+        )
     ran = guess_example_inputs(loaded)
     if ran is not None and _described(ran, 0) != _described(inputs, 0):
         return ShapeMismatch(
@@ -106,6 +114,21 @@ def _explained(loaded: LoadedModel, data: Data, inputs: Inputs, error: ModelFail
             f"{_described(ran, None)}; others may do as well. {error.detail}"
         )
     return ModelFailed(f"The model fails on the data set, which holds {contents}. {error.detail}")
+
+
+def _channels_first(inputs: Inputs) -> Inputs | None:
+    """The inputs with the last dimension behind the batch; None where that changes none of them."""
+    moved = tuple(each.movedim(-1, 1).contiguous() if each.dim() > 2 else each for each in inputs)
+    return None if all(one.shape == other.shape for one, other in zip(moved, inputs, strict=True)) else moved
+
+
+def _runs_on(loaded: LoadedModel, inputs: Inputs) -> bool:
+    try:
+        with torch.no_grad(), own_failures():
+            loaded.module(*inputs)
+    except ModelFailed:
+        return False
+    return True
 
 
 def _described(inputs: Inputs, samples: int | None) -> str:

@@ -438,6 +438,14 @@ class Cnn(nn.Module):
         return self.fc(torch.relu(self.conv1(x)).flatten(1))
 
 
+class Standardized(Cnn):
+    """Its first layer does not read the input as it comes."""
+
+    def forward(self, x):
+        x = (x - torch.zeros(1, 3, 1, 1)) / 0.5
+        return self.fc(torch.relu(self.conv1(x)).flatten(1))
+
+
 def flat(first) -> nn.Module:
     return nn.Sequential(OrderedDict(first=first, flat=nn.Flatten(1), fc=nn.Linear(64, 4)))
 
@@ -451,6 +459,9 @@ MISFITS = {
     "grey for colour": (lambda: Cnn(3), (28, 28), rf"{COLOUR} .* save x\[:, None\]\.repeat\(3, axis=1\) as x\."),
     "colour for grey": (lambda: Cnn(1), (3, 28, 28), rf"holds \(40, 3, 28, 28\)\. {GREY} The model's own"),
     "channels last": (lambda: Cnn(3), (28, 28, 3), rf"{COLOUR} .* save numpy\.moveaxis\(x, -1, 1\) as x\."),
+    "channels last, behind a standardization": (
+        lambda: Standardized(3), (28, 28, 3),
+        r"holds \(40, 28, 28, 3\)\. .* runs on \(N, 3, 28, 28\): save numpy\.moveaxis\(x, -1, 1\) as x\."),
     "rows of pixels": (lambda: Cnn(1), (784,), rf"{GREY} Save x in that shape\."),
     "whole numbers": (
         lambda: Cnn(1), np.zeros((40, 1, 28, 28), np.int64), rf"{GREY} Save x as float32: integers are .* token ids"),
@@ -462,6 +473,12 @@ MISFITS = {
         lambda: flat(nn.Identity()), (8, 9), r"takes 64 features, to which each sample is reshaped\. .* 72 numbers"),
     "no token ids": (lambda: flat(nn.Embedding(9, 4)), (16,), r"first, which takes token ids\. Save x as int64"),
 }  # fmt: skip
+
+
+def test_an_inspection_says_how_images_with_their_channels_last_become_what_models_take(dataset):
+    for shape, told in (((28, 20, 3), True), ((3, 28, 20), False), ((28, 28), False), ((3, 3, 3), False)):
+        found = inspect_dataset(dataset(npz(x=np.zeros((40, *shape), np.float32), y=Y)))
+        assert any("(N, 3, 28, 20), save numpy.moveaxis(x, -1, 1)" in each for each in found.warnings) == told
 
 
 @pytest.mark.parametrize("case", MISFITS)
