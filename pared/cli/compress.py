@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from pared.cli.completion import models_and_files
-from pared.cli.downloads import check_writable, formats_of, missed_goal
+from pared.cli.downloads import check_writable, formats_of
 from pared.cli.exits import MISSED
 from pared.cli.int8_options import Int8Options
 from pared.cli.jobs import submit_and_follow
 from pared.cli.losses import LOSS_HELP, loss_of, loss_part
+from pared.cli.missed_goals import told_of_missed_goal
 from pared.cli.options import PruningOptions, RetrainingOptions, StudentTrainingOptions
 from pared.cli.parsers import architecture_of, drop, goal, model_upload, without_none
 from pared.cli.rendering import err, out, print_json, say
@@ -298,7 +299,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         print_json(plan.model_dump(mode="json"))
     else:
         out.print(plan)
-    if missed := missed_goal(plan):
+    if missed := told_of_missed_goal(plan):
         say(missed)
         raise typer.Exit(MISSED)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import typer
 
 from pared.cli.exits import INCOMPLETE, MISSED
+from pared.cli.missed_goals import told_of_missed_goal
 from pared.cli.rendering import list_files, out, print_json, say
 from pared.client import Client, Job
-from pared.reports import Goal
 
 FORMATS = {
     ".pt": "torchscript",
@@ -71,18 +71,10 @@ def hand_over(job: Job, client: Client, output: list[Path] | None, *, as_json: b
         list_files(files)
         if not files:
             out.print(f"The result is on the server: {client.url}{job.links.get('artifacts', '')}")
-    missed = missed_goal(report)
+    missed = told_of_missed_goal(report, None if files else job.id)
     if missed:
-        say(f"{missed} The result is the nearest that was found.")
-        if not files:
-            say(f"to have it all the same: pared jobs download {job.id}")
+        say(missed)
     exit_if_incomplete(job, output or [], missed=bool(missed))
-
-
-def missed_goal(report: object) -> str | None:
-    """What a report, or a plan, says of a goal that is not met; None: it is met, or there is none."""
-    goal: Goal | None = getattr(report, "goal", None)
-    return goal.sentence if goal is not None and goal.status == "infeasible" else None
 
 
 def download(job: Job, output: Sequence[Path]) -> list[Path]:

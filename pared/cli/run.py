@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import pydantic
 import typer
 
-from pared.cli.downloads import check_writable, formats_of, is_folder, missed_goal
+from pared.cli.downloads import check_writable, formats_of, is_folder
 from pared.cli.exits import INCOMPLETE, MISSED, USAGE, needs_extras
 from pared.cli.jobs import submit_and_follow
+from pared.cli.missed_goals import told_of_missed_goal
 from pared.cli.parsers import model_upload, readable, upload
 from pared.cli.rendering import err, list_files, out, print_json, say
 from pared.cli.shared_options import AsJson, Quiet
@@ -156,9 +157,9 @@ def _run_here(spec: dict[str, Any], output: list[Path], *, debug: bool, as_json:
     failed_outputs = report.failed_outputs if isinstance(report, Report) else []
     for failed in failed_outputs:
         say(f"{failed.format} was not written: {failed.detail}")
-    missed = missed_goal(report)
+    missed = told_of_missed_goal(report)
     if missed:
-        say(f"{missed} The result is the nearest that was found.")
+        say(missed)
     if missed or failed_outputs:
         raise typer.Exit(MISSED if missed else INCOMPLETE)
 

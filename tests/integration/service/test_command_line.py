@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from pared.cli.missed_goals import told_of_missed_goal
+from pared.reports import Report
 from pared.state.keys import add_key
 from pared.state.owners import create_owner
 from service.routes.results import EXAMPLE_REPORT
@@ -49,6 +51,37 @@ def test_a_missed_goal_exits_with_3_and_a_missing_format_alone_with_4(
     assert json.loads(done.stdout)["files"] == ["small.pt"]
     assert ("Goal infeasible: 30 %" in done.stderr) == ("goal" in report)
     assert ("onnx was not written" in done.stderr) == ("failed_outputs" in report)
+
+
+@pytest.mark.parametrize(
+    ("typed", "following"),
+    [
+        (
+            ["compress", "m.pt", "--target", "params=10%", "--data", "my data.npz", "--max-quality-drop", "1%"],
+            "pared compress m.pt --target params=31.3% --data 'my data.npz' --max-quality-drop 2%",
+        ),
+        (
+            ["prune", "m.pt", "--target=params=0.1", "--max-quality-drop=0.01"],
+            "pared prune m.pt --target=params=31.3% --max-quality-drop=2%",
+        ),
+        (["jobs", "watch", "job_1"], "ask for what it reaches, --target params=31.3% --max-quality-drop 2%"),
+    ],
+)
+def test_a_missed_goal_is_told_with_the_nearest_result_and_the_line_to_type_next(typed: list[str], following: str):
+    target, reached = (
+        {"params": 0.1, "macs": 0.5, "max_quality_drop": 0.01},
+        {"params": 0.3121, "max_quality_drop": 0.02},
+    )
+    goal = INFEASIBLE | {"target": target, "reached": reached | {"macs": 0.4}, "amount": 0.44}
+    report = Report.model_validate(EXAMPLE_REPORT | {"reproduce": REPRODUCE, "goal": goal})
+    told = told_of_missed_goal(report, "job_1", typed)
+    assert told is not None
+    first, download, following_line = told.splitlines()
+    assert first == f"{INFEASIBLE['sentence']} The result, 44 % removed, is the nearest that was found."
+    assert download == "  to have it all the same: pared jobs download job_1"
+    assert following_line == f"  next: {following}"
+    met = Report.model_validate(EXAMPLE_REPORT | {"reproduce": REPRODUCE})
+    assert told_of_missed_goal(met) is None
 
 
 def test_quiet_prints_nothing_but_errors_and_lists_are_ids(api: Api, tmp_path: Path):
