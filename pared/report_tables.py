@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from io import StringIO
-from math import prod
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pared.report_words import RUNTIMES, TESTS, factor, latency_change
+from pared.report_words import RUNTIMES, TESTS, factor, latency_change, what_goes
 from pared.reports import Latency, Measurement, Plan, PlannedStep, Quality, Report, Size, StepReport
 from pared.terminal import plain_console
 from pared.wording import in_points, metric_name, shortened
@@ -74,20 +73,13 @@ def plan_tables(plan: Plan) -> RenderableType:
 
 def _layers(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("layer", "before", "after", "goes"):
+    with_reasons = any(layer.reason for layer in plan.layers)
+    for name in ("layer", "before", "after", "goes", *(["why no more"] if with_reasons else [])):
         table.add_column(name)
     for layer in plan.layers:
         shapes = ("×".join(map(str, shape)) for shape in (layer.shape_before, layer.shape_after))
-        goes = layer.reason or ""
-        if layer.precision:
-            goes = layer.precision.replace("_", " ") + (f": {goes}" if goes else "")
-        elif not prod(layer.shape_after):
-            goes = "all of it"
-        elif layer.removed_units:
-            goes = f"{layer.removed_units:,} channels"
-        elif layer.zeroed_weights:
-            goes = f"{layer.zeroed_weights:,} of {prod(layer.shape_before):,} weights"
-        table.add_row(Text(layer.name), *shapes, Text(goes))
+        reason = [Text(layer.reason or "")] if with_reasons else []
+        table.add_row(Text(layer.name), *shapes, what_goes(layer), *reason)
     return table
 
 

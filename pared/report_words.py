@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
-from pared.reports import Latency
+from pared.reports import Latency, PlannedLayer
 
 TESTS = {
     "mcnemar": "McNemar's exact test",
@@ -14,6 +15,19 @@ TESTS = {
 """What a comparison's tests are called."""
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "torch"}
 """What ran a quantized file."""
+
+
+def what_goes(layer: PlannedLayer) -> str:
+    """What a job would take from a layer, or make of it; why no more does is its `reason`."""
+    if layer.precision:
+        return layer.precision.replace("_", " ")
+    if not prod(layer.shape_after):
+        return "all of it"
+    if layer.removed_units:
+        return f"{layer.removed_units:,} channels"
+    if layer.zeroed_weights:
+        return f"{layer.zeroed_weights:,} of {prod(layer.shape_before):,} weights become zero"
+    return "nothing" if layer.shape_before == layer.shape_after else "inputs, with the layers before"
 
 
 def factor(before: float, after: float, less: str, more: str) -> str:

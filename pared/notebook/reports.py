@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 
 from pared.notebook.pieces import MOST_LAYERS, filled, key_of, of_many, width
 from pared.report_page import curves, numbers, sections, texts
 from pared.report_page.charts import Chart
 from pared.report_page.sections import Bars, Cell, MeasureRow, Table, Tile
-from pared.report_words import factor
+from pared.report_words import factor, what_goes
 from pared.reports import Plan, PlannedLayer, Report
 
 
@@ -82,6 +81,7 @@ def html_of_plan(plan: Plan) -> str:
         files=files,
         layers=layers,
         more_layers=of_many("layers", len(layers), len(plan.layers)),
+        has_reason=any(layer.reason for layer in plan.layers),
         steps=steps if plan.steps else None,
         notes=[texts.sentence(note) for note in shown],
         more_notes=more_notes,
@@ -101,21 +101,12 @@ def _planned(layer: PlannedLayer, layers: Sequence[PlannedLayer]) -> tuple[list[
     """A layer's cells, and its bars beside those of the largest."""
     largest = max(_size(each.shape_before) for each in layers)
     was, now = _size(layer.shape_before), max(0.0, _size(layer.shape_after) - layer.zeroed_weights)
-    if layer.precision:
-        goes = layer.precision.replace("_", " ")
-    elif not prod(layer.shape_after):
-        goes = "all of it"
-    elif layer.removed_units:
-        goes = f"{numbers.count(layer.removed_units)} channels"
-    elif layer.zeroed_weights:
-        goes = f"{numbers.count(layer.zeroed_weights)} weights become zero"
-    else:
-        goes = "nothing"
-    why = f"{goes}: {texts.sentence(layer.reason, 160)}" if layer.reason else goes
+    why = [texts.sentence(layer.reason or "", 160)] if any(each.reason for each in layers) else []
     bars = Bars(
         width(was, largest), width(now, largest), f"{numbers.short(was)} weights before, {numbers.short(now)} after"
     )
-    return [texts.name(layer.name), texts.shape(layer.shape_before), texts.shape(layer.shape_after), why], bars
+    shapes = texts.shape(layer.shape_before), texts.shape(layer.shape_after)
+    return [texts.name(layer.name), *shapes, what_goes(layer), *why], bars
 
 
 def _size(shape: list[int]) -> float:

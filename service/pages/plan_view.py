@@ -7,6 +7,7 @@ from typing import Any
 
 from pared.report_page import numbers
 from pared.report_page.sections import Table
+from pared.report_words import what_goes
 from pared.reports import Plan, PlannedLayer
 
 MOST_LAYERS = 40
@@ -74,21 +75,20 @@ def _tile(what: str, before: Any, after: Any, *, in_bytes: bool = False) -> Tile
 
 
 def _layers(layers: list[PlannedLayer]) -> Table:
+    with_reasons = any(layer.reason for layer in layers)
     rows = [
-        [layer.name, _shape(layer.shape_before), _shape(layer.shape_after), _change(layer)]
+        [
+            layer.name,
+            _shape(layer.shape_before),
+            _shape(layer.shape_after),
+            what_goes(layer),
+            *([layer.reason or ""] if with_reasons else []),
+        ]
         for layer in layers[:MOST_LAYERS]
     ]
     more = len(layers) - len(rows)
     note = f"and {more:,} more layers" if more > 0 else ""
-    return Table(["Layer", "Shape before", "after", "What changes"], rows, note)
-
-
-def _change(layer: PlannedLayer) -> str:
-    if layer.reason:
-        return layer.reason
-    if layer.removed_units:
-        return f"{layer.removed_units:,} channels go"
-    return f"{layer.zeroed_weights:,} weights become zero" if layer.zeroed_weights else layer.precision or ""
+    return Table(["Layer", "Shape before", "after", "Goes", *(["Why no more"] if with_reasons else [])], rows, note)
 
 
 def _shape(shape: list[int]) -> str:

@@ -13,6 +13,9 @@ from pared.notebook.live import Course, in_notebook
 from pared.notebook.records import html_of_job, html_of_jobs, html_of_uploads
 from pared.notebook.style import scoped_style
 from pared.report_page import STYLE
+from pared.report_words import what_goes
+from pared.reports import PlannedLayer
+from service.pages.plan_view import shown_plan
 from tests.unit.test_report_page import CONTROLS, HOSTILE, STORED, Page, stored
 
 MODEL = {
@@ -113,6 +116,24 @@ def test_a_piece_is_one_labelled_element_that_loads_nothing(name: str) -> None:
 
 def words_of(page: Page) -> str:
     return " ".join(" ".join(text for _, text in page.texts).split())
+
+
+def test_what_goes_and_why_no_more_are_two_columns_in_the_same_words_everywhere() -> None:
+    plan = Plan.model_validate(PLAN)
+    web = " ".join(cell for row in shown_plan(plan).layers.rows for cell in row)
+    for shown in (str(plan), web, words_of(Page(plan._repr_html_()))):
+        assert all(text in shown for text in ("20 channels", "inputs, with the layers before", "the model's output"))
+    assert "why no more" in str(plan)
+    whole = PLAN | {"layers": PLAN["layers"][:1]}  # type: ignore[index]
+    assert "why no more" not in str(Plan.model_validate(whole))
+    zeros = {"name": "fc", "shape_before": [40, 90], "shape_after": [40, 90], "zeroed_weights": 1800}
+    for layer, said in (
+        (zeros, "1,800 of 3,600 weights become zero"),
+        (zeros | {"zeroed_weights": 0}, "nothing"),
+        (zeros | {"shape_after": [0, 90]}, "all of it"),
+        (zeros | {"precision": "int8_weights"}, "int8 weights"),
+    ):
+        assert what_goes(PlannedLayer.model_validate(layer)) == said
 
 
 def test_pieces_say_what_they_are_of() -> None:
