@@ -132,6 +132,9 @@ def share(part: Any, whole: Any) -> float | None:
 def product(shape: list[int]) -> float | None:
     """How many numbers a tensor of this shape has; None where they are beyond counting."""
     total = 1.0
-    for length in shape:
-        total *= finite(length) or 0.0
+    try:
+        for length in shape:
+            total *= length
+    except OverflowError:
+        return None
     return finite(total)

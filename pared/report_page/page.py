@@ -36,16 +36,17 @@ def render(report: Report) -> str:
     return environment().get_template("report.html.j2").render(_context(report))
 
 
-def told(report: Report, pick: curves.Pick | None = None) -> dict[str, Any]:
+def told(report: Report, pick: curves.Pick | None = None, *, most_layers: int = sections.MOST_LAYERS) -> dict[str, Any]:
     """What the parts of the template show: verdict, tiles and sections.
 
     Args:
         pick: where a point that the search tried leads to; an empty text: nowhere.
+        most_layers: rows of the table of layers.
     """
     warnings, more_warnings = texts.first(report.warnings, sections.MOST_SENTENCES, "warnings")
     failed, more_failed = texts.first(report.failed_outputs, sections.MOST_SENTENCES, "formats")
     steps, _ = texts.first(report.steps, sections.MOST_ROWS, "steps")
-    layers, more_layers = sections.layer_rows(report.layers)
+    layers, more_layers = sections.layer_rows(report.layers, most_layers)
     classes, more_classes, class_score = sections.class_rows(report)
     training, more_training = curves.training_charts(report)
     spec, more_spec = texts.spec_json(report.reproduce.spec)

@@ -259,19 +259,17 @@ def _width(part: Any) -> float:
 # -- layers -------------------------------------------------------------------------------------
 
 
-def layer_rows(layers: list[LayerReport]) -> tuple[list[LayerRow], str]:
+def layer_rows(layers: list[LayerReport], most: int = MOST_LAYERS) -> tuple[list[LayerRow], str]:
     """A row for each of the largest layers, in the model's order, and what is left out."""
     sizes = [numbers.product(layer.shape_before) or 0.0 for layer in layers]
-    chosen = set(sorted(range(len(layers)), key=lambda at: -sizes[at])[:MOST_LAYERS])
+    chosen = set(sorted(range(len(layers)), key=lambda at: -sizes[at])[:most])
     note = ""
     if len(chosen) < len(layers):
-        others = [layer for at, layer in enumerate(layers) if at not in chosen]
-        was, now = (
-            sum(numbers.product(shape) or 0.0 for shape in shapes)
-            for shapes in ([layer.shape_before for layer in others], [layer.shape_after for layer in others])
-        )
+        others = [at for at in range(len(layers)) if at not in chosen]
+        was = sum(sizes[at] for at in others)
+        now = sum(numbers.product(layers[at].shape_after) or 0.0 for at in others)
         note = (
-            f"These are the {MOST_LAYERS} largest of {len(layers):,} layers. The other {len(others):,} had "
+            f"These are the {most} largest of {len(layers):,} layers. The other {len(others):,} had "
             f"{numbers.short(was)} weights and have {numbers.short(now)}; the report as JSON has them all."
         )
     largest = max(sizes, default=0.0)

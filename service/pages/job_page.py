@@ -36,6 +36,8 @@ LINE_CHARACTERS = 2_000
 MOST_METRICS = 6_000
 """Of a job that runs, the newest so many are drawn."""
 MOST_CHARTS = 8
+MOST_LAYERS = 40
+"""Of a result; the report, as a file or as JSON, has more."""
 
 STAGES: dict[str, str] = {
     "validate": "Check the files",
@@ -286,7 +288,7 @@ def _result(view: JobView, report: Any) -> dict[str, Any]:
         more = {} if point.round_to is None else {"round_to": point.round_to}
         return f"/jobs/new?{urlencode({'from': view.id, 'amount': f'{amount:.6g}'} | more)}"
 
-    return told(checked, pick) | {"told": True, "no_points": _why_no_points(checked)}
+    return told(checked, pick, most_layers=MOST_LAYERS) | {"told": True, "no_points": _why_no_points(checked)}
 
 
 def _why_no_points(report: Report) -> str:
