@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pared.compression.loading.inspection import LITTLE
 from pared.report_words import speed
@@ -126,8 +127,11 @@ def distill_verdict(
     alone = f"the same student reaches {_score(labels_only.metric, labels_only.test.value)} on labels alone"
     if difference == 0:
         return f"{text} Distillation made no difference: {alone} too."
-    if against_labels.p_value >= SIGNIFICANT_P:
+    told = _told_from_chance(against_labels)
+    if told == "no":
         outcome = "made no difference that can be told from chance"
+    elif told == "hardly":
+        outcome = "made a difference that can hardly be told from chance"
     else:
         outcome = f"{'beat' if difference > 0 else 'did worse than'} training on labels alone"
     return (
@@ -279,11 +283,19 @@ def _quality(before: Measurement, after: Measurement, comparison: Comparison | N
     # Both ends in the same unit, and the sign on the number.
     low, high = (_signed(metric, end).removesuffix(" points") for end in (difference.low, difference.high))
     change = f"{_signed(metric, difference.value)} of test {metric_name(metric)} (95 % CI {low} … {high})"
-    if comparison.p_value >= SIGNIFICANT_P:
-        judged = "which the paired test cannot tell from chance"
-    else:
-        judged = "a real loss" if difference.value < 0 else "a real gain"
+    judged = {
+        "yes": "a real loss" if difference.value < 0 else "a real gain",
+        "hardly": "which can hardly be told from chance: the interval and the paired test do not agree",
+        "no": "which the paired test cannot tell from chance",
+    }[_told_from_chance(comparison)]
     return f"{change}, {levels}, {judged} (p = {comparison.p_value:.2g})"
+
+
+def _told_from_chance(comparison: Comparison) -> Literal["yes", "hardly", "no"]:
+    """Whether a difference is one; `hardly`: the interval and the test, which are found in two ways, do not agree."""
+    low, high = comparison.quality_difference.low, comparison.quality_difference.high
+    by_interval, by_test = low > 0 or high < 0, comparison.p_value < SIGNIFICANT_P
+    return "hardly" if by_interval != by_test else "yes" if by_test else "no"
 
 
 def _score(metric: str, value: float) -> str:

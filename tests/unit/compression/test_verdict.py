@@ -1,0 +1,29 @@
+"""A verdict's words agree with its interval and its test."""
+
+from __future__ import annotations
+
+import pytest
+
+from pared.compression.report.verdict import prune_verdict
+from pared.reports import Comparison, Interval, Measurement, Report
+from service.routes.results import EXAMPLE_REPORT
+
+HARDLY = "which can hardly be told from chance: the interval and the paired test do not agree"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (0.001, 0.02, 0.01, "a real gain"),
+        (-0.02, -0.001, 0.01, "a real loss"),
+        (-0.001, 0.02, 0.04, HARDLY),
+        (0.001, 0.02, 0.06, HARDLY),
+        (-0.01, 0.02, 0.3, "which the paired test cannot tell from chance"),
+    ],
+)
+def test_a_gain_is_called_real_where_the_interval_and_the_test_say_so(low: float, high: float, p: float, said: str):
+    report = Report.model_construct(**EXAMPLE_REPORT)
+    before, after = (Measurement.model_validate(each) for each in (report.before, report.after))
+    difference = Interval(value=(low + high) / 2, low=low, high=high)
+    comparison = Comparison(quality_difference=difference, p_value=p, test="mcnemar", equal_predictions=0.9)
+    assert f", {said} (p = {p:.2g})" in prune_verdict("channel", before, after, comparison)
