@@ -263,7 +263,7 @@ class Client(ClientBase):
     def prune(
         self, model: Upload | str | Path, dataset: Upload | str | Path | None = None, **fields: Unpack[PruneJobFields]
     ) -> Job:
-        """Submit a prune job.
+        """Submit a prune job. With a data set it retrains for 5 epochs, if not told; `retrain=None` only prunes.
 
         Args:
             model: an upload, its id, or a file, which is uploaded.

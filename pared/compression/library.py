@@ -66,7 +66,9 @@ def prune(
     directory: str | Path | None = None,
     **fields: Unpack[PruneFields],
 ) -> Result:
-    """Remove weights or channels of a trained model, and retrain it where there is data.
+    """Remove weights or channels of a trained model, and retrain it where there is data: for 5 epochs, if not told.
+
+    `retrain={"epochs": 0}` or `retrain=None` only prunes and measures.
 
     Args:
         model: a module (not changed), a TorchScript, torch.export, ONNX, state dict or safetensors file, or a Hugging

@@ -84,7 +84,7 @@ class PruneStepFields(TypedDict, total=False):
     quantize: QuantizeFields | None
     """After pruning, let weights share values."""
     retrain: RetrainFields | None
-    """How the pruned model is retrained; None does not."""
+    """How the pruned model is retrained; None does not. Left out, where there is a data set: for 5 epochs."""
 
 
 class PruneFields(CommonFields, PruneStepFields, total=False):

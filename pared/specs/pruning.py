@@ -163,7 +163,10 @@ class PruneSpec(CompressionSpec):
     quantize: Quantize | None = Field(
         None, description="After pruning, let weights share values, which makes a `packed` file smaller."
     )
-    retrain: Retrain | None = Field(default_factory=Retrain, description="None, or no data set: prune only.")
+    retrain: Retrain | None = Field(
+        default_factory=Retrain,
+        description="Without it, and with a data set: 5 epochs. None, or no data set: prune only.",
+    )
 
     @model_validator(mode="before")
     @classmethod
