@@ -84,8 +84,7 @@ def watch_job(job_id: JobId, output: OutputOrFolder = None, as_json: AsJson = Fa
     """Follow a job until it has ended, and download its result."""
     with Client() as client:
         job = client.jobs.get(job_id)
-        follow_to_the_end(job, client, output, as_json=as_json)
-        hand_over(job, client, output, as_json=as_json)
+        watch_to_the_end(job, client, output, as_json=as_json)
 
 
 @app.command("cancel")
@@ -217,14 +216,30 @@ def submit_and_follow(client: Client, spec: dict[str, Any], output: list[Path] |
     err.print(with_bold("submitted ", job.id))
     if page := page_of(job, client):
         err.print(f"  its page:  {page}", soft_wrap=True)
+    watch_to_the_end(job, client, output, as_json=as_json)
+
+
+def watch_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
+    """Draw a job until it has ended, download its result and print its report."""
     follow_to_the_end(job, client, output, as_json=as_json)
-    hand_over(job, client, output, as_json=as_json)
+    try:
+        hand_over(job, client, output, as_json=as_json)
+    except KeyboardInterrupt:
+        err.print(
+            f"\nStopped; the job has ended, and its files stay on the server.\n  get them:  {_watch(job, output)}"
+        )
+        raise typer.Exit(DETACHED) from None
 
 
 def page_of(job: Job, client: Client) -> str:
     """The address of a job's page; empty where the server, an older one, has no pages."""
     path = job.links.get("web") or ""
     return f"{client.url}{path}" if path.startswith("/") else ""
+
+
+def _watch(job: Job, output: list[Path] | None) -> str:
+    """The line that follows the job, and downloads what was asked for."""
+    return f"pared jobs watch {job.id}" + "".join(f" -o {shlex.quote(str(path))}" for path in output or [])
 
 
 def follow_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as_json: bool) -> None:
@@ -235,8 +250,7 @@ def follow_to_the_end(job: Job, client: Client, output: list[Path] | None, *, as
         else:
             follow(job, err)
     except KeyboardInterrupt:
-        wanted = "".join(f" -o {shlex.quote(str(path))}" for path in output or [])
-        err.print(f"\nDetached; the job goes on.\n  come back:  pared jobs watch {job.id}{wanted}", soft_wrap=True)
+        err.print(f"\nDetached; the job goes on.\n  come back:  {_watch(job, output)}", soft_wrap=True)
         err.print(f"  cancel it:  pared jobs cancel {job.id}")
         raise typer.Exit(DETACHED) from None
     except JobFailed:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pared.cli.completion import upload_ids
+from pared.cli.exits import DETACHED
 from pared.cli.rendering import counted_bytes, out, plain_table, print_ids, print_json, print_table, with_bold
 from pared.cli.shared_options import AsJson, OnlyIds, Quiet
 from pared.client import Client, Upload, Uploads
@@ -123,10 +124,14 @@ def stored(
             )
         return uploads.get(file_or_id).wait()
     path = Path(file_or_id)
-    with counted_bytes(f"uploading {path.name}", console) as progress:
-        upload = uploads.upload(path, architecture, progress, weights=weights, prefix=prefix)
-    console.print(with_bold("uploaded ", path.name, f" as {upload.id}"))
-    upload.wait()
+    try:
+        with counted_bytes(f"uploading {path.name}", console) as progress:
+            upload = uploads.upload(path, architecture, progress, weights=weights, prefix=prefix)
+        console.print(with_bold("uploaded ", path.name, f" as {upload.id}"))
+        upload.wait()
+    except KeyboardInterrupt:
+        console.print("\nStopped; no job was made. The same command goes on: what is uploaded is not sent again.")
+        raise typer.Exit(DETACHED) from None
     for warning in (upload.inspection or {}).get("warnings", []):
         console.print(f"  Note: {warning}")
     return upload

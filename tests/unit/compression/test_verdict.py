@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pared.compression.report.verdict import prune_verdict
-from pared.reports import Comparison, Interval, Measurement, Report
-from service.routes.results import EXAMPLE_REPORT
+from pared.reports import Comparison, Interval, Report
 
+STORED = Path(__file__).parents[2] / "support/reports/search.json"
 HARDLY = "which can hardly be told from chance: the interval and the paired test do not agree"
 
 
@@ -22,8 +24,7 @@ HARDLY = "which can hardly be told from chance: the interval and the paired test
     ],
 )
 def test_a_gain_is_called_real_where_the_interval_and_the_test_say_so(low: float, high: float, p: float, said: str):
-    report = Report.model_construct(**EXAMPLE_REPORT)
-    before, after = (Measurement.model_validate(each) for each in (report.before, report.after))
+    report = Report.model_validate_json(STORED.read_bytes())
     difference = Interval(value=(low + high) / 2, low=low, high=high)
     comparison = Comparison(quality_difference=difference, p_value=p, test="mcnemar", equal_predictions=0.9)
-    assert f", {said} (p = {p:.2g})" in prune_verdict("channel", before, after, comparison)
+    assert f", {said} (p = {p:.2g})" in prune_verdict("channel", report.before, report.after, comparison)
