@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from pared.compression.devices.placement import device_of
 
@@ -44,8 +44,8 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> int | None:
     Args:
         example: inputs with a batch dimension, of which the first sample is used; none where they are not known.
     """
-    counter = FlopCounterMode(display=False)
-    return _macs(counter) if _counted(module, example, counter) else None
+    counter = _Counter()
+    return counter.macs if _counted(module, example, counter) else None
 
 
 def macs_by_weight(module: nn.Module, example: Sequence[Tensor]) -> tuple[int | None, dict[str, int]]:
@@ -53,24 +53,57 @@ def macs_by_weight(module: nn.Module, example: Sequence[Tensor]) -> tuple[int | 
 
     Products of activations alone, as in attention, belong to no tensor; nor do weights that are computed first.
     """
-    counter = FlopCounterMode(display=False)
+    counter = _Counter()
     names = {tensor.untyped_storage().data_ptr(): name for name, tensor in module.named_parameters()}
     shares = _Shares(counter, names)
-    return (_macs(counter), shares.macs) if _counted(module, example, counter, shares) else (None, {})
+    return (counter.macs, shares.macs) if _counted(module, example, counter, shares) else (None, {})
 
 
-class _Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch declares no types of it
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch declares no types of it
+    """Looks at operators, without importing torch's compiler, which takes seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled
+
+
+class _Counter(_Mode):
+    """Counts as torch's `FlopCounterMode` does, whose count for each module needs torch's compiler imported."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._operations = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds so far."""
+        return self._operations // 2  # torch takes a multiply-add for two operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        out = func(*args, **kwargs)
+        operations = flop_registry.get(func._overloadpacket)
+        if operations is not None:
+            self._operations += operations(*args, **kwargs, out_val=out)
+        return out
+
+
+class _Shares(_Mode):
     """Tells whose weight an operator multiplies with: views of a tensor have its storage."""
 
-    def __init__(self, counter: FlopCounterMode, names: Mapping[int, str]) -> None:
+    def __init__(self, counter: _Counter, names: Mapping[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs: dict[str, int] = {}
         self._counter, self._names = counter, names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = _macs(self._counter)
+        before = self._counter.macs
         out = func(*args, **(kwargs or {}))
-        macs = _macs(self._counter) - before
+        macs = self._counter.macs - before
         if macs:
             tensors = [each for each in args if isinstance(each, Tensor) and each.dim() > 1]
             found = (self._names.get(each.untyped_storage().data_ptr()) for each in reversed(tensors))
@@ -78,10 +111,6 @@ class _Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch decl
             if name is not None:
                 self.macs[name] = self.macs.get(name, 0) + macs
         return out
-
-
-def _macs(counter: FlopCounterMode) -> int:
-    return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
 
 
 def _counted(module: nn.Module, example: Sequence[Tensor], *modes: AbstractContextManager[Any]) -> bool:
