@@ -12,7 +12,7 @@ by one half.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -129,9 +129,11 @@ class _Statistics:
         self._lost = lost
         self._moments: dict[int, tuple[Tracked, _Moments]] = {}  # the tensor is held so that its id stays its own
         self._shortfalls: dict[int, _Shortfall] = {}
+        self._full_variance: Tensor | None = None  # of the layer that is looked at, where it is computed already
 
     def __call__(self, call: Call) -> None:
         """The visitor of `Interpreter`."""
+        self._full_variance = None
         if nature(call.kind) == "layer":
             self._take_up(call)
         elif call.kind == "aten::batch_norm":
@@ -155,12 +157,12 @@ class _Statistics:
         if lost is None or x is None:
             return
         missing = _through_layer(call, _known(x), lost.part)
-        full = _through_layer(call, _known(x), weight.tensor)
+        full = self._full_variance = _variance_through(call, _known(x), weight.tensor)
         others = [dim for dim in range(missing.mean.dim()) if dim != _channel_dim(call, call.results[0])]
         mean, variance = missing.mean.mean(dim=others), missing.variance.mean(dim=others)
         if not mean.any() and not variance.any():
             return  # nothing is known of what was removed
-        share = (variance / full.variance.mean(dim=others)).nan_to_num(0.0)
+        share = (variance / full.mean(dim=others)).nan_to_num(0.0)
         shortfall = _Shortfall(call.results[0], lost.layer, mean, share, bias is not None)
         self._shortfalls[id(shortfall.output)] = shortfall
         if bias is not None:
@@ -194,7 +196,7 @@ class _Statistics:
             return [_of_batch_norm(call)]
         known = [self._of(tracked) for tracked in call.tensors]
         if nature(call.kind) == "layer":
-            return _of_layer(call, known[0])
+            return _of_layer(call, known[0], self._full_variance)
         if nature(call.kind) == "layout" and any(known):
             return _moved(call, known)
         match known:
@@ -219,41 +221,71 @@ def _of_batch_norm(call: Call) -> _Moments:
     return _Moments(part("bias", 0.0), part("weight", 1.0).square())
 
 
-def _of_layer(call: Call, x: _Moments | None) -> list[_Moments]:
-    """A linear layer or convolution; an output all of whose weights are zero is constant, whatever comes in."""
+def _of_layer(call: Call, x: _Moments | None, variance: Tensor | None = None) -> list[_Moments]:
+    """A linear layer or convolution; an output all of whose weights are zero is constant, whatever comes in.
+
+    Args:
+        variance: of its output, where it is computed already.
+    """
     weight, bias = call.arguments["weight"].tensor, call.arguments.get("bias")
     if x is None:
         if weight.dim() < 2 or weight.flatten(1).any(dim=1).all():
             return []
         x = _unknown(call.arguments["input"].tensor.dim())
-    result = _through_layer(call, _known(x), weight, None if bias is None else bias.tensor)
-    missed = x.mean.isnan().double()
-    unknown = _through_layer(call, _Moments(missed, missed), weight).variance > 0
-    return [_narrowed(result.mean.masked_fill(unknown, math.nan), result.variance.masked_fill(unknown, math.nan))]
+    mean = _mean_through(call, _known(x), weight, None if bias is None else bias.tensor)
+    variance = _variance_through(call, _known(x), weight) if variance is None else variance
+    missed = x.mean.isnan()
+    if missed.any():
+        unknown = _variance_through(call, _Moments(missed.double(), missed.double()), weight) > 0
+        mean, variance = mean.masked_fill(unknown, math.nan), variance.masked_fill(unknown, math.nan)
+    return [_narrowed(mean, variance)]
 
 
-def _through_layer(call: Call, x: _Moments, weight: Tensor, bias: Tensor | None = None) -> _Moments:
-    """What a layer with this weight and bias makes of its input, taken as uncorrelated."""
+def _through_layer(call: Call, x: _Moments, weight: Tensor) -> _Moments:
+    """What a layer with this weight, and no bias, makes of its input, taken as uncorrelated."""
+    return _Moments(_mean_through(call, x, weight), _variance_through(call, x, weight))
+
+
+def _mean_through(call: Call, x: _Moments, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    added = _no_bias(call) if bias is None else [bias.double()]
+    return _run_in_order(call, [_as_input(call, x.mean), weight.double(), *added])[0]
+
+
+def _variance_through(call: Call, x: _Moments, weight: Tensor) -> Tensor:
+    return _run_in_order(call, [_as_input(call, x.variance), weight.double().square(), *_no_bias(call)])[0]
+
+
+def _no_bias(call: Call) -> list[Tensor]:
+    own = call.arguments.get("bias")
+    return [] if own is None else [torch.zeros_like(own.tensor, dtype=torch.double)]
+
+
+def _as_input(call: Call, part: Tensor) -> Tensor:
     own_input = call.arguments["input"]
     shape = list(own_input.tensor.shape)
     if _channel_dim(call, own_input) > 0:
-        shape[0] = x.mean.shape[0]  # one sample stands for all where they are alike
-    own = call.arguments.get("bias")
-    nothing = [] if own is None else [torch.zeros_like(own.tensor, dtype=torch.double)]
-    added = nothing if bias is None else [bias.double()]
-    (mean,) = _run_in_order(call, [x.mean.expand(shape), weight.double(), *added])
-    (variance,) = _run_in_order(call, [x.variance.expand(shape), weight.double().square(), *nothing])
-    return _Moments(mean, variance)
+        shape[0] = part.shape[0]  # one sample stands for all where they are alike
+    return part.expand(shape)
 
 
 def _through_function(call: Call, x: _Moments) -> _Moments:
     """Of f(x), x normal, by the trapezoidal rule: f may have kinks, as ReLU has."""
     points, density = _standard_normal()
     mean = square = torch.zeros((), dtype=torch.double)
-    for point, weight in zip(points, density, strict=True):
-        value = _run_in_order(call, [x.mean + x.variance.sqrt() * point])[0].double()
+    for value, weight in zip(_values(call, x, points), density, strict=True):
         mean, square = mean + weight * value, square + weight * value.square()
     return _Moments(mean, (square - mean.square()).clamp(min=0))
+
+
+def _values(call: Call, x: _Moments, points: Tensor) -> Iterator[Tensor]:
+    """The function at so many deviations from the mean each: of few elements all at once."""
+    deviation = x.variance.sqrt()
+    at = (x.mean + deviation * point for point in points)
+    if deviation.dim() and deviation.numel() <= _SMALL:
+        together = torch.cat(list(at))
+        yield from _run_in_order(call, [together])[0].double().split(len(together) // len(points))
+    else:
+        yield from (_run_in_order(call, [tensor])[0].double() for tensor in at)
 
 
 def _pooled(call: Call, x: _Moments) -> _Moments:
@@ -338,6 +370,7 @@ def _standard_normal() -> tuple[Tensor, Tensor]:
     return points, density / density.sum()
 
 
+_SMALL = 8192  # elements
 _SUMS = {"aten::add", "aten::sub"}
 _POOLS = {"aten::mean"} | {
     f"aten::{adaptive}{how}_pool{dims}d"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pared.compression.coupling.interpreter import calls_own_forward, inlined, inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import calls_own_forward, inlined, inlined_graph, nodes_of
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.verify import Mismatch, answers, compare
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.fused import unfused
-from pared.compression.coupling.interpreter import Interpreter, StorageKey, reloaded, storage_key
+from pared.compression.coupling.interpreter import Interpreter, StorageKey, storage_key
 from pared.compression.coupling.labels import FIXED, Labels, Tracked, Units, along
 from pared.compression.coupling.model import (
     COUNTING_ZEROS,
@@ -25,6 +25,7 @@ from pared.compression.coupling.model import (
     over_all,
 )
 from pared.compression.coupling.python_values import UnsupportedGraph
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.rules import LabelTracker, apply_rule
 from pared.compression.coupling.shrink import remove
 from pared.compression.coupling.verify import not_zero, unsound

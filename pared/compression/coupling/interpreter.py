@@ -9,7 +9,6 @@ The graph API used here is private to torch; `tests/unit/compression/test_coupli
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -47,6 +46,7 @@ class Call:
     def __init__(self, step: Step, interpreter: Interpreter, arguments: dict[str, Any], outputs: list[Any]) -> None:
         self.node = step.node
         self.kind = step.kind
+        self.schema = step.schema
         self._interpreter = interpreter
         self.arguments = arguments
         self.outputs = outputs
@@ -80,12 +80,11 @@ class Call:
                 return [replaced(item) for item in value]
             return value
 
-        schema = torch._C.parse_schema(self.node.schema())
-        operator = torch._C._get_operation_overload(schema.name, schema.overload_name)[0]
-        values = [(argument, replaced(self.arguments[argument.name])) for argument in schema.arguments]
+        operator, formal = self._interpreter.operator_of(self.schema)
+        values = [(name, kwarg_only, replaced(self.arguments[name])) for name, kwarg_only in formal]
         result = operator(
-            *[value for argument, value in values if not argument.kwarg_only],
-            **{argument.name: value for argument, value in values if argument.kwarg_only},
+            *[value for _, kwarg_only, value in values if not kwarg_only],
+            **{name: value for name, kwarg_only, value in values if kwarg_only},
         )
         return [result] if isinstance(result, torch.Tensor) else list(result)
 
@@ -239,13 +238,7 @@ class Interpreter:
         schema_text = step.schema
         if schema_text == "(no schema)":
             raise UnsupportedGraph(spoken(step.kind))
-        if schema_text not in self._operators:
-            schema = torch._C.parse_schema(schema_text)
-            operator = torch._C._get_operation_overload(schema.name, schema.overload_name)
-            if operator is None:
-                raise UnsupportedGraph(spoken(step.kind))
-            self._operators[schema_text] = (operator[0], [(a.name, a.kwarg_only) for a in schema.arguments])
-        operator, formal = self._operators[schema_text]
+        operator, formal = self.operator_of(schema_text)
         plain = [unwrapped(arg) for arg in args]
         positional = [value for value, (_, kwarg_only) in zip(plain, formal, strict=True) if not kwarg_only]
         named = {name: value for value, (name, kwarg_only) in zip(plain, formal, strict=True) if kwarg_only}
@@ -257,6 +250,20 @@ class Interpreter:
         if step.kind.endswith("_") and isinstance(args[0], Tracked) and call.results:
             args[0].layers = call.results[0].layers  # in place: all who hold the tensor see the result
         return call.outputs
+
+    def operator_of(self, schema_text: str) -> tuple[Any, list[tuple[str, bool]]]:
+        """The operator of a schema, and the names of its arguments with whether they are given by name alone.
+
+        Raises:
+            UnsupportedGraph: it has none.
+        """
+        if schema_text not in self._operators:
+            schema = torch._C.parse_schema(schema_text)
+            operator = torch._C._get_operation_overload(schema.name, schema.overload_name)
+            if operator is None:
+                raise UnsupportedGraph(spoken(schema.name))
+            self._operators[schema_text] = (operator[0], [(a.name, a.kwarg_only) for a in schema.arguments])
+        return self._operators[schema_text]
 
 
 class _Block:
@@ -355,22 +362,6 @@ def id_of(node: Node) -> str:
     """A name for a node that is the same whichever Python object wraps it."""
     names = [value.debugName() for value in outputs_of(node)]
     return f"{node.kind()}:{','.join(names)}" if names else f"{node.kind()}:{hash(node)}"
-
-
-def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """A deep copy through TorchScript's own format, so that no compiled plan of the original comes along.
-
-    Its tensors are on the CPU. Devices that its code names are those of the original: place it where it is to run.
-    """
-    buffer = io.BytesIO()
-    torch.jit.save(module, buffer)
-    buffer.seek(0)
-    copied: torch.jit.ScriptModule = torch.jit.load(buffer, map_location="cpu")  # type: ignore[no-untyped-call]
-    # Gradients are not asked for by the file for tensors that were frozen by hand.
-    for new, old in zip(copied.parameters(), module.parameters(), strict=True):
-        new.requires_grad_(old.requires_grad)
-    copied.train(module.training)
-    return copied
 
 
 def storage_key(tensor: torch.Tensor) -> StorageKey:

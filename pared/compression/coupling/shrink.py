@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
+from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, storage_key
 from pared.compression.coupling.model import CountedPatch, Removed
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.writing import Indices, kept_count, write
 
 

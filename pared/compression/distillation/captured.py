@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pared.compression.coupling.interpreter import reloaded
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.devices.placement import device_of, place_graph
 
 _OPERATORS = (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import reloaded
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.export.checking import check, of_the_machine, reason
 from pared.compression.export.free_sizes import BATCH, Asked, Names, Sized, symbols, tried
 from pared.compression.export.onnx_files import like_the_upload, store_in, with_types

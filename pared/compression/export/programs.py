@@ -20,8 +20,9 @@ from torch.export import Dim
 from torch.utils._pytree import tree_map_only
 
 from pared.compression.coupling.fused import ON_TENSORS
-from pared.compression.coupling.interpreter import Interpreter, Step, reloaded, storage_key
+from pared.compression.coupling.interpreter import Interpreter, Step, storage_key
 from pared.compression.coupling.labels import Tracked
+from pared.compression.coupling.reloading import reloaded
 
 FreeDims = Sequence[frozenset[int]]
 """The dimensions of each input that may have any size."""

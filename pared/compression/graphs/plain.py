@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded, storage_key
+from pared.compression.coupling.interpreter import inlined_graph, nodes_of, storage_key
 from pared.compression.coupling.python_values import Node
+from pared.compression.coupling.reloading import reloaded
 
 _FUSED = "aten::_transformer_encoder_layer_fwd"
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import OWN_FORWARD, reloaded
+from pared.compression.coupling.interpreter import OWN_FORWARD
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.loading.script_files import edited
 from pared.errors import ValidationError
 from pared.specs import TensorSpec

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from pared.compression.coupling.interpreter import (
-    Interpreter,
-    inlined,
-    inlined_graph,
-    nodes_of,
-    outputs_of,
-    reloaded,
-)
+from pared.compression.coupling.interpreter import Interpreter, inlined, inlined_graph, nodes_of, outputs_of
 from pared.compression.coupling.labels import Tracked
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.rules import nature
 from pared.compression.coupling.verify import TOLERANCE, flat_tensors, relative_difference
 from pared.compression.graphs.flow import Flow, Step, erase_dead

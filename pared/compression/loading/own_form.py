@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import inlined_graph, nodes_of
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.devices.placement import graphs_of
 
 _NUMBERS = {torch.float16: 5, torch.float64: 7, torch.bfloat16: 15}

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pared.compression.coupling.interpreter import inlined_graph, is_constant, nodes_of, reloaded
+from pared.compression.coupling.interpreter import inlined_graph, is_constant, nodes_of
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.devices.placement import graphs_of
 
 _MADE_FOR = ("aten::zeros", "aten::new_zeros", "aten::expand")

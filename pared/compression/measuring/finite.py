@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
 from pared.compression.coupling.groups import scripted
-from pared.compression.coupling.interpreter import Call, Interpreter, reloaded
+from pared.compression.coupling.interpreter import Call, Interpreter
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.python_values import spoken
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.devices.placement import place
 from pared.compression.devices.values import CPU

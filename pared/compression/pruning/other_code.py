@@ -23,11 +23,11 @@ from pared.compression.coupling.interpreter import (
     inlined,
     inlined_graph,
     nodes_of,
-    reloaded,
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.python_values import UnsupportedGraph, truth
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.shrink import tensors_of
 from pared.compression.coupling.verify import Mismatch, answers, check
 from pared.compression.loading import LoadedModel

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.coupling import find_groups
-from pared.compression.coupling.interpreter import inlined_graph, reloaded
+from pared.compression.coupling.interpreter import inlined_graph
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.verify import answers
 from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.loading import LoadedModel

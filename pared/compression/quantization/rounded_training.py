@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from pared.compression.coupling.interpreter import inlined_graph, reloaded, storage_key
+from pared.compression.coupling.interpreter import inlined_graph, storage_key
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.graphs.plain import spell_out_lists
 from pared.compression.quantization.int8 import LARGEST, Rounded
 from pared.compression.quantization.script import read_of, reads_of

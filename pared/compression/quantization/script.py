@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, reloaded, storage_key
+from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, storage_key
 from pared.compression.coupling.python_values import Node
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.graphs.plain import spell_out_lists
 from pared.compression.graphs.rebuilding import without_unused
 from pared.compression.quantization.int8 import Rounded, pays, rounded

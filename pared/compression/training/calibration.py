@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import reloaded
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.data.samples import Inputs
 from pared.compression.devices.memory import BatchSize
 from pared.compression.devices.placement import place

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove, unsound
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of, reloaded
+from pared.compression.coupling.interpreter import inlined_graph, nodes_of
 from pared.compression.coupling.model import merge
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.rules import RULES, Rule
 from pared.compression.coupling.rules.layout import layout
 from pared.errors import ModelFailed

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pared.compression.coupling import find_groups
-from pared.compression.coupling.interpreter import reloaded
+from pared.compression.coupling.reloading import reloaded
 from tests.unit.compression.test_coupling import as_file, assert_removing_equals_zeroing, every_other, remove
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5], [1, 1, 2, 3, 5]])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.compression.coupling.interpreter import reloaded
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.loading.folders.folder import ModelFolder
 from pared.compression.loading.loaded import first_line, shape_text
 from pared.errors import ShapeMismatch, UnsupportedModel

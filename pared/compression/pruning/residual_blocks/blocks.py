@@ -17,11 +17,11 @@ from pared.compression.coupling.interpreter import (
     inputs_of,
     nodes_of,
     outputs_of,
-    reloaded,
     storage_key,
 )
 from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.python_values import UnsupportedGraph
+from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.graphs.flow import Flow, erase_dead
 from pared.compression.graphs.plain import in_plain_steps
