@@ -23,7 +23,7 @@ from pared.state.references import table_of
 from pared.state.session import Sessions
 from pared.state.tables import Artifact, Dataset, Job, Model
 from pared.statuses import ENDED
-from worker import protocol, spans, waiting_results
+from worker import kept_plans, protocol, spans, waiting_results
 from worker.attempt_types import (
     Canceled,
     Claim,
@@ -171,6 +171,9 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[
     claim.span.stage("fetch")
     try:
         inputs = lease.write(lambda: _inputs(worker, claim))
+        plan_key = _plan_key(worker, claim, inputs)
+        if plan_key is not None and (plan := worker.plans.find(claim.owner, plan_key)) is not None:
+            return Succeeded(plan), quota
         for upload in inputs:
             _fetch(worker.store, upload, folder)
         resume, checkpoints = _fetch_checkpoint(worker.store, claim, folder)
@@ -233,6 +236,8 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[
         return Failed(over), quota  # since it was last looked at; from here on it is copied
     if answers is not None and isinstance(ending, Succeeded):
         worker.answers.take(claim.owner, answers, folder)
+    if plan_key is not None and isinstance(ending, Succeeded):
+        worker.plans.keep(claim.owner, plan_key, ending.report)
     return ending, quota
 
 
@@ -258,6 +263,15 @@ def _answers_key(claim: Claim, inputs: list[_Upload]) -> str | None:
         if upload.kind == "model" and upload.role.startswith(prefix)
     ]
     return key_of(teachers, data, claim.spec)
+
+
+def _plan_key(worker: Worker, claim: Claim, inputs: list[_Upload]) -> str | None:
+    """Where the plan is kept that the job makes; None: it makes none, or one that is made each time."""
+    if claim.type.name != "plan":
+        return None
+    uploads = [(upload.role, upload.filename, upload.sha256, upload.about) for upload in inputs]
+    where = [worker.threads, worker.settings.memory_bytes, worker.confinement.level, claim.device]
+    return kept_plans.key_of(uploads, claim.spec, where)
 
 
 def _notes(worker: Worker, claim: Claim) -> list[str]:

@@ -14,6 +14,7 @@ from pared.state.settings import Settings
 from worker.devices import CPU_ALONE, Serving
 from worker.forkserver import ForkServer
 from worker.kept_answers import KeptAnswers
+from worker.kept_plans import KeptPlans
 from worker.lease import Lease, LeaseLost
 from worker.sandbox import Confinement
 from worker.shutdown import Shutdown
@@ -37,6 +38,11 @@ class Worker:
         """What jobs on this machine keep of teachers."""
         folder = self.settings.data_dir.resolve() / "teacher-answers"
         return KeptAnswers(folder, self.settings.teacher_answers_bytes)
+
+    @cached_property
+    def plans(self) -> KeptPlans:
+        """The plans that this machine has made."""
+        return KeptPlans(self.settings.data_dir.resolve() / "plans")
 
     @property
     def confinement(self) -> Confinement:

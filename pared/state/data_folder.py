@@ -43,7 +43,7 @@ def close_to_others(settings: Settings) -> None:
 
 def _make_what_will_be_there(settings: Settings, folder: Path) -> None:
     """Once these are there, whoever uses them keeps their modes."""
-    names = ["logs", "teacher-answers", _SCRATCH]
+    names = ["logs", "plans", "teacher-answers", _SCRATCH]
     names += [] if settings.objects_url else ["objects"]
     names += [settings.staging_dir.name] if isinstance(settings.objects_place, Bucket) else []
     names += [] if settings.broker_url else ["broker"]

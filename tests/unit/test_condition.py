@@ -73,7 +73,7 @@ def test_the_data_directory_is_closed_to_other_users(tmp_path):
     if os.geteuid() == 0:  # whose children pass through
         assert mode(data) & 0o007 == 0o001
         assert {path.name: mode(path) & 0o007 for path in data.iterdir()} == {
-            "scratch": 0o001, "logs": 0, "teacher-answers": 0, "objects": 0, "broker": 0, "pared.db": 0,
+            "scratch": 0o001, "logs": 0, "plans": 0, "teacher-answers": 0, "objects": 0, "broker": 0, "pared.db": 0,
         }  # fmt: skip
 
 
