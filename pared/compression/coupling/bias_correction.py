@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from pared.compression.coupling.model import Removed
 from pared.compression.coupling.python_values import UnsupportedGraph
 from pared.compression.coupling.rules import nature
 from pared.compression.coupling.shrink import kept_part, tensors_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,27 @@ class _Moments:
 class _Shortfall:
     """What is missing in a layer's output, each of shape (channels,): of the mean, and as a share of the variance."""
 
-    output: Tracked  # held so that its id stays its own
     layer: str
     mean: Tensor
     variance_share: Tensor
     has_bias: bool
+
+
+class _OfTensors(Generic[T]):
+    """What is known of tensors, none of which it holds: they may take more memory than the model."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[ReferenceType[Tracked], T]] = {}
+
+    def know(self, tracked: Tracked, what: T) -> None:
+        self._known[id(tracked)] = ref(tracked), what
+
+    def forget(self, tracked: Tracked) -> None:
+        self._known.pop(id(tracked), None)
+
+    def of(self, tracked: object) -> T | None:
+        known = self._known.get(id(tracked))
+        return known[1] if known is not None and known[0]() is tracked else None
 
 
 class _Statistics:
@@ -127,8 +147,8 @@ class _Statistics:
         self.changes: dict[str, list[Tensor]] = {}
         self.corrected: set[str] = set()
         self._lost = lost
-        self._moments: dict[int, tuple[Tracked, _Moments]] = {}  # the tensor is held so that its id stays its own
-        self._shortfalls: dict[int, _Shortfall] = {}
+        self._moments: _OfTensors[_Moments] = _OfTensors()
+        self._shortfalls: _OfTensors[_Shortfall] = _OfTensors()
         self._full_variance: Tensor | None = None  # of the layer that is looked at, where it is computed already
 
     def __call__(self, call: Call) -> None:
@@ -140,13 +160,13 @@ class _Statistics:
             self._renormalize(call)
         moments_after = self._after(call)
         if call.kind.endswith("_") and not call.kind.endswith("__"):
-            self._moments.pop(id(call.tensors[0]), None)
+            self._moments.forget(call.tensors[0])
             # All who hold the tensor see the result.
             moments_after, results = moments_after[:1] * 2, [call.tensors[0], *call.results]
         else:
             results = call.results
         for result, moments in zip(results, moments_after, strict=False):
-            self._moments[id(result)] = result, moments
+            self._moments.know(result, moments)
 
     # -- what is missing ------------------------------------------------------------------------
 
@@ -163,14 +183,14 @@ class _Statistics:
         if not mean.any() and not variance.any():
             return  # nothing is known of what was removed
         share = (variance / full.mean(dim=others)).nan_to_num(0.0)
-        shortfall = _Shortfall(call.results[0], lost.layer, mean, share, bias is not None)
-        self._shortfalls[id(shortfall.output)] = shortfall
+        shortfall = _Shortfall(lost.layer, mean, share, bias is not None)
+        self._shortfalls.know(call.results[0], shortfall)
         if bias is not None:
             self._change(shortfall, bias, mean)
 
     def _renormalize(self, call: Call) -> None:
         """A batch norm behind such a layer: its running statistics become those of what is left."""
-        shortfall = self._shortfalls.get(id(call.arguments["input"]))
+        shortfall = self._shortfalls.of(call.arguments["input"])
         mean, variance = call.arguments.get("running_mean"), call.arguments.get("running_var")
         if shortfall is None or mean is None or variance is None:
             return
@@ -187,8 +207,7 @@ class _Statistics:
     # -- what is known of a tensor --------------------------------------------------------------
 
     def _of(self, tracked: Tracked) -> _Moments | None:
-        known = self._moments.get(id(tracked))
-        return None if known is None else known[1]
+        return self._moments.of(tracked)
 
     def _after(self, call: Call) -> list[_Moments]:
         """The moments of a call's results; none where nothing is known."""

@@ -171,7 +171,7 @@ class Interpreter:
                     continue
 
     def _run_block(self, block: _Block, env: dict[str, Any]) -> list[Any]:
-        for step in block.steps:
+        for step, done_with in zip(block.steps, block.done_with, strict=True):
             try:
                 outputs = self._run_step(step, env)
             except UnsupportedGraph:
@@ -181,6 +181,8 @@ class Interpreter:
                     f"{spoken(step.kind)} ({type(error).__name__}: {telling_line(error)})"
                 ) from error
             env.update(zip(step.outputs, outputs, strict=True))
+            for name in done_with:
+                del env[name]
         return [env[name] for name in block.outputs]
 
     def _run_step(self, step: Step, env: dict[str, Any]) -> list[Any]:
@@ -284,6 +286,23 @@ class _Block:
     def outputs(self) -> list[str]:
         return [value.debugName() for value in self._block.outputs()]
 
+    @cached_property
+    def reads(self) -> set[str]:
+        """All that its steps read, or it gives."""
+        return set(self.outputs).union(*(step.reads for step in self.steps))
+
+    @cached_property
+    def done_with(self) -> list[list[str]]:
+        """Of each step, which values that the block itself makes are read by no later one."""
+        made = {name for step in self.steps for name in step.outputs}
+        later, done_with = set(self.outputs), []
+        for step in reversed(self.steps):
+            last = made & (step.reads | set(step.outputs)) - later
+            done_with.append(sorted(last))
+            later |= last
+        done_with.reverse()
+        return done_with
+
 
 class Step:
     """A node of the graph."""
@@ -296,6 +315,11 @@ class Step:
         self.blocks = [_Block(block) for block in blocks_of(node)]
         is_value = self.kind == "prim::Constant" and node.hasAttribute("value")
         self.constant = node.output().toIValue() if is_value else None
+
+    @cached_property
+    def reads(self) -> set[str]:
+        """The values that it needs, those inside of its blocks included."""
+        return set(self.inputs).union(*(block.reads for block in self.blocks))
 
     @cached_property
     def schema(self) -> str:
