@@ -91,8 +91,8 @@ def main() -> None:
     ]
     text = (
         f"## Plans\n\n`make bench-plans` on {machine()}: a third of the channels, planned with one thread, each file "
-        "in a process of its own. Memory is the most that the process came to hold beyond what it held before, over the "
-        "size of the file. Other programs ran on the machine: the wall clock tells of them too.\n\n"
+        "in a process of its own. Memory is the most that the process came to hold beyond what it held before, over "
+        "the size of the file. Other programs ran on the machine: the wall clock tells of them too.\n\n"
     )
     write_section("plans", text + table(header, rows))
 

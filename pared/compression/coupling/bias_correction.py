@@ -302,7 +302,7 @@ def _values(call: Call, x: _Moments, points: Tensor) -> Iterator[Tensor]:
     at = (x.mean + deviation * point for point in points)
     if deviation.dim() and deviation.numel() <= _SMALL:
         together = torch.cat(list(at))
-        yield from _run_in_order(call, [together])[0].double().split(len(together) // len(points))
+        yield from torch.split(_run_in_order(call, [together])[0].double(), len(together) // len(points))
     else:
         yield from (_run_in_order(call, [tensor])[0].double() for tensor in at)
 

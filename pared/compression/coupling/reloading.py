@@ -48,23 +48,25 @@ def _reloaded_code(cpp_module: Any, held: list[tuple[Any, str, Tensor]]) -> torc
 
 
 def _as_shared(originals: list[Tensor], copies: list[Tensor]) -> list[Tensor]:
-    """The copies, of which those share memory whose originals do."""
+    """The copies, of which those are one tensor, or share memory, whose originals do."""
     users: dict[int, set[int]] = {}
     for tensor in originals:
         users.setdefault(tensor.untyped_storage().data_ptr(), set()).add(id(tensor))
     storages: dict[int, Any] = {}
-    shared = []
+    made: dict[int, Tensor] = {}
     for original, own in zip(originals, copies, strict=True):
-        storage = original.untyped_storage()
+        if id(original) in made:
+            continue
+        storage: Any = original.untyped_storage()
         whole = storage.nbytes() == original.numel() * original.element_size() and original.stride() == own.stride()
         if whole and len(users[storage.data_ptr()]) == 1:
-            shared.append(own.detach())
+            made[id(original)] = own.detach()
             continue
         if storage.data_ptr() not in storages:
             storages[storage.data_ptr()] = storage.clone()
         place = original.storage_offset(), original.shape, original.stride()
-        shared.append(original.detach().new_empty(0).set_(storages[storage.data_ptr()], *place))
-    return shared
+        made[id(original)] = original.detach().new_empty(0).set_(storages[storage.data_ptr()], *place)
+    return [made[id(original)] for original in originals]
 
 
 def _loaded(cpp_module: Any) -> torch.jit.ScriptModule:
@@ -90,7 +92,7 @@ def _is_plain(layer: Any) -> bool:
     kinds = layer._type().containedTypes()
     tensors = len(_C.ParameterDict(layer).items()) + len(_C.BufferDict(layer).items())
     return (
-        all(isinstance(kind, _PLAIN) for kind in kinds)
+        all(isinstance(kind, (_C.TensorType, _C.ClassType)) or _is_simple(kind) for kind in kinds)
         and sum(isinstance(kind, _C.TensorType) for kind in kinds) == tensors
         and sum(isinstance(kind, _C.ClassType) for kind in kinds) == len(_C.ModuleDict(layer).items())
         and not layer._has_method("__getstate__")
@@ -103,4 +105,11 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.device.type == "cpu" and not special
 
 
-_PLAIN = (_C.TensorType, _C.BoolType, _C.IntType, _C.FloatType, _C.NoneType, _C.ClassType)
+def _is_simple(kind: Any) -> bool:
+    """Whether no value of a type holds a tensor or an object."""
+    parts = kind.containedTypes()
+    return isinstance(kind, _SIMPLE) or (isinstance(kind, _CONTAINERS) and all(map(_is_simple, parts)))
+
+
+_SIMPLE = (_C.BoolType, _C.IntType, _C.FloatType, _C.StringType, _C.DeviceObjType, _C.NoneType)
+_CONTAINERS = (_C.OptionalType, _C.ListType, _C.TupleType, _C.DictType)
