@@ -60,6 +60,12 @@ class Servers:
         self.postgres = self._start_postgres_again()
         self._wait_for_postgres()
 
+    def crash_postgres(self) -> None:
+        """Kill PostgreSQL with all its processes, as a machine that loses power, and start it again."""
+        self.postgres.kill()
+        self.postgres = self._start_postgres_again()
+        self._wait_for_postgres()
+
     def _postgres_url(self, database: str) -> str:
         return f"postgresql://pared:{self._password}@127.0.0.1:{self.postgres_port}/{database}"
 

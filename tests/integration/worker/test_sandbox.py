@@ -94,8 +94,6 @@ def _confined(folder: Path, gpu: bool, body: str) -> str:
 import os
 from pathlib import Path
 from pared import gpus
-from tests.integration.worker.test_attempt import child_pids
-from tests.support.campaign import counted
 from worker import sandbox
 gpus.device_files = lambda card=None: [Path({str(folder / "nvidia0")!r})]
 sandbox.restrict(
