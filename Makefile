@@ -186,7 +186,9 @@ fuzz: $(DEV)  ## Five hundred random graphs lose channels and answer as they mus
 # tests/support/campaign.py has how sizes are given, and how the counted lines are shown at the end.
 campaign: $(DEV)  ## Every threat and fault at its full size, a counted line each; each parser is fuzzed for an hour: FUZZ_MINUTES=60
 	PARED_FUZZ_MINUTES=$(or $(FUZZ_MINUTES),60) $(BIN)/python -m pytest -n 3 --no-loadscope-reorder -m campaign \
-		tests/faults tests/threats tests/integration/worker/test_sandbox.py
+		tests/faults tests/threats tests/integration/worker/test_sandbox.py tests/integration/worker/test_recovery.py \
+		tests/integration/state/test_lifecycle_machine.py tests/integration/state/test_webhooks.py \
+		tests/integration/service/test_results.py
 
 clean:  ## Remove what make made
 	rm -rf .venv .venv-torch-* build dist ./*.egg-info demo-data

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import statistics
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,9 @@ from tests.support.processes import Process, Processes, wait_for
 from tests.support.servers import Servers
 from tests.support.stack import ENDED, Stack, new_stack
 from worker.forkserver import CHILD_NAME
+
+RESUMED_S = 60.0
+"""In which a job whose worker is gone must run again."""
 
 
 @pytest.fixture(params=["embedded", pytest.param("servers", marks=pytest.mark.campaign)])
@@ -108,17 +112,16 @@ def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) 
     stack.succeeded(undisturbed)
 
     job = stack.submit(spec)
-    lost = []
+    took = []
     for kill in range(count):
         before = checkpoint_step(stack, job)
         wait_for(lambda since=before: checkpoint_step(stack, job) > since, f"a checkpoint after {before}")
         time.sleep(random.uniform(0, 0.3))  # somewhere within the epoch that follows
-        last = checkpoint_step(stack, job)
         worker = replace_worker(stack, worker, alone=kill % 2 == 1)
         killed_at = time.monotonic()
         fence = stack.job_row(job).fence
         wait_for(lambda since=fence: stack.job_row(job).fence > since or stack.job_row(job).status in ENDED, "resumed")
-        lost.append((last, round(time.monotonic() - killed_at, 1)))
+        took.append(time.monotonic() - killed_at)
     report = stack.succeeded(job)
     assert_settled(stack, [job], once=False)
     assert len(report["history"]) == epochs, "resumed from checkpoints, each epoch counted once"
@@ -126,7 +129,11 @@ def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) 
     # At most the epoch under way is trained again after each kill.
     trained = [e["data"] for e in stack.events(job) if e["event"] == "metric" and e["data"]["name"] == "train_loss"]
     assert len(trained) <= epochs + count
-    print(f"\n{stack.backend}: {count} kills; (checkpoint, seconds until claimed again): {lost}")
+    assert max(took) <= RESUMED_S
+    print(
+        f"\n{stack.backend}: {count} workers killed in mid-epoch: resumed after {statistics.median(took):.1f} s (p50), "
+        f"at most {max(took):.1f} s; {len(trained) - epochs} of {epochs} epochs trained twice, the result is the same"
+    )
 
 
 @counted(None, 10)

@@ -186,7 +186,7 @@ class Load:
         assert not ended, "a cancel that was answered 202 canceled"
         for path, sha256 in self.uploads.items():
             row = self.stack.get(path)
-            assert (row["status"], row["sha256"]) == ("ready", sha256), row
+            assert (row["status"], row["sha256"]) == ("ready", sha256), f"{path}: {row['status']}, {row.get('reason')}"
         for path in self.deleted:
             assert self.stack.http.get(path).status_code == 404, path
         return Counter(rows.values())
