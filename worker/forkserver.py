@@ -38,6 +38,8 @@ _POLL_S = 0.1
 _FORK_TIMEOUT_S = 600.0
 _ANSWER = 3  # among the descriptors of an order
 _MESSAGES_FD = 3
+_BY_OTHERS = {signal.SIGKILL, signal.SIGTERM}
+"""What nothing does to itself: the kernel where memory is short, or a person, ended it."""
 
 # -- the worker's side --------------------------------------------------------------------------
 
@@ -53,14 +55,24 @@ class Child:
 
     def how_it_ended(self, timeout_s: float) -> str | None:
         """How the child ended, in words; None: it lives. The child is not reaped, so its process id stays its own."""
+        info = self._ending(timeout_s)
+        if info is None:
+            return None
+        if info.si_code == os.CLD_EXITED:
+            return f"ended with exit status {info.si_status}"
+        hint = " (often: the machine has no memory left)" if info.si_status == signal.SIGKILL else ""
+        return f"was ended by {_signal_name(info.si_status)}{hint}"
+
+    def ended_by_others(self, timeout_s: float) -> bool:
+        """Whether the child ended, and for nothing that it did itself, as far as its status tells."""
+        info = self._ending(timeout_s)
+        return info is not None and info.si_code != os.CLD_EXITED and info.si_status in _BY_OTHERS
+
+    def _ending(self, timeout_s: float) -> os.waitid_result | None:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
-            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if info:
-                if info.si_code == os.CLD_EXITED:
-                    return f"ended with exit status {info.si_status}"
-                hint = " (often: the machine has no memory left)" if info.si_status == signal.SIGKILL else ""
-                return f"was ended by {_signal_name(info.si_status)}{hint}"
+            if info := os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return info
             time.sleep(_POLL_S / 2)
         return None
 
@@ -81,8 +93,14 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-class _ServerEnded(OSError):
-    pass
+class ServerEnded(OSError):
+    """There is no child, for the process that children are forked from has ended."""
+
+    def __init__(self, status: int) -> None:
+        """Args: status: as of `subprocess.Popen`."""
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        super().__init__(errno.ECHILD, f"the process that children are forked from ended with {how}")
+        self.by_others = -status in _BY_OTHERS
 
 
 class ForkServer:
@@ -141,7 +159,7 @@ class ForkServer:
             had_started = self._process is not None
             try:
                 return self._ask(folder, line, stop)
-            except _ServerEnded:
+            except ServerEnded:
                 # Since the last child, such as for want of memory; one that ends while it loads would do so again.
                 if not had_started:
                     raise
@@ -202,17 +220,17 @@ class ForkServer:
                 with suppress(ChildProcessError):
                     os.waitpid(int(pid), 0)
                 raise OSError(errno.ECHILD, "the child ended before it began")
-        if (how := self._how_it_ended()) is not None:
-            raise _ServerEnded(errno.ECHILD, f"the process that children are forked from ended with {how}")
+        if (status := self._status_of_ended()) is not None:
+            raise ServerEnded(status)
         raise OSError(errno.ECHILD, "the child was ended before it was forked")
 
-    def _how_it_ended(self) -> str | None:
-        """How the fork server ended, in words, and forget it; None: it lives."""
+    def _status_of_ended(self) -> int | None:
+        """The fork server's exit status, and forget it; None: it lives."""
         assert self._process is not None  # noqa: S101 - it has been asked
         with suppress(subprocess.TimeoutExpired):
             status = self._process.wait(1)
             self._end()
-            return f"signal {-status}" if status < 0 else f"exit status {status}"
+            return status
         return None
 
     def _start(self) -> socket.socket:

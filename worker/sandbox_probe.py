@@ -30,16 +30,28 @@ import structlog
 
 from pared import gpus
 from worker import child_processes, forkserver, sandbox, seccomp
-from worker.forkserver import Child, ForkServer
+from worker.forkserver import Child, ForkServer, ServerEnded
 from worker.sandbox import Confinement, Level
 
 PROBE_TIMEOUT_S = 60.0
 PLANTED = "pared-planted-secret"
 _ROOM_BYTES = 1 << 16
+_EXIT_S = 5.0
+_TRIES = 3
+_SAYS_NOTHING = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ECHILD}
+"""Why there is no child: the machine is short of something, or somebody ended it before it was one."""
 
 log = structlog.get_logger()
 
 # -- the parent's side --------------------------------------------------------------------------
+
+
+class NothingShown(OSError):
+    """The child was ended by others, or not even forked. That says nothing about the sandbox."""
+
+
+class _Unanswered(NothingShown):
+    """It took too long: the machine is slow, or the child hangs."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None)
             out: if there are any.
 
     Raises:
+        NothingShown: the children were ended by others, again and again.
         OSError: there is no room for the attempts, so that nothing was shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +82,7 @@ def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None)
     for level in levels[levels.index(highest) :] if highest in levels else ():
         for uid in (sandbox.NOBODY, None) if os.geteuid() == 0 else (None,):
             confinement = Confinement(level, uid)
-            outcomes = [probe_level(folder, confinement, gpu=form) for form in forms]
+            outcomes = [_shown(folder, confinement, form) for form in forms]
             failed = {name for outcome in outcomes for name, correct in outcome.items() if not correct}
             if refused := sorted(failed & _FOR_CUDA.keys()):
                 log.warning("sandbox_too_tight_for_cuda", refused=refused)
@@ -78,6 +91,18 @@ def probe(folder: Path, highest: Level = "standard", *, gpu: bool | None = None)
                 return ProbeResult(confinement, escaped)
             escaped[f"{level} as {'this user' if uid is None else uid}"] = wrong or ["the child did not run"]
     return ProbeResult(Confinement("none"), escaped)
+
+
+def _shown(folder: Path, confinement: Confinement, gpu: bool) -> dict[str, bool]:
+    """What `probe_level` finds, tried again where that is nothing; a child that never answers did not run."""
+    for tries in range(1, _TRIES + 1):
+        try:
+            return probe_level(folder, confinement, gpu=gpu)
+        except NothingShown as error:
+            log.warning("sandbox_probe_disturbed", level=confinement.level, tries=tries, reason=str(error))
+            if tries == _TRIES and not isinstance(error, _Unanswered):
+                raise
+    return {}
 
 
 def probe_level(folder: Path, confinement: Confinement, *, gpu: bool = False) -> dict[str, bool]:
@@ -93,6 +118,7 @@ def probe_level(folder: Path, confinement: Confinement, *, gpu: bool = False) ->
         when the child did not run.
 
     Raises:
+        NothingShown: the child was ended by others, or could not be made for want of something.
         OSError: there is no room for it in the folder: what a full disk refuses, the sandbox does not.
     """
     with (
@@ -129,6 +155,8 @@ def probe_level(folder: Path, confinement: Confinement, *, gpu: bool = False) ->
         try:
             child = server.child(scratch, request)
         except OSError as error:
+            if error.by_others if isinstance(error, ServerEnded) else error.errno in _SAYS_NOTHING:
+                raise NothingShown(error.errno, error.strerror) from error
             log.debug("sandbox_probe_not_started", uid=confinement.uid, reason=str(error))
             outcome = {}
         else:
@@ -146,7 +174,13 @@ def probe_level(folder: Path, confinement: Confinement, *, gpu: bool = False) ->
 
 
 def _read(child: Child) -> dict[str, bool]:
-    timer = threading.Timer(PROBE_TIMEOUT_S, child_processes.kill_session, (child.pid, signal.SIGKILL))
+    late = threading.Event()
+
+    def end_it() -> None:
+        late.set()
+        child_processes.kill_session(child.pid, signal.SIGKILL)
+
+    timer = threading.Timer(PROBE_TIMEOUT_S, end_it)
     timer.start()
     os.set_blocking(child.messages, True)
     try:
@@ -154,6 +188,10 @@ def _read(child: Child) -> dict[str, bool]:
             line = messages.readline(1 << 16)
         with suppress(ValueError):
             return {str(name): bool(correct) for name, correct in json.loads(line).items()}
+        if late.is_set():
+            raise _Unanswered(errno.ETIMEDOUT, f"the child did not answer within {PROBE_TIMEOUT_S:g} seconds")
+        if child.ended_by_others(_EXIT_S):
+            raise NothingShown(errno.ECHILD, f"the child {child.how_it_ended(_EXIT_S)}")
         with os.fdopen(os.dup(child.output), "rb") as output:
             log.debug("sandbox_probe_died", output=(output.read(4000) or b"").decode(errors="replace"))
         return {}

@@ -84,7 +84,7 @@ _main_pid = os.getpid()
 _confinement = Confinement("none")
 _serving = CPU_ALONE
 _sandbox_problem: str | None = None
-_unprobed = False  # there was no room to probe the sandbox: no job is taken before it was
+_unprobed: str | None = None  # why the sandbox could not be probed: no job is taken before it was
 _threads: dict[str, threading.Thread] = {}
 _working = threading.Lock()  # held while a job runs that is not quick
 
@@ -178,8 +178,10 @@ def probe_machine(**_: Any) -> None:
         probe = sandbox_probe.probe(folder, gpu=bool(cards))
     except OSError as error:
         # What a full disk refuses says nothing about the sandbox, so that its level is still to be found.
-        _unprobed = error.errno in _NO_ROOM or _condition.scratch_problem() is not None
-        log.warning("sandbox_not_probed", reason=str(error), probed_again=_unprobed)
+        nothing_shown = isinstance(error, sandbox_probe.NothingShown) or error.errno in _NO_ROOM
+        if nothing_shown or _condition.scratch_problem() is not None:
+            _unprobed = f"The sandbox is yet to be probed: {error}."
+        log.warning("sandbox_not_probed", reason=str(error), probed_again=_unprobed is not None)
     except Exception:
         # Celery would swallow it. What could not be shown to hold is not assumed to.
         log.exception("sandbox_not_probed")
@@ -329,7 +331,7 @@ def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
 
 def _write_heartbeat() -> None:
     worker = _worker()
-    problem = _condition.problem()
+    problem = _condition.problem() or _unprobed
     row = {
         "sandbox": worker.confinement.level,
         "sandbox_problem": _sandbox_problem,

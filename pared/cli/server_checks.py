@@ -58,12 +58,17 @@ def sandbox() -> Iterator[Check]:
     settings = Settings()
     scratch = settings.data_dir.resolve() / "scratch"
     there = scratch.is_dir() and os.access(scratch, os.W_OK)
-    # What is logged meanwhile belongs into the logs of workers.
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="pared-doctor-") as name:
-        folder = scratch if there else Path(name)
-        folder.chmod(0o711)
-        found = sandbox_probe.probe(folder)
-        as_root = children_user.problem(found.confinement, folder)
+    try:
+        # What is logged meanwhile belongs into the logs of workers.
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="pared-doctor-") as name:
+            folder = scratch if there else Path(name)
+            folder.chmod(0o711)
+            found = sandbox_probe.probe(folder)
+            as_root = children_user.problem(found.confinement, folder)
+    except OSError as error:
+        cure = f"see to room on the disk of {scratch if there else tempfile.gettempdir()} and to memory, and try again"
+        yield Check("sandbox", "wrong", f"it could not be probed: {error}", cure)
+        return
     if found.confinement.level == "standard":
         yield Check("sandbox", "ok", found.confinement.in_words())
     else:

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pared import gpus
 from tests.integration.worker.test_attempt import child_pids
 from tests.support.campaign import counted
 from worker import landlock, sandbox, sandbox_probe
+from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
 
 STANDARD = Confinement("standard")
@@ -83,6 +85,35 @@ def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatc
     assert tried[-2:] == [("weak", False), ("weak", True)]
     monkeypatch.setattr(gpus, "device_files", list)
     assert sandbox_probe.probe(folder).confinement.level == "standard"
+
+
+@needs_landlock
+def test_what_others_end_says_nothing_about_the_level(folder, confinement, monkeypatch):
+    """As the kernel does where memory is short: such a worker would refuse programs for as long as it lives."""
+    of_server, child = ForkServer._start, ForkServer.child
+    servers, children = [1], [1]
+
+    def start(self):
+        control = of_server(self)
+        if servers:
+            servers.pop()
+            self._process.kill()
+        return control
+
+    def forked(self, *arguments):
+        made = child(self, *arguments)
+        if children:
+            children.pop()
+            os.kill(made.pid, signal.SIGKILL)
+        return made
+
+    monkeypatch.setattr(ForkServer, "_start", start)
+    monkeypatch.setattr(ForkServer, "child", forked)
+    assert sandbox_probe.probe(folder).confinement == confinement
+    assert (servers, children) == ([], [])
+    servers += [1] * 3
+    with pytest.raises(sandbox_probe.NothingShown, match="signal 9"):
+        sandbox_probe.probe(folder)
 
 
 def _confined(folder: Path, gpu: bool, body: str) -> str:
