@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -112,17 +112,19 @@ class Supervisor:
             status = process.popen.poll()
             if status is None:
                 return
-            ran_s = now - process.started_at
-            process.delay_s = RETRY_BACKOFF_S if ran_s > _STABLE_S else min(2 * process.delay_s, _MAX_BACKOFF_S)
-            process.start_after = now + process.delay_s
             process.popen = None
             where = f"; see {process.log}" if process.log else ""
             say(f"the {process.name} process ended ({_ending(status)}) and is started again{where}")
+            _put_off(process, now)
         if now < process.start_after:
             return
         process.started_at = now
-        with process.log.open("ab") if process.log else nullcontext() as log:
-            process.popen = _start(process.command, log, process.environment)
+        try:
+            with process.log.open("ab") if process.log else nullcontext() as log:
+                process.popen = _start(process.command, log, process.environment)
+        except OSError as error:  # the disk has no room for its log, or the machine no memory: others go on meanwhile
+            say(f"the {process.name} process could not be started ({error}) and is tried again")
+            _put_off(process, now)
 
     def _shut_down(self) -> None:
         """TERM to all, so that a worker hands its job back; KILL after a while, or at a second Ctrl-C."""
@@ -139,9 +141,17 @@ class Supervisor:
 
 
 def say(text: str) -> None:
-    """Print a line for whoever started this process."""
-    sys.stdout.write(f"{printable(text)}\n")
-    sys.stdout.flush()
+    """Print a line for whoever started this process; where it cannot be written, as on a full disk, it is lost."""
+    with suppress(OSError):
+        # Past Python's buffer: what is left in there would be written again as this process ends, and fail it.
+        os.write(sys.stdout.fileno(), f"{printable(text)}\n".encode())
+
+
+def _put_off(process: Process, now: float) -> None:
+    """Have it wait before it is started again, twice as long as the last time if it ran only shortly."""
+    ran_s = now - process.started_at
+    process.delay_s = RETRY_BACKOFF_S if ran_s > _STABLE_S else min(2 * process.delay_s, _MAX_BACKOFF_S)
+    process.start_after = now + process.delay_s
 
 
 def _start(command: list[str], log: IO[bytes] | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from pared.gpus import VISIBLE
@@ -70,3 +71,35 @@ def test_a_log_that_is_full_is_begun_anew_under_its_writer(tmp_path: Path, proce
     assert len(list(tmp_path.glob("chatterbox.log*"))) == 5
     for path in tmp_path.glob("chatterbox.log.*"):
         assert b"\0" not in path.read_bytes(), "no gap, as where a writer does not append"
+
+
+ON_A_FULL_DISK = """
+import os, sys
+from pathlib import Path
+from pared.supervisor import Process, Supervisor
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+command = [sys.executable, "-Sc", "open('lives', 'a').write('x')"]
+Supervisor([Process("mayfly", command, os.environ, Path("logs/mayfly.log"))]).run()
+"""
+
+
+def test_a_supervisor_outlives_that_nothing_can_be_written(tmp_path: Path, processes: Processes) -> None:
+    (tmp_path / "logs").mkdir()
+    supervisor = processes.start(
+        [sys.executable, "-c", ON_A_FULL_DISK],
+        name="supervisor",
+        log=tmp_path / "log",
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(Path(__file__).parents[2])),
+    )
+
+    def lives() -> int:
+        return len((tmp_path / "lives").read_text()) if (tmp_path / "lives").exists() else 0
+
+    wait_for(lives, "a first life")
+    (tmp_path / "logs").rename(tmp_path / "away")
+    before = lives()
+    time.sleep(2)  # in which it would have been started again
+    (tmp_path / "away").rename(tmp_path / "logs")
+    wait_for(lambda: lives() > before + 1, "more lives")
+    assert supervisor.stop() == 0
