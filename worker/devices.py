@@ -133,7 +133,15 @@ def _try(
 
 
 def _run_trial(server: ForkServer, folder: Path, number: int | None, limit_s: float) -> dict[str, object]:
-    """What one trial found: `name`, `uuid` and more of the card, or a `problem`."""
+    """What a trial found: `name`, `uuid` and more of the card, or a `problem`.
+
+    It is made again where others ended the child, such as the kernel for want of memory: that says nothing of the card.
+    """
+    found = _run_once(server, folder, number, limit_s)
+    return _run_once(server, folder, number, limit_s) if found.get("ended_by_others") else found
+
+
+def _run_once(server: ForkServer, folder: Path, number: int | None, limit_s: float) -> dict[str, object]:
     until = time.monotonic() + limit_s
     with scratch(folder, server.confinement.uid) as scratch_folder:
         request = {"memory_bytes": _MEMORY_BYTES, "gpu": True, "card": number}
@@ -154,7 +162,8 @@ def _read_answer(child: Child, until: float) -> dict[str, object] | None:
             return None
         part = os.read(child.messages, _MOST_BYTES)
         if not part:
-            return {"problem": f"the trial {child.how_it_ended(_EXIT_S) or 'closed its pipe'}.{_last_output(child)}"}
+            problem = f"the trial {child.how_it_ended(_EXIT_S) or 'closed its pipe'}.{_last_output(child)}"
+            return {"problem": problem, "ended_by_others": child.ended_by_others(_EXIT_S)}
         line += part
     with suppress(ValueError):
         answer = json.loads(line)

@@ -41,6 +41,7 @@ OF_WORKER = ("worker", "pool", "server", "child")
 """The process that takes messages, the one that works, the one that forks children, and a child."""
 KINDS = ("supervisor", "api", *OF_WORKER)
 SERVERS = ("redis", "postgres")
+CLIENTS = 8
 FULL_S = 10.0
 GROWTH = 1.1
 WAITING = 30
@@ -53,8 +54,9 @@ class Load:
     def __init__(self, stack: Stack, urls: list[str], done: threading.Event) -> None:
         self.stack, self.urls, self.done = stack, urls, done
         self.lock = threading.Lock()
+        self.specs = [tiny(stack), training(stack, 3, samples=500)]
+        self.jobs = [stack.submit(self.specs[1])]
         self.keys: set[str] = set()
-        self.jobs: list[str] = []
         self.canceled: set[str] = set()
         self.uploads: dict[str, str] = {}
         self.deleted: set[str] = set()
@@ -62,18 +64,17 @@ class Load:
         self.answers: Counter[str] = Counter()
         self.look_s: list[float] = []
         self.problems: list[str] = []
-        self.specs = [tiny(stack), training(stack, 3, samples=500)]
+        stack.succeeded(self.jobs[0])
 
     def client(self, seed: int) -> None:
         """One client, until the time is over."""
         chance = random.Random(seed)
         acts: list[Callable[[httpx.Client, random.Random], None]] = [
-            self.submit, self.submit, self.look, self.look, self.look, self.list, self.cancel, self.upload, self.follow,
-            self.download, self.poll,
+            self.submit, self.submit, self.look, self.list, self.cancel, self.upload, self.follow, self.download,
+            self.poll,
         ]  # fmt: skip
         clients = [httpx.Client(base_url=url, timeout=30) for url in self.urls]
         while not self.done.is_set():
-            # The API that is left alone answers all that is timed.
             http = clients[0] if chance.random() < 0.7 else clients[1]
             act = chance.choice(acts)
             try:
@@ -85,6 +86,15 @@ class Load:
             self.done.wait(chance.uniform(0.1, 0.5))
         for http in clients:
             http.close()
+
+    def looker(self) -> None:
+        """Looks at jobs, a few times a second, at the API that is left alone, and takes the time of that."""
+        chance = random.Random(0)
+        with httpx.Client(base_url=self.urls[0], timeout=30) as http:
+            while not self.done.wait(0.2):
+                began = time.monotonic()
+                self.look(http, chance)
+                self.look_s.append(time.monotonic() - began)
 
     def told(self, what: str) -> None:
         with self.lock:
@@ -105,26 +115,20 @@ class Load:
         accepted = set()
         for _ in range(2):  # and once more, as a client whose answer was lost
             answer = self.count("submit", http.post("/v1/jobs", json=spec, headers={"Idempotency-Key": key}))
-            if answer.status_code == 202:
-                accepted.add(answer.json()["id"])
-        self.jobs += accepted
+            if answer.status_code == 202 and (job := answer.json()["id"]) not in accepted:
+                accepted.add(job)
+                self.jobs.append(job)
         if len(accepted) > 1:
             self.problems.append(f"one request became {accepted}")
 
     def look(self, http: httpx.Client, chance: random.Random) -> None:
-        if self.jobs:
-            job = chance.choice(self.jobs)
-            began = time.monotonic()
-            answer = self.count("look", http.get(f"/v1/jobs/{job}"))
-            if answer.status_code == 404:
-                self.problems.append(f"{job} is not there")
-            if str(http.base_url).rstrip("/") == self.urls[0] and answer.status_code == 200:
-                self.look_s.append(time.monotonic() - began)
+        job = chance.choice(self.jobs)
+        if self.count("look", http.get(f"/v1/jobs/{job}")).status_code == 404:
+            self.problems.append(f"{job} is not there")
 
     def poll(self, http: httpx.Client, chance: random.Random) -> None:
-        if self.jobs:
-            path = f"/v1/jobs/{chance.choice(self.jobs[-20:])}"
-            self.count("poll", http.get(path, headers={"Prefer": "wait=3"}))
+        path = f"/v1/jobs/{chance.choice(self.jobs[-20:])}"
+        self.count("poll", http.get(path, headers={"Prefer": "wait=3"}))
 
     def list(self, http: httpx.Client, chance: random.Random) -> None:
         answer = self.count("list", http.get("/v1/jobs", params={"limit": 50, "status": "queued"}))
@@ -132,7 +136,7 @@ class Load:
             self.waiting = len(answer.json()["data"])
 
     def cancel(self, http: httpx.Client, chance: random.Random) -> None:
-        if self.jobs and chance.random() < 0.5:
+        if chance.random() < 0.5:
             job = chance.choice(self.jobs[-5:])
             if self.count("cancel", http.post(f"/v1/jobs/{job}/cancel")).status_code == 202:
                 self.canceled.add(job)
@@ -155,27 +159,25 @@ class Load:
                 self.deleted.add(one)
 
     def follow(self, http: httpx.Client, chance: random.Random) -> None:
-        if self.jobs:
-            job, last = chance.choice(self.jobs[-10:]), 0
-            with http.stream("GET", f"/v1/jobs/{job}/events") as answer:
-                self.told(f"follow {answer.status_code}")
-                for line in itertools.islice(answer.iter_lines(), 40):
-                    if line.startswith("id: "):
-                        number = int(line[4:])
-                        if number <= last:
-                            self.problems.append(f"events of {job}: {number} after {last}")
-                        last = number
-                    if self.done.is_set() or line.startswith("event: done"):
-                        break
+        job, last = chance.choice(self.jobs[-10:]), 0
+        with http.stream("GET", f"/v1/jobs/{job}/events") as answer:
+            self.told(f"follow {answer.status_code}")
+            for line in itertools.islice(answer.iter_lines(), 40):
+                if line.startswith("id: "):
+                    number = int(line[4:])
+                    if number <= last:
+                        self.problems.append(f"events of {job}: {number} after {last}")
+                    last = number
+                if self.done.is_set() or line.startswith("event: done"):
+                    break
 
     def download(self, http: httpx.Client, chance: random.Random) -> None:
-        if self.jobs:
-            job = chance.choice(self.jobs)
-            answer = self.count("download", http.get(f"/v1/jobs/{job}/artifacts/model.pt"))
-            if answer.status_code == 200:
-                digest = base64.b64encode(hashlib.sha256(answer.content).digest()).decode()
-                if answer.headers["repr-digest"] != f"sha-256=:{digest}:":
-                    self.problems.append(f"{job}: {len(answer.content)} bytes of another digest")
+        job = chance.choice(self.jobs)
+        answer = self.count("download", http.get(f"/v1/jobs/{job}/artifacts/model.pt"))
+        if answer.status_code == 200:
+            digest = base64.b64encode(hashlib.sha256(answer.content).digest()).decode()
+            if answer.headers["repr-digest"] != f"sha-256=:{digest}:":
+                self.problems.append(f"{job}: {len(answer.content)} bytes of another digest")
 
     def assert_kept(self) -> Counter[str]:
         """What was accepted is there, once, and ended as was answered; how jobs ended."""
@@ -314,11 +316,11 @@ def test_mixed_load_with_kills_and_a_full_disk_loses_nothing_and_grows_nothing(
 
         done = threading.Event()
         load = Load(stack, [stack.url, f"http://127.0.0.1:{other}"], done)
-        stack.succeeded(stack.submit(load.specs[1]))
         killer = Killer(stack, used, start_up, done)
         memory = Memory(stack.api, stack.workers[0], done)
         with ThreadPoolExecutor() as pool:
-            running = [pool.submit(load.client, seed) for seed in range(4)]
+            running = [pool.submit(load.client, seed) for seed in range(CLIENTS)]
+            running.append(pool.submit(load.looker))
             running.append(pool.submit(killer.run, max(3.0, seconds / 120)))
             running.append(pool.submit(memory.run))
             running.append(pool.submit(kept_full_once, disk, seconds, done))

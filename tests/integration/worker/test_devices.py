@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 
@@ -10,6 +12,7 @@ import pytest
 from pared.gpus import Gpu, device_files
 from worker import devices
 from worker.devices import CPU_ALONE, Serving
+from worker.forkserver import ForkServer
 
 H100 = Gpu("GPU-0a", "NVIDIA H100")
 TRIALS = {
@@ -80,6 +83,21 @@ def test_a_card_that_is_alone_is_seen_as_it_is_and_one_of_several_by_its_name(fi
     alone, first = find("sees", H100), find("sees", H100, Gpu("GPU-0b", "NVIDIA H200"))
     assert (alone.card.token, alone.card.name) == (None, given or "all")
     assert (first.card.token, first.card.name) == ("GPU-0a", "GPU-0a")
+
+
+def test_a_trial_that_others_ended_is_made_again(find, monkeypatch):
+    child, kills = ForkServer.child, [1]
+
+    def forked(self, *arguments):
+        made = child(self, *arguments)
+        if kills:
+            kills.pop()
+            os.kill(made.pid, signal.SIGKILL)
+        return made
+
+    monkeypatch.setattr(ForkServer, "child", forked)
+    assert find("works", H100).problem is None
+    assert kills == []
 
 
 def test_the_next_card_serves_where_the_first_is_broken(find):
