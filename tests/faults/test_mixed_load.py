@@ -318,7 +318,7 @@ def test_mixed_load_with_kills_and_a_full_disk_loses_nothing_and_grows_nothing(
         load = Load(stack, [stack.url, f"http://127.0.0.1:{other}"], done)
         killer = Killer(stack, used, start_up, done)
         memory = Memory(stack.api, stack.workers[0], done)
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(CLIENTS + 4) as pool:
             running = [pool.submit(load.client, seed) for seed in range(CLIENTS)]
             running.append(pool.submit(load.looker))
             running.append(pool.submit(killer.run, max(3.0, seconds / 120)))
