@@ -11,6 +11,7 @@ database, because SQLite must not be carried across a fork.
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import os
 import signal
@@ -207,6 +208,8 @@ def probe_machine(**_: Any) -> None:
         problem=_serving.problem,
     )
     app.amqp.queues.select(queues_of(_serving.devices))
+    # What is loaded by now stays shared with the forked process: the collector writes to each object that it looks at.
+    gc.freeze()
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
