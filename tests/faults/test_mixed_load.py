@@ -34,6 +34,7 @@ from tests.support.processes import Process, Processes, wait_for
 from tests.support.servers import Servers, free_port
 from tests.support.small_disk import SmallDisk, small_disk
 from tests.support.stack import ENDED, PARED, Stack, new_stack
+from worker.child_processes import memory_bytes
 
 __all__ = ["servers"]
 
@@ -261,7 +262,7 @@ class Killer:
 
 
 class Memory:
-    """What processes have for themselves, once a second."""
+    """What processes hold, once a second, whether they share it with what they forked or not."""
 
     def __init__(self, api: Process, worker: Process, done: threading.Event) -> None:
         self.api, self.worker, self.done = api, worker, done
@@ -272,8 +273,8 @@ class Memory:
         while not self.done.wait(1.0):
             named = dict(zip(OF_WORKER[:3], self.worker.tree()[:3], strict=False))
             for name, process in {"api": self.api.psutil, **named}.items():
-                with contextlib.suppress(psutil.Error):
-                    self.samples[name].append((time.monotonic() - began, process.memory_full_info().uss))
+                if held := memory_bytes(process.pid):
+                    self.samples[name].append((time.monotonic() - began, held))
 
     def thirds(self, seconds: float) -> dict[str, tuple[float, float]]:
         """Process -> the median of the first and of the last third, in MB."""
@@ -348,7 +349,7 @@ def test_mixed_load_with_kills_and_a_full_disk_loses_nothing_and_grows_nothing(
             f"{backend}: {minutes} minutes of mixed load, {load.answers.total()} requests, killed: "
             f"{dict(killer.killed)}, disk full for {FULL_S:.0f} s: {how.total()} jobs ended once each, {dict(how)}, "
             f"{files} files and {len(load.uploads)} uploads whole; GET of a job, {len(load.look_s)} times: "
-            f"{look[499]:.3f} s (p50), {look[989]:.3f} s (p99), {max(load.look_s):.3f} s (most); private memory of "
+            f"{look[499]:.3f} s (p50), {look[989]:.3f} s (p99), {max(load.look_s):.3f} s (most); memory held by "
             f"what was left alone, first and last third, in MB: {flat}"
         )
         stack.stop()
