@@ -47,7 +47,7 @@ from pared.state.settings import settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, WorkerHeartbeat, db_now
 from pared.state.turns import Lane, anything_waits, next_in_turn
-from pared.state.workers import living
+from pared.state.workers import count_living
 from worker import attempt, children_user, sandbox, sandbox_probe, scratch, waiting_results
 from worker.attempt_types import Ending, Hindered, Worker
 from worker.condition import Condition
@@ -66,6 +66,8 @@ CLEAR_S = 30.0
 """How often it looks for scratch folders that nobody needs."""
 QUICK_S = 0.5
 """How often it looks for quick jobs."""
+LOOKS_A_S = 50
+"""How often all workers together look for them: of many, each looks more seldom."""
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long it waits, when stopped, for the quick job under way to be handed back."""
 
@@ -85,6 +87,7 @@ _main_pid = os.getpid()
 _confinement = Confinement("none")
 _serving = CPU_ALONE
 _sandbox_problem: str | None = None
+_workers = 1  # that live, as of the last heartbeat
 _unprobed: str | None = None  # why the sandbox could not be probed: no job is taken before it was
 _threads: dict[str, threading.Thread] = {}
 _working = threading.Lock()  # held while a job runs that is not quick
@@ -307,19 +310,23 @@ def _worker() -> Worker:
 
 def _start_threads() -> None:
     """Write the worker's row, sweep, and run quick jobs; each in its thread, so that none waits for another."""
-    rounds = (
-        ("alive", _write_heartbeat, HEARTBEAT_S),
-        ("sweep", _sweep, settings().sweep_s),
-        ("probe", _probe_again, QUICK_S) if _unprobed else ("quick", _run_quick_jobs, QUICK_S),
-        ("clear", _clear_scratch, CLEAR_S),
+    rounds: tuple[tuple[str, Callable[[], None], Callable[[], float]], ...] = (
+        ("alive", _write_heartbeat, lambda: HEARTBEAT_S),
+        ("sweep", _sweep, lambda: settings().sweep_s),
+        ("probe", _probe_again, lambda: QUICK_S) if _unprobed else ("quick", _run_quick_jobs, _pause_of_quick),
+        ("clear", _clear_scratch, lambda: CLEAR_S),
     )
-    for name, act, pause_s in rounds:
-        thread = threading.Thread(target=_repeat, args=(name, act, pause_s), name=name, daemon=True)
+    for name, act, pause in rounds:
+        thread = threading.Thread(target=_repeat, args=(name, act, pause), name=name, daemon=True)
         _threads[name] = thread
         thread.start()
 
 
-def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
+def _pause_of_quick() -> float:
+    return max(QUICK_S, _workers / LOOKS_A_S)
+
+
+def _repeat(name: str, act: Callable[[], None], pause: Callable[[], float]) -> None:
     """Call `act` until the worker stops. No error ends it: the next round may do better."""
     while True:
         try:
@@ -328,11 +335,12 @@ def _repeat(name: str, act: Callable[[], None], pause_s: float) -> None:
             log.warning("round_failed", thread=name, reason=str(error))
         except Exception:
             log.exception("round_failed", thread=name)
-        if _shutdown.wait(pause_s):
+        if _shutdown.wait(pause()):
             return
 
 
 def _write_heartbeat() -> None:
+    global _workers  # noqa: PLW0603 - what the other threads' pauses follow
     worker = _worker()
     problem = _condition.problem() or _unprobed
     row = {
@@ -347,6 +355,8 @@ def _write_heartbeat() -> None:
         known = update(WorkerHeartbeat).where(WorkerHeartbeat.name == worker.name).values(**row)
         if session.execute(known.returning(WorkerHeartbeat.name)).first() is None:
             session.add(WorkerHeartbeat(name=worker.name, **row))
+            session.flush()
+        _workers = count_living(session)
 
 
 def _run_quick_jobs() -> None:
@@ -375,7 +385,7 @@ def _cannot_start() -> bool:
 
 def _most_quick(session: Session) -> int:
     """How many quick jobs of one owner may be under way: where there are others, one worker's thread is for them."""
-    workers = len(living(session))
+    workers = count_living(session)
     return workers - 1 if workers > 1 and any_works(session) else 0
 
 
@@ -385,7 +395,7 @@ def _clear_scratch() -> None:
 
 
 def _sweep() -> None:
-    _process_sweep()()
+    _process_sweep()(_workers)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
@@ -23,6 +24,9 @@ from pared.state.workers import waits_for
 
 _RELAY_AFTER_S = 2.0  # the API sends the messages of its own jobs at once; the sweep only those it did not manage
 _EXPLAIN_AFTER_S = 60.0
+AT_ONCE = 4
+"""Of many processes so many sweep in each round, on average: else a thousand would ask the same a thousand times. That
+none does in a round happens once in fifty."""
 
 log = structlog.get_logger()
 
@@ -42,15 +46,23 @@ class Sweep:
         self._patient_until = 0.0
         self._collect_at = time.monotonic()
 
-    def __call__(self) -> None:
-        """Requeue lost jobs, send messages again where they are lost and, now and then, delete what nobody needs."""
+    def __call__(self, processes: int = 1) -> None:
+        """Requeue lost jobs, send messages again where they are lost and, now and then, delete what nobody needs.
+
+        Args:
+            processes: that sweep, this one included; of many, some do in each round.
+        """
+        if not _chosen_of(processes):
+            self._workers_may_have_been_cut_off()  # a round without a look would pass for an outage
+            return
         self.expire()
         relay(self._sessions, older_than_s=_RELAY_AFTER_S, queue=self._queue)
         send_again(self._sessions, self._settings.ring_again_s, queue=self._queue)
         self.explain_waiting()
         if time.monotonic() >= self._collect_at:
             self._collect_at = time.monotonic() + min(600.0, max(self._settings.keep_unreferenced_s / 4, 1.0))
-            self.collect()
+            if _chosen_of(processes):  # it lists the whole store
+                self.collect()
 
     def expire(self) -> list[str]:
         """Requeue, cancel or fail jobs whose lease ran out. Returns their ids."""
@@ -110,6 +122,10 @@ class Sweep:
             log.warning("sweep_was_interrupted", seconds=round(now - self._looked_at, 1))
         self._looked_at = now
         return now < self._patient_until
+
+
+def _chosen_of(processes: int) -> bool:
+    return random.random() * processes < AT_ONCE
 
 
 def _explained() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Double, bindparam, select
+from sqlalchemy import Double, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from pared.errors import DeviceUnavailable
@@ -24,6 +24,11 @@ LATELY_S = 300.0
 def living(session: Session, within_s: float = SEEN_S) -> Sequence[WorkerHeartbeat]:
     """Workers seen within so many seconds, those that take no jobs too, by name."""
     return session.scalars(_SEEN, {"within_s": within_s}).all()
+
+
+def count_living(session: Session) -> int:
+    """How many there are: of a thousand, the rows themselves take milliseconds to read."""
+    return session.scalar(select(func.count()).where(WorkerHeartbeat.seen_at > db_now() - SEEN_S)) or 0
 
 
 def serves(worker: WorkerHeartbeat, device: str) -> bool:
