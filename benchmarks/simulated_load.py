@@ -7,33 +7,47 @@ import random
 import time
 from typing import Any
 
+from sqlalchemy import text
 from virtual_time import VirtualDatabase
 
 from pared.specs import PruneSpec
 from pared.state import lifecycle
 from pared.state.jobs import submit
 from pared.state.limits import most_running
+from pared.state.session import make_engine
 from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.turns import next_in_turn
 
+_COLUMNS = """
+insert into jobs (id, owner, type, status, spec, created_at, updated_at, attempt, crash_count, fence, held_s, run_after,
+  lease_owner, lease_expires_at)
+"""
+_OF = "(cast(:owners as text[]))[1 + n % :many]"
+_NOW = "cast(:now as double precision)"
+_HELD = f"""{_COLUMNS}
+select 'job_1' || lpad(n::text, 25, '0'), {_OF}, 'prune', 'running', '{{}}', {_NOW}, {_NOW}, 1, 0, 1, 0, 0,
+  'host:' || n, {_NOW} + 1000000
+from generate_series(1, 1000) as n returning id, fence
+"""
+_WAITING = f"""{_COLUMNS}
+select 'job_2' || lpad(n::text, 25, '0'), {_OF}, 'prune', 'queued', '{{}}', {_NOW}, {_NOW}, 0, 0, 0, 0, 0, null, null
+from generate_series(1, 10000) as n
+"""
 KINDS = ("renew", "look for a cancel", "write progress", "submit, choose, claim and end", "look for what was lost")
 
 
-def prepare(database: VirtualDatabase, settings: Settings, owners: list[str]) -> tuple[list[tuple[str, int]], int]:
-    """A thousand jobs that are held, and as many that wait as owners may have. Returns those, and how many wait."""
-    held, waiting = [], 0
-    for n in range(1000):
-        with database.sessions.begin() as session:
-            job = lifecycle.create(session, owners[n % len(owners)], _spec(n % len(owners)))
-            claimed = lifecycle.claim(session, job.id, f"load:{n}", 1e6, ["cpu"])
-            assert claimed is not None
-            held.append((claimed.id, claimed.fence))
-    for n in range(100 * len(owners)):
-        with database.sessions.begin() as session:
-            lifecycle.create(session, owners[n % len(owners)], _spec(n % len(owners)))
-        waiting += 1
-    return held, waiting
+def prepare(url: str, now: float, owners: list[str]) -> tuple[list[tuple[str, int]], int]:
+    """A thousand jobs that are held, and ten thousand that wait. Returns those, and how many wait."""
+    engine = make_engine(url)
+    given = {"now": now, "owners": owners, "many": len(owners)}
+    with engine.begin() as connection:
+        rows = connection.execute(text(_HELD), given).all()
+        waiting = connection.execute(text(_WAITING), given).rowcount
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("analyze"))
+    engine.dispose()
+    return [(row.id, row.fence) for row in rows], waiting
 
 
 def client(

@@ -15,14 +15,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import structlog
 from results import machine, table, write_section
-from simulated_day import Day, Plan, Tally, check
+from simulated_day import LARGEST, OF_LARGEST, Day, Plan, Tally, check
 from simulated_load import KINDS, client, prepare
 from sqlalchemy import text
 from virtual_time import VirtualDatabase, install_clock
@@ -32,22 +30,28 @@ from pared.state.objects import DirectoryStore
 from pared.state.owners import create_owner
 from pared.state.session import make_engine, make_sessions, migrate
 from pared.state.settings import Settings
+from pared.state.sweep import AT_ONCE
 from pared.state.tables import Dataset, Model
 
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds only what is beside it
 from tests.support.processes import Processes
 from tests.support.servers import Servers
 
-HISTORY = 100_000
-"""Jobs that ended before the day began."""
+HISTORY = 200_000
+"""Jobs that ended before the day began, half of them one owner's."""
 THINNED = 12
 """Leases are renewed so many times more seldom than in the service, and last so much longer; one renewal costs the same."""
+CLIENTS = 4
+"""Processes that load the database at once."""
+LOAD_S = 6.0
 PROGRESS_A_JOB = 100
 """Writes of a job's progress that the needs are reckoned with; the day itself makes six of each."""
+LOOKS_A_S = 50
+"""Of all workers for quick jobs, as `worker.tasks` has it."""
 _ENDED = """
 insert into jobs (id, owner, type, status, spec, report, outcome, result_bytes, created_at, started_at, finished_at,
   updated_at, attempt, crash_count, fence, held_s, run_after)
-select 'job_0000000000' || lpad(n::text, 16, '0'), (cast(:owners as text[]))[1 + n % :many], 'prune', 'succeeded',
+select 'job_0000000000' || lpad(n::text, 16, '0'), (cast(:owners as text[]))[case when n % 2 = 0 then 1 else 1 + n / 2 % :many end], 'prune', 'succeeded',
   jsonb_build_object('type', 'prune', 'model', 'mdl_' || lpad(n::text, 26, '0'), 'amount', 0.5),
   jsonb_build_object('format', 'torchscript', 'verdict', 'smaller'), jsonb_build_object('verdict', 'smaller'),
   1000000, cast(:now as double precision) - n, cast(:now as double precision) - n, cast(:now as double precision) - n,
@@ -84,7 +88,7 @@ def main(jobs: int = 100_000) -> None:
         sentence = check(database, tally, HISTORY)
         took = time.perf_counter() - begun
         print(sentence)
-        held, waiting = prepare(database, settings, owners)
+        held, waiting = prepare(url, database.now, owners)
         loads = _loads(url, database.now, settings, owners, held)
         _report(plan, tally, database, sentence, took, loads, waiting)
         database.close()
@@ -113,24 +117,27 @@ def _fill(url: str, plan: Plan, now: float) -> list[str]:
     return owners
 
 
-def _loads(url: str, now: float, settings: Settings, owners: list[str], held: list[tuple[str, int]]) -> dict[str, Any]:
-    """What several processes do a second, of each kind, and how much of a core PostgreSQL takes meanwhile."""
-    found: dict[str, Any] = {}
-    spawn = multiprocessing.get_context("spawn")
-    for kind in KINDS:
-        for count in (1, 4):
-            with spawn.Pool(count) as pool:
-                barrier_at = time.time() + 4.0 + count
-                mine = [held[n::count] for n in range(count)]
-                jobs = [(kind, url, now, settings, owners, part, barrier_at, 5.0) for part in mine]
-                running = pool.starmap_async(client, jobs)
-                time.sleep(max(0.0, barrier_at + 0.5 - time.time()))
-                before, at = _server_seconds(), time.perf_counter()
-                time.sleep(4.0)
-                cores = (_server_seconds() - before) / (time.perf_counter() - at)
-                rates = running.get(120)
-            found[f"{kind}, {count}"] = (kind, count, sum(rates), cores)
-            print(f"{kind}, {count} processes: {sum(rates):.0f}/s, PostgreSQL {cores:.2f} cores", flush=True)
+def _loads(
+    url: str, now: float, settings: Settings, owners: list[str], held: list[tuple[str, int]]
+) -> list[tuple[str, float, float]]:
+    """Kind, how many of it several processes do a second, and how many cores PostgreSQL takes meanwhile."""
+    found = []
+    with multiprocessing.get_context("spawn").Pool(CLIENTS) as pool:
+        pool.starmap(
+            client, [(KINDS[0], url, now, settings, owners, held[n::CLIENTS], 0.0, 0.1) for n in range(CLIENTS)]
+        )
+        for kind in KINDS:
+            begins_at = time.time() + 2.0
+            mine = [held[n::CLIENTS] for n in range(CLIENTS)]
+            running = pool.starmap_async(
+                client, [(kind, url, now, settings, owners, part, begins_at, LOAD_S + 2) for part in mine], chunksize=1
+            )
+            time.sleep(max(0.0, begins_at + 1 - time.time()))
+            before, at = _server_seconds(), time.perf_counter()
+            time.sleep(LOAD_S)
+            cores = (_server_seconds() - before) / (time.perf_counter() - at)
+            found.append((kind, sum(running.get(300)), cores))
+            print(f"{kind}: {found[-1][1]:.0f}/s, PostgreSQL {cores:.2f} cores", flush=True)
     return found
 
 
@@ -153,7 +160,7 @@ def _report(
     database: VirtualDatabase,
     sentence: str,
     took: float,
-    loads: dict[str, Any],
+    loads: list[tuple[str, float, float]],
     waiting: int,
 ) -> None:
     needs = _needs(plan)
@@ -176,30 +183,39 @@ def _report(
         )
     header = ["operation", "measured", "statements", "p50, ms", "p99, ms", "server, ms", "needed a second", "cores"]
     shown = table(header, rows)
-    load_rows = [[kind, str(count), f"{rate:,.0f}", f"{cores_:.2f}"] for kind, count, rate, cores_ in loads.values()]
-    sustained = table(["what processes do", "processes", "a second", "cores of PostgreSQL"], load_rows)
+    load_rows = [[kind, f"{rate:,.0f}", f"{busy:.2f}"] for kind, rate, busy in loads]
+    sustained = table([f"what {CLIENTS} processes do", "a second", "cores of PostgreSQL"], load_rows)
     waits = sorted(tally.waits)
-    counts = ", ".join(f"{count:,} {name}" for name, count in sorted(tally.counts.items()) if not name.startswith("to "))
-    text_ = f"""## A day of 1,000 workers
-
-{sentence}. On the way: {counts}. At most {tally.most_waiting:,} jobs waited and {tally.most_held:,} were held; half of the jobs
-started within {waits[len(waits) // 2]:.1f} s of virtual time, 99 % within {waits[int(len(waits) * 0.99)]:,.0f} s.
-
-{shown}
-
-{plan.jobs:,} jobs in {plan.span_s / 3600:.1f} h ({plan.jobs_a_day:,} a day), {plan.workers:,} workers, {HISTORY:,} jobs from before, PostgreSQL
-on the same {machine()}, other work beside it; it took {took / 60:.0f} minutes. *Server* is the processor time of PostgreSQL's process for the
-connection, a mean. *Needed* is a mean over the day by the settings' defaults, with {PROGRESS_A_JOB} writes of progress a job; *cores* is what
-PostgreSQL then needs: **{cores:.2f}** in all.
-
-As fast as processes can, with {waiting:,} jobs waiting and as many held as workers, all on the same cores:
-
-{sustained}
-
-`make bench-simulation`
-"""
+    counts = ", ".join(
+        f"{count:,} {name}" for name, count in sorted(tally.counts.items()) if not name.startswith("to ")
+    )
+    paragraphs = [
+        "## A day of 1,000 workers",
+        f"{sentence}. On the way: {counts}. At most {tally.most_waiting:,} jobs waited and {tally.most_held:,} were held; "
+        f"half of the jobs started within {waits[len(waits) // 2]:.1f} s of virtual time, 99 % within "
+        f"{waits[int(len(waits) * 0.99)]:,.1f} s.",
+        shown,
+        f"{plan.jobs:,} jobs in {plan.span_s / 3600:.2f} h ({plan.jobs_a_day:,} a day), {plan.workers:,} workers, "
+        f"{HISTORY:,} jobs from before, PostgreSQL on the same {machine()}, with other work beside it (load "
+        f"{psutil.getloadavg()[1]:.0f}), which lengthens the times; it took {took / 60:.0f} minutes. *Server* is the "
+        "processor time of PostgreSQL's process for the connection, a mean. *Needed* is a mean over the day by the "
+        f"settings' defaults, with {PROGRESS_A_JOB} writes of progress a job; *cores* is what PostgreSQL then needs: "
+        f"**{cores:.2f}** in all. Each worker by itself looking for quick jobs twice a second and sweeping every five "
+        f"seconds, as before, would need **{cores + _alone(plan, database):.2f}**.",
+        f"As fast as {CLIENTS} processes can, with {waiting:,} jobs waiting and as many held as workers, all on the same "
+        "cores:",
+        sustained,
+        "`make bench-simulation`",
+    ]
+    text_ = "\n\n".join(paragraphs)
     print(text_)
     write_section("simulation", text_)
+
+
+def _alone(plan: Plan, database: VirtualDatabase) -> float:
+    """Cores more that it would need if no worker left to others what one can do for all."""
+    usual, needs = {"sweep": plan.workers / 5, "look for quick jobs, while jobs wait": plan.workers * 2}, _needs(plan)
+    return sum((rate - needs[name]) * database.costs[name].server_ms / 1000 for name, rate in usual.items())
 
 
 def _needs(plan: Plan) -> dict[str, float]:
@@ -208,7 +224,8 @@ def _needs(plan: Plan) -> dict[str, float]:
     jobs = plan.jobs_a_day / 86_400
     running = jobs * plan.mean_s
     return {
-        "submit": jobs,
+        "submit": jobs * (1 - LARGEST),
+        OF_LARGEST: jobs * LARGEST,
         "submit a plan": jobs * plan.plans,
         "choose": jobs,
         "claim": jobs,
@@ -219,8 +236,8 @@ def _needs(plan: Plan) -> dict[str, float]:
         "look for a cancel": running * 2,
         "write progress": jobs * PROGRESS_A_JOB,
         "write a worker's row": plan.workers / 10,
-        "look for quick jobs, while jobs wait": plan.workers * 2,
-        "sweep": plan.workers / usual.sweep_s,
+        "look for quick jobs, while jobs wait": min(plan.workers * 2, LOOKS_A_S),
+        "sweep": min(plan.workers, AT_ONCE) / usual.sweep_s,
     }
 
 

@@ -143,10 +143,10 @@ def _turn(session: Session, worker: Worker, device: str) -> Turn | None:
     hold the threads for quick jobs alone, and not what the next job is waiting for.
     """
     devices = worker.serving.devices
-    lanes: tuple[tuple[Lane, int, Sequence[str] | None], ...] = (
-        ("jobs", *most_running(session, worker.settings, devices)),
-        ("quick", 1, None),
-    )
+    most_running_jobs = most_running(session, worker.settings, _takes(worker))
+    lanes: list[tuple[Lane, int, Sequence[str] | None]] = [("jobs", *most_running_jobs)]
+    if "quick" in worker.settings.taken_queues:
+        lanes.append(("quick", 1, None))
     for lane, most_held, held_by in lanes:
         chosen = next_in_turn(session, lane, devices, asked_for=device, most_held=most_held, held_by=held_by)
         if chosen is not None:
@@ -157,7 +157,7 @@ def _turn(session: Session, worker: Worker, device: str) -> Turn | None:
 def _pass_on(worker: Worker, device: str) -> None:
     """Send a message for a job that had to wait for this one's end: its own came while its owner had no room."""
     with worker.sessions() as session:
-        if not most_running(session, worker.settings, worker.serving.devices)[0]:
+        if not most_running(session, worker.settings, _takes(worker))[0]:
             return
         turn = _turn(session, worker, device)
     if turn is not None:
@@ -210,7 +210,7 @@ def probe_machine(**_: Any) -> None:
         visible=[card.name for card in cards],
         problem=_serving.problem,
     )
-    app.amqp.queues.select(queues_of(_serving.devices))
+    app.amqp.queues.select(queues_of(_serving.devices, settings().taken_queues))
     # What is loaded by now stays shared with the forked process: the collector writes to each object that it looks at.
     gc.freeze()
 
@@ -310,12 +310,15 @@ def _worker() -> Worker:
 
 def _start_threads() -> None:
     """Write the worker's row, sweep, and run quick jobs; each in its thread, so that none waits for another."""
-    rounds: tuple[tuple[str, Callable[[], None], Callable[[], float]], ...] = (
+    rounds: list[tuple[str, Callable[[], None], Callable[[], float]]] = [
         ("alive", _write_heartbeat, lambda: HEARTBEAT_S),
         ("sweep", _sweep, lambda: settings().sweep_s),
-        ("probe", _probe_again, lambda: QUICK_S) if _unprobed else ("quick", _run_quick_jobs, _pause_of_quick),
         ("clear", _clear_scratch, lambda: CLEAR_S),
-    )
+    ]
+    if _unprobed:
+        rounds.append(("probe", _probe_again, lambda: QUICK_S))
+    elif "quick" in settings().taken_queues:
+        rounds.append(("quick", _run_quick_jobs, _pause_of_quick))
     for name, act, pause in rounds:
         thread = threading.Thread(target=_repeat, args=(name, act, pause), name=name, daemon=True)
         _threads[name] = thread
@@ -347,7 +350,7 @@ def _write_heartbeat() -> None:
         "sandbox": worker.confinement.level,
         "sandbox_problem": _sandbox_problem,
         "device": worker.serving.in_words(worker.threads),
-        "devices": list(worker.serving.devices) if problem is None else [],
+        "devices": _takes(worker) if problem is None else [],
         "device_problem": worker.serving.problem if problem is None else problem,
         "seen_at": db_now(),
     }
@@ -357,6 +360,12 @@ def _write_heartbeat() -> None:
             session.add(WorkerHeartbeat(name=worker.name, **row))
             session.flush()
         _workers = count_living(session)
+
+
+def _takes(worker: Worker) -> list[str]:
+    """The devices on which it runs jobs that somebody posted."""
+    taken = worker.settings.taken_queues
+    return [device for device in worker.serving.devices if device in taken or "auto" in taken]
 
 
 def _run_quick_jobs() -> None:

@@ -56,6 +56,15 @@ def worker(
             show_default="one process, on the first GPU that works",
         ),
     ] = None,
+    queues: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME…",
+            help="What the workers take: auto, cpu, cuda (jobs that ask for no device, or for this one), quick (plans "
+            "and inspections).",
+            show_default="PARED_QUEUES or all that their devices allow",
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -72,6 +81,8 @@ def worker(
         sys.exit(_check_local_workers(as_json=as_json))
     if as_json or quiet:
         raise typer.BadParameter("goes with --check: a worker writes its log", param_hint="--json or --quiet")
+    if queues is not None:
+        _choose_queues(queues)
     with needs_extras("worker"):
         from pared.state.logs import level_of_servers
         from pared.state.settings import settings
@@ -84,6 +95,16 @@ def worker(
     # What `celery -A worker.tasks worker` does, save that a folder named `worker` in this directory stays out of it.
     # One job at a time: the task only supervises, and a GPU is not shared.
     celery.worker_main(["worker", "--concurrency=1", f"--loglevel={level_of_servers(settings().log_level)}"])
+
+
+def _choose_queues(names: str) -> None:
+    """Before the settings are read, by this process and those that it starts."""
+    with needs_extras("worker"):
+        from pared.state.settings import queues_named
+    try:
+        os.environ["PARED_QUEUES"] = ",".join(queues_named(names))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--queues") from None
 
 
 def _chosen_gpus(choice: str) -> list[Gpu]:

@@ -9,7 +9,7 @@ of its own, which only workers that have it listen to.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -62,9 +62,14 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def queues_of(devices: Sequence[str]) -> list[str]:
-    """What a worker with these devices listens to."""
-    return [QUEUES[device] for device in ("auto", *devices)] if devices else [NO_QUEUE]
+def queues_of(devices: Sequence[str], taken: Container[str] = tuple(QUEUES)) -> list[str]:
+    """What a worker with these devices listens to.
+
+    Args:
+        taken: what jobs may ask for that it is to take.
+    """
+    asked_for = [device for device in ("auto", *devices) if device in taken] if devices else []
+    return [QUEUES[device] for device in asked_for] or [NO_QUEUE]
 
 
 def enqueue(job_id: str, device: str = "auto", *, queue: Celery | None = None) -> None:

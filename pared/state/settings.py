@@ -14,6 +14,9 @@ from sqlalchemy import URL
 
 from pared.state.places import Bucket, place_of
 
+QUEUE_NAMES = ("auto", "cpu", "cuda", "quick")
+"""What `queues` may name."""
+
 
 class Settings(BaseSettings):
     """Settings with their defaults: the embedded service, everything under one data directory.
@@ -129,6 +132,10 @@ class Settings(BaseSettings):
     """What a worker computes on. `auto`: an NVIDIA GPU if one works, else the processor; `cuda`: a GPU, or it takes no
     jobs; `cpu`: the processor alone."""
 
+    queues: str = ""
+    """What a worker takes, of `auto`, `cpu`, `cuda` (jobs that ask for no device, or for this one) and `quick` (plans
+    and inspections), with commas between them. Empty: all that its devices allow."""
+
     log_bytes: int = Field(default=64 * 2**20, ge=2**20)
     """Size from which `pared up` begins a log file anew; four earlier ones stay."""
     failpoints: str = ""
@@ -170,6 +177,13 @@ class Settings(BaseSettings):
             ip_network(proxy, strict=False)
         return value
 
+    @field_validator("queues")
+    @classmethod
+    def _queues_are_there(cls, value: str) -> str:
+        if value:
+            queues_named(value)
+        return value
+
     @field_validator("otlp_url")
     @classmethod
     def _collector_speaks_http(cls, value: str) -> str:
@@ -181,6 +195,11 @@ class Settings(BaseSettings):
     def proxies(self) -> list[str]:
         """The addresses and networks of `trusted_proxies`."""
         return _listed(self.trusted_proxies)
+
+    @property
+    def taken_queues(self) -> list[str]:
+        """The names in `queues`, with the default filled in."""
+        return queues_named(self.queues) if self.queues else [*QUEUE_NAMES]
 
     @property
     def loopback(self) -> bool:
@@ -214,6 +233,18 @@ class Settings(BaseSettings):
     def staging_dir(self) -> Path:
         """Where files wait on this machine that go into a bucket."""
         return self.data_dir.resolve() / "staging"
+
+
+def queues_named(text: str) -> list[str]:
+    """The names in a list of queues with commas. Raises ValueError where one is none of them, or there is none."""
+    names = _listed(text)
+    if unknown := [name for name in names if name not in QUEUE_NAMES]:
+        raise ValueError(
+            f"there is no queue {unknown[0]}: write some of {', '.join(QUEUE_NAMES)}, with commas between them"
+        )
+    if not names:
+        raise ValueError(f"it names no queue: write some of {', '.join(QUEUE_NAMES)}, with commas between them")
+    return names
 
 
 def _listed(text: str) -> list[str]:

@@ -615,6 +615,12 @@ def test_gpus_that_are_not_there_are_told_in_a_line(tmp_path: Path, gpus: str, d
     assert says in done.stderr
 
 
+def test_a_queue_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+    done = run_pared(["worker", "--queues", "gpu"], cwd=tmp_path, env=environment(COLUMNS="200"))
+    assert done.returncode == 2
+    assert "there is no queue gpu: write some of auto, cpu, cuda, quick" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "extras"),
     [

@@ -174,3 +174,17 @@ def test_a_worker_listens_to_the_queues_of_its_devices_and_one_that_takes_no_job
     assert set(queues_of(["cpu", "cuda"])) == set(QUEUES.values())
     assert queues_of([]) == [NO_QUEUE]
     assert NO_QUEUE not in QUEUES.values()
+
+
+def test_a_worker_listens_to_no_queue_that_it_is_not_to_take():
+    assert queues_of(["cpu", "cuda"], ["cuda", "quick"]) == [QUEUES["cuda"]]
+    assert queues_of(["cpu"], ["auto", "cuda"]) == [QUEUES["auto"]]
+    assert queues_of(["cpu"], ["cuda"]) == queues_of(["cpu"], ["quick"]) == [NO_QUEUE]
+
+
+def test_queues_are_named_by_what_there_is():
+    assert Settings().taken_queues == ["auto", "cpu", "cuda", "quick"]
+    assert Settings(queues="quick, cuda").taken_queues == ["quick", "cuda"]
+    for wrong, says in (("gpu", "there is no queue gpu: write some of auto, cpu, cuda, quick"), (" , ", "no queue")):
+        with pytest.raises(ValueError, match=says):
+            Settings(queues=wrong)

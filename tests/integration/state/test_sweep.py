@@ -15,8 +15,9 @@ from pared.state.objects import DirectoryStore
 from pared.state.queue import make_app
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.sweep import Sweep
+from pared.state.sweep import AT_ONCE, Sweep
 from pared.state.tables import Artifact, IdempotencyKey, Job, JobEvent, Model, Outbox, WorkerHeartbeat, db_now, new_id
+from pared.state.workers import count_living, living
 from tests.support.job_specs import PRUNE
 
 
@@ -156,6 +157,23 @@ def test_a_whole_round_rings_for_what_was_never_delivered(sessions, sweep):
     with sessions() as session:
         assert session.scalars(select(Outbox)).all() == []
         assert session.scalars(select(Job.last_rung_at)).one() is not None
+
+
+def test_of_many_processes_few_sweep_and_each_looks_at_the_clock(sessions, sweep):
+    job_id = lost_job(sessions)
+    sweep(10**12)
+    assert read(sessions, job_id).status == "running"
+    assert sweep._looked_at is not None
+    sweep(AT_ONCE)
+    assert read(sessions, job_id).status == "queued"
+
+
+def test_workers_that_were_seen_lately_are_counted(sessions):
+    row = {"sandbox": "standard", "device": "x", "devices": ["cpu"]}
+    with sessions.begin() as session:
+        session.add_all([WorkerHeartbeat(name=f"{n}", **row, seen_at=db_now() - 20 * n) for n in range(4)])
+    with sessions() as session:
+        assert count_living(session) == len(living(session)) == 2
 
 
 def test_only_old_objects_that_nothing_names_are_collected(sessions, sweep, store):

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
+from pared.specs import PlanSpec
+from pared.state import lifecycle
+from tests.support.job_specs import PRUNE
 from tests.support.processes import wait_for
 from worker import tasks
 from worker.shutdown import Shutdown
@@ -29,3 +33,21 @@ def test_a_sweep_that_takes_long_or_fails_keeps_no_worker_from_showing_signs_of_
     go_on.set()
     shutdown.request()
     wait_for(lambda: not {"alive", "sweep"} & {thread.name for thread in threading.enumerate()}, "both end")
+
+
+def test_a_worker_takes_what_its_queues_name(bench):
+    with bench.sessions.begin() as session:
+        plan = lifecycle.create(session, "local", PlanSpec(type="plan", job=PRUNE)).id
+
+    def taken(queues: str) -> tuple[str | None, list[str]]:
+        worker = replace(bench.worker, settings=bench.settings.model_copy(update={"queues": queues}))
+        with bench.sessions() as session:
+            turn = tasks._turn(session, worker, "auto")
+        return turn and turn.job_id, tasks._takes(worker)
+
+    assert taken("") == taken("auto,quick") == (plan, ["cpu"])
+    assert taken("auto") == (None, ["cpu"])
+    with bench.sessions.begin() as session:
+        job = lifecycle.create(session, "local", PRUNE).id
+    assert taken("auto") == taken("") == (job, ["cpu"])
+    assert taken("cuda,quick")[1] == taken("quick")[1] == []
