@@ -1,8 +1,8 @@
 """A day of owners, jobs and workers on the real state code, in virtual time, and whether each job ended once.
 
 Nothing computes: a job is a time that passes. All else is the code of the service: jobs are submitted, sent for,
-chosen, claimed, renewed, written about and ended by `pared.state`. Workers are killed, stand still past their lease and come
-back to write, and are stopped in an orderly way.
+chosen, claimed, renewed, written about and ended by `pared.state`. Workers are killed, stand still past their lease
+and come back to write, and are stopped in an orderly way.
 """
 
 from __future__ import annotations

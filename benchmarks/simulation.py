@@ -40,7 +40,7 @@ from tests.support.servers import Servers
 HISTORY = 200_000
 """Jobs that ended before the day began, half of them one owner's."""
 THINNED = 12
-"""Leases are renewed so many times more seldom than in the service, and last so much longer; one renewal costs the same."""
+"""So many times more seldom than in the service leases are renewed, and last so much longer: each costs the same."""
 CLIENTS = 4
 """Processes that load the database at once."""
 LOAD_S = 6.0
@@ -51,7 +51,8 @@ LOOKS_A_S = 50
 _ENDED = """
 insert into jobs (id, owner, type, status, spec, report, outcome, result_bytes, created_at, started_at, finished_at,
   updated_at, attempt, crash_count, fence, held_s, run_after)
-select 'job_0000000000' || lpad(n::text, 16, '0'), (cast(:owners as text[]))[case when n % 2 = 0 then 1 else 1 + n / 2 % :many end], 'prune', 'succeeded',
+select 'job_0000000000' || lpad(n::text, 16, '0'),
+  (cast(:owners as text[]))[case when n % 2 = 0 then 1 else 1 + n / 2 % :many end], 'prune', 'succeeded',
   jsonb_build_object('type', 'prune', 'model', 'mdl_' || lpad(n::text, 26, '0'), 'amount', 0.5),
   jsonb_build_object('format', 'torchscript', 'verdict', 'smaller'), jsonb_build_object('verdict', 'smaller'),
   1000000, cast(:now as double precision) - n, cast(:now as double precision) - n, cast(:now as double precision) - n,
@@ -189,24 +190,25 @@ def _report(
     counts = ", ".join(
         f"{count:,} {name}" for name, count in sorted(tally.counts.items()) if not name.startswith("to ")
     )
-    paragraphs = [
-        "## A day of 1,000 workers",
-        f"{sentence}. On the way: {counts}. At most {tally.most_waiting:,} jobs waited and {tally.most_held:,} were held; "
-        f"half of the jobs started within {waits[len(waits) // 2]:.1f} s of virtual time, 99 % within "
-        f"{waits[int(len(waits) * 0.99)]:,.1f} s.",
-        shown,
+    course = (
+        f"{sentence}. On the way: {counts}. At most {tally.most_waiting:,} jobs waited and {tally.most_held:,} were "
+        f"held; half of the jobs started within {waits[len(waits) // 2]:.1f} s of virtual time, 99 % within "
+        f"{waits[int(len(waits) * 0.99)]:,.1f} s."
+    )
+    how = (
         f"{plan.jobs:,} jobs in {plan.span_s / 3600:.2f} h ({plan.jobs_a_day:,} a day), {plan.workers:,} workers, "
         f"{HISTORY:,} jobs from before, PostgreSQL on the same {machine()}, with other work beside it (load "
         f"{psutil.getloadavg()[1]:.0f}), which lengthens the times; it took {took / 60:.0f} minutes. *Server* is the "
         "processor time of PostgreSQL's process for the connection, a mean. *Needed* is a mean over the day by the "
         f"settings' defaults, with {PROGRESS_A_JOB} writes of progress a job; *cores* is what PostgreSQL then needs: "
         f"**{cores:.2f}** in all. Each worker by itself looking for quick jobs twice a second and sweeping every five "
-        f"seconds, as before, would need **{cores + _alone(plan, database):.2f}**.",
-        f"As fast as {CLIENTS} processes can, with {waiting:,} jobs waiting and as many held as workers, all on the same "
-        "cores:",
-        sustained,
-        "`make bench-simulation`",
-    ]
+        f"seconds, as before, would need **{cores + _alone(plan, database):.2f}**."
+    )
+    load = (
+        f"As fast as {CLIENTS} processes can, with {waiting:,} jobs waiting and as many held as workers, all on the "
+        "same cores:"
+    )
+    paragraphs = ["## A day of 1,000 workers", course, shown, how, load, sustained, "`make bench-simulation`"]
     text_ = "\n\n".join(paragraphs)
     print(text_)
     write_section("simulation", text_)

@@ -33,6 +33,11 @@ ASKED_AGAIN_S = 1.0
 KEYS_AT_ONCE = 200
 """So many keys a query may name: SQLite's statements have bounds."""
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+TABLE_LOCK_S = 3.0
+"""How long a migration waits for a table on PostgreSQL. All that want the table after it wait behind it, so then it
+lets them by and tries again."""
+MIGRATION_TRIES_S = 600.0
+_HELD_BY_OTHERS = {"55P03", "40P01"}  # the lock timed out; a deadlock
 _MIGRATION_LOCK = 0x70617265  # one number for all of pared's migrators: "pare"
 
 
@@ -112,7 +117,7 @@ def migrate(settings: Settings) -> str:
         The revision that the tables have now.
 
     Raises:
-        Unavailable: the database does not answer.
+        Unavailable: the database does not answer, or something that runs long keeps the tables.
     """
     from alembic import command  # here, for each process reaches the database, and only `pared migrate` needs it
     from alembic.runtime.migration import MigrationContext
@@ -129,14 +134,25 @@ def migrate(settings: Settings) -> str:
         # Rebuilding a table drops the old one; with foreign keys enforced that would cascade to its children.
         event.listen(engine, "connect", _prepare_sqlite_for_migration)
         event.listen(engine, "begin", _begin_sqlite)
+    until = time.monotonic() + MIGRATION_TRIES_S
     try:
-        with engine.execution_options(pared_writes=True).begin() as connection:
-            if not sqlite:
-                connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-            command.upgrade(alembic_config(connection), "head")
-            return str(MigrationContext.configure(connection).get_current_revision())
-    except DBAPIError as error:
-        raise database_problem(error) from error
+        while True:
+            try:
+                with engine.execution_options(pared_writes=True).begin() as connection:
+                    if not sqlite:
+                        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+                        connection.execute(text(f"set local lock_timeout = '{TABLE_LOCK_S:g}s'"))
+                    command.upgrade(alembic_config(connection), "head")
+                    return str(MigrationContext.configure(connection).get_current_revision())
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in _HELD_BY_OTHERS:
+                    raise database_problem(error) from error
+                if time.monotonic() > until:
+                    raise Unavailable(
+                        "The tables cannot be changed: something that runs long uses them, such as a backup. Run "
+                        "`pared migrate` again when it has ended."
+                    ) from error
+            time.sleep(TABLE_LOCK_S)
     finally:
         engine.dispose()
 

@@ -224,6 +224,27 @@ def test_jobs_are_submitted_claimed_and_ended_while_the_tables_are_upgraded(
     assert max(pauses) < 30
 
 
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_an_upgrade_that_has_to_wait_for_a_backup_keeps_nobody_waiting(
+    sessions: Any, settings: Settings, one_more_revision: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_session, "TABLE_LOCK_S", 0.2)
+    done: list[str] = []
+    with sessions.in_transaction() as backup:
+        backup.execute(select(func.count()).select_from(Job))
+        migration = threading.Thread(target=lambda: done.append(migrate(settings)))
+        migration.start()
+        with sessions.begin() as session:
+            jobs = [lifecycle.create(session, "local", PRUNE).id for _ in range(3)]
+        for job_id in jobs:
+            with sessions.begin() as session:
+                assert lifecycle.claim(session, job_id, "worker", 45.0, ["cpu"]) is not None
+            time.sleep(0.2)
+        assert not done
+    migration.join(60)
+    assert done == ["next"]
+
+
 def _open(sessions: Any) -> int:
     with sessions() as session:
         return session.scalar(select(func.count()).where(Job.status.not_in(ENDED))) or 0
