@@ -22,7 +22,7 @@ from pared.state.failpoints import failpoint
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.settings import settings as process_settings
-from pared.state.tables import Job, Outbox, db_now
+from pared.state.tables import Job, Outbox, by_id_of_few, db_now
 
 QUEUES = {"auto": "pared", "cpu": "pared.cpu", "cuda": "pared.cuda"}
 """Device that jobs ask for -> the queue with their messages."""
@@ -139,7 +139,7 @@ def _send_again(sessions: Sessions, device: str, after_s: float, limit: int, que
         candidates = session.scalars(
             select(Job.id)
             .where(Job.device == device, _is_overdue(after_s), ~exists().where(Outbox.job_id == Job.id))
-            .order_by(Job.id)
+            .order_by(by_id_of_few())
             .limit(limit)
         ).all()
     sent = 0

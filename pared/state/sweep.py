@@ -19,7 +19,7 @@ from pared.state.queue import relay, send_again
 from pared.state.retention import collect
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.tables import Job, JobEvent, db_now
+from pared.state.tables import Job, JobEvent, by_id_of_few, db_now
 from pared.state.workers import waits_for
 
 _RELAY_AFTER_S = 2.0  # the API sends the messages of its own jobs at once; the sweep only those it did not manage
@@ -92,7 +92,7 @@ class Sweep:
             owed = session.execute(
                 select(Job.id, Job.device)
                 .where(*waits, Job.device.in_(reasons), ~_explained())
-                .order_by(Job.id)
+                .order_by(by_id_of_few())
                 .limit(100)
             ).all()
         for job_id, device in owed:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -253,6 +254,14 @@ class Job(Base):
     checkpoint_step: Mapped[int | None] = mapped_column(Integer)
     previous_checkpoint_key: Mapped[str | None] = mapped_column(String(255))
     previous_checkpoint_sha256: Mapped[str | None] = mapped_column(String(64))
+
+
+def by_id_of_few() -> ColumnElement[str]:
+    """ORDER BY for the first of few jobs among many: they are found by another index, and then sorted.
+
+    By the id alone PostgreSQL reads all jobs there are in the order of their ids until it has found enough of the few.
+    """
+    return Job.id.concat("")
 
 
 class Outbox(Base):

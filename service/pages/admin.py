@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from pared.report_page import numbers, texts
 from pared.state.statistics import read_failures, read_statistics
-from pared.state.tables import Job
+from pared.state.tables import Job, by_id_of_few
 from pared.state.workers import SEEN_S, living
 from pared.statuses import HELD
 from service.dependencies import ADMIN_PAGE, CallerOf, PartsOf
@@ -61,7 +61,7 @@ def _context(parts: PartsOf) -> dict[str, Any]:
         failures = read_failures(session, FAILURES_DAYS * 86_400, MOST_FAILURES)
         held: dict[str | None, list[str]] = defaultdict(list)
         columns = (Job.lease_owner, Job.id, Job.type, Job.stage)
-        for row in session.execute(select(*columns).where(Job.status.in_(HELD)).order_by(Job.id).limit(1000)):
+        for row in session.execute(select(*columns).where(Job.status.in_(HELD)).order_by(by_id_of_few()).limit(1000)):
             stage = STAGES.get(row.stage or "", texts.name(row.stage or "begins"))
             held[row.lease_owner].append(f"{row.type} {row.id}: {stage}")
         workers = [

@@ -10,15 +10,23 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, text, update
 
 from pared.errors import Unavailable
 from pared.state.lifecycle import create
 from pared.state.queue import NO_QUEUE, QUEUES, enqueue, make_app, messages_waiting, queues_of, relay, send_again
 from pared.state.session import Sessions
 from pared.state.settings import Settings
+from pared.state.sweep import Sweep
 from pared.state.tables import Job, Outbox, db_now
 from tests.support.job_specs import PRUNE
+
+MANY = """
+insert into jobs (id, owner, type, status, spec, created_at, updated_at, attempt, crash_count, fence, held_s, run_after)
+select 'job_' || lpad(cast(n as text), 26, '0'), 'local', 'prune', :status, '{}', 1,
+  case when n = :last then 1 else extract(epoch from now()) end, 0, 0, 0, 0, 0
+from generate_series(cast(:first as integer), cast(:last as integer)) as n
+"""
 
 
 @pytest.fixture(params=["filesystem", "redis"])
@@ -167,6 +175,27 @@ def test_messages_that_nobody_hears_leave_no_job_of_another_device_unrung(sessio
     assert send_again(sessions, 0, limit=2, queue=queue) == 2
     assert heard(queue) == lost
     assert messages_waiting(["cuda"], queue=queue) == 3
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("queue", ["filesystem"], indirect=True)
+def test_a_sweep_reads_what_waits_and_not_all_jobs_there_are(sessions, settings, store, queue):
+    with sessions.begin() as session:
+        session.execute(text(MANY), {"status": "succeeded", "first": 1, "last": 20_000})
+        session.execute(text(MANY), {"status": "queued", "first": 20_001, "last": 22_000})
+        session.execute(text("analyze jobs"))
+    asked = []
+    event.listen(sessions.engine, "before_cursor_execute", lambda *told: asked.append(told[2:4]))
+    sweep = Sweep(sessions, settings, store=store, queue=queue)
+    send_again(sessions, 30.0, limit=1, queue=queue)
+    sweep.explain_waiting()
+    sweep.expire()
+    plans = []
+    with sessions.engine.connect() as connection:
+        for statement, parameters in {str(told): told for told in asked if "LIMIT" in told[0]}.values():
+            plans.append("".join(map(str, connection.exec_driver_sql(f"explain {statement}", parameters).all())))
+    assert len(plans) == 3
+    assert not [plan for plan in plans if "pk_jobs on jobs" in plan or "Seq Scan on jobs" in plan]
 
 
 def test_a_worker_listens_to_the_queues_of_its_devices_and_one_that_takes_no_jobs_to_none():
