@@ -217,8 +217,8 @@ def test_jobs_are_submitted_claimed_and_ended_while_the_tables_are_upgraded(
     with sessions() as session:
         assert sorted(session.scalars(select(Job.id))) == sorted(submitted)
         ends = select(JobEvent.job_id, func.count()).where(JobEvent.kind == "done").group_by(JobEvent.job_id)
-        assert dict(session.execute(ends).tuples().all()) == dict.fromkeys(submitted, 1)
-        notes = dict(session.execute(text("select coalesce(note, ''), count(*) from jobs group by 1")).tuples().all())
+        assert dict(session.execute(ends).all()) == dict.fromkeys(submitted, 1)
+        notes = dict(session.execute(text("select coalesce(note, ''), count(*) from jobs group by 1")).all())
         assert set(notes) == {"", "from before"}
         assert session.scalar(text("select count(*) from jobs where weight = 1")) == len(submitted)
     assert max(pauses) < 30
