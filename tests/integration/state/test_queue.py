@@ -192,9 +192,9 @@ def test_a_sweep_reads_what_waits_and_not_all_jobs_there_are(sessions, settings,
     sweep.expire()
     plans = []
     with sessions.engine.connect() as connection:
-        for statement, parameters in {str(told): told for told in asked if "LIMIT" in told[0]}.values():
+        for statement, parameters in [told for told in asked if "LIMIT" in told[0]]:
             plans.append("".join(map(str, connection.exec_driver_sql(f"explain {statement}", parameters).all())))
-    assert len(plans) == 3
+    assert len(plans) >= 5
     assert not [plan for plan in plans if "pk_jobs on jobs" in plan or "Seq Scan on jobs" in plan]
 
 
