@@ -87,7 +87,7 @@ _main_pid = os.getpid()
 _confinement = Confinement("none")
 _serving = CPU_ALONE
 _sandbox_problem: str | None = None
-_workers = 1  # that live, as of the last heartbeat
+_workers = 0  # that live, as of the last heartbeat
 _unprobed: str | None = None  # why the sandbox could not be probed: no job is taken before it was
 _threads: dict[str, threading.Thread] = {}
 _working = threading.Lock()  # held while a job runs that is not quick
@@ -363,9 +363,10 @@ def _write_heartbeat() -> None:
 
 
 def _takes(worker: Worker) -> list[str]:
-    """The devices on which it runs jobs that somebody posted."""
-    taken = worker.settings.taken_queues
-    return [device for device in worker.serving.devices if device in taken or "auto" in taken]
+    """The devices on which it runs jobs that somebody posted; of one that takes those for no device alone, `cpu`."""
+    taken, devices = worker.settings.taken_queues, worker.serving.devices
+    asked_for = [device for device in devices if device in taken]
+    return asked_for or (["cpu"] if devices and "auto" in taken else [])
 
 
 def _run_quick_jobs() -> None:
@@ -404,7 +405,11 @@ def _clear_scratch() -> None:
 
 
 def _sweep() -> None:
-    _process_sweep()(_workers)
+    workers = _workers
+    if not workers:  # before the first heartbeat: of a thousand that start at once, not each is to list the store
+        with _worker().sessions() as session:
+            workers = count_living(session)
+    _process_sweep()(max(workers, 1))
 
 
 @lru_cache(maxsize=1)
