@@ -468,9 +468,7 @@ class Day:
 def check(database: VirtualDatabase, tally: Tally, history: int) -> str:
     """Every job that was submitted is there, ended, and was told so once; a sentence says what was compared."""
     with database.sessions() as session:
-        rows = dict(
-            session.execute(select(Job.id, Job.status).where(~Job.id.startswith("job_0000000000"))).all()
-        )
+        rows = dict(session.execute(select(Job.id, Job.status).where(~Job.id.startswith("job_0000000000"))).all())
         numbering = select(JobEvent.job_id, func.count(), func.min(JobEvent.seq), func.max(JobEvent.seq))
         numbers = session.execute(numbering.group_by(JobEvent.job_id)).all()
         ends = dict(

@@ -120,8 +120,8 @@ def _fill(url: str, plan: Plan, now: float) -> list[str]:
 
 def _loads(
     url: str, now: float, settings: Settings, owners: list[str], held: list[tuple[str, int]]
-) -> list[tuple[str, float, float]]:
-    """Kind, how many of it several processes do a second, and how many cores PostgreSQL takes meanwhile."""
+) -> list[tuple[str, float]]:
+    """Kind, and how many of it several processes do a second."""
     found = []
     with multiprocessing.get_context("spawn").Pool(CLIENTS) as pool:
         pool.starmap(
@@ -131,28 +131,11 @@ def _loads(
             begins_at = time.time() + 2.0
             mine = [held[n::CLIENTS] for n in range(CLIENTS)]
             running = pool.starmap_async(
-                client, [(kind, url, now, settings, owners, part, begins_at, LOAD_S + 2) for part in mine], chunksize=1
+                client, [(kind, url, now, settings, owners, part, begins_at, LOAD_S) for part in mine], chunksize=1
             )
-            time.sleep(max(0.0, begins_at + 1 - time.time()))
-            before, at = _server_seconds(), time.perf_counter()
-            time.sleep(LOAD_S)
-            cores = (_server_seconds() - before) / (time.perf_counter() - at)
-            found.append((kind, sum(running.get(300)), cores))
-            print(f"{kind}: {found[-1][1]:.0f}/s, PostgreSQL {cores:.2f} cores", flush=True)
+            found.append((kind, sum(running.get(300))))
+            print(f"{kind}: {found[-1][1]:.0f}/s", flush=True)
     return found
-
-
-def _server_seconds() -> float:
-    """Processor time of all processes of PostgreSQL that live."""
-    total = 0.0
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] == "postgres":
-            try:
-                used = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += used.user + used.system
-    return total
 
 
 def _report(
@@ -161,7 +144,7 @@ def _report(
     database: VirtualDatabase,
     sentence: str,
     took: float,
-    loads: list[tuple[str, float, float]],
+    loads: list[tuple[str, float]],
     waiting: int,
 ) -> None:
     needs = _needs(plan)
@@ -184,8 +167,8 @@ def _report(
         )
     header = ["operation", "measured", "statements", "p50, ms", "p99, ms", "server, ms", "needed a second", "cores"]
     shown = table(header, rows)
-    load_rows = [[kind, f"{rate:,.0f}", f"{busy:.2f}"] for kind, rate, busy in loads]
-    sustained = table([f"what {CLIENTS} processes do", "a second", "cores of PostgreSQL"], load_rows)
+    load_rows = [[kind, f"{rate:,.0f}"] for kind, rate in loads]
+    sustained = table([f"what {CLIENTS} processes do", "a second"], load_rows)
     waits = sorted(tally.waits)
     counts = ", ".join(
         f"{count:,} {name}" for name, count in sorted(tally.counts.items()) if not name.startswith("to ")
