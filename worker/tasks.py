@@ -365,7 +365,7 @@ def _write_heartbeat() -> None:
 def _takes(worker: Worker) -> list[str]:
     """The devices on which it runs jobs that somebody posted; of one that takes those for no device alone, `cpu`."""
     taken, devices = worker.settings.taken_queues, worker.serving.devices
-    asked_for = [device for device in devices if device in taken]
+    asked_for: list[str] = [device for device in devices if device in taken]
     return asked_for or (["cpu"] if devices and "auto" in taken else [])
 
 
