@@ -261,6 +261,9 @@ class Reproduce(_Part):
     device: str = Field(description="The GPU's name, or `cpu` with the kind of processor.")
     driver: str | None = Field(None, description="Version of the NVIDIA driver; None without a GPU.")
     threads: int
+    ranks: int = Field(
+        1, description="Processes that trained the model together, each on its share of every batch and of the threads."
+    )
     precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="What products computed in while the model was trained; None where nothing was trained."
     )

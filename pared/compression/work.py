@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pared.compression.onnx_form import OnnxForm
+from pared.compression.ranks import ALONE, Ranks
 from pared.statuses import Stage
 
 
@@ -109,6 +110,9 @@ class Work:
     timed: bool = True
     """Whether latency is measured for the report."""
     threads: int = 1
+    """Of the whole job, which its ranks share."""
+    ranks: Ranks = ALONE
+    """This process among those that run the method together, each with a folder and an observer of its own."""
     sandbox: str = "none"
     answers: AnswerFiles | None = None
     """Where answers of teachers are kept between jobs, if they are."""

@@ -429,6 +429,7 @@ def machine_rows(report: Report) -> Table:
         ["device", texts.name(reproduce.device)],
         *([["driver", texts.name(reproduce.driver)]] if reproduce.driver else []),
         ["threads", numbers.count(reproduce.threads)],
+        *([["processes", numbers.count(reproduce.ranks)]] if reproduce.ranks > 1 else []),
         *([["trained in", reproduce.precision]] if reproduce.precision else []),
         ["sandbox", texts.name(report.sandbox)],
     ]

@@ -239,6 +239,7 @@ def _teach(
         companion=teaching.companion,
         device=work.device,
         record=work.record_steps,
+        ranks=work.ranks,
         observer=work.observer,
         span=span,
         keep=lambda state: work.observer.checkpoint(checkpoint | {"taught": None, "taught_state": None, "fit": state}),
@@ -278,6 +279,7 @@ def _labels_only(
         masks=_zeros_held(alone, student),
         device=work.device,
         record=work.record_steps,
+        ranks=work.ranks,
         observer=work.observer,
         span=span,
         keep=lambda state: work.observer.checkpoint(

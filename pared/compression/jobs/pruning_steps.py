@@ -281,6 +281,7 @@ class Pruning:
             ramp=ramp,
             device=work.device,
             record=work.record_steps,
+            ranks=work.ranks,
             observer=work.observer,
             span=self.job.stages.span(*part),
             keep=keep_all,

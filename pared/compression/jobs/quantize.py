@@ -303,7 +303,10 @@ def _measured(
         for count in (nonzero, nonzero - lost)
     ]
     if job.original.runs and job.example:
-        *latencies, refused = measure_latency(*files.timed(smaller), job.example, tick=stages.beat)
+        timed = files.timed(smaller)
+        *latencies, refused = job.work.ranks.led(
+            lambda: measure_latency(*timed, job.example, tick=stages.beat)
+        )
         notes += refused + busy_warning()
         parts = [part.model_copy(update={"latency": each}) for part, each in zip(parts, latencies, strict=True)]
     return Measured(parts[0], parts[1], job.original.format, notes)

@@ -95,6 +95,7 @@ def train_rounded(job: Int8Job, work: Work, stages: Stages) -> Trained | None:
         companion=lesson.companion,
         device=device,
         record=work.record_steps,
+        ranks=work.ranks,
         observer=work.observer,
         span=stages.span(0, 1),
         keep=lambda state: work.observer.checkpoint({"fit": state}),

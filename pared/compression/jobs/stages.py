@@ -44,7 +44,7 @@ def settled(work: Work) -> Iterator[None]:
     threads, python_state, numpy_state = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
     cudnn = torch.backends.cudnn
     flags = cudnn.deterministic, cudnn.benchmark
-    torch.set_num_threads(max(work.threads, 1))
+    torch.set_num_threads(max(work.threads // work.ranks.count, 1))
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         with torch.random.fork_rng(), float32_products("exact"):

@@ -44,7 +44,9 @@ def candidate_time(
     for module in models:
         place(module, work.timed_on)
     try:
-        share = share_of_time(first, second, example, batch_size=batch_size, device=work.timed_on, tick=tick)
+        share = work.ranks.led(
+            lambda: share_of_time(first, second, example, batch_size=batch_size, device=work.timed_on, tick=tick)
+        )
     except ModelFailed as failure:
         raise _cannot_be_timed(failure.detail, pointer) from failure
     for module in models:

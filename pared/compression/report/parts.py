@@ -82,8 +82,8 @@ def measure_both(
         place(module, work.timed_on)
     latencies: Sequence[list[Latency]] = [], []
     if example and work.timed:
-        *latencies, refused = measure_latency(
-            first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick
+        *latencies, refused = work.ranks.led(
+            lambda: measure_latency(first, second, example, device=work.timed_on, batch_sizes=batch_sizes, tick=tick)
         )
         notes += refused + _elsewhere(work) + busy_warning()
     for module, latency in zip(models, latencies, strict=True):
@@ -280,6 +280,7 @@ def reproduce(spec: CompressionSpec, work: Work, written: Sequence[Path], traini
         device=torch.cuda.get_device_name() if work.device != "cpu" else f"cpu ({platform.machine()})",
         driver=driver_version() if work.device != "cpu" else None,
         threads=work.threads,
+        ranks=work.ranks.count,
         precision=None if training is None else training_precision(training, work.device),
         inputs=inputs,
         outputs={path.name: _digest(path) for path in written},

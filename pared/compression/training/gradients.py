@@ -17,6 +17,8 @@ from pared.compression.data.samples import Inputs
 from pared.compression.devices.memory import BatchSize, ran_out_of_memory
 from pared.compression.devices.placement import graphs_of, scripts_in
 from pared.compression.measuring.running import own_failures
+from pared.compression.ranks import ALONE, Ranks
+from pared.compression.training.across_ranks import mean_gradients
 
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """`(module, inputs, targets) -> scalar`, the mean over the batch."""
@@ -66,6 +68,7 @@ class Gradients:
         steps: int,
         device: str,
         record: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Set up.
 
@@ -73,10 +76,12 @@ class Gradients:
             learned: the parameters whose gradients are wanted.
             steps: how often they will be asked for.
             record: whether steps may be recorded, where that can be done.
+            ranks: which share the batches; all of them come to the gradients of the whole.
         """
         self._module, self._loss, self._learned, self._autocast = module, loss, learned, autocast
         self._without_cudnn = cudnn_refuses(module)
-        self.parts = BatchSize(batch_size)
+        self._ranks = ranks
+        self.parts = BatchSize(ranks.largest_share(batch_size))
         self._recorder: _Recorder | None = None
         can_be = torch.device(device).type == "cuda" and not _keeps_numbers(module)
         if record and can_be and steps >= WORTH_RECORDING:
@@ -88,6 +93,16 @@ class Gradients:
         Raises:
             OutOfMemory: not even one sample fits.
         """
+        if self._ranks.alone:
+            return self._own(inputs, target)
+        share = self._ranks.share(len(target))
+        inputs, target = tuple(each[share] for each in inputs), target[share]
+        clear(self._learned)
+        value = self._own(inputs, target) if len(target) else None
+        weight = float(weight_of(self._loss)(target)) if len(target) else 0.0
+        return mean_gradients(self._ranks, self._learned, value, weight).to(target.device)
+
+    def _own(self, inputs: Inputs, target: Tensor) -> Tensor:
         if self._recorder is not None and self.parts.size >= len(target):
             value = self._recorder(inputs, target)
             if value is not None:

@@ -19,7 +19,9 @@ from pared.compression.devices.precision import float32_products, training_preci
 from pared.compression.measuring.references import Referenced, ReferencedOnCard
 from pared.compression.measuring.running import Samples, predict, unoptimized
 from pared.compression.pruning.weights import Masks
+from pared.compression.ranks import ALONE, Ranks
 from pared.compression.tasks import TaskRules
+from pared.compression.training.across_ranks import RanksInStep
 from pared.compression.training.augmentation import Augmentation
 from pared.compression.training.constraints import ConstrainedModule, WeightConstraint
 from pared.compression.training.gradients import Gradients, Loss
@@ -62,6 +64,7 @@ def fit(
     companion: nn.Module | None = None,
     device: str = "cpu",
     record: bool = True,
+    ranks: Ranks = ALONE,
     observer: Observer | None = None,
     span: tuple[float, float] = (0.0, 1.0),
     keep: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -85,6 +88,8 @@ def fit(
             those that are so when it begins.
         companion: a module that is trained along and then dropped, such as learned projections.
         record: whether a card may run its steps from a recording of one.
+        ranks: the processes that make this call together, all with the same arguments but for `observer` and `keep`.
+            Each runs its share of every batch and takes the step of the whole; all end with the same weights.
         span: where in the whole job this run begins and ends, for `observer.progress`.
         keep: is handed a checkpoint after every epoch.
         resume: such a checkpoint.
@@ -120,6 +125,7 @@ def fit(
         steps=steps.of_an_epoch * config.epochs,
         device=device,
         record=record,
+        ranks=ranks,
     )
     reporter = ProgressReporter(observer, span, config.epochs, data.samples("train"))
     reporter.now(0, 0.0)
@@ -131,7 +137,8 @@ def fit(
         history: list[EpochRecord] = []
         constrained = ConstrainedModule(module, optimizer, masks, device, running_gradients)
         if ramp is None:
-            best = _Best(0, _validate(module, data, task, device, reporter), _state(module))
+            validated = ranks.agreed(_validate(module, data, task, device, reporter))
+            best = _Best(0, validated, _state(module))
         first = 1
     else:
         history = [EpochRecord.model_validate(record) for record in resume["history"]]
@@ -146,6 +153,12 @@ def fit(
             module, optimizer, None if kept is None else (masks or Masks).from_state(kept), device, running_gradients
         )
 
+    in_step = RanksInStep(
+        ranks,
+        [module] if companion is None else [module, companion],
+        (phase, seed, first, data.samples("train"), config.model_dump_json()),
+        config.batch_size,
+    )
     with unoptimized(), float32_products("fast"):
         for epoch in range(first, config.epochs + 1):
             if config.patience and best is not None and epoch - 1 - max(best.epoch, steps.ready) >= config.patience:
@@ -155,9 +168,10 @@ def fit(
             reporter.epoch = epoch
             seed_of_epoch = seed_of(seed, epoch)
             train_loss = _train_epoch(
-                module, data, steps, gradients, constrained, seed_of_epoch, companion, reporter, ramp
+                module, data, steps, gradients, constrained, seed_of_epoch, companion, reporter, ramp, ranks
             )
-            validated = _validate(module, data, task, device, reporter)
+            in_step.end_epoch()
+            validated = ranks.agreed(_validate(module, data, task, device, reporter))
             seconds = time.monotonic() - began
             score = validated.score if validated.answered else None
             history.append(
@@ -184,12 +198,14 @@ def fit(
     lay_out(module, torch.contiguous_format)
     module.zero_grad(set_to_none=True)
     module.eval()
+    if not ranks.alone:
+        torch.manual_seed(seed)  # each has drawn numbers of its own
     return Fit(
         history,
         best.epoch,
         best.validated.score,
         constrained.masks,
-        _parts_warning(module, config, data, gradients.parts),
+        _parts_warning(module, config, data, gradients.parts, ranks),
     )
 
 
@@ -238,10 +254,12 @@ def _train_epoch(
     companion: nn.Module | None,
     reporter: ProgressReporter,
     ramp: GradualSchedule | None,
+    ranks: Ranks,
 ) -> float:
     """One pass over the training split; the mean loss over its samples."""
     config, device, optimizer = steps.config, constrained.device, constrained.optimizer
-    torch.manual_seed(seed)  # dropout draws from the global generator
+    # Dropout draws from the global generator, for other samples on each rank.
+    torch.manual_seed(seed_of(seed, ranks.rank) if ranks.rank else seed)
     module.train()
     if companion is not None:
         companion.train()
@@ -292,17 +310,24 @@ def _train_epoch(
     return mean
 
 
-def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: BatchSize) -> list[str]:
-    """What it means that batches were run in parts, if they were."""
-    whole = min(config.batch_size, data.samples("train"))
-    if parts.size >= whole:
-        return []
+def _parts_warning(module: nn.Module, config: Train, data: Samples, parts: BatchSize, ranks: Ranks) -> list[str]:
+    """What it means that batches were run in parts, or shared by ranks, if they were."""
+    batch = min(config.batch_size, data.samples("train"))
+    share = ranks.largest_share(batch)
     norms = any(name.endswith("running_mean") for name, _ in module.named_buffers())
-    note = (
-        f"A training batch of {whole} samples did not fit into memory: the gradients of parts of at most {parts.size} "
-        "were added up, which comes to the same step."
-    )
-    return [f"{note} Only batch norms took their statistics from these smaller parts." if norms else note]
+    notes = []
+    if norms and share < batch:
+        notes.append(
+            f"Batch norms took their statistics from shares of at most {share} samples, since {ranks.parts(batch)} "
+            f"processes shared each training batch of {batch}. All else comes to the same step."
+        )
+    if parts.size < share:
+        note = (
+            f"A training batch of {share} samples did not fit into memory: the gradients of parts of at most "
+            f"{parts.size} were added up, which comes to the same step."
+        )
+        notes.append(f"{note} Only batch norms took their statistics from these smaller parts." if norms else note)
+    return notes
 
 
 def _validate(
