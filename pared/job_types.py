@@ -110,6 +110,10 @@ class JobType:
         """How long a job with this spec (as JSON) may be held, over all its attempts."""
         return float(spec.get("time_limit_s") or getattr(settings, self.time_limit))
 
+    def trains(self, spec: Mapping[str, Any]) -> bool:
+        """Whether a job with this spec (as JSON) trains a model."""
+        return self.spec.model_validate(spec).trains
+
     def load_method(self) -> Method:
         """Import the method, and torch with it."""
         module, _, function = self.method.partition(":")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never, cast
 
@@ -23,7 +24,7 @@ from pared.state.references import table_of
 from pared.state.session import Sessions
 from pared.state.tables import Artifact, Dataset, Job, Model
 from pared.statuses import ENDED
-from worker import kept_plans, protocol, spans, waiting_results
+from worker import job_processes, kept_plans, protocol, spans, waiting_results
 from worker.attempt_types import (
     Canceled,
     Claim,
@@ -217,28 +218,44 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, folder: Path) -> tuple[
         "card": None if worker.serving.card is None else worker.serving.card.number,
         "programs_allowed": worker.confinement.level == "standard" or worker.settings.allow_weak_sandbox,
     }
-    child: Child | None = None
+    ranks = _ranks(worker, claim, device)
+    if ranks > 1:
+        recorder.log(f"{ranks} processes train together.")
+    children: list[Child] = []
     ending: Ending | None = None
     claim.span.stage("start")
     try:
-        child = worker.children.child(folder, request, lambda: early_ending(worker, lease) is not None)
-        if child is not None:
-            ending = ChildMonitor(worker, claim, lease, child, recorder, folder, quota).run()
+        stall_s = worker.settings.stall_s
+        stop = partial(_is_over, worker, lease)
+        children = job_processes.start(worker.children, folder, request, ranks, stall_s, stop)
+        if children:
+            ending = ChildMonitor(worker, claim, lease, children, recorder, folder, quota).run()
         else:
             ending = early_ending(worker, lease) or HandedBack()
     finally:
-        if child is not None:
+        for child in children:
             child.kill()
         recorder.close(keep_checkpoint=isinstance(ending, Crashed | HandedBack))
     if lease.lost:
         raise LeaseLost
-    if isinstance(ending, Succeeded) and (over := over_quota(folder, quota)) is not None:
+    if isinstance(ending, Succeeded) and (over := over_quota(folder, quota, len(children))) is not None:
         return Failed(over), quota  # since it was last looked at; from here on it is copied
     if answers is not None and isinstance(ending, Succeeded):
         worker.answers.take(claim.owner, answers, folder)
     if plan_key is not None and isinstance(ending, Succeeded):
         worker.plans.keep(claim.owner, plan_key, ending.report)
     return ending, quota
+
+
+def _is_over(worker: Worker, lease: Lease) -> bool:
+    return early_ending(worker, lease) is not None
+
+
+def _ranks(worker: Worker, claim: Claim, device: str) -> int:
+    """How many processes share the trainings of a job. A worker has one card at most, so there it is one."""
+    if device != "cpu" or worker.settings.ranks == 1 or not claim.type.trains(claim.spec):
+        return 1
+    return min(worker.settings.ranks, worker.threads)
 
 
 def _quota(worker: Worker, claim: Claim, inputs: list[_Upload]) -> Quota:

@@ -20,7 +20,8 @@ import torch
 
 from pared.compression.devices.memory import ran_out_of_memory
 from pared.compression.loading.file_format import begins_as_onnx
-from pared.compression.work import AnswerFiles, DatasetFile, ModelFile, Work
+from pared.compression.ranks import RankLost, Ranks
+from pared.compression.work import AnswerFiles, DatasetFile, ModelFile, SilentObserver, Work
 from pared.errors import (
     DeviceUnavailable,
     OutOfMemory,
@@ -49,18 +50,23 @@ def main(methods: Mapping[type[JobSpec], Method] | None = None) -> None:
     """
     methods = methods or all_methods()
     request = forkserver.enter()
-    arm(request["failpoints"])
+    arm(request["failpoints"] if request["ranks"]["rank"] == 0 else "")
     _keep_freed_memory(request["memory_bytes"])
     send = _Pipe(request["messages"])
     send(protocol.Confined(type="confined"))
     try:
         report = _run(request, methods, send)
+    except RankLost:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(protocol.RANK_LOST)  # the parent knows the other's end, which is the reason
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told
         traceback.print_exc()
         send(_failure(error))
     else:
         failpoint("child.reported")
-        send(_result(report))
+        if request["ranks"]["rank"] == 0:
+            send(_result(report))
     sys.stdout.flush()
     sys.stderr.flush()
     # Not through interpreter and library teardown, which a model's own objects take part in.
@@ -89,7 +95,8 @@ def all_methods() -> Mapping[type[JobSpec], Method]:
 
 
 def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send: _Pipe) -> dict[str, Any]:
-    torch.set_num_threads(request["threads"])
+    ranks = Ranks.of(**request["ranks"], shared=request["shared"], threads=request["threads"])
+    torch.set_num_threads(max(request["threads"] // ranks.count, 1))
     prepare_device(request["device"])
     spec = job_spec.validate_python(request["spec"])
     models = {role: ModelFile(**(file | {"path": Path(file["path"])})) for role, file in request["models"].items()}
@@ -99,17 +106,20 @@ def _run(request: dict[str, Any], methods: Mapping[type[JobSpec], Method], send:
     dataset = request["dataset"]
     if dataset is not None:
         path = Path(dataset["path"]) if dataset["path"] else None
-        dataset = DatasetFile(**(dataset | {"path": path, "memory_bytes": request["memory_bytes"]}))
+        dataset = DatasetFile(**(dataset | {"path": path, "memory_bytes": request["memory_bytes"] // ranks.count}))
+    resume = request["resume"]
+    tells = ranks.rank == 0
     work = Work(
         models=models,
         dataset=dataset,
         directory=Path("out"),
-        observer=PipeReporter(send, Path("checkpoints"), request["resume"]),
+        observer=PipeReporter(send, Path("checkpoints"), resume) if tells else AlongReporter(resume),
         device=request["device"],
         latency_device=getattr(spec, "latency_device", None),
         notes=tuple(request["notes"]),
         record_steps=request["record_steps"],
         threads=request["threads"],
+        ranks=ranks,
         sandbox=request["level"],
         answers=AnswerFiles(
             Path(protocol.ANSWERS_GIVEN) if request["answers_given"] else None, Path(protocol.ANSWERS_MADE)
@@ -247,10 +257,25 @@ class PipeReporter:
         self._next_checkpoint_at = ended + _CHECKPOINT_INTERVAL * (ended - began)
 
     def resume(self) -> dict[str, Any] | None:
-        if self._resume is None:
-            return None
-        state: dict[str, Any] = torch.load(self._resume["path"], map_location="cpu", weights_only=True)
-        return state
+        return _checkpoint(self._resume)
+
+
+class AlongReporter(SilentObserver):
+    """The observer of a process that trains along: it goes on from where the first does, and tells nothing."""
+
+    def __init__(self, resume: dict[str, Any] | None) -> None:
+        self._resume = resume
+
+    def resume(self) -> dict[str, Any] | None:
+        return _checkpoint(self._resume)
+
+
+def _checkpoint(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Args: given: `{path, step}` of the checkpoint to go on from."""
+    if given is None:
+        return None
+    state: dict[str, Any] = torch.load(given["path"], map_location="cpu", weights_only=True)
+    return state
 
 
 class _Pipe:

@@ -15,10 +15,13 @@ _SLOT_BYTES = 4 << 20
 def exchange(count: int) -> Iterator[list[list[int]]]:
     """The descriptors that each of so many processes is to have, as `pared.compression.ranks` takes them.
 
-    First the memory; then for the first process a pipe's end to read from and one to write to for each of the others,
+    One alone has none. Otherwise: first the memory; then for the first process a pipe's end to read from and one to write to for each of the others,
     for the others one pair. They are closed here at the end of the block: then a process that has one of them hears
     when the one at its other end has ended.
     """
+    if count == 1:
+        yield [[]]
+        return
     with ExitStack() as held:
         memory = os.memfd_create("pared-ranks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         held.callback(os.close, memory)

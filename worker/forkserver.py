@@ -40,6 +40,8 @@ _ANSWER = 3  # among the descriptors of an order
 _MESSAGES_FD = 3
 _BY_OTHERS = {signal.SIGKILL, signal.SIGTERM}
 """What nothing does to itself: the kernel where memory is short, or a person, ended it."""
+MOST_SHARED = 128
+"""Descriptors that a child may have in common with others."""
 
 # -- the worker's side --------------------------------------------------------------------------
 
@@ -55,26 +57,29 @@ class Child:
 
     def how_it_ended(self, timeout_s: float) -> str | None:
         """How the child ended, in words; None: it lives. The child is not reaped, so its process id stays its own."""
-        info = self._ending(timeout_s)
-        if info is None:
+        status = self.status(timeout_s)
+        if status is None:
             return None
-        if info.si_code == os.CLD_EXITED:
-            return f"ended with exit status {info.si_status}"
-        hint = " (often: the machine has no memory left)" if info.si_status == signal.SIGKILL else ""
-        return f"was ended by {_signal_name(info.si_status)}{hint}"
+        if status >= 0:
+            return f"ended with exit status {status}"
+        hint = " (often: the machine has no memory left)" if -status == signal.SIGKILL else ""
+        return f"was ended by {_signal_name(-status)}{hint}"
 
     def ended_by_others(self, timeout_s: float) -> bool:
         """Whether the child ended, and for nothing that it did itself, as far as its status tells."""
-        info = self._ending(timeout_s)
-        return info is not None and info.si_code != os.CLD_EXITED and info.si_status in _BY_OTHERS
+        status = self.status(timeout_s)
+        return status is not None and -status in _BY_OTHERS
 
-    def _ending(self, timeout_s: float) -> os.waitid_result | None:
+    def status(self, timeout_s: float) -> int | None:
+        """The exit status of the child, or −N where signal N ended it; None: it lives. It is not reaped."""
         until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
-            if info := os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return info
+        while True:
+            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if info:
+                return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+            if time.monotonic() >= until:
+                return None
             time.sleep(_POLL_S / 2)
-        return None
 
     def kill(self) -> None:
         """SIGKILL to everything in its session, wait for it, and close the pipes."""
@@ -136,7 +141,13 @@ class ForkServer:
         with self._lock:
             self._start()
 
-    def child(self, folder: Path, request: dict[str, Any], stop: Callable[[], bool] = lambda: False) -> Child | None:
+    def child(
+        self,
+        folder: Path,
+        request: dict[str, Any],
+        stop: Callable[[], bool] = lambda: False,
+        shared: Sequence[int] = (),
+    ) -> Child | None:
         """Fork a child, with its request on stdin.
 
         Args:
@@ -145,6 +156,8 @@ class ForkServer:
                 it writes, and `gpu`, whether it may use the GPUs (where it
                 does not say so: if there are any), of which `card` may name one; `enter` returns it there.
             stop: whether it is no longer wanted; asked while the server still loads.
+            shared: descriptors that it has in common with other children; `request["shared"]` says which they are
+                there.
 
         Returns:
             The child, or None where `stop` came first.
@@ -154,23 +167,24 @@ class ForkServer:
         """
         default = {"gpu": bool(gpus.device_files())}
         fixed = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
+        fixed["shared"] = [_MESSAGES_FD + 1 + index for index in range(len(shared))]
         line = json.dumps(default | request | fixed).encode() + b"\n"
         with self._lock:
             had_started = self._process is not None
             try:
-                return self._ask(folder, line, stop)
+                return self._ask(folder, line, stop, shared)
             except ServerEnded:
                 # Since the last child, such as for want of memory; one that ends while it loads would do so again.
                 if not had_started:
                     raise
-                return None if stop() else self._ask(folder, line, stop)
+                return None if stop() else self._ask(folder, line, stop, shared)
 
     def close(self) -> None:
         """End it. Its children live on."""
         with self._lock:
             self._end()
 
-    def _ask(self, folder: Path, request: bytes, stop: Callable[[], bool]) -> Child | None:
+    def _ask(self, folder: Path, request: bytes, stop: Callable[[], bool], shared: Sequence[int]) -> Child | None:
         with ExitStack() as for_child, ExitStack() as ours, ExitStack() as theirs, sandbox.adopting_orphans():
             stdin, request_end = _pipe(theirs, ours)
             messages, child_messages = _pipe(for_child, theirs)
@@ -178,7 +192,7 @@ class ForkServer:
             answer, child_answer = _pipe(ours, theirs)
             scratch_folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             theirs.callback(os.close, scratch_folder)
-            fds = [stdin, child_output, child_messages, child_answer, scratch_folder]
+            fds = [stdin, child_output, child_messages, child_answer, scratch_folder, *shared]
             with suppress(BrokenPipeError, ConnectionResetError):  # told by the answer that does not come
                 socket.send_fds(self._start(), [b"fork"], fds)
             theirs.close()
@@ -356,7 +370,7 @@ def _serve() -> None:
     """Fork a child for each order. Returns in the children alone."""
     control = socket.socket(fileno=os.dup(0))
     while True:
-        order, fds, _, _ = socket.recv_fds(control, 16, 5)
+        order, fds, _, _ = socket.recv_fds(control, 16, 5 + MOST_SHARED)
         if not order:  # the worker has ended
             os._exit(0)
         try:
@@ -373,7 +387,7 @@ def _serve() -> None:
             os.close(fd)
 
 
-def _fork_again(stdin: int, output: int, messages: int, answer: int, folder: int) -> None:
+def _fork_again(stdin: int, output: int, messages: int, answer: int, folder: int, *shared: int) -> None:
     """Become the child. The process between ends at once, and the kernel gives its child to the worker."""
     between = os.getpid()
     try:
@@ -392,12 +406,15 @@ def _fork_again(stdin: int, output: int, messages: int, answer: int, folder: int
     os.environ["HOME"] = os.environ["TMPDIR"] = os.path.join(os.getcwd(), "tmp")
     tempfile.tempdir = None  # asked for anew
     _answer(answer, f"{os.getpid()} ready")
+    own = {stdin: (0,), output: (1, 2), messages: (_MESSAGES_FD,)}
+    own |= {fd: (_MESSAGES_FD + 1 + index,) for index, fd in enumerate(shared)}
     # Out of the way of the numbers that they are to have.
-    stdin, output, messages = (fcntl.fcntl(fd, fcntl.F_DUPFD, 16) for fd in (stdin, output, messages))
-    for fd, number in ((stdin, 0), (output, 1), (output, 2), (messages, _MESSAGES_FD)):
-        os.dup2(fd, number, inheritable=False)
+    beyond = _MESSAGES_FD + 1 + len(shared)
+    for fd, numbers in [(fcntl.fcntl(fd, fcntl.F_DUPFD, beyond), numbers) for fd, numbers in own.items()]:
+        for number in numbers:
+            os.dup2(fd, number, inheritable=False)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > _MESSAGES_FD:
+        if int(name) >= beyond:
             with suppress(OSError):  # the one that listed them is closed again
                 os.close(int(name))
 

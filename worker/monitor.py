@@ -7,6 +7,7 @@ import os
 import selectors
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -37,6 +38,7 @@ from worker.attempt_types import (
     early_ending,
 )
 from worker.forkserver import Child
+from worker.job_processes import folders
 from worker.lease import Lease
 from worker.recorder import Recorder
 from worker.scratch import written
@@ -56,12 +58,20 @@ class ChildMonitor:
     """The parent's loop over everything that can happen to a child. It never blocks for longer than a tick."""
 
     def __init__(
-        self, worker: Worker, claim: Claim, lease: Lease, child: Child, recorder: Recorder, folder: Path, quota: Quota
+        self,
+        worker: Worker,
+        claim: Claim,
+        lease: Lease,
+        children: Sequence[Child],
+        recorder: Recorder,
+        folder: Path,
+        quota: Quota,
     ) -> None:
+        """Args: children: the one that runs the job, and then those that train along with it."""
         self._worker, self._claim, self._lease, self._quota = worker, claim, lease, quota
-        self._child, self._recorder, self._folder = child, recorder, folder
-        self._reader = protocol.Reader()
-        self._tail = bytearray()
+        self._recorder, self._folder = recorder, folder
+        self._processes = [_Process(child) for child in children]
+        self._first = self._processes[0]
         self._time_limit_s = claim.type.time_limit_s(claim.spec, worker.settings)
         self._deadline = time.monotonic() + self._time_limit_s - claim.held_s
         self._heard_at = time.monotonic()
@@ -74,31 +84,64 @@ class ChildMonitor:
             LeaseLost: the job is no longer this worker's.
         """
         with selectors.DefaultSelector() as selector:
-            for fd in (self._child.messages, self._child.output, self._worker.shutdown.fd):
-                selector.register(fd, selectors.EVENT_READ)
+            selector.register(self._worker.shutdown.fd, selectors.EVENT_READ)
+            for process in self._processes:
+                for fd in (process.child.messages, process.child.output):
+                    selector.register(fd, selectors.EVENT_READ)
             while True:
                 ready = {key.fd for key, _ in selector.select(_TICK_S)}
-                if self._child.output in ready and not self._read_output():
-                    selector.unregister(self._child.output)
+                for process in self._processes:
+                    if process.child.output in ready and not process.read_output():
+                        selector.unregister(process.child.output)
                 try:
-                    if self._child.messages in ready and (ending := self._read_messages()):
+                    if ending := self._read_messages(ready):
                         return ending
                 except protocol.Malformed as error:
-                    return self._crash(f"spoke out of turn ({error})")
+                    return self._crash(self._first, f"spoke out of turn ({error})")
+                for process in self._processes[1:]:
+                    if process.closed and process.child.messages in ready:
+                        selector.unregister(process.child.messages)
                 if ending := self._limit_reached():
                     return ending
 
-    def _read_messages(self) -> Ending | None:
-        data = _read(self._child.messages)
-        if data is None:
+    def _read_messages(self, ready: set[int]) -> Ending | None:
+        speaking = [process for process in self._processes if process.child.messages in ready]
+        for process in speaking:
+            if ending := self._hear(process):
+                return ending
+        lost = next((each for each in speaking if each.closed and not self._is_done(each)), None)
+        if lost is None:
             return None
-        if not data:
-            return self._crash(self._how_it_ended())
-        for message in self._reader.feed(data):
-            self._heard_at = time.monotonic()
+        # Why it ended may be what another one has said since.
+        for process in self._processes:
+            if not process.closed and (ending := self._hear(process)):
+                return ending
+        lost = self._to_blame(lost)
+        return self._crash(lost, lost.child.how_it_ended(_EXIT_S) or "closed its pipe and went on")
+
+    def _hear(self, process: _Process) -> Ending | None:
+        for message in process.messages():
+            if process is self._first:
+                self._heard_at = time.monotonic()
+            elif not isinstance(message, protocol.Confined | protocol.Failure):
+                raise protocol.Malformed("a process that trains along reports")
             if ending := self._handle(message):
                 return ending
         return None
+
+    def _is_done(self, process: _Process) -> bool:
+        """Whether it has done its part. The first has a report to send, so its end without one is none."""
+        return process is not self._first and process.child.status(_EXIT_S) == 0
+
+    def _to_blame(self, process: _Process) -> _Process:
+        """Of processes that train together and have ended, the one for which the others ended."""
+        until = time.monotonic() + _EXIT_S
+        while process.child.status(_EXIT_S) == protocol.RANK_LOST and time.monotonic() < until:
+            for other in self._processes:
+                if other.child.status(0) not in (None, protocol.RANK_LOST):
+                    return other
+            time.sleep(_TICK_S / 2)
+        return process
 
     def _handle(self, message: protocol.Message) -> Ending | None:
         recorder = self._recorder
@@ -135,6 +178,8 @@ class ChildMonitor:
         )
         self._log_output(event, level, code=message.code, detail=message.detail)
         error = BY_CODE[message.code](message.detail)
+        if isinstance(error, Stalled):  # one process of several, for which the first has waited
+            return Crashed(error)
         # The job had it promised: another worker's device, or this one's at another time, may do.
         return Hindered(error) if isinstance(error, DeviceUnavailable) else Failed(error)
 
@@ -165,10 +210,12 @@ class ChildMonitor:
                 Stalled(f"Nothing was heard of the job for {settings.stall_s:g} seconds on attempt {self._attempt()}.")
             )
         if self._memory_bytes() > self._quota.memory_bytes:
-            used = f"The job used more than {self._quota.memory_bytes / 2**30:.3g} GiB of memory."
+            count = len(self._processes)
+            who = "The job" if count == 1 else f"The {count} processes of the job together"
+            used = f"{who} used more than {self._quota.memory_bytes / 2**30:.3g} GiB of memory."
             return Failed(OutOfMemory(f"{used} {self._claim.type.when_out_of_memory}"))
         if now > self._check_files_at:
-            over = over_quota(self._folder, self._quota)
+            over = over_quota(self._folder, self._quota, len(self._processes))
             # A folder that takes long to look at is looked at less often: messages are to be read too.
             self._check_files_at = time.monotonic() + max(_CHECK_FILES_EVERY_S, 10 * (time.monotonic() - now))
             if over is not None:
@@ -177,50 +224,78 @@ class ChildMonitor:
 
     def _terminate(self) -> None:
         """Send TERM and leave the child time to end; KILL comes from `Child.kill`."""
-        child_processes.kill_session(self._child.pid, signal.SIGTERM)
+        sessions = [process.child.pid for process in self._processes]
+        for session in sessions:
+            child_processes.kill_session(session, signal.SIGTERM)
         until = time.monotonic() + self._worker.settings.cancel_grace_s
-        while child_processes.session_members(self._child.pid) and time.monotonic() < until and not self._lease.lost:
+        while any(map(child_processes.session_members, sessions)):
+            if time.monotonic() >= until or self._lease.lost:
+                break
             time.sleep(_TICK_S / 2)
 
     def _memory_bytes(self) -> int:
-        pids = [self._child.pid]
-        if self._worker.confinement.level == "none":  # where the child may have children
-            pids = child_processes.session_members(self._child.pid)
+        pids = [process.child.pid for process in self._processes]
+        if self._worker.confinement.level == "none":  # where a child may have children
+            pids = [pid for session in pids for pid in child_processes.session_members(session)]
         return sum(map(child_processes.memory_bytes, pids))
 
-    def _read_output(self) -> bool:
-        """Keep the end of what the child printed. False: nothing more will come."""
-        data = _read(self._child.output)
-        if data:
-            self._tail += data
-            del self._tail[:-_TAIL_BYTES]
-        return data is None or bool(data)
-
-    def _how_it_ended(self) -> str:
-        return self._child.how_it_ended(_EXIT_S) or "closed its pipe and went on"
-
-    def _crash(self, how: str) -> Crashed:
-        self._log_output("child_crashed", logging.WARNING, how=how)
-        output = self._last_output(300)
+    def _crash(self, process: _Process, how: str) -> Crashed:
+        number, count = self._processes.index(process) + 1, len(self._processes)
+        self._log_output("child_crashed", logging.WARNING, process, how=how)
+        output = process.last_output(300)
         quoted = f" Its last words: {output}" if output else ""
-        return Crashed(
-            ModelCrashesWorker(f"The process that ran the model {how} on attempt {self._attempt()}.{quoted}")
-        )
+        who = "The process that ran the model"
+        if count > 1:
+            who = f"Process {number} of the {count} that ran the model together"
+        return Crashed(ModelCrashesWorker(f"{who} {how} on attempt {self._attempt()}.{quoted}"))
 
-    def _log_output(self, event: str, level: int, **fields: str) -> None:
-        """Log an event of this job with the end of what its child printed."""
-        self._read_output()
-        log.log(level, event, job=self._claim.job_id, **fields, output=self._last_output(_TAIL_BYTES))
-
-    def _last_output(self, limit: int) -> str:
-        return bytes(self._tail).decode(errors="replace").replace("\0", " ").strip()[-limit:]
+    def _log_output(self, event: str, level: int, process: _Process | None = None, **fields: str) -> None:
+        """Log an event of this job with the end of what a child printed, which is the first without a name."""
+        process = process or self._first
+        process.read_output()
+        log.log(level, event, job=self._claim.job_id, **fields, output=process.last_output(_TAIL_BYTES))
 
     def _attempt(self) -> str:
         return f"{self._claim.crash_count + 1} of {self._worker.settings.max_attempts}"
 
 
-def over_quota(folder: Path, quota: Quota) -> StorageFull | None:
-    """What to say of a child that has written more than it may; None: it has not."""
+class _Process:
+    """One process of the job, and what has been heard of it. `closed`: it will say no more."""
+
+    def __init__(self, child: Child) -> None:
+        self.child, self.closed = child, False
+        self._reader = protocol.Reader()
+        self._tail = bytearray()
+
+    def messages(self) -> Iterator[protocol.Message]:
+        """What it has said since it was last asked.
+
+        Raises:
+            protocol.Malformed: it is no message.
+        """
+        data = _read(self.child.messages)
+        self.closed = data == b""
+        yield from self._reader.feed(data or b"")
+
+    def read_output(self) -> bool:
+        """Keep the end of what it printed. False: nothing more will come."""
+        data = _read(self.child.output)
+        if data:
+            self._tail += data
+            del self._tail[:-_TAIL_BYTES]
+        return data is None or bool(data)
+
+    def last_output(self, limit: int) -> str:
+        """The end of what it printed."""
+        return bytes(self._tail).decode(errors="replace").replace("\0", " ").strip()[-limit:]
+
+
+def over_quota(folder: Path, quota: Quota, processes: int = 1) -> StorageFull | None:
+    """What to say of children of which one has written more than it may; None: none has."""
+    return next(filter(None, (_over_quota(each, quota) for each in folders(folder, processes))), None)
+
+
+def _over_quota(folder: Path, quota: Quota) -> StorageFull | None:
     found = written(folder)
     if found.size_bytes > quota.file_bytes:
         return StorageFull("The job wrote more files than it may keep. Ask for fewer outputs.")

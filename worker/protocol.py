@@ -19,6 +19,8 @@ ANSWERS_GIVEN = "in/teacher-answers"
 """Where a child finds what an earlier job kept of a teacher's answers, in its scratch folder."""
 ANSWERS_MADE = "tmp/teacher-answers"
 """Where it leaves what is to be kept."""
+RANK_LOST = 75
+"""Exit status of a process that trained along with another one, which has ended."""
 MAX_LINE_BYTES = 16 * 2**20
 """A report names each removed channel of each tensor; nothing else comes near."""
 MAX_SHORT_LINE_BYTES = 64 * 2**10

@@ -61,6 +61,15 @@ class Ranks:
             # have met over the other, and so have read what they wanted of it.
             self._memory = torch.frombuffer(mmap.mmap(memory, size), dtype=torch.uint8).view(2, count, -1)
 
+    @classmethod
+    def of(cls, rank: int, count: int, shared: Sequence[int], *, threads: int, limit_s: float) -> Ranks:
+        """Args: shared: the memory, and the pipes one after the other; nothing where it is alone."""
+        if not shared:
+            return cls(rank, count, threads=threads)
+        memory, *pipes = shared
+        pairs = list(zip(pipes[::2], pipes[1::2], strict=True))
+        return cls(rank, count, memory=memory, pipes=pairs, threads=threads, limit_s=limit_s)
+
     @property
     def alone(self) -> bool:
         """Whether this process is the only one."""
@@ -96,7 +105,7 @@ class Ranks:
         """
         if self.alone:
             return
-        for piece in numbers.split(self._memory.shape[2] // numbers.element_size()):
+        for piece in torch.split(numbers, self._memory.shape[2] // numbers.element_size()):
             slots = self._slots(numbers.dtype)[:, : len(piece)]
             slots[self.rank].copy_(piece)
             self._meet()
@@ -114,7 +123,7 @@ class Ranks:
         packed = torch.cat(raw) if raw else torch.empty(0, dtype=torch.uint8)
         self._spread(packed)
         if self.rank:
-            for tensor, piece in zip(tensors, packed.split([len(each) for each in raw]), strict=True):
+            for tensor, piece in zip(tensors, torch.split(packed, [len(each) for each in raw]), strict=True):
                 # A clone, for a piece may begin where no number of this type may lie.
                 tensor.detach().copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
 
@@ -164,7 +173,7 @@ class Ranks:
 
     def _spread(self, raw: Tensor) -> None:
         """Put the first rank's bytes in the place of each one's."""
-        for piece in raw.split(self._memory.shape[2]):
+        for piece in torch.split(raw, self._memory.shape[2]):
             slot = self._slots(torch.uint8)[0, : len(piece)]
             if not self.rank:
                 slot.copy_(piece)

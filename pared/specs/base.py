@@ -56,6 +56,11 @@ class JobSpec(Spec):
         return "auto"
 
     @property
+    def trains(self) -> bool:
+        """Whether the job trains a model."""
+        return False
+
+    @property
     def device_field(self) -> str:
         """The field that asks for this device."""
         return "device"

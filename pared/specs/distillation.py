@@ -64,6 +64,11 @@ class DistillSpec(CompressionSpec):
         False, description="Also train the same student from the same start on labels alone, and report it."
     )
 
+    @property
+    def trains(self) -> bool:
+        """Whether the student is trained."""
+        return self.train.trains
+
     @model_validator(mode="before")
     @classmethod
     def _default_loss(cls, values: Any) -> Any:

@@ -136,6 +136,11 @@ class PipelineSpec(CompressionSpec):
         return handler({**given, "steps": filled})
 
     @property
+    def trains(self) -> bool:
+        """Whether a step does."""
+        return any(self.job(index).trains for index in range(len(self.steps)))
+
+    @property
     def searched(self) -> int | None:
         """Which step's amount the `target` of the whole is met by, if any."""
         return next(self._without_amount(), None) if self.target is not None else None

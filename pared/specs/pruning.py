@@ -185,6 +185,13 @@ class PruneSpec(CompressionSpec):
         return values
 
     @property
+    def trains(self) -> bool:
+        """Whether what is left is retrained."""
+        if self.dataset is None or self.retrain is None:
+            return False
+        return self.retrain.trains or (self.quantize is not None and self.quantize.epochs > 0)
+
+    @property
     def ramps(self) -> bool:
         """Whether weights go while training runs, rather than before it."""
         return self.schedule == "cubic" and self.granularity not in PHYSICAL

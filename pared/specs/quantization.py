@@ -106,6 +106,11 @@ class QuantizeSpec(CompressionSpec):
             self._refuse({"latency_device": "must be cpu: int8 files run on the processor"})
         return self
 
+    @property
+    def trains(self) -> bool:
+        """Whether the model is trained first."""
+        return self.dataset is not None and self.retrain is not None and self.retrain.trains
+
     def _refuse_formats(self) -> None:
         for output in self.outputs or []:
             if output not in HOLD_INT8:

@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     """Open TorchScript below the sandbox level `standard`."""
     threads: int = 0
     """Threads of one job; 0 is one for each core this process may use."""
+    ranks: int = Field(default=1, ge=1, le=64)
+    """Processes that train the model of one job together on the processor, each on its share of every batch and of the
+    threads; never more than there are threads. `memory_bytes` is of all of them together."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What a worker computes on. `auto`: an NVIDIA GPU if one works, else the processor; `cuda`: a GPU, or it takes no
     jobs; `cpu`: the processor alone."""

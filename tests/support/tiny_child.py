@@ -261,12 +261,27 @@ def lock_folders(work: Any) -> Any:
     return report(work)
 
 
+def together(work: Any, rank: str, what: str, *arguments: str) -> Any:
+    """Ranks that meet over and over; in the third round one of them does something else."""
+    import torch
+
+    work.observer.log(f"rank {work.ranks.rank} of {work.ranks.count}")
+    for number in range(1000 if what == "cancel" else 5):
+        if number == 2 and work.ranks.rank == int(rank) and what in BEHAVIOURS:
+            BEHAVIOURS[what](work, *arguments)
+        total = torch.ones(3) * (work.ranks.rank + 1)
+        work.ranks.sum_(total)
+        time.sleep(0.02)
+    (work.directory / "model.pt").write_bytes(str(total.tolist()).encode() + work.models["model"].path.read_bytes())
+    return report(work)
+
+
 BEHAVIOURS = {
     function.__name__: function
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
         leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders, flood_of_steps,
-        remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk, report_much,
+        remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk, report_much, together,
     )
 }  # fmt: skip
 

@@ -136,7 +136,7 @@ def quantized(spec: QuantizeSpec, work: Work) -> tuple[Report, nn.Module]:
             final = assess(smaller, data, data.task, upload=baseline, role=_ROLE, tick=stages.beat)
         precisions = files.precisions(choice.precisions)
         of_upload = upload_bytes()  # nothing else is to run while latency is measured
-        measured = _measured(job, files, smaller, precisions, stages)
+        measured = _measured(job, work, files, smaller, precisions, stages)
         before, after = measured.with_files(of_upload, written.paths, baseline, final)
         comparison = None if baseline is None or final is None else compare(baseline, final)
         if comparison is not None and data is not None and data.task.held is not None:
@@ -291,7 +291,12 @@ def _chosen(job: Int8Job, baseline: Assessment | None, stages: Stages) -> Choice
 
 
 def _measured(
-    job: Int8Job, files: Int8Files, smaller: nn.Module, precisions: dict[str, Precision], stages: Stages
+    job: Int8Job,
+    work: Work,
+    files: Int8Files,
+    smaller: nn.Module,
+    precisions: dict[str, Precision],
+    stages: Stages,
 ) -> Measured:
     """Sizes of both models, and their latency in the runtime that will run the file."""
     module, notes = job.original.module, []
@@ -304,9 +309,7 @@ def _measured(
     ]
     if job.original.runs and job.example:
         timed = files.timed(smaller)
-        *latencies, refused = job.work.ranks.led(
-            lambda: measure_latency(*timed, job.example, tick=stages.beat)
-        )
+        *latencies, refused = work.ranks.led(lambda: measure_latency(*timed, job.example, tick=stages.beat))
         notes += refused + busy_warning()
         parts = [part.model_copy(update={"latency": each}) for part, each in zip(parts, latencies, strict=True)]
     return Measured(parts[0], parts[1], job.original.format, notes)

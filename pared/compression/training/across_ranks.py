@@ -23,7 +23,7 @@ def mean_gradients(ranks: Ranks, learned: Sequence[nn.Parameter], value: Tensor 
     sizes = [_real(each).numel() for each in learned]
     count = sum(sizes)
     numbers = torch.zeros(count + len(learned) + 2, dtype=kind)
-    pieces, there = numbers[:count].split(sizes), numbers[count:-2]
+    pieces, there = torch.split(numbers[:count], sizes), numbers[count:-2]
     for index, (piece, parameter) in enumerate(zip(pieces, learned, strict=True)):
         if value is not None and parameter.grad is not None:
             there[index] = 1
@@ -89,7 +89,7 @@ class RanksInStep:
         self._ranks.sum_(moved)
         after = self._before + moved / self._parts
         for tensor, piece in zip(
-            self._statistics, after.split([each.numel() for each in self._statistics]), strict=True
+            self._statistics, torch.split(after, [each.numel() for each in self._statistics]), strict=True
         ):
             tensor.copy_(piece.view(tensor.shape))
         self._ranks.copy_first_(self._tensors)

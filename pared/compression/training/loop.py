@@ -136,9 +136,6 @@ def fit(
     if resume is None:
         history: list[EpochRecord] = []
         constrained = ConstrainedModule(module, optimizer, masks, device, running_gradients)
-        if ramp is None:
-            validated = ranks.agreed(_validate(module, data, task, device, reporter))
-            best = _Best(0, validated, _state(module))
         first = 1
     else:
         history = [EpochRecord.model_validate(record) for record in resume["history"]]
@@ -157,8 +154,10 @@ def fit(
         ranks,
         [module] if companion is None else [module, companion],
         (phase, seed, first, data.samples("train"), config.model_dump_json()),
-        config.batch_size,
+        min(config.batch_size, data.samples("train")),
     )
+    if resume is None and ramp is None:
+        best = _Best(0, ranks.agreed(_validate(module, data, task, device, reporter)), _state(module))
     with unoptimized(), float32_products("fast"):
         for epoch in range(first, config.epochs + 1):
             if config.patience and best is not None and epoch - 1 - max(best.epoch, steps.ready) >= config.patience:
