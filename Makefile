@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages bench-plans bench-simulation recording kubernetes same-bytes stories examples tables pictures files coverage fuzz campaign clean
+.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages bench-plans bench-simulation bench-ranks recording kubernetes same-bytes stories examples tables pictures files coverage fuzz campaign clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -76,6 +76,9 @@ gpu-wheels: $(DEV)  ## What benchmarks/on_a_gpu_machine.sh installs where no reg
 
 bench-loop: $(DEV)  ## Training epochs of jobs on the CPU beside a plain PyTorch loop -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/loop.py
+
+bench-ranks: $(DEV)  ## The same jobs trained by one process and by two (PARED_RANKS=2) on two cores -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/ranks.py
 
 bench-mnist: $(DEV)  ## The classic pruning and distillation experiments (PARED_MNIST=mnist.npz) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/mnist.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -16,8 +17,8 @@ import httpx
 
 
 @contextmanager
-def running_pared(data: Path) -> Iterator[str]:
-    """The address of a `pared up` with its state in `data`, which begins empty.
+def running_pared(data: Path, **settings: str) -> Iterator[str]:
+    """The address of a `pared up` with its state in `data`, which begins empty, and other settings by their variables.
 
     Jobs survive a benchmark that was killed, and would go on beside those of the next run.
     """
@@ -28,7 +29,7 @@ def running_pared(data: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     # Not the script `pared`: a checkout that is on Python's path has none.
     command = [sys.executable, "-P", "-m", "pared", "up", "--port", str(port), "--data", str(data)]
-    up = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    up = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | settings)
     try:
         until = time.monotonic() + 120
         while not ready(url):

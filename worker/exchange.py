@@ -15,9 +15,9 @@ _SLOT_BYTES = 4 << 20
 def exchange(count: int) -> Iterator[list[list[int]]]:
     """The descriptors that each of so many processes is to have, as `pared.compression.ranks` takes them.
 
-    One alone has none. Otherwise: first the memory; then for the first process a pipe's end to read from and one to write to for each of the others,
-    for the others one pair. They are closed here at the end of the block: then a process that has one of them hears
-    when the one at its other end has ended.
+    One alone has none. Otherwise first the memory; then for the first process a pipe's end to read from and one to
+    write to for each of the others, for the others one pair. They are closed here at the end of the block: then a
+    process that has one of them hears when the one at its other end has ended.
     """
     if count == 1:
         yield [[]]
