@@ -166,8 +166,12 @@ class ForkServer:
             OSError: there is no child, for the reason that the kernel or the fork server gave.
         """
         default = {"gpu": bool(gpus.device_files())}
-        fixed = {"level": self.confinement.level, "messages": _MESSAGES_FD, "parent": os.getpid()}
-        fixed["shared"] = [_MESSAGES_FD + 1 + index for index in range(len(shared))]
+        fixed = {
+            "level": self.confinement.level,
+            "messages": _MESSAGES_FD,
+            "parent": os.getpid(),
+            "shared": [_MESSAGES_FD + 1 + index for index in range(len(shared))],
+        }
         line = json.dumps(default | request | fixed).encode() + b"\n"
         with self._lock:
             had_started = self._process is not None

@@ -16,6 +16,10 @@ from worker import child
 def method(spec: Any, work: Any) -> Any:
     """Do what `spec.include` names: a behaviour and its arguments."""
     name, *arguments = spec.include
+    if name == "prune":  # as a job does
+        from pared.compression.jobs.prune import prune
+
+        return prune(spec.model_copy(update={"include": ["*"]}), work)
     return BEHAVIOURS[name](work, *arguments)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import pytest
+import torch
+from safetensors.torch import load
+from torch import nn
 
 from pared.state.jobs import cancel
 from tests.integration.worker.test_attempt import child_pids, left_in_scratch
@@ -43,6 +47,33 @@ def test_processes_train_together_and_the_first_alone_reports(make_ranked):
     assert [text for text in texts(bench, job_id) if text.startswith("rank")] == ["rank 0 of 2"]
     assert "2 processes train together." in texts(bench, job_id)
     assert left_in_scratch(bench) == child_pids(bench) == []
+
+
+def test_a_job_comes_to_the_same_with_two_processes(make_ranked):
+    bench = make_ranked()
+    torch.manual_seed(0)
+    file = io.BytesIO()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+    torch.jit.save(torch.jit.script(net.eval()), file)
+    fields = {"content": file.getvalue(), "dataset": "builtin:digits", "outputs": ["state_dict"], "seed": 3}
+    fields |= {"granularity": "channel", "retrain": {"epochs": 2, "lr": 0.1, "batch_size": 128, "teach": False}}
+    found = []
+    for ranks in (1, 2):
+        settings = bench.settings.model_copy(update={"ranks": ranks})
+        job = bench.run(bench.submit("prune", **fields), settings=settings)
+        assert job.status == "succeeded", job.error
+        [artifact] = [each for each in bench.artifacts(job.id) if each.name == "model.safetensors"]
+        found.append((job.report, load(b"".join(bench.store.read(artifact.object_key)))))
+    (alone, weights), (shared, others) = found
+    assert (alone["reproduce"]["ranks"], shared["reproduce"]["ranks"]) == (1, 2)
+    for one, other in zip(alone["history"], shared["history"], strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
+        assert other["validation"] == pytest.approx(one["validation"], abs=0.01)
+    assert max(float((weights[name] - others[name]).abs().max()) for name in weights) < 1e-5
+    assert shared["after"]["quality"]["test"]["value"] == pytest.approx(
+        alone["after"]["quality"]["test"]["value"], abs=0.01
+    )
+    assert shared["after"]["latency"] != alone["after"]["latency"]
 
 
 def test_a_job_that_trains_nothing_has_one_process(make_ranked):
