@@ -107,8 +107,8 @@ class Settings(BaseSettings):
     cancel_grace_s: float = 10.0
     """Between TERM and KILL."""
     memory_bytes: int = Field(default=8 * 2**30)
-    """Most memory of one child, or of all those that train one job together. Pages of mapped files, which the kernel can
-    drop, do not count."""
+    """Most memory of one child, or of all those that train one job together. Pages of mapped files, which the kernel
+    can drop, do not count."""
     inspect_memory_bytes: int = Field(default=2**30)
     """Most memory of the inspection of a model, and eight times the size of its file on top; never above
     `memory_bytes`."""

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def method(spec: Any, work: Any) -> Any:
     if name == "prune":  # as a job does
         from pared.compression.jobs.prune import prune
 
-        return prune(spec.model_copy(update={"include": ["*"]}), work)
+        return prune(spec.model_copy(update={"include": ["*"]}), replace(work, timed=False))
     return BEHAVIOURS[name](work, *arguments)
 
 
