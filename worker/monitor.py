@@ -125,7 +125,7 @@ class ChildMonitor:
                 self._heard_at = time.monotonic()
             elif not isinstance(message, protocol.Confined | protocol.Failure):
                 raise protocol.Malformed("a process that trains along reports")
-            if ending := self._handle(message):
+            if ending := self._handle(message, process):
                 return ending
         return None
 
@@ -143,7 +143,7 @@ class ChildMonitor:
             time.sleep(_TICK_S / 2)
         return process
 
-    def _handle(self, message: protocol.Message) -> Ending | None:
+    def _handle(self, message: protocol.Message, process: _Process) -> Ending | None:
         recorder = self._recorder
         match message:
             case protocol.Confined():
@@ -162,21 +162,21 @@ class ChildMonitor:
             case protocol.Checkpoint():
                 recorder.checkpoint(message.step)
             case protocol.Failure():
-                return self._failure(message)
+                return self._failure(message, process)
             case protocol.Result():
                 return self._result(message)
             case _:
                 assert_never(message)
         return None
 
-    def _failure(self, message: protocol.Failure) -> Ending:
+    def _failure(self, message: protocol.Failure, process: _Process) -> Ending:
         if message.code not in BY_CODE:
             raise protocol.Malformed(f"unknown error {message.code}")
         # The child has printed the traceback. Only what has no name is a bug of ours.
         event, level = (
             ("method_raised", logging.ERROR) if message.code == ParedError.code else ("method_failed", logging.INFO)
         )
-        self._log_output(event, level, code=message.code, detail=message.detail)
+        self._log_output(event, level, process, code=message.code, detail=message.detail)
         error = BY_CODE[message.code](message.detail)
         if isinstance(error, Stalled):  # one process of several, for which the first has waited
             return Crashed(error)
@@ -193,7 +193,7 @@ class ChildMonitor:
             # In words only where they are few: there may be as many as values.
             which = str(error) if error.error_count() <= _MAX_TOLD_ERRORS else f"{error.error_count()} errors"
             raise protocol.Malformed(f"not a {kind.__name__}: {which[: protocol.MAX_TEXT]}") from error
-        self._log_output("method_returned", logging.DEBUG)
+        self._log_output("method_returned", logging.DEBUG, self._first)
         return Succeeded(report.model_dump(mode="json"))
 
     def _limit_reached(self) -> Ending | None:
@@ -249,9 +249,8 @@ class ChildMonitor:
             who = f"Process {number} of the {count} that ran the model together"
         return Crashed(ModelCrashesWorker(f"{who} {how} on attempt {self._attempt()}.{quoted}"))
 
-    def _log_output(self, event: str, level: int, process: _Process | None = None, **fields: str) -> None:
-        """Log an event of this job with the end of what a child printed, which is the first without a name."""
-        process = process or self._first
+    def _log_output(self, event: str, level: int, process: _Process, **fields: str) -> None:
+        """Log an event of this job with the end of what one of its processes printed."""
         process.read_output()
         log.log(level, event, job=self._claim.job_id, **fields, output=process.last_output(_TAIL_BYTES))
 
