@@ -28,6 +28,7 @@ from pared.errors import (
     ParedError,
     SandboxTooWeak,
     StorageFull,
+    Unavailable,
     UnsupportedModel,
     telling_line,
 )
@@ -202,7 +203,9 @@ def _failure(error: Exception) -> protocol.Failure:
             f"The job needed more memory than it may use: {telling_line(error)}. Use a smaller batch size or model."
         )
     elif isinstance(error, OSError) and error.errno in _NO_ROOM:
-        code, detail = StorageFull.code, _NO_ROOM[error.errno]
+        # A full disk is the machine's trouble and not the job's, which is tried again.
+        code = StorageFull.code if error.errno == errno.EFBIG else Unavailable.code
+        detail = _NO_ROOM[error.errno]
     else:
         code = ParedError.code
         detail = f"{type(error).__name__}: {telling_line(error)}"

@@ -23,6 +23,7 @@ from pared.errors import (
     Stalled,
     StorageFull,
     TimeLimit,
+    Unavailable,
 )
 from worker import child_processes, protocol
 from worker.attempt_types import (
@@ -181,7 +182,7 @@ class ChildMonitor:
         if isinstance(error, Stalled):  # one process of several, for which the first has waited
             return Crashed(error)
         # The job had it promised: another worker's device, or this one's at another time, may do.
-        return Hindered(error) if isinstance(error, DeviceUnavailable) else Failed(error)
+        return Hindered(error) if isinstance(error, DeviceUnavailable | Unavailable) else Failed(error)
 
     def _result(self, message: protocol.Result) -> Ending:
         kind = self._claim.type.report_class(self._claim.spec)
