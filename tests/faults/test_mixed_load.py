@@ -303,7 +303,7 @@ def test_mixed_load_with_kills_and_a_full_disk_loses_nothing_and_grows_nothing(
         # A child that is killed is a crash of its job: the same job may be hit more than twice.
         settings = {"max_attempts": "20", "max_waiting_jobs": "0", "max_requests_per_s": "0"}
         stack = new_stack(disk.folder / "stack", processes, used, workers=0, **settings)
-        # Not forked from the tests' own process, whose pages would become these processes' own bit by bit.
+        # Not forked from the tests' own process: they would hold what that has loaded too.
         stack.api.kill()
         own = {"log": stack.folder / "alone.log", "cwd": stack.folder, "env": stack.env}
         stack.api = processes.start([PARED, "api"], name="api", **own)
