@@ -203,7 +203,7 @@ def _failure(error: Exception) -> protocol.Failure:
             f"The job needed more memory than it may use: {telling_line(error)}. Use a smaller batch size or model."
         )
     elif isinstance(error, OSError) and error.errno in _NO_ROOM:
-        # A full disk is the machine's trouble and not the job's, which is tried again.
+        # A full disk is rather the machine's trouble than the job's, which is tried again.
         code = StorageFull.code if error.errno == errno.EFBIG else Unavailable.code
         detail = _NO_ROOM[error.errno]
     else:

@@ -179,10 +179,12 @@ class ChildMonitor:
         )
         self._log_output(event, level, process, code=message.code, detail=message.detail)
         error = BY_CODE[message.code](message.detail)
-        if isinstance(error, Stalled):  # one process of several, for which the first has waited
+        # One process of several, for which the first has waited; or a full disk, which may be this job's own doing: it is
+        # tried again, but not as often as what is surely the machine's fault, and the worker goes on with other jobs.
+        if isinstance(error, Stalled | Unavailable):
             return Crashed(error)
         # The job had it promised: another worker's device, or this one's at another time, may do.
-        return Hindered(error) if isinstance(error, DeviceUnavailable | Unavailable) else Failed(error)
+        return Hindered(error) if isinstance(error, DeviceUnavailable) else Failed(error)
 
     def _result(self, message: protocol.Result) -> Ending:
         kind = self._claim.type.report_class(self._claim.spec)
