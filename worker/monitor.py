@@ -179,8 +179,8 @@ class ChildMonitor:
         )
         self._log_output(event, level, process, code=message.code, detail=message.detail)
         error = BY_CODE[message.code](message.detail)
-        # One process of several, for which the first has waited; or a full disk, which may be this job's own doing: it is
-        # tried again, but not as often as what is surely the machine's fault, and the worker goes on with other jobs.
+        # One process of several, for which the first has waited; or a full disk, which may be this job's own doing: it
+        # is tried again, less often than where the machine is surely at fault, and the worker goes on with other jobs.
         if isinstance(error, Stalled | Unavailable):
             return Crashed(error)
         # The job had it promised: another worker's device, or this one's at another time, may do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 import time
@@ -218,6 +219,10 @@ def raise_other(work: Any) -> Any:
     raise KeyError("what")
 
 
+def meet_a_full_disk(work: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def leave_symlink(work: Any) -> Any:
     (work.directory / "dir.pt").mkdir()
     return report(work)
@@ -285,8 +290,8 @@ BEHAVIOURS = {
     function.__name__: function
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
-        leave_symlink, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders, flood_of_steps,
-        remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk, report_much, together,
+        leave_symlink, meet_a_full_disk, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders,
+        flood_of_steps, remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk, report_much, together,
     )
 }  # fmt: skip
 

@@ -105,6 +105,17 @@ def test_a_crash_is_tried_again_until_the_attempts_are_used_up(bench, behaviour,
         assert "about to fall over" in job.error["detail"]
 
 
+def test_a_job_that_meets_a_full_disk_is_tried_again(make_bench):
+    bench = make_bench(max_attempts=2)
+    job_id = bench.submit("meet_a_full_disk")
+    job = bench.run(job_id)
+    assert (job.status, job.crash_count) == ("queued", 1)
+    bench.write(update(Job).values(run_after=0))
+    job = bench.run(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "unavailable")
+    assert "disk is full" in job.error["detail"]
+
+
 def test_a_silent_child_is_stalled_and_killed(make_bench):
     bench = make_bench(stall_s=4.0, max_attempts=1)
     job = bench.run(bench.submit("hang"))
