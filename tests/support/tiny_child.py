@@ -291,7 +291,8 @@ BEHAVIOURS = {
     for function in (
         succeed, slow, segfault, leave, hang, hog, one_huge_tensor, flood, fill_disk, raise_named, raise_other,
         leave_symlink, meet_a_full_disk, bad_name, rewrite_checkpoint, from_file, unpickle, lock_folders,
-        flood_of_steps, remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk, report_much, together,
+        flood_of_steps, remove_the_results, make_plan, lose_card, sparse, sparse_many, nest, lie, talk, report_much,
+        together,
     )
 }  # fmt: skip
 
