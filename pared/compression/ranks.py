@@ -137,8 +137,7 @@ class Ranks:
         if self.rank:
             packed = torch.empty(int(length), dtype=torch.uint8)
         self._spread(packed)
-        # What another process of the same job sent, which is held to the same sandbox.
-        agreed: T = pickle.loads(packed.numpy().tobytes())  # noqa: S301
+        agreed: T = pickle.loads(packed.numpy().tobytes())  # noqa: S301 - of the same job, in the same sandbox
         return agreed
 
     def led(self, run: Callable[[], T]) -> T:

@@ -283,6 +283,7 @@ class CompressionSpec(JobSpec):
         most = getattr(getattr(self, "target", None), "max_quality_drop", None)
         if most is not None and most >= 1 and self.task not in NOT_IN_POINTS:
             why = f"is a share, and {most:g} is {100 * most:g} points: write {most / 100:g} for {most:g} in a hundred"
+            why += ", or leave it out for no limit"
             if self.task is None:
                 why += f". Where the measure is no share, name the `task`: {listed(NOT_IN_POINTS, 'or')}"
             self._refuse({"target/max_quality_drop": why})

@@ -169,9 +169,10 @@ def test_while_the_bucket_is_away_requests_are_told_so_and_jobs_wait(stack: Stac
         assert (told.status_code, told.json()["type"]) == (503, "/problems/unavailable"), told.text
         assert int(told.headers["retry-after"]) > 0
     assert files_of(stack.data / "staging") == []
-    waiting = stack.submit(spec | {"seed": 3})
     ready = wait_for(lambda: _not_ready(stack), "/readyz says that the store is away")
     assert ready["checks"]["store"]["status"] == "failed"
+    wait_for(lambda: _takes_no_jobs(stack), "the worker knows it too")
+    waiting = stack.submit(spec | {"seed": 3})
     assert stack.job(waiting)["status"] == "queued"
     s3.start()
     stack.succeeded(waiting)
@@ -183,6 +184,12 @@ def test_while_the_bucket_is_away_requests_are_told_so_and_jobs_wait(stack: Stac
 def _not_ready(stack: Stack) -> dict | None:
     answer = stack.http.get("/readyz")
     return answer.json() if answer.status_code == 503 and answer.json()["checks"]["store"]["status"] != "ok" else None
+
+
+def _takes_no_jobs(stack: Stack) -> bool:
+    return [json.loads(row.devices) for row in stack.rows("SELECT CAST(devices AS text) AS devices FROM workers")] == [
+        []
+    ]
 
 
 @pytest.mark.campaign

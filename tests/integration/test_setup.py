@@ -369,6 +369,7 @@ def test_settings_that_pages_name_exist() -> None:
     ours = {f"PARED_{name.upper()}" for name in Settings.model_fields}
     # Of the client, the compose file, the tests and the benchmarks.
     others = {"PARED_URL", "PARED_API_KEY", "PARED_PUBLISH_PORT", "PARED_TEST_DEVICE", "PARED_MNIST"}
+    others |= {"PARED_CAMPAIGN_MINUTES"}
     for page in pages():
         assert set(re.findall(r"PARED_[A-Z_]+[A-Z]", page.read_text())) <= ours | others, page
 

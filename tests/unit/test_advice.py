@@ -46,14 +46,14 @@ def said(**fields: object) -> dict[str, str]:
         (
             {"target": {"max_quality_drop": 2}, "task": "segmentation"},
             "/target/max_quality_drop",
-            "is a share, and 2 is 200 points: write 0.02 for 2 in a hundred",
+            "is a share, and 2 is 200 points: write 0.02 for 2 in a hundred, or leave it out for no limit",
         ),
         (
             {"target": {"max_quality_drop": 1}},
             "/target/max_quality_drop",
             (
-                "is a share, and 1 is 100 points: write 0.01 for 1 in a hundred. Where the measure is no share, name "
-                "the `task`: regression, language_modeling or embedding"
+                "is a share, and 1 is 100 points: write 0.01 for 1 in a hundred, or leave it out for no limit. Where "
+                "the measure is no share, name the `task`: regression, language_modeling or embedding"
             ),
         ),
         ({"target": {"params": "12.5 %"}}, "/target/params", "must be a number; 12.5 % is 0.125"),
