@@ -28,7 +28,7 @@ _BETWEEN = (
 )  # fmt: skip
 """Operators between static layers that keep int8 as it is."""
 _DELICATE = ("LayerNormalization", "Softmax", "InstanceNormalization")
-"""Operators beside which sums stay float32: they add up to numbers of very different sizes."""
+"""Operators beside which sums stay float32, and what linear layers give: numbers of very different sizes."""
 _HELD_APART = ("onnx.infer", "onnx.quant.pre_process")
 """Notes that the quantizer leaves in a file for itself."""
 
@@ -159,7 +159,9 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
-    between = [] if alone else _between(file, chosen, onnx.load(file.path, load_external_data=False).graph.node)
+    nodes = onnx.load(file.path, load_external_data=False).graph.node
+    delicate = any(node.op_type in _DELICATE for node in nodes)
+    between = [] if alone else _between(file, chosen, nodes, delicate=delicate)
     with _quiet():
         quantize_static(
             file.path,
@@ -174,12 +176,12 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
             weight_type=QuantType.QInt8,
             calibrate_method=methods[calibrated.calibration.method],
             calibration_cache_path=calibrated.cache,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if delicate else {},
         )
 
 
-def _between(file: FloatFile, chosen: Collection[str], nodes: Sequence[Any]) -> list[str]:
+def _between(file: FloatFile, chosen: Collection[str], nodes: Sequence[Any], *, delicate: bool) -> list[str]:
     """The operators between layers that are to stay in int8: what leads to a layer that is left out stays float32."""
-    delicate = any(node.op_type in _DELICATE for node in nodes)
     kept = {node.name: node for node in nodes if node.op_type in _BETWEEN and not (delicate and node.op_type == "Add")}
     maker = {name: node.name for node in nodes for name in node.output}
     left_out = {name for layer in file.layers for name in layer.operators} - set(chosen)

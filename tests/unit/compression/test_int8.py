@@ -168,6 +168,26 @@ def test_static_int8_is_run_by_integer_kernels_alone(tmp_path: Path) -> None:
         assert relative_error(OnnxModule(tmp_path / "int8.onnx", None, expected, threads=1), [expected], [(x,)]) < 0.05
 
 
+def test_static_int8_keeps_what_linear_layers_of_a_transformer_give_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16), nn.LayerNorm(16)).eval()
+    with torch.no_grad():
+        module[3].weight[0] *= 300  # as the few channels of real ones that are far larger than all others
+    x = torch.randn(8, 6, 16)
+    file = float_file(exported(module, x, tmp_path / "float.onnx"), module, "static", tmp_path)
+    write_quantized(file, file.usual(), tmp_path / "int8.onnx", Calibrated(file, Calibration(), [(x,)]))
+    found = precisions_in(tmp_path / "int8.onnx", file)
+    assert [found[name] for name in ("1", "3")] == ["int8", "int8"]
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    linear = {name for node in nodes if node.op_type in ("Gemm", "MatMul") for name in node.output}
+    assert len(linear) == 2
+    assert not linear & {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    with torch.no_grad():
+        small, expected = module[3](module[2](module[1](module[0](x)))), module(x)
+        assert small.abs().amax((0, 1)).max() > 50 * small.abs().amax((0, 1)).median()
+        assert relative_error(OnnxModule(tmp_path / "int8.onnx", None, expected, threads=1), [expected], [(x,)]) < 0.1
+
+
 def test_as_few_layers_are_left_out_as_the_goal_allows_those_first_that_matter_most() -> None:
     cost = {("a", "int8"): 4.0, ("b", "int8"): 1.0, ("c", "int8"): 2.0}
     cost |= {("a", "int8_weights"): 0.1, ("b", "int8_weights"): 0.2, ("c", "int8_weights"): 0.4}
