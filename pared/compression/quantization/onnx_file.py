@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pared.compression.quantization.onnx_layers import OnnxLayer, layers_of
 from pared.compression.quantization.onnx_weights import store_as_int8, weights_of
+from pared.errors import ExportFailed
 from pared.reports import Precision
 from pared.specs.quantization import Calibration, Method
 
@@ -162,7 +163,7 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
     nodes = onnx.load(file.path, load_external_data=False).graph.node
     delicate = any(node.op_type in _DELICATE for node in nodes)
     between = [] if alone else _between(file, chosen, nodes, delicate=delicate)
-    with _quiet():
+    with _quiet(), _with_finite_ranges(calibrated.calibration):
         quantize_static(
             file.path,
             path,
@@ -178,6 +179,20 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
             calibration_cache_path=calibrated.cache,
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if delicate else {},
         )
+
+
+@contextlib.contextmanager
+def _with_finite_ranges(calibration: Calibration) -> Iterator[None]:
+    """Say what a histogram means that cannot be made, such as of a mask that is −inf where nothing is looked at."""
+    try:
+        yield
+    except ValueError as error:
+        if calibration.method == "min_max" or "not finite" not in str(error):
+            raise
+        raise ExportFailed(
+            f"Calibration by {calibration.method} counts how often each value comes, and the model has some that are "
+            'not finite, such as those of a mask. Give `"calibration": {"method": "min_max"}`.'
+        ) from error
 
 
 def _between(file: FloatFile, chosen: Collection[str], nodes: Sequence[Any], *, delicate: bool) -> list[str]:

@@ -24,7 +24,7 @@ from pared.compression.quantization.onnx_file import (
 from pared.compression.quantization.rounded_training import with_rounding
 from pared.compression.quantization.script import rounded_weights, with_int8_weights
 from pared.compression.quantization.sensitivity import least_left_out, relative_error
-from pared.errors import ModelFailed
+from pared.errors import ExportFailed, ModelFailed
 from pared.reports import Precision
 from pared.specs import Calibration
 
@@ -186,6 +186,25 @@ def test_static_int8_keeps_what_linear_layers_of_a_transformer_give_in_float(tmp
         small, expected = module[3](module[2](module[1](module[0](x)))), module(x)
         assert small.abs().amax((0, 1)).max() > 50 * small.abs().amax((0, 1)).median()
         assert relative_error(OnnxModule(tmp_path / "int8.onnx", None, expected, threads=1), [expected], [(x,)]) < 0.1
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.zeros_like(x).masked_fill(x > 1, float("-inf"))
+        return self.fc(torch.softmax(self.fc(x) + mask, -1))
+
+
+def test_histograms_of_masks_are_refused_with_the_method_that_needs_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Masked().eval(), torch.randn(8, 6, 16)
+    file = float_file(exported(module, x, tmp_path / "float.onnx"), module, "static", tmp_path)
+    calibrated = Calibrated(file, Calibration(method="percentile"), [(x,)])
+    with pytest.raises(ExportFailed, match=r'not finite.*"min_max"'):
+        write_quantized(file, file.usual(), tmp_path / "int8.onnx", calibrated)
 
 
 def test_as_few_layers_are_left_out_as_the_goal_allows_those_first_that_matter_most() -> None:
