@@ -43,6 +43,8 @@ class FloatFile:
     method: Method
     inputs: tuple[str, ...]
     scratch: Path
+    delicate: bool
+    """Whether it has any of `_DELICATE`."""
 
     def usual(self) -> dict[str, Precision]:
         """Layer -> the precision that the method has for it."""
@@ -78,7 +80,8 @@ def float_file(path: Path, module: nn.Module, method: Method, scratch: Path) -> 
                 model = onnx.load(ready)
     layers = layers_of(model, module)
     onnx.save(model, ready)
-    return FloatFile(ready, layers, method, tuple(value.name for value in model.graph.input), scratch)
+    inputs = tuple(value.name for value in model.graph.input)
+    return FloatFile(ready, layers, method, inputs, scratch, any(n.op_type in _DELICATE for n in model.graph.node))
 
 
 class Calibrated:
@@ -160,9 +163,7 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
-    nodes = onnx.load(file.path, load_external_data=False).graph.node
-    delicate = any(node.op_type in _DELICATE for node in nodes)
-    between = [] if alone else _between(file, chosen, nodes, delicate=delicate)
+    between = [] if alone else _between(file, chosen, onnx.load(file.path, load_external_data=False).graph.node)
     with _quiet(), _with_finite_ranges(calibrated.calibration):
         quantize_static(
             file.path,
@@ -177,7 +178,7 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
             weight_type=QuantType.QInt8,
             calibrate_method=methods[calibrated.calibration.method],
             calibration_cache_path=calibrated.cache,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if delicate else {},
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if file.delicate else {},
         )
 
 
@@ -195,9 +196,11 @@ def _with_finite_ranges(calibration: Calibration) -> Iterator[None]:
         ) from error
 
 
-def _between(file: FloatFile, chosen: Collection[str], nodes: Sequence[Any], *, delicate: bool) -> list[str]:
+def _between(file: FloatFile, chosen: Collection[str], nodes: Sequence[Any]) -> list[str]:
     """The operators between layers that are to stay in int8: what leads to a layer that is left out stays float32."""
-    kept = {node.name: node for node in nodes if node.op_type in _BETWEEN and not (delicate and node.op_type == "Add")}
+    kept = {
+        node.name: node for node in nodes if node.op_type in _BETWEEN and not (file.delicate and node.op_type == "Add")
+    }
     maker = {name: node.name for node in nodes for name in node.output}
     left_out = {name for layer in file.layers for name in layer.operators} - set(chosen)
     todo = [node for node in nodes if node.name in left_out]
