@@ -11,18 +11,15 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from pared.version import __version__
+from worker.kept_files import KeptFiles
 from worker.protocol import ANSWERS_GIVEN, ANSWERS_MADE
-
-_PARTIAL = ".part-"
 
 log = structlog.get_logger()
 
@@ -46,11 +43,11 @@ class KeptAnswers:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Args: max_bytes: of all owners together; 0 keeps nothing."""
-        self._folder, self._max_bytes = folder, max_bytes
+        self._files, self._max_bytes = KeptFiles(folder), max_bytes
 
     def hand_in(self, owner: str, key: str, scratch: Path) -> bool:
         """Copy what is kept to where a child may read it. False: there is nothing."""
-        kept = self._path(owner, key)
+        kept = self._files.path(owner, key)
         if not self._max_bytes:
             return False
         try:
@@ -75,41 +72,25 @@ class KeptAnswers:
         try:
             status = os.fstat(fd)
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size <= self._max_bytes:
-                self._store(self._path(owner, key), fd, status.st_size)
+                self._store(self._files.path(owner, key), fd, status.st_size)
         except OSError as error:
             log.warning("answers_not_kept", reason=str(error))
         finally:
             os.close(fd)
 
     def _store(self, path: Path, made: int, size: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._make_room(size, path)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                while size > 0 and (chunk := os.read(made, min(size, 1 << 20))):
-                    file.write(chunk)
-                    size -= len(chunk)
-            os.replace(name, path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with self._files.written(path) as file:
+            while size > 0 and (chunk := os.read(made, min(size, 1 << 20))):
+                file.write(chunk)
+                size -= len(chunk)
 
     def _make_room(self, size: int, path: Path) -> None:
         """Delete those that were used longest ago until so much more fits."""
-        kept = []
-        for file in self._folder.glob("*/*"):
-            with suppress(OSError):  # another worker of this machine may have deleted it
-                status = file.stat()
-                if file != path:  # which is to be replaced
-                    kept.append((status.st_mtime, status.st_size, file))
-        total = size + sum(each for _, each, _ in kept)
-        for _, each, file in sorted(kept):
+        kept = [each for each in self._files.by_last_use() if each.path != path]  # which is to be replaced
+        total = size + sum(each.size_bytes for each in kept)
+        for each in kept:
             if total <= self._max_bytes:
                 break
-            file.unlink(missing_ok=True)
-            total -= each
-
-    def _path(self, owner: str, key: str) -> Path:
-        # An owner is an id of this server; hashed, it is a folder's name whatever it may be.
-        return self._folder / hashlib.sha256(owner.encode()).hexdigest()[:32] / key
+            each.path.unlink(missing_ok=True)
+            total -= each.size_bytes

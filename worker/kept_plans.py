@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +19,12 @@ import structlog
 
 import pared
 from pared.version import __version__
+from worker.kept_files import KeptFiles
 
 MOST = 200
 """Plans of all owners; those that were asked for longest ago go."""
 MOST_BYTES = 1 << 20
 """Of one plan. Larger ones are made each time."""
-_PARTIAL = ".part-"
 
 log = structlog.get_logger()
 
@@ -60,11 +58,11 @@ class KeptPlans:
     """The plans of one machine, a folder for each owner."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._files = KeptFiles(folder)
 
     def find(self, owner: str, key: str) -> dict[str, Any] | None:
         """The plan that was kept, if there is one."""
-        path = self._path(owner, key)
+        path = self._files.path(owner, key)
         try:
             plan: dict[str, Any] = json.loads(path.read_bytes())
             os.utime(path)  # what is asked for is the last to go
@@ -80,29 +78,14 @@ class KeptPlans:
         content = json.dumps(plan).encode()
         if len(content) > MOST_BYTES:
             return
-        path = self._path(owner, key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._make_room()
-            fd, name = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
-            try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(content)
-                os.replace(name, path)
-            except OSError:
-                Path(name).unlink(missing_ok=True)
-                raise
+            with self._files.written(self._files.path(owner, key)) as file:
+                file.write(content)
         except OSError as error:
             log.warning("plan_not_kept", reason=str(error))
 
     def _make_room(self) -> None:
-        kept = []
-        for file in self._folder.glob("*/*"):
-            with suppress(OSError):  # another worker of this machine may have deleted it
-                kept.append((file.stat().st_mtime, file))
-        for _, file in sorted(kept)[: max(0, len(kept) + 1 - MOST)]:
-            file.unlink(missing_ok=True)
-
-    def _path(self, owner: str, key: str) -> Path:
-        # An owner is an id of this server; hashed, it is a folder's name whatever it may be.
-        return self._folder / hashlib.sha256(owner.encode()).hexdigest()[:32] / key
+        kept = self._files.by_last_use()
+        for each in kept[: max(0, len(kept) + 1 - MOST)]:
+            each.path.unlink(missing_ok=True)
