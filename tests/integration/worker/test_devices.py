@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 
 import pytest
 
 from pared.gpus import Gpu, device_files
+from tests.support.ended_children import end_next_child
 from worker import devices
 from worker.devices import CPU_ALONE, Serving
-from worker.forkserver import ForkServer
 
 H100 = Gpu("GPU-0a", "NVIDIA H100")
 TRIALS = {
@@ -86,16 +84,7 @@ def test_a_card_that_is_alone_is_seen_as_it_is_and_one_of_several_by_its_name(fi
 
 
 def test_a_trial_that_others_ended_is_made_again(find, monkeypatch):
-    child, kills = ForkServer.child, [1]
-
-    def forked(self, *arguments):
-        made = child(self, *arguments)
-        if kills:
-            kills.pop()
-            os.kill(made.pid, signal.SIGKILL)
-        return made
-
-    monkeypatch.setattr(ForkServer, "child", forked)
+    kills = end_next_child(monkeypatch)
     assert find("works", H100).problem is None
     assert kills == []
 

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from pared import gpus
 from tests.integration.worker.test_attempt import child_pids
 from tests.support.campaign import counted
+from tests.support.ended_children import end_next_child
 from worker import landlock, sandbox, sandbox_probe
 from worker.forkserver import ForkServer
 from worker.sandbox import Confinement
@@ -90,8 +90,7 @@ def test_a_level_must_hold_in_both_forms_where_there_are_gpus(folder, monkeypatc
 @needs_landlock
 def test_what_others_end_says_nothing_about_the_level(folder, confinement, monkeypatch):
     """As the kernel does where memory is short: such a worker would refuse programs for as long as it lives."""
-    of_server, child = ForkServer._start, ForkServer.child
-    servers, children = [1], [1]
+    of_server, servers, children = ForkServer._start, [1], end_next_child(monkeypatch)
 
     def start(self):
         control = of_server(self)
@@ -100,15 +99,7 @@ def test_what_others_end_says_nothing_about_the_level(folder, confinement, monke
             self._process.kill()
         return control
 
-    def forked(self, *arguments):
-        made = child(self, *arguments)
-        if children:
-            children.pop()
-            os.kill(made.pid, signal.SIGKILL)
-        return made
-
     monkeypatch.setattr(ForkServer, "_start", start)
-    monkeypatch.setattr(ForkServer, "child", forked)
     assert sandbox_probe.probe(folder).confinement == confinement
     assert (servers, children) == ([], [])
     servers += [1] * 3
