@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.compression.quantization.onnx_layers import OnnxLayer, layers_of
+from pared.compression.quantization.onnx_smoothing import smooth
 from pared.compression.quantization.onnx_weights import store_as_int8, weights_of
 from pared.errors import ExportFailed
 from pared.reports import Precision
@@ -87,16 +88,26 @@ def float_file(path: Path, module: nn.Module, method: Method, scratch: Path) -> 
 class Calibrated:
     """The ranges of what flows between the layers of a float32 file, over some training samples; taken once."""
 
-    def __init__(self, file: FloatFile, calibration: Calibration, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    path: Path
+    """The file, of a transformer with smoothed inputs of its linear layers, whose ranges these are."""
+
+    def __init__(self, file: FloatFile, calibration: Calibration, batches: Sequence[tuple[Tensor, ...]]) -> None:
         """Args: batches: inputs of the model."""
-        self.file, self.cache, self.calibration = file, file.scratch / "ranges.json", calibration
-        self._batches = batches
+        import onnx
+
+        self.path, self.cache, self.calibration = file.path, file.scratch / "ranges.json", calibration
+        self._batches, self._names = batches, file.inputs
+        if file.delicate:
+            self.path = file.scratch / "smoothed.onnx"
+            model = onnx.load(file.path)
+            smooth(model, batches)
+            onnx.save(model, self.path)
 
     def reader(self) -> Any:
         """What the quantizer reads the samples from."""
         from onnxruntime.quantization import CalibrationDataReader
 
-        batches, names = iter(self._batches), self.file.inputs
+        batches, names = iter(self._batches), self._names
 
         class Reader(CalibrationDataReader):  # type: ignore[misc] # a class without types
             def get_next(self) -> dict[str, Any] | None:
@@ -166,7 +177,7 @@ def _static(file: FloatFile, chosen: list[str], path: Path, calibrated: Calibrat
     between = [] if alone else _between(file, chosen, onnx.load(file.path, load_external_data=False).graph.node)
     with _quiet(), _with_finite_ranges(calibrated.calibration):
         quantize_static(
-            file.path,
+            calibrated.path,
             path,
             calibrated.reader(),
             quant_format=QuantFormat.QDQ,

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from pared.compression.measuring.onnx_runtime import OnnxModule
@@ -21,6 +22,7 @@ from pared.compression.quantization.onnx_file import (
     write_quantized,
     write_short,
 )
+from pared.compression.quantization.onnx_smoothing import WEIGHTS_GROW, smooth
 from pared.compression.quantization.rounded_training import with_rounding
 from pared.compression.quantization.script import rounded_weights, with_int8_weights
 from pared.compression.quantization.sensitivity import least_left_out, relative_error
@@ -186,6 +188,40 @@ def test_static_int8_keeps_what_linear_layers_of_a_transformer_give_in_float(tmp
         small, expected = module[3](module[2](module[1](module[0](x)))), module(x)
         assert small.abs().amax((0, 1)).max() > 50 * small.abs().amax((0, 1)).median()
         assert relative_error(OnnxModule(tmp_path / "int8.onnx", None, expected, threads=1), [expected], [(x,)]) < 0.1
+
+
+@pytest.mark.parametrize("dims", [2, 3], ids=["gemm", "matmul"])
+def test_a_large_channel_of_what_a_linear_layer_takes_goes_into_its_weights(tmp_path: Path, dims: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 8), nn.Softmax(-1)).eval()
+    with torch.no_grad():
+        module[0].weight[3] = 30.0  # as behind the layer norms of real ones
+        module[1].weight[:, 3] /= 10
+    x = torch.randn(8, 16) if dims == 2 else torch.randn(8, 6, 16)
+    model = onnx.load(exported(module, x, tmp_path / "float.onnx"))
+    before = model.ByteSize()
+    smooth(model, [(x,)])
+    onnx.save(model, tmp_path / "smoothed.onnx")
+    with torch.no_grad():
+        expected = module(x)
+    smoothed = OnnxModule(tmp_path / "smoothed.onnx", None, expected, threads=1)
+    torch.testing.assert_close(smoothed(x), expected)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    by = next(each for name, each in weights.items() if name.endswith("_smoothing"))
+    assert by.argmin() == 3
+    assert by[3] < 0.5
+    assert by.max() == 1
+    largest = module[1].weight.abs().amax(1)
+    matrix = next(each for each in weights.values() if each.ndim == 2)
+    grown = np.abs(matrix).max(0 if matrix.shape[0] == 16 else 1) / largest.detach().numpy()
+    assert grown.max() <= WEIGHTS_GROW * (1 + 1e-5)
+    file = float_file(tmp_path / "float.onnx", module, "static", tmp_path)
+    write_quantized(file, file.usual(), tmp_path / "int8.onnx", Calibrated(file, Calibration(), [(x,)]))
+    assert precisions_in(tmp_path / "int8.onnx", file)["1"] == "int8"
+    int8 = OnnxModule(tmp_path / "int8.onnx", None, expected, threads=1)
+    assert relative_error(int8, [expected], [(x,)]) < 0.01  # 0.05 without
+    smooth(same := onnx.load(tmp_path / "float.onnx"), [(torch.zeros_like(x),)])
+    assert same.ByteSize() == model.ByteSize() > before  # whatever the samples are
 
 
 class Masked(nn.Module):
