@@ -32,6 +32,7 @@ from pared.errors import (
     UnsupportedModel,
     telling_line,
 )
+from pared.full_disk import no_room
 from pared.job_types import JOB_TYPES, Method, job_spec
 from pared.specs import InspectSpec, JobSpec
 from pared.state.failpoints import arm, failpoint
@@ -202,10 +203,10 @@ def _failure(error: Exception) -> protocol.Failure:
         detail = (
             f"The job needed more memory than it may use: {telling_line(error)}. Use a smaller batch size or model."
         )
-    elif isinstance(error, OSError) and error.errno in _NO_ROOM:
+    elif full := no_room(error, Path()):
         # A full disk is rather the machine's trouble than the job's, which is tried again.
-        code = StorageFull.code if error.errno == errno.EFBIG else Unavailable.code
-        detail = _NO_ROOM[error.errno]
+        code = StorageFull.code if full == errno.EFBIG else Unavailable.code
+        detail = _NO_ROOM[full]
     else:
         code = ParedError.code
         detail = f"{type(error).__name__}: {telling_line(error)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from pared.compression.export.checking import OutputDiffers, of_the_machine, rep
 from pared.compression.export.settings import Settings
 from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel
-from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, StorageFull
+from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, StorageFull, Unavailable
+from pared.full_disk import no_room
 from pared.reports import FailedOutput
 from pared.specs import Output
 
@@ -131,7 +133,14 @@ class Formats:
         self._notes.pop(output, None)
         try:
             with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
-                files = export(loaded, self._example, [output], Path(folder), self.settings)
+                try:
+                    files = export(loaded, self._example, [output], Path(folder), self.settings)
+                except ParedError:
+                    raise
+                except Exception as error:
+                    if full := no_room(error, Path(folder)):  # looked at while the files are there
+                        raise OSError(full, os.strerror(full)) from error
+                    raise
                 return _moved(Path(folder), files, directory)
         except ExportFailed as error:
             return error
@@ -185,6 +194,9 @@ def _named(error: Exception) -> ParedError:
 
 def _none_written(failed: Sequence[FailedOutput]) -> ParedError:
     """The problem of a job that can write no format it was asked for."""
+    full = next((failure for failure in failed if failure.code == StorageFull.code), None)
+    if full is not None:  # which passes, where the job does not
+        return Unavailable(f"The result has no room on the disk. {full.format}: {full.detail}")
     others = [f"`{output}`" for output in get_args(Output) if output not in {failure.format for failure in failed}]
     advice = f" `outputs` may name {', '.join(others)} instead." if others else ""
     if len(failed) == 1:
