@@ -175,22 +175,62 @@ def test_an_upload_goes_on_after_the_page_was_closed_and_can_be_canceled(api: Ap
             route.continue_()  # the second piece gets no answer
 
     page.route("**/v1/uploads/*", lambda route: held(route) if route.request.method == "PATCH" else route.continue_())
-    for _ in range(2):
-        page.goto("/")
+    asked = list[str]()
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    waits = page.get_by_role("listitem").filter(has_text="big.pt is not finished: 41 % of 20.0 MB arrived.")
+
+    def sent() -> None:
         page.get_by_label("Model file").set_input_files(big)
         with page.expect_request(lambda request: request.headers.get("upload-offset") == str(8 << 20)):
             page.get_by_role("button", name="Upload the model").click()
+
+    page.goto("/")
+    sent()
+    page.goto("/")
+    expect(waits).to_be_visible()
+    visit.check()
+    sent()
+    expect(waits).to_have_count(0)
     expect(page.get_by_role("main").get_by_text(re.compile("^4[0-9] % of 20.0 MB"))).to_be_visible()
     expect(page.get_by_role("progressbar", name="The model is uploaded")).to_be_visible()
     visit.check()
-    with page.expect_request(lambda request: request.method == "DELETE") as deleted:
-        page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#spoken")).to_have_text("The upload was canceled.")
+
+    def deletes(button: str, says: str) -> None:
+        with page.expect_request(lambda request: request.method == "DELETE") as deleted:
+            page.get_by_role("button", name=button).click()
+        expect(page.locator("#spoken")).to_have_text(says)
+        answer = deleted.value.response()
+        assert answer is not None
+        assert answer.status == 204
+        assert page.evaluate("localStorage.length") == 0
+
+    deletes("Cancel", "The upload was canceled.")
     assert offsets == [0, 8 << 20, 8 << 20]
-    answer = deleted.value.response()
-    assert answer is not None
-    assert answer.status == 204
-    assert page.evaluate("localStorage.length") == 0
+    sent()
+    page.goto("/models")
+    deletes("Discard it", "What arrived of big.pt is discarded.")
+    expect(waits).to_have_count(0)
+    assert asked == ["beforeunload"] * 2
+
+
+def test_a_file_that_arrives_leaves_the_page_open_while_another_is_sent(api: Api, visiting: Visiting, lenet: Path):
+    visit = visiting(str(api.base_url))
+    page, held = visit.page, list[Route]()
+    page.goto("/")
+    page.route("**/v1/uploads/*", lambda route: held.append(route))
+    for number, kind in enumerate(("data", "model"), 1):
+        page.get_by_label(f"{kind.capitalize()} file").set_input_files(lenet)
+        page.get_by_role("button", name=f"Upload the {kind}").click()
+        while len(held) < number:  # the test's own limit ends this
+            page.wait_for_timeout(50)
+    data, model = held
+    model.continue_()
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="lenet.pt").click()
+    expect(opened.value.get_by_role("heading", level=1)).to_have_text("lenet.pt")
+    visit.check()
+    data.continue_()
+    page.wait_for_url("**/datasets/dst_*")
 
 
 def test_a_file_is_dropped_on_the_form(api: Api, visiting: Visiting):

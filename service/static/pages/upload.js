@@ -1,5 +1,6 @@
 // Forms with `data-upload` (`model` or `dataset`) send their file in pieces, by tus 1.0: what arrived is kept, a broken
-// connection goes on where it was, and so does the same file chosen again after the page was closed.
+// connection goes on where it was, and so does the same file chosen again after the page was closed. A page says which
+// uploads wait for that, and asks before it is closed in the middle of one.
 // Files may be dropped on such a form. Without this script it sends the file by itself, in one request.
 import { say } from "./live.js";
 
@@ -111,8 +112,8 @@ function duration(seconds) {
 
 // Percent, rate over the last seconds, and time left; every quarter is said.
 class Figures {
-  constructor(sending, file) {
-    [this.bar, this.text] = [sending.querySelector("progress"), sending.querySelector(".figures")];
+  constructor(progress, file) {
+    [this.bar, this.text] = [progress.querySelector("progress"), progress.querySelector(".figures")];
     [this.file, this.seen, this.quarter] = [file, [], 0];
     this.text.textContent = `${file.name}: begins`;
   }
@@ -140,19 +141,93 @@ class Figures {
   }
 }
 
+function forget(key, address) {
+  localStorage.removeItem(key);
+  if (address) fetch(address, { method: "DELETE", headers: TUS }).catch(() => {});  // else it expires by itself
+}
+
+const sending = new Set();  // forms
+
+// The browser asks whether to leave while something is sent.
+function stay(event) {
+  event.preventDefault();
+}
+
+function begins(form) {
+  sending.add(form);
+  addEventListener("beforeunload", stay);
+}
+
+function ends(form) {
+  sending.delete(form);
+  if (!sending.size) removeEventListener("beforeunload", stay);
+}
+
+// Leads to what arrived, or says where it is while another form of this page still sends.
+function arrived(form, file, address) {
+  if (!sending.size) return location.assign(address);
+  const line = form.querySelector(".arrived"), link = document.createElement("a");
+  Object.assign(link, { href: address, target: "_blank", textContent: file.name });
+  line.replaceChildren(link, " has arrived, and opens in a new tab while the other file is sent.");
+  line.hidden = false;
+  say(line.textContent);
+}
+
+// Lists the uploads that this browser began and that the server still waits for.
+async function listUnfinished(form) {
+  const list = form.querySelector(".unfinished");
+  for (const key of Object.keys(localStorage).filter((name) => name.startsWith("upload "))) {
+    const [kind, name, size] = JSON.parse(key.slice("upload ".length)), address = localStorage.getItem(key);
+    if (kind !== form.dataset.upload) continue;
+    let state;
+    try { state = await look(address); } catch { continue; }  // which says nothing about the upload
+    if (!state || state.result) { localStorage.removeItem(key); continue; }
+    if (sending.has(form)) return;  // it may be this one
+    const row = document.createElement("li"), discard = document.createElement("button");
+    row.dataset.key = key;
+    row.textContent = `${name} is not finished: ${Math.floor(100 * state.offset / size)} % of ${bytes(size)} arrived. `
+      + "If no other tab sends it, choose the same file: it goes on where it was. ";
+    Object.assign(discard, { type: "button", className: "plain", textContent: "Discard it" });
+    discard.onclick = () => {
+      forget(key, address);
+      dropRow(row);
+      say(`What arrived of ${name} is discarded.`);
+      form.elements.file.focus();
+    };
+    row.append(discard);
+    list.append(row);
+    list.hidden = false;
+  }
+}
+
+function dropRow(row) {
+  if (!row) return;
+  const list = row.parentNode;
+  row.remove();
+  list.hidden = !list.children.length;
+}
+
 async function upload(form, file) {
-  const alert = form.querySelector("[role=alert]"), sending = form.querySelector(".sending");
-  const button = form.querySelector("button:not([type])"), cancel = sending.querySelector("button");
+  const alert = form.querySelector("[role=alert]"), progress = form.querySelector(".sending");
+  const button = form.querySelector("button:not([type])"), cancel = progress.querySelector("button");
   const fields = {};
   for (const [name, value] of new FormData(form)) if (typeof value === "string" && value) fields[name] = value;
   const key = `upload ${JSON.stringify([form.dataset.upload, file.name, file.size, file.lastModified, fields])}`;
   const canceling = new AbortController(), { signal } = canceling;
   let address = localStorage.getItem(key);
 
-  alert.hidden = true;
-  sending.hidden = false;
+  const idle = () => {
+    ends(form);
+    progress.hidden = true;
+    button.disabled = false;
+  };
+
+  alert.hidden = form.querySelector(".arrived").hidden = true;
+  progress.hidden = false;
   button.disabled = true;
   cancel.onclick = () => canceling.abort();
+  dropRow([...form.querySelectorAll(".unfinished li")].find((row) => row.dataset.key === key));
+  begins(form);
   try {
     let state = address && (await look(address, signal));
     if (!state) {
@@ -160,20 +235,19 @@ async function upload(form, file) {
       localStorage.setItem(key, address);
       state = { offset: 0 };
     }
-    const result = await sendRest(address, state, file, signal, new Figures(sending, file));
+    const result = await sendRest(address, state, file, signal, new Figures(progress, file));
     localStorage.removeItem(key);
-    location.assign(result.replace(/^\/v1/, ""));
+    idle();
+    arrived(form, file, result.replace(/^\/v1/, ""));
   } catch (error) {
+    idle();
     if (signal.aborted) {
-      localStorage.removeItem(key);
-      if (address) fetch(address, { method: "DELETE", headers: TUS }).catch(() => {});  // else it expires by itself
+      forget(key, address);
       say("The upload was canceled.");
     } else {
       alert.textContent = error instanceof Refused ? error.message : "The server cannot be reached. Try again.";
       alert.hidden = false;
     }
-    sending.hidden = true;
-    button.disabled = false;
     button.focus();
   }
 }
@@ -190,6 +264,7 @@ function dropped(form, transfer) {
 }
 
 for (const form of document.querySelectorAll("[data-upload]")) {
+  listUnfinished(form);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (!form.querySelector("button:not([type])").disabled) upload(form, form.elements.file.files[0]);
