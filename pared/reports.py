@@ -21,6 +21,25 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class _Printed(_Part):
+    """A part with a verdict, which a terminal shows as tables (`__rich__`)."""
+
+    if TYPE_CHECKING:
+        verdict: str  # a field of each, which has a place of its own among the others
+
+        def __rich__(self) -> RenderableType: ...
+
+    def __str__(self) -> str:
+        """What `print` shows: what a terminal does, without colours."""
+        from pared.report_tables import as_text
+
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        """The verdict alone, for all of it fills screens; `model_dump()` has that."""
+        return f"<{type(self).__name__}: {self.verdict}>"
+
+
 # -- inspection ---------------------------------------------------------------------------------
 
 
@@ -295,7 +314,7 @@ class StepReport(_Part):
     )
 
 
-class Report(_Part):
+class Report(_Printed):
     """The before/after report of one job."""
 
     type: str
@@ -361,18 +380,8 @@ class Report(_Part):
 
         return frame_of(self, table)
 
-    def __str__(self) -> str:
-        """What `print` shows: the verdict, and figures before and after."""
-        from pared.report_tables import as_text
-
-        return as_text(self.__rich__())
-
-    def __repr__(self) -> str:
-        """The verdict alone, for all of it fills screens; `model_dump()` has that."""
-        return f"<Report: {self.verdict}>"
-
     def __rich__(self) -> RenderableType:
-        """The same, for a terminal."""
+        """The verdict, and figures before and after."""
         from pared.report_tables import report_tables
 
         return report_tables(self)
@@ -414,7 +423,7 @@ class PlannedStep(Size):
     exact: bool = Field(description="Whether its figures will be just these; if not, `notes` of the plan say why.")
 
 
-class Plan(_Part):
+class Plan(_Printed):
     """What a job would do: found out by doing all of it save the training and the measuring."""
 
     verdict: str
@@ -440,18 +449,8 @@ class Plan(_Part):
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list, description="Where the outcome may not be what was meant.")
 
-    def __str__(self) -> str:
-        """What `print` shows: the layers, and figures before and after."""
-        from pared.report_tables import as_text
-
-        return as_text(self.__rich__())
-
-    def __repr__(self) -> str:
-        """The verdict alone, for all of it fills screens; `model_dump()` has that."""
-        return f"<Plan: {self.verdict}>"
-
     def __rich__(self) -> RenderableType:
-        """The same, for a terminal."""
+        """The layers, and figures before and after."""
         from pared.report_tables import plan_tables
 
         return plan_tables(self)

@@ -216,8 +216,12 @@ def test_an_upload_goes_on_after_the_page_was_closed_and_can_be_canceled(api: Ap
 def test_a_file_that_arrives_leaves_the_page_open_while_another_is_sent(api: Api, visiting: Visiting, lenet: Path):
     visit = visiting(str(api.base_url))
     page, held = visit.page, list[Route]()
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
     page.goto("/")
-    page.route("**/v1/uploads/*", lambda route: held.append(route))
+    page.route("**/v1/uploads/*", hold)
     for number, kind in enumerate(("data", "model"), 1):
         page.get_by_label(f"{kind.capitalize()} file").set_input_files(lenet)
         page.get_by_role("button", name=f"Upload the {kind}").click()

@@ -57,6 +57,8 @@ def by_split(arrays: Mapping[str, Rows], kind: str) -> Stored:
     if numbered and names != [f"x{index}" for index in range(len(names))]:
         raise InvalidData("Inputs must be numbered x0, x1, … without gaps, and be the same in every split.")
     notes = [f"{LEFT_OUT}: {shortened(ignored)}."] if ignored else []
+    if not targets and (ignored or (not numbered and len(names) > 1)):
+        notes.append(f"No array is called y. If one holds the labels, call it so: {shortened(ignored or names)}.")
     return Stored(
         format=kind,
         inputs={split: [named[name] for name in names] for split, named in inputs.items()},

@@ -30,12 +30,16 @@ def arrange_inputs(data: Data, arguments: Sequence[tuple[str, bool]] | None) -> 
         _keep(data, [names.index(name) for name, _ in arguments[:taken]])
         return
     left_out = next((f" ({note[:-1]})" for note in data.warnings if note.startswith(LEFT_OUT)), "")
-    held = shortened(names) if names else f"{len(data.inputs['train'])}{left_out}"
-    takes = f"The model takes {shortened([name for name, _ in arguments])}; the data set's inputs are {held}."
+    count = len(data.inputs["train"])
+    held = f"'s inputs are {shortened(names)}" if names else f" has {count} input{'s' * (count != 1)}{left_out}"
+    takes = f"The model takes {shortened([name for name, _ in arguments])}; the data set{held}."
     if matched and any(names[i : i + 1] != [name] for i, (name, _) in enumerate(arguments) if name in matched):
         raise ShapeMismatch(f"{takes} Name every input as the model does, or store them in its order as x0, x1, ….")
     if not len(needed) <= len(data.inputs["train"]) <= len(arguments):
-        raise ShapeMismatch(f"{takes} Give as many, under the model's names or in its order as x0, x1, ….")
+        raise ShapeMismatch(
+            f"{takes} Give as many, under the model's names or in its order as x0, x1, …: arrays of an .npz or "
+            ".safetensors, for all columns of a table are one input."
+        )
 
 
 def _keep(data: Data, order: Sequence[int]) -> None:

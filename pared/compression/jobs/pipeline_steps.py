@@ -15,6 +15,7 @@ from pared.compression.data.class_names import read_as_by
 from pared.compression.jobs.stages import plain
 from pared.compression.loading import load_model
 from pared.compression.loading.file_format import STATE_DICTS, recognise
+from pared.compression.loading.onnx import form_of
 from pared.compression.names import tensors, weight_layers
 from pared.compression.work import ModelFile, Observer, SilentObserver, Work
 from pared.errors import ParedError
@@ -41,7 +42,7 @@ class Chain:
         upload = work.models["model"]
         container = recognise(upload.path)
         # What steps hand on has no names of inputs and outputs.
-        self.onnx = load_model(upload).onnx if container == "onnx" else None
+        self.onnx = form_of(upload.path) if container == "onnx" else None
         if container == "onnx" and spec.outputs is None:
             spec = spec.model_copy(update={"outputs": ["onnx"]})
         if container == "huggingface" and work.dataset is not None:

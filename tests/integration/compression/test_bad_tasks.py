@@ -198,7 +198,7 @@ JOBS = {
     "rows of labels of different lengths": (one(), (IMAGES, [[1], [1, 2]] * 15), {}, V, "hold no array, but a list"),
     "neither inputs nor labels": (one(), (None, None), {}, V, "NoneType.*without labels give"),
     "too few samples": (mapped(), (IMAGES[:9], None), {}, D, "9 training samples; at least 10"),
-    "an input too many": (one(), ([IMAGES, IMAGES], CLASSES), {}, S, "inputs are 2. Give as many"),
+    "an input too many": (one(), ([IMAGES, IMAGES], CLASSES), {}, S, "has 2 inputs. Give as many"),
     # several outputs
     "a name that no output has": (
         Dict(), (IMAGES, CLASSES), {"output": "scores"}, V, r"no output 'scores'. It returns boxes \(2, 4\)"),

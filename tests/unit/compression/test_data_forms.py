@@ -220,6 +220,16 @@ def test_named_inputs_come_in_the_order_of_the_models_arguments(form, dataset, t
     assert data.warnings == ["Inputs that the model has no argument for were left out: token_type."]
 
 
+@pytest.mark.parametrize(
+    ("arrays", "candidates"),
+    [({"ids": IDS, "mask": MASK, "price": Y}, "ids, mask, price"), ({"x": IDS, "price": Y}, "price"), ({"x": IDS}, "")],
+)
+def test_labels_by_another_name_are_asked_for(arrays, candidates, dataset):
+    notes = [note for note in inspect_dataset(dataset(npz(**arrays))).warnings if "called y" in note]
+    asked = f"No array is called y. If one holds the labels, call it so: {candidates}."
+    assert notes == [asked] * bool(candidates)
+
+
 def test_names_that_are_not_the_models_come_in_their_stored_order(dataset, tmp_path):
     data = load(dataset(npz(ids=IDS, mask=MASK, y=Y)))
     check_fits(as_loaded("scripted", tmp_path), data)
@@ -231,8 +241,8 @@ def test_names_that_are_not_the_models_come_in_their_stored_order(dataset, tmp_p
     [
         ({"mask": MASK, "input_ids": IDS}, "takes input_ids, attention_mask; .* mask, input_ids. Name every input"),
         ({"ids": IDS}, "the data set's inputs are ids. Give as many"),
-        ({"x": IDS}, "the data set's inputs are 1. Give as many"),
-        ({"x0": IDS, "x1": MASK, "x2": MASK}, "inputs are 3. Give as many, under the model's names or in its order"),
+        ({"x": IDS}, "the data set has 1 input. Give as many"),
+        ({"x0": IDS, "x1": MASK, "x2": MASK}, "has 3 inputs. Give as many, under the model's names or in its order"),
     ],
 )
 def test_inputs_that_are_not_the_models_are_refused_with_both_lists(arrays, says, dataset, tmp_path):

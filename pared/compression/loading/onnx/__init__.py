@@ -1,5 +1,5 @@
 """ONNX files as TorchScript: read and checked, written anew operator by operator, and compared with onnxruntime."""
 
-from pared.compression.loading.onnx.opening import load_onnx
+from pared.compression.loading.onnx.opening import form_of, load_onnx
 
-__all__ = ["load_onnx"]
+__all__ = ["form_of", "load_onnx"]

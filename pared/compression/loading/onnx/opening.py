@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from pared.compression.loading.folding import folded
 from pared.compression.loading.loaded import LoadedModel, first_line
 from pared.compression.loading.onnx.converting import Converted, convert, refuse_undefined, refuse_unknown
 from pared.compression.loading.onnx.graph import Graph, in_layers, read_graph
-from pared.compression.loading.onnx.reading import PLAIN, OnnxModel, dtype_of, read_onnx
+from pared.compression.loading.onnx.reading import PLAIN, OnnxModel, dtype_of, parsed, read_onnx, value_types
 from pared.compression.loading.own_form import typed, usual_type
 from pared.compression.loading.programs import repeated, takes_any_batch
 from pared.compression.onnx_form import OnnxForm
@@ -56,7 +57,7 @@ def load_onnx(file: ModelFile) -> LoadedModel:
     graph = read_graph(read.proto.graph)
     refuse_unknown(graph)
     refuse_undefined(graph)
-    inputs = _inputs(read, graph)
+    inputs = _inputs(read.proto.graph, graph.inputs)
     if not inputs:
         raise UnsupportedModel("This ONNX file takes no input, so there is nothing to run it on.")
     runtime = _Runtime(read)
@@ -83,14 +84,26 @@ def load_onnx(file: ModelFile) -> LoadedModel:
             for each in inputs
         ),
         forms=typed(_types(read, made.module)),
-        onnx=_form(read, graph, inputs),
+        onnx=_form(read.proto, read.original, inputs),
     )
     return folded(loaded)
 
 
-def _inputs(read: OnnxModel, graph: Graph) -> list[_Input]:
+def form_of(path: Path) -> OnnxForm:
+    """What an ONNX file calls its inputs and outputs, without its tensors.
+
+    Raises:
+        UnsupportedModel: it cannot be read, or has inputs that pared does not open.
+    """
+    proto, _ = parsed(path, with_data=False)
+    tensors = {tensor.name for tensor in proto.graph.initializer}
+    inputs = _inputs(proto.graph, [value.name for value in proto.graph.input if value.name not in tensors])
+    return _form(proto, value_types(proto), inputs)
+
+
+def _inputs(graph: Any, names: Collection[str]) -> list[_Input]:
     """The inputs that a caller gives. First dimensions that are free are the batch, and so is what is called alike."""
-    values = [value for value in read.proto.graph.input if value.name in graph.inputs]
+    values = [value for value in graph.input if value.name in names]
     for value in values:
         if value.type.WhichOneof("value") != "tensor_type" or dtype_of(value.type.tensor_type.elem_type) is None:
             raise UnsupportedModel(
@@ -358,16 +371,16 @@ def _types(read: OnnxModel, module: torch.jit.ScriptModule) -> dict[str, torch.d
     return {name: types.get(name, usual) for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
-def _form(read: OnnxModel, graph: Graph, inputs: Sequence[_Input]) -> OnnxForm:
+def _form(proto: Any, types: Mapping[str, int], inputs: Sequence[_Input]) -> OnnxForm:
     return OnnxForm(
         inputs=tuple(each.name for each in inputs),
-        outputs=tuple(graph.outputs),
-        types=read.original,
+        outputs=tuple(value.name for value in proto.graph.output),
+        types=types,
         dims={
             each.name: {
                 dim: size for dim, size in enumerate(each.dims) if isinstance(size, str) and size.isidentifier()
             }
             for each in inputs
         },
-        metadata={entry.key: entry.value for entry in read.proto.metadata_props},
+        metadata={entry.key: entry.value for entry in proto.metadata_props},
     )

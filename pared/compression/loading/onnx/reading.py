@@ -49,14 +49,35 @@ def read_onnx(path: Path) -> OnnxModel:
     Raises:
         UnsupportedModel: damaged, too large, with data that is elsewhere, or of an unknown set of operators.
     """
+    model, archive = parsed(path)
+    opset = _opset(model)
+    bring_in(model, archive)
+    if model.functions:
+        import onnx.inliner
+
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except Exception as error:
+            raise UnsupportedModel(f"The functions of this ONNX file cannot be put in: {first_line(error)}.") from error
+    return OnnxModel(model, value_types(model), in_float32(model), opset)
+
+
+def parsed(path: Path, *, with_data: bool = True) -> tuple[Any, dict[str, bytes]]:
+    """The ModelProto as it is in the file, and the files beside it by their paths from there.
+
+    Args:
+        with_data: False: without the files beside it.
+
+    Raises:
+        UnsupportedModel: as of `read_onnx`, but for what tensors hold.
+    """
     try:
         import onnx
-        import onnx.inliner
     except ImportError as error:
         raise UnsupportedModel(
             "This is an ONNX file, and this server was set up without ONNX. Install pared[worker,onnx] on its workers."
         ) from error
-    content, archive = _contents(path)
+    content, archive = _contents(path, with_data=with_data)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
@@ -66,17 +87,10 @@ def read_onnx(path: Path) -> OnnxModel:
         ) from error
     if not model.graph.node:
         raise UnsupportedModel("This ONNX file has no operators, so there is nothing to run. Save and upload it again.")
-    opset = _opset(model)
-    bring_in(model, archive)
-    if model.functions:
-        try:
-            model = onnx.inliner.inline_local_functions(model)
-        except Exception as error:
-            raise UnsupportedModel(f"The functions of this ONNX file cannot be put in: {first_line(error)}.") from error
-    return OnnxModel(model, _value_types(model), in_float32(model), opset)
+    return model, archive
 
 
-def _contents(path: Path) -> tuple[bytes, dict[str, bytes]]:
+def _contents(path: Path, *, with_data: bool) -> tuple[bytes, dict[str, bytes]]:
     """The bytes of the model, and those of the files beside it by their paths from there."""
     if path.stat().st_size > _MOST_BYTES:
         raise UnsupportedModel("This ONNX file is larger than 2 GiB, the most that pared opens of ONNX.")
@@ -94,7 +108,7 @@ def _contents(path: Path) -> tuple[bytes, dict[str, bytes]]:
             beside = {
                 posixpath.relpath(name, folder or "."): archive.read(name)
                 for name in names
-                if name not in models and not posixpath.relpath(name, folder or ".").startswith("..")
+                if with_data and name not in models and not posixpath.relpath(name, folder or ".").startswith("..")
             }
             return archive.read(models[0]), beside
         except BROKEN_MEMBER as error:
@@ -254,7 +268,8 @@ def as_tensor(tensor: Any) -> Tensor:
 # -- types ----------------------------------------------------------------------------------------
 
 
-def _value_types(model: Any) -> dict[str, int]:
+def value_types(model: Any) -> dict[str, int]:
+    """The types of inputs and outputs by name, as numbers of TensorProto.DataType."""
     return {
         value.name: value.type.tensor_type.elem_type
         for value in [*model.graph.input, *model.graph.output]
