@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,6 +14,8 @@ from pared.report_words import RUNTIMES, TESTS, factor, latency_change, what_goe
 from pared.reports import Latency, Measurement, Plan, PlannedStep, Quality, Report, Size, StepReport
 from pared.terminal import plain_console
 from pared.wording import in_points, metric_name, shortened
+
+_MOST_OUTPUTS = 8
 
 
 def report_tables(report: Report) -> RenderableType:
@@ -41,6 +44,7 @@ def _report_notes(report: Report) -> Iterator[str]:
             f"(95 % CI {difference.low * unit:+.{digits}f} … {difference.high * unit:+.{digits}f}; "
             f"{test}: p = {report.comparison.p_value:.3g})"
         )
+        yield from map(_beside_original, report.comparison.outputs[:_MOST_OUTPUTS])
     if report.before_retraining and report.after.quality:
         yield f"Before any retraining: {_quality(report.before_retraining)}"
     if report.labels_only:
@@ -61,6 +65,19 @@ def _report_notes(report: Report) -> Iterator[str]:
         yield f"The {len(report.frontier)} points that the search for the goal tried: {where}"
     for warning in report.warnings:
         yield f"Note: {warning}"
+
+
+def _beside_original(output: Mapping[str, Any]) -> str:
+    """How near an output is to the original's, where no labels tell how good it is."""
+    parts = []
+    if (agreement := output.get("agreement")) is not None:
+        parts.append(f"the same largest number in {agreement:.1%} of places")
+    parts += [
+        f"{words} {value:.3g}"
+        for name, words in (("relative_error", "relative error"), ("cosine", "cosine"))
+        if (value := output.get(name)) is not None
+    ]
+    return f"Output {output.get('output', '?')} beside the original's: {', '.join(parts)}"
 
 
 def plan_tables(plan: Plan) -> RenderableType:

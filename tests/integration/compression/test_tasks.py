@@ -107,6 +107,7 @@ def test_match_learns_what_the_original_answers():
     assert taught.after.quality.test.value > bare.after.quality.test.value + 0.05
     assert [each["output"] for each in taught.comparison.outputs] == ["boxes", "logits"]
     assert taught.comparison.outputs[0].keys() == {"output", "relative_error", "cosine", "agreement"}
+    assert "beside the original's: " in str(taught)
     assert "of test match with the original" in taught.verdict
 
 
