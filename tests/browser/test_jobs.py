@@ -323,7 +323,9 @@ def test_a_thousand_epochs_stay_light_and_hostile_text_is_text(api: Api, visitin
     page.goto(f"/jobs/{job_id}")
     page.get_by_role("heading", name="Files").wait_for()
     assert len(page.content().encode()) < 300_000
-    visit.check_requests()
+    page.goto(f"/v1/jobs/{job_id}/report")
+    page.get_by_role("heading", name="Before and after").wait_for()
+    visit.check()
 
 
 def test_a_page_recovers_when_the_server_comes_back(tmp_path: Path, visiting: Callable[..., Visit]):

@@ -22,6 +22,7 @@ def test_an_error_leads_to_its_page_and_on_to_all(guarded: Api, visiting: Callab
     visit = visiting(str(guarded.base_url))
     page = visit.page
     page.goto("/nothing-here")
+    visit.check()
     page.get_by_role("link", name="Why this comes").click()
     page.wait_for_url("**/problems/not-found")
     assert "pared jobs ls" in page.get_by_role("main").inner_text()

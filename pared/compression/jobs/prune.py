@@ -29,7 +29,7 @@ from pared.compression.pruning.output_projection import with_output_projections
 from pared.compression.pruning.schedules import step_amounts
 from pared.compression.report.parts import layer_reports, measure_both, split_warning
 from pared.compression.report.publishing import publish
-from pared.compression.report.verdict import kept_as_before, prune_verdict
+from pared.compression.report.verdict import kept_as_before, prune_verdict, still_learning
 from pared.compression.training.loop import trainable
 from pared.compression.work import ModelFile, Work
 from pared.errors import ValidationError
@@ -120,6 +120,7 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
                 *split_warning(data),
                 *skipped,
                 *kept_as_before(_last_training(state.job.spec), state.best_epoch),
+                *still_learning(_last_training(state.job.spec), state.job.retrain, state.best_epoch, comparison),
                 *state.warnings(),
             ],
             goal=goal,

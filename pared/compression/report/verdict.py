@@ -9,7 +9,7 @@ from typing import Literal
 from pared.compression.loading.inspection import LITTLE
 from pared.report_words import speed
 from pared.reports import Comparison, FailedOutput, LayerReport, Measurement, Precision, Quality, Size
-from pared.specs import PHYSICAL, Granularity, Target
+from pared.specs import PHYSICAL, Granularity, Target, Training
 from pared.wording import in_points, metric_name, shortened
 
 SIGNIFICANT_P = 0.05
@@ -199,6 +199,21 @@ def kept_as_before(training: str, best_epoch: int | None) -> list[str]:
     note = (
         f"The {training} did not help: no epoch did better on the validation split than the weights that it began "
         "with, and these were kept. Try a smaller learning rate, or more epochs."
+    )
+    return [note]
+
+
+def still_learning(
+    training: str, config: Training | None, best_epoch: int | None, comparison: Comparison | None
+) -> list[str]:
+    """Says so where quality was lost, and the last epoch of a training at a constant rate was the best one."""
+    if config is None or best_epoch != config.epochs or config.lr_schedule != "constant":
+        return []
+    if comparison is None or comparison.quality_difference.high >= 0:
+        return []
+    note = (
+        f"The last epoch of the {training} was the best one: more than {config.epochs} `epochs` may win back more of "
+        "what was lost."
     )
     return [note]
 
