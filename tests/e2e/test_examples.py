@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from pared.examples.train_digits import main
 from tests.e2e.test_readme import blocks
 from tests.support.campaign import each_nth
 from tests.support.notebooks import executed, html_of, of_cells
@@ -85,6 +84,8 @@ def test_the_workflow_runs_the_script_that_is_tested_here() -> None:
 
 @pytest.mark.campaign
 def test_the_page_on_notebooks_runs_as_one(embedded: Stack, tmp_path: Path) -> None:
+    from pared.examples.train_digits import main  # scikit-learn takes seconds to import
+
     main(tmp_path)
     notebook = of_cells(*(text for language, text in blocks(EXAMPLES.parent / "docs/notebooks.md")))
     executed(notebook, tmp_path, embedded.env)

@@ -18,7 +18,7 @@ from pared.compression.architectures import build
 from pared.errors import ExportFailed, InvalidArchitecture, UnsupportedModel, ValidationError
 from pared.weights import packed
 from pared.weights.prune_file import prune_file
-from tests.unit.compression.test_checkpoints import EMA, NET, STATE, optimizer, state
+from tests.unit.compression.test_checkpoints import EMA, NET, OPTIMIZER, STATE, state
 
 ZEROS = {"granularity": "weight", "amount": 0.5}
 
@@ -47,7 +47,7 @@ def runs(weights, architecture_file, inputs):
 def test_a_checkpoint_comes_back_with_smaller_weights_and_all_else_as_it_was(dtype, legacy, tmp_path):
     beside = {"epoch": 3, "best_acc1": torch.tensor(0.9), "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5)}
     wrapped = {f"module.{name}": tensor.to(dtype) for name, tensor in STATE.items()} | {"loss_fn.weight": torch.ones(3)}
-    value = beside | {"run": {"state_dict": OrderedDict(wrapped)}, "optimizer_states": [optimizer()], "lr": {"last": 3}}
+    value = beside | {"run": {"state_dict": OrderedDict(wrapped)}, "optimizer_states": [OPTIMIZER], "lr": {"last": 3}}
     path = saved(tmp_path, value, _use_new_zipfile_serialization=not legacy)
     result = prune(path, architecture=NET, amount=0.5, outputs=["checkpoint", "state_dict"], directory=tmp_path)
     found = checkpoint(tmp_path)

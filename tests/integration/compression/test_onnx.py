@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from pared.compression import prune
 from pared.compression.coupling.verify import flat_tensors
@@ -113,6 +112,8 @@ def test_torchs_current_exporter_and_free_lengths(tmp_path):
 
 
 def test_torchs_current_exporter_reads_its_operators_once_and_no_export_changes_anothers():
+    from torch.onnx._internal.exporter._registration import ONNXRegistry  # takes a second to import
+
     reading = vars(ONNXRegistry)["from_torchlib"]
     tables = []
     for _ in range(2):

@@ -33,12 +33,21 @@ def state(seed: int = 0, prefix: str = "") -> dict[str, torch.Tensor]:
 STATE = state()
 
 
-def optimizer() -> dict:
-    module = nn.Linear(3, 3)
-    made = torch.optim.Adam(module.parameters())
-    module(torch.ones(1, 3)).sum().backward()
-    made.step()
-    return made.state_dict()
+def moments(*shape: int) -> dict:
+    return {"step": torch.tensor(1.0), "exp_avg": torch.full(shape, 0.1), "exp_avg_sq": torch.full(shape, 0.001)}
+
+
+# As Adam saves it for a linear layer. To make one here would import half of torch wherever tests are collected.
+OPTIMIZER = {
+    "state": {0: moments(3, 3), 1: moments(3)},
+    "param_groups": [
+        {
+            "lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-08, "weight_decay": 0, "amsgrad": False, "maximize": False,
+            "foreach": None, "capturable": False, "differentiable": False, "fused": None,
+            "decoupled_weight_decay": False, "params": [0, 1],
+        }
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -54,16 +63,24 @@ def upload(tmp_path):
     return write
 
 
+def test_adam_saves_its_state_so():
+    module = nn.Linear(3, 3)
+    made = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    made.step()
+    torch.testing.assert_close(made.state_dict(), OPTIMIZER)
+
+
 # -- what opens ---------------------------------------------------------------------------------
 
 HABITS = {
     "ImageNet example": {
         "epoch": 3, "arch": "resnet", "state_dict": state(0, "module."), "best_acc1": torch.tensor(0.9),
-        "optimizer": optimizer(), "scheduler": {"last_epoch": 3},
+        "optimizer": OPTIMIZER, "scheduler": {"last_epoch": 3},
     },
     "Lightning with a loss beside": {
         "pytorch-lightning_version": "2.1.0", "state_dict": state(0, "model.") | {"loss_fn.weight": torch.ones(3)},
-        "callbacks": {"EMA": {"shadow": state(1)}}, "optimizer_states": [optimizer()],
+        "callbacks": {"EMA": {"shadow": state(1)}}, "optimizer_states": [OPTIMIZER],
         "hyper_parameters": {"lr": 0.1, "class_weights": torch.ones(3)}, "loops": {},
     },
     "a metric beside": {"state_dict": state(0, "net.") | {"val_acc.total": torch.tensor(0)}},
@@ -76,7 +93,7 @@ HABITS = {
     "deep, in a list": {"run": {"last": {"weights": [STATE]}}},
     "a copy under another key": {"model": STATE, "ema": {name: tensor.clone() for name, tensor in STATE.items()}},
     "a generator with its optimizer": {
-        "G": {"state_dict": STATE, "optimizer": optimizer()}, "D": {"state_dict": {"fc1.weight": torch.ones(2, 2)}},
+        "G": {"state_dict": STATE, "optimizer": OPTIMIZER}, "D": {"state_dict": {"fc1.weight": torch.ones(2, 2)}},
     },
     "arguments and numbers of numpy": {
         "model": STATE, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "epoch": np.int64(3),
@@ -121,7 +138,7 @@ def test_a_checkpoint_that_holds_itself_opens(upload):
 
 # -- choosing -----------------------------------------------------------------------------------
 
-EMA = {"model": STATE, "ema": state(1), "epoch": 3, "optimizer": optimizer()}
+EMA = {"model": STATE, "ema": state(1), "epoch": 3, "optimizer": OPTIMIZER}
 STUDENT = state(0, "student.") | state(1, "teacher.")
 
 
@@ -214,7 +231,7 @@ REFUSED = {
         {"G": {"net": STATE}, "D": {"net": state(1)}}, {"weights": "net"}, r"'net' may be several.*'G\.net'.*'D\.net'"),
     "weights of safetensors": (safetensors_bytes(STATE), {"weights": "ema"}, r"'ema' is no state dict in this file"),
     "a prefix of nothing": (STUDENT, {"prefix": "pupil."}, r"`prefix`: no tensor.*student\., teacher\."),
-    "an optimizer alone": (optimizer(), {}, r"holds the state of an optimizer alone\. Save the weights alone"),
+    "an optimizer alone": (OPTIMIZER, {}, r"holds the state of an optimizer alone\. Save the weights alone"),
     "a list of tensors": ([*STATE.values()], {}, r"without the names .*the file itself: a list of 4"),
     "keys that are numbers": ({0: torch.ones(2, 2), 1: torch.ones(2)}, {}, r"without the names .*0, 1"),
     "nested beyond measure": (nested(300), {}, r"more than 100 deep"),
