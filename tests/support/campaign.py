@@ -7,7 +7,7 @@ prints one line that says what was counted (`report_counts` shows them together 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -35,6 +35,11 @@ def report_counts(terminal: pytest.TerminalReporter) -> None:
 def each_nth(rows: Iterable[Any], n: int) -> list[Any]:
     """The rows as parameters, of which each n-th is for every run."""
     return [_parameters(row, every_run=index % n == 0) for index, row in enumerate(rows)]
+
+
+def in_every_run(rows: Iterable[Any], chosen: Collection[Any]) -> list[Any]:
+    """The rows as parameters, of which those chosen are for every run."""
+    return [_parameters(row, every_run=row in chosen) for row in rows]
 
 
 def one_form_each(names: Iterable[Any], forms: Sequence[Any], n: int = 1) -> list[Any]:

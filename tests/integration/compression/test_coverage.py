@@ -44,7 +44,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "form"), each_nth(SHORT, 2))
+@pytest.mark.parametrize(("name", "form"), each_nth(SHORT, 4))
 def test_half_of_the_channels_go_from_an_architecture(name: str, form: str, tmp_path: Path) -> None:
     assert cell(GALLERY[name], form, tmp_path / "upload").startswith("×")
 

@@ -110,7 +110,7 @@ GRANULARITIES = {
 
 
 @pytest.mark.parametrize(
-    ("parametrization", "form"), one_form_each(PARAMETRIZATIONS, ["traced", "state_dict", "program"])
+    ("parametrization", "form"), one_form_each(PARAMETRIZATIONS, ["traced", "state_dict", "program"], n=2)
 )
 def test_what_is_pruned_is_what_the_layers_multiply_by(parametrization, form, tmp_path):
     module = net(parametrization)

@@ -25,10 +25,10 @@ from pared.errors import ExportFailed
 from pared.job_types import BY_SPEC
 from pared.reports import Plan, Report
 from pared.specs import PlanSpec, PruneSpec
-from tests.support.campaign import one_form_each
+from tests.support.campaign import in_every_run, one_form_each
 from tests.support.models import zoo
 from tests.support.observers import Kept, Killed
-from tests.support.torch_forks import in_a_fresh_process
+from tests.support.torch_forks import in_a_fork, in_a_fresh_process
 
 FILES = {
     "torchscript": "model.pt",
@@ -151,7 +151,7 @@ REFUSING = {"onnx": NoOnnx, "exported_program": NoProgram}
 
 @pytest.mark.parametrize(
     ("pair", "trained"),
-    one_form_each(itertools.permutations(FILES, 2), [False, True], n=3),
+    one_form_each(itertools.permutations(FILES, 2), [False, True], n=5),
     ids=lambda each: "-".join(each) if isinstance(each, tuple) else ("trained" if each else "untrained"),
 )
 def test_the_other_format_is_kept_as_if_alone(pair, trained, tmp_path):
@@ -263,10 +263,10 @@ def digests_of_a_layer_list(outputs: list[str]) -> dict[str, str]:
     return prune(build({"layers": LAYERS}), (X, Y), **fields).report.reproduce.outputs
 
 
-def test_torchscript_of_a_layer_list_is_as_alone_beside_what_is_tried_first():
+@pytest.mark.parametrize("called", in_every_run([in_a_fork, in_a_fresh_process], {in_a_fork}))
+def test_torchscript_of_a_layer_list_is_as_alone_beside_what_is_tried_first(called):
     digests = [
-        in_a_fresh_process(digests_of_a_layer_list, [*beside, "torchscript"])
-        for beside in ([], ["onnx", "exported_program"])
+        called(digests_of_a_layer_list, [*beside, "torchscript"]) for beside in ([], ["onnx", "exported_program"])
     ]
     assert digests[0]["model.pt"] == digests[1]["model.pt"]
     assert set(digests[1]) == {"model.onnx", "model.pt2", "model.pt"}
@@ -371,7 +371,7 @@ def test_a_search_tries_the_formats_once(tmp_path):
     assert len(observer.said("onnx will be missing")) == 1
 
 
-@pytest.mark.parametrize("schedule", ["one_shot", "iterative", "cubic"])
+@pytest.mark.parametrize("schedule", in_every_run(["one_shot", "iterative", "cubic"], {"iterative"}))
 def test_a_resumed_job_ends_the_same_and_tries_nothing_again(schedule, tmp_path):
     fields = {"outputs": ["torchscript", "onnx"], "retrain": {"epochs": 2}, "schedule": schedule}
     spec, work = job(tmp_path, NoOnnx, **fields)

@@ -374,7 +374,7 @@ READER = [
 ]
 
 
-@pytest.mark.parametrize("form", ["torchscript", "state_dict"])
+@pytest.mark.parametrize("form", each_nth(["state_dict", "torchscript"], 2))
 def test_whole_heads_go_and_the_files_run(tmp_path, form, in_a_clean_process):
     torch.manual_seed(0)
     module = build({"layers": READER}).eval()

@@ -109,7 +109,7 @@ def net() -> tuple[nn.Module, bytes]:
 # -- what opens ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", each_nth(zoo.FAMILIES, 3))
+@pytest.mark.parametrize("family", each_nth(zoo.FAMILIES, 6))
 def test_a_family_opens_answers_as_before_and_comes_out_smaller(family, opened, tmp_path):
     module, kind = zoo.trained(family), zoo.FAMILIES[family]
     content = zoo.upload(family, "program")
@@ -392,7 +392,7 @@ def test_programs_from_before_the_archive_are_told_apart(opened):
 
 @pytest.mark.parametrize(
     ("family", "form"),
-    each_nth([*((family, "scripted") for family in zoo.FAMILIES), *((family, "traced") for family in TRACED)], 3),
+    each_nth([*((family, "scripted") for family in zoo.FAMILIES), *((family, "traced") for family in TRACED)], 6),
 )
 def test_torchscript_becomes_a_program_of_any_batch(family, form, opened, tmp_path):
     kind = zoo.FAMILIES[family]

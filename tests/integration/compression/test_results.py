@@ -17,6 +17,7 @@ from torch.nn.utils import prune as masks
 from pared.compression import prune
 from pared.compression.export.scripting import as_torchscript
 from pared.errors import ExportFailed, ParedError, ValidationError
+from tests.support.campaign import one_form_each
 from tests.support.models.layers import Encoder, Recurrent, Upsampled
 
 IMAGES = [{"shape": [2, 4, 8, 8]}]
@@ -146,8 +147,9 @@ class Named(nn.Module):
         return {"odds": self.two(state).float().softmax(-1).to(torch.float16), "sum": state.sum(-1)}
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("form", ["module", "scripted", "traced"])
+@pytest.mark.parametrize(
+    ("kind", "form"), one_form_each([torch.float16, torch.bfloat16, torch.float64], ["module", "scripted", "traced"])
+)
 def test_a_result_has_the_type_of_its_upload(kind: torch.dtype, form: str, tmp_path: Path) -> None:
     module = net().to(kind)
     x = torch.randn(2, 3, 8, 8, dtype=kind)

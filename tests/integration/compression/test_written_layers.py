@@ -41,7 +41,7 @@ def written(form: str, kind: Kind, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "form"), one_form_each(LAYERS, FORMS, n=2))
+@pytest.mark.parametrize(("name", "form"), one_form_each(LAYERS, FORMS, n=4))
 def test_every_layer_is_written_in_every_format_at_any_batch(
     name: str, form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
