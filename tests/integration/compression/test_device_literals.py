@@ -459,10 +459,11 @@ def test_the_operators_that_make_tensors_are_those_of_torch():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_architectures_of_all_kinds_run_where_they_are_placed():
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.campaign)])
+def test_architectures_of_all_kinds_run_where_they_are_placed(every):
     """Traced ones, in which most is written; torch refuses tensors of several devices, on the meta device too."""
     changed = []
-    for name, family in GALLERY.items():
+    for name, family in list(GALLERY.items())[::every]:
         # On the meta device torch divides no number on the CPU, such as a size, by one there; CUDA's operators do.
         if not family.kind or name == "ScaleInForward":
             continue
@@ -477,7 +478,7 @@ def test_architectures_of_all_kinds_run_where_they_are_placed():
         assert {tensor.device for tensor in answers} == {ELSEWHERE}, name
         assert list(_written(module, ELSEWHERE)) == [], name
         changed += [name] if module._c is not held else []
-    assert len(changed) > 10
+    assert len(changed) > 10 / every
 
 
 # -- files --------------------------------------------------------------------------------------
