@@ -103,7 +103,7 @@ _TOGETHER = (
 """Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs
 all of a row.
 """
-_IN_PARTS = ("integration/worker/test_celery", "integration/compression/test_methods", "threats/test_parsers")
+_IN_PARTS = ("integration/worker/test_celery", "threats/test_parsers")
 """Long files whose tests share nothing: three processes of pytest may run parts of them."""
 _LONGEST = (
     "tests/browser/",

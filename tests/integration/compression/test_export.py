@@ -101,17 +101,6 @@ def test_shared_weights_keep_both_names(tmp_path):
     assert torch.equal(state["a.weight"], state["b.weight"])
 
 
-def test_the_torchscript_file_needs_nothing_but_torch(tmp_path):
-    module = build({"name": "text_transformer", "kwargs": {"vocabulary": 20, "features": 8, "heads": 2}}).eval()
-    export(of(module), (torch.zeros(2, 6, dtype=torch.int64),), ["torchscript"], tmp_path)
-    code = (
-        "import sys, torch; m = torch.jit.load(sys.argv[1]); print(tuple(m(torch.zeros(7, 5, dtype=torch.int64)).shape));"  # noqa: E501
-        "assert not any(name.startswith('pared') for name in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-I", "-c", code, tmp_path / "model.pt"], capture_output=True, text=True)
-    assert done.stdout.strip() == "(7, 2)", done.stderr
-
-
 SAME_BYTES = """
 import sys, torch, pathlib
 from pared.compression.architectures import build

@@ -17,6 +17,11 @@ sys.path[:0] = [CHECKOUT, PACKAGES]
 
 from importlib.metadata import distributions
 assert list(distributions()) == []
+from pared.compression.pruning.schedules import step_amounts
+from pared.compression.distillation.losses import output_mse
+from pared.compression import prune, distill
+assert callable(prune) and callable(distill)  # though modules have these names, too
+
 from pathlib import Path
 import numpy as np
 import torch
@@ -25,7 +30,7 @@ from pared.job_types import BY_SPEC, job_spec
 from pared.compression.work import DatasetFile, ModelFile, Work
 
 layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
-torch.jit.save(torch.jit.trace(layers, torch.rand(2, 4)), "model.pt")
+torch.jit.save(torch.jit.trace(layers, torch.rand(2, 4), check_trace=False), "model.pt")
 x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
 np.savez("data.npz", x=x, y=x.sum(1, keepdims=True))
 spec = job_spec.validate_python({
