@@ -169,7 +169,7 @@ kubernetes:  ## Hold deploy/kubernetes against the schemas of Kubernetes 1.30 to
 		build/kubernetes/bin/kubernetes-validate --strict -k $$version deploy/kubernetes/$$file.yaml || exit 1; done; done
 
 tables: $(DEV)  ## All rows of the tables of tests of which make test tries some by turns
-	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder tests/e2e tests/integration tests/browser -m campaign
+	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder tests/e2e tests/integration tests/browser tests/unit -m campaign
 
 pictures: $(DEV)  ## Pictures of the pages when something goes wrong, by the tests that walk through it -> docs/errors
 	PARED_PICTURES=docs/errors $(BIN)/python -m pytest tests/browser/test_error_journeys.py -q

@@ -193,7 +193,11 @@ def test_a_job_takes_a_folder_and_texts_and_gives_a_folder(tmp_path):
     assert config_in({"model.zip": tmp_path / "out" / "model.zip"})["intermediate_size"] == 12
 
 
-def test_labels_in_words_are_the_classes_that_the_config_names_so(tmp_path):
+ZEROS: Any = {"prune": {"amount": 0.5, "granularity": "weight", "retrain": None}}
+
+
+@pytest.mark.parametrize("steps", each_nth([[ZEROS, ZEROS], [ZEROS, {"quantize": {}}]], 2), ids=["zeros", "int8"])
+def test_labels_in_words_are_the_classes_that_the_config_names_so(steps, tmp_path):
     folder = saved("bert", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config |= {"id2label": {"0": "up", "1": "down"}, "label2id": {"up": 0, "down": 1}}
@@ -207,7 +211,6 @@ def test_labels_in_words_are_the_classes_that_the_config_names_so(tmp_path):
         assert not any("alphabetical" in note for note in report.warnings)
         before.append(report.before.quality)
     assert before[0] == before[1]
-    steps: list[Any] = [{"prune": {"amount": 0.5, "granularity": "weight", "retrain": None}}, {"quantize": {}}]
     report = pipeline(folder, tmp_path / "words.jsonl", steps=steps, outputs=["torchscript"]).report
     assert report.before.quality == before[0]
     assert not any("alphabetical" in note for note in report.warnings)

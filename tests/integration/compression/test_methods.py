@@ -574,7 +574,7 @@ def test_arrays_and_layered_modules_serve_as_well(tmp_path):
 def test_samples_change_at_random_where_a_spec_asks_for_it():
     model = Digits(4)
     changes = {"crop": {"padding": 1}, "color_jitter": {}, "erasing": {"p": 0.2}, "cutmix": {"p": 0.5}, "mixup": {}}
-    retrain = {"epochs": 2, "lr": 0.02, "augment": changes}
+    retrain = {"epochs": 1, "lr": 0.02, "augment": changes}
     results = []
     for augment in (changes, changes, None):
         again = prune_model(model, "builtin:digits", amount=0.5, retrain={**retrain, "augment": augment})
@@ -585,7 +585,7 @@ def test_samples_change_at_random_where_a_spec_asks_for_it():
     taught_alone = distill_model(model, student, "builtin:digits", compare_with_labels_only=True, **how)
     assert [record.phase for record in taught_alone.report.history] == ["distill", "labels only"]
     taught_by_itself = prune_model(
-        model, "builtin:digits", task="match", amount=0.5, retrain={**retrain, "teach": False, "epochs": 1}
+        model, "builtin:digits", task="match", amount=0.5, retrain={**retrain, "teach": False}
     )
     assert taught_by_itself.report.history[0].train_loss < 3
     x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
@@ -782,8 +782,6 @@ def test_whole_residual_blocks_go_from_the_file(residual, tmp_path, in_a_clean_p
     assert all(layers[name].removed_units == list(range(8)) and not layers[name].reason for name in gone)
     assert layers["conv"].reason == "it is in no residual block that could go"
     assert set(dict(torch.jit.load(result).named_parameters())).isdisjoint(report.removed)
-    again = run(spec, {"model": residual}, tmp_path / "second")
-    assert again.reproduce.outputs == report.reproduce.outputs
 
 
 def test_interrupted_removal_of_blocks_in_steps_ends_as_an_uninterrupted_one(residual, tmp_path):
