@@ -396,12 +396,12 @@ def test_who_may_not_see_it_and_what_is_not_there_is_not_found(tmp_path_factory:
             assert api.post("/models", files=files, headers=page).status_code == 422
 
 
-def test_a_real_model_and_real_data_are_looked_into(stack: Stack, visiting: Visiting, tmp_path: Path):
+def test_a_real_model_and_real_data_are_looked_into(embedded: Stack, visiting: Visiting, tmp_path: Path):
     digits_cnn, digits = tmp_path / "cnn.pt", tmp_path / "digits.npz"
     module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     torch.jit.save(torch.jit.script(module.eval()), str(digits_cnn))
     np.savez(digits, x=np.random.default_rng(0).random((200, 1, 8, 8), np.float32), y=np.arange(200) % 10)
-    visit = visiting(stack.url)
+    visit = visiting(embedded.url)
     page = visit.page
     page.goto("/")
     page.get_by_label("Model file").set_input_files(digits_cnn)

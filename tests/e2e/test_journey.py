@@ -1,10 +1,14 @@
-"""What a person does, over real HTTP against real processes, on SQLite + files and on PostgreSQL + Redis."""
+"""What a person does, over real HTTP against real processes, on SQLite + files and on PostgreSQL + Redis.
+
+What is computed and which bytes come of it depends on neither: that is tried on one of them.
+"""
 
 from __future__ import annotations
 
 import base64
 import concurrent.futures
 import hashlib
+import json
 from typing import Any
 
 import httpx
@@ -61,9 +65,9 @@ def test_an_upload_is_named_by_its_digest_and_kept_once(stack: Stack) -> None:
     assert form.json()["sha256"] == model["sha256"]
 
 
-def test_an_inspection_says_what_can_be_pruned(stack: Stack) -> None:
-    model = stack.upload_model(zoo.upload("resnet", "scripted"), "resnet.pt")
-    response = stack.http.get(f"/v1/models/{model}", headers={"Prefer": "wait=60"}, timeout=90)
+def test_an_inspection_says_what_can_be_pruned(embedded: Stack) -> None:
+    model = embedded.upload_model(zoo.upload("resnet", "scripted"), "resnet.pt")
+    response = embedded.http.get(f"/v1/models/{model}", headers={"Prefer": "wait=60"}, timeout=90)
     seen = response.json()
     assert seen["status"] == "ready", seen
     layers = {layer["name"]: layer for layer in seen["inspection"]["layers"]}
@@ -114,13 +118,13 @@ def test_events_replay_from_where_a_follower_stopped(stack: Stack) -> None:
     assert list(stack.events(job, after=middle)) == [event for event in events if event["id"] > middle]
 
 
-def test_a_broken_download_resumes_and_has_its_digest(stack: Stack) -> None:
-    job = stack.submit(prune_spec(stack, "plain_cnn"))
-    stack.succeeded(job)
-    artifact = next(row for row in stack.artifacts(job) if row["name"] == "model.pt")
+def test_a_broken_download_resumes_and_has_its_digest(embedded: Stack) -> None:
+    job = embedded.submit(prune_spec(embedded, "plain_cnn"))
+    embedded.succeeded(job)
+    artifact = next(row for row in embedded.artifacts(job) if row["name"] == "model.pt")
     url = f"/v1/jobs/{job}/artifacts/model.pt"
     part = b""
-    with stack.http.stream("GET", url) as response:
+    with embedded.http.stream("GET", url) as response:
         assert response.headers["etag"] == f'"{artifact["sha256"]}"'
         assert "attachment" in response.headers["content-disposition"]
         digest = base64.b64encode(bytes.fromhex(artifact["sha256"])).decode()
@@ -130,25 +134,25 @@ def test_a_broken_download_resumes_and_has_its_digest(stack: Stack) -> None:
             if len(part) > artifact["size_bytes"] // 3:
                 break  # the connection closes here
     headers = {"Range": f"bytes={len(part)}-", "If-Range": response.headers["etag"]}
-    rest = stack.http.get(url, headers=headers)
+    rest = embedded.http.get(url, headers=headers)
     assert rest.status_code == 206
     assert rest.headers["content-range"] == f"bytes {len(part)}-{artifact['size_bytes'] - 1}/{artifact['size_bytes']}"
     assert hashlib.sha256(part + rest.content).hexdigest() == artifact["sha256"]
-    assert stack.http.get(url, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
-    head = stack.http.head(url)
+    assert embedded.http.get(url, headers={"If-None-Match": response.headers["etag"]}).status_code == 304
+    head = embedded.http.head(url)
     assert (head.status_code, int(head.headers["content-length"])) == (200, artifact["size_bytes"])
-    changed = stack.http.get(url, headers={"Range": "bytes=5-", "If-Range": '"another"'})
+    changed = embedded.http.get(url, headers={"Range": "bytes=5-", "If-Range": '"another"'})
     assert (changed.status_code, len(changed.content)) == (200, artifact["size_bytes"])
 
 
-def test_the_same_seed_gives_the_same_bytes(stack: Stack) -> None:
-    spec = prune_spec(stack, "resnet", seed=7, retrain={"epochs": 2}, outputs=["torchscript", "state_dict"])
-    first, second = stack.submit(spec), stack.submit(spec)
-    other = stack.submit({**spec, "seed": 8})
+def test_the_same_seed_gives_the_same_bytes(embedded: Stack) -> None:
+    spec = prune_spec(embedded, "resnet", seed=7, retrain={"epochs": 2}, outputs=["torchscript", "state_dict"])
+    first, second = embedded.submit(spec), embedded.submit(spec)
+    other = embedded.submit({**spec, "seed": 8})
     digests = []
     for job in (first, second, other):
-        stack.succeeded(job)
-        rows = stack.artifacts(job)
+        embedded.succeeded(job)
+        rows = embedded.artifacts(job)
         digests.append({row["name"]: row["sha256"] for row in rows if row["name"].startswith("model.")})
     assert {"model.pt", "model.safetensors"} <= digests[0].keys()
     assert digests[0] == digests[1]
@@ -169,27 +173,27 @@ def distill_spec(stack: Stack, family: str = "mlp", **fields: Any) -> dict[str, 
     }
 
 
-def test_distilling_outputs_into_a_layer_list(stack: Stack) -> None:
+def test_distilling_outputs_into_a_layer_list(embedded: Stack) -> None:
     layers = [["Linear", {"in_features": 16, "out_features": 12}], ["ReLU"]]
     layers += [["Linear", {"in_features": 12, "out_features": 4}]]
-    job = stack.submit(distill_spec(stack, student={"layers": layers}, loss={"kind": "output_mse"}))
-    report = stack.succeeded(job)
+    job = embedded.submit(distill_spec(embedded, student={"layers": layers}, loss={"kind": "output_mse"}))
+    report = embedded.succeeded(job)
     assert report["after"]["parameters"] == 16 * 12 + 12 + 12 * 4 + 4
     assert report["after"]["quality"]["test"]["value"] > 0.6
 
 
-def test_distilling_knowledge_into_an_uploaded_student(stack: Stack) -> None:
-    student = stack.upload_model(zoo.upload("shared", "scripted"), "student.pt")
+def test_distilling_knowledge_into_an_uploaded_student(embedded: Stack) -> None:
+    student = embedded.upload_model(zoo.upload("shared", "scripted"), "student.pt")
     loss = {"kind": "knowledge", "alpha": 0.3, "features": [["net.4", "inputs"]], "labels": 0.1}
-    job = stack.submit(distill_spec(stack, student=student, loss=loss))
-    report = stack.succeeded(job)
+    job = embedded.submit(distill_spec(embedded, student=student, loss=loss))
+    report = embedded.succeeded(job)
     assert report["after"]["quality"]["test"]["value"] > 0.8
     assert report["after"]["parameters"] == sum(p.numel() for p in zoo.trained("shared").parameters())
 
 
-def test_distilling_into_half_of_the_teacher(stack: Stack) -> None:
-    spec = distill_spec(stack, "resnet", student={"from_teacher": {"width": 0.5}}, compare_with_labels_only=True)
-    report = stack.succeeded(stack.submit(spec))
+def test_distilling_into_half_of_the_teacher(embedded: Stack) -> None:
+    spec = distill_spec(embedded, "resnet", student={"from_teacher": {"width": 0.5}}, compare_with_labels_only=True)
+    report = embedded.succeeded(embedded.submit(spec))
     assert report["after"]["parameters"] < report["before"]["parameters"] / 2
     assert report["labels_only"]["samples"] == report["after"]["quality"]["samples"]
 
@@ -278,6 +282,36 @@ def test_a_model_in_use_is_not_deleted(stack: Stack) -> None:
     assert stack.http.get(model).status_code == 404
     assert stack.http.post("/v1/jobs", json=spec).status_code == 404
     assert spec["model"] not in {row["id"] for row in stack.get("/v1/models", limit=100)["data"]}
+
+
+# -- the pages ----------------------------------------------------------------------------------
+
+
+def test_the_pages_find_what_was_done(stack: Stack) -> None:
+    spec = prune_spec(stack)
+    model, data = spec["model"], spec["dataset"]
+    jobs = [stack.submit(spec | {"amount": amount}) for amount in (0.5, 0.25)]
+    for job in jobs:
+        stack.succeeded(job)
+    html = {"Accept": "text/html"}
+    for path, found in {
+        "/": "mlp_scripted.pt",
+        "/models?q=MLP_scr&status=ready": model,
+        f"/models/{model}": jobs[0],
+        f"/datasets/{data}": "mlp.npz",
+        f"/jobs?text=MLP_SCRIPTED.pt&type=prune&status=succeeded&model={model}&dataset={data}": jobs[0],
+        f"/jobs/{jobs[0]}": "model.pt",
+        f"/jobs/{jobs[0]}/log": "",
+        f"/jobs/compare?job={jobs[0]}&job={jobs[1]}": "2 jobs side by side",
+        f"/jobs/new?from={jobs[0]}": model,
+    }.items():
+        answer = stack.http.get(path, headers=html)
+        assert answer.status_code == 200, f"{path}\n{answer.text}"
+        assert found in answer.text, f"{path}\n{answer.text}"
+    assert "No job is like that" in stack.http.get("/jobs?text=nothing+like+that", headers=html).text
+    key = json.loads(stack.run("keys", "add", "operator", "--scope", "admin", "--json"))["secret"]
+    whole = stack.http.get("/admin", headers=html | {"X-API-Key": key})
+    assert (whole.status_code, "prune" in whole.text) == (200, True), whole.text
 
 
 # -- what a reader of the documentation finds ---------------------------------------------------
