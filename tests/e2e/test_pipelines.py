@@ -53,15 +53,17 @@ def epochs_of(stack: Stack, job: str) -> list[str]:
 
 
 def test_a_pipeline_killed_in_each_step_goes_on_in_it(embedded: Stack) -> None:
-    spec = spec_of(embedded, 6000)  # epochs long enough to be killed in
+    spec = spec_of(embedded, 2500)  # epochs long enough to be killed in
     undisturbed = embedded.submit(spec)
     expected = embedded.succeeded(undisturbed)
 
     job = embedded.submit(spec)
     for phase in ("1-prune: retrain", "2-distill: distill"):
-        wait_for(lambda phase=phase: phase in epochs_of(embedded, job), f"an epoch of {phase}")
+        wait_for(lambda phase=phase: phase in epochs_of(embedded, job), f"an epoch of {phase}", every_s=0.02)
         before = int(embedded.job_row(job).checkpoint_step or 0)
-        wait_for(lambda before=before: embedded.job_row(job).checkpoint_step > before, "a checkpoint after it")
+        wait_for(
+            lambda before=before: embedded.job_row(job).checkpoint_step > before, "a checkpoint after it", every_s=0.02
+        )
         fence = embedded.job_row(job).fence
         child_of(embedded).kill()
         wait_for(lambda fence=fence: embedded.job_row(job).fence > fence, "another attempt")
