@@ -106,13 +106,14 @@ class Stack:
             self.api = self.processes.start(command, name="api", log=log, cwd=self.folder, env=self.env)
         return self.api
 
-    def start_worker(self) -> Process:
-        """Start one more worker."""
-        self.workers.append(self._start("worker", f"worker{len(self.workers)}"))
+    def start_worker(self, **settings: str) -> Process:
+        """Start one more worker, with more settings where they are given: `memory_bytes="600000000"`."""
+        named = {f"PARED_{name.upper()}": value for name, value in settings.items()}
+        self.workers.append(self._start("worker", f"worker{len(self.workers)}", named))
         return self.workers[-1]
 
-    def _start(self, command: str, name: str) -> Process:
-        log, where = self.folder / f"{name}.log", {"cwd": self.folder, "env": self.env}
+    def _start(self, command: str, name: str, settings: dict[str, str] | None = None) -> Process:
+        log, where = self.folder / f"{name}.log", {"cwd": self.folder, "env": self.env | (settings or {})}
         if not self._forked:
             return self.processes.start([PARED, command], name=name, log=log, **where)
         return self.processes.fork("pared.cli", [command], name=name, log=log, **where)
