@@ -93,6 +93,7 @@ def test_where_none_can_be_written_the_job_fails_within_seconds_as_its_plan_does
     assert planned.json()["detail"] == ended["error"]["detail"]
 
 
+@pytest.mark.campaign  # in every run without a service: tests/integration/compression/test_formats.py
 def test_a_student_is_written_in_what_holds_it(embedded: Stack) -> None:
     spec = pruning(embedded)
     distilling = {

@@ -1,4 +1,7 @@
-"""2:4, blocks, whole heads and whole residual blocks over HTTP, each retrained, and each twice with one seed."""
+"""2:4, blocks, whole heads and whole residual blocks over HTTP, each retrained.
+
+One that masks and one that cuts do so twice with one seed.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "head": ("text_transformer", {"amount": 0.5}),
     "residual_block": ("resnet", {"amount": 0.4}),
 }
+TWICE = ("n:m", "head")
 RETRAIN = {"epochs": 2, "momentum": 0.9, "weight_decay": 0.001}
 
 
@@ -35,7 +39,7 @@ def posted(embedded: Stack) -> dict[str, list[str]]:
             "seed": 7,
             **fields,
         }
-        jobs[granularity] = [embedded.submit(spec) for _ in range(2)]
+        jobs[granularity] = [embedded.submit(spec) for _ in range(2 if granularity in TWICE else 1)]
     return jobs
 
 
@@ -46,8 +50,8 @@ def test_the_file_runs_its_mask_is_exact_and_the_same_seed_gives_the_same_bytes(
     family = WAYS[granularity][0]
     for job in posted[granularity]:
         assert len(embedded.succeeded(job)["history"]) == RETRAIN["epochs"]
-    file, again = (embedded.download(job) for job in posted[granularity])
-    assert file == again
+    file, *again = (embedded.download(job) for job in posted[granularity])
+    assert again == ([file] if granularity in TWICE else [])
 
     kind, original = zoo.FAMILIES[family], zoo.trained(family)
     report = embedded.report(posted[granularity][0])

@@ -18,7 +18,7 @@ from tests.support.models.reference import zeroed_outputs
 from tests.support.stack import Stack
 
 PROGRAMS: list[tuple[str, zoo.Form]] = [(name, "program") for name in ("resnet", "text_transformer", "signal_cnn")]
-CELLS = [*one_form_each(zoo.FAMILIES, zoo.FORMS, n=2), *each_nth(PROGRAMS, 3)]
+CELLS = [*one_form_each(zoo.FAMILIES, zoo.FORMS, n=3), *each_nth(PROGRAMS, 3)]
 MOST_REFUSED = 3
 RETRAINED = ("scripted", "program")
 
@@ -36,7 +36,6 @@ class Submitted:
 def submitted(request: pytest.FixtureRequest, embedded: Stack) -> dict[tuple[str, str], Submitted]:
     """All cells of this run posted up front, so that the worker is busy while they are checked."""
     cells = {}
-    datasets = {family: embedded.upload_dataset(zoo.dataset(family), f"{family}.npz") for family in zoo.FAMILIES}
     for family, form in _cells_of(request):
         file = zoo.upload(family, form)
         extra = {"architecture": zoo.architecture(family)} if form == "state_dict" else {}
@@ -44,7 +43,7 @@ def submitted(request: pytest.FixtureRequest, embedded: Stack) -> dict[tuple[str
         spec = {
             "type": "prune",
             "model": model,
-            "dataset": datasets[family],
+            "dataset": embedded.upload_dataset(zoo.dataset(family), f"{family}.npz"),
             "task": zoo.FAMILIES[family].task,
             "amount": 0.5,
             "retrain": None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ import pytest
 import pared
 from tests.support.campaign import each_nth
 from tests.support.models import zoo
-from tests.support.processes import Processes, wait_for
-from tests.support.stack import Stack, new_stack
+from tests.support.processes import wait_for
+from tests.support.stack import Stack
 
 SPECS: dict[str, tuple[str, zoo.Form, dict[str, Any]]] = {
     "channels": ("plain_cnn", "scripted", {"amount": 0.5, "outputs": ["torchscript", "onnx"]}),
@@ -74,35 +73,37 @@ def test_what_cannot_be_done_is_said_by_the_plan(stack: Stack, fields: dict[str,
     assert says in answer.json()["detail"]
 
 
-def test_a_plan_outlives_its_worker_and_does_not_wait_for_a_long_job(processes: Processes, scratch: Path) -> None:
-    stack = new_stack(scratch / "plans", processes, workers=0)
+def test_a_plan_outlives_its_worker_and_does_not_wait_for_a_long_job(embedded: Stack) -> None:
     x, y = zoo.images(3, 8)(4000, 0)
     spec = {
         "type": "prune",
-        "model": stack.upload_model(zoo.upload("resnet", "scripted"), "resnet.pt"),
-        "dataset": stack.upload_dataset(zoo.npz(x, y), "images.npz"),
+        "model": embedded.upload_model(zoo.upload("resnet", "scripted"), "resnet.pt"),
+        "dataset": embedded.upload_dataset(zoo.npz(x, y), "images.npz"),
         "amount": 0.3,
         "retrain": {"epochs": 1000, "lr": 0.001},
     }
-    long = stack.submit(spec)
-    asked = stack.http.post("/v1/jobs:plan", json=spec, headers={"Prefer": "wait=0"})
+    worker = embedded.workers.pop()
+    worker.pause(embedded.data / "pared.db")  # until both are there
+    long = embedded.submit(spec)
+    asked = embedded.http.post("/v1/jobs:plan", json=spec, headers={"Prefer": "wait=0"})
     assert asked.status_code == 202, asked.text
     plan_id, location = asked.json()["id"], asked.headers["location"]
-    worker = stack.start_worker()
-    wait_for(lambda: stack.job_row(plan_id).status == "running", "the plan is being made", every_s=0.02)
+    worker.go_on()
+    wait_for(lambda: embedded.job_row(plan_id).status == "running", "the plan is being made", every_s=0.02)
     worker.kill()
-    assert stack.http.get(location).json()["status"] == "running"  # as far as anyone can know
-    stack.start_worker()
+    assert embedded.http.get(location).json()["status"] == "running"  # as far as anyone can know
+    embedded.start_worker()
 
     def made() -> Any:
-        answer = stack.http.get(location, headers={"Prefer": "wait=20"})
+        answer = embedded.http.get(location, headers={"Prefer": "wait=20"})
         return answer.json() if answer.status_code == 200 else None
 
     plan = wait_for(made, "another worker made it")
-    wait_for(lambda: stack.job_row(long).checkpoint_step, "the long job is under way")
+    wait_for(lambda: embedded.job_row(long).checkpoint_step, "the long job is under way")
     began = time.monotonic()
-    again = stack.http.post("/v1/jobs:plan", json=spec)
+    again = embedded.http.post("/v1/jobs:plan", json=spec)
     print(f"\na plan beside a long job: {time.monotonic() - began:.1f} s")
     assert (again.status_code, again.json()) == (200, plan)
-    assert stack.job(long)["status"] == "running"
-    stack.stop()
+    assert embedded.job(long)["status"] == "running"
+    assert embedded.http.post(f"/v1/jobs/{long}/cancel").status_code == 202
+    embedded.ended(long)

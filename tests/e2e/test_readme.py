@@ -10,18 +10,22 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pared import spec_fields
+from tests.support.forks import pared_for_shells
 from tests.support.stack import Stack
+from tests.support.torch_forks import in_a_fork
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 TUTORIAL = ROOT / "docs/tutorial.md"
 PYTHON_API = ROOT / "docs/python-api.md"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+IMPORTS_TORCH = re.compile(r"^import .*\btorch\b", re.MULTILINE)
 SET_UP = re.compile(r"make |source |git clone|cd pared|pip install|docker|pared up")
 
 
@@ -38,16 +42,31 @@ def test_there_is_something_to_run() -> None:
 
 @pytest.mark.timeout(1200)
 def test_readme_and_tutorial_run_as_they_stand(embedded: Stack, tmp_path: Path) -> None:
+    """Where a reader's commands and blocks import nothing first: that takes seconds for each of them."""
     binaries = Path(sys.executable).parent
-    env = embedded.env | {"PATH": f"{binaries}:{os.environ['PATH']}", "S": embedded.url}
-    for language, text in dict.fromkeys([*blocks(), *blocks(TUTORIAL)]):  # what both have runs once
-        if language == "bash" and SET_UP.search(text):
-            continue  # the set-up itself: `make` and `pared up` have tests of their own
-        command = [str(binaries / "python"), "-c", text]
-        if language == "bash":
-            command = [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", local(text, embedded)]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=800)
-        assert done.returncode == 0, f"{text}\n--- exits {done.returncode}\n{done.stdout}{done.stderr}"
+    with pared_for_shells() as commands:
+        env = embedded.env | {"PATH": f"{commands}:{binaries}:{os.environ['PATH']}", "S": embedded.url}
+        for language, text in dict.fromkeys([*blocks(), *blocks(TUTORIAL)]):  # what both have runs once
+            if language == "bash" and SET_UP.search(text):
+                continue  # the set-up itself: `make` and `pared up` have tests of their own
+            if language == "python" and IMPORTS_TORCH.search(text):
+                in_a_fork(run_block, text, tmp_path, env)
+                continue
+            command = [str(binaries / "python"), "-c", text]
+            if language == "bash":
+                command = [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", local(text, embedded)]
+            done = subprocess.run(
+                command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=800
+            )
+            assert done.returncode == 0, f"{text}\n--- exits {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def run_block(text: str, folder: Path, env: Mapping[str, str]) -> None:
+    """Run Python in this process, as a program of its own."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    exec(compile(text, "block.py", "exec"), {"__name__": "__main__"})
 
 
 def local(text: str, stack: Stack) -> str:

@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMIT_S = 120
@@ -102,9 +103,9 @@ def fork(
     module: str,
     arguments: Sequence[str],
     *,
-    cwd: Path,
+    cwd: Path | str,
     env: Mapping[str, str],
-    files: tuple[Path | str, Path | str, Path | str],
+    files: Sequence[Path | str],
 ) -> Fork:
     """Start `main()` of a module as a command, in a session of its own.
 
@@ -132,3 +133,41 @@ def run_pared(
             subprocess.run(["pkill", "-KILL", "-s", str(started.pid)], check=False)
             raise AssertionError(f"pared {' '.join(arguments)} did not end within {LIMIT_S} s") from None
         return subprocess.CompletedProcess(["pared", *arguments], status, out.read_text(), err.read_text())
+
+
+# Reads nothing of the installed packages: it starts in milliseconds.
+_COMMAND = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as asked:
+    asked.connect({address!r})
+    where = {{"pid": os.getpid(), "cwd": os.getcwd(), "env": dict(os.environ)}}
+    asked.sendall(json.dumps(where | {{"arguments": sys.argv[1:]}}).encode() + b"\\n")
+    sys.exit(int(asked.makefile().readline() or 1))
+"""
+
+
+@contextlib.contextmanager
+def pared_for_shells() -> Iterator[Path]:
+    """A folder for the PATH of shells, with a `pared` that is forked as by `run_pared`.
+
+    It has the streams, folder and environment of the shell that calls it.
+    """
+    with tempfile.TemporaryDirectory(prefix="pared-cli-") as folder:
+        address, command = str(Path(folder, "socket")), Path(folder, "pared")
+        command.write_text(_COMMAND.format(python=sys.executable, address=address))
+        command.chmod(0o755)
+        with socketserver.ThreadingUnixStreamServer(address, _Calls) as server:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            try:
+                yield Path(folder)
+            finally:
+                server.shutdown()
+
+
+class _Calls(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        asked = json.loads(self.rfile.readline())
+        files = tuple(f"/proc/{asked['pid']}/fd/{number}" for number in range(3))
+        status = fork("pared.cli", asked["arguments"], cwd=asked["cwd"], env=asked["env"], files=files).wait()
+        self.wfile.write(f"{status if status >= 0 else 128 - status}\n".encode())

@@ -53,19 +53,6 @@ _WEIGHTS = {"granularity": "weight", "amount": 0.8, "outputs": ["state_dict"]}
 
 ROWS = [
     HeldFile(
-        "torchvision's ResNet-18 with a head of ten classes, .pth",
-        _saved(lambda: _weights("resnet18", num_classes=10)),
-        spec=_channels(3, 32, 32),
-        check=_answers(3, 32, 32),
-    ),
-    HeldFile(
-        "torchvision's MobileNet v3 for grey images, safetensors, named",
-        _saved(lambda: _weights("mobilenet_v3_small", in_channels=1, num_classes=4), "model.safetensors"),
-        upload={"architecture": {"name": "mobilenet_v3_small", "kwargs": {"in_channels": 1, "num_classes": 4}}},
-        spec=_channels(1, 32, 32),
-        check=_answers(1, 32, 32),
-    ),
-    HeldFile(
         "torchvision's SqueezeNet from DataParallel in a checkpoint of PyTorch's ImageNet example",
         _saved(
             lambda: {
@@ -78,6 +65,19 @@ ROWS = [
             },
             "checkpoint.pth.tar",
         ),
+        spec=_channels(3, 32, 32),
+        check=_answers(3, 32, 32),
+    ),
+    HeldFile(
+        "torchvision's MobileNet v3 for grey images, safetensors, named",
+        _saved(lambda: _weights("mobilenet_v3_small", in_channels=1, num_classes=4), "model.safetensors"),
+        upload={"architecture": {"name": "mobilenet_v3_small", "kwargs": {"in_channels": 1, "num_classes": 4}}},
+        spec=_channels(1, 32, 32),
+        check=_answers(1, 32, 32),
+    ),
+    HeldFile(
+        "torchvision's ResNet-18 with a head of ten classes, .pth",
+        _saved(lambda: _weights("resnet18", num_classes=10)),
         spec=_channels(3, 32, 32),
         check=_answers(3, 32, 32),
     ),
