@@ -77,10 +77,7 @@ def local(text: str, stack: Stack) -> str:
 def test_the_page_on_python_runs_as_one_session(embedded: Stack, tmp_path: Path) -> None:
     languages, texts = zip(*blocks(PYTHON_API), strict=True)
     assert set(languages) == {"python"}
-    (tmp_path / "session.py").write_text("\n\n".join(texts))
-    command = [sys.executable, "session.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=embedded.env, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    in_a_fork(run_block, "\n\n".join(texts), tmp_path, embedded.env)
     assert {"pruned", "small.pt", "sparse.pt"} <= {path.name for path in tmp_path.iterdir()}
 
 

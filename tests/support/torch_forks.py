@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-LIMIT_S = 120
+LIMIT_S = 240
 
 _fresh = multiprocessing.get_context("forkserver")
 _fresh.set_forkserver_preload(["pared.compression.library"])
