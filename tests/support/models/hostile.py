@@ -66,7 +66,7 @@ class FloodsItsOutput(nn.Module):
         self.fc = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(20000):
+        for _ in range(4000):
             print("all work and no play makes a dull model")
         return self.fc(x)
 
