@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], cwd=folder)
     look = "import sysconfig; print(sysconfig.get_path('platlib'))"
     site_packages = Path(run([str(folder / "venv/bin/python"), "-c", look], cwd=folder).strip())
-    lend({"pip"}, site_packages)
+    lend({"pip", "setuptools"}, site_packages)
     pip = folder / "venv/bin/pip"
     pip.write_text(
         f"#!{folder / 'venv/bin/python'}\nfrom pip._internal.cli.main import main\n\nraise SystemExit(main())\n"
@@ -120,6 +120,9 @@ def pip_settings(folder: Path) -> dict[str, str]:
         # all is there that was required, instead of a search for it.
         "PIP_NO_COMPILE": "1",
         "PIP_NO_DEPS": "1",
+        # The wheel is built by what is lent, which pip holds against pyproject.toml, and not in one more environment.
+        "PIP_NO_BUILD_ISOLATION": "0",  # which turns isolation off: pip reads it so
+        "PIP_CHECK_BUILD_DEPENDENCIES": "1",
     }
 
 
