@@ -21,7 +21,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "head": ("text_transformer", {"amount": 0.5}),
     "residual_block": ("resnet", {"amount": 0.4}),
 }
-TWICE = ("n:m", "head")
+TWICE = ("n:m", "residual_block")
 RETRAIN = {"epochs": 2, "momentum": 0.9, "weight_decay": 0.001}
 
 
