@@ -18,7 +18,7 @@ from tests.support.models.reference import zeroed_outputs
 from tests.support.stack import Stack
 
 PROGRAMS: list[tuple[str, zoo.Form]] = [(name, "program") for name in ("resnet", "text_transformer", "signal_cnn")]
-CELLS = [*one_form_each(zoo.FAMILIES, zoo.FORMS, n=3), *each_nth(PROGRAMS, 3)]
+CELLS = [*one_form_each(zoo.FAMILIES, zoo.FORMS, n=4), *each_nth(PROGRAMS, 3)]
 MOST_REFUSED = 3
 RETRAINED = ("scripted", "program")
 
