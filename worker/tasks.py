@@ -40,8 +40,7 @@ from pared.state.keys import any_works
 from pared.state.limits import most_running
 from pared.state.logs import configure_logging
 from pared.state.objects import ObjectStore, open_store
-from pared.state.queue import TASK, enqueue, queues_of
-from pared.state.queue import app as app  # noqa: PLC0414 - what `celery -A worker.tasks` and `pared worker` look for
+from pared.state.queue import TASK, enqueue, process_app, queues_of
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import settings
 from pared.state.sweep import Sweep
@@ -58,6 +57,8 @@ from worker.shutdown import Shutdown
 
 log = structlog.get_logger()
 
+app = process_app()
+"""What `celery -A worker.tasks` and `pared worker` look for."""
 CHILD = (sys.executable, "-P", "-m", "worker.forkserver", "worker.child")
 """The program of the jobs."""
 HEARTBEAT_S = 10.0

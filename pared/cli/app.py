@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import typer
 
@@ -10,11 +13,12 @@ from pared.cli import compress, doctor, exits, files, housekeeping, jobs, keys, 
 from pared.cli.options import grouped
 from pared.cli.uploads import upload_commands
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Make trained PyTorch models smaller.",
-)
+_KIND: dict[str, Any] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "help": "Make trained PyTorch models smaller.",
+}
+app = typer.Typer(**_KIND)
 
 app.command("prune")(grouped(compress.prune))
 app.command("plan", help="Say what `pared prune` would do with these options, in seconds; -o only says the formats.")(
@@ -50,4 +54,19 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Run a command; what goes wrong becomes one message and an exit code."""
-    exits.run_command(partial(app, prog_name="pared"))
+    exits.run_command(partial(_that_knows(sys.argv[1:]), prog_name="pared"))
+
+
+def _that_knows(typed: Sequence[str]) -> typer.Typer:
+    """The command that is typed, alone; all, where it is none of them: to make the options of all takes longer."""
+    alone = typer.Typer(**_KIND)
+    alone.registered_commands = [command for command in app.registered_commands if command.name == "".join(typed[:1])]
+    alone.registered_groups = [group for group in app.registered_groups if group.name == "".join(typed[:1])]
+    if not alone.registered_commands and not alone.registered_groups:
+        return app
+    alone.callback()(_before_the_command)
+    return alone
+
+
+def _before_the_command() -> None:
+    """With a callback, typer asks for a command by its name even where there is one alone."""

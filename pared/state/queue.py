@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -62,6 +63,12 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
+@lru_cache(maxsize=1)
+def process_app() -> Celery:
+    """The app of this process, by its own settings."""
+    return make_app(process_settings())
+
+
 def queues_of(devices: Sequence[str], taken: Container[str] = tuple(QUEUES)) -> list[str]:
     """What a worker with these devices listens to.
 
@@ -78,7 +85,7 @@ def enqueue(job_id: str, device: str = "auto", *, queue: Celery | None = None) -
     Raises:
         Unavailable: the broker does not take messages now; the outbox will send it later.
     """
-    celery = queue or app
+    celery = queue or process_app()
     try:
         # Unlike send_task, a signature honours task_always_eager.
         celery.signature(TASK, args=[job_id]).apply_async(queue=QUEUES[device], retry=False)
@@ -173,7 +180,7 @@ def _is_overdue(after_s: float) -> ColumnElement[bool]:
 
 def messages_waiting(devices: Iterable[str] = QUEUES, *, queue: Celery | None = None) -> int:
     """How many messages the broker holds for these devices. Raises Unavailable when it does not answer."""
-    celery = queue or app
+    celery = queue or process_app()
     with celery.connection_for_write() as connection:
         try:
             channel = connection.ensure_connection(max_retries=1, interval_start=0, timeout=5).default_channel
@@ -218,6 +225,3 @@ def _folders(settings: Settings) -> dict[str, Any]:
         "store_processed": True,
         "polling_interval": 0.2,
     }
-
-
-app = make_app(process_settings())
