@@ -6,6 +6,7 @@ Reads JSON lines `{"module", "arguments", "cwd", "env", "files": [stdin, stdout,
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -15,7 +16,10 @@ import sys
 import traceback
 from typing import Any
 
-# None of these reads the environment of a command, such as its settings or the width of a terminal.
+from pared.cli import rendering
+from pared.terminal import plain_console
+
+# None of these reads a setting of pared. `worker.tasks` does, so that it is not here, but what it imports.
 PRELOADED = (
     *(
         "alembic.command",
@@ -24,10 +28,11 @@ PRELOADED = (
         "celery.concurrency.prefork",
         "celery.fixups.django",
     ),
-    *("celery.worker.consumer", "fastapi", "kombu.transport.filesystem", "kombu.transport.redis"),
+    *("celery.worker.consumer", "kombu.transport.filesystem", "kombu.transport.redis"),
     *("psycopg", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite", "typer.rich_utils"),
     *("uvicorn", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl"),
-    *("pared.client", "pared.specs", "pared.state.session", "pared.state.settings", "pared.state.tables"),
+    *("pared.cli", "pared.state.sweep", "service.app", "service.server"),
+    *("worker.attempt", "worker.condition", "worker.devices", "worker.sandbox_probe"),
 )
 
 
@@ -35,6 +40,7 @@ def main() -> None:
     """Until end of file."""
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # or each collection in a command would walk through all that was loaded, and copy its pages
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
@@ -91,6 +97,8 @@ def _command(request: dict[str, Any]) -> int:
     os.chdir(request["cwd"])
     if "PYTHONPATH" in os.environ:  # as a new interpreter reads it: before all else
         sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+    for console in (rendering.out, rendering.err, rendering._errors):  # which read it when they were made
+        vars(console).update(vars(plain_console(stderr=console.stderr)))
     sys.argv = ["pared", *request["arguments"]]
     # What a worker that starts anew becomes.
     sys.orig_argv = [sys.executable, "-c", f"from {request['module']} import main; main()", *request["arguments"]]
