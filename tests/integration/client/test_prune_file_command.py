@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.forks import run_pared
 from tests.support.processes import environment
 
 PARED = str(Path(sys.executable).with_name("pared"))
@@ -25,15 +26,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pared(folder: Path, line: str, *start: str) -> subprocess.CompletedProcess[str]:
-    command = [*(start or [PARED]), *line.split()]
-    # An address where nothing listens: there is nobody to ask.
-    env = environment(PARED_URL="http://127.0.0.1:9", COLUMNS="200")
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+# An address where nothing listens: there is nobody to ask.
+ENV = environment(PARED_URL="http://127.0.0.1:9", COLUMNS="200")
+
+
+def pared(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+    return run_pared(line.split(), cwd=folder, env=ENV)
+
+
+def in_a_new_process(folder: Path, line: str, *start: str) -> subprocess.CompletedProcess[str]:
+    command = [*start, *line.split()]
+    return subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
 
 
 def test_it_prunes_and_says_what_that_is_worth(files: Path) -> None:
-    done = pared(files, "prune-file model.safetensors --amount 90% -o new/sparse.safetensors")
+    done = in_a_new_process(files, "prune-file model.safetensors --amount 90% -o new/sparse.safetensors", PARED)
     assert done.returncode == 0, done.stderr
     size = (files / "model.safetensors").stat().st_size
     assert f"sparse.safetensors ({size:,} bytes" in done.stdout
@@ -84,6 +91,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(files: Path, line: str, says:
 
 def test_without_numpy_it_says_what_to_install(files: Path) -> None:
     code = "import sys; sys.modules['numpy'] = None; from pared.cli import main; main()"
-    done = pared(files, "prune-file model.safetensors --amount 0.5 -o out.safetensors", sys.executable, "-c", code)
+    line = "prune-file model.safetensors --amount 0.5 -o out.safetensors"
+    done = in_a_new_process(files, line, sys.executable, "-c", code)
     assert done.returncode == 2
     assert "pip install 'pared[files]'" in done.stderr
