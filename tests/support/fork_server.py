@@ -1,7 +1,8 @@
 """Forks a process for each command, for `tests.support.forks`: to import what a command needs takes seconds.
 
 Reads JSON lines `{"module", "arguments", "cwd", "env", "files": [stdin, stdout, stderr]}` and answers each with a line
-`started PID`. When a process ends, it writes `ended PID STATUS`, negative where a signal ended it.
+`started PID`. When a process ends, it writes `ended PID STATUS`, negative where a signal ended it. Its arguments are
+modules to load beside those that all commands need.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PRELOADED = (
 
 def main() -> None:
     """Until end of file."""
-    for name in PRELOADED:
+    for name in (*PRELOADED, *sys.argv[1:]):
         importlib.import_module(name)
     gc.freeze()  # or each collection in a command would walk through all that was loaded, and copy its pages
     reading, writing = os.pipe()

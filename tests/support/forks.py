@@ -59,9 +59,10 @@ class Fork:
 class _Server:
     """The process that is forked; it ends with this one, whose end of the pipe closes."""
 
-    def __init__(self) -> None:
+    def __init__(self, loaded: Sequence[str]) -> None:
+        """Args: loaded: modules that it loads beside those that all commands need."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fork_server"],
+            [sys.executable, "-m", "tests.support.fork_server", *loaded],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -96,7 +97,8 @@ class _Server:
                 self._forks.pop(int(numbers[0])).end(int(numbers[1]))
 
 
-_server: _Server | None = None
+_servers: dict[Sequence[str], _Server] = {}
+"""By the modules that they have loaded more than others; all tests of this process share them."""
 
 
 def fork(
@@ -106,27 +108,34 @@ def fork(
     cwd: Path | str,
     env: Mapping[str, str],
     files: Sequence[Path | str],
+    loaded: tuple[str, ...] = (),
 ) -> Fork:
     """Start `main()` of a module as a command, in a session of its own.
 
     Args:
         files: standard input, output and error; the last two are appended to.
+        loaded: modules that several commands of the tests import, and others do not.
     """
-    global _server  # noqa: PLW0603 - one for all tests of this process
-    if _server is None or _server.process.poll() is not None:
-        _server = _Server()
+    server = _servers.get(loaded)
+    if server is None or server.process.poll() is not None:
+        server = _servers[loaded] = _Server(loaded)
     named = {"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}
-    return _server.fork(named | {"files": [str(file) for file in files]})
+    return server.fork(named | {"files": [str(file) for file in files]})
 
 
 def run_pared(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: str = ""
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: str = "",
+    loaded: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` of the installed `pared`, with its output captured as text."""
+    """As `subprocess.run` of the installed `pared`, with its output captured as text; `loaded` as of `fork`."""
     with tempfile.TemporaryDirectory(prefix="pared-cli-") as name:
         typed, out, err = (Path(name, stream) for stream in ("stdin", "stdout", "stderr"))
         typed.write_text(stdin)
-        started = fork("pared.cli", arguments, cwd=cwd, env=env, files=(typed, out, err))
+        started = fork("pared.cli", arguments, cwd=cwd, env=env, files=(typed, out, err), loaded=loaded)
         try:
             status = started.wait(LIMIT_S)
         except subprocess.TimeoutExpired:

@@ -45,7 +45,8 @@ def pared(
     (folder / "spec.json").write_text(spec if isinstance(spec, str) else json.dumps(spec))
     # One thread, as the workers of the tests have: sums of several threads differ in their last bits.
     env = environment(COLUMNS="200", OMP_NUM_THREADS="1") | env
-    return run_pared(["run", "spec.json", *line.split()], cwd=folder, env=env, stdin=typed)
+    loaded = ("pared.compression.library",) if "--here" in line else ()  # torch takes seconds to load
+    return run_pared(["run", "spec.json", *line.split()], cwd=folder, env=env, stdin=typed, loaded=loaded)
 
 
 def test_a_spec_gives_the_same_files_here_and_on_the_server(embedded: Stack, folder: Path) -> None:
