@@ -18,6 +18,8 @@ from pathlib import Path
 import psycopg
 import redis
 
+from pared.state.session import migrate
+from pared.state.settings import Settings
 from tests.support.processes import Process, Processes, wait_for
 
 
@@ -29,17 +31,26 @@ class Servers:
         self._password = secrets.token_hex(16)
         self.postgres_port, self.redis_port = free_port(), free_port()
         self._databases = 0
+        self._migrated: str | None = None
         self._folder, self._processes = folder, processes
         self._start_redis(folder, processes)
         self._start_postgres(folder, processes)
 
-    def new_database(self) -> str:
-        """The SQLAlchemy URL of a fresh, empty database."""
+    def new_database(self, template: str = "template1") -> str:
+        """The SQLAlchemy URL of a fresh database: empty, or a copy of another one that nobody uses."""
         self._databases += 1
         name = f"pared_{self._databases}"
         with psycopg.connect(self._postgres_url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
         return self._postgres_url(name).replace("postgresql://", "postgresql+psycopg://")
+
+    def new_migrated_database(self) -> str:
+        """That of a fresh database that has its tables."""
+        if self._migrated is None:
+            url = self.new_database()
+            migrate(Settings(data_dir=self._folder / "migrated", database_url=url))
+            self._migrated = url.rpartition("/")[2]
+        return self.new_database(self._migrated)
 
     def new_broker(self) -> str:
         """The URL of an empty Redis database; one for each `new_database`."""

@@ -13,12 +13,12 @@ import pytest
 
 from pared.state import lifecycle
 from pared.state.logs import configure_logging
-from pared.state.session import migrate
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Dataset, Model, new_id
 from service.app import create_app
 from service.dependencies import Parts
 from service.server import Server, config_for
+from tests.support.migrated import make_tables
 from tests.support.processes import wait_for
 from tests.support.servers import free_port
 
@@ -90,7 +90,7 @@ configure_logging()
 @contextlib.contextmanager
 def serving(folder: Path, **settings: Any) -> Iterator[Api]:
     chosen = Settings(data_dir=folder, **{"port": free_port()} | settings)
-    migrate(chosen)
+    make_tables(chosen)
     app = create_app(chosen)
     server = Server(config_for(app, chosen, host="127.0.0.1", log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from pared.state.objects import DirectoryStore
-from pared.state.session import Sessions, make_engine, make_sessions, migrate
+from pared.state.session import Sessions, make_engine, make_sessions
 from pared.state.settings import Settings
+from tests.support.migrated import make_tables
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    url = "" if request.param == "sqlite" else request.getfixturevalue("servers").new_database()
-    settings = Settings(data_dir=tmp_path, database_url=url)
-    migrate(settings)
+    if request.param == "postgresql":
+        return Settings(data_dir=tmp_path, database_url=request.getfixturevalue("servers").new_migrated_database())
+    settings = Settings(data_dir=tmp_path)
+    make_tables(settings)
     return settings
 
 

@@ -229,7 +229,7 @@ def test_an_ended_job_cannot_be_canceled(sessions):
 
 def test_cancel_against_completion_ends_in_one_state(sessions):
     ended = []
-    for _ in range(25):
+    for _ in range(12):
         job, _ = submit(sessions, "local", PRUNE)
         claim(sessions, job.id)
 

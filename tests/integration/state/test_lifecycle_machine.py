@@ -445,7 +445,7 @@ def _of(hold: model.Hold) -> tuple[str, int]:
     return hold.job, hold.fence
 
 
-@counted(150, size_of("LIFECYCLE_STEPS", 10_000))
+@counted(60, size_of("LIFECYCLE_STEPS", 10_000))
 def test_whatever_happens_to_jobs_the_database_says_what_the_model_says(
     settings: Settings, sessions: Sessions, store: DirectoryStore, count: int
 ) -> None:

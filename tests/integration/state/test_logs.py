@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -17,16 +16,25 @@ from pared.state.settings import Settings
 LEVELS = ["debug", "info", "warning", "error"]
 
 
-@pytest.mark.parametrize("least", LEVELS)
-def test_lines_below_the_level_are_not_written(least):
-    code = (
-        "import structlog; from pared.state.logs import configure_logging; from pared.state.settings import settings;"
-        "log = structlog.get_logger(); configure_logging(settings().log_level);"
-        f"[getattr(log, level)('said') for level in {LEVELS}]"
-    )
-    env = os.environ | {"PARED_LOG_LEVEL": least}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == LEVELS[LEVELS.index(least) :]
+def test_lines_below_the_level_are_not_written():
+    code = f"""
+import os
+import structlog
+from pared.state.logs import configure_logging
+from pared.state.settings import settings
+for least in {LEVELS}:
+    os.environ["PARED_LOG_LEVEL"] = least
+    settings.cache_clear()
+    log = structlog.get_logger()
+    configure_logging(settings().log_level)
+    for level in {LEVELS}:
+        getattr(log, level)(least)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == [
+        (least, level) for least in LEVELS for level in LEVELS[LEVELS.index(least) :]
+    ]
 
 
 def test_a_line_that_finds_no_room_is_lost_and_not_what_is_logged_of():

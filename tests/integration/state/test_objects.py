@@ -106,7 +106,7 @@ def test_collection_never_takes_what_was_just_put(store: DirectoryStore):
     collector = threading.Thread(target=collect)
     collector.start()
     try:
-        for _ in range(200):
+        for _ in range(100):
             began = time.monotonic()
             key = store.put([b"abc"]).key
             there = store.exists(key)

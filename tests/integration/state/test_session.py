@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,8 @@ from pared.state.queue import enqueue, make_app, messages_waiting
 from pared.state.session import alembic_config, database_problem, make_engine, make_sessions, migrate, to_json
 from pared.state.settings import Settings
 from pared.state.tables import Base, Job, Outbox, db_now, new_id
+from tests.support.forks import fork
+from tests.support.processes import environment
 
 
 def test_migrations_make_exactly_the_tables_of_the_code(sessions):
@@ -44,11 +45,8 @@ def test_a_job_from_before_request_ids_is_kept_by_the_upgrade(sessions):
 
 
 def test_six_processes_may_migrate_at_once(tmp_path: Path):
-    code = (
-        "from pathlib import Path; from pared.state.session import migrate; from pared.state.settings import Settings;"
-        f"migrate(Settings(data_dir=Path({str(tmp_path)!r})))"
-    )
-    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(6)]
+    how = {"cwd": tmp_path, "env": environment(PARED_DATA_DIR=str(tmp_path)), "files": (os.devnull,) * 3}
+    started = [fork("pared.cli", ["migrate"], **how) for _ in range(6)]
     assert [process.wait(120) for process in started] == [0] * 6
     migrate(Settings(data_dir=tmp_path))  # and again changes nothing
 

@@ -17,9 +17,10 @@ from pared.specs import InspectSpec, PlanSpec, PruneSpec
 from pared.state.jobs import submit, submit_plan
 from pared.state.lifecycle import create
 from pared.state.objects import open_store
-from pared.state.session import make_engine, make_sessions, migrate
+from pared.state.session import make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, JobEvent, Model, Outbox, new_id
+from tests.support.migrated import make_tables
 from worker import attempt, sandbox_probe
 from worker.attempt_types import Worker
 from worker.forkserver import ForkServer
@@ -57,7 +58,7 @@ class Bench:
             "memory_bytes": 2 * 2**30,
         }
         self.settings = Settings(**(defaults | settings))
-        migrate(self.settings)
+        make_tables(self.settings)
         self.sessions = make_sessions(make_engine(self.settings.effective_database_url))
         self.store = open_store(self.settings)
         self.worker = Worker(
