@@ -99,6 +99,7 @@ _TOGETHER = (
         *("e2e/test_data_sets", "e2e/test_texts", "e2e/test_granularities", "e2e/test_device", "e2e/test_imports"),
         "e2e/test_examples",
     ),
+    tuple(f"integration/worker/test_{name}" for name in ("attempt", "ranks", "recovery", "results", "tasks")),
 )
 """Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs
 all of a row.

@@ -195,16 +195,16 @@ def test_every_requirement_has_one_exact_version() -> None:
 
 
 def test_every_package_that_is_imported_is_required() -> None:
-    provided_by = packages_distributions()
+    provided_by, required = packages_distributions(), requirements() | {"pared"}
     missing: dict[str, str] = {}
     for path in [path for top in ("pared", "service", "worker", "migrations") for path in (ROOT / top).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
-            for name in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names):
+            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
                 distributions = {canonical(found) for found in provided_by.get(name, [name])}
-                if not distributions & (requirements() | {"pared"}) and name not in ("service", "worker", "migrations"):
+                if not distributions & required and name not in ("service", "worker", "migrations"):
                     missing[name] = str(path.relative_to(ROOT))
     assert missing == {}
 

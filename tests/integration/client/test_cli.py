@@ -60,7 +60,9 @@ def pared(stack: Stack, folder: Path, line: str) -> subprocess.CompletedProcess[
 
 
 def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Path) -> None:
-    done = pared(embedded, files, "prune mlp.pt --data data.npz --channels 50% --epochs 1 -o small.pt -o small.onnx")
+    done = pared(
+        embedded, files, "prune mlp.pt --data data.npz --channels 50% --epochs 1 -o small.pt -o small.safetensors"
+    )
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout
     assert "smaller" in done.stdout
@@ -69,7 +71,7 @@ def test_prune_uploads_follows_downloads_and_reports(embedded: Stack, files: Pat
     assert "smaller" in verdict
     assert verdict not in done.stderr
     assert (files / "small.pt").stat().st_size < (files / "mlp.pt").stat().st_size
-    assert (files / "small.onnx").is_file()
+    assert len(load_file(files / "small.safetensors")) == 4
 
 
 def test_a_goal_is_told_first(embedded: Stack, files: Path) -> None:
@@ -507,9 +509,11 @@ def test_a_job_that_fails_exits_with_1_and_its_error(embedded: Stack, files: Pat
     assert "shape" in done.stderr
 
 
+ONE_MISSING = "lgamma.pt --data data.npz --channels 50% --epochs 1 -o kept.onnx -o kept.pt"
+
+
 def test_a_format_that_cannot_be_written_exits_with_4_after_the_others_are_there(embedded: Stack, files: Path) -> None:
-    line = "prune lgamma.pt --data data.npz --channels 50% --epochs 1 -o kept.onnx -o kept.pt"
-    done = pared(embedded, files, line)
+    done = pared(embedded, files, f"prune {ONE_MISSING}")
     assert done.returncode == 4, done.stderr
     assert "pared: kept.onnx was not written: ONNX cannot hold this model" in done.stderr
     assert "Note: onnx is not among the files: ONNX cannot hold" in done.stdout
@@ -526,7 +530,10 @@ def test_a_format_that_cannot_be_written_exits_with_4_after_the_others_are_there
     assert told["job"]["result"]["failed_outputs"] == told["report"]["failed_outputs"]
     assert told["files"] == ["again.pt"]
 
-    planned = pared(embedded, files, line.replace("prune", "plan", 1))
+
+@pytest.mark.campaign  # `test_formats` has the same of plans, without a command
+def test_a_plan_says_which_format_cannot_be_written(embedded: Stack, files: Path) -> None:
+    planned = pared(embedded, files, f"plan {ONE_MISSING}")
     assert planned.returncode == 0, planned.stderr
     assert "model.pt, bytes" in planned.stdout
     assert "onnx is not among the files" in planned.stdout

@@ -461,7 +461,7 @@ def test_whatever_happens_to_jobs_the_database_says_what_the_model_says(
             run_state_machine_as_test(
                 lives,
                 settings=how(
-                    max_examples=max(5, (count - steps["steps"]) // STEPS_OF_ONE),
+                    max_examples=max(3, (count - steps["steps"]) // STEPS_OF_ONE),
                     stateful_step_count=STEPS_OF_ONE,
                     deadline=None,
                     database=None,
