@@ -99,7 +99,9 @@ _TOGETHER = (
         *("e2e/test_data_sets", "e2e/test_texts", "e2e/test_granularities", "e2e/test_device", "e2e/test_imports"),
         "e2e/test_examples",
     ),
-    tuple(f"integration/worker/test_{name}" for name in ("attempt", "ranks", "recovery", "results", "tasks")),
+    tuple(
+        f"integration/worker/test_{name}" for name in ("attempt", "ranks", "recovery", "results", "sandbox", "tasks")
+    ),
 )
 """Files of tests that use the same services, which cost much to start and something to keep: one process of pytest runs
 all of a row.
@@ -113,6 +115,7 @@ _LONGEST = (
     "tests/e2e/test_readme.py",
     "tests/e2e/test_formats.py",
     "tests/integration/client/test_cli.py",
+    "tests/integration/worker/test_attempt.py",
     "tests/faults/",
     "tests/threats/",
     "tests/e2e/test_wheel.py",

@@ -50,8 +50,11 @@ class ClientBase:
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             # A proxy from the environment cannot reach this machine's own loopback.
             "trust_env": not _is_loopback(address.host),
-            # SSL_CERT_FILE and SSL_CERT_DIR from the environment count for it too.
-            "verify": httpx.create_ssl_context(),
+            # SSL_CERT_FILE and SSL_CERT_DIR from the environment count for it too. An http address has no use for the
+            # certificates that are trusted, for no redirect is followed; to read them takes longer than a request.
+            "verify": httpx.create_ssl_context()
+            if address.scheme == "https"
+            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         }
 
     def _request(self, request: operations.Request) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from tests.support.guard import kill_tree
 T = TypeVar("T")
 
 
+WITHOUT_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of what the tests start, which speaks none: to load the certificates that are trusted takes a while."""
 PATIENCE_S = 240
 """How long tests wait for what must come: machines are slow, and other tests run beside."""
 

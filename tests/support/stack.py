@@ -15,7 +15,7 @@ import httpx
 import redis
 
 from tests.support.forks import run_pared
-from tests.support.processes import PATIENCE_S, Process, Processes, environment, wait_for
+from tests.support.processes import PATIENCE_S, WITHOUT_TLS, Process, Processes, environment, wait_for
 from tests.support.servers import Servers, free_port
 
 PARED = str(Path(sys.executable).with_name("pared"))
@@ -69,7 +69,7 @@ class Stack:
         self.backend = "servers" if servers else "embedded"
         self._forked = "PYTHONPATH" not in self.env  # what is forked has loaded the packages of this repository
         self.workers: list[Process] = []
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=60, verify=WITHOUT_TLS)
         self.start(workers)
         self.wait_ready(need_worker=workers > 0)
 

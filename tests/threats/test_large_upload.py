@@ -28,7 +28,9 @@ def blocks(count: int) -> Iterator[bytes]:
 
 @counted(512, 4096)
 @pytest.mark.parametrize("form", ["raw", "multipart"])
-def test_large_uploads_grow_the_api_by_less_than_64_mib(count: int, form: str, processes: Processes, scratch: Path) -> None:
+def test_large_uploads_grow_the_api_by_less_than_64_mib(
+    count: int, form: str, processes: Processes, scratch: Path
+) -> None:
     stack = new_stack(scratch / "large", processes, workers=0)
     try:
         stack.upload_model(b"".join([bytes(MIB)] * 64), "warm.bin")  # first requests load code

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.dependencies import Parts
 from service.server import Server, config_for
 from tests.support.migrated import make_tables
-from tests.support.processes import wait_for
+from tests.support.processes import WITHOUT_TLS, wait_for
 from tests.support.servers import free_port
 
 
@@ -27,7 +27,8 @@ class Api(httpx.Client):
     """A client of the server, with the server's parts at hand."""
 
     def __init__(self, parts: Parts, **options: Any) -> None:
-        super().__init__(base_url=f"http://127.0.0.1:{parts.settings.port}", timeout=30, **options)
+        address = f"http://127.0.0.1:{parts.settings.port}"
+        super().__init__(**{"base_url": address, "timeout": 30, "verify": WITHOUT_TLS} | options)
         self.parts = parts
 
     def upload(self, content: bytes = b"a model", filename: str = "m.pt", kind: str = "models") -> dict[str, Any]:

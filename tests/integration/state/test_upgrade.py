@@ -170,7 +170,7 @@ def test_jobs_are_submitted_claimed_and_ended_while_the_tables_are_upgraded(
                 pauses.append(time.monotonic() - last)
                 last = time.monotonic()
                 after[name] += upgraded.is_set()
-                if stop.is_set():
+                if stop.wait(0.002):
                     return
         except BaseException as error:  # noqa: BLE001 - told by the test's own thread
             problems.append(error)
