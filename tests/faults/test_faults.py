@@ -212,8 +212,8 @@ def test_the_broker_emptied_under_queued_jobs(stack: Stack, count: int) -> None:
     jobs = [stack.submit(tiny(stack)) for _ in range(count)]
     wait_for(lambda: stack.rows("SELECT count(*) FROM outbox")[0][0] == 0, "all are published")
     stack.empty_broker()
-    stack.start_worker()
-    stack.start_worker()
+    for _ in range(2 if count > 100 else 1):
+        stack.start_worker()
     for job in jobs:
         stack.succeeded(job)
     assert_settled(stack, jobs)

@@ -16,13 +16,13 @@ from pared.state import failpoints, queue
 from pared.state.objects import content_key
 from pared.state.sweep import Sweep
 from pared.state.tables import Job, Model, Outbox
-from tests.integration.worker.conftest import SUPPORT
+from tests.integration.worker.conftest import SUPPORT, children
 from worker import attempt
 from worker.forkserver import ForkServer
 from worker.scratch import clear
 
 LIGHT = (sys.executable, "-P", str(SUPPORT / "light_child.py"))
-"""Does what a method does, checkpoints included, without torch: it is started anew for each failpoint."""
+"""Does what a method does, checkpoints included, without torch: it is started anew where a worker is killed."""
 
 
 def killed_at(name: str, act: Callable[[], object]) -> None:
@@ -46,14 +46,21 @@ def apart(bench):
 
 
 def run_once(bench, job_id: str, failpoint: str = "") -> None:
+    """One attempt."""
+    bench.sessions.engine.dispose(close=False)
+    settings = bench.settings.model_copy(update={"failpoints": failpoint})
+    made = children(LIGHT, bench.worker.confinement)
+    attempt.run(replace(bench.worker, children=made, settings=settings), job_id)
+
+
+def run_apart(bench, job_id: str) -> None:
     """One attempt, with a fork server of its own that ends with it."""
     bench.sessions.engine.dispose(close=False)
-    children = ForkServer(LIGHT, bench.worker.confinement, threads=1)
-    settings = bench.settings.model_copy(update={"failpoints": failpoint})
+    made = ForkServer(LIGHT, bench.worker.confinement, threads=1)
     try:
-        attempt.run(replace(bench.worker, children=children, settings=settings), job_id)
+        attempt.run(replace(bench.worker, children=made), job_id)
     finally:
-        children.close()
+        made.close()
 
 
 def recover(bench) -> None:
@@ -85,7 +92,7 @@ OF_A_WORKER = [
 def test_a_worker_killed_between_two_steps_loses_and_doubles_nothing(apart, name):
     bench = apart
     job_id = bench.submit("count")
-    killed_at(name, lambda: run_once(bench, job_id))
+    killed_at(name, lambda: run_apart(bench, job_id))
     recover(bench)
     if name == "job.ended":
         assert_ended_once(bench, job_id)
