@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,13 +21,19 @@ from tests.integration.service.conftest import Api
 
 # The largest that a row may hold: the body of a job, and a child's own words.
 MEGABYTE = "x" * (1 << 20)
-LARGE_INSPECTION = {"format": "state_dict", "layers": [{"name": "n" * 150, "kind": "linear"} for _ in range(75_000)]}
+LARGE_INSPECTION = {"format": "state_dict", "layers": [{"name": "n" * 150, "kind": "linear"} for _ in range(15_000)]}
+
+
+@cache
+def large_inspection() -> dict[str, Any]:
+    """As large as one is kept."""
+    return inspection_size.fitted(LARGE_INSPECTION)
 
 
 def large_uploads(table: type[Model | Dataset], prefix: Any) -> Callable[[Api], dict[str, str]]:
     def fill(api: Api) -> dict[str, str]:
         with api.parts.sessions.begin() as session:
-            shown = inspection_size.fitted(LARGE_INSPECTION)
+            shown = large_inspection()
             for number in range(6):
                 row = table(id=new_id(prefix), owner="local", filename=f"{number}.pt", sha256="0" * 64, size_bytes=1)
                 row.status, row.inspection = "ready", shown
