@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pared.errors import Unavailable
+from pared.errors import SandboxTooWeak, Unavailable
 from pared.state.objects import ObjectStore
 from worker.attempt_types import Ending, Hindered
 
@@ -52,6 +52,8 @@ class Condition:
 
     def note(self, ending: Ending | None) -> None:
         """Take note of how an attempt ended; None: none was made, or it is not over."""
+        if isinstance(ending, Hindered) and isinstance(ending.error, SandboxTooWeak):
+            return  # it works: other jobs do not need what its kernel lacks
         if isinstance(ending, Hindered):
             self._hindered += 1
             self._last, self._forget_at = ending.error.detail, time.monotonic() + _FORGET_S

@@ -20,11 +20,13 @@ from pared.errors import (
     ModelCrashesWorker,
     OutOfMemory,
     ParedError,
+    SandboxTooWeak,
     Stalled,
     StorageFull,
     TimeLimit,
     Unavailable,
 )
+from pared.state.workers import confines
 from worker import child_processes, protocol
 from worker.attempt_types import (
     Canceled,
@@ -184,7 +186,16 @@ class ChildMonitor:
         if isinstance(error, Stalled | Unavailable):
             return Crashed(error)
         # The job had it promised: another worker's device, or this one's at another time, may do.
-        return Hindered(error) if isinstance(error, DeviceUnavailable) else Failed(error)
+        if isinstance(error, DeviceUnavailable) or (isinstance(error, SandboxTooWeak) and self._confined_elsewhere()):
+            return Hindered(error)
+        return Failed(error)
+
+    def _confined_elsewhere(self) -> bool:
+        def asked() -> bool:
+            with self._worker.sessions() as session:
+                return confines(session, self._claim.device)
+
+        return self._lease.write(asked)
 
     def _result(self, message: protocol.Result) -> Ending:
         kind = self._claim.type.report_class(self._claim.spec)

@@ -36,6 +36,11 @@ def serves(worker: WorkerHeartbeat, device: str) -> bool:
     return bool(worker.devices) if device == "auto" else device in worker.devices
 
 
+def confines(session: Session, device: str) -> bool:
+    """Whether a living worker that would take such a job confines what runs code, as TorchScript does."""
+    return any(worker.sandbox == "standard" and serves(worker, device) for worker in living(session))
+
+
 def check_device(session: Session, device: str, pointer: str) -> None:
     """Refuse a job that no worker would take.
 

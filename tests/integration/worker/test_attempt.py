@@ -6,12 +6,12 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
 from pared.errors import StorageFull
 from pared.state import lifecycle
 from pared.state.jobs import cancel
-from pared.state.tables import Job, Model, db_now
+from pared.state.tables import Job, Model, WorkerHeartbeat, db_now
 from tests.integration.worker.conftest import RAW
 from tests.support.processes import wait_for
 from tests.support.raw_child import LINES
@@ -394,6 +394,10 @@ def test_below_standard_programs_are_refused_but_weights_run(bench):
         assert (job.status, job.error["code"], job.sandbox) == ("failed", "sandbox-too-weak", "weak")
         assert f"is a {kind} program" in job.error["detail"]
     assert bench.run(bench.submit("succeed"), confinement=weak).status == "succeeded"
+    # Where a worker lives that can, the job is left to it.
+    bench.write(insert(WorkerHeartbeat).values(name="other", sandbox="standard", device="cpu"))
+    job = bench.run(bench.submit("from_file", content=script.getvalue()), confinement=weak)
+    assert (job.status, job.attempt, job.crash_count) == ("queued", 1, 0)
 
 
 def test_one_setting_allows_torchscript_in_a_weak_sandbox(make_bench):
