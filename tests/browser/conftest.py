@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.support.browsing import CHROMIUM, Visit, started
+from tests.support.stack import Stack
 
 
 @pytest.fixture(scope="module")  # Playwright runs an event loop in this thread: no other file could run its own
@@ -31,3 +32,10 @@ def visiting(browser: Browser) -> Iterator[Callable[..., Visit]]:
     yield visit
     for each in opened:
         each.close()
+
+
+@pytest.fixture(scope="session", params=["embedded", pytest.param("on_servers", marks=pytest.mark.campaign)])
+def either_stack(request: pytest.FixtureRequest) -> Stack:
+    """Each backend in `make tables`; one of them in every run, of which `stack` tries the first journey on both."""
+    started: Stack = request.getfixturevalue(request.param)
+    return started

@@ -425,15 +425,15 @@ def test_ten_thousand_jobs_are_paged(tmp_path: Path, visiting: Callable[..., Vis
         visit.check_requests()
 
 
-def test_the_page_of_a_real_job_goes_from_the_queue_to_the_result(embedded: Stack, visiting: Callable[..., Visit]):
+def test_the_page_of_a_real_job_goes_from_the_queue_to_the_result(stack: Stack, visiting: Callable[..., Visit]):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(model), file)
-    model_id = embedded.upload_model(file.getvalue(), "small.pt")
-    embedded.inspected(model_id)
+    model_id = stack.upload_model(file.getvalue(), "small.pt")
+    stack.inspected(model_id)
     spec = {"type": "prune", "model": model_id, "dataset": "builtin:digits", "amount": 0.5, "retrain": {"epochs": 3}}
-    job_id = embedded.submit(spec)
-    visit = visiting(embedded.url)
+    job_id = stack.submit(spec)
+    visit = visiting(stack.url)
     page = visit.page
     page.set_default_timeout(PATIENCE_S * 1000)
     page.goto(f"/jobs/{job_id}")
@@ -451,10 +451,10 @@ def test_the_page_of_a_real_job_goes_from_the_queue_to_the_result(embedded: Stac
 
     page.goto(f"/jobs?text=SMALL.pt&type=prune&status=succeeded&model={model_id}&dataset=builtin:digits")
     assert page.locator("tbody tr").count() == 1
-    page.goto(f"/jobs/compare?job={job_id}&job={embedded.submit(spec | {'amount': 0.25})}")
+    page.goto(f"/jobs/compare?job={job_id}&job={stack.submit(spec | {'amount': 0.25})}")
     assert page.get_by_role("row", name="amount 0.5 0.25").is_visible()
     visit.check_requests()
-    key = json.loads(embedded.run("keys", "add", "operator", "--scope", "admin", "--json"))
-    answer = embedded.http.get("/admin", headers={"X-API-Key": key["secret"]})
+    key = json.loads(stack.run("keys", "add", "operator", "--scope", "admin", "--json"))
+    answer = stack.http.get("/admin", headers={"X-API-Key": key["secret"]})
     assert answer.status_code == 200, answer.text
     assert "prune" in answer.text

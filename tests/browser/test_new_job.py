@@ -430,13 +430,13 @@ def test_limits_are_told_on_the_form(tmp_path: Path):
         assert 'value="0.5"' in refused.text
 
 
-def test_what_is_planned_is_what_comes_out(embedded: Stack, visiting: Callable[..., Visit]):
-    model = embedded.upload_model(zoo.upload("plain_cnn", "scripted"), "plain_cnn.pt")
-    data = embedded.upload_dataset(zoo.dataset("plain_cnn"), "plain_cnn.npz")
+def test_what_is_planned_is_what_comes_out(either_stack: Stack, visiting: Callable[..., Visit]):
+    model = either_stack.upload_model(zoo.upload("plain_cnn", "scripted"), "plain_cnn.pt")
+    data = either_stack.upload_dataset(zoo.dataset("plain_cnn"), "plain_cnn.npz")
     for each in (model, data):
-        inspected = embedded.inspected(each)
+        inspected = either_stack.inspected(each)
         assert inspected["status"] == "ready", inspected["reason"]
-    visit = visiting(embedded.url)
+    visit = visiting(either_stack.url)
     page = visit.page
     page.goto(f"/jobs/new?type=prune&model={model}&dataset={data}")
     page.get_by_label("Epochs retrain.epochs").fill("1")
@@ -446,7 +446,7 @@ def test_what_is_planned_is_what_comes_out(embedded: Stack, visiting: Callable[.
     parameters = planned.first.inner_text()
     page.get_by_role("button", name="Start the job").click()
     page.wait_for_url("**/jobs/job_*")
-    report = embedded.succeeded(page.url.rpartition("/")[2])
+    report = either_stack.succeeded(page.url.rpartition("/")[2])
     assert f"{report['after']['parameters']:,}" == parameters
     assert report["before"]["parameters"] > report["after"]["parameters"]
     visit.check_requests()

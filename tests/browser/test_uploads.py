@@ -230,7 +230,7 @@ def test_a_file_that_arrives_leaves_the_page_open_while_another_is_sent(api: Api
     data, model = held
     model.continue_()
     with page.context.expect_page() as opened:
-        page.get_by_role("link", name="lenet.pt").click()
+        page.locator(".arrived a").click()
     expect(opened.value.get_by_role("heading", level=1)).to_have_text("lenet.pt")
     visit.check()
     data.continue_()
@@ -397,12 +397,12 @@ def test_who_may_not_see_it_and_what_is_not_there_is_not_found(tmp_path_factory:
             assert api.post("/models", files=files, headers=page).status_code == 422
 
 
-def test_a_real_model_and_real_data_are_looked_into(embedded: Stack, visiting: Visiting, tmp_path: Path):
+def test_a_real_model_and_real_data_are_looked_into(either_stack: Stack, visiting: Visiting, tmp_path: Path):
     digits_cnn, digits = tmp_path / "cnn.pt", tmp_path / "digits.npz"
     module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     torch.jit.save(torch.jit.script(module.eval()), str(digits_cnn))
     np.savez(digits, x=np.random.default_rng(0).random((200, 1, 8, 8), np.float32), y=np.arange(200) % 10)
-    visit = visiting(embedded.url)
+    visit = visiting(either_stack.url)
     page = visit.page
     page.goto("/")
     page.get_by_label("Model file").set_input_files(digits_cnn)

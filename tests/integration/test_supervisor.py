@@ -52,7 +52,7 @@ CHATTERBOX = """
 import os, sys
 from pathlib import Path
 from pared.supervisor import Process, Supervisor
-code = "import time\nwhile True: print('a line of a log, again and again' * 1000), time.sleep(0.005)"
+code = "import time\\nwhile True: print('a line of a log, again and again' * 1000), time.sleep(0.005)"
 command = [sys.executable, "-uc", code]
 Supervisor([Process("chatterbox", command, os.environ, Path("chatterbox.log"))], 1 << 20).run()
 """
