@@ -40,11 +40,14 @@ def smooth(model: Any, batches: Iterable[tuple[Tensor, ...]]) -> None:
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     linear = _linear_layers(graph, weights)
-    peaks = _peaks(model, list(linear), batches)
+    if not linear:
+        return
+    channels = {taken: len(_from_inputs(nodes[0], _array(weights, nodes[0]))) for taken, nodes in linear.items()}
+    peaks = _peaks(model, channels, batches)
     place = {name: index for index, node in enumerate(graph.node) for name in node.output}
     added: dict[int, list[Any]] = {}
     for taken, nodes in linear.items():
-        matrices = [_from_inputs(node, numpy_helper.to_array(weights[node.input[1]])) for node in nodes]
+        matrices = [_from_inputs(node, _array(weights, node)) for node in nodes]
         factors = _factors(peaks.get(taken), matrices)
         divided, by = f"{taken}_smoothed", f"{taken}_smoothing"
         for node, matrix in zip(nodes, matrices, strict=True):
@@ -75,6 +78,13 @@ def _linear_layers(graph: Any, weights: Mapping[str, Any]) -> dict[str, list[Any
     return found
 
 
+def _array(weights: Mapping[str, Any], node: Any) -> Array:
+    from onnx import numpy_helper
+
+    array: Array = numpy_helper.to_array(weights[node.input[1]])
+    return array
+
+
 def _all_nodes(graph: Any) -> Iterator[Any]:
     todo = [graph]
     while todo:
@@ -93,29 +103,43 @@ def _from_inputs(node: Any, matrix: Array) -> Array:
     return matrix.T if node.op_type == "Gemm" and _attribute(node, "transB") else matrix
 
 
-def _peaks(model: Any, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Array]:
-    """The largest absolute value of each channel."""
-    import onnx
+def _peaks(model: Any, channels: Mapping[str, int], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Array]:
+    """The largest absolute value of each channel of what flows, found in the runtime: all that flows is too much."""
     import onnxruntime
 
-    graph, count = model.graph, len(model.graph.output)
-    inputs = [value.name for value in graph.input]
-    known = {*inputs, *(value.name for value in graph.output)}
-    graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    graph = model.graph
+    inputs, before = [value.name for value in graph.input], (len(graph.node), len(graph.initializer), len(graph.output))
+    outputs = [_look_at_peak(model, name, count) for name, count in channels.items()]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    del graph.output[count:]
-    computed = [name for name in names if name not in inputs]
+    for parts, count in zip((graph.node, graph.initializer, graph.output), before, strict=True):
+        del parts[count:]
     found: dict[str, Array] = {}
     for batch in batches:
-        values: dict[str, Any] = dict(zip(inputs, (x.numpy() for x in batch), strict=True))
-        if computed:  # none would mean all outputs
-            values |= dict(zip(computed, session.run(computed, values), strict=True))
-        for name in names:
-            peak = np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(0)
+        peaks = session.run(outputs, dict(zip(inputs, (x.numpy() for x in batch), strict=True)))
+        for name, peak in zip(channels, peaks, strict=True):
             found[name] = np.maximum(found[name], peak) if name in found else peak
     return found
+
+
+def _look_at_peak(model: Any, name: str, channels: int) -> str:
+    """Give a model an output more, and its name."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    flat, size, peak = (f"{name}_{what}" for what in ("as_rows", "size", "peak"))
+    rows = numpy_helper.from_array(np.array([-1, channels]), f"{flat}_shape")
+    axis = numpy_helper.from_array(np.array([0]), f"{peak}_axis")
+    graph.initializer.extend([rows, axis])
+    graph.node.append(helper.make_node("Reshape", [name, rows.name], [flat]))
+    graph.node.append(helper.make_node("Abs", [flat], [size]))
+    if next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx")) >= 18:
+        graph.node.append(helper.make_node("ReduceMax", [size, axis.name], [peak], keepdims=0))
+    else:
+        graph.node.append(helper.make_node("ReduceMax", [size], [peak], axes=[0], keepdims=0))
+    graph.output.append(helper.make_empty_tensor_value_info(peak))
+    return peak
 
 
 def _factors(peak: Array | None, matrices: Sequence[Array]) -> Array:
