@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pared.compression.loading.onnx.reading import graphs_of
 from pared.compression.quantization.onnx_layers import OnnxLayer, layers_of
 from pared.compression.quantization.onnx_smoothing import smooth
 from pared.compression.quantization.onnx_weights import store_as_int8, weights_of
@@ -252,12 +253,9 @@ def _precision(name: str, nodes: Mapping[str, Any], maker: Mapping[str, Any], fl
 
 def _tidy(model: Any) -> None:
     """Leave out what nothing reads, and the quantizer's notes for itself."""
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    inner = [g for node in model.graph.node for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
-    while inner:
-        graph = inner.pop()
-        read |= {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-        inner += [g for node in graph.node for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
+    graphs = list(graphs_of(model.graph))
+    read = {name for graph in graphs for node in graph.node for name in node.input}
+    read |= {value.name for graph in graphs for value in graph.output}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

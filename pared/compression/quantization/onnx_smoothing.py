@@ -9,12 +9,14 @@ only as far as no output's largest weight grows beyond a limit, for that costs t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pared.compression.loading.onnx.reading import graphs_of
 
 Array = NDArray[np.float32]
 
@@ -42,12 +44,14 @@ def smooth(model: Any, batches: Iterable[tuple[Tensor, ...]]) -> None:
     linear = _linear_layers(graph, weights)
     if not linear:
         return
-    channels = {taken: len(_from_inputs(nodes[0], _array(weights, nodes[0]))) for taken, nodes in linear.items()}
+    channels = {
+        taken: weights[nodes[0].input[1]].dims[1 if _is_transposed(nodes[0]) else 0] for taken, nodes in linear.items()
+    }
     peaks = _peaks(model, channels, batches)
     place = {name: index for index, node in enumerate(graph.node) for name in node.output}
     added: dict[int, list[Any]] = {}
     for taken, nodes in linear.items():
-        matrices = [_from_inputs(node, _array(weights, node)) for node in nodes]
+        matrices = [_from_inputs(node, numpy_helper.to_array(weights[node.input[1]])) for node in nodes]
         factors = _factors(peaks.get(taken), matrices)
         divided, by = f"{taken}_smoothed", f"{taken}_smoothing"
         for node, matrix in zip(nodes, matrices, strict=True):
@@ -66,32 +70,21 @@ def smooth(model: Any, batches: Iterable[tuple[Tensor, ...]]) -> None:
 
 def _linear_layers(graph: Any, weights: Mapping[str, Any]) -> dict[str, list[Any]]:
     """What flows -> the layers that multiply it with weights of their own, from the right."""
-    reads = Counter(name for node in _all_nodes(graph) for name in node.input)
-    reads.update(value.name for value in graph.output)
+    from onnx import TensorProto
+
+    graphs = list(graphs_of(graph))
+    reads = Counter(name for each in graphs for node in each.node for name in node.input)
+    reads.update(value.name for each in graphs for value in each.output)
     found: dict[str, list[Any]] = {}
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm") or node.input[0] in weights or _attribute(node, "transA"):
             continue
         weight = weights.get(node.input[1])
-        if weight is not None and reads[weight.name] == 1 and len(weight.dims) == 2 and weight.data_type == 1:
+        if weight is None or weight.data_type != TensorProto.FLOAT or len(weight.dims) != 2:
+            continue
+        if reads[weight.name] == 1:
             found.setdefault(node.input[0], []).append(node)
     return found
-
-
-def _array(weights: Mapping[str, Any], node: Any) -> Array:
-    from onnx import numpy_helper
-
-    array: Array = numpy_helper.to_array(weights[node.input[1]])
-    return array
-
-
-def _all_nodes(graph: Any) -> Iterator[Any]:
-    todo = [graph]
-    while todo:
-        inner = todo.pop()
-        yield from inner.node
-        attributes = [attribute for node in inner.node for attribute in node.attribute]
-        todo += [g for each in attributes for g in ([each.g] if each.HasField("g") else each.graphs)]
 
 
 def _attribute(node: Any, name: str) -> int:
@@ -100,7 +93,11 @@ def _attribute(node: Any, name: str) -> int:
 
 def _from_inputs(node: Any, matrix: Array) -> Array:
     """A row for each input; and back."""
-    return matrix.T if node.op_type == "Gemm" and _attribute(node, "transB") else matrix
+    return matrix.T if _is_transposed(node) else matrix
+
+
+def _is_transposed(node: Any) -> bool:
+    return bool(_attribute(node, "transB"))  # which a Gemm alone has
 
 
 def _peaks(model: Any, channels: Mapping[str, int], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Array]:
