@@ -296,8 +296,15 @@ class Sending:
         wait_for(self._idle, "nothing is due", limit_s=1200, every_s=0.02)
 
     def _idle(self) -> bool:
+        # A claim is committed a moment before the sender counts it as under way.
+        claimed = (
+            WebhookDelivery.status == "pending",
+            func.abs(WebhookDelivery.next_at - WebhookDelivery.attempted_at - CLAIM_S) < 1,
+        )
         with self.sessions() as session:
-            return not deliveries.due(session) and self.sender._open.total() == 0
+            if deliveries.due(session) or session.scalar(select(func.count()).where(*claimed)):
+                return False
+        return self.sender._open.total() == 0
 
 
 def all_next_in_s(sessions: Sessions) -> float | None:
@@ -372,11 +379,11 @@ def test_each_notice_arrives_within_a_day_whichever_way_receivers_fail_and_sende
         kill(sessions, settings, name)
         pass_time(sessions, CLAIM_S)
     passed = len(kills) * CLAIM_S
-    with Sending(sessions, settings, 1.0 if count == 1 else 3.0) as sending:
+    with Sending(sessions, settings, 3.0) as sending:
         sending.all_that_is_due()
         receivers["absent"].listen()
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    with Sending(sessions, settings, 1.0 if count == 1 else 3.0) as sending:
+    with Sending(sessions, settings, 3.0) as sending:
         while (pause := all_next_in_s(sessions)) is not None:
             passed += max(pause, 0)
             pass_time(sessions, max(pause, 0))
@@ -386,7 +393,8 @@ def test_each_notice_arrives_within_a_day_whichever_way_receivers_fail_and_sende
     taken: Counter[str] = Counter()
     for receiver in receivers.values():
         taken.update({delivery: len(bodies) for delivery, bodies in receiver.taken.items()})
-    assert {row.status for row in rows} == {"delivered"}
+    ways = {webhook: way for way, webhook in ids.items()}
+    assert [(ways[row.webhook_id], row.problem) for row in rows if row.status != "delivered"] == []
     assert set(taken) == {row.id for row in rows}
     assert len(rows) == total
     assert passed < DAY_S
