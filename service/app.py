@@ -76,8 +76,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    # Whatever is here is asked by somebody: no route can forget to look at the key.
-    for module in (uploads, tus, objects, jobs, pins, plans, results, webhooks, limits, admin, metrics):
+    # Whatever is here is asked by somebody: no route can forget to look at the key. Jobs come first, for clients that
+    # follow one ask again and again, and each router before theirs would take time.
+    for module in (jobs, uploads, tus, objects, pins, plans, results, webhooks, limits, admin, metrics):
         app.include_router(module.router, dependencies=[Depends(_asked_well)])
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)

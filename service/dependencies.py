@@ -25,8 +25,10 @@ from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job
 from service.admission import Admission
+from service.batched_reads import BatchedReads
 from service.changes import Changes
 from service.dispatcher import Dispatcher
+from service.job_answers import JobAnswer, JobAnswers
 from service.metrics import Metrics
 from service.origins import from_this_machine
 from service.public_addresses import Resolver
@@ -61,6 +63,9 @@ class Parts:
     resolver: Resolver
     """For webhooks that are being made."""
     metrics: Metrics
+    jobs: JobAnswers
+    job_reads: BatchedReads[tuple[str, str], JobAnswer]
+    """By owner and id."""
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -73,6 +78,7 @@ def build_parts(settings: Settings) -> Parts:
     admission = Admission(sessions, settings)
     changes = Changes(sessions, settings.max_open_streams)
     partial = PartialUploads(sessions, store, settings)
+    jobs = JobAnswers(sessions)
     return Parts(
         settings,
         sessions,
@@ -86,6 +92,8 @@ def build_parts(settings: Settings) -> Parts:
         WebhookSender(sessions, settings),
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
         Metrics(sessions, settings, open_streams=lambda: changes.open_streams),
+        jobs,
+        BatchedReads(jobs.read),
     )
 
 

@@ -13,9 +13,14 @@ _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 def json_with_tag(request: Request, view: BaseModel, headers: dict[str, str]) -> Response:
     """The view as JSON with a weak ETag, or 304 if the client has it."""
-    content = view.model_dump_json().encode()
-    headers = {"ETag": weak_tag(content), "Cache-Control": "no-cache", **headers}
-    if client_has(request, headers["ETag"]):
+    content = view.model_dump_json(by_alias=True).encode()
+    return tagged(request, content, weak_tag(content), headers)
+
+
+def tagged(request: Request, content: bytes, tag: str, headers: dict[str, str]) -> Response:
+    """JSON with its ETag, or 304 if the client has it."""
+    headers = {"ETag": tag, "Cache-Control": "no-cache", **headers}
+    if client_has(request, tag):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type="application/json", headers=headers)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import TypeVar
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 
 from pared.errors import Unauthorized
 from service.admission import Follower
@@ -26,13 +25,13 @@ async def wait_until(
     request: Request,
     parts: Parts,
     key: str,
-    read: Callable[[], View],
+    read: Callable[[], Awaitable[View]],
     done: Callable[[View], bool],
     wait_s: float,
     *,
     any_change: bool = False,
 ) -> View:
-    """What `read`, called in a thread, returns: once it is `done`, after `wait_s`, or when the client has left.
+    """What `read` gives: once it is `done`, after `wait_s`, or when the client has left.
 
     A request that waits is counted as open; where as many streams and polls are open as may be, nothing is waited for.
 
@@ -45,7 +44,7 @@ async def wait_until(
         OverLimit: the owner has as many streams and polls open as one may have.
     """
     if wait_s <= 0 or parts.changes.full:
-        return await run_in_threadpool(read)
+        return await read()
     deadline = time.monotonic() + wait_s
     with ExitStack() as stack:
         if not hasattr(request.state, "follower"):
@@ -53,7 +52,7 @@ async def wait_until(
         channel = stack.enter_context(parts.changes.watching(key))
         while True:
             seen = channel.row if any_change else channel.status
-            view = await run_in_threadpool(read)
+            view = await read()
             if done(view):
                 return view
             while (channel.row if any_change else channel.status) == seen:

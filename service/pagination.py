@@ -34,17 +34,34 @@ def json_page(
     limit: int,
     views: Callable[[Sequence[Row]], Iterable[BaseModel]],
 ) -> Response:
-    """A page as JSON: up to `limit` rows, or fewer, but one at least, where it would grow beyond `PAGE_BYTES`.
+    """A page of entities as JSON: up to `limit`, or fewer, but one at least, where it would outgrow `PAGE_BYTES`.
 
     Args:
         id_column: by which the rows are ordered, newest first.
         after: the id of the last row of the page before.
         views: what is shown of some rows, in their order.
     """
+
+    def contents(rows: Sequence[Any]) -> Iterable[tuple[str, bytes]]:
+        entities = [row for (row,) in rows]
+        for entity, view in zip(entities, views(entities), strict=True):
+            yield getattr(entity, id_column.key), view.model_dump_json(by_alias=True).encode()
+
+    return page_of(session, query, id_column, after, limit, contents)
+
+
+def page_of(
+    session: Session,
+    query: Select[Any],
+    id_column: Any,
+    after: str | None,
+    limit: int,
+    contents: Callable[[Sequence[Any]], Iterable[tuple[str, bytes]]],
+) -> Response:
+    """The same of rows of any kind. Args: contents: ids of some rows and what is shown of them, in their order."""
     shown: list[bytes] = []
     size, last, has_more = 0, after, False
-    for view, row_id in _views(session, query, id_column, after, limit + 1, views):
-        content = view.model_dump_json(by_alias=True).encode()
+    for row_id, content in _contents(session, query, id_column, after, limit + 1, contents):
         has_more = len(shown) == limit or (bool(shown) and size + len(content) > PAGE_BYTES)
         if has_more:
             break
@@ -54,21 +71,21 @@ def json_page(
     return Response(b'{"data":[' + b",".join(shown) + b"]," + ending[1:].encode(), media_type="application/json")
 
 
-def _views(
+def _contents(
     session: Session,
-    query: Select[Row],
+    query: Select[Any],
     id_column: Any,
     after: str | None,
     most: int,
-    views: Callable[[Sequence[Row]], Iterable[BaseModel]],
-) -> Iterator[tuple[BaseModel, str]]:
-    """What is shown of the rows, with their ids; a few are fetched at a time, for each may hold a megabyte."""
+    contents: Callable[[Sequence[Any]], Iterable[tuple[str, bytes]]],
+) -> Iterator[tuple[str, bytes]]:
+    """Ids of the rows and what is shown of them; a few are fetched at a time, for each may hold a megabyte."""
     while most > 0:
         here = query.where(id_column < after) if after else query
-        rows = list(session.scalars(here.order_by(id_column.desc()).limit(min(most, ROWS_AT_ONCE))))
-        for row, view in zip(rows, views(rows), strict=True):
-            after = getattr(row, id_column.key)
-            yield view, after
+        rows = session.execute(here.order_by(id_column.desc()).limit(min(most, ROWS_AT_ONCE))).all()
+        for row_id, content in contents(rows):
+            after = row_id
+            yield row_id, content
         if len(rows) < ROWS_AT_ONCE:
             return
         most -= len(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -80,7 +81,9 @@ async def wait_for_plan(request: Request, parts: Parts, owner: str, plan_id: str
         with parts.sessions() as session:
             return find_plan(session, owner, plan_id)
 
-    return await wait_until(request, parts, plan_id, read, lambda plan: plan.status in ENDED, wait_s)
+    return await wait_until(
+        request, parts, plan_id, partial(run_in_threadpool, read), lambda plan: plan.status in ENDED, wait_s
+    )
 
 
 async def why_it_waits(parts: Parts, plan: Job) -> str | None:

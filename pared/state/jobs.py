@@ -137,8 +137,13 @@ def find_job(session: Session, owner: str, job_id: str) -> Job:
     """The owner's job, without its report. Raises NotFound, also for another owner's."""
     job = session.scalar(_FIND, {"owner": owner, "id": job_id})
     if job is None:
-        raise NotFound(f"There is no job {job_id}.")
+        raise no_such_job(job_id)
     return job
+
+
+def no_such_job(job_id: str) -> NotFound:
+    """What is said of a job that the owner does not have, whoever has it."""
+    return NotFound(f"There is no job {job_id}.")
 
 
 def find_plan(session: Session, owner: str, plan_id: str) -> Job:

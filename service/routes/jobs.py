@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from pared.job_types import LISTED, ListedName
-from pared.state.jobs import cancel, jobs_of
+from pared.state.jobs import cancel, no_such_job
 from pared.state.tables import Job
 from pared.statuses import ENDED, JobStatus
-from service.dependencies import CallerOf, Following, OwnedJob, Owner, PartsOf, RequestId, check_id
-from service.etags import client_has, json_with_tag, weak_tag
+from service.dependencies import (
+    CallerOf,
+    Following,
+    OwnedJob,
+    Owner,
+    PartsOf,
+    RequestId,
+    check_id,
+    owner_of,
+    parts_of,
+)
+from service.etags import client_has, tagged
+from service.job_answers import SHOWN, JobAnswer
 from service.job_specs import PostedSpec
-from service.job_views import read_job, views_of
+from service.job_views import read_job
 from service.long_polling import cut_off, requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
-from service.pagination import After, Limit, json_page
+from service.pagination import After, Limit, page_of
 from service.schemas import JobView, Page
 from service.submissions import submit_job
 
@@ -95,13 +107,18 @@ def list_jobs(
     limit: Limit = 20,
 ) -> Response:
     """A page of the jobs that the owner posted."""
-    query = jobs_of(owner)
+    query = SHOWN.where(Job.owner == owner)
     if status:
         query = query.where(Job.status == status)
     if job_type:
         query = query.where(Job.type == job_type)
     with parts.sessions() as session:
-        return json_page(session, query, Job.id, after, limit, lambda jobs: views_of(session, jobs))
+
+        def contents(rows: Sequence[Any]) -> Iterator[tuple[str, bytes]]:
+            for row, answer in zip(rows, parts.jobs.of_rows(session, rows), strict=True):
+                yield row.id, answer.content
+
+        return page_of(session, query, Job.id, after, limit, contents)
 
 
 @router.get(
@@ -113,24 +130,29 @@ def list_jobs(
     "Where `result.failed_outputs` is not empty, the job has succeeded without these formats.",
     responses=answers(200, SUCCEEDED, 404) | UNCHANGED,
 )
-async def get_job(request: Request, parts: PartsOf, owner: Owner, job_id: str) -> Response:
+async def get_job(request: Request, job_id: str) -> Response:
     """The job, at once or once ended."""
+    # No dependencies: what clients ask for again and again would take a third longer with them.
+    parts, owner = await parts_of(request), await owner_of(request)
     check_id(job_id, "job")
     wait_s = requested_wait_s(request)
     conditional = "if-none-match" in request.headers
 
-    def may_answer(view: JobView) -> bool:
-        changed = conditional and not client_has(request, weak_tag(view.model_dump_json().encode()))
-        return changed or view.status in ENDED
+    def may_answer(job: JobAnswer) -> bool:
+        changed = conditional and not client_has(request, job.tag)
+        return changed or job.status in ENDED
 
-    def read() -> JobView:
-        return read_job(parts.sessions, owner, job_id)
+    async def read() -> JobAnswer:
+        job = await parts.job_reads.get((owner, job_id))
+        if job is None:
+            raise no_such_job(job_id)
+        return job
 
-    view = await wait_until(request, parts, job_id, read, may_answer, wait_s, any_change=conditional)
+    job = await wait_until(request, parts, job_id, read, may_answer, wait_s, any_change=conditional)
     headers = wait_headers(wait_s)
-    if view.status not in ENDED:
+    if job.status not in ENDED:
         headers["Retry-After"] = "1"
-    return json_with_tag(request, view, headers)
+    return tagged(request, job.content, job.tag, headers)
 
 
 @router.post(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import defer
 
 from pared.errors import NotFound
@@ -276,7 +278,8 @@ def _say_where(response: Response, view: UploadView, *, new: bool) -> None:
 
 async def _once_inspected(request: Request, parts: Parts, upload_id: str, read: Callable[[], UploadView]) -> Response:
     wait_s = requested_wait_s(request)
-    view = await wait_until(request, parts, upload_id, read, lambda upload: upload.status != "inspecting", wait_s)
+    look = partial(run_in_threadpool, read)
+    view = await wait_until(request, parts, upload_id, look, lambda upload: upload.status != "inspecting", wait_s)
     headers = wait_headers(wait_s)
     if view.status == "inspecting":
         headers["Retry-After"] = "1"

@@ -103,36 +103,47 @@ def replace_worker(stack: Stack, worker: Process, *, alone: bool) -> Process:
 # -- workers that die ---------------------------------------------------------------------------
 
 
+KILLS_OF_A_JOB = 10
+"""A job whose worker was lost twenty times is failed."""
+
+
 @counted(None, 100, limit_s=14_400)
 def test_a_worker_killed_in_mid_epoch_again_and_again(stack: Stack, count: int) -> None:
-    epochs = 4 * (count + 1)
+    epochs = 4 * (KILLS_OF_A_JOB + 1)
     spec = training(stack, epochs)
     worker = stack.start_worker()
     undisturbed = stack.submit(spec)
     stack.succeeded(undisturbed)
-
-    job = stack.submit(spec)
-    took = []
-    for kill in range(count):
-        before = checkpoint_step(stack, job)
-        wait_for(lambda since=before: checkpoint_step(stack, job) > since, f"a checkpoint after {before}")
-        time.sleep(random.uniform(0, 0.3))  # somewhere within the epoch that follows
-        worker = replace_worker(stack, worker, alone=kill % 2 == 1)
-        killed_at = time.monotonic()
-        fence = stack.job_row(job).fence
-        wait_for(lambda since=fence: stack.job_row(job).fence > since or stack.job_row(job).status in ENDED, "resumed")
-        took.append(time.monotonic() - killed_at)
-    report = stack.succeeded(job)
-    assert_settled(stack, [job], once=False)
-    assert len(report["history"]) == epochs, "resumed from checkpoints, each epoch counted once"
-    assert digest(stack, job) == digest(stack, undisturbed), "as if nothing had happened"
-    # At most the epoch under way is trained again after each kill.
-    trained = [e["data"] for e in stack.events(job) if e["event"] == "metric" and e["data"]["name"] == "train_loss"]
-    assert len(trained) <= epochs + count
+    took, again = [], 0
+    for begin in range(0, count, KILLS_OF_A_JOB):
+        job = stack.submit(spec)
+        kills = range(begin, min(begin + KILLS_OF_A_JOB, count))
+        for kill in kills:
+            before = checkpoint_step(stack, job)
+            wait_for(lambda job=job, since=before: checkpoint_step(stack, job) > since, f"a checkpoint after {before}")
+            time.sleep(random.uniform(0, 0.3))  # somewhere within the epoch that follows
+            worker = replace_worker(stack, worker, alone=kill % 2 == 1)
+            killed_at = time.monotonic()
+            fence = stack.job_row(job).fence
+            wait_for(
+                lambda job=job, since=fence: stack.job_row(job).fence > since or stack.job_row(job).status in ENDED,
+                "resumed",
+            )
+            took.append(time.monotonic() - killed_at)
+        report = stack.succeeded(job)
+        assert_settled(stack, [job], once=False)
+        assert len(report["history"]) == epochs, "resumed from checkpoints, each epoch counted once"
+        assert digest(stack, job) == digest(stack, undisturbed), "as if nothing had happened"
+        # At most the epoch under way is trained again after each kill.
+        trained = [e for e in stack.events(job) if e["event"] == "metric" and e["data"]["name"] == "train_loss"]
+        assert len(trained) <= epochs + len(kills)
+        again += len(trained) - epochs
     assert max(took) <= RESUMED_S
+    took.sort()
     print(
         f"\n{stack.backend}: {count} workers killed in mid-epoch: resumed after {statistics.median(took):.1f} s (p50), "
-        f"at most {max(took):.1f} s; {len(trained) - epochs} of {epochs} epochs trained twice, the result is the same"
+        f"{took[int(len(took) * 0.99) - 1]:.1f} s (p99), at most {max(took):.1f} s; {again} epochs trained twice, each "
+        "result is the same"
     )
 
 
