@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 import pared
@@ -16,6 +16,7 @@ from pared.state.failpoints import arm
 from pared.state.settings import Settings
 from service import problems
 from service.audit import AuditMiddleware
+from service.checked_routes import CheckedRoute
 from service.dependencies import build_parts, caller_of
 from service.middleware import RequestMiddleware
 from service.openapi import describe
@@ -38,12 +39,6 @@ from service.routes import (
     uploads,
     webhooks,
 )
-
-
-async def _asked_well(request: Request) -> None:
-    """Who asks, and whether each parameter means something: in one dependency, for each takes time."""
-    await caller_of(request)
-    await problems.only_known_parameters(request)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -76,10 +71,11 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
-    # Whatever is here is asked by somebody: no route can forget to look at the key. Jobs come first, for clients that
-    # follow one ask again and again, and each router before theirs would take time.
+    # Jobs come first, for clients that follow one ask again and again, and each router before theirs would take time.
     for module in (jobs, uploads, tus, objects, pins, plans, results, webhooks, limits, admin, metrics):
-        app.include_router(module.router, dependencies=[Depends(_asked_well)])
+        if not all(isinstance(route, CheckedRoute) for route in module.router.routes):
+            raise TypeError(f"a route of {module.__name__} would answer anybody")
+        app.include_router(module.router)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
     for module in (site, signing_in, problem_pages):  # for people who have not said yet who they are

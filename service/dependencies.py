@@ -28,7 +28,7 @@ from service.admission import Admission
 from service.batched_reads import BatchedReads
 from service.changes import Changes
 from service.dispatcher import Dispatcher
-from service.job_answers import JobAnswer, JobAnswers
+from service.job_answers import JobAnswer, JobAnswers, JobsPage
 from service.metrics import Metrics
 from service.origins import from_this_machine
 from service.public_addresses import Resolver
@@ -63,9 +63,9 @@ class Parts:
     resolver: Resolver
     """For webhooks that are being made."""
     metrics: Metrics
-    jobs: JobAnswers
-    job_reads: BatchedReads[tuple[str, str], JobAnswer]
-    """By owner and id."""
+    jobs: BatchedReads[tuple[str, str], JobAnswer]
+    """As they are sent, by owner and id."""
+    job_pages: BatchedReads[JobsPage, bytes]
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -78,7 +78,7 @@ def build_parts(settings: Settings) -> Parts:
     admission = Admission(sessions, settings)
     changes = Changes(sessions, settings.max_open_streams)
     partial = PartialUploads(sessions, store, settings)
-    jobs = JobAnswers(sessions)
+    answers = JobAnswers(sessions)
     return Parts(
         settings,
         sessions,
@@ -92,8 +92,8 @@ def build_parts(settings: Settings) -> Parts:
         WebhookSender(sessions, settings),
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
         Metrics(sessions, settings, open_streams=lambda: changes.open_streams),
-        jobs,
-        BatchedReads(jobs.read),
+        BatchedReads(answers.read),
+        BatchedReads(answers.pages),
     )
 
 
@@ -103,8 +103,6 @@ async def parts_of(request: Request) -> Parts:
     return parts
 
 
-# FastAPI takes a tenth of a millisecond for each dependency, and for one that is no coroutine a turn of the thread
-# pool. Every request has this one: it depends on no others.
 async def caller_of(request: Request) -> Caller:
     """Whom this request acts for: its key's owner, or `local` where no key is needed and none was sent.
 
@@ -146,8 +144,7 @@ def _key_in(request: Request) -> str | None:
     return request.headers.get("x-api-key") or request.cookies.get(KEY_COOKIE)
 
 
-# `service.app` has `caller_of` asked before each route's own dependencies. To depend on it again would have FastAPI
-# solve all that it depends on again.
+# `CheckedRoute`, and `service.app` for pages, have `caller_of` asked before each route's own dependencies.
 async def known_caller(request: Request) -> Caller:
     """Whom this request acts for."""
     caller: Caller = request.state.caller

@@ -55,6 +55,7 @@ class Metrics:
             buckets=_REQUEST_S,
             **own,
         )
+        self._labelled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         streams = Gauge("pared_open_streams", "Event streams and long polls that are open.", **own)
         streams.set_function(lambda: float(open_streams()))
         Gauge("pared_build_info", "1, with the version.", ["version"], **own).labels(__version__).set(1)
@@ -65,9 +66,18 @@ class Metrics:
     def count_request(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request that was answered; `status` 0: its client left before."""
         route, method = route_of(scope), method_of(scope)
-        self._requests.labels(method, route, str(status)).inc()
+        count, duration = self._of_route(method, route, status)
+        count.inc()
         if status and "follower" not in scope.get("state", {}):
-            self._request_s.labels(method, route).observe(seconds)
+            duration.observe(seconds)
+
+    def _of_route(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        """The counter and the histogram with these labels; to look them up takes longer than to count."""
+        known = self._labelled.get((method, route, status))
+        if known is None:
+            known = self._requests.labels(method, route, str(status)), self._request_s.labels(method, route)
+            self._labelled[method, route, status] = known
+        return known
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """All numbers in the format that this `Accept` header prefers, and its media type."""

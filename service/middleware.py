@@ -8,7 +8,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +25,7 @@ _PATH_CHARACTERS = 500
 """Of a path, in the log."""
 _UNTRACED = ("/healthz", "/readyz", "/metrics", "/static/")
 """What paths begin with that machines ask for again and again."""
+_SECURITY = [(name.lower().encode(), value.encode()) for name, value in security_headers.DEFAULTS.items()]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger()
@@ -59,10 +60,10 @@ class RequestMiddleware:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-Id"] = request_id
-                for name, value in security_headers.DEFAULTS.items():
-                    answer.setdefault(name, value)
+                given = message.setdefault("headers", [])
+                names = {name for name, _ in given}
+                given.append((b"x-request-id", request_id.encode()))
+                given += [header for header in _SECURITY if header[0] not in names]
             sent += len(message.get("body", b""))
             await send(message)
 

@@ -19,7 +19,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Most rows on a page. One
 
 PAGE_BYTES = 4 << 20
 """A page ends early where the next row would make it larger."""
-ROWS_AT_ONCE = 10
+ROWS_AT_ONCE = 25
 EXPANDED_ROWS = 10
 """On a page whose rows are shown with their inspections."""
 
@@ -42,47 +42,50 @@ def json_page(
         views: what is shown of some rows, in their order.
     """
 
-    def contents(rows: Sequence[Any]) -> Iterable[tuple[str, bytes]]:
-        entities = [row for (row,) in rows]
-        for entity, view in zip(entities, views(entities), strict=True):
-            yield getattr(entity, id_column.key), view.model_dump_json(by_alias=True).encode()
+    def fetch(after: str | None, most: int) -> Sequence[Row]:
+        here = query.where(id_column < after) if after else query
+        return session.scalars(here.order_by(id_column.desc()).limit(most)).all()
 
-    return page_of(session, query, id_column, after, limit, contents)
+    def contents(rows: Sequence[Row]) -> Iterable[tuple[str, bytes]]:
+        for row, view in zip(rows, views(rows), strict=True):
+            yield getattr(row, id_column.key), view.model_dump_json(by_alias=True).encode()
+
+    return Response(page_of(fetch, after, limit, contents), media_type="application/json")
 
 
 def page_of(
-    session: Session,
-    query: Select[Any],
-    id_column: Any,
+    fetch: Callable[[str | None, int], Sequence[Row]],
     after: str | None,
     limit: int,
-    contents: Callable[[Sequence[Any]], Iterable[tuple[str, bytes]]],
-) -> Response:
-    """The same of rows of any kind. Args: contents: ids of some rows and what is shown of them, in their order."""
+    contents: Callable[[Sequence[Row]], Iterable[tuple[str, bytes]]],
+) -> bytes:
+    """The JSON of a page of rows of any kind.
+
+    Args:
+        fetch: the rows behind the one with this id, or the newest, and at most so many.
+        contents: ids of some rows and what is shown of them as JSON, in their order.
+    """
     shown: list[bytes] = []
     size, last, has_more = 0, after, False
-    for row_id, content in _contents(session, query, id_column, after, limit + 1, contents):
+    for row_id, content in _contents(fetch, after, limit + 1, contents):
         has_more = len(shown) == limit or (bool(shown) and size + len(content) > PAGE_BYTES)
         if has_more:
             break
         shown.append(content)
         size, last = size + len(content), row_id
     ending = json.dumps({"has_more": has_more, "next_cursor": last if has_more else None})
-    return Response(b'{"data":[' + b",".join(shown) + b"]," + ending[1:].encode(), media_type="application/json")
+    return b'{"data":[' + b",".join(shown) + b"]," + ending[1:].encode()
 
 
 def _contents(
-    session: Session,
-    query: Select[Any],
-    id_column: Any,
+    fetch: Callable[[str | None, int], Sequence[Row]],
     after: str | None,
     most: int,
-    contents: Callable[[Sequence[Any]], Iterable[tuple[str, bytes]]],
+    contents: Callable[[Sequence[Row]], Iterable[tuple[str, bytes]]],
 ) -> Iterator[tuple[str, bytes]]:
-    """Ids of the rows and what is shown of them; a few are fetched at a time, for each may hold a megabyte."""
+    """Ids of the rows and what is shown of them; some are fetched at a time, for each may hold a megabyte."""
     while most > 0:
-        here = query.where(id_column < after) if after else query
-        rows = session.execute(here.order_by(id_column.desc()).limit(min(most, ROWS_AT_ONCE))).all()
+        rows = fetch(after, min(most, ROWS_AT_ONCE))
         for row_id, content in contents(rows):
             after = row_id
             yield row_id, content

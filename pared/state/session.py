@@ -50,16 +50,18 @@ def make_engine(url: str) -> Engine:
         engine = create_engine(
             target,
             json_serializer=to_json,
-            pool_size=5,
-            max_overflow=25,
+            # What is above the pool's size is opened for one use: that takes many times as long as most queries.
+            pool_size=20,
+            max_overflow=10,
             pool_timeout=10,
+            pool_use_lifo=True,
             connect_args={"connect_timeout": 5},
         )
         event.listen(engine, "checkin", _note_use)
         event.listen(engine, "checkout", partial(_look_whether_alive, engine))
         return engine
     _make_parent(target.database)
-    engine = create_engine(target, json_serializer=to_json, pool_size=5, max_overflow=50, pool_timeout=10)
+    engine = create_engine(target, json_serializer=to_json, pool_size=40, max_overflow=15, pool_timeout=10)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -14,12 +14,13 @@ from pared.state.audit import entries
 from pared.state.keys import USUAL_SCOPES, NewKey, Scope, add_key, key_counts, revoke_key, rotate_key
 from pared.state.owners import LOCAL_OWNER, create_owner, disable_owner, enable_owner
 from pared.state.tables import ApiKey, AuditEntry, Owner
+from service.checked_routes import CheckedRoute
 from service.dependencies import ADMIN_PATH, ActorOf, PartsOf, check_id
 from service.openapi import answers, page
 from service.pagination import After, Limit, json_page
 from service.schemas import Page, timestamp, timestamp_or_none
 
-router = APIRouter(prefix=ADMIN_PATH.rstrip("/"), tags=["administration"])
+router = APIRouter(prefix=ADMIN_PATH.rstrip("/"), tags=["administration"], route_class=CheckedRoute)
 
 OWNER_ID = "own_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"
 KEY_ID = "key_01K9Q5V7M3W8Z2X4Y6A0B1C2D3"

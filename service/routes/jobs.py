@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from pared.job_types import LISTED, ListedName
 from pared.state.jobs import cancel, no_such_job
-from pared.state.tables import Job
 from pared.statuses import ENDED, JobStatus
+from service.checked_routes import CheckedRoute
 from service.dependencies import (
     CallerOf,
     Following,
@@ -24,16 +23,17 @@ from service.dependencies import (
     parts_of,
 )
 from service.etags import client_has, tagged
-from service.job_answers import SHOWN, JobAnswer
+from service.job_answers import JobAnswer, JobsPage
 from service.job_specs import PostedSpec
 from service.job_views import read_job
 from service.long_polling import cut_off, requested_wait_s, wait_headers, wait_until
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
-from service.pagination import After, Limit, page_of
+from service.pagination import After, Limit
 from service.schemas import JobView, Page
 from service.submissions import submit_job
 
-router = APIRouter(tags=["jobs"])
+# What clients ask for again and again depends on nothing by `Depends`: each takes a tenth of a millisecond.
+router = APIRouter(tags=["jobs"], route_class=CheckedRoute)
 
 EXAMPLE_EVENTS = """\
 id: 1
@@ -98,27 +98,16 @@ def create_job(
     description="Newest first.",
     responses=answers(200, page(JOB)),
 )
-def list_jobs(
-    parts: PartsOf,
-    owner: Owner,
+async def list_jobs(
+    request: Request,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     job_type: Annotated[ListedName | None, Query(alias="type", description="Only this type.")] = None,
     after: After = None,
     limit: Limit = 20,
 ) -> Response:
     """A page of the jobs that the owner posted."""
-    query = SHOWN.where(Job.owner == owner)
-    if status:
-        query = query.where(Job.status == status)
-    if job_type:
-        query = query.where(Job.type == job_type)
-    with parts.sessions() as session:
-
-        def contents(rows: Sequence[Any]) -> Iterator[tuple[str, bytes]]:
-            for row, answer in zip(rows, parts.jobs.of_rows(session, rows), strict=True):
-                yield row.id, answer.content
-
-        return page_of(session, query, Job.id, after, limit, contents)
+    page = JobsPage(await owner_of(request), status, job_type, after, limit)
+    return Response(await (await parts_of(request)).job_pages.get(page), media_type="application/json")
 
 
 @router.get(
@@ -132,7 +121,6 @@ def list_jobs(
 )
 async def get_job(request: Request, job_id: str) -> Response:
     """The job, at once or once ended."""
-    # No dependencies: what clients ask for again and again would take a third longer with them.
     parts, owner = await parts_of(request), await owner_of(request)
     check_id(job_id, "job")
     wait_s = requested_wait_s(request)
@@ -143,7 +131,7 @@ async def get_job(request: Request, job_id: str) -> Response:
         return changed or job.status in ENDED
 
     async def read() -> JobAnswer:
-        job = await parts.job_reads.get((owner, job_id))
+        job = await parts.jobs.get((owner, job_id))
         if job is None:
             raise no_such_job(job_id)
         return job

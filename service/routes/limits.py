@@ -7,10 +7,11 @@ from pydantic import BaseModel, Field
 
 from pared.state.keys import SCOPES
 from pared.state.limits import LimitOf, usage
+from service.checked_routes import CheckedRoute
 from service.dependencies import CallerOf, PartsOf
 from service.openapi import answers
 
-router = APIRouter(tags=["limits"])
+router = APIRouter(tags=["limits"], route_class=CheckedRoute)
 
 EXAMPLE = {
     "owner": "own_01K9Q5V7M3W8Z2X4Y6A0B1C2D3",

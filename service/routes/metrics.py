@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import PlainTextResponse
 
+from service.checked_routes import CheckedRoute
 from service.dependencies import METRICS_PATH, PartsOf
 from service.openapi import answers
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=CheckedRoute)
 
 EXAMPLE = """\
 # HELP pared_jobs_waiting Jobs that wait, by the device that they ask for.

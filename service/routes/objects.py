@@ -7,10 +7,11 @@ import re
 from fastapi import APIRouter, Response
 
 from pared.errors import NotFound
+from service.checked_routes import CheckedRoute
 from service.dependencies import Owner, PartsOf
 from service.openapi import answers
 
-router = APIRouter(tags=["uploads in pieces"])
+router = APIRouter(tags=["uploads in pieces"], route_class=CheckedRoute)
 
 
 @router.head(

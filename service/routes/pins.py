@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from pared.state.retention import set_pinned
+from service.checked_routes import CheckedRoute
 from service.dependencies import Owner, PartsOf, check_id
 from service.openapi import answers
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=CheckedRoute)
 
 
 @router.post(

@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from pared.errors import BY_CODE, ParedError
 from pared.reports import Plan
 from pared.state.session import to_json
+from service.checked_routes import CheckedRoute
 from service.dependencies import CallerOf, Following, Owner, Parts, PartsOf, RequestId, check_id
 from service.job_specs import PostedSpec
 from service.long_polling import requested_wait_s, wait_headers
@@ -15,7 +16,7 @@ from service.openapi import PLAN, PLAN_BODY, PLAN_PENDING, answers
 from service.schemas import PlanPending, plan_pending_view
 from service.submissions import start_plan, wait_for_plan, why_it_waits
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=CheckedRoute)
 
 ANSWER_WITHIN_S = 30.0
 _PENDING = answers(202, PLAN_PENDING, description="Not made yet: look at `Location`.")[202] | {"model": PlanPending}

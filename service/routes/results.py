@@ -19,13 +19,14 @@ from pared.state.session import to_json
 from pared.state.tables import Artifact, Job, JobEvent
 from pared.statuses import ENDED
 from service.accept import prefers
+from service.checked_routes import CheckedRoute
 from service.dependencies import OwnedJob, PartsOf
 from service.downloads import attachment, file_response
 from service.etags import client_has, weak_tag
 from service.openapi import ARTIFACT, UNCHANGED, answers
 from service.schemas import ArtifactView, artifact_view
 
-router = APIRouter(tags=["results"])
+router = APIRouter(tags=["results"], route_class=CheckedRoute)
 
 EXAMPLE_REPORT = {
     "type": "prune",

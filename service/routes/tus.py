@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.routing import APIRoute
 
 from pared.errors import (
     NotFound,
@@ -23,6 +22,7 @@ from pared.errors import (
 from pared.state.partial_uploads import CHECKSUMS, Announced, Checksum
 from pared.state.tables import PartialUpload
 from pared.state.uploads import display_name
+from service.checked_routes import CheckedRoute
 from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
 from service.new_uploads import parse_architecture, part_of_checkpoint
 from service.openapi import PARTIAL_BODY, PARTIAL_UPLOAD, answers
@@ -35,7 +35,7 @@ MAX_METADATA = 65_536
 _KINDS = {"model": "models", "models": "models", "dataset": "datasets", "datasets": "datasets"}
 
 
-class _TusRoute(APIRoute):
+class _TusRoute(CheckedRoute):
     """Checks the version before all else, and names this server's on every answer, also of errors."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

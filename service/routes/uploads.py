@@ -19,6 +19,7 @@ from pared.state.uploads import (
     find_upload,
     owned_uploads,
 )
+from service.checked_routes import CheckedRoute
 from service.dependencies import Owner, Parts, PartsOf, RequestId, check_id
 from service.downloads import file_response
 from service.etags import json_with_tag
@@ -28,7 +29,7 @@ from service.openapi import DATASET, MODEL, PREVIEW, UNCHANGED, UPLOAD_BODY, ans
 from service.pagination import EXPANDED_ROWS, After, Limit, json_page
 from service.schemas import ModelView, Page, PreviewRows, UploadView, builtin_dataset_view, dataset_view, model_view
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 Upload = TypeVar("Upload", Model, Dataset)
 

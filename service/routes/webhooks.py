@@ -14,6 +14,7 @@ from pared.state import webhooks
 from pared.state.deliveries import EVENTS, EventName
 from pared.state.tables import Webhook, WebhookDelivery
 from pared.statuses import DeliveryStatus
+from service.checked_routes import CheckedRoute
 from service.dependencies import Owner, PartsOf, check_id
 from service.json_bodies import json_body, object_in
 from service.openapi import JOB_ID, answers, page
@@ -23,7 +24,7 @@ from service.public_addresses import NotReachable
 from service.receivers import checked_url
 from service.schemas import Links, Page, timestamp, timestamp_or_none
 
-router = APIRouter(tags=["webhooks"])
+router = APIRouter(tags=["webhooks"], route_class=CheckedRoute)
 
 WEBHOOK_ID = "whk_01K9Q6A1B3D5F7H9K2M4P6R8T0"
 DELIVERY_ID = "dlv_01K9Q6B2C4E6G8J0M3P5R7T9V1"
