@@ -85,6 +85,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     problems.install(app)
     describe(app)
-    app.add_middleware(AuditMiddleware, sessions=parts.sessions)
+    app.add_middleware(AuditMiddleware, acts=parts.acts)
     app.add_middleware(RequestMiddleware, settings=settings, metrics=parts.metrics)
     return app

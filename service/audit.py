@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pared.state.audit import Actor, record
+from pared.state.audit import Act, Actor
 from pared.state.keys import Caller
-from pared.state.session import Sessions
+from service.batches import Batches
 from service.dependencies import ADMIN_PATH
 
 _LOOKS = {"GET", "HEAD", "OPTIONS"}
@@ -26,10 +25,10 @@ class AuditMiddleware:
     What an administrator did is written down in the act's own transaction, and not here.
     """
 
-    def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
-        """Args: sessions: of the database with the log."""
+    def __init__(self, app: ASGIApp, acts: Batches[Act, None]) -> None:
+        """Args: acts: writes them down."""
         self.app = app
-        self.sessions = sessions
+        self.acts = acts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -46,20 +45,19 @@ class AuditMiddleware:
                 # Of an upload in pieces its beginning is told, and the piece that made it whole.
                 piece = "upload-offset" in headers and "upload-result" not in headers and "location" not in headers
                 if caller is not None and (status < 400 or status == 403) and not recorded and not piece:
-                    await run_in_threadpool(self._write, scope, caller, status, headers)
+                    await self._write(scope, caller, status, headers)
             await send(message)
 
         await self.app(scope, receive, send_once_written)
 
-    def _write(self, scope: Scope, caller: Caller, status: int, headers: Headers) -> None:
+    async def _write(self, scope: Scope, caller: Caller, status: int, headers: Headers) -> None:
         made = headers.get("location", "").rpartition("/")[2]
         named = [str(value) for value in scope.get("path_params", {}).values()]
         subject = made or (named[-1] if named else None)
         actor = Actor(caller.owner, caller.key_id, scope["state"].get("request_id"))
         action = f"{scope['method']} {scope['route'].path}"
         try:
-            with self.sessions.begin() as session:
-                record(session, actor, action, subject, {"status": status})
+            await self.acts.get(Act(actor, action, subject, {"status": status}))
         except SQLAlchemyError:
             # It is done, so the answer must say so.
             log.exception("audit_not_written", action=action, subject=subject, owner=caller.owner)

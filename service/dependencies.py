@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from celery import Celery
@@ -11,10 +12,10 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security.utils import get_authorization_scheme_param
 
-from pared.errors import NotFound, ScopeMissing, Unauthorized
+from pared.errors import NotFound, ParedError, ScopeMissing, Unauthorized
 from pared.state import keys
-from pared.state.audit import Actor
-from pared.state.jobs import find_job
+from pared.state.audit import Act, Actor, record_all
+from pared.state.jobs import Submission, Submitted, find_job, submit_all
 from pared.state.keys import Caller
 from pared.state.objects import ObjectStore, open_store
 from pared.state.owners import LOCAL_OWNER
@@ -25,7 +26,7 @@ from pared.state.settings import Settings
 from pared.state.sweep import Sweep
 from pared.state.tables import Job
 from service.admission import Admission
-from service.batched_reads import BatchedReads
+from service.batches import Batches
 from service.changes import Changes
 from service.dispatcher import Dispatcher
 from service.job_answers import JobAnswer, JobAnswers, JobsPage
@@ -63,9 +64,12 @@ class Parts:
     resolver: Resolver
     """For webhooks that are being made."""
     metrics: Metrics
-    jobs: BatchedReads[tuple[str, str], JobAnswer]
+    jobs: Batches[tuple[str, str], JobAnswer]
     """As they are sent, by owner and id."""
-    job_pages: BatchedReads[JobsPage, bytes]
+    job_pages: Batches[JobsPage, bytes]
+    submissions: Batches[Submission, Submitted | ParedError]
+    acts: Batches[Act, None]
+    """Of callers, written down in the audit log."""
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -77,7 +81,7 @@ def build_parts(settings: Settings) -> Parts:
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
     admission = Admission(sessions, settings)
     changes = Changes(sessions, settings.max_open_streams)
-    partial = PartialUploads(sessions, store, settings)
+    pieces = PartialUploads(sessions, store, settings)
     answers = JobAnswers(sessions)
     return Parts(
         settings,
@@ -88,12 +92,14 @@ def build_parts(settings: Settings) -> Parts:
         dispatcher,
         admission,
         changes,
-        partial,
+        pieces,
         WebhookSender(sessions, settings),
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
         Metrics(sessions, settings, open_streams=lambda: changes.open_streams),
-        BatchedReads(answers.read),
-        BatchedReads(answers.pages),
+        Batches(answers.read),
+        Batches(answers.pages),
+        Batches(partial(submit_all, sessions, settings=settings), lane_of=lambda submission: submission.owner),
+        Batches(partial(record_all, sessions)),
     )
 
 

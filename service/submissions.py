@@ -8,18 +8,18 @@ from functools import partial
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
-from pared.errors import ValidationError
+from pared.errors import ParedError, Unavailable, ValidationError
 from pared.specs import JobSpec, PipelineSpec, PlanSpec, PruneSpec, QuantizeSpec
 from pared.specs.planning import unknown_beforehand
-from pared.state.jobs import Idempotency, find_plan, submit, submit_plan
+from pared.state import tracing
+from pared.state.jobs import Idempotency, Submission, find_plan, submit_plan
 from pared.state.keys import Caller
+from pared.state.lifecycle import NewJob
 from pared.state.tables import Job
 from pared.state.workers import waits_for
 from pared.statuses import ENDED
 from service.dependencies import Parts
-from service.job_views import read_job
 from service.long_polling import wait_until
-from service.schemas import JobView
 
 
 def digest_of(spec: JobSpec) -> str:
@@ -27,28 +27,24 @@ def digest_of(spec: JobSpec) -> str:
     return hashlib.sha256(spec.model_dump_json(exclude_unset=True).encode()).hexdigest()
 
 
-def submit_job(parts: Parts, caller: Caller, spec: JobSpec, key: str | None, request_id: str) -> JobView:
-    """Submit a job and call the workers.
+async def submit_job(parts: Parts, caller: Caller, spec: JobSpec, key: str | None, request_id: str) -> str:
+    """Submit a job and call the workers. Returns the job's id.
 
     Args:
         key: what the client calls this request, so that it makes one job however often it is sent.
 
     Raises:
-        ParedError: as `pared.state.jobs.submit` does.
+        ParedError: as `pared.state.jobs.submit_all` tells.
     """
     idempotency = Idempotency(key, digest_of(spec)) if key else None
-    job, new = submit(
-        parts.sessions,
-        caller.owner,
-        spec,
-        idempotency,
-        request_id=request_id,
-        key_id=caller.key_id,
-        settings=parts.settings,
-    )
-    if new:
+    job = NewJob(spec, request_id, caller.key_id, tracing.traceparent())
+    outcome = await parts.submissions.get(Submission(caller.owner, job, idempotency))
+    if outcome is None or isinstance(outcome, ParedError):
+        raise outcome or Unavailable("The job was not taken. Send it again.")
+    if outcome.new:
+        tracing.note_job(outcome.job.id)
         parts.dispatcher.dispatch()
-    return read_job(parts.sessions, caller.owner, job.id)
+    return outcome.job.id
 
 
 def start_plan(parts: Parts, caller: Caller, spec: JobSpec, request_id: str, key: str | None = None) -> str:

@@ -174,6 +174,8 @@ def _in_value(
     annotation: Any, names: Names | None, value: Any, pointer: str, role: str, *, one: bool = False
 ) -> Iterator[Reference]:
     """Args: one: whether the value is, or is within, one entry of a list or dict, which the role then tells."""
+    if value is None or isinstance(value, int | float):
+        return
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *metadata = get_args(annotation)

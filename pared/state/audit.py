@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from pared.state.session import Sessions
 from pared.state.tables import AuditEntry
 
 
@@ -23,6 +24,24 @@ class Actor:
 
 COMMAND_LINE = Actor("command line")
 """Whoever may open the database on the server's own machine."""
+
+
+@dataclass(frozen=True, eq=False)
+class Act:
+    """What somebody did, for the log: the arguments of `record`."""
+
+    actor: Actor
+    action: str
+    subject: str | None
+    detail: dict[str, Any] | None
+
+
+def record_all(sessions: Sessions, acts: Collection[Act]) -> dict[Act, None]:
+    """Write down acts in a transaction of their own."""
+    with sessions.begin() as session:
+        for act in acts:
+            record(session, act.actor, act.action, act.subject, act.detail)
+    return {}
 
 
 def record(

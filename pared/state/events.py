@@ -32,6 +32,11 @@ def add_events(session: Session, job_id: str, events: Iterable[tuple[EventKind, 
     return last + len(rows)
 
 
+def begin_events(session: Session, job_ids: Iterable[str], kind: EventKind, data: dict[str, Any]) -> None:
+    """The first event of each of some jobs that were made in the caller's transaction."""
+    session.execute(insert(JobEvent), [{"job_id": job, "seq": 1, "kind": kind, "data": data} for job in job_ids])
+
+
 def events_after(session: Session, job_id: str, seq: int, *, limit: int = 500) -> Sequence[JobEvent]:
     """The next events after number `seq`, in order."""
     return session.scalars(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Select, bindparam, delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from pared.errors import Conflict, IdempotencyMismatch, NotFound
+from pared.errors import Conflict, IdempotencyMismatch, NotFound, OverLimit, ParedError
 from pared.job_types import LISTED
 from pared.specs import JobSpec, PlanSpec
 from pared.state import lifecycle
-from pared.state.limits import JOBS_WAITING, PLAN, PLANS_WAITING, check_bytes, check_room
+from pared.state.lifecycle import NewJob, create_all
+from pared.state.limits import JOBS_WAITING, PLAN, PLANS_WAITING, Room, check_bytes, check_room
 from pared.state.references import check_references
 from pared.state.session import Sessions
 from pared.state.settings import Settings
 from pared.state.settings import settings as process_settings
-from pared.state.tables import IdempotencyKey, Job
+from pared.state.tables import Dataset, IdempotencyKey, Job, Model
 from pared.state.turns import lock_owner
 from pared.state.workers import check_device
 from pared.statuses import ENDED
@@ -31,54 +33,134 @@ class Idempotency:
     body_sha256: str
 
 
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """A job that an owner posts."""
+
+    owner: str
+    job: NewJob
+    idempotency: Idempotency | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What came of a submission."""
+
+    job: Job
+    new: bool
+    """False: its key had made the job before."""
+
+
 def submit(
     sessions: Sessions,
     owner: str,
     spec: JobSpec,
     idempotency: Idempotency | None = None,
     *,
-    request_id: str | None = None,
-    key_id: str | None = None,
     settings: Settings | None = None,
 ) -> tuple[Job, bool]:
-    """Write a queued job, its first event and the message owed to the broker, in one transaction.
+    """Submit one job.
 
     Args:
-        request_id: the HTTP request that the job comes from; the worker's log lines about the job carry it.
-        key_id: the key that it comes with.
         settings: with the owner's limits; None: those of the process.
 
     Returns:
         The job, and whether it is new (False: the key had already made it).
 
     Raises:
-        NotFound: the spec names a model or data set that this owner does not have.
-        Conflict: it names one that was rejected.
+        ParedError: as `submit_all` tells.
+    """
+    submission = Submission(owner, NewJob(spec), idempotency)
+    outcome = submit_all(sessions, [submission], settings or process_settings())[submission]
+    if isinstance(outcome, ParedError):
+        raise outcome
+    return outcome.job, outcome.new
+
+
+def submit_all(
+    sessions: Sessions, submissions: Collection[Submission], settings: Settings
+) -> dict[Submission, Submitted | ParedError]:
+    """Write queued jobs of one owner, their first events and the messages owed to the broker, in one transaction.
+
+    Args:
+        settings: with the owner's limits.
+
+    Returns:
+        What came of each. One that is refused holds up no other; it has
+        NotFound, Conflict, InvalidArchitecture: as `check_references` tells.
         DeviceUnavailable: it asks for a device that no worker has.
         IdempotencyMismatch: the key was used for another body.
         OverLimit: as many jobs of this owner wait as may, or they take up as much room.
     """
-    settings = settings or process_settings()
     try:
         with sessions.begin() as session:
-            earlier = _made_by(session, owner, idempotency)
-            if earlier:
-                return earlier, False
-            lock_owner(session, owner)
-            check_references(session, owner, spec)
-            check_device(session, spec.needs_device, f"/{spec.device_field}")
-            check_room(session, owner, JOBS_WAITING, settings)
-            check_bytes(session, owner, 0, settings)
-            job = lifecycle.create(session, owner, spec, request_id=request_id, key_id=key_id)
-            _remember(session, owner, idempotency, job.id)
-            return job, True
+            return _submit_all(session, submissions, settings)
     except IntegrityError:
-        # The same key at the same moment: the other request was first, and its job is ours too.
+        # The same key at the same moment: another request was first, and its job is ours too.
+        return {each: _submit_alone(sessions, each, settings) for each in submissions}
+
+
+def _submit_all(
+    session: Session, submissions: Collection[Submission], settings: Settings
+) -> dict[Submission, Submitted | ParedError]:
+    [owner] = {each.owner for each in submissions}
+    lock_owner(session, owner)
+    room = Room(session, owner, JOBS_WAITING, settings)
+    full = _full(session, owner, settings)
+    found: dict[str, Model | Dataset | None] = {}
+    outcomes: dict[Submission, Submitted | ParedError] = {}
+    accepted: list[Submission] = []
+
+    def write() -> None:
+        jobs = create_all(session, owner, [each.job for each in accepted]) if accepted else []
+        for each, job in zip(accepted, jobs, strict=True):
+            _remember(session, owner, each.idempotency, job.id)
+            outcomes[each] = Submitted(job, new=True)
+        accepted.clear()
+
+    for each in submissions:
+        if any(each.idempotency and _key(each) == _key(other) for other in accepted):
+            write()  # the same request twice, at the same moment
+        try:
+            made = _made_by(session, owner, each.idempotency)
+            if made:
+                outcomes[each] = Submitted(made, new=False)
+                continue
+            check_references(session, owner, each.job.spec, found)
+            check_device(session, each.job.spec.needs_device, f"/{each.job.spec.device_field}")
+            if full:
+                raise full
+            room.take()
+            accepted.append(each)
+        except ParedError as error:
+            outcomes[each] = error
+    write()
+    return outcomes
+
+
+def _key(submission: Submission) -> str | None:
+    return None if submission.idempotency is None else submission.idempotency.key
+
+
+def _full(session: Session, owner: str, settings: Settings) -> OverLimit | None:
+    """The refusal of an owner whose uploads and results take up all that they may."""
+    try:
+        check_bytes(session, owner, 0, settings)
+    except OverLimit as error:
+        return error
+    return None
+
+
+def _submit_alone(sessions: Sessions, submission: Submission, settings: Settings) -> Submitted | ParedError:
+    try:
+        with sessions.begin() as session:
+            return _submit_all(session, [submission], settings)[submission]
+    except IntegrityError:
         with sessions() as session:
-            earlier = _made_by(session, owner, idempotency)
+            earlier = _made_by(session, submission.owner, submission.idempotency)
         if earlier is None:
             raise
-        return earlier, False
+        return Submitted(earlier, new=False)
 
 
 def submit_plan(

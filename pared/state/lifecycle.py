@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
-from sqlalchemy import ColumnElement, Row, Update, and_, case, event, select, update
+from sqlalchemy import ColumnElement, Row, Update, and_, case, event, insert, select, update
 from sqlalchemy.orm import Session
 
 from pared.job_types import BY_NAME, type_of
 from pared.specs import JobSpec
 from pared.state import tracing
 from pared.state.deliveries import owe
-from pared.state.events import EventKind, add_event, add_events
+from pared.state.events import EventKind, add_event, add_events, begin_events
 from pared.state.inspections import accept, reject
 from pared.state.outcomes import outcome_of
 from pared.state.tables import Artifact, Job, Outbox, db_now, new_id
@@ -72,31 +72,52 @@ def _forget(session: Session) -> None:
 # -- transitions ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class NewJob:
+    """A job that is to be made."""
+
+    spec: JobSpec
+    request_id: str | None = None
+    """Of the HTTP request that it comes from; the worker's log lines about the job carry it."""
+    key_id: str | None = None
+    """Of the key that it is submitted with."""
+    traceparent: str | None = None
+    """Of the span that it comes from."""
+
+
 def create(
     session: Session, owner: str, spec: JobSpec, *, request_id: str | None = None, key_id: str | None = None
 ) -> Job:
-    """A queued job, with the message that the broker is owed.
-
-    Args:
-        request_id: the HTTP request that the job comes from; the worker's log lines about the job carry it.
-        key_id: the key that it was submitted with.
-    """
-    job = Job(
-        id=new_id("job"),
-        owner=owner,
-        type=type_of(spec).name,
-        device=spec.needs_device,
-        spec=spec.model_dump(mode="json"),
-        request_id=request_id,
-        traceparent=tracing.traceparent(),
-        key_id=key_id,
-    )
+    """A queued job for the request that is being served, with the message that the broker is owed."""
+    [job] = create_all(session, owner, [NewJob(spec, request_id, key_id, tracing.traceparent())])
     tracing.note_job(job.id)
-    session.add(job)
-    session.flush()
-    session.add(Outbox(job_id=job.id))
-    _record(session, session.execute(select(*_COLUMNS).where(Job.id == job.id)).one())
     return job
+
+
+def create_all(session: Session, owner: str, new: Sequence[NewJob]) -> list[Job]:
+    """Queued jobs of one owner, in this order, each with the message that the broker is owed."""
+    jobs = [
+        Job(
+            id=new_id("job"),
+            owner=owner,
+            type=type_of(each.spec).name,
+            status="queued",
+            attempt=0,
+            device=each.spec.needs_device,
+            spec=each.spec.model_dump(mode="json"),
+            request_id=each.request_id,
+            traceparent=each.traceparent,
+            key_id=each.key_id,
+        )
+        for each in new
+    ]
+    session.add_all(jobs)
+    session.flush()
+    session.execute(insert(Outbox), [{"job_id": job.id} for job in jobs])
+    begin_events(session, [job.id for job in jobs], "status", {"status": "queued", "attempt": 0})
+    pending = session.info.setdefault(_PENDING, [])
+    pending += [Transition(job.id, owner, job.type, "queued", 0, None) for job in jobs]
+    return jobs
 
 
 def claim(

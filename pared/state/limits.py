@@ -345,12 +345,27 @@ def usage(session: Session, owner: str, settings: Settings) -> list[tuple[Limit,
 
 def check_room(session: Session, owner: str, limit: Limit, settings: Settings) -> None:
     """Refuse one more of what is counted. The caller has locked the owner. Raises OverLimit."""
-    most = limit.value(session, settings)
-    if most is None or limit.used is None:
-        return
-    used = limit.used(session, owner, settings)
-    if used >= most:
-        raise over(limit, f"{used} of your {limit.unit} {_UNFINISHED[limit.name]}, and no more than {most:g} may.")
+    Room(session, owner, limit, settings).take()
+
+
+class Room:
+    """How many more of what is counted there may be. The caller has locked the owner."""
+
+    def __init__(self, session: Session, owner: str, limit: Limit, settings: Settings) -> None:
+        """Count what there is."""
+        self._limit = limit
+        self._most = None if limit.used is None else limit.value(session, settings)
+        self._used = 0 if self._most is None or limit.used is None else limit.used(session, owner, settings)
+
+    def take(self) -> None:
+        """One more will be there. Raises OverLimit."""
+        limit = self._limit
+        if self._most is not None and self._used >= self._most:
+            raise over(
+                limit,
+                f"{self._used} of your {limit.unit} {_UNFINISHED[limit.name]}, and no more than {self._most:g} may.",
+            )
+        self._used += 1
 
 
 def check_bytes(session: Session, owner: str, more: int, settings: Settings) -> None:

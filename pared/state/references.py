@@ -31,8 +31,13 @@ def uploads_of(spec: JobSpec) -> list[Reference]:
     return [reference for reference in named if reference.is_upload]
 
 
-def check_references(session: Session, owner: str, spec: JobSpec) -> None:
+def check_references(
+    session: Session, owner: str, spec: JobSpec, found: dict[str, Model | Dataset | None] | None = None
+) -> None:
     """Every model and data set that a spec names is there, the owner's, and not rejected; what is run, can be.
+
+    Args:
+        found: uploads that were looked at earlier in this transaction, by their ids; those of this spec are added.
 
     Raises:
         NotFound: with a pointer to each that is not there.
@@ -44,17 +49,11 @@ def check_references(session: Session, owner: str, spec: JobSpec) -> None:
     rejected: list[dict[str, str]] = []
     alone: list[dict[str, str]] = []
     run = runs(spec)
+    found = {} if found is None else found
     for reference in uploads_of(spec):
-        table = table_of(reference.id)
-        # Locked until the job is there, so that a delete at the same moment sees the job.
-        upload = cast(
-            "Model | Dataset | None",
-            session.scalar(
-                select(table)
-                .where(table.id == reference.id, table.owner == owner, table.deleted_at.is_(None))
-                .with_for_update(read=True)
-            ),
-        )
+        if reference.id not in found:
+            found[reference.id] = _locked(session, owner, reference.id)
+        upload = found[reference.id]
         kind = "model" if reference.kind == "model" else "data set"
         if upload is None:
             detail = f"there is no {kind} {reference.id}; upload it first"
@@ -72,6 +71,13 @@ def check_references(session: Session, owner: str, spec: JobSpec) -> None:
         raise InvalidArchitecture(
             "The job has to run weights alone: give their `architecture`, or upload the whole model.", errors=alone
         )
+
+
+def _locked(session: Session, owner: str, upload_id: str) -> Model | Dataset | None:
+    """The owner's upload, locked until the job is there, so that a delete at the same moment sees the job."""
+    table = table_of(upload_id)
+    there = (table.id == upload_id, table.owner == owner, table.deleted_at.is_(None))
+    return cast("Model | Dataset | None", session.scalar(select(table).where(*there).with_for_update(read=True)))
 
 
 def _holds_weights_alone(upload: Model | Dataset) -> bool:

@@ -91,21 +91,23 @@ def new_job(
 
 
 @router.post("/jobs/new", dependencies=[Following])
-def submit(request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId, texts: FormTexts) -> Response:
+async def submit(
+    request: Request, parts: PartsOf, caller: CallerOf, request_id: RequestId, texts: FormTexts
+) -> Response:
     """Post the job, and show it."""
-    filled, key = read(_form_called(_text(texts, "type")), texts), _key_in(texts)
+    filled, key = await run_in_threadpool(read, _form_called(_text(texts, "type")), texts), _key_in(texts)
     status = 422
     if filled.spec is not None:
         try:
             # Another spec under the same key is another job: somebody went back, and changed something.
             once = f"{key}-{digest_of(filled.spec)[:32]}"
-            return see_other(f"/jobs/{submit_job(parts, caller, filled.spec, once, request_id).id}")
+            return see_other(f"/jobs/{await submit_job(parts, caller, filled.spec, once, request_id)}")
         except Unauthorized:
             raise
         except ParedError as error:
             place(filled, error)
             status = error.status
-    return _page(request, parts, caller, filled, key, status=status)
+    return await run_in_threadpool(_page, request, parts, caller, filled, key, status=status)
 
 
 @router.post("/jobs/new/preview", dependencies=[Following])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -12,15 +13,16 @@ from pared.state.jobs import cancel, no_such_job
 from pared.statuses import ENDED, JobStatus
 from service.checked_routes import CheckedRoute
 from service.dependencies import (
-    CallerOf,
     Following,
     OwnedJob,
     Owner,
+    Parts,
     PartsOf,
-    RequestId,
     check_id,
+    known_caller,
     owner_of,
     parts_of,
+    request_id_of,
 )
 from service.etags import client_has, tagged
 from service.job_answers import JobAnswer, JobsPage
@@ -76,19 +78,13 @@ IdempotencyKey = Annotated[
     openapi_extra=SPEC_BODY,
     responses=answers(202, JOB, 404, 409, 413),
 )
-def create_job(
-    response: Response,
-    parts: PartsOf,
-    caller: CallerOf,
-    request_id: RequestId,
-    spec: PostedSpec,
-    idempotency_key: IdempotencyKey = None,
-) -> JobView:
+async def create_job(request: Request, spec: PostedSpec, idempotency_key: IdempotencyKey = None) -> Response:
     """Submit, dispatch, answer."""
-    view = submit_job(parts, caller, spec, idempotency_key, request_id)
-    response.headers["Location"] = view.links.self
-    response.headers["Retry-After"] = "1"
-    return view
+    parts, caller = await parts_of(request), await known_caller(request)
+    job_id = await submit_job(parts, caller, spec, idempotency_key, await request_id_of(request))
+    job = await job_answer(parts, caller.owner, job_id)
+    headers = {"Location": f"/v1/jobs/{job_id}", "Retry-After": "1"}
+    return Response(job.content, 202, headers, media_type="application/json")
 
 
 @router.get(
@@ -130,17 +126,20 @@ async def get_job(request: Request, job_id: str) -> Response:
         changed = conditional and not client_has(request, job.tag)
         return changed or job.status in ENDED
 
-    async def read() -> JobAnswer:
-        job = await parts.jobs.get((owner, job_id))
-        if job is None:
-            raise no_such_job(job_id)
-        return job
-
-    job = await wait_until(request, parts, job_id, read, may_answer, wait_s, any_change=conditional)
+    look = partial(job_answer, parts, owner, job_id)
+    job = await wait_until(request, parts, job_id, look, may_answer, wait_s, any_change=conditional)
     headers = wait_headers(wait_s)
     if job.status not in ENDED:
         headers["Retry-After"] = "1"
     return tagged(request, job.content, job.tag, headers)
+
+
+async def job_answer(parts: Parts, owner: str, job_id: str) -> JobAnswer:
+    """The owner's job as it is sent. Raises NotFound."""
+    job = await parts.jobs.get((owner, job_id))
+    if job is None:
+        raise no_such_job(job_id)
+    return job
 
 
 @router.post(

@@ -1,0 +1,74 @@
+"""Owns doing for many requests at once what each asks for: who asks while a batch is under way is in the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from fastapi.concurrency import run_in_threadpool
+
+MOST = 32
+"""Requests in one batch: each may be about a row of a megabyte."""
+
+Asked = TypeVar("Asked", bound=Hashable)
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class _Lane(Generic[Asked, Answer]):
+    batch: dict[Asked, None] = field(default_factory=dict)
+    """The one that is open, in the order in which it was asked."""
+    is_open: bool = False
+    last: asyncio.Task[Mapping[Asked, Answer]] | None = None
+
+
+class Batches(Generic[Asked, Answer]):
+    """What is asked for together costs little more than one, and all of it is done after it was asked for.
+
+    Belongs to one event loop. Who asks the same as another in the batch gets the same answer.
+    """
+
+    def __init__(
+        self,
+        do: Callable[[Collection[Asked]], Mapping[Asked, Answer]],
+        *,
+        lane_of: Callable[[Asked], Hashable] = lambda _: None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            do: called in a thread; leaves out what has no answer.
+            lane_of: batches of one lane come after each other, and nothing of another lane is in them.
+        """
+        self._do, self._lane_of = do, lane_of
+        self._lanes: dict[Hashable, _Lane[Asked, Answer]] = {}
+
+    async def get(self, asked: Asked) -> Answer | None:
+        """The answer; None: there is none. Raises what `do` raises."""
+        name = self._lane_of(asked)
+        lane = self._lanes.setdefault(name, _Lane())
+        if lane.last is None or not lane.is_open or len(lane.batch) == MOST:
+            lane.batch, lane.is_open = {}, True
+            lane.last = asyncio.create_task(self._do_after(lane.last, lane, lane.batch))
+            lane.last.add_done_callback(lambda task: self._end(name, task))
+        lane.batch[asked] = None
+        # A client who leaves takes nobody else's answer along.
+        return (await asyncio.shield(lane.last)).get(asked)
+
+    async def _do_after(
+        self,
+        before: asyncio.Task[Mapping[Asked, Answer]] | None,
+        lane: _Lane[Asked, Answer],
+        batch: dict[Asked, None],
+    ) -> Mapping[Asked, Answer]:
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        if batch is lane.batch:
+            lane.is_open = False
+        return await run_in_threadpool(self._do, batch.keys())
+
+    def _end(self, name: Hashable, task: asyncio.Task[Mapping[Asked, Answer]]) -> None:
+        if self._lanes[name].last is task:
+            del self._lanes[name]
