@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from http_load import rate
 from results import machine, table, write_section
 from sqlalchemy import func, insert, select, text
@@ -73,24 +74,24 @@ def main(most: int) -> None:
                 share = measured[most][what]["ratio"] / measured[FEW][what]["ratio"]
                 flat.append(f"{backend}, {what}: {share:.2f}")
     how = (
-        f"{machine()}; {CLIENTS} clients on connections that stay open, {ROUNDS} rounds of {SECONDS:g} s each; ratios "
-        "are to a constant route of FastAPI in the same round (median, least to most). Targets: polls 0.5, lists 0.25, "
-        "304 answers 0.7; 200 submits a second."
+        f"{machine()}; {CLIENTS} clients on connections that stay open, {ROUNDS} rounds of {SECONDS:g} s each. Ratios "
+        "are to a constant route of FastAPI in the same round (median, least to most); by CPU: its processor time for "
+        "an answer by the API's. Targets: polls 0.5, lists 0.25, 304 answers 0.7; 200 submits a second."
     )
-    section = "\n\n".join([
-        "## Requests a second",
-        how,
-        table(["backend", "jobs", "what", "a second", "p50 ms", "p99 ms", "beside the constant route"], rows),
-        f"Ratio with {most:,} jobs by the ratio with {FEW}: {'; '.join(flat)}.",
-    ])  # fmt: skip
+    header = ["backend", "jobs", "what", "a second", "p50 ms", "p99 ms", "CPU µs", "ratio", "by CPU"]
+    flatness = f"Ratio with {most:,} jobs by the ratio with {FEW}: {'; '.join(flat)}."
+    section = "\n\n".join(["## Requests a second", how, table(header, rows), flatness])
     write_section("requests a second", section)
 
 
 def row_of(backend: str, jobs: int, what: str, figures: dict[str, Any]) -> list[str]:
     """A row of the table."""
     ratio = f"{figures['ratio']:.2f} ({figures['least']:.2f} to {figures['most']:.2f})" if "ratio" in figures else ""
-    counts = [f"{figures[name]:,.{1 if name != 'per_s' else 0}f}" for name in ("per_s", "p50_ms", "p99_ms")]
-    return [backend, f"{jobs:,}", what, *counts, ratio]
+    of_cpu = f"{figures['cpu_ratio']:.2f}" if "cpu_ratio" in figures else ""
+    counts = [
+        f"{figures[name]:,.{1 if name.endswith('ms') else 0}f}" for name in ("per_s", "p50_ms", "p99_ms", "cpu_us")
+    ]
+    return [backend, f"{jobs:,}", what, *counts, ratio, of_cpu]
 
 
 def measure(data: Path, url: str, jobs: int) -> dict[str, Any]:
@@ -98,42 +99,58 @@ def measure(data: Path, url: str, jobs: int) -> dict[str, Any]:
     settings = Settings(data_dir=data, database_url=url, max_waiting_jobs=0, max_requests_per_s=0)
     migrate(settings)
     ids = fill(settings, jobs)
-    with serving(settings) as port, constant() as constant_port:
+    with serving(settings) as (port, server), constant() as (constant_port, constant_server):
         paths = [{"path": f"/v1/jobs/{job}"} for job in ids["ended"]]
         tags = [httpx.get(f"http://127.0.0.1:{port}{each['path']}").headers["etag"] for each in paths]
         asked = {
             "poll": paths,
             "poll of a job that waits": [{"path": f"/v1/jobs/{job}"} for job in ids["queued"]],
             "304": [each | {"headers": {"If-None-Match": tag}} for each, tag in zip(paths, tags, strict=True)],
-            "list of 20": [{"path": "/v1/jobs?limit=20&status=succeeded"}],
+            "list of 20": [{"path": f"/v1/jobs?limit=20&status=succeeded&after={job}"} for job in ids["ended"]],
         }
         seen: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
         for _ in range(ROUNDS):
-            beside = rate(constant_port, [{"path": "/constant"}], clients=CLIENTS, seconds=SECONDS)
+            beside = timed(constant_server, constant_port, [{"path": "/constant"}])
             for name, requests in asked.items():
-                figures = rate(port, requests, clients=CLIENTS, seconds=SECONDS)
+                figures = timed(server, port, requests)
                 assert set(figures["statuses"]) == {"304" if name == "304" else "200"}, figures
-                seen[name].append(figures | {"ratio": figures["per_s"] / beside["per_s"]})
+                ratios = {
+                    "ratio": figures["per_s"] / beside["per_s"],
+                    "cpu_ratio": beside["cpu_us"] / figures["cpu_us"],
+                }
+                seen[name].append(figures | ratios)
         result = {name: summary(each) for name, each in seen.items()}
-        result["submit"] = submits(settings, port, ids["model"])
+        result["submit"] = submits(settings, server, port, ids["model"])
     return result
+
+
+def timed(
+    server: psutil.Process, port: int, requests: list[dict[str, Any]], seconds: float = SECONDS
+) -> dict[str, Any]:
+    """Rates and latencies, and the processor time that the server took for an answer."""
+    before = server.cpu_times()
+    figures = rate(port, requests, clients=CLIENTS, seconds=seconds)
+    after = server.cpu_times()
+    cpu_s = after.user + after.system - before.user - before.system
+    return figures | {"cpu_us": 1e6 * cpu_s / sum(figures["statuses"].values())}
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
     """Of the rounds of one kind of request."""
     ratios = [each["ratio"] for each in rounds]
-    medians = {name: statistics.median(each[name] for each in rounds) for name in ("per_s", "p50_ms", "p99_ms")}
+    names = ("per_s", "p50_ms", "p99_ms", "cpu_us", "cpu_ratio")
+    medians = {name: statistics.median(each[name] for each in rounds) for name in names}
     return medians | {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
-def submits(settings: Settings, port: int, model: str) -> dict[str, Any]:
+def submits(settings: Settings, server: psutil.Process, port: int, model: str) -> dict[str, Any]:
     """Jobs that are posted, each in the database with what is owed to the broker before its 202 was sent."""
     sessions = make_sessions(make_engine(settings.effective_database_url))
     with sessions() as session:
         before = session.scalar(select(func.count()).select_from(Job)) or 0
     body = json.dumps({"type": "prune", "model": model, "amount": 0.5, "retrain": None})
     request = {"path": "/v1/jobs", "method": "POST", "headers": {"Content-Type": "application/json"}, "body": body}
-    figures = rate(port, [request], clients=CLIENTS, seconds=5.0)
+    figures = timed(server, port, [request], seconds=5.0)
     assert set(figures["statuses"]) == {"202"}, figures
     with sessions() as session:
         after = session.scalar(select(func.count()).select_from(Job)) or 0
@@ -200,31 +217,31 @@ def model(now: float) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[int]:
-    """The port of an API process with these settings."""
+def serving(settings: Settings) -> Iterator[tuple[int, psutil.Process]]:
+    """An API process with these settings, and its port."""
     port = free_port()
-    env = {"PARED_DATA_DIR": str(settings.data_dir), "PARED_PORT": str(port), "PARED_LOG_LEVEL": "warning"}
+    env = {"PARED_DATA_DIR": str(settings.data_dir), "PARED_PORT": str(port)}
     env |= {"PARED_MAX_REQUESTS_PER_S": "0", "PARED_MAX_WAITING_JOBS": "0"}
     if settings.database_url:
         env["PARED_DATABASE_URL"] = settings.database_url
-    with ready([sys.executable, "-P", "-m", "pared", "api"], env, f"http://127.0.0.1:{port}/healthz"):
-        yield port
+    with ready([sys.executable, "-P", "-m", "pared", "api"], env, f"http://127.0.0.1:{port}/healthz") as process:
+        yield port, process
 
 
 @contextmanager
-def constant() -> Iterator[int]:
-    """The port of an app of one route."""
+def constant() -> Iterator[tuple[int, psutil.Process]]:
+    """The process of an app of one route, and its port."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "constant_route:app", "--port", str(port), "--no-access-log"]
     command += ["--loop", "asyncio", "--http", "httptools", "--log-level", "warning"]
-    with ready(command, {"PYTHONPATH": str(Path(__file__).parent)}, f"http://127.0.0.1:{port}/constant"):
-        yield port
+    with ready(command, {"PYTHONPATH": str(Path(__file__).parent)}, f"http://127.0.0.1:{port}/constant") as process:
+        yield port, process
 
 
 @contextmanager
-def ready(command: list[str], env: dict[str, str], url: str) -> Iterator[None]:
+def ready(command: list[str], env: dict[str, str], url: str) -> Iterator[psutil.Process]:
     """A process that answers at this address."""
-    process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             try:
@@ -234,7 +251,7 @@ def ready(command: list[str], env: dict[str, str], url: str) -> Iterator[None]:
                 time.sleep(0.1)
         else:
             raise RuntimeError(f"{command} does not answer")
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(30)

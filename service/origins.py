@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -89,11 +90,16 @@ def _trusted(address: str, settings: Settings) -> bool:
 
 
 def _is_our_name(headers: Headers, settings: Settings) -> bool:
-    return _host_name(headers) in _LOCAL_NAMES | {settings.host.lower()}
+    name = _host_name(headers)
+    return name in _LOCAL_NAMES or name == settings.host.lower()
 
 
 def _host_name(headers: Headers) -> str:
-    header = headers.get("host", "")
+    return _name_in(headers.get("host", ""))
+
+
+@lru_cache(maxsize=64)  # of a few names, many times a second
+def _name_in(header: str) -> str:
     try:
         return urlsplit(f"//{header}").hostname or "localhost"
     except ValueError:

@@ -57,11 +57,15 @@ def submit(
     spec: JobSpec,
     idempotency: Idempotency | None = None,
     *,
+    request_id: str | None = None,
+    key_id: str | None = None,
     settings: Settings | None = None,
 ) -> tuple[Job, bool]:
     """Submit one job.
 
     Args:
+        request_id: as in `NewJob`, and so the next one.
+        key_id: of the key that it comes with.
         settings: with the owner's limits; None: those of the process.
 
     Returns:
@@ -70,7 +74,7 @@ def submit(
     Raises:
         ParedError: as `submit_all` tells.
     """
-    submission = Submission(owner, NewJob(spec), idempotency)
+    submission = Submission(owner, NewJob(spec, request_id, key_id), idempotency)
     outcome = submit_all(sessions, [submission], settings or process_settings())[submission]
     if isinstance(outcome, ParedError):
         raise outcome

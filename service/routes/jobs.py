@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from pared.job_types import LISTED, ListedName
 from pared.state.jobs import cancel, no_such_job
 from pared.statuses import ENDED, JobStatus
-from service.checked_routes import CheckedRoute
+from service.checked_routes import CheckedRoute, PlainRoute
 from service.dependencies import (
     Following,
     OwnedJob,
@@ -34,8 +34,8 @@ from service.pagination import After, Limit
 from service.schemas import JobView, Page
 from service.submissions import submit_job
 
-# What clients ask for again and again depends on nothing by `Depends`: each takes a tenth of a millisecond.
 router = APIRouter(tags=["jobs"], route_class=CheckedRoute)
+polls = APIRouter(tags=["jobs"], route_class=PlainRoute)
 
 EXAMPLE_EVENTS = """\
 id: 1
@@ -64,6 +64,34 @@ IdempotencyKey = Annotated[
         "be repeated safely.",
     ),
 ]
+
+
+@polls.get(
+    "/v1/jobs/{job_id}",
+    response_model=JobView,
+    summary="Look at a job",
+    description="`Prefer: wait=30` answers once the job has ended, or after so many seconds (at most 60); with "
+    "`If-None-Match`, as soon as anything changes. `Retry-After` says when to look again; an ended job has none. "
+    "Where `result.failed_outputs` is not empty, the job has succeeded without these formats.",
+    responses=answers(200, SUCCEEDED, 404) | UNCHANGED,
+)
+async def get_job(request: Request, job_id: str) -> Response:
+    """The job, at once or once ended."""
+    parts, owner = await parts_of(request), await owner_of(request)
+    check_id(job_id, "job")
+    wait_s = requested_wait_s(request)
+    conditional = "if-none-match" in request.headers
+
+    def may_answer(job: JobAnswer) -> bool:
+        changed = conditional and not client_has(request, job.tag)
+        return changed or job.status in ENDED
+
+    look = partial(job_answer, parts, owner, job_id)
+    job = await wait_until(request, parts, job_id, look, may_answer, wait_s, any_change=conditional)
+    headers = wait_headers(wait_s)
+    if job.status not in ENDED:
+        headers["Retry-After"] = "1"
+    return tagged(request, job.content, job.tag, headers)
 
 
 @router.post(
@@ -104,34 +132,6 @@ async def list_jobs(
     """A page of the jobs that the owner posted."""
     page = JobsPage(await owner_of(request), status, job_type, after, limit)
     return Response(await (await parts_of(request)).job_pages.get(page), media_type="application/json")
-
-
-@router.get(
-    "/v1/jobs/{job_id}",
-    response_model=JobView,
-    summary="Look at a job",
-    description="`Prefer: wait=30` answers once the job has ended, or after so many seconds (at most 60); with "
-    "`If-None-Match`, as soon as anything changes. `Retry-After` says when to look again; an ended job has none. "
-    "Where `result.failed_outputs` is not empty, the job has succeeded without these formats.",
-    responses=answers(200, SUCCEEDED, 404) | UNCHANGED,
-)
-async def get_job(request: Request, job_id: str) -> Response:
-    """The job, at once or once ended."""
-    parts, owner = await parts_of(request), await owner_of(request)
-    check_id(job_id, "job")
-    wait_s = requested_wait_s(request)
-    conditional = "if-none-match" in request.headers
-
-    def may_answer(job: JobAnswer) -> bool:
-        changed = conditional and not client_has(request, job.tag)
-        return changed or job.status in ENDED
-
-    look = partial(job_answer, parts, owner, job_id)
-    job = await wait_until(request, parts, job_id, look, may_answer, wait_s, any_change=conditional)
-    headers = wait_headers(wait_s)
-    if job.status not in ENDED:
-        headers["Retry-After"] = "1"
-    return tagged(request, job.content, job.tag, headers)
 
 
 async def job_answer(parts: Parts, owner: str, job_id: str) -> JobAnswer:
