@@ -7,14 +7,18 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import APIRouter
 from sqlalchemy import delete, event, func, select
 
 import pared
 from pared.state.events import add_events
 from pared.state.queue import messages_waiting
 from pared.state.tables import Job, Outbox, WorkerHeartbeat
+from service.app import create_app
+from service.routes import limits
 from tests.integration.service.conftest import Api, serving
 from tests.support.processes import wait_for
 
@@ -123,6 +127,40 @@ def test_an_unchanged_job_is_not_sent_again_and_a_change_ends_the_wait(api: Api)
     threading.Timer(0.4, api.claim, [job["id"]]).start()
     answer = api.get(job["links"]["self"], headers=known | {"prefer": "wait=20"})
     assert (answer.status_code, answer.json()["status"]) == (200, "running")
+
+
+def test_polls_lists_and_pages_of_many_at_once_show_each_job_as_it_is_now(api: Api):
+    jobs = [api.submit(amount=0.3) for _ in range(6)]
+
+    def shown(job: str) -> list[dict[str, Any]]:
+        listed = next(each for each in api.get("/v1/jobs?limit=100").json()["data"] if each["id"] == job)
+        return [api.get(f"/v1/jobs/{job}").json(), listed]
+
+    api.finish(jobs[0]["id"], {"model.pt": b"x"})
+    api.fail(jobs[1]["id"])
+    api.claim(jobs[2]["id"])
+    states = [shown(job["id"]) for job in jobs]
+    assert all(polled == listed for polled, listed in states)
+    assert [polled["status"] for polled, _ in states] == ["succeeded", "failed", "running", *["queued"] * 3]
+    assert [polled["queue_position"] for polled, _ in states[3:]] == sorted(
+        polled["queue_position"] for polled, _ in states[3:]
+    )
+    # Twice as it was before, and each time as it is now.
+    for pinned, action in ((True, "pin"), (False, "unpin"), (True, "pin")):
+        assert api.post(f"/v1/jobs/{jobs[0]['id']}/{action}").status_code == 204
+        assert [each["pinned"] for each in shown(jobs[0]["id"])] == [pinned, pinned]
+    with ThreadPoolExecutor(12) as pool:
+        polled = list(pool.map(lambda number: api.get(f"/v1/jobs/{jobs[number % 6]['id']}").json()["id"], range(60)))
+    assert polled == [jobs[number % 6]["id"] for number in range(60)]
+    assert api.get("/v1/jobs/job_01K9Q5V7M3W8Z2X4Y6A0B1C2D3").status_code == 404
+
+
+def test_every_route_that_answers_known_callers_alone_says_so(api: Api, monkeypatch: pytest.MonkeyPatch):
+    forgetful = APIRouter()
+    forgetful.add_api_route("/v1/secret", lambda: "secret")
+    monkeypatch.setattr(limits, "router", forgetful)
+    with pytest.raises(TypeError, match="would answer anybody"):
+        create_app(api.parts.settings)
 
 
 def test_a_queued_job_is_canceled_and_an_ended_one_is_not(api: Api):

@@ -8,11 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import func, select, update
 
-from pared.errors import Conflict, DeviceUnavailable, IdempotencyMismatch, InvalidArchitecture, NotFound
+from pared.errors import Conflict, DeviceUnavailable, IdempotencyMismatch, InvalidArchitecture, NotFound, OverLimit
 from pared.specs import DistillSpec, InspectSpec, PlanSpec, PruneSpec
-from pared.state import lifecycle
+from pared.state import jobs, lifecycle
 from pared.state.events import add_event, add_events, events_after
-from pared.state.jobs import Idempotency, cancel, find_job, submit, submit_plan
+from pared.state.jobs import (
+    Idempotency,
+    Submission,
+    Submitted,
+    cancel,
+    find_job,
+    submit,
+    submit_all,
+    submit_plan,
+)
+from pared.state.lifecycle import NewJob
 from pared.state.references import job_using, uploads_of
 from pared.state.session import Sessions
 from pared.state.tables import (
@@ -83,6 +93,44 @@ def test_one_key_makes_one_job_however_often_it_is_sent_at_once(sessions):
     assert len({job.id for job, _ in made}) == 1
     assert sum(new for _, new in made) == 1
     assert (rows(sessions, Job), rows(sessions, Outbox), rows(sessions, IdempotencyKey)) == (1, 1, 1)
+
+
+def test_of_jobs_that_are_submitted_together_one_that_is_refused_holds_up_no_other(sessions, settings):
+    absent = PruneSpec(type="prune", model="mdl_" + "1" * 26, amount=0.5)
+    key, other = Idempotency("k", "digest"), Idempotency("k", "other")
+    posted = [
+        Submission("local", NewJob(spec, request_id=str(number)), idempotency)
+        for number, (spec, idempotency) in enumerate(
+            [(PRUNE, None), (absent, None), (PRUNE, key), (PRUNE, key), (PRUNE, other), (PRUNE, None), (PRUNE, None)]
+        )
+    ]
+    outcomes = submit_all(sessions, posted, settings.model_copy(update={"max_waiting_jobs": 3}))
+    came = [outcomes[each] for each in posted]
+    assert [type(each) for each in came] == [
+        *(Submitted, NotFound, Submitted, Submitted, IdempotencyMismatch, Submitted, OverLimit)
+    ]
+    made = [each.job for each in came if isinstance(each, Submitted) and each.new]
+    assert [job.request_id for job in made] == ["0", "2", "5"]
+    assert [job.id for job in made] == sorted(job.id for job in made), "in the order in which they came"
+    assert came[3].job.id == made[1].id
+    assert (rows(sessions, Job), rows(sessions, Outbox), rows(sessions, IdempotencyKey)) == (3, 3, 1)
+    assert all(events_of(sessions, job.id) == [(1, "status", "queued")] for job in made)
+
+
+def test_a_key_that_another_process_uses_at_the_same_moment_makes_no_second_job(sessions, settings, monkeypatch):
+    key = Idempotency("k", "digest")
+    theirs, _ = submit(sessions, "local", PRUNE, key)
+    look = jobs._made_by
+
+    def looks_too_early(*args):
+        monkeypatch.setattr(jobs, "_made_by", look)
+
+    monkeypatch.setattr(jobs, "_made_by", looks_too_early)
+    posted = [Submission("local", NewJob(PRUNE), key), Submission("local", NewJob(PRUNE))]
+    outcomes = submit_all(sessions, posted, settings)
+    first, second = (outcomes[each] for each in posted)
+    assert (first.job.id, first.new, second.new) == (theirs.id, False, True)
+    assert rows(sessions, Job) == 2
 
 
 def test_a_key_belongs_to_its_owner_and_its_body(sessions):

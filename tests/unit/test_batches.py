@@ -1,0 +1,89 @@
+"""What many requests ask for together is done together, after each has asked, and fails nobody who did not ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Collection
+
+import pytest
+
+from service.batches import MOST, Batches
+
+
+class Doing:
+    """Answers with how many batches there were before; a batch ends when it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go_on = threading.Semaphore(0)
+
+    def __call__(self, asked: Collection[str]) -> dict[str, int]:
+        self.batches.append(list(asked))
+        assert self.go_on.acquire(timeout=30)
+        if "bad" in asked:
+            raise ValueError("bad")
+        return {each: len(self.batches) for each in asked if each != "nothing"}
+
+
+async def begun(doing: Doing, batches: int) -> None:
+    for _ in range(1000):
+        if len(doing.batches) == batches:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"{len(doing.batches)} batches instead of {batches}")
+
+
+def ask(batches: Batches[str, int], *asked: str) -> list[asyncio.Task[int | None]]:
+    return [asyncio.create_task(batches.get(each)) for each in asked]
+
+
+def test_who_asks_while_a_batch_is_under_way_is_in_the_next():
+    async def run() -> None:
+        doing = Doing()
+        batches = Batches(doing)
+        first = ask(batches, "a", "b", "nothing")
+        await begun(doing, 1)
+        later = ask(batches, "a", "c")
+        doing.go_on.release()
+        assert await asyncio.gather(*first) == [1, 1, None]
+        await begun(doing, 2)
+        doing.go_on.release()
+        assert await asyncio.gather(*later) == [2, 2], "read after it was asked for"
+        assert doing.batches == [["a", "b", "nothing"], ["a", "c"]]
+        assert batches._lanes == {}
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_fails_fails_those_in_it_alone_and_who_leaves_takes_none_along():
+    async def run() -> None:
+        doing = Doing()
+        batches = Batches(doing)
+        failing = ask(batches, "bad", "a")
+        await begun(doing, 1)
+        later = ask(batches, "a", "b", "c")
+        await asyncio.sleep(0)
+        later[0].cancel()
+        doing.go_on.release(2)
+        assert [str(each) for each in await asyncio.gather(*failing, return_exceptions=True)] == ["bad", "bad"]
+        assert await asyncio.gather(*later[1:]) == [2, 2]
+        with pytest.raises(asyncio.CancelledError):
+            await later[0]
+
+    asyncio.run(run())
+
+
+def test_a_batch_is_bounded_and_a_lane_waits_for_no_other():
+    async def run() -> None:
+        doing = Doing()
+        batches = Batches(doing, lane_of=lambda asked: asked.startswith("slow"))
+        ask(batches, "slow")
+        await begun(doing, 1)
+        asked = ask(batches, *map(str, range(MOST + 5)))
+        await begun(doing, 2)
+        doing.go_on.release(3)
+        assert set(await asyncio.gather(*asked)) <= {2, 3}
+        assert sorted(map(len, doing.batches)) == [1, 5, MOST]
+
+    asyncio.run(run())
