@@ -215,6 +215,8 @@ class Connection(HttpToolsProtocol):
                     f"The request line and the headers have at most {self._limits.header_bytes:,} bytes together. "
                     "Send what is longer in the body, such as `architecture` as a field of a form.",
                 )
+        if self._in_body and self._timer is None and not self._closed:  # most requests have none, and need no timer
+            self._watch_body()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -237,7 +239,7 @@ class Connection(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self.cycle.transport = _EndsAfterAnswer(self)  # type: ignore[assignment] # all that a cycle uses of one
-        self._watch_body()
+        self._received = 0
 
     def on_chunk_header(self) -> None:
         """Called by the parser at each chunk of a body."""
