@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu.exceptions import ChannelError, KombuError
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Double, Integer, and_, bindparam, delete, exists, func, or_, select, update
 
 from pared.errors import Unavailable
 from pared.state.failpoints import failpoint
@@ -30,6 +30,13 @@ QUEUES = {"auto": "pared", "cpu": "pared.cpu", "cuda": "pared.cuda"}
 NO_QUEUE = "pared.none"
 """Where nobody sends: what a worker listens to that takes no jobs."""
 TASK = "run_job"
+_OWED = (  # asked every second, and quicker asked than built
+    select(Outbox.id, Outbox.job_id, Job.device)
+    .join(Job, Job.id == Outbox.job_id)
+    .where(Outbox.created_at <= db_now() - bindparam("older_than_s", type_=Double()))
+    .order_by(Outbox.id)
+    .limit(bindparam("most", type_=Integer()))
+)
 
 log = structlog.get_logger()
 
@@ -99,13 +106,7 @@ def relay(sessions: Sessions, *, limit: int = 100, older_than_s: float = 0.0, qu
     Two relays at once may send one twice, never not at all: a row goes only after the broker has its message.
     """
     with sessions() as session:
-        owed = session.execute(
-            select(Outbox.id, Outbox.job_id, Job.device)
-            .join(Job, Job.id == Outbox.job_id)
-            .where(Outbox.created_at <= db_now() - older_than_s)
-            .order_by(Outbox.id)
-            .limit(limit)
-        ).all()
+        owed = session.execute(_OWED, {"older_than_s": older_than_s, "most": limit}).all()
     if owed:
         failpoint("job.created")
     sent: list[tuple[int, str]] = []

@@ -19,7 +19,7 @@ from pared.state.queue import relay, send_again
 from pared.state.retention import collect
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.tables import Job, JobEvent, by_id_of_few, db_now
+from pared.state.tables import Job, JobEvent, Outbox, by_id_of_few, db_now
 from pared.state.workers import waits_for
 
 _RELAY_AFTER_S = 2.0  # the API sends the messages of its own jobs at once; the sweep only those it did not manage
@@ -27,6 +27,14 @@ _EXPLAIN_AFTER_S = 60.0
 AT_ONCE = 4
 """Of many processes so many sweep in each round, on average: else a thousand would ask the same a thousand times. That
 none does in a round happens once in fifty."""
+# Most rounds find nothing, and ask no more than this. Made once: to build a query takes longer than to run it.
+_NOW = select(db_now())
+_ANYTHING_LOST = select(db_now(), exists().where(lifecycle.lost()))
+_ANYTHING_TO_DO = select(
+    exists(select(Outbox.id)),
+    # Not whether there is one: PostgreSQL looks for that in the table, from its beginning.
+    select(func.min(Job.run_after)).where(Job.status == "queued").scalar_subquery() <= db_now(),
+)
 
 log = structlog.get_logger()
 
@@ -53,12 +61,18 @@ class Sweep:
             processes: that sweep, this one included; of many, some do in each round.
         """
         if not _chosen_of(processes):
-            self._workers_may_have_been_cut_off()  # a round without a look would pass for an outage
+            with self._sessions() as session:
+                now = session.scalars(_NOW).one()
+            self._workers_may_have_been_cut_off(now)  # a round without a look would pass for an outage
             return
         self.expire()
-        relay(self._sessions, older_than_s=_RELAY_AFTER_S, queue=self._queue)
-        send_again(self._sessions, self._settings.ring_again_s, queue=self._queue)
-        self.explain_waiting()
+        with self._sessions() as session:
+            owed, waiting = session.execute(_ANYTHING_TO_DO).one()
+        if owed:
+            relay(self._sessions, older_than_s=_RELAY_AFTER_S, queue=self._queue)
+        if waiting:
+            send_again(self._sessions, self._settings.ring_again_s, queue=self._queue)
+            self.explain_waiting()
         if time.monotonic() >= self._collect_at:
             self._collect_at = time.monotonic() + min(600.0, max(self._settings.keep_unreferenced_s / 4, 1.0))
             if _chosen_of(processes):  # it lists the whole store
@@ -66,16 +80,15 @@ class Sweep:
 
     def expire(self) -> list[str]:
         """Requeue, cancel or fail jobs whose lease ran out. Returns their ids."""
-        if self._workers_may_have_been_cut_off():
+        with self._sessions() as session:
+            now, lost = session.execute(_ANYTHING_LOST).one()
+        if self._workers_may_have_been_cut_off(now) or not lost:
             return []
         settings = self._settings
         out_of_attempts = OutOfAttempts(
             f"The worker running this job was lost {settings.max_lost_attempts} times. "
             "Ask whoever runs this server to look at the workers' log, then submit the job again."
         ).as_job_error()
-        with self._sessions() as session:
-            if session.scalar(select(Job.id).where(lifecycle.lost()).limit(1)) is None:
-                return []
         with self._sessions.begin() as session:
             expired = lifecycle.expire(session, settings.max_lost_attempts, out_of_attempts)
         if expired:
@@ -111,10 +124,8 @@ class Sweep:
         if gone.objects:
             log.info("objects_collected", objects=gone.objects)
 
-    def _workers_may_have_been_cut_off(self) -> bool:
+    def _workers_may_have_been_cut_off(self, now: float) -> bool:
         """After a pause of the database (or of the whole machine) give living workers one lease to renew theirs."""
-        with self._sessions() as session:
-            now = session.scalar(select(db_now())) or 0.0
         # Longer than between two sweeps, and shorter than what a lease that was just renewed outlives.
         most = (self._settings.sweep_s + self._settings.lease_s - self._settings.heartbeat_s) / 2
         if self._looked_at is not None and now - self._looked_at > most:
