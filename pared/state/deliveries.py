@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 import structlog
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from pared.job_types import UNLISTED
@@ -115,16 +115,23 @@ def owed(webhook_id: str, job_id: str | None, event: str, now: float, data: dict
 
 # -- sending --------------------------------------------------------------------------------------
 
+_IS_DUE = and_(
+    WebhookDelivery.status == "pending",
+    WebhookDelivery.next_at <= db_now(),
+    or_(Webhook.disabled_at.is_(None), WebhookDelivery.event == TEST),
+)
+"""WHERE clause over deliveries joined with their webhooks. A disabled one is owed tests alone; the rest waits."""
+_OWED = select(WebhookDelivery.webhook_id).join(Webhook, Webhook.id == WebhookDelivery.webhook_id).where(_IS_DUE)
+_DUE = (  # asked every second, and quicker asked than built
+    select(Webhook.id, Webhook.owner, Webhook.failing_since)
+    .join(Owner, Owner.id == Webhook.owner)
+    .where(Webhook.id.in_(_OWED), Owner.disabled_at.is_(None))
+)
+
 
 def due(session: Session) -> Sequence[tuple[str, str, bool]]:
     """The webhooks that something can be sent to now: id, owner, whether the last attempt failed."""
-    owed = select(WebhookDelivery.webhook_id).join(Webhook, Webhook.id == WebhookDelivery.webhook_id).where(_is_due())
-    rows = session.execute(
-        select(Webhook.id, Webhook.owner, Webhook.failing_since)
-        .join(Owner, Owner.id == Webhook.owner)
-        .where(Webhook.id.in_(owed), Owner.disabled_at.is_(None))
-    )
-    return [(row.id, row.owner, row.failing_since is not None) for row in rows]
+    return [(row.id, row.owner, row.failing_since is not None) for row in session.execute(_DUE)]
 
 
 def claim(session: Session, webhook_id: str, most: int) -> list[Claimed]:
@@ -135,7 +142,7 @@ def claim(session: Session, webhook_id: str, most: int) -> list[Claimed]:
     ids = session.scalars(
         select(WebhookDelivery.id)
         .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
-        .where(WebhookDelivery.webhook_id == webhook_id, _is_due())
+        .where(WebhookDelivery.webhook_id == webhook_id, _IS_DUE)
         .order_by(WebhookDelivery.next_at, WebhookDelivery.id)
         .limit(most)
         .with_for_update(skip_locked=True, of=WebhookDelivery)
@@ -230,9 +237,3 @@ def _note_failure(webhook: Webhook, outcome: Outcome, now: float, *, for_good: b
     webhook.disabled_at = now
     webhook.disabled_reason = f"{why[0].upper()}{why[1:]} ({outcome.problem})."
     log.warning("webhook_disabled", webhook=webhook.id, owner=webhook.owner, reason=webhook.disabled_reason)
-
-
-def _is_due() -> ColumnElement[bool]:
-    """WHERE clause over deliveries joined with their webhooks. A disabled one is owed tests alone; the rest waits."""
-    wanted = or_(Webhook.disabled_at.is_(None), WebhookDelivery.event == TEST)
-    return and_(WebhookDelivery.status == "pending", WebhookDelivery.next_at <= db_now(), wanted)
