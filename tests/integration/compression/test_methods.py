@@ -784,10 +784,11 @@ def test_whole_residual_blocks_go_from_the_file(residual, tmp_path, in_a_clean_p
     assert set(dict(torch.jit.load(result).named_parameters())).isdisjoint(report.removed)
 
 
-def test_interrupted_removal_of_blocks_in_steps_ends_as_an_uninterrupted_one(residual, tmp_path):
+@pytest.mark.parametrize("deaths", [1, pytest.param(2, marks=pytest.mark.campaign)])
+def test_interrupted_removal_of_blocks_in_steps_ends_as_an_uninterrupted_one(residual, tmp_path, deaths):
     spec = pruning(granularity="residual_block", amount=0.75, schedule="iterative", steps=2, retrain={"epochs": 1})
     whole = run(spec, {"model": residual}, tmp_path / "whole")
-    pieces = interrupted(spec, {"model": residual}, tmp_path / "pieces", 2)
+    pieces = interrupted(spec, {"model": residual}, tmp_path / "pieces", deaths)
     assert len({layer.name for layer in whole.layers if not layer.shape_after[0]}) == 6
     assert pieces.reproduce.outputs == whole.reproduce.outputs
     assert (pieces.removed, pieces.layers) == (whole.removed, whole.layers)
