@@ -92,6 +92,8 @@ class PruneFields(CommonFields, PruneStepFields, total=False):
 
     example_inputs: list[TensorFields] | None
     """The arguments of the model's forward, where no data set shows them, or some have fixed values."""
+    streamed: bool | None
+    """Of a folder of a Llama, Mistral or Qwen2: read, pruned and written layer by layer, without retraining."""
 
 
 class PruneJobFields(PruneFields, total=False):

@@ -188,6 +188,8 @@ class PipelineSpec(CompressionSpec):
             shared |= {"model": before, "architecture": None}
         if index == self.searched:
             own["target"] = target or self._target_of_search(index)
+        if "streamed" in kind.model_fields:  # steps keep their results in memory
+            shared["streamed"] = False
         document = {"type": step.name, **shared, **own}
         given = {name: value for name, value in document.items() if value is not None or name in own}
         return kind.model_validate({name: _dumped(value) for name, value in given.items()})
@@ -289,6 +291,7 @@ SAID_ONCE = {
 } | {
     "type": "is the name of the step itself: leave it out",
     "teacher_architecture": "is that of the upload: put `architecture` beside `steps`",
+    "streamed": "is of prune jobs alone, for a pipeline has its models in memory: post one job after the other",
 }
 """What a step must not say -> why, and what to do."""
 
@@ -313,7 +316,7 @@ def with_steps(types: Mapping[str, type[CompressionSpec]]) -> None:
 def _fields_of(kind: type[CompressionSpec]) -> type[StepFields]:
     """The fields of a type of job that a pipeline does not say once."""
     hints = get_type_hints(kind, include_extras=True)
-    once = _shared_fields() | {"type", "teacher_architecture"}
+    once = _shared_fields() | {"type", "teacher_architecture", "streamed"}
     fields: dict[str, Any] = {
         name: (field.annotation, field)
         for name, field in kind.model_fields.items()

@@ -10,6 +10,7 @@ from pared.criteria import CRITERIA, SCORED_AS, scoring
 from pared.specs.architectures import Architecture
 from pared.specs.base import Spec
 from pared.specs.common import WITHOUT_CLASSES, WITHOUT_LABELS, CompressionSpec, TensorSpec
+from pared.specs.streaming import needs_whole_model
 from pared.specs.targets import Target
 from pared.specs.training import Retrain
 from pared.specs.uploads import DatasetReference, ModelId, Text
@@ -128,6 +129,12 @@ class PruneSpec(CompressionSpec):
         "what its config.json can say, so that the result is such a folder too: equal widths in all layers, and whole "
         "layers. Without one: true where `outputs` has `huggingface`, as it has for a folder if it is left out.",
     )
+    streamed: bool | None = Field(
+        None,
+        description="`channel`, `head` and `residual_block`, of an uploaded folder of a Llama, Mistral or Qwen2: read, "
+        "pruned and written layer by layer, in the memory of about one layer, without retraining. Without one: true "
+        "where the weights have more than 2 GiB and nothing else in the job needs the model as a whole.",
+    )
     schedule: Schedule = Field(
         "one_shot",
         description="`iterative`: the same share of what is left in each of `steps`, with retraining after each. "
@@ -180,6 +187,8 @@ class PruneSpec(CompressionSpec):
         match values.get("granularity"), values.get("n_m", (2, 4)):
             case "n:m", (int(n), int(m)) if 0 < n < m and values.get("amount") is None and values.get("target") is None:
                 values["amount"] = 1 - n / m
+        if values.get("streamed") is True:
+            values.setdefault("retrain", None)
         if "retrain" in values or values.get("dataset") is not None:
             values["retrain"] = with_usual_teacher(values.get("retrain", {}), values.get("task"))
         return values
@@ -228,6 +237,8 @@ class PruneSpec(CompressionSpec):
         elif all(each.is_plain for each in self.example_inputs or []):
             idle["example_inputs"] = "has no effect beside a data set, which shows the inputs: leave it out"
         self._must_be_left_out(idle)
+        if self.streamed and (unfit := needs_whole_model(self)):
+            self._refuse(unfit)
         return self
 
     def _target_can_be_met(self) -> None:

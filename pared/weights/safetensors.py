@@ -51,29 +51,34 @@ class Header:
     tensors: tuple[TensorEntry, ...]
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, begin: int = 0, size: int | None = None) -> Header:
     """The header of a safetensors file, held against the file: every byte belongs to exactly one tensor.
+
+    Args:
+        begin, size: where the file lies within another one, such as a zip that stores it, and how many bytes it has.
 
     Raises:
         BadSafetensors: the header is too large or malformed, or its offsets leave the file, overlap or leave gaps.
         OSError: the file cannot be read.
     """
-    size = path.stat().st_size
+    size = path.stat().st_size - begin if size is None else size
     with path.open("rb") as file:
+        file.seek(begin)
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
             raise BadSafetensors(f"its header claims {length:,} bytes; the file or the limit of 16 MiB is smaller")
         text = file.read(length)
-    data = 8 + length
+    data = begin + 8 + length
     tensors = sorted(_entries(text, data), key=lambda entry: (entry.start, entry.stop))
     end = data
     for entry in tensors:
         if entry.start != end:
             raise BadSafetensors("its tensors overlap or leave gaps")
         end = entry.stop
-    if end != size:
-        raise BadSafetensors(f"its tensors take {end - data:,} bytes, but the file has {size - data:,} (cut off?)")
+    if end != begin + size:
+        rest = begin + size - data
+        raise BadSafetensors(f"its tensors take {end - data:,} bytes, but the file has {rest:,} (cut off?)")
     return Header(prefix + text, tuple(tensors))
 
 

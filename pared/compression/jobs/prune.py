@@ -15,8 +15,10 @@ from pared.compression.jobs.goal_search import frontier, judge, search_for, writ
 from pared.compression.jobs.inputs import called_on_tensors, example_of
 from pared.compression.jobs.prune_job import PruneJob, check_patterns
 from pared.compression.jobs.prune_stored import is_stored, prune_stored
+from pared.compression.jobs.prune_streamed import MODEL, outline_of, prune_streamed
 from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import Stages, assessed, beside, settled
+from pared.compression.jobs.streamed_sizes import is_streamed
 from pared.compression.jobs.tasking import data_of, for_student
 from pared.compression.jobs.timing import batch_sizes
 from pared.compression.jobs.without_architecture import open_for, upload_notes
@@ -45,6 +47,9 @@ def prune(spec: PruneSpec, work: Work) -> Report:
     if is_stored(spec, work.models["model"]):
         with settled(work):
             return prune_stored(spec, work, Stages(work.observer))
+    if is_streamed(spec, work.models["model"]):
+        with settled(work):
+            return prune_streamed(spec, work, Stages(work.observer))
     return pruned(spec, work)[0]
 
 
@@ -54,6 +59,9 @@ def pruned(spec: PruneSpec, work: Work) -> tuple[Report, LoadedModel]:
         report = prune(spec, work)
         (path,) = (work.directory / name for name in report.reproduce.outputs)
         return report, load_weights(ModelFile(path, path.name, report.reproduce.outputs[path.name]))
+    if is_streamed(spec, work.models["model"]):
+        report = prune(spec, work)
+        return report, outline_of(work.directory / MODEL)
     with settled(work):
         stages = Stages(work.observer)
         job, skipped = prepared(spec, work, stages)

@@ -146,7 +146,7 @@ def read_weights(contents: Contents, notes: list[str]) -> State:
     Raises:
         UnsupportedModel: files are missing, damaged or outside of the folder; or they hold more than tensors.
     """
-    names = _weight_files(contents)
+    names = weight_files(contents)
     state: State = {}
     for name in names:
         found = _tensors(contents, name, notes)
@@ -186,7 +186,7 @@ def _tensors(contents: Contents, name: str, notes: list[str]) -> State:
             raise UnsupportedModel(f"{name}: {error.detail}") from error
 
 
-def _weight_files(contents: Contents) -> list[str]:
+def weight_files(contents: Contents) -> list[str]:
     """The files that hold the weights: one, or those that an index names.
 
     Raises:

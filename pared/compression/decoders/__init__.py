@@ -1,0 +1,1 @@
+"""Decoders in model folders, such as Llama: read, run, scored and written layer by layer, in the memory of one."""
