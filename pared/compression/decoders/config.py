@@ -193,7 +193,5 @@ def _rotary(settings: Mapping[str, Any]) -> Rotary | None:
     if kind == "default" and told.get("partial_rotary_factor", 1.0) == 1.0:
         return Rotary(float(theta))
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    numbers = {name: told.get(name) for name in names}
-    if kind != "llama3" or any(type(each) not in (int, float) or each <= 0 for each in numbers.values()):
-        return None
-    return Rotary(float(theta), {name: float(each) for name, each in numbers.items()})
+    scaling = {name: float(told[name]) for name in names if type(told.get(name)) in (int, float) and told[name] > 0}
+    return Rotary(float(theta), scaling) if kind == "llama3" and len(scaling) == len(names) else None

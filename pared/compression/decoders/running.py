@@ -76,10 +76,7 @@ class Seen:
 
 @dataclass
 class Running:
-    """One pass of texts through a decoder.
-
-    `lasting`: hidden states of all texts, one after the other, float32.
-    """
+    """One pass of texts through a decoder. `tick` is called at least every few seconds of work."""
 
     stored: StoredDecoder
     samples: Sequence[Sample]
@@ -160,7 +157,7 @@ class Running:
         losses = ((best + total.log()) - wanted).double().masked_fill(~labelled, 0.0)
         columns = torch.stack([losses, labelled.double(), (labelled & (answer == targets)).double()], 1)
         lengths = [len(self.samples[index].tokens) for index in chunk]
-        return [part.sum(0).tolist() for part in columns.split(lengths)]
+        return [part.sum(0).tolist() for part in torch.split(columns, lengths)]
 
     def close(self) -> None:
         """Give the disk back."""
@@ -181,15 +178,15 @@ class _States:
         begin, end = self._starts[chunk.start], self._starts[chunk.stop]
         states = torch.empty(end - begin, self._hidden)
         self._file.seek(begin * self._hidden * 4)
-        view = memoryview(states.view(-1).numpy()).cast("B")
-        while len(view):
-            view = view[self._file.readinto(view) :]  # type: ignore[attr-defined]
+        view = states.view(-1).view(torch.uint8).numpy().data
+        while view:
+            view = view[self._file.readinto(view) :]
         return states
 
     def write(self, chunk: range, states: Tensor) -> None:
         self._file.seek(self._starts[chunk.start] * self._hidden * 4)
-        view = memoryview(states.contiguous().view(-1).numpy()).cast("B")
-        while len(view):
+        view = states.contiguous().view(-1).view(torch.uint8).numpy().data
+        while view:
             view = view[self._file.write(view) :]
 
     def close(self) -> None:

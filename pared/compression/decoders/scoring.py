@@ -80,14 +80,13 @@ def widths(
 
 
 def removable(decoder: Decoder, include: Sequence[str], exclude: Sequence[str]) -> list[int]:
-    """The layers that may go whole."""
-    return [
-        layer
-        for layer in range(decoder.layers)
-        if matches(_within(layer, PROJECTIONS), include, [])
-        and not any(matches([name], exclude, []) for name in [f"{LAYERS}.{layer}", *_within(layer, PROJECTIONS)])
-        or matches([f"{LAYERS}.{layer}"], include, exclude)
-    ]
+    """The layers that may go whole: patterns name the layer, or linear layers in it."""
+    found = []
+    for layer in range(decoder.layers):
+        names = [f"{LAYERS}.{layer}", *_within(layer, PROJECTIONS)]
+        if matches(names, include, exclude):
+            found.append(layer)
+    return found
 
 
 def _within(layer: int, names: Sequence[str] | Mapping[str, object]) -> list[str]:
@@ -162,7 +161,7 @@ class _Units:
         self._layer, self._axis, self._seen = layer, axis, seen
         self.units = decoder.inner if axis == "inner" else decoder.groups
         self.layers = _within(layer.index, _MADE_BY[axis])
-        self.generator = generator
+        self.generator: torch.Generator | None = generator
 
     def sums(self, value: Callable[[WeightTensor], Tensor]) -> Tensor:
         """Σ of a value over the weights of each unit."""
@@ -195,10 +194,11 @@ class _Whole:
     """A layer as a criterion sees it (`pared.criteria.ResidualBlock`)."""
 
     def __init__(self, layer: Layer, seen: Seen | None, generator: torch.Generator) -> None:
-        self._layer, self._seen, self.generator = layer, seen, generator
+        self._layer, self._seen = layer, seen
+        self.generator: torch.Generator | None = generator
 
     def layer_mean(self, value: Callable[[Tensor], Tensor]) -> float:
-        """The mean of √n · value(w) over its weights w of n inputs each: of a value of some rows at a time, the mean."""
+        """The mean of √n · value(w) over its weights w of n inputs each, of a value the mean over blocks of rows."""
         scaled = []
         for name in PROJECTIONS:
             rows, columns = self._layer.tensors[f"{name}.weight"].shape

@@ -101,8 +101,8 @@ class StoredDecoder:
         file, entry = self._files[place.path], place.entry
         row_bytes = entry.size_bytes // max(entry.shape[0], 1)
         file.seek(entry.start + first_row * row_bytes)
-        view = memoryview(target.reshape(-1).view(torch.uint8).numpy())
-        while len(view):
+        view = target.reshape(-1).view(torch.uint8).numpy().data
+        while view:
             if not (count := file.readinto(view)):  # type: ignore[attr-defined]
                 raise UnsupportedModel(f"The file of {shown(name)} ends too early: zip the folder and upload it again.")
             view = view[count:]

@@ -124,7 +124,7 @@ def _write_shard(stored: StoredDecoder, parts: list[_Part], file: IO[bytes], tic
     file.write(len(head).to_bytes(8, "little") + head)
     for part in parts:
         for begin, block in stored.blocks(part.source, _BLOCK_BYTES):
-            file.write(memoryview(_cut(part, begin, block).reshape(-1).view(torch.uint8).numpy()))
+            file.write(_cut(part, begin, block).reshape(-1).view(torch.uint8).numpy().data)
             tick()
 
 
