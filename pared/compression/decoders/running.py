@@ -37,7 +37,7 @@ class Layer:
         """Make room for the largest layer."""
         self._stored = stored
         self._buffer = torch.empty(stored.layer_bytes() + 64 * 32, dtype=torch.uint8)
-        self.block_bytes = max(_LEAST_BYTES, stored.layer_bytes() // 16)
+        self.block_bytes = max(_LEAST_BYTES, stored.layer_bytes() // 32)
         self.tensors: dict[str, Tensor] = {}
         self.index = -1
 

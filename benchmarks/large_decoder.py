@@ -1,0 +1,216 @@
+"""Decoders larger than what a job may hold, pruned layer by layer: peak memory by the size of the largest layer.
+
+One decoder is Llama 7B at a tenth of its parameters. The other has two of the layers of Llama 7B in their true size, for
+memory does not hang on how many follow. Weights are random, so that losses say nothing. Each job runs in a process of
+its own, from whose peak that of a process is taken that imports the same and prunes a decoder of a few kilobytes. Run
+it with `make bench-large-decoder`; it needs 6 GB of disk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import machine, table, write_section
+from safetensors.torch import save_file
+
+SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32}
+DECODERS: dict[str, dict[str, int]] = {
+    "a few kB": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2},
+    "7 B at a tenth": {
+        "hidden_size": 1536,
+        "intermediate_size": 4128,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 22,
+    },
+    "two layers of 7 B": SEVEN | {"num_hidden_layers": 2},
+}
+JOBS: dict[str, dict[str, Any]] = {
+    "width −25 %": {"granularity": "channel", "criterion": "activation", "amount": 0.25},
+    "depth −25 %": {"granularity": "residual_block", "criterion": "activation", "amount": 0.25},
+    "width −25 %, no texts": {"granularity": "channel", "criterion": "magnitude", "amount": 0.25},
+}
+VOCABULARY, TEXTS, TOKENS = 32_000, 32, 128
+LIMIT = 1.5
+
+
+def main() -> None:
+    """Measure, print, and write the section `large-decoder`."""
+    rows, alone = [], 0
+    with tempfile.TemporaryDirectory(prefix="pared-large-") as name:
+        folder = Path(name)
+        texts = write_texts(folder / "texts.jsonl")
+        for what, sizes in DECODERS.items():
+            model = write_decoder(folder / "model", sizes, VOCABULARY if sizes["num_hidden_layers"] > 2 else 2_000)
+            packed = pack(model, folder / "model.zip")
+            for job, fields in JOBS.items():
+                if what == "a few kB" and alone:
+                    continue
+                if sizes["num_hidden_layers"] == 2 and "depth" in job:
+                    fields = {**fields, "amount": 0.5}
+                found = measured(packed, texts if "no texts" not in job else None, fields, folder / "out")
+                if what == "a few kB":
+                    alone = found["peak"]
+                    continue
+                layer = layer_bytes(sizes)
+                ratio = (found["peak"] - alone) / layer
+                print(f"{what}, {job}: {found}, {ratio:.2f} of a layer of {layer / 1e6:.0f} MB", flush=True)
+                rows.append(
+                    [
+                        f"{what}: {found['parameters'][0] / 1e6:.0f} M, {job}",
+                        f"{found['parameters'][1] / 1e6:.0f} M",
+                        f"{found['file_bytes'][0] / 1e6:.0f}",
+                        f"{layer / 1e6:.0f}",
+                        f"{(found['peak'] - alone) / 1e6:.0f}",
+                        f"{ratio:.2f}",
+                        f"{found['seconds']:.0f}",
+                    ]
+                )
+            packed.unlink()
+    shown = table(
+        ["decoder", "after", "file, MB", "largest layer, MB", "peak memory, MB", "peak / layer", "seconds"], rows
+    )
+    met = "within" if all(float(row[5]) <= LIMIT for row in rows) else "not within"
+    print(f"{shown}\n{met} {LIMIT} times the largest layer")
+    whole = layer_bytes(SEVEN)
+    text = (
+        f"## A decoder larger than memory\n\n{shown}\n\nBfloat16 of random values in shards, on {machine()}, torch "
+        f"{torch.__version__}; {TEXTS} texts of {TOKENS} tokens, of which the loss before and after and the criterion "
+        f"`activation` are. Peak memory is the job's `VmHWM` without the {alone / 1e6:.0f} MB of the same process with a "
+        f"decoder of a few kB: {met} {LIMIT} times the largest layer. The result is written, read again and measured "
+        "within this time.\n\n"
+        f"**7 B by arithmetic.** {whole * 32 / 1e9 + 2 * 32_000 * 4096 * 2 / 1e9:.1f} GB of weights, of which a layer is "
+        f"{whole / 1e6:.0f} MB: one buffer of that size, in which layers take turns; a fifth of it for the hidden states "
+        "that are in work, or what one text takes where that is more (512 tokens: 0.1 GB); and blocks of a 32nd in "
+        "float32. The two layers above have this size, and the others only take their turns. Embedding and output "
+        "layer are read by rows. Hidden states on disk: 160 texts of 512 tokens are 1.3 GB.\n\n"
+        "`make bench-large-decoder`"
+    )
+    write_section("large-decoder", text)
+
+
+def layer_bytes(sizes: dict[str, int]) -> int:
+    """What a layer takes in bfloat16."""
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    return 2 * (4 * hidden**2 + 3 * hidden * inner + 2 * hidden)
+
+
+def write_decoder(folder: Path, sizes: dict[str, int], vocabulary: int) -> Path:
+    """A decoder of random weights, a shard for every four layers, with the tokenizer of its words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    torch.manual_seed(0)
+    hidden, inner, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "num_key_value_heads": sizes["num_attention_heads"],
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "rope_theta": 10000.0,
+        "torch_dtype": "bfloat16",
+        **sizes,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    words = {"[UNK]": 0, **{f"w{index}": index for index in range(1, vocabulary)}}
+    tokenizer = Tokenizer(models.WordLevel(words, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    parts = [shapes]
+    for layer in range(layers):
+        if layer % 4 == 0:
+            parts.append({})
+        prefix = f"model.layers.{layer}."
+        parts[-1] |= {f"{prefix}self_attn.{each}_proj.weight": (hidden, hidden) for each in "qkvo"}
+        parts[-1] |= {f"{prefix}mlp.{each}_proj.weight": (inner, hidden) for each in ("gate", "up")}
+        parts[-1] |= {f"{prefix}mlp.down_proj.weight": (hidden, inner)}
+        parts[-1] |= {f"{prefix}{each}_layernorm.weight": (hidden,) for each in ("input", "post_attention")}
+    parts.append({"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)})
+    weight_map = {}
+    for number, part in enumerate(parts, 1):
+        name = f"model-{number:05}-of-{len(parts):05}.safetensors"
+        save_file({each: random(shape) for each, shape in part.items()}, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def random(shape: tuple[int, ...]) -> torch.Tensor:
+    """Weights of a normal distribution, and norms of ones."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02)
+
+
+def write_texts(path: Path) -> Path:
+    """Random words that all decoders here know."""
+    words = torch.randint(1, 2_000, (TEXTS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    lines = (json.dumps({"text": " ".join(f"w{word}" for word in line)}) for line in words)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def pack(folder: Path, path: Path) -> Path:
+    """The zip that the folder is uploaded as; the folder's weights go."""
+    from pared.folders import pack as as_zip
+
+    as_zip(folder, path)
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
+    return path
+
+
+def measured(model: Path, texts: Path | None, fields: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Parameters, bytes, seconds and peak memory of a job in a process of its own."""
+    arguments = json.dumps({"model": str(model), "data": texts and str(texts), "out": str(out), "fields": fields})
+    done = subprocess.run(
+        [sys.executable, __file__, "--job", arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    for path in out.iterdir():
+        path.unlink()
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run_job(arguments: dict[str, Any]) -> None:
+    """One job, as the library runs it, and what it took."""
+    from pared.compression import prune
+
+    started = time.monotonic()
+    directory = arguments["out"]
+    fields = {**arguments["fields"], "streamed": True}
+    report = prune(arguments["model"], arguments["data"], directory=directory, **fields).report
+    taken = time.monotonic() - started
+    status = Path("/proc/self/status").read_text()
+    peak = int(re.findall(r"VmHWM:\s*(\d+)", status)[0]) << 10
+    parts = (report.before, report.after)
+    print(
+        json.dumps(
+            {
+                "parameters": [part.parameters for part in parts],
+                "file_bytes": [part.file_bytes for part in parts],
+                "seconds": taken,
+                "peak": peak,
+                "stages": report.seconds,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        run_job(json.loads(sys.argv[2]))
+    else:
+        main()
