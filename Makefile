@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages bench-plans bench-simulation bench-ranks recording kubernetes same-bytes stories examples tables pictures files coverage fuzz campaign clean
+.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-large-decoder bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages bench-plans bench-simulation bench-ranks recording kubernetes same-bytes stories examples tables pictures files coverage fuzz campaign clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -88,6 +88,9 @@ bench-sparse: $(DEV)  ## LeNet-300-100 and LeNet-5 with few weights, and packed 
 
 bench-stream: $(DEV)  ## A state dict of 4 GiB pruned in 1 GiB of memory -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/larger_than_memory.py
+
+bench-large-decoder: $(DEV)  ## A decoder of 0.7 billion parameters, and layers of one of 7, pruned layer by layer -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/large_decoder.py
 
 bench-data: $(DEV)  ## A data set three times larger than the job's memory, beside the same in memory -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/larger_data.py

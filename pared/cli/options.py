@@ -174,6 +174,14 @@ class PruningOptions:
             show_default="uniform where the result is a folder",
         ),
     ] = None
+    streamed: Annotated[
+        bool | None,
+        typer.Option(
+            "--streamed/--no-streamed",
+            help="Of a folder of a Llama, Mistral or Qwen2: layer by layer, in the memory of one, without retraining.",
+            show_default="streamed above 2 GiB of weights where nothing needs all of them at once",
+        ),
+    ] = None
     include: Annotated[
         list[str] | None, typer.Option(help="Only layers whose name matches this pattern.", show_default="*")
     ] = None
@@ -283,6 +291,7 @@ class PruningOptions:
                 amount=amount,
                 round_to=self.round_to,
                 uniform=self.uniform,
+                streamed=self.streamed,
                 n_m=self.n_m,
                 block=self.block_size,
                 amounts=self.layer_amount and dict(self.layer_amount),

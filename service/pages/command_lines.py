@@ -212,9 +212,10 @@ def _prune(rest: _Rest) -> Iterator[str]:
     yield from _data(rest)
     yield from _amount(rest)
     yield from _options(rest, ("criterion", "scope", "schedule", "steps", "round_to", "output_width"))
-    uniform = rest.take("uniform")
-    if uniform is not None:
-        yield "--uniform" if uniform else "--no-uniform"
+    for name in ("uniform", "streamed"):
+        given = rest.take(name)
+        if given is not None:
+            yield f"--{name}" if given else f"--no-{name}"
     yield from _shares(rest, {"ramp": "ramp", "regrow": "regrow"})
     stages = rest.take("stages")
     if stages:

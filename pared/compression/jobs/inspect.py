@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pared.compression.data import inspect_dataset
+from pared.compression.jobs.plan_streamed import inspect_large
 from pared.compression.jobs.stages import plain, settled
+from pared.compression.jobs.streamed_sizes import is_large_decoder
 from pared.compression.loading import (
     guess_example_inputs,
     inspect_model,
@@ -14,6 +16,7 @@ from pared.compression.loading import (
     load_model,
     with_architecture,
 )
+from pared.compression.loading.file_format import recognise
 from pared.compression.measuring.size import macs_by_weight
 from pared.compression.work import Work
 from pared.reports import DatasetInspection, ModelInspection
@@ -30,6 +33,8 @@ def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspectio
         file = with_architecture(file, plain(spec.architecture))
         if is_without_architecture(file):
             inspection = inspect_weights(file)
+        elif recognise(file.path) == "huggingface" and is_large_decoder(file):
+            inspection = inspect_large(file)
         else:
             loaded = load_model(file)
             example = guess_example_inputs(loaded)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import storage_key
 from pared.compression.jobs.goal_search import SizeSearch, frontier
+from pared.compression.jobs.plan_streamed import plan_streamed
 from pared.compression.jobs.prune import prepared
 from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.pruning_steps import Pruning
 from pared.compression.jobs.stages import Stages, settled
+from pared.compression.jobs.streamed_sizes import is_streamed
 from pared.compression.jobs.without_architecture import upload_notes
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.size import count_macs, count_parameters
@@ -36,6 +38,8 @@ def plan_prune(spec: PruneSpec, work: Work) -> Plan:
     """
     with settled(work):
         stages = Stages(work.observer)
+        if is_streamed(spec, work.models["model"]):
+            return plan_streamed(spec, work, stages)
         job, skipped = prepared(spec, work, stages, to_train=False)
         search = None if spec.target is None else SizeSearch(job)
         formats = job.formats

@@ -116,8 +116,10 @@ def first_of(decoder: Decoder, left: Widths) -> Kept:
 
 
 def sizes_of(stored: StoredDecoder, kept: Kept) -> tuple[int, int]:
-    """Parameters and bytes of the weights that stay."""
-    return sum(map(math.prod, shapes_of(stored, kept).values())), written_bytes(stored, kept)
+    """Parameters and bytes of the weights that stay; an output layer that is the embedding counts once."""
+    shapes = shapes_of(stored, kept)
+    counted = [shape for name, shape in shapes.items() if not (stored.decoder.tied and name == HEAD)]
+    return sum(map(math.prod, counted)), written_bytes(stored, kept)
 
 
 def macs_of(decoder: Decoder, tokens: int) -> int:

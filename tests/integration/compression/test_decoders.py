@@ -125,3 +125,187 @@ def test_what_is_left_answers_as_the_upload_does_with_the_rest_masked(family, tm
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
     assert report.after.parameters == sum(parameter.numel() for parameter in small.parameters())
     assert (tmp_path / "small" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that tests copy before they change it."""
+    return decoder("llama", tmp_path_factory.mktemp("llama") / "model")
+
+
+def copied(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_whole_layers_go_that_add_the_least_to_the_texts(llama, tmp_path):
+    folder = copied(llama, tmp_path / "model")
+    for shard in folder.glob("*.safetensors"):  # the layer in the middle adds next to nothing
+        faint = ("layers.1.self_attn.o_proj", "layers.1.mlp.down_proj")
+        weights = {
+            name: each * 1e-4 if any(f in name for f in faint) else each for name, each in load_file(shard).items()
+        }
+        save_file(weights, shard)
+    report = streamed(
+        folder, tmp_path / "out", texts(tmp_path / "texts.jsonl"), granularity="residual_block", criterion="activation",
+        amount=0.3,
+    ).report  # fmt: skip
+    gone = {layer.name.split(".")[2] for layer in report.layers if layer.shape_after[0] == 0}
+    assert gone == {"1"}
+    small = opened(tmp_path / "out" / "model.zip", tmp_path / "small")
+    assert small.config.num_hidden_layers == 2
+    assert report.comparison is not None
+    assert abs(report.comparison.quality_difference.value) < 1e-2
+
+
+def test_weights_alone_choose_where_there_are_no_texts(llama, tmp_path):
+    result = streamed(llama, tmp_path / "out", exclude=["*self_attn*"])
+    weights: dict[str, Any] = {}
+    for shard in llama.glob("*.safetensors"):
+        weights |= load_file(shard)
+    layer = "model.layers.1.mlp"
+    score = sum(weights[f"{layer}.{name}_proj.weight"].abs().double().sum(1) for name in ("gate", "up"))
+    gone = sorted(score.argsort()[:12].tolist())
+    assert result.report.removed[f"{layer}.down_proj.weight"] == {"1": gone}
+    assert result.report.after.quality is None
+    assert not any("self_attn" in name for name in result.report.removed)
+    assert dict(result.model.named_parameters())[f"{layer}.gate_proj.weight"].shape == (12, 16)
+
+
+@pytest.mark.parametrize("target", [{"params": 0.7}, {"file_bytes": 0.8}], ids=str)
+def test_a_goal_of_size_is_met_by_the_least_that_meets_it(llama, target, tmp_path):
+    report = streamed(llama, tmp_path / "out", target=target, amount=None, exclude=["*self_attn*"]).report
+    assert report.goal is not None
+    assert report.goal.status == "met"
+    ((name, share),) = target.items()
+    assert share - 0.08 < report.goal.reached[name] <= share
+
+
+def test_a_compressed_zip_with_the_folders_name_gives_the_same(llama, tmp_path):
+    folder = copied(llama, tmp_path / "model")
+    plain, packed = zipped(folder), tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, f"mine/{file.name}")
+    one, other = (streamed(path, tmp_path / path.stem, amount=0.25).report for path in (plain, packed))
+    assert one.reproduce.outputs == other.reproduce.outputs
+
+
+# -- what is refused --------------------------------------------------------------------------------
+
+
+def settings(folder: Path, **changed: Any) -> None:
+    path = folder / "config.json"
+    found = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+
+def tensor(folder: Path, name: str, change: Any) -> None:
+    for shard in folder.glob("*.safetensors"):
+        weights = load_file(shard)
+        if name in weights:
+            weights[name] = change(weights[name])
+            save_file(weights, shard)
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def outside(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = "../weights.safetensors"
+    path.write_text(json.dumps(index))
+
+
+def cut_off(folder: Path) -> None:
+    shards(folder)[1].write_bytes(shards(folder)[1].read_bytes()[:-10])
+
+
+BROKEN: dict[str, tuple[Any, type[ParedError], str]] = {
+    "a shard is missing": (lambda f: shards(f)[1].unlink(), UnsupportedModel, "are missing"),
+    "the index leaves the folder": (outside, UnsupportedModel, "outside of the folder"),
+    "a shard is cut off": (cut_off, UnsupportedModel, "cut off"),
+    "a weight has another shape": (
+        lambda f: tensor(f, "model.layers.0.mlp.up_proj.weight", lambda w: w[:20].clone()),
+        ShapeMismatch,
+        "(20, 16) in the file, (24, 16) by config.json",
+    ),
+    "a weight is NaN": (
+        lambda f: tensor(f, "model.layers.2.mlp.up_proj.weight", lambda w: w.index_fill(0, torch.tensor(3), math.nan)),
+        UnsupportedModel,
+        "NaN",
+    ),
+    "a weight is in integers": (
+        lambda f: tensor(f, "model.norm.weight", lambda w: w.to(torch.int8)),
+        UnsupportedModel,
+        "I8",
+    ),
+    "heads do not divide": (lambda f: settings(f, num_key_value_heads=3), UnsupportedModel, "do not divide"),
+    "fewer layers than tensors": (lambda f: settings(f, num_hidden_layers=2), UnsupportedModel, "does not say"),
+    "another activation": (lambda f: settings(f, hidden_act="gelu"), UnsupportedModel, "hidden_act"),
+    "another family": (
+        lambda f: settings(f, architectures=["GemmaForCausalLM"], model_type="gemma"),
+        UnsupportedModel,
+        "Leave `streamed`",
+    ),
+    "code of its own": (lambda f: settings(f, auto_map={"AutoModel": "mine.Mine"}), UnsupportedModel, "auto_map"),
+    "tied and different": (lambda f: settings(f, tie_word_embeddings=True), UnsupportedModel, "two that differ"),
+    "sizes of zero": (lambda f: settings(f, num_attention_heads=0), UnsupportedModel, "num_attention_heads"),
+    "a tokenizer of more words": (lambda f: write_tokenizer(f, 60), InvalidData, "another model's tokenizer"),
+    "unknown positions": (
+        lambda f: settings(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}),
+        UnsupportedModel,
+        "Leave the data set out",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_folder_that_cannot_be_pruned_is_refused_with_the_reason(case, llama, tmp_path):
+    change, kind, says = BROKEN[case]
+    folder = copied(llama, tmp_path / "model")
+    change(folder)
+    words = tmp_path / "texts.jsonl"
+    words.write_text("".join(json.dumps({"text": f"w{i} w55 w3 w{i + 1}"}) + "\n" for i in range(1, 13)))
+    with pytest.raises(kind) as refusal:
+        streamed(folder, tmp_path / "out", words)
+    assert says in refusal.value.detail
+    assert not (tmp_path / "out" / "model.zip").exists()
+
+
+def test_bytes_that_changed_on_the_way_are_found_by_the_zips_own_checksum(llama, tmp_path):
+    path = zipped(copied(llama, tmp_path / "model"))
+    whole = bytearray(path.read_bytes())
+    inside = whole.index(load_file(shards(llama)[1])["model.layers.0.mlp.up_proj.weight"].numpy().tobytes())
+    whole[inside] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UnsupportedModel, match="damaged"):
+        streamed(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"retrain": {"epochs": 1}}, "/retrain"),
+        ({"criterion": "taylor"}, "/criterion"),
+        ({"outputs": ["torchscript"]}, "/outputs"),
+        ({"granularity": "weight"}, "/streamed"),
+        ({"amount": None, "target": {"macs": 0.5}}, "/target/macs"),
+        ({"scope": "global"}, "/scope"),
+        ({"task": "match"}, "/task"),
+    ],
+    ids=str,
+)
+def test_what_needs_the_whole_model_is_refused_with_its_field(fields, pointer, llama, tmp_path):
+    with pytest.raises(ValidationError) as refusal:
+        streamed(llama, tmp_path / "out", texts(tmp_path / "texts.jsonl"), **fields)
+    assert [each["pointer"] for each in refusal.value.errors] == [pointer]
+
+
+def test_an_amount_of_less_than_one_says_so(llama, tmp_path):
+    with pytest.raises(NothingToPrune, match="less than one"):
+        streamed(llama, tmp_path / "out", granularity="head", amount=0.1)
