@@ -30,6 +30,7 @@ RARE: dict[str, dict[str, Any]] = {
     "weights together": _PRUNE | {"granularity": "weight", "amount": 0.9},
     "heads": _PRUNE | {"granularity": "head", "amount": 0.25, "criterion": "taylor", "uniform": False},
     "blocks of residuals": _PRUNE | {"granularity": "residual_block", "amount": 0.25},
+    "layer by layer": _PRUNE | {"amount": 0.25, "streamed": True},
     "packed": _PRUNE
     | {
         "granularity": "weight",

@@ -112,6 +112,7 @@ class Running:
             counts = observed and self.samples[chunk[0]].is_seen
             before = states.clone() if counts else states
             _attend(decoder, layer, states, lengths, seen.heads if counts else None)
+            self.tick()
             _multiply(decoder, layer, states, seen.inner if counts else None)
             if counts:
                 seen.added += float(((states - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)).sum())

@@ -157,10 +157,9 @@ def _places(path: Path, info: zipfile.ZipInfo, shard: str, unpacked: Path, tick:
     if info.compress_type == zipfile.ZIP_STORED:
         with path.open("rb") as file:
             file.seek(info.header_offset)
-            header = file.read(_LOCAL_HEADER)
-        begin = (
-            info.header_offset + _LOCAL_HEADER + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        )
+            local = file.read(_LOCAL_HEADER)
+        lengths = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))  # of its name and extra field
+        begin = info.header_offset + _LOCAL_HEADER + sum(lengths)
     else:
         _unpack(path, info, unpacked, tick)
         path = unpacked
@@ -213,6 +212,11 @@ def hold_whole(stored: StoredDecoder, tick: Callable[[], None]) -> None:
 
 def _hold_tensors(stored: StoredDecoder) -> None:
     """Raises where the tensors are not those of the config, or of types that we do not compute with."""
+    if stored.decoder.layers > len(stored.places):
+        raise UnsupportedModel(
+            f"config.json claims {stored.decoder.layers:,} layers, and the files have {len(stored.places):,} tensors. "
+            "Take config.json and weights from one folder."
+        )
     wanted = {name: (shape, optional) for name, shape, optional in stored.decoder.shapes()}
     missing = [name for name, (_, optional) in wanted.items() if not optional and name not in stored.places]
     unknown = [name for name in stored.places if name not in wanted]

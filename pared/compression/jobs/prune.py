@@ -49,7 +49,7 @@ def prune(spec: PruneSpec, work: Work) -> Report:
             return prune_stored(spec, work, Stages(work.observer))
     if is_streamed(spec, work.models["model"]):
         with settled(work):
-            return prune_streamed(spec, work, Stages(work.observer))
+            return prune_streamed(spec, replace(work, device="cpu"), Stages(work.observer))
     return pruned(spec, work)[0]
 
 

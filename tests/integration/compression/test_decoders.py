@@ -13,7 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pared.compression import Result, prune
+from pared.compression.jobs import streamed_sizes
+from pared.compression.jobs.plan_streamed import inspect_large
+from pared.compression.jobs.streamed_sizes import is_streamed
+from pared.compression.work import ModelFile
 from pared.errors import InvalidData, NothingToPrune, ParedError, ShapeMismatch, UnsupportedModel, ValidationError
+from pared.specs import PipelineSpec, PruneSpec
 from tests.support.files.folders import write_tokenizer, zipped
 
 SIZES: dict[str, Any] = {
@@ -246,6 +251,7 @@ BROKEN: dict[str, tuple[Any, type[ParedError], str]] = {
     ),
     "heads do not divide": (lambda f: settings(f, num_key_value_heads=3), UnsupportedModel, "do not divide"),
     "fewer layers than tensors": (lambda f: settings(f, num_hidden_layers=2), UnsupportedModel, "does not say"),
+    "a claim of many layers": (lambda f: settings(f, num_hidden_layers=1 << 30), UnsupportedModel, "claims 1,073,741,824"),
     "another activation": (lambda f: settings(f, hidden_act="gelu"), UnsupportedModel, "hidden_act"),
     "another family": (
         lambda f: settings(f, architectures=["GemmaForCausalLM"], model_type="gemma"),
@@ -309,3 +315,32 @@ def test_what_needs_the_whole_model_is_refused_with_its_field(fields, pointer, l
 def test_an_amount_of_less_than_one_says_so(llama, tmp_path):
     with pytest.raises(NothingToPrune, match="less than one"):
         streamed(llama, tmp_path / "out", granularity="head", amount=0.1)
+
+
+# -- when ---------------------------------------------------------------------------------------------
+
+
+def test_large_folders_go_layer_by_layer_unless_something_needs_the_whole(llama, tmp_path, monkeypatch):
+    path = zipped(copied(llama, tmp_path / "model"))
+    file = ModelFile(path, path.name, "")
+    given = {"type": "prune", "model": f"mdl_{'m' * 26}", "amount": 0.5}
+    data = {"dataset": f"dst_{'d' * 26}"}
+    assert not is_streamed(PruneSpec.model_validate(given), file)
+    monkeypatch.setattr(streamed_sizes, "STREAMED_FROM_BYTES", 1)
+    assert is_streamed(PruneSpec.model_validate(given), file)
+    assert is_streamed(PruneSpec.model_validate(given | data | {"retrain": None}), file)
+    assert not is_streamed(PruneSpec.model_validate(given | data), file)  # it retrains
+    assert not is_streamed(PruneSpec.model_validate(given | {"streamed": False}), file)
+    assert not is_streamed(PruneSpec.model_validate(given | {"outputs": ["onnx"]}), file)
+    assert not is_streamed(PruneSpec.model_validate(given | {"granularity": "weight"}), file)
+    steps = {"type": "pipeline", "model": given["model"], "steps": [{"prune": {"amount": 0.5}}]}
+    assert not is_streamed(PipelineSpec.model_validate(steps).job(0), file)
+
+
+def test_a_large_folder_is_described_by_its_headers(llama, tmp_path):
+    path = zipped(copied(llama, tmp_path / "model"))
+    inspection = inspect_large(ModelFile(path, path.name, ""))
+    layers = {layer.name: layer for layer in inspection.layers}
+    assert inspection.parameters == sum(layer.parameters for layer in inspection.layers)
+    assert layers["model.layers.1.mlp.up_proj"].prunable_channels
+    assert "hidden width" in (layers["model.layers.1.mlp.down_proj"].reason or "")
