@@ -1,9 +1,9 @@
 """Decoders larger than what a job may hold, pruned layer by layer: peak memory by the size of the largest layer.
 
-One decoder is Llama 7B at a tenth of its parameters. The other has two of the layers of Llama 7B in their true size, for
-memory does not hang on how many follow. Weights are random, so that losses say nothing. Each job runs in a process of
-its own, from whose peak that of a process is taken that imports the same and prunes a decoder of a few hundred kilobytes. Run
-it with `make bench-large-decoder`; it needs 6 GB of disk.
+One decoder is Llama 7B at a tenth of its parameters. The other has two of the layers of Llama 7B in their true size,
+for memory does not hang on how many follow. Weights are random, so that losses say nothing. Each job runs in a process
+of its own, from whose peak that of a process is taken that imports the same and prunes a decoder of a few hundred
+kilobytes. Run it with `make bench-large-decoder`; it needs 6 GB of disk.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def main() -> None:
         f"{torch.__version__}; weights are random numbers over and over, so that losses say nothing. {TEXTS} texts of "
         f"{TOKENS} tokens are what the loss before and after and the criterion `activation` are of. Peak memory is the "
         f"job's `VmHWM` without that of the same process with a decoder of a few hundred kB, with texts "
-        f"{alone['width −25 %'] / 1e6:.0f} MB: {met} {LIMIT} times the largest layer. The result is written, read again "
-        "and measured within these seconds, on a machine that was busy with other work.\n\n"
-        f"**7 B by arithmetic.** {gigabytes:.1f} GB of weights, of which a layer is {whole / 1e6:.0f} MB: one buffer of "
-        "that size, in which layers take turns; a fifth of it for the hidden states in work, or what one text takes "
-        "where that is more (512 tokens: 0.1 GB); and blocks of a 32nd in float32. The two layers above have this size, "
-        "and the other thirty only take their turns. Embedding and output layer are read by rows. On disk, hidden "
-        "states of 160 texts of 512 tokens are 1.3 GB.\n\n`make bench-large-decoder`"
+        f"{alone['width −25 %'] / 1e6:.0f} MB: {met} {LIMIT} times the largest layer. The result is written, read "
+        "again and measured within these seconds, on a machine that was busy with other work.\n\n"
+        f"**7 B by arithmetic.** {gigabytes:.1f} GB of weights, of which a layer is {whole / 1e6:.0f} MB: one buffer "
+        "of that size, in which layers take turns; a fifth of it for the hidden states in work, or what one text takes "
+        "where that is more (512 tokens: 0.1 GB); and blocks of a 32nd in float32. The two layers above have this "
+        "size, and the other thirty only take their turns. Embedding and output layer are read by rows. On disk, "
+        "hidden states of 160 texts of 512 tokens are 1.3 GB.\n\n`make bench-large-decoder`"
     )
     write_section("large-decoder", text)
 
