@@ -27,13 +27,12 @@ TINY = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "n
 SMALL = "a few hundred kB"
 JOBS: dict[str, dict[str, Any]] = {
     "width −25 %": {"granularity": "channel", "criterion": "activation", "amount": 0.25},
-    "depth −25 %": {"granularity": "residual_block", "criterion": "activation", "amount": 0.25},
     "width −25 %, no texts": {"granularity": "channel", "criterion": "magnitude", "amount": 0.25},
 }
 DECODERS: dict[str, tuple[dict[str, int], int, list[str]]] = {
     SMALL: (TINY, 2_000, list(JOBS)),
     "two layers of 7 B": (SEVEN | {"num_hidden_layers": 2}, 2_000, ["width −25 %", "width −25 %, no texts"]),
-    "7 B at a tenth": (TENTH, 32_000, ["width −25 %", "depth −25 %"]),
+    "7 B at a tenth": (TENTH, 32_000, ["width −25 %"]),
 }
 """What it is -> sizes, vocabulary, and the jobs that it goes through."""
 TEXTS, TOKENS = 20, 48
