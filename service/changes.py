@@ -31,7 +31,7 @@ PING_S = 15.0
 QUEUE_POLL_S = 1.0
 """How often places in the queue are looked at: they move with everybody's jobs."""
 LOOK_S = 2.0
-"""How often those who wait look whether their client and its key are still there."""
+"""How often it is looked whether those who wait are to wait no longer: their key may work no more."""
 KEPT_EVENTS = 256
 """The newest events of a job that its streams find here; who is further behind reads the database."""
 _EVENTS_AT_ONCE = 2000
@@ -98,6 +98,8 @@ class Changes:
         self._sessions, self._max_watchers = sessions, max_watchers
         self._channels: dict[str, Channel] = {}
         self._watchers = 0
+        self._ends: dict[object, tuple[Channel, Callable[[], bool]]] = {}
+        self._ends_at = 0.0
         self._watched = asyncio.Event()
         self._queue: tuple[Any, ...] = ()
         self._queue_at = -QUEUE_POLL_S
@@ -168,7 +170,7 @@ class Changes:
         Args:
             until: whether to end earlier, asked every two seconds and at each change.
         """
-        with self.watching(job_id, events=True) as channel:
+        with self.watching(job_id, events=True) as channel, self._told_when(channel, until):
             events, complete = await run_in_threadpool(self._read, job_id, last_seq)
             while True:
                 if events:
@@ -180,10 +182,10 @@ class Changes:
                 while not channel.known or (channel.head <= last_seq and not channel.complete):
                     if until():
                         return
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(LOOK_S):
+                    try:
+                        async with asyncio.timeout(silent_since + PING_S - time.monotonic()):
                             await channel.changed.wait()
-                    if time.monotonic() - silent_since >= PING_S:
+                    except TimeoutError:
                         yield KEEPALIVE_COMMENT
                         silent_since = time.monotonic()
                 if until():
@@ -193,6 +195,23 @@ class Changes:
                     events, complete = await run_in_threadpool(self._read, job_id, last_seq)
                 else:
                     events, complete = kept, _is_last(kept, ended=channel.complete)
+
+    @contextlib.contextmanager
+    def _told_when(self, channel: Channel, until: Callable[[], bool]) -> Iterator[None]:
+        """Have the poller ask this and wake the channel: hundreds of streams with timers of their own cost much more."""
+        key = object()
+        self._ends[key] = channel, until
+        try:
+            yield
+        finally:
+            del self._ends[key]
+
+    def _tell_those_who_end(self) -> None:
+        if time.monotonic() - self._ends_at < LOOK_S:
+            return
+        self._ends_at = time.monotonic()
+        for channel in {id(channel): channel for channel, until in self._ends.values() if until()}.values():
+            channel.tell()
 
     def _read(self, job_id: str, last_seq: int) -> tuple[Sequence[Told], bool]:
         """Some events after this number, and whether they are the last."""
@@ -208,10 +227,12 @@ class Changes:
             if not self._channels:
                 self._watched.clear()
                 await self._watched.wait()
-            heads = {key: channel.head if channel.known else None for key, channel in self._channels.items()}
-            followed = {key for key, channel in self._channels.items() if channel.followers}
+            self._tell_those_who_end()
+            looked_for = dict(self._channels)
+            heads = {key: channel.head if channel.known else None for key, channel in looked_for.items()}
+            followed = {key for key, channel in looked_for.items() if channel.followers}
             try:
-                self._deliver(await loop.run_in_executor(self._thread, self._look, heads, followed))
+                self._deliver(looked_for, await loop.run_in_executor(self._thread, self._look, heads, followed))
             except Exception:
                 log.warning("changes_not_read", exc_info=True)
                 await asyncio.sleep(1)
@@ -249,11 +270,12 @@ class Changes:
         waiting = session.execute(select(func.count(), func.min(Job.id)).where(Job.status == "queued")).one()
         self._queue = (*waiting, *(worker.name for worker in living(session)))
 
-    def _deliver(self, seen: _Seen) -> None:
+    def _deliver(self, looked_for: Mapping[str, Channel], seen: _Seen) -> None:
+        """Args: looked_for: no other channel is told: of what somebody watches since, nothing was asked."""
         events: dict[str, list[Told]] = {}
         for event in seen.events:
             events.setdefault(event.job_id, []).append(event)
-        for key, channel in self._channels.items():
+        for key, channel in looked_for.items():
             status, updated_at, newest = seen.rows.get(key, (None, None, None))
             row = (status, updated_at, newest, seen.queue if status == "queued" else None)
             if new := events.get(key):
