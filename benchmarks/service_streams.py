@@ -12,8 +12,8 @@ from results import machine, table, write_section
 from services import BACKENDS, Backends, Service, cpu_seconds
 
 MOST_SHARE = 0.10
-SECONDS = 20.0
-SETTLED_S = 5.0
+SECONDS = 12.0
+SETTLED_S = 3.0
 """After the last stream was opened, before its cost is measured."""
 SPEC = {"type": "prune", "dataset": "builtin:digits", "amount": 0.5}
 

@@ -45,7 +45,7 @@ class Job(NamedTuple):
 def measure(on: Backends, small_jobs: int, epochs: int, rounds: int) -> None:
     """Measure, print, and write the section `service-times`."""
     files = trained_digits(on.folder / "digits")
-    mlp = _mlp(files)
+    mlp = small_mlp(files)
     small, overhead, notes = [], [], []
     for backend in on.chosen:
         with on.running(backend) as service:
@@ -129,7 +129,8 @@ def _range(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
-def _mlp(folder: Path) -> Path:
+def small_mlp(folder: Path) -> Path:
+    """A scripted MLP of 64 inputs, in the folder."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     path = folder / "mlp.pt"
