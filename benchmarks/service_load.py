@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from results import machine, table, trained_digits, write_section
 from service_times import CHANNELS, small_mlp
-from services import BACKENDS, ENDED, Backends, Service
+from services import BACKENDS, ENDED, WORK, Backends, Service
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -39,7 +39,7 @@ LOAD = {
 
 def measure(on: Backends, jobs: int, rounds: int) -> None:
     """Measure, print, and write the section `service-load`."""
-    files = trained_digits(on.folder / "digits")
+    files = trained_digits(WORK)
     many, speeds = [], []
     for backend in on.chosen:
         many.append([BACKENDS[backend], *_with_kills(on, backend, files, jobs)])

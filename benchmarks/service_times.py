@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from results import machine, table, trained_digits, write_section
-from services import BACKENDS, Backends, Service
+from services import BACKENDS, WORK, Backends, Service
 from torch import nn
 
 MOST_MS = {"embedded": 150, "servers": 100}
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
 def measure(on: Backends, small_jobs: int, epochs: int, rounds: int) -> None:
     """Measure, print, and write the section `service-times`."""
-    files = trained_digits(on.folder / "digits")
+    files = trained_digits(WORK)
     mlp = small_mlp(files)
     small, overhead, notes = [], [], []
     for backend in on.chosen:
@@ -93,10 +93,10 @@ def ran(service: Service, spec: dict[str, Any]) -> Job:
 def _beside_library(
     service: Service, model: str, data: str, files: Path, fields: dict[str, Any], rounds: int
 ) -> list[str]:
-    calls, imports, jobs = [], [], []
+    calls, imports, jobs, folder = [], [], [], service.folder
     for number in range(rounds):
         command = [sys.executable, "-P", "-c", _LIBRARY, str(files / "digits_cnn.pt"), str(files / "digits.npz")]
-        command += [str(files / f"library-{service.port}-{number}"), json.dumps(fields)]
+        command += [str(folder / f"library-{number}"), json.dumps(fields)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True, env=_plain()).stdout
         taken = json.loads(printed.splitlines()[-1])
         calls.append(taken["call"])

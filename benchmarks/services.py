@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from tests.support.servers import Servers, free_port
 BACKENDS = {"embedded": "SQLite and files", "servers": "PostgreSQL and Redis"}
 """The name of each, and what it keeps its state in."""
 ENDED = ("succeeded", "failed", "canceled")
+WORK = Path(__file__).parents[1] / "build/service-jobs"
+"""Where what is trained beforehand stays."""
 _COMMAND = [sys.executable, "-P", "-m", "pared"]  # not the script: a checkout that is on Python's path has none
 
 
@@ -142,6 +145,7 @@ class Backends:
             yield service
         finally:
             service.stop()
+            shutil.rmtree(folder / "data")
 
     def server_processes(self, backend: str) -> list[psutil.Process]:
         """Of PostgreSQL, which has one for each connection; none for the embedded backend."""
