@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-large-decoder bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages bench-plans bench-simulation bench-ranks recording kubernetes same-bytes stories examples tables pictures files coverage fuzz campaign clean
+.PHONY: help demo up docs unit test test-gpu test-torch lint fix gpu-wheels bench-gpu bench-loop bench-mnist bench-sparse bench-stream bench-large-decoder bench-data bench-goals bench-without-data bench-minilm bench-minilm-layers bench-tasks real-models bench-torch-pruning bench-criteria bench-int8 bench-pipeline bench-features bench-distillation bench-distillation-defaults bench-hinton bench-distill-without-data bench-torchdistill bench-first-result bench-pages bench-plans bench-service bench-simulation bench-ranks recording kubernetes same-bytes stories examples tables pictures files coverage fuzz campaign clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -153,6 +153,10 @@ bench-pages: $(DEV)  ## The web pages with 10,000 jobs, 1,000 layers and 1,000 e
 
 bench-plans: $(DEV)  ## Processor time and memory of plans of nets as people have them -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/plans.py
+
+bench-service: $(DEV)  ## Requests a second beside a constant route, jobs beside library calls, files beside plain work, workers that are killed, silent streams, on both backends -> benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/api_rates.py
+	$(BIN)/python benchmarks/service_jobs.py $(if $(JOBS),--jobs $(JOBS))
 
 bench-simulation: $(DEV)  ## A day of 1,000 workers on the state code in virtual time (JOBS=10000: a shorter one) -> benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/simulation.py $(JOBS)

@@ -1,7 +1,7 @@
-"""Uploads and downloads beside the same work done plainly, in a folder and in a bucket, and what the API holds meanwhile.
+"""Uploads and downloads beside the same work done plainly, in a folder and in a bucket, and what the API holds.
 
-Plain work is, for an upload, to write, hash and sync the bytes here, or to write, hash and put them into the bucket; for
-a download, what a server of a few lines reads and sends. All of it is done in turns with the API's.
+Plain work is, for an upload, to write, hash and sync the bytes here, or to write, hash and put them into the bucket;
+for a download, what a server of a few lines reads and sends. All of it is done in turns with the API's.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def measure(on: Backends, size: int, large: int, rounds: int) -> None:
     second = ["state in", f"{large / 2**30:g} GiB", "up, s", "down, s", "API grew while up, MiB", "while down, MiB"]
     text = (
         f"## Files\n\n{table(first, rows)}\n\n"
-        f"Medians of {rounds} in turns, and the range. Plain uploads are written, hashed and synced here, or put into the "
-        "bucket; a plain download is read and sent by a server of a few lines. A first download is hashed before it is "
+        f"Medians of {rounds} in turns, and the range. Plain uploads are written, hashed and synced here, or put into "
+        "the bucket; a plain download is read and sent by a server of a few lines. A first download is hashed before it is "
         "sent; the others are what clients get from then on, and what the goal is of.\n\n"
         f"{table(second, held)}\n\n"
         "One upload and two downloads of one file; memory is the API process's own. Clients, API, database and the "
@@ -134,7 +134,7 @@ def _ratio(plain: list[float], ours: list[float]) -> float:
 
 
 def _as_artifact(service: Service, filename: str) -> tuple[str, str]:
-    """Make an upload the file of a job that has ended, by its rows. Returns its path at the API, and its object's key."""
+    """Make an upload the file of a job that has ended. Returns its path at the API, and its object's key."""
     settings = Settings(
         data_dir=service.folder / "data", database_url=service.environment.get("PARED_DATABASE_URL", "")
     )

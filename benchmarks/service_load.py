@@ -46,7 +46,19 @@ def measure(on: Backends, jobs: int, rounds: int) -> None:
         print(*many[-1], sep="\t", flush=True)
         speeds.append([BACKENDS[backend], *_one_and_two(on, backend, files, rounds)])
         print(*speeds[-1], sep="\t", flush=True)
-    first = ["state in", "jobs", "clients", "workers", "killed", "ended", "run again", "ended twice", "lost", "s", "jobs/s"]
+    first = [
+        "state in",
+        "jobs",
+        "clients",
+        "workers",
+        "killed",
+        "ended",
+        "run again",
+        "ended twice",
+        "lost",
+        "s",
+        "jobs/s",
+    ]
     second = ["state in", "one worker, s", "two workers, s", "speed of two", "goal", "met"]
     content = (
         "## Many jobs, and more workers\n\n"
@@ -56,9 +68,9 @@ def measure(on: Backends, jobs: int, rounds: int) -> None:
         "all that it started, or alone, and another one started. *Run again* are attempts beyond a job's first, for "
         "its worker was killed; each job has one end, one set of files that are whole, and one end in its events.\n\n"
         f"{table(second, speeds)}\n\n"
-        f"{SEPARABLE} jobs that retrain the digits CNN for {EPOCHS} epochs, each on one thread, that wait when the first "
-        f"is claimed: seconds until the last has ended, medians of {rounds} in turns. API, database and workers share "
-        f"the cores. {machine()}, load {os.getloadavg()[0]:.0f} at the end.\n\n`python benchmarks/service_jobs.py many`"
+        f"{SEPARABLE} jobs that retrain the digits CNN for {EPOCHS} epochs, each on one thread, that wait when the "
+        f"first is claimed: seconds until the last has ended, medians of {rounds} in turns. API, database and workers "
+        f"share the cores. {machine()}, load {os.getloadavg()[0]:.0f} at the end.\n\n`python benchmarks/service_jobs.py many`"
     )
     write_section("service-load", content)
 
@@ -83,9 +95,7 @@ def _with_kills(on: Backends, backend: str, files: Path, count: int) -> list[str
             killer.join()
         taken = time.monotonic() - began
         rows = {row["id"]: row for row in _rows(service, "SELECT id, status, attempt FROM jobs WHERE type = 'prune'")}
-        ends = Counter(
-            row["job_id"] for row in _rows(service, "SELECT job_id FROM job_events WHERE kind = 'done'")
-        )
+        ends = Counter(row["job_id"] for row in _rows(service, "SELECT job_id FROM job_events WHERE kind = 'done'"))
         lost = [job for job in submitted if rows.get(job, {"status": None})["status"] != "succeeded"]
         twice = [job for job in rows if ends[job] > 1]
         if lost or twice or len(set(submitted)) != count or len(rows) != count:
@@ -109,14 +119,17 @@ def _client(service: Service, spec: dict[str, Any], numbers: itertools.count[int
             if len(sent) != 1:
                 raise RuntimeError(f"one request became {sent}")
             (job,) = sent
-            while http.get(f"/v1/jobs/{job}", headers={"Prefer": "wait=30"}).raise_for_status().json()["status"] not in ENDED:
+            while (
+                http.get(f"/v1/jobs/{job}", headers={"Prefer": "wait=30"}).raise_for_status().json()["status"]
+                not in ENDED
+            ):
                 pass
             jobs.append(job)
     return jobs
 
 
 def _kill(service: Service, done: threading.Event, killed: Counter[str]) -> None:
-    """Kill a worker at a time that has begun a job, by turns with all that it started or alone, and start another one."""
+    """Kill a worker at a time that has begun a job, by turns with what it started or alone, and start another."""
     chance = random.Random(0)
     while not done.wait(KILLED_EVERY_S * chance.uniform(0.7, 1.3)):
         at_work = [place for place, worker in enumerate(service.workers) if worker.records(event="claimed")]

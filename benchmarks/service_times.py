@@ -49,7 +49,10 @@ def measure(on: Backends, small_jobs: int, epochs: int, rounds: int) -> None:
     small, overhead, notes = [], [], []
     for backend in on.chosen:
         with on.running(backend) as service:
-            model, data = service.upload("models", files / "digits_cnn.pt"), service.upload("datasets", files / "digits.npz")
+            model, data = (
+                service.upload("models", files / "digits_cnn.pt"),
+                service.upload("datasets", files / "digits.npz"),
+            )
             smallest = CHANNELS | {"model": service.upload("models", mlp), "example_inputs": [{"shape": [2, 64]}]}
             digits = CHANNELS | {"model": model, "dataset": data, "retrain": None}
             for name, spec in (("an MLP, without data", smallest), ("the digits CNN and its data", digits)):
@@ -59,7 +62,11 @@ def measure(on: Backends, small_jobs: int, epochs: int, rounds: int) -> None:
                 stages = {key: statistics.median(job.seconds[key] for job in jobs) for key in jobs[0].seconds}
                 named = ", ".join(f"{key} {1e3 * value:.0f}" for key, value in stages.items())
                 notes.append(f"{name} on {BACKENDS[backend]}: {named}")
-            training = {"amount": 0.5, "granularity": "channel", "retrain": {"epochs": epochs, "lr": 0.02, "patience": epochs}}
+            training = {
+                "amount": 0.5,
+                "granularity": "channel",
+                "retrain": {"epochs": epochs, "lr": 0.02, "patience": epochs},
+            }
             overhead.append([BACKENDS[backend], *_beside_library(service, model, data, files, training, rounds)])
             print(*overhead[-1], sep="\t", flush=True)
     first = ["state in", "smallest job", "POST → running, p50 ms", "goal", "p95", "POST → result, p50 s", "goal", "p95"]

@@ -198,7 +198,7 @@ class Changes:
 
     @contextlib.contextmanager
     def _told_when(self, channel: Channel, until: Callable[[], bool]) -> Iterator[None]:
-        """Have the poller ask this and wake the channel: hundreds of streams with timers of their own cost much more."""
+        """Have the poller ask this and wake the channel: hundreds of streams with timers of their own cost more."""
         key = object()
         self._ends[key] = channel, until
         try:

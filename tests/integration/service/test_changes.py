@@ -110,6 +110,26 @@ def test_there_are_only_so_many_streams_and_a_long_poll_beyond_answers_at_once(t
             assert stream.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_stream_that_begins_while_the_database_is_asked_goes_on(api: Api, monkeypatch: pytest.MonkeyPatch):
+    changes, jobs = api.parts.changes, [api.submit() for _ in range(2)]
+    look, asked, go_on = changes._look, threading.Event(), threading.Event()
+
+    def slow(heads: Any, followed: Any) -> Any:
+        seen = look(heads, followed)
+        asked.set()
+        assert go_on.wait(30)
+        return seen
+
+    with monkeypatch.context() as patched, following(api, jobs[0]):
+        patched.setattr(changes, "_look", slow)
+        assert asked.wait(30)
+        with following(api, jobs[1]) as late:
+            assert late.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            go_on.set()
+            api.finish(jobs[1]["id"])
+            assert ids_until_the_end(late)[-1] == 4
+
+
 def test_a_poller_that_loses_the_database_goes_on_when_it_is_back(api: Api, monkeypatch: pytest.MonkeyPatch):
     job = api.submit()
     changes = api.parts.changes
