@@ -47,30 +47,22 @@ def measure(on: Backends, jobs: int, rounds: int) -> None:
         speeds.append([BACKENDS[backend], *_one_and_two(on, backend, files, rounds)])
         print(*speeds[-1], sep="\t", flush=True)
     first = [
-        "state in",
-        "jobs",
-        "clients",
-        "workers",
-        "killed",
-        "ended",
-        "run again",
-        "ended twice",
-        "lost",
-        "s",
+        "state in", "jobs", "clients", "workers", "killed", "ended", "run again", "ended twice", "lost", "s",
         "jobs/s",
-    ]
+    ]  # fmt: skip
     second = ["state in", "one worker, s", "two workers, s", "speed of two", "goal", "met"]
     content = (
         "## Many jobs, and more workers\n\n"
         f"{table(first, many)}\n\n"
-        f"{jobs} jobs that prune half of the channels of an MLP, of {CLIENTS} clients that send each request twice with "
-        f"one idempotency key and wait for the end; every {KILLED_EVERY_S:g} s one of {WORKERS} workers is killed with "
+        f"{jobs} jobs that prune half of the channels of an MLP, of {CLIENTS} clients that send each request twice "
+        f"with one idempotency key and wait for the end; every {KILLED_EVERY_S:g} s one of {WORKERS} workers is killed with "
         "all that it started, or alone, and another one started. *Run again* are attempts beyond a job's first, for "
         "its worker was killed; each job has one end, one set of files that are whole, and one end in its events.\n\n"
         f"{table(second, speeds)}\n\n"
         f"{SEPARABLE} jobs that retrain the digits CNN for {EPOCHS} epochs, each on one thread, that wait when the "
         f"first is claimed: seconds until the last has ended, medians of {rounds} in turns. API, database and workers "
-        f"share the cores. {machine()}, load {os.getloadavg()[0]:.0f} at the end.\n\n`python benchmarks/service_jobs.py many`"
+        f"share the cores. {machine()}, load {os.getloadavg()[0]:.0f} at the end.\n\n"
+        "`python benchmarks/service_jobs.py many`"
     )
     write_section("service-load", content)
 
