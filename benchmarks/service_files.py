@@ -57,7 +57,8 @@ def measure(on: Backends, size: int, large: int, rounds: int) -> None:
     text = (
         f"## Files\n\n{table(first, rows)}\n\n"
         f"Medians of {rounds} in turns, and the range. Plain uploads are written, hashed and synced here, or put "
-        "into the bucket; a plain download is read and sent by a server of a few lines. A first download is hashed before "
+        "into the bucket; a plain download is read and sent by a server of a few lines. A "
+        "first download is hashed before "
         "it is sent; the others are what clients get from then on, and what the goal is of.\n\n"
         f"{table(second, held)}\n\n"
         "One upload and two downloads of one file; memory is the API process's own. Clients, API, database and the "

@@ -79,7 +79,7 @@ def measure(on: Backends, small_jobs: int, epochs: int, rounds: int) -> None:
         f"batches of 1 and 32 is a part. Milliseconds of the stages, medians: {'; '.join(notes)}.\n\n"
         f"{table(second, overhead)}\n\n"
         f"The digits CNN pruned and retrained for {epochs} epochs, by `pared.compression.prune` in a fresh process and "
-        f"by a job, in turns: medians of {rounds}, and the range. The import of the library is not counted, though its "
+        f"by a job, in turns: medians of {rounds}, and the range. Both have the threads of one job, which do not spin while they wait. The import of the library is not counted, though its "
         f"user waits for that too. The goal is {MOST_SHARE:.0%} and {MOST_MORE_S:g} s more. {machine()}, load "
         f"{os.getloadavg()[0]:.0f} at the end.\n\n`python benchmarks/service_jobs.py times`"
     )
@@ -116,7 +116,9 @@ def _beside_library(
 
 
 def _plain() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PARED_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PARED_")}
+    # As in a job's process: threads that spin while they wait make the same work many times longer on busy cores.
+    return kept | {"GOMP_SPINCOUNT": "2000"}
 
 
 def _cells(jobs: list[Job], most_ms: float) -> list[str]:
