@@ -79,8 +79,9 @@ def measure(on: Backends, small_jobs: int, epochs: int, rounds: int) -> None:
         f"batches of 1 and 32 is a part. Milliseconds of the stages, medians: {'; '.join(notes)}.\n\n"
         f"{table(second, overhead)}\n\n"
         f"The digits CNN pruned and retrained for {epochs} epochs, by `pared.compression.prune` in a fresh process and "
-        f"by a job, in turns: medians of {rounds}, and the range. Both have the threads of one job, which do not spin while they wait. The import of the library is not counted, though its "
-        f"user waits for that too. The goal is {MOST_SHARE:.0%} and {MOST_MORE_S:g} s more. {machine()}, load "
+        f"by a job, in turns: medians of {rounds}, and the range. The call has its threads wait as a job's do; "
+        "the import of the library is not counted, though its user waits for that too. "
+        f"The goal is {MOST_SHARE:.0%} and {MOST_MORE_S:g} s more. {machine()}, load "
         f"{os.getloadavg()[0]:.0f} at the end.\n\n`python benchmarks/service_jobs.py times`"
     )
     write_section("service-times", text)
