@@ -48,12 +48,13 @@ def measure(on: Backends, size: int, large: int, rounds: int) -> None:
                 state = f"{BACKENDS[backend]}, {place}"
                 upload(service.port, 64 * BLOCK, seed=0)  # what a first request loads is not memory of the upload
                 rows += [[state, *cells] for cells in _in_turns(service, s3, size, rounds)]
-                print(*rows[-2:], sep="\n", flush=True)
+                for row in rows[-3:]:
+                    print(*row, sep="\t", flush=True)
                 if backend == "embedded" or place == BUCKET:
                     held.append([state, *_memory(service, large)])
-                    print(held[-1], flush=True)
+                    print(*held[-1], sep="\t", flush=True)
     first = ["state in", f"{size >> 20} MiB", "plain, s", "API, s", "ratio", "goal", "met"]
-    second = ["state in", f"{large / 2**30:g} GiB", "up, s", "down, s", "API grew while up, MiB", "while down, MiB"]
+    second = [f"{large / 2**30:g} GiB, state in", "up, s", "down, s", "API grew while up, MiB", "while down, MiB"]
     text = (
         f"## Files\n\n{table(first, rows)}\n\n"
         f"Medians of {rounds} in turns, and the range. Plain uploads are written, hashed and synced here, or put "
@@ -119,7 +120,7 @@ def _memory(service: Service, size: int) -> list[str]:
     with peak_growth(service.api.psutil) as grew_down:
         _downloaded(service.port, path, size)
         down = _downloaded(service.port, path, size)
-    return ["", f"{up:.0f}", f"{down:.0f}", f"{grew_up[0] / 2**20:.0f}", f"{grew_down[0] / 2**20:.0f}"]
+    return [f"{up:.0f}", f"{down:.0f}", f"{grew_up[0] / 2**20:.0f}", f"{grew_down[0] / 2**20:.0f}"]
 
 
 def _row(what: str, plain: list[float], ours: list[float]) -> list[str]:
