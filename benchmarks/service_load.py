@@ -27,7 +27,7 @@ KILLED_EVERY_S = 6.0
 LEAST_SPEED = 1.8
 SEPARABLE = 8
 """Jobs of the measurement of one worker and two; half of them a worker's."""
-EPOCHS = 30
+EPOCHS = 20
 LOAD = {
     "PARED_MAX_WAITING_JOBS": "0",
     "PARED_MAX_REQUESTS_PER_S": "0",

@@ -12,7 +12,7 @@ from results import machine, table, write_section
 from services import BACKENDS, Backends, Service, cpu_seconds
 
 MOST_SHARE = 0.10
-SECONDS = 12.0
+SECONDS = 10.0
 SETTLED_S = 3.0
 """After the last stream was opened, before its cost is measured."""
 SPEC = {"type": "prune", "dataset": "builtin:digits", "amount": 0.5}
