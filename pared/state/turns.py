@@ -24,7 +24,9 @@ Lane = Literal["jobs", "quick"]
 TYPES: dict[Lane, list[str]] = {"jobs": [name for name in BY_NAME if name not in UNLISTED], "quick": [*UNLISTED]}
 _ANY_QUEUED = select(Job.id).where(Job.status == "queued").limit(1)
 _RIVALS = (Job.status == "queued", Job.type.in_(TYPES["jobs"]), Job.device.in_(bindparam("devices", expanding=True)))
-_OWN_RIVALS = select(Job.id).where(*_RIVALS, Job.owner == bindparam("owner")).order_by(Job.id)
+_OWN = (*_RIVALS, Job.owner == bindparam("owner"))
+_OWN_BELOW = select(func.count()).where(*_OWN, Job.id < bindparam("first"))
+_OWN_WITHIN = select(Job.id).where(*_OWN, Job.id.between(bindparam("first"), bindparam("last"))).order_by(Job.id)
 _OTHERS_RIVALS = select(func.count()).where(*_RIVALS, Job.owner != bindparam("owner")).group_by(Job.owner)
 _SERVED = {"jobs": Owner.served_at, "quick": Owner.quick_served_at}
 
@@ -76,23 +78,34 @@ class Line:
 
     def __init__(self, session: Session, jobs: Sequence[Job]) -> None:
         """Read who waits, once for each device that these jobs ask for."""
-        asked = {job.device: job.owner for job in jobs}
-        self._waiting = {device: _who_waits(session, owner, device) for device, owner in asked.items()}
+        asked: dict[str, list[Job]] = {}
+        for job in jobs:
+            asked.setdefault(job.device, []).append(job)
+        self._waiting = {device: _Waiting(session, device, of_device) for device, of_device in asked.items()}
 
     def place_of(self, job: Job) -> int:
         """When its turn comes if nothing else is posted, 1 for the next, among the jobs for the same device.
 
         Of each other owner as many may come before it as of its own.
         """
-        own, others = self._waiting[job.device]
-        before = bisect_right(own, job.id)
-        return before + sum(min(waiting, before) for waiting in others)
+        waiting = self._waiting[job.device]
+        before = waiting.below + bisect_right(waiting.within, job.id)
+        return before + sum(min(count, before) for count in waiting.others)
 
 
-def _who_waits(session: Session, owner: str, device: str) -> tuple[Sequence[str], Sequence[int]]:
-    """The ids of the owner's jobs that may be taken before one for this device, in order, and how many others have."""
-    given = {"owner": owner, "devices": list({device, "auto"})}
-    return session.scalars(_OWN_RIVALS, given).all(), session.scalars(_OTHERS_RIVALS, given).all()
+class _Waiting:
+    """Who waits for a device, as far as it matters to the places of some jobs of one owner."""
+
+    def __init__(self, session: Session, device: str, jobs: Sequence[Job]) -> None:
+        ids = [job.id for job in jobs]
+        devices = list({device, "auto"})
+        given = {"owner": jobs[0].owner, "devices": devices, "first": min(ids)}
+        self.below = session.scalar(_OWN_BELOW, given) or 0
+        """Jobs of the owner that come before the first of these."""
+        self.within = session.scalars(_OWN_WITHIN, given | {"last": max(ids)}).all()
+        """The ids of those between the first and the last of these, in order. There may be thousands behind them."""
+        self.others = session.scalars(_OTHERS_RIVALS, {"owner": jobs[0].owner, "devices": devices}).all()
+        """How many each other owner has."""
 
 
 def lock_owner(session: Session, owner: str) -> None:
