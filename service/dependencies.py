@@ -17,6 +17,7 @@ from pared.state import keys
 from pared.state.audit import Act, Actor, record_all
 from pared.state.jobs import Submission, Submitted, find_job, submit_all
 from pared.state.keys import Caller
+from pared.state.limits import MuchRoom
 from pared.state.objects import ObjectStore, open_store
 from pared.state.owners import LOCAL_OWNER
 from pared.state.partial_uploads import PartialUploads
@@ -98,7 +99,10 @@ def build_parts(settings: Settings) -> Parts:
         Metrics(sessions, settings, open_streams=lambda: changes.open_streams),
         Batches(answers.read),
         Batches(answers.pages),
-        Batches(partial(submit_all, sessions, settings=settings), lane_of=lambda submission: submission.owner),
+        Batches(
+            partial(submit_all, sessions, settings=settings, room=MuchRoom()),
+            lane_of=lambda submission: submission.owner,
+        ),
         Batches(partial(record_all, sessions)),
     )
 

@@ -14,7 +14,7 @@ from pared.job_types import LISTED
 from pared.specs import JobSpec, PlanSpec
 from pared.state import lifecycle
 from pared.state.lifecycle import NewJob, create_all
-from pared.state.limits import JOBS_WAITING, PLAN, PLANS_WAITING, Room, check_bytes, check_room
+from pared.state.limits import JOBS_WAITING, PLAN, PLANS_WAITING, MuchRoom, Room, check_room
 from pared.state.references import check_references
 from pared.state.session import Sessions
 from pared.state.settings import Settings
@@ -82,12 +82,13 @@ def submit(
 
 
 def submit_all(
-    sessions: Sessions, submissions: Collection[Submission], settings: Settings
+    sessions: Sessions, submissions: Collection[Submission], settings: Settings, room: MuchRoom | None = None
 ) -> dict[Submission, Submitted | ParedError]:
     """Write queued jobs of one owner, their first events and the messages owed to the broker, in one transaction.
 
     Args:
         settings: with the owner's limits.
+        room: what is known of owners since earlier submissions.
 
     Returns:
         What came of each. One that is refused holds up no other; it has
@@ -98,19 +99,19 @@ def submit_all(
     """
     try:
         with sessions.begin() as session:
-            return _submit_all(session, submissions, settings)
+            return _submit_all(session, submissions, settings, room or MuchRoom())
     except IntegrityError:
         # The same key at the same moment: another request was first, and its job is ours too.
         return {each: _submit_alone(sessions, each, settings) for each in submissions}
 
 
 def _submit_all(
-    session: Session, submissions: Collection[Submission], settings: Settings
+    session: Session, submissions: Collection[Submission], settings: Settings, much_room: MuchRoom
 ) -> dict[Submission, Submitted | ParedError]:
     [owner] = {each.owner for each in submissions}
     lock_owner(session, owner)
     room = Room(session, owner, JOBS_WAITING, settings)
-    full = _full(session, owner, settings)
+    full = _full(session, owner, settings, much_room)
     found: dict[str, Model | Dataset | None] = {}
     outcomes: dict[Submission, Submitted | ParedError] = {}
     accepted: list[Submission] = []
@@ -146,10 +147,10 @@ def _key(submission: Submission) -> str | None:
     return None if submission.idempotency is None else submission.idempotency.key
 
 
-def _full(session: Session, owner: str, settings: Settings) -> OverLimit | None:
+def _full(session: Session, owner: str, settings: Settings, much_room: MuchRoom) -> OverLimit | None:
     """The refusal of an owner whose uploads and results take up all that they may."""
     try:
-        check_bytes(session, owner, 0, settings)
+        much_room.check(session, owner, settings)
     except OverLimit as error:
         return error
     return None
@@ -158,7 +159,7 @@ def _full(session: Session, owner: str, settings: Settings) -> OverLimit | None:
 def _submit_alone(sessions: Sessions, submission: Submission, settings: Settings) -> Submitted | ParedError:
     try:
         with sessions.begin() as session:
-            return _submit_all(session, [submission], settings)[submission]
+            return _submit_all(session, [submission], settings, MuchRoom())[submission]
     except IntegrityError:
         with sessions() as session:
             earlier = _made_by(session, submission.owner, submission.idempotency)

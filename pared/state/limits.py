@@ -6,6 +6,7 @@ take the last place.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -370,7 +371,10 @@ class Room:
 
 def check_bytes(session: Session, owner: str, more: int, settings: Settings) -> None:
     """Refuse so many more bytes. The caller has locked the owner, or only asks beforehand. Raises OverLimit."""
-    left = bytes_left(session, owner, settings)
+    _refuse(bytes_left(session, owner, settings), more, settings)
+
+
+def _refuse(left: int | None, more: int, settings: Settings) -> None:
     if left is not None and more > left:
         most = settings.max_stored_bytes
         raise over(
@@ -387,6 +391,30 @@ def bytes_left(session: Session, owner: str, settings: Settings) -> int | None:
         return None
     stored = _stored(session, owner, settings)
     return min(most - stored, 2 * most - stored - _deleted(session, owner, settings))
+
+
+class MuchRoom:
+    """Owners who had much room for bytes a moment ago. To add up what one stores takes as long as they have jobs."""
+
+    LOOK_AGAIN_S = 10.0
+    MUCH = 0.05
+    """Of all that one may store."""
+    _MOST_OWNERS = 10_000
+
+    def __init__(self) -> None:
+        """Nobody is known."""
+        self._until: dict[str, float] = {}
+
+    def check(self, session: Session, owner: str, settings: Settings) -> None:
+        """Refuse an owner who has no room at all, as one who submits a job. Raises OverLimit."""
+        if time.monotonic() < self._until.get(owner, 0.0):
+            return
+        left = bytes_left(session, owner, settings)
+        _refuse(left, 0, settings)
+        if left is None or left > settings.max_stored_bytes * self.MUCH:
+            if len(self._until) >= self._MOST_OWNERS:
+                self._until.clear()
+            self._until[owner] = time.monotonic() + self.LOOK_AGAIN_S
 
 
 def over(limit: Limit, detail: str) -> OverLimit:

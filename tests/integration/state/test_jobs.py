@@ -23,6 +23,7 @@ from pared.state.jobs import (
     submit_plan,
 )
 from pared.state.lifecycle import NewJob
+from pared.state.limits import MuchRoom
 from pared.state.references import job_using, uploads_of
 from pared.state.session import Sessions
 from pared.state.tables import (
@@ -115,6 +116,42 @@ def test_of_jobs_that_are_submitted_together_one_that_is_refused_holds_up_no_oth
     assert came[3].job.id == made[1].id
     assert (rows(sessions, Job), rows(sessions, Outbox), rows(sessions, IdempotencyKey)) == (3, 3, 1)
     assert all(events_of(sessions, job.id) == [(1, "status", "queued")] for job in made)
+
+
+def test_what_an_owner_stores_is_added_up_again_where_little_room_is_left_or_some_time_has_passed(
+    sessions, settings, monkeypatch
+):
+    limited = settings.model_copy(update={"max_stored_bytes": 1000})
+
+    def stores(results: int) -> None:
+        with sessions.begin() as session:
+            session.execute(update(Job).values(result_bytes=results))
+
+    def refused(room: MuchRoom) -> bool:
+        posted = Submission("local", NewJob(PRUNE))
+        return isinstance(submit_all(sessions, [posted], limited, room)[posted], OverLimit)
+
+    with sessions.begin() as session:
+        session.execute(update(Model).values(size_bytes=0))
+    room = MuchRoom()
+    assert not refused(room)
+    stores(2000)
+    assert not refused(room), "there was much room a moment ago"
+    monkeypatch.setattr(MuchRoom, "LOOK_AGAIN_S", 0.0)
+    assert refused(MuchRoom())
+    later = MuchRoom()
+    stores(0)
+    assert not refused(later)
+    stores(2000)
+    assert refused(later)
+    monkeypatch.undo()
+    stores(0)
+    with sessions.begin() as session:
+        session.execute(update(Model).where(Model.id == MODEL_ID).values(size_bytes=990))
+    nearly = MuchRoom()
+    assert not refused(nearly)
+    stores(2000)
+    assert refused(nearly), "little room was left"
 
 
 def test_a_key_that_another_process_uses_at_the_same_moment_makes_no_second_job(sessions, settings, monkeypatch):
