@@ -34,7 +34,7 @@ from pared.state.tables import Artifact, Job, Model
 from tests.support.processes import Processes
 from tests.support.servers import Servers, free_port
 
-CLIENTS, SECONDS, ROUNDS, FEW, OWNER = 16, 2.0, 5, 100, "local"
+CLIENTS, SECONDS, ROUNDS, FEW, OWNER = 16, 2.0, 3, 100, "local"
 TARGETS = {"poll": 0.5, "list of 20": 0.25, "304": 0.7}
 SPEC = {
     "type": "prune",
