@@ -9,14 +9,11 @@ with at most so many jobs in the database (a million), on SQLite and on PostgreS
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +21,17 @@ import httpx
 import psutil
 from http_load import rate
 from results import machine, table, write_section
-from sqlalchemy import func, insert, select, text
+from services import BACKENDS, Backends, Service, backends
+from sqlalchemy import Engine, func, insert, select, text
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from pared.state.session import make_engine, make_sessions, migrate
+from pared.state.session import make_engine
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, Model
-from tests.support.processes import Processes
-from tests.support.servers import Servers, free_port
+from tests.support.processes import wait_for
+from tests.support.servers import free_port
 
+Server = tuple[psutil.Process, int]
+"""A process, and the port that it answers at."""
 CLIENTS, SECONDS, ROUNDS, FEW, OWNER = 16, 2.0, 3, 100, "local"
 TARGETS = {"poll": 0.5, "list of 20": 0.25, "304": 0.7}
 SPEC = {
@@ -55,26 +53,24 @@ def main(most: int) -> None:
     """Run both backends at both sizes, print the figures and write them down."""
     rows: list[list[str]] = []
     flat: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="pared-rates-") as name, closing(Processes()) as processes:
-        folder = Path(name)
-        folder.chmod(0o755)
-        for backend in ("SQLite", "PostgreSQL"):
-            url = ""
-            if backend == "PostgreSQL":
-                (folder / "servers").mkdir()
-                servers = Servers(folder / "servers", processes)
-                url = servers.new_database()
-            measured: dict[int, dict[str, Any]] = {}
-            for jobs in (FEW, most):
-                measured[jobs] = measure(folder / backend, url, jobs)
-                for what, figures in measured[jobs].items():
-                    rows.append(row_of(backend, jobs, what, figures))
-                    print(*rows[-1], sep=" | ", flush=True)
-            rows.append(row_of(backend, most, "submit", submits(folder / backend, url)))
-            print(*rows[-1], sep=" | ", flush=True)
+    limits = {"PARED_MAX_REQUESTS_PER_S": "0", "PARED_MAX_WAITING_JOBS": "0"}  # clients may send as much as they like
+    with backends() as on, constant(on) as beside:
+        for backend in on.chosen:
+            name = BACKENDS[backend]
+            with on.running(backend, workers=0, **limits) as service:
+                engine = engine_of(service)
+                measured = {}
+                for jobs in (FEW, most):
+                    measured[jobs] = measure(service, beside, fill(engine, jobs))
+                    for what, figures in measured[jobs].items():
+                        rows.append(row_of(name, jobs, what, figures))
+                        print(*rows[-1], sep=" | ", flush=True)
+                rows.append(row_of(name, most, "submit", submits(service, engine)))
+                print(*rows[-1], sep=" | ", flush=True)
+                engine.dispose()
             for what in TARGETS:
                 share = measured[most][what]["ratio"] / measured[FEW][what]["ratio"]
-                flat.append(f"{backend}, {what}: {share:.2f}")
+                flat.append(f"{name}, {what}: {share:.2f}")
     how = (
         f"{machine()}; {CLIENTS} clients on connections that stay open, {ROUNDS} rounds of {SECONDS:g} s each. Ratios "
         "are to a constant route of FastAPI in the same round (median, least to most); by CPU: its processor time for "
@@ -96,46 +92,41 @@ def row_of(backend: str, jobs: int, what: str, figures: dict[str, Any]) -> list[
     return [backend, f"{jobs:,}", what, *counts, ratio, of_cpu]
 
 
-def measure(data: Path, url: str, jobs: int) -> dict[str, Any]:
-    """All rates with so many jobs in the database."""
-    settings = settings_of(data, url)
-    migrate(settings)
-    ids = fill(settings, jobs)
-    with serving(settings) as (port, server), constant() as (constant_port, constant_server):
-        paths = [{"path": f"/v1/jobs/{job}"} for job in ids["ended"]]
-        tags = [httpx.get(f"http://127.0.0.1:{port}{each['path']}").headers["etag"] for each in paths]
-        asked = {
-            "poll": paths,
-            "poll of a job that waits": [{"path": f"/v1/jobs/{job}"} for job in ids["queued"]],
-            "304": [each | {"headers": {"If-None-Match": tag}} for each, tag in zip(paths, tags, strict=True)],
-            "list of 20": [{"path": f"/v1/jobs?limit=20&status=succeeded&after={job}"} for job in ids["ended"]],
-        }
-        seen: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
-        for _ in range(ROUNDS):
-            beside = timed(constant_server, constant_port, [{"path": "/constant"}])
-            for name, requests in asked.items():
-                figures = timed(server, port, requests)
-                assert set(figures["statuses"]) == {"304" if name == "304" else "200"}, figures
-                ratios = {
-                    "ratio": figures["per_s"] / beside["per_s"],
-                    "cpu_ratio": beside["cpu_us"] / figures["cpu_us"],
-                }
-                seen[name].append(figures | ratios)
+def engine_of(service: Service) -> Engine:
+    """The database of a service."""
+    url = service.environment.get("PARED_DATABASE_URL", "")
+    return make_engine(Settings(data_dir=service.folder / "data", database_url=url).effective_database_url)
+
+
+def measure(service: Service, beside: Server, ids: dict[str, list[str]]) -> dict[str, Any]:
+    """All rates with the jobs that are there."""
+    api = (psutil.Process(service.api.popen.pid), service.port)
+    paths = [{"path": f"/v1/jobs/{job}"} for job in ids["ended"]]
+    tags = [service.http.get(each["path"]).headers["etag"] for each in paths]
+    asked = {
+        "poll": paths,
+        "poll of a job that waits": [{"path": f"/v1/jobs/{job}"} for job in ids["queued"]],
+        "304": [each | {"headers": {"If-None-Match": tag}} for each, tag in zip(paths, tags, strict=True)],
+        "list of 20": [{"path": f"/v1/jobs?limit=20&status=succeeded&after={job}"} for job in ids["ended"]],
+    }
+    seen: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
+    for _ in range(ROUNDS):
+        constant_route = timed(beside, [{"path": "/constant"}])
+        for name, requests in asked.items():
+            figures = timed(api, requests)
+            assert set(figures["statuses"]) == {"304" if name == "304" else "200"}, figures
+            figures["ratio"] = figures["per_s"] / constant_route["per_s"]
+            figures["cpu_ratio"] = constant_route["cpu_us"] / figures["cpu_us"]
+            seen[name].append(figures)
     return {name: summary(each) for name, each in seen.items()}
 
 
-def settings_of(data: Path, url: str) -> Settings:
-    """Those of an API whose clients may send as much as they like."""
-    return Settings(data_dir=data, database_url=url, max_waiting_jobs=0, max_requests_per_s=0)
-
-
-def timed(
-    server: psutil.Process, port: int, requests: list[dict[str, Any]], seconds: float = SECONDS
-) -> dict[str, Any]:
+def timed(server: Server, requests: list[dict[str, Any]], seconds: float = SECONDS) -> dict[str, Any]:
     """Rates and latencies, and the processor time that the server took for an answer."""
-    before = server.cpu_times()
+    process, port = server
+    before = process.cpu_times()
     figures = rate(port, requests, clients=CLIENTS, seconds=seconds)
-    after = server.cpu_times()
+    after = process.cpu_times()
     cpu_s = after.user + after.system - before.user - before.system
     return figures | {"cpu_us": 1e6 * cpu_s / sum(figures["statuses"].values())}
 
@@ -148,44 +139,40 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
     return medians | {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
-def submits(data: Path, url: str) -> dict[str, Any]:
+def submits(service: Service, engine: Engine) -> dict[str, Any]:
     """Jobs that are posted, each in the database with what is owed to the broker before its 202 was sent."""
-    settings = settings_of(data, url)
-    sessions = make_sessions(make_engine(settings.effective_database_url))
     body = json.dumps({"type": "prune", "model": model(0)["id"], "amount": 0.5, "retrain": None})
     request = {"path": "/v1/jobs", "method": "POST", "headers": {"Content-Type": "application/json"}, "body": body}
-
-    def waiting() -> int:
-        with sessions() as session:
-            return session.scalar(select(func.count()).where(Job.status == "queued")) or 0
-
-    before = waiting()
-    with serving(settings) as (port, server):
-        figures = timed(server, port, [request], seconds=10.0)
+    before = count(engine, "queued")
+    figures = timed((psutil.Process(service.api.popen.pid), service.port), [request], seconds=10.0)
     assert set(figures["statuses"]) == {"202"}, figures
-    assert waiting() - before >= figures["statuses"]["202"]
-    sessions.engine.dispose()
+    assert count(engine, "queued") - before >= figures["statuses"]["202"]
     return figures
 
 
-def fill(settings: Settings, jobs: int) -> dict[str, Any]:
-    """Have so many jobs that have ended, and a few that wait."""
-    engine = make_engine(settings.effective_database_url)
-    now = time.time()
-    with engine.execution_options(pared_writes=True).begin() as connection:
-        have = connection.scalar(select(func.count()).select_from(Job).where(Job.status == "succeeded")) or 0
-        for begin in range(have, jobs, 10_000):
-            numbers = range(begin, min(begin + 10_000, jobs))
+def count(engine: Engine, status: str) -> int:
+    """How many jobs have it."""
+    with engine.connect() as connection:
+        return connection.scalar(select(func.count()).select_from(Job).where(Job.status == status)) or 0
+
+
+def fill(engine: Engine, jobs: int) -> dict[str, list[str]]:
+    """Have so many jobs that have ended, and a few that wait. Returns the ids of the last ones of both."""
+    now, writing = time.time(), engine.execution_options(pared_writes=True)
+    have = count(engine, "succeeded")
+    for begin in range(have, jobs, 10_000):
+        numbers = range(begin, min(begin + 10_000, jobs))
+        with writing.begin() as connection:
             connection.execute(insert(Job), [ended(number, now) for number in numbers])
             connection.execute(insert(Artifact), [artifact(number, now) for number in numbers])
-        if not have:
+    if not have:
+        with writing.begin() as connection:
             connection.execute(insert(Job), [waiting(number, now) for number in range(CLIENTS)])
             connection.execute(insert(Model), [model(now)])
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("analyze"))
-    engine.dispose()
     last = [key(number) for number in range(jobs - CLIENTS, jobs)]
-    return {"ended": last, "queued": [key(number, "Q") for number in range(CLIENTS)], "model": model(now)["id"]}
+    return {"ended": last, "queued": [key(number, "Q") for number in range(CLIENTS)]}
 
 
 def key(number: int, kind: str = "0") -> str:
@@ -226,44 +213,22 @@ def model(now: float) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[tuple[int, psutil.Process]]:
-    """An API process with these settings, and its port."""
-    port = free_port()
-    env = {"PARED_DATA_DIR": str(settings.data_dir), "PARED_PORT": str(port)}
-    env |= {"PARED_MAX_REQUESTS_PER_S": "0", "PARED_MAX_WAITING_JOBS": "0"}
-    if settings.database_url:
-        env["PARED_DATABASE_URL"] = settings.database_url
-    with ready([sys.executable, "-P", "-m", "pared", "api"], env, f"http://127.0.0.1:{port}/healthz") as process:
-        yield port, process
-
-
-@contextmanager
-def constant() -> Iterator[tuple[int, psutil.Process]]:
+def constant(on: Backends) -> Iterator[Server]:
     """The process of an app of one route, and its port."""
-    port = free_port()
+    port, folder = free_port(), Path(__file__).parent
     command = [sys.executable, "-m", "uvicorn", "constant_route:app", "--port", str(port), "--no-access-log"]
     command += ["--loop", "asyncio", "--http", "httptools", "--log-level", "warning"]
-    with ready(command, {"PYTHONPATH": str(Path(__file__).parent)}, f"http://127.0.0.1:{port}/constant") as process:
-        yield port, process
+    process = on.processes.start(command, name="constant", log=on.folder / "constant.log", cwd=folder)
+    wait_for(lambda: _answers(f"http://127.0.0.1:{port}/constant"), "the constant route answers")
+    yield psutil.Process(process.popen.pid), port
+    process.kill()
 
 
-@contextmanager
-def ready(command: list[str], env: dict[str, str], url: str) -> Iterator[psutil.Process]:
-    """A process that answers at this address."""
-    process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _answers(url: str) -> bool:
     try:
-        for _ in range(600):
-            try:
-                httpx.get(url).raise_for_status()
-                break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        else:
-            raise RuntimeError(f"{command} does not answer")
-        yield psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(30)
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 if __name__ == "__main__":
