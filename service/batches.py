@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fastapi.concurrency import run_in_threadpool
@@ -18,10 +18,10 @@ Answer = TypeVar("Answer")
 
 @dataclass
 class _Lane(Generic[Asked, Answer]):
-    batch: dict[Asked, None] = field(default_factory=dict)
-    """The one that is open, in the order in which it was asked."""
-    is_open: bool = False
     last: asyncio.Task[Mapping[Asked, Answer]] | None = None
+    """The newest batch."""
+    open: dict[Asked, None] | None = None
+    """What is asked of it, in the order in which it came, until it begins."""
 
 
 class Batches(Generic[Asked, Answer]):
@@ -49,25 +49,23 @@ class Batches(Generic[Asked, Answer]):
         """The answer; None: there is none. Raises what `do` raises."""
         name = self._lane_of(asked)
         lane = self._lanes.setdefault(name, _Lane())
-        if lane.last is None or not lane.is_open or len(lane.batch) == MOST:
-            lane.batch, lane.is_open = {}, True
-            lane.last = asyncio.create_task(self._do_after(lane.last, lane, lane.batch))
-            lane.last.add_done_callback(lambda task: self._end(name, task))
-        lane.batch[asked] = None
+        batch = lane.last
+        if batch is None or lane.open is None or len(lane.open) == MOST:
+            lane.open = {}
+            batch = lane.last = asyncio.create_task(self._do_after(batch, lane, lane.open))
+            batch.add_done_callback(lambda task: self._end(name, task))
+        lane.open[asked] = None
         # A client who leaves takes nobody else's answer along.
-        return (await asyncio.shield(lane.last)).get(asked)
+        return (await asyncio.shield(batch)).get(asked)
 
     async def _do_after(
-        self,
-        before: asyncio.Task[Mapping[Asked, Answer]] | None,
-        lane: _Lane[Asked, Answer],
-        batch: dict[Asked, None],
+        self, before: asyncio.Task[Mapping[Asked, Answer]] | None, lane: _Lane[Asked, Answer], asked: dict[Asked, None]
     ) -> Mapping[Asked, Answer]:
         if before is not None and not before.done():
             await asyncio.wait([before])
-        if batch is lane.batch:
-            lane.is_open = False
-        return await run_in_threadpool(self._do, batch.keys())
+        if asked is lane.open:
+            lane.open = None
+        return await run_in_threadpool(self._do, asked.keys())
 
     def _end(self, name: Hashable, task: asyncio.Task[Mapping[Asked, Answer]]) -> None:
         if self._lanes[name].last is task:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,17 @@ class Metrics:
         """Args: open_streams: how many event streams and long polls this process has open."""
         self._registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self._registry}
-        self._requests = Counter("pared_http_requests", "Requests.", ["method", "route", "status"], **own)
-        self._request_s = Histogram(
+        requests = Counter("pared_http_requests", "Requests.", ["method", "route", "status"], **own)
+        request_s = Histogram(
             "pared_http_request_seconds",
             "From the end of a request's headers to the end of its answer; without event streams and long polls.",
             ["method", "route"],
             buckets=_REQUEST_S,
             **own,
         )
-        self._labelled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        # To look a label up takes longer than to count.
+        self._count_of = lru_cache(maxsize=None)(requests.labels)
+        self._duration_of = lru_cache(maxsize=None)(request_s.labels)
         streams = Gauge("pared_open_streams", "Event streams and long polls that are open.", **own)
         streams.set_function(lambda: float(open_streams()))
         Gauge("pared_build_info", "1, with the version.", ["version"], **own).labels(__version__).set(1)
@@ -66,18 +69,9 @@ class Metrics:
     def count_request(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request that was answered; `status` 0: its client left before."""
         route, method = route_of(scope), method_of(scope)
-        count, duration = self._of_route(method, route, status)
-        count.inc()
+        self._count_of(method, route, str(status)).inc()
         if status and "follower" not in scope.get("state", {}):
-            duration.observe(seconds)
-
-    def _of_route(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-        """The counter and the histogram with these labels; to look them up takes longer than to count."""
-        known = self._labelled.get((method, route, status))
-        if known is None:
-            known = self._requests.labels(method, route, str(status)), self._request_s.labels(method, route)
-            self._labelled[method, route, status] = known
-        return known
+            self._duration_of(method, route).observe(seconds)
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """All numbers in the format that this `Accept` header prefers, and its media type."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import zipfile
 from collections import Counter
@@ -22,6 +21,7 @@ from pared.compression.loading.archives import BROKEN_MEMBER
 from pared.compression.loading.file_format import folder_entries
 from pared.compression.loading.folders.contents import Contents, read_contents, weight_files
 from pared.errors import ShapeMismatch, StorageFull, UnsupportedModel
+from pared.full_disk import no_room
 from pared.weights.safetensors import BadSafetensors, TensorEntry, read_header, shown
 from pared.wording import shortened
 
@@ -186,7 +186,7 @@ def _unpack(path: Path, info: zipfile.ZipInfo, target: Path, tick: Callable[[], 
     except BROKEN_MEMBER as error:
         raise UnsupportedModel(f"{info.filename} in this folder is damaged: zip it and upload it again.") from error
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if no_room(error, target.parent) is None:
             raise
         free = shutil.disk_usage(target.parent).free
         raise StorageFull(

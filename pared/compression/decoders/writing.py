@@ -19,7 +19,6 @@ from pared.compression.decoders.stored import StoredDecoder
 from pared.weights.program import write_record
 
 _BLOCK_BYTES = 1 << 22
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _cut(part: _Part, begin: int, block: Tensor) -> Tensor:
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """An entry that is stored as it is, and begins where it can be mapped."""
+    """An entry that is stored as it is, so that its tensors are read by position."""
     info = zipfile.ZipInfo(name)
     info.compress_type = zipfile.ZIP_STORED
     return archive.open(info, "w", force_zip64=True)

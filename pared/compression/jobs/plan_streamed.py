@@ -7,11 +7,11 @@ import math
 from pared.compression.decoders.config import PROJECTIONS
 from pared.compression.decoders.stored import opened, usual_dtype
 from pared.compression.jobs.stages import Stages
-from pared.compression.jobs.streamed_sizes import every, first_of, layer_reports, left_of, sizes_of
+from pared.compression.jobs.streamed_sizes import every, first_of, goal_of, layer_reports, left_of, sizes_of
 from pared.compression.names import layer_of
-from pared.compression.report.verdict import goal_sentence, plan_verdict
+from pared.compression.report.verdict import plan_verdict
 from pared.compression.work import ModelFile, Work
-from pared.reports import Goal, LayerInspection, ModelInspection, Plan, PlannedFile, PlannedLayer, Size
+from pared.reports import LayerInspection, ModelInspection, Plan, PlannedFile, PlannedLayer, Size
 from pared.specs import PruneSpec
 
 _BY_SHAPES = (
@@ -55,18 +55,7 @@ def plan_streamed(spec: PruneSpec, work: Work, stages: Stages) -> Plan:
             )
             for layer in layer_reports(stored, kept, {}, spec.granularity)
         ]
-    goal = None
-    if spec.target is not None:
-        shares = {"params": rest / all_of, "file_bytes": file_bytes / upload_bytes}
-        reached = {name: shares[name] for name in spec.target.sizes}
-        goal = Goal(
-            status="infeasible" if spec.target.missed(reached) else "met",
-            target=spec.target.goals,
-            reached=reached,
-            amount=amount,
-            round_to=spec.round_to,
-            sentence=goal_sentence(spec.target, reached, None, None, None),
-        )
+    goal = goal_of(spec, amount, rest / all_of, file_bytes / upload_bytes)
     verdict = plan_verdict(spec.granularity, before, after)
     return Plan(
         verdict=verdict if goal is None else f"{goal.sentence} {verdict}",

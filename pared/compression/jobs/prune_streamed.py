@@ -20,18 +20,18 @@ from pared.compression.decoders.stored import StoredDecoder, hold_whole, opened
 from pared.compression.decoders.writing import write_decoder
 from pared.compression.export.formats import Written
 from pared.compression.jobs.stages import Stages, beside
-from pared.compression.jobs.streamed_sizes import layer_reports, left_of, macs_of, removed
+from pared.compression.jobs.streamed_sizes import goal_of, layer_reports, left_of, macs_of, removed
 from pared.compression.loading import LoadedModel
 from pared.compression.measuring.quality import Assessment, compare
 from pared.compression.measuring.size import count_bytes
 from pared.compression.report.parts import Measured
 from pared.compression.report.publishing import publish
-from pared.compression.report.verdict import goal_sentence, prune_verdict
+from pared.compression.report.verdict import prune_verdict
 from pared.compression.training.seeds import seed_of
 from pared.compression.work import Work
 from pared.criteria import CRITERIA
 from pared.errors import InvalidData, UnsupportedModel
-from pared.reports import Goal, Measurement, Quality, Report
+from pared.reports import Measurement, Quality, Report
 from pared.specs import PruneSpec
 from pared.wording import metric_name
 
@@ -95,7 +95,8 @@ def prune_streamed(spec: PruneSpec, work: Work, stages: Stages) -> Report:
         written = Written({"huggingface": [target]}, [])
         before, after = measured.with_files(upload_bytes(), written.paths, baseline, final)
         comparison = None if baseline is None or final is None else compare(baseline, final)
-        goal = _goal(spec, amount, before, after)
+        shares = after.parameters / before.parameters, after.file_bytes / before.file_bytes
+        goal = goal_of(spec, amount, *shares)
         verdict = prune_verdict(spec.granularity, before, after, comparison)
         zeros = {name: size - alive for name, (size, alive) in after_counts.items()}
         return publish(
@@ -286,24 +287,6 @@ def _by_upload(kept: Kept, values: dict[str, int]) -> dict[str, int]:
             parts[2] = str(kept.layers[int(parts[2])])
         found[".".join(parts)] = value
     return found
-
-
-def _goal(spec: PruneSpec, amount: float, before: Measurement, after: Measurement) -> Goal | None:
-    if spec.target is None:
-        return None
-    left = {
-        "params": after.parameters / before.parameters,
-        "file_bytes": after.file_bytes / before.file_bytes,
-    }
-    reached = {name: left[name] for name in spec.target.sizes}
-    return Goal(
-        status="infeasible" if spec.target.missed(reached) else "met",
-        target=spec.target.goals,
-        reached=reached,
-        amount=amount,
-        round_to=spec.round_to,
-        sentence=goal_sentence(spec.target, reached, None, None, None),
-    )
 
 
 def _notes(stored: StoredDecoder) -> list[str]:

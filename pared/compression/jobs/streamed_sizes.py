@@ -17,11 +17,12 @@ from pared.compression.loading.file_format import folder_entries, recognise
 from pared.compression.loading.folders.contents import read_contents, weight_files
 from pared.compression.names import layer_of
 from pared.compression.pruning.schedules import Amounts
+from pared.compression.report.verdict import goal_sentence
 from pared.compression.work import ModelFile
 from pared.errors import NothingToPrune, ParedError, ValidationError
-from pared.reports import LayerReport
+from pared.reports import Goal, LayerReport
 from pared.specs import PruneSpec
-from pared.specs.streaming import needs_whole_model
+from pared.specs.streaming import GRANULARITIES, needs_whole_model
 
 STREAMED_FROM_BYTES = 2 << 30
 """Weights above it are not built as a whole unless a job needs that: in float32, traced and pruned they are many times
@@ -35,7 +36,7 @@ def is_streamed(spec: PruneSpec, file: ModelFile) -> bool:
     Raises:
         ValidationError: the spec asks for it, and the model is no folder.
     """
-    if spec.streamed is False or spec.granularity not in ("channel", "head", "residual_block"):
+    if spec.streamed is False or spec.granularity not in GRANULARITIES:
         return False
     if recognise(file.path) != "huggingface":
         if not spec.streamed:
@@ -99,6 +100,22 @@ def left_of(spec: PruneSpec, stored: StoredDecoder, upload_bytes: int) -> tuple[
         middle = (low + high) // 2
         low, high = (low, middle) if meets(middle) else (middle, high)
     return at(high / steps), high / steps
+
+
+def goal_of(spec: PruneSpec, amount: float, params: float, file_bytes: float) -> Goal | None:
+    """What the report says of the spec's target. `params`, `file_bytes`: the shares that are left."""
+    if spec.target is None:
+        return None
+    left = {"params": params, "file_bytes": file_bytes}
+    reached = {name: left[name] for name in spec.target.sizes}
+    return Goal(
+        status="infeasible" if spec.target.missed(reached) else "met",
+        target=spec.target.goals,
+        reached=reached,
+        amount=amount,
+        round_to=spec.round_to,
+        sentence=goal_sentence(spec.target, reached, None, None, None),
+    )
 
 
 def every(decoder: Decoder) -> Widths:
