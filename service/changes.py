@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import BindParameter, and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from pared.errors import Unavailable
@@ -26,6 +26,9 @@ from pared.state.workers import living
 from pared.statuses import ENDED
 
 POLL_S = 0.1
+MAX_POLL_S = 1.0
+"""Looking at hundreds of jobs takes long: the next look waits `_SHARE` times as long as the last took, up to this."""
+_SHARE = 15
 PING_S = 15.0
 """A stream on which nothing came for so long sends a comment, which keeps the line open."""
 QUEUE_POLL_S = 1.0
@@ -35,6 +38,13 @@ LOOK_S = 2.0
 KEPT_EVENTS = 256
 """The newest events of a job that its streams find here; who is further behind reads the database."""
 _EVENTS_AT_ONCE = 2000
+_IDS: BindParameter[Collection[str]] = bindparam("ids", expanding=True)
+_NEWEST = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).scalar_subquery()
+_JOBS = select(Job.id, Job.status, Job.updated_at, _NEWEST).where(Job.id.in_(_IDS))
+_UPLOADS = tuple(
+    (prefix, select(table.id, table.status).where(table.id.in_(_IDS)))
+    for prefix, table in (("mdl_", Model), ("dst_", Dataset))
+)
 
 log = structlog.get_logger()
 
@@ -231,24 +241,22 @@ class Changes:
             looked_for = dict(self._channels)
             heads = {key: channel.head if channel.known else None for key, channel in looked_for.items()}
             followed = {key for key, channel in looked_for.items() if channel.followers}
+            began = time.monotonic()
             try:
                 self._deliver(looked_for, await loop.run_in_executor(self._thread, self._look, heads, followed))
             except Exception:
                 log.warning("changes_not_read", exc_info=True)
                 await asyncio.sleep(1)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(min(max(POLL_S, _SHARE * (time.monotonic() - began)), MAX_POLL_S))
 
     def _look(self, heads: Mapping[str, int | None], followed: Collection[str]) -> _Seen:
         with self._sessions() as session:
             rows: dict[str, tuple[Any, ...]] = {}
             for ids in batches(key for key in heads if key.startswith("job_")):
-                newest = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).scalar_subquery()
-                query = select(Job.id, Job.status, Job.updated_at, newest).where(Job.id.in_(ids))
-                rows.update((key, tuple(rest)) for key, *rest in session.execute(query))
-            for table, prefix in ((Model, "mdl_"), (Dataset, "dst_")):
+                rows.update((key, tuple(rest)) for key, *rest in session.execute(_JOBS, {"ids": ids}))
+            for prefix, query in _UPLOADS:
                 for ids in batches(key for key in heads if key.startswith(prefix)):
-                    states = session.execute(select(table.id, table.status).where(table.id.in_(ids)))
-                    rows.update((key, (status, None, None)) for key, status in states)
+                    rows.update((key, (status, None, None)) for key, status in session.execute(query, {"ids": ids}))
             newer = {
                 key: head
                 for key, head in heads.items()
