@@ -38,6 +38,8 @@ class Process:
     environment: Mapping[str, str]
     log: Path | None = None
     """Where its output goes; None: where this process's own goes."""
+    files: Sequence[int] = ()
+    """Descriptors of this process that it inherits."""
     popen: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_after: float = 0.0
@@ -70,24 +72,32 @@ def worker_processes(
 class Supervisor:
     """Runs processes until Ctrl-C or SIGTERM."""
 
-    def __init__(self, processes: list[Process], log_bytes: int = 0) -> None:
+    def __init__(
+        self, processes: list[Process], log_bytes: int = 0, goes_on: Callable[[Process], bool] = lambda _process: True
+    ) -> None:
         """Set up; starts nothing.
 
         Args:
             log_bytes: size from which a log file is begun anew; 0: never.
+            goes_on: asked about a process that ended: whether it is started again, or all are shut down.
         """
         self.processes = processes
         self._log_bytes = log_bytes
+        self._goes_on = goes_on
+        self._code = 0
         self._stops = 0
         self._wake = threading.Event()
 
-    def run(self, tick: Callable[[], None] = lambda: None) -> None:
+    def run(self, tick: Callable[[], None] = lambda: None) -> int:
         """Start them, and start again what dies. Nothing outlives this process, even when it is killed.
 
         A first Ctrl-C or SIGTERM lets workers hand their jobs back to the queue; a second one stops at once.
 
         Args:
             tick: called a few times a second.
+
+        Returns:
+            The exit code: 0, or that of the process with which nothing went on.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
@@ -101,6 +111,7 @@ class Supervisor:
                 self._wake.wait(0.2)
         finally:
             self._shut_down()
+        return self._code
 
     def _stop(self, *_: Any) -> None:
         self._stops += 1
@@ -113,6 +124,10 @@ class Supervisor:
             if status is None:
                 return
             process.popen = None
+            if not self._goes_on(process):
+                self._code = status if status > 0 else 1
+                self._stop()
+                return
             where = f"; see {process.log}" if process.log else ""
             say(f"the {process.name} process ended ({_ending(status)}) and is started again{where}")
             _put_off(process, now)
@@ -121,7 +136,7 @@ class Supervisor:
         process.started_at = now
         try:
             with process.log.open("ab") if process.log else nullcontext() as log:
-                process.popen = _start(process.command, log, process.environment)
+                process.popen = _start(process, log)
         except OSError as error:  # the disk has no room for its log, or the machine no memory: others go on meanwhile
             say(f"the {process.name} process could not be started ({error}) and is tried again")
             _put_off(process, now)
@@ -154,7 +169,7 @@ def _put_off(process: Process, now: float) -> None:
     process.start_after = now + process.delay_s
 
 
-def _start(command: list[str], log: IO[bytes] | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(process: Process, log: IO[bytes] | None) -> subprocess.Popen[bytes]:
     """A child in a session of its own, so that Ctrl-C in the terminal reaches the supervisor alone."""
     parent = os.getpid()
 
@@ -164,11 +179,12 @@ def _start(command: list[str], log: IO[bytes] | None, environment: Mapping[str, 
             os._exit(1)
 
     return subprocess.Popen(
-        command,
+        process.command,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env=environment,
+        env=process.environment,
+        pass_fds=process.files,
         start_new_session=True,
         preexec_fn=end_with_parent,  # noqa: PLW1509 - the supervisor has no threads
     )

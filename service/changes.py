@@ -103,11 +103,16 @@ class _Seen:
 class Changes:
     """The poller, and a channel for each thing that is watched. Used from the event loop alone."""
 
-    def __init__(self, sessions: Sessions, max_watchers: int) -> None:
-        """Args: max_watchers: streams and long polls that may be open at once."""
+    def __init__(self, sessions: Sessions, max_watchers: int, tell: Callable[[int], None]) -> None:
+        """Set up; starts nothing.
+
+        Args:
+            max_watchers: streams and long polls that may be open at once.
+            tell: told how many are open whenever there are more or fewer.
+        """
         self._sessions, self._max_watchers = sessions, max_watchers
         self._channels: dict[str, Channel] = {}
-        self._watchers = 0
+        self._watchers, self._tell = 0, tell
         self._ends: dict[object, tuple[Channel, Callable[[], bool]]] = {}
         self._ends_at = 0.0
         self._watched = asyncio.Event()
@@ -162,11 +167,13 @@ class Changes:
         channel.watchers += 1
         channel.followers += events
         self._watchers += 1
+        self._tell(self._watchers)
         self._watched.set()
         try:
             yield channel
         finally:
             self._watchers -= 1
+            self._tell(self._watchers)
             channel.followers -= events
             channel.watchers -= 1
             if not channel.watchers:

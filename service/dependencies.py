@@ -81,7 +81,8 @@ def build_parts(settings: Settings) -> Parts:
     sweep = Sweep(sessions, settings, store=store, queue=queue)
     dispatcher = Dispatcher(sessions, queue, sweep, settings.sweep_s)
     admission = Admission(sessions, settings)
-    changes = Changes(sessions, settings.max_open_streams)
+    metrics = Metrics(sessions, settings)
+    changes = Changes(sessions, settings.max_open_streams, metrics.set_open_streams)
     pieces = PartialUploads(sessions, store, settings)
     answers = JobAnswers(sessions)
     return Parts(
@@ -96,7 +97,7 @@ def build_parts(settings: Settings) -> Parts:
         pieces,
         WebhookSender(sessions, settings),
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
-        Metrics(sessions, settings, open_streams=lambda: changes.open_streams),
+        metrics,
         Batches(answers.read),
         Batches(answers.pages),
         Batches(

@@ -5,10 +5,12 @@ The database is looked at when somebody asks, and not again while the last look 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,15 +20,19 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 from starlette.types import Scope
 
 from pared.errors import Unavailable
 from pared.state.session import Sessions
 from pared.state.settings import Settings
-from pared.state.statistics import EndedJobs, Statistics, read_statistics
+from pared.state.statistics import Ended, EndedJobs, Statistics, read_statistics
 from pared.version import __version__
+from service.process_numbers import Siblings
+from service.processes import COUNTS
 
 KEPT_S = 5.0
 """So long the database is not looked at again."""
@@ -42,12 +48,12 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a second series bes
 
 
 class Metrics:
-    """The numbers of one API process. All methods may be called by several threads at once."""
+    """The numbers of one API process, or of all that serve one port. All methods may be called by several threads."""
 
-    def __init__(self, sessions: Sessions, settings: Settings, *, open_streams: Callable[[], int]) -> None:
-        """Args: open_streams: how many event streams and long polls this process has open."""
-        self._registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self._registry}
+    def __init__(self, sessions: Sessions, settings: Settings) -> None:
+        """Count from zero, or on from what the process counted in whose place this one is (`service.processes`)."""
+        counts = CollectorRegistry()
+        own: dict[str, Any] = {"registry": counts}
         requests = Counter("pared_http_requests", "Requests.", ["method", "route", "status"], **own)
         request_s = Histogram(
             "pared_http_request_seconds",
@@ -59,12 +65,25 @@ class Metrics:
         # To look a label up takes longer than to count.
         self._count_of = lru_cache(maxsize=None)(requests.labels)
         self._duration_of = lru_cache(maxsize=None)(request_s.labels)
-        streams = Gauge("pared_open_streams", "Event streams and long polls that are open.", **own)
-        streams.set_function(lambda: float(open_streams()))
+        own["multiprocess_mode"] = "livesum"
+        self._streams = Gauge("pared_open_streams", "Event streams and long polls that are open.", **own)
+        self._streams.set(0)
+        own["multiprocess_mode"] = "max"
         Gauge("pared_build_info", "1, with the version.", ["version"], **own).labels(__version__).set(1)
-        ProcessCollector(registry=self._registry)
-        self._database = _OfTheDatabase(sessions, settings, self._registry)
+        folder = os.environ.get(COUNTS) if settings.api_processes > 1 else None
+        self._database = _OfTheDatabase(sessions, settings, counts, Path(folder) if folder else None)
+        if folder:
+            self._registry = CollectorRegistry()
+            MultiProcessCollector(self._registry, folder)  # type: ignore[no-untyped-call]
+            self._registry.register(Siblings())
+        else:
+            self._registry = counts
+            ProcessCollector(registry=counts)
         self._registry.register(self._database)
+
+    def set_open_streams(self, count: int) -> None:
+        """Say how many event streams and long polls this process has open."""
+        self._streams.set(count)
 
     def count_request(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request that was answered; `status` 0: its client left before."""
@@ -97,10 +116,13 @@ def route_of(scope: Scope) -> str:
 class _OfTheDatabase(Collector):
     """What is the same in every API process, save for how long ago each looked."""
 
-    def __init__(self, sessions: Sessions, settings: Settings, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, sessions: Sessions, settings: Settings, registry: CollectorRegistry, shared: Path | None
+    ) -> None:
         self._sessions, self._settings = sessions, settings
         self._lock = threading.Lock()
         self._ended = EndedJobs()
+        self._shared = shared
         self._seen: Statistics | None = None
         self._look_again_at = 0.0
         labels: dict[str, Any] = {"buckets": _JOB_S, "registry": registry}
@@ -135,7 +157,7 @@ class _OfTheDatabase(Collector):
         begun = time.monotonic()
         try:
             with self._sessions() as session:
-                ended = self._ended.read(session)
+                ended = self._ended.read(session) if self._shared is None else _ended_of_all(self._shared, session)
                 self._seen = read_statistics(session)
         except (SQLAlchemyError, Unavailable) as error:
             log.warning("database_away", reason=str(error))
@@ -149,6 +171,22 @@ class _OfTheDatabase(Collector):
                 self._stage_s.labels(job.type, stage).observe(seconds)
         now = time.monotonic()
         self._look_again_at = now + max(KEPT_S, _SHARE * (now - begun))
+
+
+def _ended_of_all(folder: Path, session: Session) -> list[Ended]:
+    """The jobs that ended since any of the processes looked; each of them adds to the sum what it finds first."""
+    ended: list[Ended] = []
+    try:
+        with (folder / "ended_jobs").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            jobs = EndedJobs.of(file.read())
+            ended = jobs.read(session)
+            file.truncate(0)
+            file.write(jobs.state)
+    except OSError as error:  # the disk is full: the next look begins anew
+        log.warning("ended_jobs_not_kept", reason=str(error))
+    return ended
 
 
 def _families(seen: Statistics) -> Iterator[GaugeMetricFamily]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -18,11 +20,10 @@ from pared.state.logs import configure_logging, level_of_servers
 from pared.state.settings import Settings
 from service.app import create_app
 from service.connections import Connection, Limits
+from service.processes import BACKLOG, serve_by_several
 
 ACCEPTED_AT_ONCE = 16
 """So many connections are accepted before the first of them is looked at."""
-BACKLOG = 1024
-"""Connections that the kernel completes and holds until they are accepted."""
 OTHER_FILES = 512
 """Open files kept for the database, uploads, downloads and connections on their way in and out."""
 _SAY_AGAIN_S = 10.0
@@ -32,10 +33,26 @@ log = structlog.get_logger()
 
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Exits with uvicorn's own code where the server cannot start."""
+    if settings.api_processes > 1:
+        sys.exit(serve_by_several(settings))
+    serve_at(None, settings)
+
+
+def serve_at(
+    sockets: list[socket.socket] | None, settings: Settings, when_serving: Callable[[], object] = bool
+) -> None:
+    """As `serve`, in this process.
+
+    Args:
+        sockets: which others listen on, too; None: one of its own.
+        settings: the process's.
+        when_serving: called once it takes requests.
+    """
     configure_logging(settings.log_level)
     tracing.start(settings, "pared-api")
     server = Server(config_for(create_app(settings), settings))
-    server.run()
+    server.when_serving = when_serving
+    server.run(sockets)
     if not server.started:
         sys.exit(uvicorn.config.STARTUP_FAILURE)
 
@@ -56,7 +73,8 @@ def config_for(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Conf
         "http": cast("type[asyncio.Protocol]", partial(Connection, limits=limits)),
         "ws": "none",
         # Few beside all places: a new connection must not lose its own to the next before it is looked at.
-        "backlog": min(ACCEPTED_AT_ONCE, max(1, limits.connections // 8)),
+        # Fewer beside other processes, so that they get their share of a burst.
+        "backlog": min(ACCEPTED_AT_ONCE, max(1, limits.connections // 8)) if settings.api_processes == 1 else 1,
         "log_level": level_of_servers(settings.log_level),
         "access_log": False,  # the app writes its own, without secrets
         "proxy_headers": False,  # the app decides itself whom it believes
@@ -69,6 +87,7 @@ def config_for(app: FastAPI, settings: Settings, **options: Any) -> uvicorn.Conf
 class Server(uvicorn.Server):
     """uvicorn's server, which stays quiet and alive when the process has no file left for a connection."""
 
+    when_serving: Callable[[], object] = bool
     _told_at = -_SAY_AGAIN_S
 
     async def startup(self, sockets: Any = None) -> None:
@@ -80,6 +99,8 @@ class Server(uvicorn.Server):
                 # asyncio takes one number for both: how many it accepts in one go, and how many the kernel may hold.
                 with listener.dup() as same:
                     same.listen(BACKLOG)
+        if self.started:
+            self.when_serving()
 
     def _loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # asyncio tells this once for each connection that it tried to accept, thousands of times a second.

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """Address that the API listens at."""
     port: int = Field(8000, ge=1, le=65535)
     """Port that the API listens at."""
+    api_processes: int = Field(1, ge=1, le=64)
+    """Processes that serve the API at this port. Limits of one API process are of each of them."""
     require_keys: bool | None = None
     """None: keys are needed unless the bind is loopback."""
     max_upload_bytes: int = 16 * 2**30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -168,6 +169,19 @@ class EndedJobs:
     _open: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
     _looked_at: float | None = None
+
+    @classmethod
+    def of(cls, state: str) -> EndedJobs:
+        """One that goes on after what `state` of another has seen; empty: after nothing."""
+        if not state:
+            return cls()
+        of_jobs, told, looked_at = json.loads(state)
+        return cls(set(of_jobs), set(told), looked_at)
+
+    @property
+    def state(self) -> str:
+        """What it has seen."""
+        return json.dumps([sorted(self._open), sorted(self._told), self._looked_at])
 
     def read(self, session: Session) -> list[Ended]:
         """Those that ended since the last look; none at the first one, or after an hour without any."""
