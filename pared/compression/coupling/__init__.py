@@ -9,7 +9,7 @@ Why not a ready-made dependency graph: `docs/decisions/0002-coupling-by-unit-lab
 """
 
 from pared.compression.coupling.activations import input_norms
-from pared.compression.coupling.bias_correction import BiasCorrection, find_bias_correction, lost_inputs
+from pared.compression.coupling.bias_correction import BiasCorrection, find_bias_correction, LostInputs
 from pared.compression.coupling.groups import find_groups
 from pared.compression.coupling.model import ChannelGroup, Coupling, LayerUse, Removed, compose_removed, merge
 from pared.compression.coupling.shrink import remove
@@ -25,7 +25,7 @@ __all__ = [
     "find_bias_correction",
     "find_groups",
     "input_norms",
-    "lost_inputs",
+    "LostInputs",
     "merge",
     "remove",
     "unsound",

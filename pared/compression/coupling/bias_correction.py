@@ -12,9 +12,10 @@ by one half.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 from weakref import ReferenceType, ref
 
@@ -59,11 +60,14 @@ def find_bias_correction(module: nn.Module, example: Sequence[Tensor], lost: Map
     Args:
         module: with all weights. In eval mode, on CPU. Not changed.
         example: its inputs.
-        lost: name of a weight -> the weight where it will be lost, zero elsewhere.
+        lost: name of a weight -> the weight where it will be lost, zero elsewhere. Each is asked for when it is needed.
     """
     original = Interpreter(scripted(module, example))
     tensors = tensors_of(original.module)
-    parts = {storage_key(tensors[name]): _Lost(name.rpartition(".")[0] or name, part) for name, part in lost.items()}
+    parts = {
+        storage_key(tensors[name]): _Lost(name.rpartition(".")[0] or name, partial(lost.__getitem__, name))
+        for name in lost
+    }
     statistics = _Statistics(parts)
     with torch.no_grad(), suppress(UnsupportedGraph):  # what was found before it holds all the same
         original.run(example, lambda name, tensor: Tracked(tensor, [], name=name), statistics)
@@ -72,31 +76,37 @@ def find_bias_correction(module: nn.Module, example: Sequence[Tensor], lost: Map
     return BiasCorrection(changes, statistics.corrected, {part.layer for part in parts.values()} - statistics.corrected)
 
 
-def lost_inputs(module: nn.Module, removed: Removed, output_dims: Mapping[str, int]) -> dict[str, Tensor]:
-    """What the layers that read removed channels lose: each such weight, zero where it stays.
+class LostInputs(Mapping[str, Tensor]):
+    """What the layers that read removed channels lose: each such weight, zero where it stays, made when asked for."""
 
-    Args:
-        output_dims: weight name -> the dimension that makes its output channels.
-    """
-    tensors, lost = tensors_of(module), {}
-    for name, by_dim in removed.items():
-        read = {int(dim) for dim in by_dim} - {output_dims.get(name)}
-        if tensors[name].dim() < 2 or not read:
-            continue
-        part = tensors[name].detach().clone()
-        for dim, indices in by_dim.items():
+    def __init__(self, module: nn.Module, removed: Removed, output_dims: Mapping[str, int]) -> None:
+        """Args: output_dims: weight name -> the dimension that makes its output channels."""
+        self._tensors, self._removed, self._output_dims = tensors_of(module), removed, output_dims
+        self._names = [name for name in removed if self._tensors[name].dim() >= 2 and self._read(name)]
+
+    def _read(self, name: str) -> set[int]:
+        return {int(dim) for dim in self._removed[name]} - {self._output_dims.get(name)}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        read, part = self._read(name), self._tensors[name].detach().clone()
+        for dim, indices in self._removed[name].items():
             removed_mask = torch.zeros(part.shape[int(dim)], dtype=torch.bool)
             removed_mask[indices] = True
             # Its own outputs that go lose nothing that matters.
             part.index_fill_(int(dim), (~removed_mask if int(dim) in read else removed_mask).nonzero().squeeze(1), 0)
-        lost[name] = part
-    return lost
+        return part
 
 
 @dataclass(frozen=True)
 class _Lost:
     layer: str
-    part: Tensor
+    part: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,7 @@ class _Statistics:
         lost, x = self._lost.get(storage_key(weight.tensor)), self._of(call.arguments["input"])
         if lost is None or x is None:
             return
-        missing = _through_layer(call, _known(x), lost.part)
+        missing = _through_layer(call, _known(x), lost.part())
         full = self._full_variance = _variance_through(call, _known(x), weight.tensor)
         others = [dim for dim in range(missing.mean.dim()) if dim != _channel_dim(call, call.results[0])]
         mean, variance = missing.mean.mean(dim=others), missing.variance.mean(dim=others)
@@ -271,7 +281,8 @@ def _mean_through(call: Call, x: _Moments, weight: Tensor, bias: Tensor | None =
 
 
 def _variance_through(call: Call, x: _Moments, weight: Tensor) -> Tensor:
-    return _run_in_order(call, [_as_input(call, x.variance), weight.double().square(), *_no_bias(call)])[0]
+    squares = weight.to(torch.double, copy=True).square_()
+    return _run_in_order(call, [_as_input(call, x.variance), squares, *_no_bias(call)])[0]
 
 
 def _no_bias(call: Call) -> list[Tensor]:

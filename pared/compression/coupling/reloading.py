@@ -13,15 +13,19 @@ from torch import Tensor
 _C: Any = torch._C  # whose classes of modules have no declared methods
 
 
-def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+def reloaded(module: torch.jit.ScriptModule, *, own_parameters: bool = True) -> torch.jit.ScriptModule:
     """A deep copy through TorchScript's own format, so that no compiled plan of the original comes along.
 
     Its tensors are on the CPU. Devices that its code names are those of the original: place it where it is to run.
+
+    Args:
+        own_parameters: if not, the copy's parameters share memory with the original's where that can be; its buffers
+            are its own. For a copy that is read and run, and not trained.
     """
     cpp_module = vars(module).get("_actual_script_module", module)._c  # of a module that was just traced
     held = list(_held(cpp_module))
-    if all(_is_plain(layer) for layer in _layers(cpp_module)) and all(_is_dense(tensor) for _, _, tensor in held):
-        twin = _reloaded_code(cpp_module, held)
+    if _is_plain_throughout(cpp_module) and all(_is_dense(tensor) for _, _, tensor in held):
+        twin = _reloaded_code(cpp_module, held, own_parameters=own_parameters)
     else:
         twin = _loaded(cpp_module)
     # Gradients are not asked for by the file for tensors that were frozen by hand.
@@ -31,15 +35,35 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return twin
 
 
-def _reloaded_code(cpp_module: Any, held: list[tuple[Any, str, Tensor]]) -> torch.jit.ScriptModule:
+def with_same_tensors(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """A copy that shares the code, and the tensors too where all of them have names, for others to be put there."""
+    if isinstance(module, torch.jit.RecursiveScriptModule) and _is_plain_throughout(module._c):
+        twin: torch.jit.ScriptModule = torch.jit._recursive.wrap_cpp_module(_frame(module._c, {}))  # type: ignore[no-untyped-call]
+        return twin
+    with torch.no_grad():
+        return copy.deepcopy(module)
+
+
+def _frame(cpp_module: Any, made: dict[Any, Any]) -> Any:
+    """A copy of a module and of all its layers, which holds the same tensors. `made`: layer -> its copy."""
+    if cpp_module not in made:
+        twin = made[cpp_module] = copy.copy(cpp_module)
+        for name, child in _C.ModuleDict(cpp_module).items():
+            twin.setattr(name, _frame(child, made))
+    return made[cpp_module]
+
+
+def _reloaded_code(
+    cpp_module: Any, held: list[tuple[Any, str, Tensor]], *, own_parameters: bool
+) -> torch.jit.ScriptModule:
     """The code goes through the format, the tensors beside it: to write, sum and read them takes most of the time."""
-    twin = copy.deepcopy(cpp_module)
-    own = list(_held(twin))
-    tensors = _as_shared([tensor for _, _, tensor in held], [tensor for _, _, tensor in own])
-    for layer, name, tensor in own:
+    twin = _frame(cpp_module, {})
+    for layer, name, tensor in list(_held(twin)):
         layer.setattr(name, tensor.detach().new_empty(0))
-    del own
     loaded = _loaded(twin)
+    parameters = [tensor for layer in _layers(cpp_module) for _, tensor in _C.ParameterDict(layer).items()]
+    shared = set() if own_parameters else set(map(id, parameters))
+    tensors = _as_shared([tensor for _, _, tensor in held], shared)
     for (layer, name, _), (_, original_name, original), tensor in zip(_held(loaded._c), held, tensors, strict=True):
         if name != original_name:
             raise RuntimeError(f"{name} of the copy stands where {original_name} was")
@@ -47,21 +71,30 @@ def _reloaded_code(cpp_module: Any, held: list[tuple[Any, str, Tensor]]) -> torc
     return loaded
 
 
-def _as_shared(originals: list[Tensor], copies: list[Tensor]) -> list[Tensor]:
-    """The copies, of which those are one tensor, or share memory, whose originals do."""
+def _as_shared(originals: list[Tensor], shared: set[int]) -> list[Tensor]:
+    """Copies, of which those are one tensor, or share memory, whose originals do.
+
+    Args:
+        shared: of the originals with these ids, the memory itself.
+    """
     users: dict[int, set[int]] = {}
     for tensor in originals:
         users.setdefault(tensor.untyped_storage().data_ptr(), set()).add(id(tensor))
     storages: dict[int, Any] = {}
     made: dict[int, Tensor] = {}
-    for original, own in zip(originals, copies, strict=True):
+    for original in originals:
         if id(original) in made:
             continue
-        storage: Any = original.untyped_storage()
-        whole = storage.nbytes() == original.numel() * original.element_size() and original.stride() == own.stride()
-        if whole and len(users[storage.data_ptr()]) == 1:
-            made[id(original)] = own.detach()
+        if id(original) in shared:
+            made[id(original)] = original.detach()
             continue
+        storage: Any = original.untyped_storage()
+        whole = storage.nbytes() == original.numel() * original.element_size()
+        if whole and len(users[storage.data_ptr()]) == 1:
+            own = original.detach().clone()
+            if own.stride() == original.stride():
+                made[id(original)] = own
+                continue
         if storage.data_ptr() not in storages:
             storages[storage.data_ptr()] = storage.clone()
         place = original.storage_offset(), original.shape, original.stride()
@@ -85,6 +118,10 @@ def _held(cpp_module: Any) -> Iterator[tuple[Any, str, Tensor]]:
     for layer in _layers(cpp_module):
         for name, tensor in [*_C.ParameterDict(layer).items(), *_C.BufferDict(layer).items()]:
             yield layer, name, tensor
+
+
+def _is_plain_throughout(cpp_module: Any) -> bool:
+    return all(_is_plain(layer) for layer in _layers(cpp_module))
 
 
 def _is_plain(layer: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from pared.compression.coupling.interpreter import StorageKey, inlined_graph, nodes_of, storage_key
 from pared.compression.coupling.model import CountedPatch, Removed
-from pared.compression.coupling.reloading import reloaded
+from pared.compression.coupling.reloading import reloaded, with_same_tensors
 from pared.compression.coupling.writing import Indices, kept_count, write
 
 
@@ -51,16 +50,15 @@ def sliced(module: torch.jit.ScriptModule, removed: Removed) -> torch.jit.Script
     tensors = tensors_of(module)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
-    with torch.no_grad():
-        twin: torch.jit.ScriptModule = copy.deepcopy(module)
+    twin = with_same_tensors(module)
     # A ScriptModule has no get_submodule, and a layer called `code` or `graph` is no attribute of it.
     owners = dict(twin.named_modules(remove_duplicate=False))
-    copied = tensors_of(twin)
     parts: dict[StorageKey, Tensor] = {}
     for name, tensor in tensors.items():
         key = storage_key(tensor)
         if key not in parts:
-            part = kept_part(tensor.detach(), by_storage[key]) if key in by_storage else copied[name].detach()
+            own = tensor.detach()
+            part = kept_part(own, by_storage[key]) if key in by_storage else own.clone()
             parts[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if name in parameters else part
         owner, _, leaf = name.rpartition(".")
         setattr(owners[owner], leaf, parts[key])

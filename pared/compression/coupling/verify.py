@@ -166,19 +166,26 @@ def zeroed_outputs(
     removed_unit, kept_unit = units.make(2)
     tensors = tensors_of(original.module)
     by_storage = {storage_key(tensors[name]): by_dim for name, by_dim in removed.items()}
+    # Buffers alone, which a file may write into. Of parameters there is one more at a time, and not all at once.
+    buffers = {storage_key(buffer) for buffer in original.module.buffers()}
     zeroed: dict[StorageKey, Tensor] = {}
 
     def wrap(name: str, tensor: Tensor) -> Tracked:
         key = storage_key(tensor)
+        by_dim = by_storage.get(key, {})
+        part = zeroed.get(key, tensor)
+        if by_dim and part is tensor:
+            part = tensor.detach().clone()
+            for dim, indices in by_dim.items():
+                part.index_fill_(int(dim), torch.tensor(indices), 0)
+            if key in buffers:
+                zeroed[key] = part
         layers = []
-        for dim, indices in by_storage.get(key, {}).items():
-            if key not in zeroed:
-                zeroed[key] = tensor.detach().clone()
-            zeroed[key].index_fill_(int(dim), torch.tensor(indices), 0)
+        for dim, indices in by_dim.items():
             labels = np.full(tensor.shape[int(dim)], kept_unit, dtype=np.int64)
             labels[indices] = removed_unit
             layers.append(along(labels, int(dim), tensor.dim()))
-        return Tracked(zeroed.get(key, tensor), layers, name=name)
+        return Tracked(part, layers, name=name)
 
     tracker = LabelTracker(units, frozen=True)
 

@@ -13,7 +13,7 @@ from pared.compression.coupling import (
     Removed,
     compose_removed,
     find_bias_correction,
-    lost_inputs,
+    LostInputs,
 )
 from pared.compression.data import Data
 from pared.compression.devices.placement import place
@@ -53,7 +53,9 @@ class Pruning:
         """Args: channels: those of the original, where they have been looked for already."""
         self.job = job
         self._channels = channels
-        self.loaded = replace(job.start, module=copied(job.start.module))
+        # What channels go from stays as it is, and what is left of it is another module.
+        own = job.spec.granularity not in PHYSICAL
+        self.loaded = replace(job.start, module=copied(job.start.module, own_parameters=own))
         self.masks: Masks | None = None
         self.removed: Removed = {}
         self.reasons: dict[str, str] = {}
@@ -152,7 +154,7 @@ class Pruning:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.job.start.module.state_dict().items()}
         self.removed = compose_removed(self.removed, removal.removed, shapes)
         self.reasons = removal.reasons | self.reasons
-        self._correction(lost_inputs(module, removal.removed, removal.output_dims)).apply(
+        self._correction(LostInputs(module, removal.removed, removal.output_dims)).apply(
             removal.loaded.module, removal.removed
         )
         self.loaded = removal.loaded

@@ -71,6 +71,14 @@ def loss_gradients(
         }
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """An independent copy of a module, TorchScript or not."""
-    return reloaded(module) if isinstance(module, torch.jit.ScriptModule) else copy.deepcopy(module)
+def copied(module: nn.Module, *, own_parameters: bool = True) -> nn.Module:
+    """An independent copy of a module, TorchScript or not. `own_parameters`: as `reloaded` takes it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return reloaded(module, own_parameters=own_parameters)
+    shared = {} if own_parameters else {id(each): _alias(each) for each in module.parameters()}
+    return copy.deepcopy(module, shared)
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    """Another parameter of the same memory."""
+    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
