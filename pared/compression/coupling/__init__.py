@@ -9,7 +9,7 @@ Why not a ready-made dependency graph: `docs/decisions/0002-coupling-by-unit-lab
 """
 
 from pared.compression.coupling.activations import input_norms
-from pared.compression.coupling.bias_correction import BiasCorrection, find_bias_correction, LostInputs
+from pared.compression.coupling.bias_correction import BiasCorrection, LostInputs, find_bias_correction
 from pared.compression.coupling.groups import find_groups
 from pared.compression.coupling.model import ChannelGroup, Coupling, LayerUse, Removed, compose_removed, merge
 from pared.compression.coupling.shrink import remove
@@ -20,12 +20,12 @@ __all__ = [
     "ChannelGroup",
     "Coupling",
     "LayerUse",
+    "LostInputs",
     "Removed",
     "compose_removed",
     "find_bias_correction",
     "find_groups",
     "input_norms",
-    "LostInputs",
     "merge",
     "remove",
     "unsound",

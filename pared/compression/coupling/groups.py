@@ -83,9 +83,11 @@ def find_groups(module: nn.Module, example: Sequence[Tensor], *, check: bool = T
     with torch.enable_grad():  # without gradients torch may take other paths than in training
         try:
             units, registry, tracker = _labelled(original, example)
-            if tracker.patches and (copy := Interpreter(reloaded(script))).kinds() != original.kinds():
-                original = copy  # patches count the nodes of a copy through TorchScript's format
-                units, registry, tracker = _labelled(original, example)
+            if tracker.patches:
+                copy = Interpreter(reloaded(script, own_parameters=False))
+                if copy.kinds() != original.kinds():
+                    original = copy  # patches count the nodes of a copy through TorchScript's format
+                    units, registry, tracker = _labelled(original, example)
         except UnsupportedGraph as unsupported:
             _try_out(script, example)
             reason = f"{unsupported}: this operator of the graph cannot be followed"

@@ -84,6 +84,10 @@ class Units:
 
     def _find(self, labels: Labels) -> Labels:
         parent = self._parent
+        if labels.size > len(parent):  # as of images, element by element: then all units are fewer
+            while not np.array_equal(upper := parent[parent], parent):
+                parent[:] = upper
+            return parent[labels]
         roots = parent[labels]
         while not np.array_equal(upper := parent[roots], roots):
             roots = upper
@@ -129,12 +133,15 @@ def along(labels: Labels, dim: int, rank: int) -> Labels:
 
 def compressed(units: Units, full: Labels) -> Labels | None:
     """A layer with every dimension along which its units do not change cut to size 1; None if all is fixed."""
-    roots = units.roots(full)
-    if not roots.any():
-        return None
-    for dim, size in enumerate(roots.shape):
+    roots = units.roots(_cut(full))  # cut before, for there may be millions of them
+    return _cut(roots) if roots.any() else None
+
+
+def _cut(labels: Labels) -> Labels:
+    """Labels with every dimension along which they do not change cut to size 1."""
+    for dim, size in enumerate(labels.shape):
         if size > 1:
-            first = np.take(roots, [0], axis=dim)
-            if np.array_equal(np.broadcast_to(first, roots.shape), roots):
-                roots = first
-    return roots
+            first = np.take(labels, [0], axis=dim)
+            if (labels == first).all():
+                labels = first
+    return labels

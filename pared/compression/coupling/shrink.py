@@ -28,13 +28,16 @@ def remove(
     changed = changed_sizes(removed, patches)
     if not changed:
         return shrunk
-    shrunk = reloaded(shrunk)  # with code of its own
+    # With code of its own, and the parameters of what nobody else has.
+    shrunk = reloaded(shrunk, own_parameters=False)
     graph = inlined_graph(shrunk)
     nodes = list(nodes_of(graph))
     indices = _removed_indices(removed)
     for counted in changed:
         write(graph, nodes[counted.patch.node], counted, indices)
-    return shrunk if to_count else reloaded(shrunk)  # so that what is checked and trained is what the file will say
+    if to_count:
+        return shrunk
+    return reloaded(shrunk, own_parameters=False)  # so that what is checked and trained is what the file will say
 
 
 def changed_sizes(removed: Removed, patches: list[CountedPatch]) -> list[CountedPatch]:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pared.compression.coupling import (
     BiasCorrection,
+    LostInputs,
     Removed,
     compose_removed,
     find_bias_correction,
-    LostInputs,
 )
 from pared.compression.data import Data
 from pared.compression.devices.placement import place
@@ -22,6 +22,7 @@ from pared.compression.distillation.objective import Objective, hold_others, mak
 from pared.compression.export.own_types import round_to_own_types
 from pared.compression.jobs.prune_job import PruneJob, choice, of_folded, prunable_weights, removable_channels
 from pared.compression.jobs.stages import assessed
+from pared.compression.loading import LoadedModel
 from pared.compression.measuring.finite import hold_finite_on_example, hold_finite_weights
 from pared.compression.names import matching, tensors, tied_names, weight_layers
 from pared.compression.pruning.channels import RemovableChannels, apply_removal
@@ -68,6 +69,7 @@ class Pruning:
         self._notes: list[str] = []
         self._corrections: list[BiasCorrection] = []
         self._taught: Objective | None = None
+        self._held: LoadedModel | None = None  # what was found to answer with finite numbers, and has not changed since
 
     def run(self, checkpoint: dict[str, Any] | None, keep: Keep) -> None:
         """Go through the steps, from where a checkpoint was made on.
@@ -113,9 +115,11 @@ class Pruning:
             resumed = checkpoint["fit"] if checkpoint is not None and checkpoint["step"] == len(amounts) else None
             self._share_values(spec.quantize, len(amounts), resumed, keep)
         round_to_own_types(self.loaded)
-        self._hold_finite()
+        if self._held is not self.loaded or self.masks is not None or spec.quantize is not None or self.loaded.forms:
+            self._hold_finite()
 
     def _hold_finite(self) -> None:
+        self._held = self.loaded
         if not self.job.original.runs:
             hold_finite_weights(self.job.original.module, self.loaded.module)
             return
@@ -271,6 +275,7 @@ class Pruning:
         taught = self._taught = self._taught or self._lesson(retrain, data)
         if constraint is None and (zeros := zeros_held(self.loaded.module, self.loaded.sparse)):
             constraint = Masks(zeros)
+        self._held = None
         fitted = fit(
             self.loaded.module,
             taught.data,
