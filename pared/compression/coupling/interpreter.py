@@ -72,16 +72,8 @@ class Call:
 
     def run_again(self, replacements: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
         """The results of the call with some of its tensors replaced: `id` of the `Tracked` -> what stands in for it."""
-
-        def replaced(value: Any) -> Any:
-            if isinstance(value, Tracked):
-                return replacements.get(id(value), value.tensor)
-            if isinstance(value, list):
-                return [replaced(item) for item in value]
-            return value
-
         operator, formal = self._interpreter.operator_of(self.schema)
-        values = [(name, kwarg_only, replaced(self.arguments[name])) for name, kwarg_only in formal]
+        values = [(name, kwarg_only, _replaced(self.arguments[name], replacements)) for name, kwarg_only in formal]
         result = operator(
             *[value for _, kwarg_only, value in values if not kwarg_only],
             **{name: value for name, kwarg_only, value in values if kwarg_only},
@@ -435,6 +427,15 @@ def is_constant(value: Any, known: Container[str] = ()) -> bool:
             and all(is_constant(each, known) for each in inputs)
         )
     return is_static(value, known)
+
+
+def _replaced(value: Any, replacements: Mapping[int, torch.Tensor]) -> Any:
+    """A value of the interpreter's as torch takes it, with some tensors replaced."""
+    if isinstance(value, Tracked):
+        return replacements.get(id(value), value.tensor)
+    if isinstance(value, list):
+        return [_replaced(item, replacements) for item in value]
+    return value
 
 
 def _tracked(value: Any) -> Iterator[Tracked]:
