@@ -57,23 +57,23 @@ def failing(count: int, attempt: Callable[[list[int]], None]) -> dict[int, str]:
         attempt: raises `Mismatch` where these do not hold together.
     """
     failed: dict[int, str] = {}
-
-    def hold(kept: list[int], some: list[int]) -> list[int]:
-        """Those of `some` that hold together with `kept`, which do: halving on failure."""
-        try:
-            attempt([*kept, *some])
-        except Mismatch as mismatch:
-            if len(some) == 1:
-                failed[some[0]] = str(mismatch)
-                return []
-            half = len(some) // 2
-            left = hold(kept, some[:half])
-            return left + hold(kept + left, some[half:])
-        return some
-
     if count:
-        hold([], list(range(count)))
+        _held(attempt, failed, [], list(range(count)))
     return failed
+
+
+def _held(attempt: Callable[[list[int]], None], failed: dict[int, str], kept: list[int], some: list[int]) -> list[int]:
+    """Those of `some` that hold together with `kept`, which do: halving on failure; the others go into `failed`."""
+    try:
+        attempt([*kept, *some])
+    except Mismatch as mismatch:
+        if len(some) == 1:
+            failed[some[0]] = str(mismatch)
+            return []
+        half = len(some) // 2
+        left = _held(attempt, failed, kept, some[:half])
+        return left + _held(attempt, failed, kept + left, some[half:])
+    return some
 
 
 def _built(shrunk: Callable[[Removed], nn.Module], removed: Removed) -> nn.Module:

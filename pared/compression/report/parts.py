@@ -248,7 +248,7 @@ def layer_reports(
                 name=rows[name],
                 shape_before=list(old[name].shape),
                 shape_after=list(left.shape),
-                sparsity=int((left == 0).sum()) / max(left.numel(), 1),
+                sparsity=(left.numel() - int(torch.count_nonzero(left))) / max(left.numel(), 1),
                 removed_units=units,
                 reason=None if units else reason,
             )

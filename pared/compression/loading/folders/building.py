@@ -292,7 +292,7 @@ def traced(model: Any, folder: ModelFolder, example: Sequence[Tensor]) -> torch.
             f"The forward of {folder.class_name} cannot be traced with {', '.join(folder.inputs)}: "
             f"{first_line(error)}. Upload the model as TorchScript or as a torch.export program."
         ) from error
-    script = reloaded(script).eval()
+    script = reloaded(script, own_parameters=False).eval()  # the model itself is not used further
     script.inlined_graph  # noqa: B018 - looked at before the first run, for what ran unoptimized is never inlined
     return script
 
