@@ -35,6 +35,8 @@ from worker.kept_plans import KeptPlans, key_of
 
 WORK = Path("build/bench-plans")
 SILERO = "silero-vad==6.2.3"
+AS_IN_CHILDREN = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
+"""What malloc keeps of freed memory, as `worker/child.py` has it where a job may use 8 GiB or more."""
 IMAGES = (torch.zeros(2, 3, 224, 224),)
 TOKENS = (torch.zeros(2, 64, dtype=torch.long),)
 
@@ -72,7 +74,7 @@ def main() -> None:
     for name, file, fields in files():
         if name not in kept:
             command = [sys.executable, __file__, str(file), json.dumps(fields)]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            environment = os.environ | {"OMP_NUM_THREADS": "1"} | AS_IN_CHILDREN
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             kept[name] = json.loads(out.splitlines()[-1])
             print(name, kept[name], flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._script import RecursiveScriptModule
 
 _C: Any = torch._C  # whose classes of modules have no declared methods
 
@@ -37,7 +38,7 @@ def reloaded(module: torch.jit.ScriptModule, *, own_parameters: bool = True) -> 
 
 def with_same_tensors(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """A copy that shares the code, and the tensors too where all of them have names, for others to be put there."""
-    if isinstance(module, torch.jit.RecursiveScriptModule) and _is_plain_throughout(module._c):
+    if isinstance(module, RecursiveScriptModule) and _is_plain_throughout(module._c):
         twin: torch.jit.ScriptModule = torch.jit._recursive.wrap_cpp_module(_frame(module._c, {}))  # type: ignore[no-untyped-call]
         return twin
     with torch.no_grad():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -13,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from pared.compression.coupling import Coupling, Removed, compose_removed, find_groups, remove, unsound
-from pared.compression.coupling.interpreter import inlined_graph, nodes_of
+from pared.compression.coupling.interpreter import Call, Interpreter, Step, inlined_graph, nodes_of
+from pared.compression.coupling.labels import Tracked
 from pared.compression.coupling.model import merge
 from pared.compression.coupling.reloading import reloaded
 from pared.compression.coupling.rules import RULES, Rule
 from pared.compression.coupling.rules.layout import layout
+from pared.compression.coupling.verify import zeroed_outputs
 from pared.errors import ModelFailed
 
 
@@ -565,3 +570,40 @@ def test_private_graph_api_keeps_the_order_of_nodes_and_an_edit_of_the_graph() -
     with graph.insert_point_guard(reshape):
         reshape.replaceInput(1, graph.insertConstant([-1, 96]))
     assert "96" in reloaded(copy_).code
+
+
+def test_a_call_that_is_run_again_keeps_no_tensor_of_it() -> None:
+    """Cycles would hold the labels of every activation until the next collection: gigabytes, for large images."""
+    module = torch.jit.trace(nn.Linear(4, 4).eval(), torch.rand(2, 4))
+    held: list[ReferenceType[Tensor]] = []
+
+    def visit(call: Call) -> None:
+        stand_in = torch.zeros(2, 4)
+        held.append(ref(stand_in))
+        call.run_again({id(call.arguments["input"]): stand_in})
+
+    gc.disable()
+    try:
+        Interpreter(module).run((torch.rand(2, 4),), lambda name, tensor: Tracked(tensor), visit)
+        assert len(held) == 1
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_zeroed_weights_live_no_longer_than_they_are_read() -> None:
+    torch.manual_seed(0)
+    module = torch.jit.trace(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).eval(), torch.rand(2, 8))
+    removed = {f"{index}.weight": {"0": [1]} for index in range(4)}
+    live: list[int] = []
+    known: list[ReferenceType[Tensor]] = []
+
+    class Watched(Interpreter):
+        def _call(self, step: Step, args: list[Any]) -> list[Any]:
+            known.append(ref(next(arg.tensor for arg in args if isinstance(arg, Tracked) and arg.name)))
+            live.append(sum(each() is not None for each in known))
+            return super()._call(step, args)
+
+    zeroed_outputs(Watched(module), (torch.rand(2, 8),), removed)
+    assert len(known) == 4
+    assert max(live) == 1

@@ -68,3 +68,18 @@ def test_a_copy_is_as_the_file_loads_and_its_own(kind, traced):
             copied.a.weight.zero_()
         assert not torch.equal(copied(x), module(x))
         assert module.a.weight.any()
+
+
+def test_a_copy_that_is_only_read_shares_the_parameters_and_has_buffers_of_its_own():
+    made = torch.jit.script(Net().eval())
+    made.a.bias.requires_grad_(False)
+    copied = reloaded(made, own_parameters=False)
+    for (name, ours), theirs in zip(copied.named_parameters(), made.parameters(), strict=True):
+        assert (ours.data_ptr(), ours.requires_grad) == (theirs.data_ptr(), theirs.requires_grad), name
+        assert ours is not theirs
+    assert torch.equal(copied(torch.ones(2, 4)), made(torch.ones(2, 4)))
+    copied.norm.running_mean.fill_(5)
+    copied.part.fill_(5)
+    assert not made.norm.running_mean.any()
+    assert not (made.a.weight == 5).any()
+    assert copied.b.weight.data_ptr() == copied.a.weight.data_ptr()
