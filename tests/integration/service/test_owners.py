@@ -219,7 +219,7 @@ def test_limits_are_shown_with_what_is_used(limited: Api):
 
 NO_LIMITS = {
     "port", "lease_s", "heartbeat_s", "sweep_s", "ring_again_s", "cancel_grace_s", "retention_days", "latency_s",
-    "teacher_answers_bytes", "threads", "ranks", "log_bytes",
+    "teacher_answers_bytes", "threads", "ranks", "log_bytes", "api_processes",
 }  # fmt: skip
 """Numbers among the settings that refuse nothing to anybody."""
 
