@@ -16,6 +16,7 @@ import structlog
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import BindParameter, and_, bindparam, func, or_, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from pared.errors import Unavailable
@@ -188,7 +189,7 @@ class Changes:
             until: whether to end earlier, asked every two seconds and at each change.
         """
         with self.watching(job_id, events=True) as channel, self._told_when(channel, until):
-            events, complete = await run_in_threadpool(self._read, job_id, last_seq)
+            events, complete = await self._read(job_id, last_seq, until)
             while True:
                 if events:
                     yield b"".join(event.content for event in events)
@@ -209,7 +210,7 @@ class Changes:
                     return
                 kept = channel.after(last_seq) if channel.head > last_seq else []
                 if kept is None:
-                    events, complete = await run_in_threadpool(self._read, job_id, last_seq)
+                    events, complete = await self._read(job_id, last_seq, until)
                 else:
                     events, complete = kept, _is_last(kept, ended=channel.complete)
 
@@ -230,8 +231,18 @@ class Changes:
         for channel in {id(channel): channel for channel, until in self._ends.values() if until()}.values():
             channel.tell()
 
-    def _read(self, job_id: str, last_seq: int) -> tuple[Sequence[Told], bool]:
-        """Some events after this number, and whether they are the last."""
+    async def _read(self, job_id: str, last_seq: int, until: Callable[[], bool]) -> tuple[Sequence[Told], bool]:
+        """Some events after this number, and whether they are the last. Waits for a database that does not answer."""
+        while True:
+            try:
+                return await run_in_threadpool(self._in_database, job_id, last_seq)
+            except (SQLAlchemyError, Unavailable):  # the answer has begun: a client would see it break off
+                log.warning("changes_not_read", exc_info=True)
+            if until():
+                return [], False
+            await asyncio.sleep(MAX_POLL_S)
+
+    def _in_database(self, job_id: str, last_seq: int) -> tuple[Sequence[Told], bool]:
         with self._sessions() as session:
             # Status first: a job seen as ended has its last event already, for both are one transaction.
             status = session.scalar(select(Job.status).where(Job.id == job_id))

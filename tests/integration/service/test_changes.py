@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from pared.state.events import add_events
 from service.changes import KEPT_EVENTS, POLL_S
@@ -128,6 +128,19 @@ def test_a_stream_that_begins_while_the_database_is_asked_goes_on(api: Api, monk
             go_on.set()
             api.finish(jobs[1]["id"])
             assert ids_until_the_end(late)[-1] == 4
+
+
+def test_a_stream_that_begins_while_the_database_fails_goes_on_when_it_is_back(api: Api):
+    job = api.submit()
+    with api.parts.sessions.begin() as session:
+        session.execute(text("ALTER TABLE job_events RENAME TO away"))
+    with following(api, job) as stream:
+        assert stream.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        time.sleep(0.3)  # in which it has asked
+        with api.parts.sessions.begin() as session:
+            session.execute(text("ALTER TABLE away RENAME TO job_events"))
+        api.finish(job["id"])
+        assert ids_until_the_end(stream) == [1, 2, 3, 4]
 
 
 def test_a_poller_that_loses_the_database_goes_on_when_it_is_back(api: Api, monkeypatch: pytest.MonkeyPatch):
