@@ -14,7 +14,14 @@ from pared.compression.coupling.interpreter import Call, Interpreter, StorageKey
 from pared.compression.coupling.labels import Tracked, Units, along
 from pared.compression.coupling.model import Removed, merge
 from pared.compression.coupling.python_values import UnsupportedGraph
-from pared.compression.coupling.rules import REDUCTIONS, SOFTMAX, LabelTracker, apply_rule, reduced_dims
+from pared.compression.coupling.rules import (
+    MAY_COUNT_ZEROS,
+    REDUCTIONS,
+    SOFTMAX,
+    LabelTracker,
+    apply_rule,
+    reduced_dims,
+)
 from pared.compression.coupling.shrink import kept_part, tensors_of
 from pared.errors import telling_line
 
@@ -191,7 +198,7 @@ def zeroed_outputs(
 
     def visit(call: Call) -> None:
         apply_rule(tracker, call)
-        if call.index in over_all:
+        if call.kind in MAY_COUNT_ZEROS and call.index in over_all:  # what calls the file's own forward has no index
             look(call, int(removed_unit))
         else:
             _over_kept(call, int(removed_unit))

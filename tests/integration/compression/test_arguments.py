@@ -165,8 +165,9 @@ def test_data_with_fewer_inputs_than_tensors_are_refused(tmp_path):
         prune(saved(models.Remembering(), tmp_path), (x, None), task="match", amount=0.3, example_inputs=given)
 
 
-def test_a_model_with_a_state_answers_each_batch_as_its_file_does_first(tmp_path):
-    path = saved(models.Streaming(), tmp_path)
+@pytest.mark.parametrize("module", [models.Streaming, models.StreamingMean])
+def test_a_model_with_a_state_answers_each_batch_as_its_file_does_first(module, tmp_path):
+    path = saved(module(), tmp_path)
     loaded = on_tensors(load_model(ModelFile(path, path.name, "")), [TensorSpec(shape=[2, 6]), TensorSpec(value=16000)])
     x = torch.randn(3, 6)
     first = torch.jit.load(path)(x, 16000)

@@ -21,8 +21,19 @@ from pared.compression.coupling.rules import (  # noqa: F401
     reduction,
     shape,
 )
-from pared.compression.coupling.rules.core import RULES, LabelTracker, Rule, nature, rule
+from pared.compression.coupling.rules.core import MAY_COUNT_ZEROS, RULES, LabelTracker, Rule, nature, rule
 from pared.compression.coupling.rules.dispatch import apply_rule
 from pared.compression.coupling.rules.reduction import REDUCTIONS, SOFTMAX, reduced_dims
 
-__all__ = ["REDUCTIONS", "RULES", "SOFTMAX", "LabelTracker", "Rule", "apply_rule", "nature", "reduced_dims", "rule"]
+__all__ = [
+    "MAY_COUNT_ZEROS",
+    "REDUCTIONS",
+    "RULES",
+    "SOFTMAX",
+    "LabelTracker",
+    "Rule",
+    "apply_rule",
+    "nature",
+    "reduced_dims",
+    "rule",
+]

@@ -243,7 +243,7 @@ class LabelTracker:
         """
         for layer in [] if self.frozen else statistics:
             _, call, result = self._statistics[id(layer)]
-            edit = _COUNTING_ZEROS.get(call.kind) if result == 0 and call.index not in self.not_zero else None
+            edit = MAY_COUNT_ZEROS.get(call.kind) if result == 0 and call.index not in self.not_zero else None
             if edit is None or len(spanned(layer)) != 1:
                 self.units.fix(layer, why)
                 continue
@@ -345,7 +345,7 @@ class LabelTracker:
 
 _GROUPS = "each of its groups must lose as many channels"
 
-_COUNTING_ZEROS: Mapping[str, Edit] = {
+MAY_COUNT_ZEROS: Mapping[str, Edit] = {
     "aten::mean": "mean",
     "aten::max": "largest",
     "aten::amax": "largest",
