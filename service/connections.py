@@ -110,6 +110,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._held = 0  # bytes since the parser last gave out something
         self._received = 0  # bytes since the present window of a body began
+        self._body_left = 0  # bytes to come of a body whose length was told
         self._waits = False  # for a whole request
         self._in_headers = False
         self._in_body = False
@@ -200,15 +201,14 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         """So many bytes are there."""
         if self._closed:
             return
-        data = self._limits.buffer[:nbytes]
         self._unset_keepalive_if_required()
         if not self._waits and self._timer is None and self._idle():
             self._wait_for_request()
-        self._received += len(data)
-        rest = data
+        self._received += nbytes
+        rest = self._limits.buffer[:nbytes]
         while rest and not self._closed:
-            # Of a body, all at once; headers no further than they may go, so that the parser holds no more.
-            part = rest if self._in_body else rest[: max(1, self._limits.header_bytes + 1 - self._held)]
+            # A body to its end at once; all else no further than it may go, so that the parser holds no more.
+            part = rest[: max(1, self._body_left or self._limits.header_bytes + 1 - self._held)]
             rest = rest[len(part) :]
             self._held += len(part)
             try:
@@ -231,7 +231,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_headers = True
+        self._in_headers, self._body_left = True, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) >= MAX_HEADERS:
@@ -251,6 +251,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().on_headers_complete()
         self.cycle.transport = _EndsAfterAnswer(self)  # type: ignore[assignment] # all that a cycle uses of one
         self._received = 0
+        self._body_left = int(next((value for name, value in self.headers if name == b"content-length"), 0))
 
     def on_chunk_header(self) -> None:
         """Called by the parser at each chunk of a body."""
@@ -258,7 +259,8 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._held = 0
-        if not self.cycle.body:  # what comes is passed on as it is, where uvicorn copies it twice
+        left, self._body_left = self._body_left, max(self._body_left - len(body), 0)
+        if left and not self.cycle.body:  # what comes is passed on as it is, where uvicorn copies it twice
             self.cycle.body = body  # type: ignore[assignment] # uvicorn's own is a bytearray
             body = b""
         super().on_body(body)

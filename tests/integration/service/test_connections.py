@@ -154,6 +154,15 @@ def test_headers_have_a_size(quick: Api, head: bytes, status: int):
     assert quick.get("/healthz").status_code == 200
 
 
+def test_headers_behind_a_body_have_the_same_size(quick: Api):
+    body = bytes(300_000)
+    with opened(quick, b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n") as connection:
+        time.sleep(0.2)  # the head is read alone, and all else at once
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(body + HEAD + b"X-A: " + b"a" * 200_000 + b"\r\n\r\n")
+        assert b"HTTP/1.1 431 " in answer(connection)
+
+
 @pytest.mark.parametrize(("version", "status"), [(b"1.1", b"413"), (b"1.0", b"401")])
 def test_a_client_that_sends_on_and_closes_after_it_reads_the_refusal(quick: Api, version: bytes, status: bytes):
     head = b"POST /v1/jobs HTTP/%s\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
