@@ -262,10 +262,11 @@ class Changes:
             began = time.monotonic()
             try:
                 self._deliver(looked_for, await loop.run_in_executor(self._thread, self._look, heads, followed))
+                pause_s = max(POLL_S, _SHARE * (time.monotonic() - began))
             except Exception:
                 log.warning("changes_not_read", exc_info=True)
-                await asyncio.sleep(1)
-            await asyncio.sleep(min(max(POLL_S, _SHARE * (time.monotonic() - began)), MAX_POLL_S))
+                pause_s = MAX_POLL_S
+            await asyncio.sleep(min(pause_s, MAX_POLL_S))
 
     def _look(self, heads: Mapping[str, int | None], followed: Collection[str]) -> _Seen:
         with self._sessions() as session:
