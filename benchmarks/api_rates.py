@@ -2,8 +2,8 @@
 
 The constant route is an app of one route, served by uvicorn as it comes: what the framework itself takes. The API reads
 the database for each answer. Both are asked by the same clients in turns, in the same run; a ratio is the median of
-the turns' own. Polls are of jobs that have ended, one job a client, and of jobs that wait. `python api_rates.py [JOBS]`
-with at most so many jobs in the database (a million), on SQLite and on PostgreSQL.
+the turns' own. Polls are of jobs that have ended, one job a client, with a key and without one, and of jobs that wait.
+`python api_rates.py [JOBS]` with at most so many jobs in the database (a million), on SQLite and on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from results import machine, table, write_section
 from services import BACKENDS, Backends, Service, backends
 from sqlalchemy import Engine, func, insert, select, text
 
-from pared.state.session import make_engine
+from pared.state.keys import caller_of, create_key
+from pared.state.session import make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, Model
 from tests.support.processes import wait_for
@@ -59,9 +60,9 @@ def main(most: int) -> None:
             name = BACKENDS[backend]
             with on.running(backend, workers=0, **limits) as service:
                 engine = engine_of(service)
-                measured = {}
+                measured, keyed = {}, keyed_polls(engine)
                 for jobs in (FEW, most):
-                    measured[jobs] = measure(service, beside, fill(engine, jobs))
+                    measured[jobs] = measure(service, beside, fill(engine, jobs), keyed)
                     for what, figures in measured[jobs].items():
                         rows.append(row_of(name, jobs, what, figures))
                         print(*rows[-1], sep=" | ", flush=True)
@@ -98,13 +99,14 @@ def engine_of(service: Service) -> Engine:
     return make_engine(Settings(data_dir=service.folder / "data", database_url=url).effective_database_url)
 
 
-def measure(service: Service, beside: Server, ids: dict[str, list[str]]) -> dict[str, Any]:
+def measure(service: Service, beside: Server, ids: dict[str, list[str]], keyed: list[dict[str, Any]]) -> dict[str, Any]:
     """All rates with the jobs that are there."""
     api = (psutil.Process(service.api.popen.pid), service.port)
     paths = [{"path": f"/v1/jobs/{job}"} for job in ids["ended"]]
     tags = [service.http.get(each["path"]).headers["etag"] for each in paths]
     asked = {
         "poll": paths,
+        "poll with a key": keyed,
         "poll of a job that waits": [{"path": f"/v1/jobs/{job}"} for job in ids["queued"]],
         "304": [each | {"headers": {"If-None-Match": tag}} for each, tag in zip(paths, tags, strict=True)],
         "list of 20": [{"path": f"/v1/jobs?limit=20&status=succeeded&after={job}"} for job in ids["ended"]],
@@ -151,9 +153,10 @@ def submits(service: Service, engine: Engine) -> dict[str, Any]:
 
 
 def count(engine: Engine, status: str) -> int:
-    """How many jobs have it."""
+    """How many jobs of who comes without a key have it."""
     with engine.connect() as connection:
-        return connection.scalar(select(func.count()).select_from(Job).where(Job.status == status)) or 0
+        of_them = select(func.count()).select_from(Job).where(Job.status == status, Job.owner == OWNER)
+        return connection.scalar(of_them) or 0
 
 
 def fill(engine: Engine, jobs: int) -> dict[str, list[str]]:
@@ -171,11 +174,22 @@ def fill(engine: Engine, jobs: int) -> dict[str, list[str]]:
             connection.execute(insert(Model), [model(now)])
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("analyze"))
-    last = [key(number) for number in range(jobs - CLIENTS, jobs)]
-    return {"ended": last, "queued": [key(number, "Q") for number in range(CLIENTS)]}
+    last = [job_id(number) for number in range(jobs - CLIENTS, jobs)]
+    return {"ended": last, "queued": [job_id(number, "Q") for number in range(CLIENTS)]}
 
 
-def key(number: int, kind: str = "0") -> str:
+def keyed_polls(engine: Engine) -> list[dict[str, Any]]:
+    """Have an owner with a key, and a job for each client. Returns the polls of them."""
+    sessions = make_sessions(engine)
+    secret = create_key(sessions, "bench")
+    owner, now = caller_of(sessions, secret).owner, time.time()
+    with engine.execution_options(pared_writes=True).begin() as connection:
+        jobs = [ended(number, now) | {"id": job_id(number, "K"), "owner": owner} for number in range(CLIENTS)]
+        connection.execute(insert(Job), jobs)
+    return [{"path": f"/v1/jobs/{job['id']}", "headers": {"Authorization": f"Bearer {secret}"}} for job in jobs]
+
+
+def job_id(number: int, kind: str = "0") -> str:
     """A job's id: later ones come after earlier ones."""
     return f"job_01K{kind}{number:022d}"
 
@@ -184,7 +198,7 @@ def ended(number: int, now: float) -> dict[str, Any]:
     """A row of a job that has succeeded."""
     times = {"created_at": now - 60, "updated_at": now, "started_at": now - 50, "finished_at": now}
     return {
-        "id": key(number), "owner": OWNER, "type": "prune", "status": "succeeded", "spec": SPEC, "attempt": 1,
+        "id": job_id(number), "owner": OWNER, "type": "prune", "status": "succeeded", "spec": SPEC, "attempt": 1,
         "progress": PROGRESS, "outcome": OUTCOME, "sandbox": "standard", "result_bytes": 100_000, **times,
     }  # fmt: skip
 
@@ -192,13 +206,13 @@ def ended(number: int, now: float) -> dict[str, Any]:
 def waiting(number: int, now: float) -> dict[str, Any]:
     """A row of a job that waits."""
     times = {"created_at": now, "updated_at": now, "run_after": now + 1e6}
-    return {"id": key(number, "Q"), "owner": OWNER, "type": "prune", "status": "queued", "spec": SPEC, **times}
+    return {"id": job_id(number, "Q"), "owner": OWNER, "type": "prune", "status": "queued", "spec": SPEC, **times}
 
 
 def artifact(number: int, now: float) -> dict[str, Any]:
     """A row of a result's file."""
     return {
-        "id": f"art_01K0{number:022d}", "job_id": key(number), "name": "model.pt", "media_type": "application/zip",
+        "id": f"art_01K0{number:022d}", "job_id": job_id(number), "name": "model.pt", "media_type": "application/zip",
         "object_key": f"jobs/{number}", "size_bytes": 100_000, "sha256": f"{number:064x}", "created_at": now,
     }  # fmt: skip
 

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import BaseRoute
 
 import pared
 from pared.state import tracing
@@ -72,11 +73,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = parts
     # Each router before the one that is asked takes time: first comes what is asked for again and again.
-    of_known_callers = (jobs, uploads, tus, objects, pins, plans, results, webhooks, limits, admin, metrics)
-    for router in (jobs.polls, *(module.router for module in of_known_callers)):
-        if not all(isinstance(route, CheckedRoute) for route in router.routes):
-            raise TypeError(f"of {router.routes}, one would answer anybody")
-        app.include_router(router)
+    app.router.routes[:0] = _checked(jobs.polls)
+    for module in (jobs, uploads, tus, objects, pins, plans, results, webhooks, limits, admin, metrics):
+        _checked(module.router)
+        app.include_router(module.router)
     for module in (health, docs):  # probes and links may carry parameters of their own
         app.include_router(module.router)
     for module in (site, signing_in, problem_pages):  # for people who have not said yet who they are
@@ -89,3 +89,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AuditMiddleware, acts=parts.acts)
     app.add_middleware(RequestMiddleware, settings=settings, metrics=parts.metrics)
     return app
+
+
+def _checked(router: APIRouter) -> list[BaseRoute]:
+    """Its routes. Raises TypeError where one would answer anybody."""
+    if not all(isinstance(route, CheckedRoute) for route in router.routes):
+        raise TypeError(f"of {router.routes}, one would answer anybody")
+    return router.routes

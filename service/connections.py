@@ -28,6 +28,8 @@ MIN_BYTES_PER_S = 500
 READ_BYTES = 1 << 20
 """Of a connection at a time: an upload that was read a quarter of that at a time took more processor time."""
 _ENDED_AT_ONCE, _BETWEEN_S = 16, 0.02
+_JOINED_BYTES = 64 << 10
+"""What is longer is not copied behind its head."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.drop()
             return
         super().on_headers_complete()
-        self.cycle.transport = _EndsAfterAnswer(self)  # type: ignore[assignment] # all that a cycle uses of one
+        self.cycle.transport = _Answer(self)  # type: ignore[assignment] # all that a cycle uses of one
         self._received = 0
         self._body_left = int(next((value for name, value in self.headers if name == b"content-length"), 0))
 
@@ -377,15 +379,37 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._write_timer = None
 
 
-class _EndsAfterAnswer:
-    """What a request's answer is written to: the connection's transport, but for how it is closed."""
+class _Answer:
+    """What a request's answer is written to: its head leaves in one piece with what follows it, and most is one write.
+
+    Where nothing follows at once, as in an event stream that is silent, the head leaves by itself.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.write = connection.transport.write
+        self._transport = connection.transport
+        self._head = b""
+        self._begun = False
         self.is_closing = connection.transport.is_closing
 
+    def write(self, data: bytes) -> None:
+        if not self._begun:
+            self._begun, self._head = True, data
+            self._connection.loop.call_soon(self._send_head)
+        elif self._head and len(data) <= _JOINED_BYTES:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._send_head()
+            self._transport.write(data)
+
+    def _send_head(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
     def close(self) -> None:
+        self._send_head()
         self._connection.end_after_answer()
 
 

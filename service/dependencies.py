@@ -16,7 +16,7 @@ from pared.errors import NotFound, ParedError, ScopeMissing, Unauthorized
 from pared.state import keys
 from pared.state.audit import Act, Actor, record_all
 from pared.state.jobs import Submission, Submitted, find_job, submit_all
-from pared.state.keys import Caller
+from pared.state.keys import Caller, Callers, KnownKey
 from pared.state.limits import MuchRoom
 from pared.state.objects import ObjectStore, open_store
 from pared.state.owners import LOCAL_OWNER
@@ -65,6 +65,8 @@ class Parts:
     resolver: Resolver
     """For webhooks that are being made."""
     metrics: Metrics
+    callers: Batches[str, KnownKey | Unauthorized]
+    """By their keys' secrets."""
     jobs: Batches[tuple[str, str], JobAnswer]
     """As they are sent, by owner and id."""
     job_pages: Batches[JobsPage, bytes]
@@ -98,6 +100,7 @@ def build_parts(settings: Settings) -> Parts:
         WebhookSender(sessions, settings),
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
         metrics,
+        Batches(Callers(sessions).read),
         Batches(answers.read),
         Batches(answers.pages),
         Batches(
@@ -125,7 +128,13 @@ async def caller_of(request: Request) -> Caller:
     parts = await parts_of(request)
     secret = _key_in(request)
     if secret is not None:
-        caller = await run_in_threadpool(keys.caller_of, parts.sessions, secret)
+        known = await parts.callers.get(secret)
+        assert known is not None  # noqa: S101 - each secret has an answer
+        if isinstance(known, Unauthorized):
+            raise known
+        caller = known.caller
+        if not known.used_lately:
+            await run_in_threadpool(keys.write_last_use, parts.sessions, caller.key_id)
     else:
         here = parts.settings.require_keys is not None or from_this_machine(request, parts.settings)
         if parts.settings.keys_required or not here:

@@ -10,10 +10,10 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
-from sqlalchemy import Row, Select, Text, bindparam, cast, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, Text, bindparam, cast, select
 
 from pared.job_types import LISTED, ListedName
+from pared.state.plain_rows import PlainQuery, PlainQueryByKeys
 from pared.state.session import Sessions
 from pared.state.tables import Job
 from pared.statuses import JobStatus
@@ -41,8 +41,8 @@ _SHOWN: Select[*tuple[Any, ...]] = select(
     *(_JOBS[name] for name in _PLAIN), *(cast(_JOBS[name], Text).label(name) for name in _JSON)
 ).where(_JOBS.type.in_([each.name for each in LISTED]))
 """What is shown of jobs, as plain rows. JSON comes as the text that is stored: it is read only where it is another."""
-_BY_ID = _SHOWN.where(_JOBS.id.in_(bindparam("ids", expanding=True)))
-_ONE = _SHOWN.where(_JOBS.id == bindparam("id"))
+_COLUMNS = (*_PLAIN, *_JSON)
+_ID, _OWNER = _COLUMNS.index("id"), _COLUMNS.index("owner")
 _SELECTIONS = {
     "status": _JOBS.status == bindparam("status"),
     "type": _JOBS.type == bindparam("type"),
@@ -80,52 +80,55 @@ class JobAnswers:
     def __init__(self, sessions: Sessions) -> None:
         """Args: sessions: of the database with the jobs."""
         self._sessions = sessions
+        self._by_id = PlainQueryByKeys(sessions, _SHOWN, _JOBS.id)
+        self._list_of = lru_cache(maxsize=None)(self._make_list_of)
         self._kept: OrderedDict[str, tuple[tuple[Any, ...], JobAnswer]] = OrderedDict()
         self._lock = Lock()
 
     def read(self, asked: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], JobAnswer]:
         """The jobs that there are of these, each asked for by its owner and id."""
-        ids = [job_id for _, job_id in asked]
-        with self._sessions() as session:
-            query = (_ONE, {"id": ids[0]}) if len(ids) == 1 else (_BY_ID, {"ids": ids})
-            rows = [row for row in session.execute(*query).all() if (row.owner, row.id) in asked]
-            answers = self._of_rows(session, rows)
-        return {(row.owner, row.id): answer for row, answer in zip(rows, answers, strict=True)}
+        rows = [row for row in self._by_id.read([key for _, key in asked]) if (row[_OWNER], row[_ID]) in asked]
+        return {(row[_OWNER], row[_ID]): answer for row, answer in zip(rows, self._of_rows(rows), strict=True)}
 
     def pages(self, asked: Collection[JobsPage]) -> Mapping[JobsPage, bytes]:
         """Pages of jobs as JSON."""
-        with self._sessions() as session:
-            return {page: self._page(session, page) for page in asked}
+        return {page: self._page(page) for page in asked}
 
-    def _page(self, session: Session, page: JobsPage) -> bytes:
+    def _page(self, page: JobsPage) -> bytes:
         given = {"status": page.status, "type": page.type}
 
-        def fetch(after: str | None, most: int) -> Sequence[Row[Any]]:
+        def fetch(after: str | None, most: int) -> Sequence[Sequence[Any]]:
             chosen = {name: value for name, value in (given | {"after": after}).items() if value is not None}
-            return session.execute(_list_of(tuple(chosen)), {"owner": page.owner, "most": most, **chosen}).all()
+            return self._list_of(tuple(chosen)).read(owner=page.owner, most=most, **chosen)
 
-        def contents(rows: Sequence[Row[Any]]) -> Iterable[tuple[str, bytes]]:
-            answers = self._of_rows(session, rows)
-            return [(row.id, answer.content) for row, answer in zip(rows, answers, strict=True)]
+        def contents(rows: Sequence[Sequence[Any]]) -> Iterable[tuple[str, bytes]]:
+            return [(row[_ID], answer.content) for row, answer in zip(rows, self._of_rows(rows), strict=True)]
 
         return page_of(fetch, page.after, page.limit, contents)
 
-    def _of_rows(self, session: Session, rows: Sequence[Row[Any]]) -> list[JobAnswer]:
+    def _make_list_of(self, selections: tuple[str, ...]) -> PlainQuery:
+        where = [_SELECTIONS[name] for name in selections]
+        query = _SHOWN.where(_JOBS.owner == bindparam("owner"), *where)
+        query = query.order_by(_JOBS.id.desc()).limit(bindparam("most"))
+        return PlainQuery(self._sessions, query, ("owner", "most", *selections))
+
+    def _of_rows(self, rows: Sequence[Sequence[Any]]) -> list[JobAnswer]:
         """The answers of rows that `_SHOWN` selects, in their order."""
-        values = {row.id: tuple(row) for row in rows}
+        values = {row[_ID]: tuple(row) for row in rows}
         with self._lock:
             kept = {key: self._kept.get(key) for key in values}
         answers = {key: known[1] for key, known in kept.items() if known is not None and known[0] == values[key]}
-        made = []
+        if len(answers) == len(values):
+            return [answers[key] for key in values]
+        made = [key for key in values if key not in answers]
         of_owners: dict[str, list[Job]] = {}
-        for row in rows:
-            if row.id not in answers:
-                made.append(row.id)
-                of_owners.setdefault(row.owner, []).append(_job_of(row))
-        for jobs in of_owners.values():
-            for view in views_of(session, jobs):
-                content = view.model_dump_json(by_alias=True).encode()
-                answers[view.id] = JobAnswer(view.status, content, weak_tag(content))
+        for key in made:
+            of_owners.setdefault(values[key][_OWNER], []).append(_job_of(values[key]))
+        with self._sessions() as session:
+            for jobs in of_owners.values():
+                for view in views_of(session, jobs):
+                    content = view.model_dump_json(by_alias=True).encode()
+                    answers[view.id] = JobAnswer(view.status, content, weak_tag(content))
         with self._lock:
             for key in made:
                 # The place in line of a queued job changes with other rows; the files of an ended one stay as they are.
@@ -134,18 +137,11 @@ class JobAnswers:
                     self._kept.move_to_end(key)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-        return [answers[row.id] for row in rows]
+        return [answers[key] for key in values]
 
 
-@lru_cache(maxsize=8)  # to build it takes longer than to run it
-def _list_of(selections: tuple[str, ...]) -> Select[*tuple[Any, ...]]:
-    where = [_SELECTIONS[name] for name in selections]
-    query = _SHOWN.where(_JOBS.owner == bindparam("owner"), *where)
-    return query.order_by(_JOBS.id.desc()).limit(bindparam("most"))
-
-
-def _job_of(row: Row[Any]) -> Job:
-    values = row._asdict()
+def _job_of(row: Sequence[Any]) -> Job:
+    values = dict(zip(_COLUMNS, row, strict=True))
     for name in _JSON:
         values[name] = json.loads(values[name] or "null")
     return Job(**values)

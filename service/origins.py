@@ -14,7 +14,7 @@ from pared.state.settings import Settings, is_loopback
 
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-_FORWARDED = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
+_FORWARDED = {b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"}
 """Beside all `X-Forwarded-…`, what a proxy adds to the requests that it passes on."""
 
 
@@ -68,7 +68,7 @@ def _of_another_page(headers: Headers) -> bool:
 
 
 def _through_a_proxy(headers: Headers) -> bool:
-    return any(name in _FORWARDED or name.startswith("x-forwarded") for name in headers)
+    return any(name in _FORWARDED or name.startswith(b"x-forwarded") for name, _ in headers.raw)
 
 
 def _client_of(headers: Headers, settings: Settings) -> str:

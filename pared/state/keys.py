@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from pared.errors import Conflict, NotFound, Unauthorized
 from pared.state.audit import COMMAND_LINE, Actor, record
 from pared.state.owners import add_owner, cancel_all
+from pared.state.plain_rows import PlainQueryByKeys
 from pared.state.session import Sessions
 from pared.state.tables import ApiKey, Job, Owner, db_now, new_id
 
@@ -39,6 +40,15 @@ class Caller:
     owner: str
     key_id: str | None
     scopes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class KnownKey:
+    """A key that works."""
+
+    caller: Caller
+    used_lately: bool
+    """Whether its last use needs not be written down."""
 
 
 @dataclass(frozen=True)
@@ -145,28 +155,60 @@ def revoke_key(sessions: Sessions, key_id: str, *, cancel_jobs: bool = False, ac
     return True
 
 
+class Callers:
+    """Who comes with which secret, looked up for many at once. All methods may be called by several threads at once."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        """Args: sessions: of the database with the keys."""
+        shown = (ApiKey.secret_sha256, ApiKey.id, ApiKey.owner_id, ApiKey.scopes, ApiKey.revoked_at)
+        more = (ApiKey.expires_at, ApiKey.last_used_at, Owner.disabled_at, db_now().label("now"))
+        self._keys = PlainQueryByKeys(sessions, select(*shown, *more).join(Owner), ApiKey.__table__.c.secret_sha256)
+
+    def read(self, secrets: Collection[str]) -> Mapping[str, KnownKey | Unauthorized]:
+        """Secret -> its key; or, where none works with it, an error whose detail says why."""
+        digests = {_digest(secret): secret for secret in secrets}
+        known: dict[str, KnownKey | Unauthorized] = {}
+        rows = self._keys.read(digests)
+        for digest, key_id, owner, scopes, revoked_at, expires_at, last_used_at, disabled_at, now in rows:
+            if revoked_at is not None:
+                continue
+            if expires_at is not None and expires_at <= now:
+                refused = "has expired. Whoever runs this server makes another with `pared keys add`."
+            elif disabled_at is not None:
+                refused = "belongs to an owner whom whoever runs this server has disabled."
+            else:
+                caller = Caller(owner, key_id, frozenset(scopes.split()))
+                used_lately = last_used_at is not None and last_used_at >= now - LAST_USE_S
+                known[digests[digest]] = KnownKey(caller, used_lately)
+                continue
+            known[digests[digest]] = Unauthorized(f"This API key {refused}")
+        unknown = Unauthorized("This API key is unknown or was revoked.")
+        return {secret: known.get(secret, unknown) for secret in secrets}
+
+
 def caller_of(sessions: Sessions, secret: str) -> Caller:
     """Whom this secret's key acts for. Its last use is written down, at most once a minute.
 
     Raises:
         Unauthorized: no key works with it; the detail says why.
     """
-    with sessions() as session:
-        row = session.execute(
-            select(ApiKey, Owner.disabled_at, db_now().label("now"))
-            .join(Owner)
-            .where(ApiKey.secret_sha256 == _digest(secret))
-        ).first()
-    if row is None or row.ApiKey.revoked_at is not None:
-        raise Unauthorized("This API key is unknown or was revoked.")
-    key: ApiKey = row.ApiKey
-    if key.expires_at is not None and key.expires_at <= row.now:
-        raise Unauthorized("This API key has expired. Whoever runs this server makes another with `pared keys add`.")
-    if row.disabled_at is not None:
-        raise Unauthorized("This API key's owner was disabled by whoever runs this server.")
-    if key.last_used_at is None or key.last_used_at < row.now - LAST_USE_S:
-        _write_last_use(sessions, key.id)
-    return Caller(key.owner_id, key.id, frozenset(key.scopes.split()))
+    known = Callers(sessions).read([secret])[secret]
+    if isinstance(known, Unauthorized):
+        raise known
+    if not known.used_lately:
+        write_last_use(sessions, known.caller.key_id)
+    return known.caller
+
+
+def write_last_use(sessions: Sessions, key_id: str | None) -> None:
+    """Write down that a key is used now, unless that was done a moment ago."""
+    old = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < db_now() - LAST_USE_S)
+    try:
+        with sessions.begin() as session:
+            session.execute(update(ApiKey).where(ApiKey.id == key_id, old).values(last_used_at=db_now()))
+    except DBAPIError as error:
+        # What is asked for may well be answered without it.
+        log.warning("last_use_not_written", key=key_id, reason=str(error))
 
 
 def working(session: Session, key_ids: Collection[str]) -> set[str]:
@@ -216,16 +258,6 @@ def _make(
     session.refresh(key)
     record(session, actor, "key.create", key.id, {"owner": owner_id, "name": name, "scopes": key.scopes.split()})
     return NewKey(key, secret)
-
-
-def _write_last_use(sessions: Sessions, key_id: str) -> None:
-    old = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < db_now() - LAST_USE_S)
-    try:
-        with sessions.begin() as session:
-            session.execute(update(ApiKey).where(ApiKey.id == key_id, old).values(last_used_at=db_now()))
-    except DBAPIError as error:
-        # What is asked for may well be answered without it.
-        log.warning("last_use_not_written", key=key_id, reason=str(error))
 
 
 def _digest(secret: str) -> str:
