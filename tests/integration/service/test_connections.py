@@ -203,6 +203,15 @@ def test_large_headers_within_the_limit_are_read(quick: Api):
     assert answered.status_code == 200
 
 
+def test_an_answer_leaves_in_one_piece_and_a_head_alone_where_nothing_follows(quick: Api):
+    with opened(quick, HEAD + b"\r\n") as connection:
+        head, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
+        assert body
+        assert f"content-length: {len(body)}".encode() in head.lower()
+        connection.sendall(HEAD.replace(b"GET /healthz", b"HEAD /static/pages/job_form.js") + b"\r\n")
+        assert connection.recv(1 << 16).endswith(b"\r\n\r\n")
+
+
 def test_many_requests_sent_at_once_are_answered_in_turn(quick: Api):
     with opened(quick, (HEAD + b"\r\n") * 8 + HEAD + b"Connection: close\r\n\r\n") as connection:
         assert answer(connection).count(b"HTTP/1.1 200 ") == 9

@@ -11,15 +11,17 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select, text, update
+from sqlalchemy import bindparam, delete, func, literal, literal_column, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pared.errors import Unavailable
 from pared.state.objects import open_store
+from pared.state.owners import create_owner
+from pared.state.plain_rows import PlainQuery, PlainQueryByKeys
 from pared.state.queue import enqueue, make_app, messages_waiting
 from pared.state.session import alembic_config, database_problem, make_engine, make_sessions, migrate, to_json
 from pared.state.settings import Settings
-from pared.state.tables import Base, Job, Outbox, db_now, new_id
+from pared.state.tables import Base, Job, Outbox, Owner, db_now, new_id
 from tests.support.forks import fork
 from tests.support.processes import environment
 
@@ -180,6 +182,40 @@ def test_a_connection_that_died_in_the_pool_is_replaced(sessions, monkeypatch):
     monkeypatch.setattr("pared.state.session.ASKED_AGAIN_S", 0.0)
     with sessions() as session, sessions() as other:
         assert session.scalars(select(Job)).all() == other.scalars(select(Job)).all() == []
+
+
+def test_plain_rows_are_those_of_a_session(sessions):
+    shown = select(Owner.id, Owner.created_at, Owner.disabled_at, db_now().label("now") > Owner.created_at)
+    ids = [create_owner(sessions, name).id for name in ("ann", "bob", "eve")]
+    by_keys = PlainQueryByKeys(sessions, shown, Owner.__table__.c.id)
+    with sessions() as session:
+        expected = {row.id: tuple(row) for row in session.execute(shown.where(Owner.id.in_(ids[:2]))).all()}
+    for _ in range(8):  # PostgreSQL's driver prepares a statement that it is given often
+        assert {row[0]: tuple(row) for row in by_keys.read([*ids[:2], "own_none"])} == expected
+    assert not by_keys.read(["own_none"])
+    some = PlainQuery(sessions, shown.where(Owner.id > bindparam("after")).limit(bindparam("most")), ["after", "most"])
+    assert len(some.read(after="own_", most=2)) == 2
+    with sessions.begin() as session:  # the connection, used as plain rows are read, begins transactions again
+        session.execute(delete(Owner).where(Owner.id == ids[2]))
+        session.rollback()
+    assert len(by_keys.read(ids)) == 3
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_plain_rows_come_over_another_connection_where_one_has_died(sessions):
+    plain = PlainQuery(sessions, select(func.pg_backend_pid(), literal("a").label("a")), [])
+    ((pid, _),) = plain.read()
+    killer = make_engine(sessions.engine.url.render_as_string(hide_password=False))
+    with killer.connect() as connection:
+        assert connection.scalar(text("select pg_terminate_backend(:pid, 10000)"), {"pid": pid})
+    killer.dispose()
+    ((other, _),) = plain.read()
+    assert other != pid
+
+
+def test_a_plain_query_that_is_wrong_says_so_as_a_session_does(sessions):
+    with pytest.raises(DBAPIError):
+        PlainQuery(sessions, select(literal_column("nothing.at_all")), []).read()
 
 
 def test_old_specs_are_read_a_few_at_a_time(sessions):
