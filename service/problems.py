@@ -74,11 +74,10 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, models: Mapping[str,
     return _validation_error(advised(errors, body, model), len(errors))
 
 
-def only_known_parameters(request: Request) -> None:
+def only_known_parameters(request: Request, known: Sequence[str]) -> None:
     """Refuse query parameters that the route does not have: a misspelt one would do nothing. Raises ValidationError."""
     if not request.scope["query_string"]:
         return
-    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     there = f"there are {', '.join(known)}" if known else "there are none here"
     unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
     if unknown:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
 from pared.job_types import LISTED, ListedName
 from pared.state.jobs import cancel, no_such_job
@@ -115,22 +116,25 @@ async def create_job(request: Request, spec: PostedSpec, idempotency_key: Idempo
     return Response(job.content, 202, headers, media_type="application/json")
 
 
-@router.get(
+class JobsQuery(BaseModel):
+    """Which jobs are listed."""
+
+    status: JobStatus | None = Field(None, description="Only jobs in this state.")
+    type: ListedName | None = Field(None, description="Only this type.")
+    after: After = None
+    limit: Limit = 20
+
+
+@polls.get(
     "/v1/jobs",
     response_model=Page[JobView],
     summary="List jobs",
     description="Newest first.",
     responses=answers(200, page(JOB)),
 )
-async def list_jobs(
-    request: Request,
-    status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
-    job_type: Annotated[ListedName | None, Query(alias="type", description="Only this type.")] = None,
-    after: After = None,
-    limit: Limit = 20,
-) -> Response:
+async def list_jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> Response:
     """A page of the jobs that the owner posted."""
-    page = JobsPage(await owner_of(request), status, job_type, after, limit)
+    page = JobsPage(await owner_of(request), query.status, query.type, query.after, query.limit)
     return Response(await (await parts_of(request)).job_pages.get(page), media_type="application/json")
 
 
