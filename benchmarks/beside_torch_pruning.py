@@ -26,6 +26,7 @@ from torch_pruning.pruner import function
 import pared
 from pared.compression.data import Data
 from pared.compression.data.samples import Split
+from pared.compression.export.formats import Formats
 from pared.compression.jobs.goal_search import SizeSearch
 from pared.compression.jobs.prune_job import PruneJob
 from pared.compression.jobs.stages import Stages
@@ -227,7 +228,8 @@ def to_goal(file: ModelFile, loaded: Any, example: tuple[Tensor, ...]) -> Any:
         {split: list(example) for split in SPLITS}, dict.fromkeys(SPLITS, labels), Classification(), 10, "given", "x"
     )
     spec = PruneSpec.model_validate({"type": "prune", "model": f"mdl_{'0' * 26}", "target": {"macs": 0.25}})
-    given = PruneJob(spec, Work({"model": file}, None, WORK), Stages(SilentObserver()), loaded, example, data, None)
+    work, stages = Work({"model": file}, None, WORK), Stages(SilentObserver())
+    given = PruneJob(spec, work, stages, loaded, example, data, None, Formats(["torchscript"], example))
     search = SizeSearch(given)
     return search.run(None, lambda _: None)
 
