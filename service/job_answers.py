@@ -48,7 +48,7 @@ _SELECTIONS = {
     "type": _JOBS.type == bindparam("type"),
     "after": _JOBS.id < bindparam("after"),
 }
-_KEPT, _KEPT_BYTES = 2048, 8192
+_KEPT, _KEPT_BYTES = 512, 8192
 
 
 @dataclass(frozen=True)
