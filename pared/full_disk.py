@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The numbers of the errors of a full disk, or of one of which somebody has used up their share."""
+NO_ROOM = FULL | {errno.EFBIG}
+"""These, and that of a file which would have become larger than it may."""
 _TEXTS = ("No space left on device", "(os error 28)", "database or disk is full")
 _UNNAMED = ("inline_container", "PytorchStreamWriter", "requested and", "No usable temporary directory")
 """In what torch, numpy and tempfile say of a file that could not be written, whatever the reason."""
@@ -21,7 +24,7 @@ def no_room(error: BaseException, folder: Path) -> int | None:
         folder: on the disk that was written to, as it is now, for the errors that do not give their reason.
     """
     for each in _chain(error):
-        if isinstance(each, OSError) and each.errno in _NO_ROOM:
+        if isinstance(each, OSError) and each.errno in NO_ROOM:
             return each.errno
         text = str(each)
         if any(said in text for said in _TEXTS):

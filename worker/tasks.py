@@ -10,7 +10,6 @@ database, because SQLite must not be carried across a fork.
 
 from __future__ import annotations
 
-import errno
 import gc
 import mmap
 import os
@@ -33,6 +32,7 @@ from sqlalchemy.orm import Session
 
 from pared import gpus
 from pared.errors import DeviceUnavailable, ParedError, Unavailable
+from pared.full_disk import FULL
 from pared.state import tracing
 from pared.state.data_folder import close_to_others
 from pared.state.failpoints import arm
@@ -74,7 +74,6 @@ SHUTDOWN_TIMEOUT_S = 10.0
 
 TRIES = 10
 """How often another worker may be first before a message is given up; the sweep then sends another."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 def _objects() -> ObjectStore:
@@ -183,7 +182,7 @@ def probe_machine(**_: Any) -> None:
         probe = sandbox_probe.probe(folder, gpu=bool(cards))
     except OSError as error:
         # What a full disk refuses says nothing about the sandbox, so that its level is still to be found.
-        nothing_shown = isinstance(error, sandbox_probe.NothingShown) or error.errno in _NO_ROOM
+        nothing_shown = isinstance(error, sandbox_probe.NothingShown) or error.errno in FULL
         if nothing_shown or _condition.scratch_problem() is not None:
             _unprobed = f"The sandbox is yet to be probed: {error}."
         log.warning("sandbox_not_probed", reason=str(error), probed_again=_unprobed is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pared.errors import CorruptObject, StorageFull
+from pared.full_disk import NO_ROOM
 from pared.state.failpoints import failpoint
 from pared.state.places import Bucket
 from pared.state.settings import Settings
@@ -33,7 +33,6 @@ WRITE_BACK_BYTES = 8 << 20
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _FULL = "The server's disk is full. Delete models you no longer need, or try again later."
 MISSING = "The stored bytes are missing. Upload the file again."
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -376,7 +375,7 @@ def no_room_is_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise StorageFull(_FULL) from error
         raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from pared.errors import NothingToPrune, StorageFull, UnsupportedModel, ValidationError
+from pared.full_disk import FULL
 from pared.specs import Scope
 from pared.weights.magnitudes import UNSIGNED, Cut, Keys, common_type, find_cut, hold_nan, keys, magnitude
 from pared.weights.parametrized import computed_from
@@ -431,7 +431,7 @@ def _appearing(target: Path, kind: Literal["file", "directory"]) -> Iterator[Pat
         try:
             yield part
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            if error.errno in FULL:
                 raise StorageFull(f"There is no room left for {target}; nothing of it was kept.") from error
             raise
         if kind == "directory":

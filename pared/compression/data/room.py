@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import IO
 
 from pared.compression.work import DatasetFile
 from pared.errors import StorageFull
+from pared.full_disk import NO_ROOM
 
 _HELD = 1 / 4  # of the job's memory: the model, its gradients and the answers need the rest
 _UNPACKED = 3  # times the job's memory; it may write four times its memory, and its results lie there too
@@ -49,7 +49,7 @@ def temporary_file() -> Iterator[IO[bytes]]:
         file.flush()
     except OSError as error:
         file.close()
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if error.errno in NO_ROOM:
             raise StorageFull(
                 "The disk has no room to unpack the data set. Save it unpacked (np.savez instead of "
                 "np.savez_compressed), or ask whoever runs this server for more."

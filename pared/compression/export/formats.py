@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pared.compression.export.settings import Settings
 from pared.compression.export.writers import export
 from pared.compression.loading import LoadedModel
 from pared.errors import BY_CODE, ExportFailed, OutOfMemory, ParedError, StorageFull, Unavailable
-from pared.full_disk import no_room
+from pared.full_disk import FULL, no_room
 from pared.reports import FailedOutput
 from pared.specs import Output
 
@@ -184,7 +183,7 @@ def _named(error: Exception) -> ParedError:
     if isinstance(error, ParedError):
         return error
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in FULL
         return (StorageFull if full else ExportFailed)(f"It could not be written: {error.strerror or error}.")
     if of_the_machine(error):
         return OutOfMemory("Writing it took more memory than there is.")
