@@ -39,7 +39,7 @@ class Batches(Generic[Asked, Answer]):
         """Make it.
 
         Args:
-            do: called in a thread; leaves out what has no answer.
+            do: called in a thread, for a slow disk must not stop all others; leaves out what has no answer.
             lane_of: batches of one lane come after each other, and nothing of another lane is in them.
         """
         self._do, self._lane_of = do, lane_of
