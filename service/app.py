@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        parts.version.open()
         parts.dispatcher.start()
         parts.webhooks.start()
         parts.changes.start()
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         parts.webhooks.stop()
         parts.dispatcher.stop()
         parts.admission.stop()
+        parts.version.close()
         parts.sessions.engine.dispose()
         tracing.stop()
 

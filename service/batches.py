@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 MOST = 32
 """Requests in one batch: each may be about a row of a megabyte."""
+KEPT, KEPT_S = 128, 1.0
+"""So many answers are given again while the database is as it was, and for so long: some change as time goes by."""
 LANES_AT_ONCE = 8
 
 Asked = TypeVar("Asked", bound=Hashable)
@@ -35,20 +39,32 @@ class Batches(Generic[Asked, Answer]):
         do: Callable[[Collection[Asked]], Mapping[Asked, Answer]],
         *,
         lane_of: Callable[[Asked], Hashable] = lambda _: None,
+        version: Callable[[], int | None] = lambda: None,
+        keep: Callable[[Answer], bool] = lambda _: True,
     ) -> None:
         """Make it.
 
         Args:
             do: called in a thread, for a slow disk must not stop all others; leaves out what has no answer.
             lane_of: batches of one lane come after each other, and nothing of another lane is in them.
+            version: a number of what the answers are of, called in the event loop. While it is the same an answer is
+                given again; None: it may have changed.
+            keep: whether an answer is small enough to be kept for that.
         """
         self._do, self._lane_of = do, lane_of
         # To get to one of these takes two thirds of the time that it takes to get to one of FastAPI's.
         self._threads = ThreadPoolExecutor(LANES_AT_ONCE, thread_name_prefix="batches")
         self._lanes: dict[Hashable, _Lane[Asked, Answer]] = {}
+        self._version, self._keep = version, keep
+        self._kept: dict[Asked, Answer] = {}
+        self._kept_of: int | None = None
+        self._kept_until = 0.0
 
     async def get(self, asked: Asked) -> Answer | None:
         """The answer; None: there is none. Raises what `do` raises."""
+        known = self._unchanged().get(asked)
+        if known is not None:
+            return known
         name = self._lane_of(asked)
         lane = self._lanes.setdefault(name, _Lane())
         batch = lane.last
@@ -67,7 +83,20 @@ class Batches(Generic[Asked, Answer]):
             await asyncio.wait([before])
         if asked is lane.open:
             lane.open = None
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._do, asked.keys())
+        kept = self._unchanged()
+        answers = await asyncio.get_running_loop().run_in_executor(self._threads, self._do, asked.keys())
+        if kept is self._unchanged():
+            kept.update(
+                islice(((key, answer) for key, answer in answers.items() if self._keep(answer)), KEPT - len(kept))
+            )
+        return answers
+
+    def _unchanged(self) -> dict[Asked, Answer]:
+        """What was answered since the version is what it is now: the same dictionary as long as it is that one."""
+        version, now = self._version(), time.monotonic()
+        if version is None or version != self._kept_of or now >= self._kept_until:
+            self._kept, self._kept_of, self._kept_until = {}, version, now + KEPT_S
+        return self._kept
 
     def _end(self, name: Hashable, task: asyncio.Task[Mapping[Asked, Answer]]) -> None:
         if self._lanes[name].last is task:

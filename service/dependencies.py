@@ -15,6 +15,7 @@ from fastapi.security.utils import get_authorization_scheme_param
 from pared.errors import NotFound, ParedError, ScopeMissing, Unauthorized
 from pared.state import keys
 from pared.state.audit import Act, Actor, record_all
+from pared.state.data_version import DataVersion
 from pared.state.jobs import Submission, Submitted, find_job, submit_all
 from pared.state.keys import Caller, Callers, KnownKey
 from pared.state.limits import MuchRoom
@@ -45,6 +46,8 @@ METRICS_PATH = "/metrics"
 """The route that needs the scope `metrics`."""
 KEY_COOKIE = "pared_key"
 """Holds the key of a browser that has signed in; no script can read it, and no page of another site sends it."""
+KEPT_BYTES = 64 << 10
+"""Of an answer that is given again without asking the database."""
 _LOCAL = Caller(LOCAL_OWNER, None, frozenset({*keys.USUAL_SCOPES, "metrics"}))
 
 
@@ -65,6 +68,7 @@ class Parts:
     resolver: Resolver
     """For webhooks that are being made."""
     metrics: Metrics
+    version: DataVersion
     callers: Batches[str, KnownKey | Unauthorized]
     """By their keys' secrets."""
     jobs: Batches[tuple[str, str], JobAnswer]
@@ -87,6 +91,7 @@ def build_parts(settings: Settings) -> Parts:
     changes = Changes(sessions, settings.max_open_streams, metrics.set_open_streams)
     pieces = PartialUploads(sessions, store, settings)
     answers = JobAnswers(sessions)
+    version = DataVersion(sessions.engine)
     return Parts(
         settings,
         sessions,
@@ -100,9 +105,10 @@ def build_parts(settings: Settings) -> Parts:
         WebhookSender(sessions, settings),
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
         metrics,
-        Batches(Callers(sessions).read),
-        Batches(answers.read),
-        Batches(answers.pages),
+        version,
+        Batches(Callers(sessions).read, version=version.read),
+        Batches(answers.read, version=version.read, keep=lambda job: len(job.content) <= KEPT_BYTES),
+        Batches(answers.pages, version=version.read, keep=lambda page: len(page) <= KEPT_BYTES),
         Batches(
             partial(submit_all, sessions, settings=settings, room=MuchRoom()),
             lane_of=lambda submission: submission.owner,

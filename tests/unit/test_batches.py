@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Collection
 
 import pytest
 
-from service.batches import MOST, Batches
+from service.batches import KEPT, MOST, Batches
 
 
 class Doing:
@@ -85,5 +86,50 @@ def test_a_batch_is_bounded_and_a_lane_waits_for_no_other():
         doing.go_on.release(3)
         assert set(await asyncio.gather(*asked)) <= {2, 3}
         assert sorted(map(len, doing.batches)) == [1, 5, MOST]
+
+    asyncio.run(run())
+
+
+def test_an_answer_is_given_again_only_while_what_it_is_of_has_not_changed(monkeypatch: pytest.MonkeyPatch):
+    async def run() -> None:
+        doing = Doing()
+        version: list[int | None] = [1]
+        batches = Batches(doing, version=lambda: version[0])
+
+        async def asked(key: str, *, batch: int) -> int | None:
+            if batch > len(doing.batches):
+                doing.go_on.release()
+            answer = await batches.get(key)
+            assert len(doing.batches) == batch
+            return answer
+
+        assert await asked("a", batch=1) == await asked("a", batch=1) == 1
+        version[0] = 2
+        assert await asked("a", batch=2) == await asked("a", batch=2) == 2
+        changed_meanwhile = ask(batches, "b")
+        await begun(doing, 3)
+        version[0] = 3
+        doing.go_on.release()
+        await changed_meanwhile[0]
+        assert await asked("b", batch=4) == await asked("b", batch=4) == 4
+        version[0] = None  # not known
+        assert [await asked("b", batch=batch) for batch in (5, 6)] == [5, 6]
+        version[0] = 4
+        assert await asked("b", batch=7) == 7
+        at = time.monotonic() + 1.0
+        monkeypatch.setattr("service.batches.time.monotonic", lambda: at)
+        assert await asked("b", batch=8) == 8, "some answers change as time goes by"
+
+    asyncio.run(run())
+
+
+def test_few_answers_are_kept_and_none_that_is_too_large():
+    async def run() -> None:
+        batches: Batches[int, int] = Batches(
+            lambda asked: {each: each for each in asked}, version=lambda: 1, keep=lambda answer: answer != 5
+        )
+        await asyncio.gather(*(batches.get(each) for each in range(2 * KEPT)))
+        assert len(batches._kept) == KEPT
+        assert 5 not in batches._kept
 
     asyncio.run(run())

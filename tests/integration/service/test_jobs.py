@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import APIRouter
-from sqlalchemy import delete, event, func, select
+from sqlalchemy import delete, event, func, select, update
 
 import pared
 from pared.state.events import add_events
@@ -153,6 +154,29 @@ def test_polls_lists_and_pages_of_many_at_once_show_each_job_as_it_is_now(api: A
         polled = list(pool.map(lambda number: api.get(f"/v1/jobs/{jobs[number % 6]['id']}").json()["id"], range(60)))
     assert polled == [jobs[number % 6]["id"] for number in range(60)]
     assert api.get("/v1/jobs/job_01K9Q5V7M3W8Z2X4Y6A0B1C2D3").status_code == 404
+
+
+def test_what_is_answered_again_without_the_database_is_never_behind_it(api: Api):
+    job = api.submit()
+    path, stopped = job["links"]["self"], threading.Event()
+    answered: Counter[bool] = Counter()
+
+    def poll() -> None:
+        while not stopped.is_set():
+            answered[api.get(path).json()["pinned"]] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        polling = [pool.submit(poll) for _ in range(3)]
+        for number in range(100):
+            with api.parts.sessions.begin() as session:
+                session.execute(update(Job).where(Job.id == job["id"]).values(pinned_at=float(number % 2) or None))
+            assert api.get(path).json()["pinned"] == bool(number % 2)
+            listed = api.get("/v1/jobs?limit=1").json()["data"][0]
+            assert (listed["id"], listed["pinned"]) == (job["id"], bool(number % 2))
+        stopped.set()
+        for each in polling:
+            each.result()
+    assert min(answered[False], answered[True]) > 10
 
 
 def test_every_route_that_answers_known_callers_alone_says_so(api: Api, monkeypatch: pytest.MonkeyPatch):

@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, delete, func, literal, literal_column, select,
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pared.errors import Unavailable
+from pared.state.data_version import DataVersion
 from pared.state.objects import open_store
 from pared.state.owners import create_owner
 from pared.state.plain_rows import PlainQuery, PlainQueryByKeys
@@ -216,6 +217,37 @@ def test_plain_rows_come_over_another_connection_where_one_has_died(sessions):
 def test_a_plain_query_that_is_wrong_says_so_as_a_session_does(sessions):
     with pytest.raises(DBAPIError):
         PlainQuery(sessions, select(literal_column("nothing.at_all")), []).read()
+
+
+def test_the_data_version_is_another_after_each_change_by_whomever(sessions):
+    version, others = DataVersion(sessions.engine), make_engine(sessions.engine.url.render_as_string(False))
+    assert version.read() is None, "before it is opened"
+    version.open()
+    seen = [version.read()]
+    for number in range(30):
+        create_owner(make_sessions(others) if number % 2 else sessions, f"owner {number}")
+        seen.append(version.read())
+        with sessions() as session:
+            assert len(session.scalars(select(Owner.id)).all()) > number
+        assert version.read() == seen[-1], "reading changes nothing"
+    version.close()
+    others.dispose()
+    known = sessions.engine.dialect.name == "sqlite"
+    assert len(set(seen)) == (31 if known else 1)
+    assert version.read() is None
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_the_data_version_waits_for_no_lock(sessions):
+    version = DataVersion(sessions.engine)
+    version.open()
+    before = version.read()
+    with sessions.begin() as session:
+        session.add(Owner(id=new_id("own"), name="ann", created_at=0.0))
+        session.flush()
+        assert version.read() == before
+    assert version.read() != before
+    version.close()
 
 
 def test_old_specs_are_read_a_few_at_a_time(sessions):
