@@ -3,14 +3,18 @@
 The constant route is an app of one route, served by uvicorn as it comes: what the framework itself takes. The API reads
 the database for each answer. Both are asked by the same clients in turns, in the same run; a ratio is the median of
 the turns' own. Polls are of jobs that have ended, one job a client, with a key and without one, and of jobs that wait.
-`python api_rates.py [JOBS]` with at most so many jobs in the database (a million), on SQLite and on PostgreSQL.
+Meanwhile another job's progress is written ten times a second, as a worker does: an API that reads nothing again while
+nothing changes must not be measured where nothing does. `python api_rates.py [JOBS]` with at most so many jobs in the
+database (a million), on SQLite and on PostgreSQL.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +26,7 @@ import psutil
 from http_load import rate
 from results import machine, table, write_section
 from services import BACKENDS, Backends, Service, backends
-from sqlalchemy import Engine, func, insert, select, text
+from sqlalchemy import Engine, func, insert, select, text, update
 
 from pared.state.keys import caller_of, create_key
 from pared.state.session import make_engine, make_sessions
@@ -33,7 +37,7 @@ from tests.support.servers import free_port
 
 Server = tuple[psutil.Process, int]
 """A process, and the port that it answers at."""
-CLIENTS, SECONDS, ROUNDS, FEW, OWNER = 16, 2.0, 3, 100, "local"
+CLIENTS, SECONDS, ROUNDS, FEW, OWNER, WRITES_A_S = 16, 2.0, 3, 100, "local", 10
 TARGETS = {"poll": 0.5, "list of 20": 0.25, "304": 0.7}
 SPEC = {
     "type": "prune",
@@ -62,7 +66,9 @@ def main(most: int) -> None:
                 engine = engine_of(service)
                 measured, keyed = {}, keyed_polls(engine)
                 for jobs in (FEW, most):
-                    measured[jobs] = measure(service, beside, fill(engine, jobs), keyed)
+                    ids = fill(engine, jobs)
+                    with written_by_others(engine):
+                        measured[jobs] = measure(service, beside, ids, keyed)
                     for what, figures in measured[jobs].items():
                         rows.append(row_of(name, jobs, what, figures))
                         print(*rows[-1], sep=" | ", flush=True)
@@ -73,14 +79,35 @@ def main(most: int) -> None:
                 share = measured[most][what]["ratio"] / measured[FEW][what]["ratio"]
                 flat.append(f"{name}, {what}: {share:.2f}")
     how = (
-        f"{machine()}; {CLIENTS} clients on connections that stay open, {ROUNDS} rounds of {SECONDS:g} s each. Ratios "
-        "are to a constant route of FastAPI in the same round (median, least to most); by CPU: its processor time for "
+        f"{machine()}; {CLIENTS} clients on connections that stay open, {ROUNDS} rounds of {SECONDS:g} s each, while "
+        f"another job's progress is written {WRITES_A_S} times a second. Ratios are to a constant route of FastAPI in "
+        "the same round (median, least to most); by CPU: its processor time for "
         "an answer by the API's. Targets: polls 0.5, lists 0.25, 304 answers 0.7; 200 submits a second."
     )
     header = ["backend", "jobs", "what", "a second", "p50 ms", "p99 ms", "CPU µs", "ratio", "by CPU"]
     flatness = f"Ratio with {most:,} jobs by the ratio with {FEW}: {'; '.join(flat)}."
     section = "\n\n".join(["## Requests a second", how, table(header, rows), flatness])
     write_section("requests a second", section)
+
+
+@contextmanager
+def written_by_others(engine: Engine) -> Iterator[None]:
+    """Have the progress of a job that nobody polls written, over and over."""
+    ended, fraction = threading.Event(), itertools.count()
+
+    def write() -> None:
+        while not ended.wait(1 / WRITES_A_S):
+            with engine.execution_options(pared_writes=True).begin() as connection:
+                progress = PROGRESS | {"fraction": next(fraction) % 1000 / 1000}
+                connection.execute(update(Job).where(Job.id == job_id(CLIENTS, "Q")).values(progress=progress))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def row_of(backend: str, jobs: int, what: str, figures: dict[str, Any]) -> list[str]:
@@ -170,7 +197,7 @@ def fill(engine: Engine, jobs: int) -> dict[str, list[str]]:
             connection.execute(insert(Artifact), [artifact(number, now) for number in numbers])
     if not have:
         with writing.begin() as connection:
-            connection.execute(insert(Job), [waiting(number, now) for number in range(CLIENTS)])
+            connection.execute(insert(Job), [waiting(number, now) for number in range(CLIENTS + 1)])
             connection.execute(insert(Model), [model(now)])
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("analyze"))
