@@ -298,6 +298,9 @@ def describe(app: FastAPI) -> None:
                 routes=app.routes,
                 tags=app.openapi_tags,
             )
+            for operation in (each for path in schema["paths"].values() for each in path.values()):
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _never_null(parameter["schema"])
             schemas = schema["components"]["schemas"]
             specs = listed_spec.json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(specs.pop("$defs"))
@@ -310,6 +313,15 @@ def describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter that may be left out: it is text, which says `null` as it says any other word."""
+    forms = [form for form in schema.get("anyOf", ()) if form != {"type": "null"}]
+    if not forms:
+        return schema
+    said = {name: value for name, value in schema.items() if name != "anyOf"}
+    return forms[0] | said if len(forms) == 1 else {"anyOf": forms, **said}
 
 
 _BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}

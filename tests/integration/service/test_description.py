@@ -49,6 +49,15 @@ def test_what_answers_304_says_so(description: dict):
         assert "304" in description["paths"][path]["get"]["responses"], path
 
 
+def test_no_parameter_is_said_to_take_null(description: dict):
+    parameters = [
+        (name, each) for name, operation in operations(description) for each in operation.get("parameters", ())
+    ]
+    assert len(parameters) > 50
+    for name, parameter in parameters:
+        assert not jsonschema.Draft202012Validator(parameter["schema"]).is_valid(None), (name, parameter["name"])
+
+
 def test_every_reference_leads_somewhere(description: dict, api: Api):
     text = api.get("/openapi.json").text
     for name in set(re.findall(r'"#/components/schemas/([^"]+)"', text)):
