@@ -35,6 +35,7 @@ from pared.compression.loading import (
     forward_arguments,
     usual_type,
 )
+from pared.compression.loading.file_format import refuse_damaged
 from pared.compression.tasks.base import NoLabels
 from pared.compression.work import DatasetFile, ModelFile, Work
 from pared.errors import ExportFailed, ValidationError
@@ -109,6 +110,8 @@ class Workplace:
             except ValueError as error:
                 raise ValidationError(str(error)) from error
             path = packed
+        if path.is_file():
+            refuse_damaged(path)
         return ModelFile(path, path.name, _digest(path), architecture)
 
     def dataset(self, data: _Arrays | str | Path | None, model: Any = None) -> DatasetFile | None:

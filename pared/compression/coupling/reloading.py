@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.jit._script import RecursiveScriptModule
 
+from pared.compression.devices.memory import ran_out_of_memory
+from pared.errors import UnsupportedModel
+
 _C: Any = torch._C  # whose classes of modules have no declared methods
 
 
@@ -104,7 +107,17 @@ def _as_shared(originals: list[Tensor], shared: set[int]) -> list[Tensor]:
 
 
 def _loaded(cpp_module: Any) -> torch.jit.ScriptModule:
-    loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(cpp_module.save_to_buffer()), map_location="cpu")  # type: ignore[no-untyped-call]
+    try:
+        saved = cpp_module.save_to_buffer()
+    except RuntimeError as error:
+        if ran_out_of_memory(error):
+            raise
+        # What tells which lines of source the code came from is read only when it is written.
+        raise UnsupportedModel(
+            f"torch opens this TorchScript file, and cannot write it: {str(error).splitlines()[0][:200]}. A part of it "
+            "is damaged. Save and upload it again."
+        ) from error
+    loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(saved), map_location="cpu")  # type: ignore[no-untyped-call]
     return loaded
 
 

@@ -16,7 +16,7 @@ from pared.compression.loading import (
     load_model,
     with_architecture,
 )
-from pared.compression.loading.file_format import recognise
+from pared.compression.loading.file_format import recognise, refuse_damaged
 from pared.compression.measuring.size import macs_by_weight
 from pared.compression.work import Work
 from pared.reports import DatasetInspection, ModelInspection
@@ -30,6 +30,7 @@ def inspect(spec: InspectSpec, work: Work) -> ModelInspection | DatasetInspectio
         if work.dataset is not None:
             return inspect_dataset(work.dataset, work.directory)
         (file,) = work.models.values()
+        refuse_damaged(file.path)
         file = with_architecture(file, plain(spec.architecture))
         if is_without_architecture(file):
             inspection = inspect_weights(file)

@@ -25,6 +25,7 @@ _ENCRYPTED = 0x1
 _KNOWN_FLAGS = 0x2 | 0x4 | _HAS_DESCRIPTOR | _UTF8
 """How hard it was compressed, and the two above. Others change what the bytes mean, and readers differ in them."""
 
+_READ_BYTES = 1 << 20
 BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 """What reading a member of a zip raises that is damaged, or is what Python's reader does not know."""
 
@@ -67,6 +68,26 @@ def zip_directory(path: Path, *, max_unpacked: int) -> list[zipfile.ZipInfo]:
     ) as error:
         raise BadArchive(f"its zip directory cannot be read ({str(error)[:200]})") from error
     return entries
+
+
+def check_contents(path: Path) -> None:
+    """Refuse a zip, its directory checked before, of which an entry is not what it was when it was written.
+
+    torch looks at no checksum, so it takes weights of which a bit has flipped as they are. A checksum of 0 is none:
+    torch writes it where `torch.serialization.set_crc32_options(False)` says so.
+
+    Raises:
+        BadArchive: an entry has another checksum than it says, or cannot be unpacked.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as member:
+                    while entry.CRC and member.read(_READ_BYTES):
+                        pass
+            except BROKEN_MEMBER as error:
+                name = entry.orig_filename[:100]
+                raise BadArchive(f"its entry {name!r} has changed since it was written, by its checksum") from error
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int]:

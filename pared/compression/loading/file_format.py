@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from pared.compression.loading.archives import BadArchive, check_total, zip_directory
+from pared.compression.loading.archives import BadArchive, check_contents, check_total, zip_directory
 from pared.compression.loading.folders.names import find_root
 from pared.compression.loading.loaded import SAVE_ADVICE
 from pared.compression.loading.program_files import is_program
@@ -24,6 +24,8 @@ Container = Literal[
 ]
 STATE_DICTS: tuple[Container, ...] = ("zip_state_dict", "legacy_state_dict", "safetensors")
 """Files of weights alone."""
+_OF_TORCH: tuple[Container, ...] = ("torchscript", "exported_program", "zip_state_dict")
+"""Zips of which torch reads the entries."""
 
 
 _LOOKS_LIKE: list[tuple[int, bytes, str, str]] = [
@@ -92,6 +94,23 @@ def recognise(path: Path) -> Container:
     )
 
 
+def refuse_damaged(path: Path) -> None:
+    """Refuse a file of torch of which a part has changed since it was written. Reads all of it: once is enough.
+
+    Raises:
+        UnsupportedModel: it has, or it is no model.
+    """
+    if recognise(path) in _OF_TORCH:
+        try:
+            check_contents(path)
+        except BadArchive as error:
+            raise _unsafe(error) from error
+
+
+def _unsafe(error: BadArchive) -> UnsupportedModel:
+    return UnsupportedModel(f"This is a damaged or unsafe archive: {error}. Save and upload it again.")
+
+
 def begins_as_onnx(head: bytes) -> bool:
     """Whether a file begins as the message of an ONNX model does: with its version, then the name of what made it.
 
@@ -119,7 +138,7 @@ def _recognise_zip(path: Path) -> Container:
         if is_program(names):
             return "exported_program"
     except BadArchive as error:
-        raise UnsupportedModel(f"This is a damaged or unsafe archive: {error}. Save and upload it again.") from error
+        raise _unsafe(error) from error
     if any(name.endswith(".npy") for name in names):
         raise UnsupportedModel("This is a NumPy archive (.npz), which holds data: upload it as a data set.")
     if "MAR-INF/MANIFEST.json" in names:

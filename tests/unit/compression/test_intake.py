@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import random
+import re
 import struct
 import time
 import warnings
@@ -16,11 +17,14 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
+from pared.compression import prune
+from pared.compression.jobs.inspect import inspect
 from pared.compression.loading import example_from_specs, guess_example_inputs, inspect_model, load_model
 from pared.compression.loading.archives import BadArchive, zip_directory
-from pared.compression.work import ModelFile
+from pared.compression.loading.file_format import refuse_damaged
+from pared.compression.work import ModelFile, Work
 from pared.errors import InvalidArchitecture, ParedError, ShapeMismatch, UnsupportedModel
-from pared.specs import TensorSpec
+from pared.specs import InspectSpec, TensorSpec
 from tests.support.models import zoo
 
 LINEAR = {"layers": [["Linear", {"in_features": 3, "out_features": 2}, "fc"]]}
@@ -426,18 +430,85 @@ def test_weights_that_fit_but_for_their_names_get_the_names_as_a_hint(upload):
         load_model(upload(saved(state), LINEAR))
 
 
+# -- damaged archives ---------------------------------------------------------------------------
+
+
+def _with_a_flipped_bit(content: bytes, entry: zipfile.ZipInfo) -> bytes:
+    """The archive with a bit of this entry's content changed, half way through."""
+    name_length, extra_length = struct.unpack_from("<2H", content, entry.header_offset + 26)
+    changed = bytearray(content)
+    changed[entry.header_offset + 30 + name_length + extra_length + entry.compress_size // 2] ^= 0x10
+    return bytes(changed)
+
+
+def _forms_of_torch() -> dict[str, bytes]:
+    linear = nn.Linear(4, 3)
+    return {
+        "scripted": scripted(),
+        "state dict": saved(linear.state_dict()),
+        "program": zoo.exported(linear, torch.ones(2, 4)),
+    }
+
+
+@pytest.mark.parametrize("form", ["scripted", "state dict", "program"])
+def test_a_file_of_which_a_bit_has_flipped_is_refused_whichever_entry_it_is_in(form, upload):
+    content = _forms_of_torch()[form]
+    refuse_damaged(upload(content).path)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = [entry for entry in archive.infolist() if entry.compress_size]
+    assert any(re.search(r"data/0$|weight", entry.filename) for entry in entries)
+    for entry in entries:
+        with pytest.raises(UnsupportedModel, match=f"(?s){re.escape(repr(entry.filename))} has changed|damaged"):
+            refuse_damaged(upload(_with_a_flipped_bit(content, entry)).path)
+
+
+def test_a_damaged_file_is_refused_by_an_inspection_and_by_the_library(upload, tmp_path):
+    content = scripted()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        (entry,) = [each for each in archive.infolist() if each.filename.endswith("data/0")]
+    damaged = upload(_with_a_flipped_bit(content, entry))
+    load_model(damaged)  # torch itself takes it
+    with pytest.raises(UnsupportedModel, match="has changed since it was written"):
+        inspect(InspectSpec(type="inspect", subject=f"mdl_{'0' * 26}"), Work({"model": damaged}, None, tmp_path))
+    with pytest.raises(UnsupportedModel, match="has changed since it was written"):
+        prune(damaged.path, amount=0.5)
+
+
+def test_a_file_without_checksums_is_taken_as_it_is(upload):
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = saved(nn.Linear(4, 3).state_dict())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert not any(entry.CRC for entry in archive.infolist())
+    refuse_damaged(upload(content).path)
+
+
+def test_code_that_torch_opens_and_cannot_write_is_refused_with_a_reason(upload):
+    def damaged(entries):
+        return [
+            (name, content[:1].replace(b"\x80", b"\xf0") + content[1:] if "debug_pkl" in name else content, method)
+            for name, content, method in _stored(entries)
+        ]
+
+    loaded = load_model(upload(_rewritten(damaged, zoo.upload("mlp", "traced"))))
+    notes = inspect_model(loaded, guess_example_inputs(loaded)).warnings
+    assert any("cannot write it" in note and "A part of it is damaged" in note for note in notes), notes
+
+
 # -- hostile archives ---------------------------------------------------------------------------
 
 
-def _rewritten(change) -> bytes:
+def _rewritten(change, content: bytes | None = None) -> bytes:
     """A good TorchScript archive written again by Python, with its entries changed."""
-    with zipfile.ZipFile(io.BytesIO(scripted())) as good:
+    with zipfile.ZipFile(io.BytesIO(content or scripted())) as good:
         entries = [(entry.filename, good.read(entry)) for entry in good.infolist()]
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
         warnings.simplefilter("ignore")
-        for name, content, method in change(entries):
-            archive.writestr(name, content, method)
+        for name, changed, method in change(entries):
+            archive.writestr(name, changed, method)
     return buffer.getvalue()
 
 
