@@ -62,10 +62,15 @@ class Batches(Generic[Asked, Answer]):
 
     async def get(self, asked: Asked) -> Answer | None:
         """The answer; None: there is none. Raises what `do` raises."""
+        name = self._lane_of(asked)
         known = self._unchanged().get(asked)
         if known is not None:
+            under_way = self._lanes.get(name)
+            if under_way is not None and under_way.last is not None:
+                # SQLite's driver gives the interpreter up at each row, and a loop that went on answering would have it
+                # nearly always: whoever waits for the batch would wait for tens of milliseconds.
+                await asyncio.wait([under_way.last])
             return known
-        name = self._lane_of(asked)
         lane = self._lanes.setdefault(name, _Lane())
         batch = lane.last
         if batch is None or lane.open is None or len(lane.open) == MOST:

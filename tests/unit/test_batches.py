@@ -123,6 +123,22 @@ def test_an_answer_is_given_again_only_while_what_it_is_of_has_not_changed(monke
     asyncio.run(run())
 
 
+def test_who_has_an_answer_already_lets_a_batch_under_way_end_first():
+    async def run() -> None:
+        doing = Doing()
+        batches = Batches(doing, version=lambda: 1)
+        doing.go_on.release()
+        assert await batches.get("a") == 1
+        first, again = ask(batches, "b", "a")
+        await begun(doing, 2)
+        assert not (await asyncio.wait([again], timeout=0.05))[0]
+        doing.go_on.release()
+        assert await asyncio.gather(first, again) == [2, 1]
+        assert len(doing.batches) == 2
+
+    asyncio.run(run())
+
+
 def test_few_answers_are_kept_and_none_that_is_too_large():
     async def run() -> None:
         batches: Batches[int, int] = Batches(
