@@ -137,7 +137,8 @@ async def caller_of(request: Request) -> Caller:
         known = await parts.callers.get(secret)
         assert known is not None  # noqa: S101 - each secret has an answer
         if isinstance(known, Unauthorized):
-            raise known
+            # The same object tells others, too, and would gather all their tracebacks.
+            raise Unauthorized(known.detail)
         caller = known.caller
         if not known.used_lately:
             await run_in_threadpool(keys.write_last_use, parts.sessions, caller.key_id)
