@@ -238,6 +238,21 @@ def test_the_data_version_is_another_after_each_change_by_whomever(sessions):
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_the_data_version_of_a_file_that_was_replaced_is_not_known(sessions, settings):
+    version, file = DataVersion(sessions.engine), settings.data_dir / "pared.db"
+    version.open()
+    before = version.read()
+    assert before is not None
+    aside = file.rename(file.with_name("aside.db"))
+    assert version.read() is None
+    file.write_bytes(aside.read_bytes())
+    assert version.read() is None
+    aside.rename(file)
+    assert version.read() == before
+    version.close()
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_the_data_version_waits_for_no_lock(sessions):
     version = DataVersion(sessions.engine)
     version.open()
