@@ -14,7 +14,6 @@ import itertools
 import json
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from pared.state.keys import caller_of, create_key
 from pared.state.session import make_engine, make_sessions
 from pared.state.settings import Settings
 from pared.state.tables import Artifact, Job, Model
-from tests.support.processes import wait_for
+from tests.support.processes import meanwhile, wait_for
 from tests.support.servers import free_port
 
 Server = tuple[psutil.Process, int]
@@ -93,21 +92,15 @@ def main(most: int) -> None:
 @contextmanager
 def written_by_others(engine: Engine) -> Iterator[None]:
     """Have the progress of a job that nobody polls written, over and over."""
-    ended, fraction = threading.Event(), itertools.count()
+    fraction = itertools.count()
 
     def write() -> None:
-        while not ended.wait(1 / WRITES_A_S):
-            with engine.execution_options(pared_writes=True).begin() as connection:
-                progress = PROGRESS | {"fraction": next(fraction) % 1000 / 1000}
-                connection.execute(update(Job).where(Job.id == job_id(CLIENTS, "Q")).values(progress=progress))
+        with engine.execution_options(pared_writes=True).begin() as connection:
+            progress = PROGRESS | {"fraction": next(fraction) % 1000 / 1000}
+            connection.execute(update(Job).where(Job.id == job_id(CLIENTS, "Q")).values(progress=progress))
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with meanwhile(write, every_s=1 / WRITES_A_S):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def row_of(backend: str, jobs: int, what: str, figures: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ import pytest
 
 from pared.state.events import add_events
 from pared.state.session import make_engine, make_sessions
-from tests.support.processes import Processes, wait_for
+from tests.support.processes import Processes, meanwhile, wait_for
 from tests.support.servers import Servers
 from tests.support.stack import PARED, Stack, new_stack
 
@@ -152,21 +152,17 @@ def told(taken: list[float]) -> str:
 def talking(stack: Stack, jobs: list[str]) -> Iterator[None]:
     """Each job says something every second, as while it trains."""
     engine = make_engine(stack.env.get("PARED_DATABASE_URL") or f"sqlite:///{stack.data / 'pared.db'}")
-    sessions, done = make_sessions(engine), threading.Event()
+    sessions = make_sessions(engine)
 
     def talk() -> None:
-        while not done.wait(1 / len(jobs)):
-            jobs.append(jobs.pop(0))
-            with sessions.begin() as session:
-                add_events(session, jobs[0], [("log", {"text": "on and on"})])
+        jobs.append(jobs.pop(0))
+        with sessions.begin() as session:
+            add_events(session, jobs[0], [("log", {"text": "on and on"})])
 
-    thread = threading.Thread(target=talk)
-    thread.start()
     try:
-        yield
+        with meanwhile(talk, every_s=1 / len(jobs)):
+            yield
     finally:
-        done.set()
-        thread.join(60)
         engine.dispose()
 
 

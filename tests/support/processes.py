@@ -10,8 +10,9 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,24 @@ def wait_for(condition: Callable[[], T], what: str, limit_s: float = PATIENCE_S,
         if time.monotonic() > until:
             raise AssertionError(f"not within {limit_s:g} s: {what} (last: {value!r})")
         time.sleep(every_s)
+
+
+@contextlib.contextmanager
+def meanwhile(do: Callable[[], object], every_s: float) -> Iterator[None]:
+    """Have it done in a thread, over and over, while the block lasts."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(every_s):
+            do()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Process:

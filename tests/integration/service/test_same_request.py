@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from service.pages.snippets import snippets_of
 from tests.integration.service.conftest import Api, serving
 from tests.support.campaign import each_nth
 from tests.support.forks import run_pared
+from tests.support.processes import meanwhile
 from tests.support.specs_of_all_kinds import EXAMPLE_DATASET_ID, EXAMPLE_MODEL_ID, OF_ALL_KINDS
 
 NEEDS_NO_GPU = [name for name, spec in OF_ALL_KINDS.items() if spec.get("device") != "cuda"]
@@ -73,20 +73,13 @@ def newest(api: Api) -> dict[str, Any]:
 @contextlib.contextmanager
 def nothing_goes_on(api: Api) -> Iterator[None]:
     """Jobs are canceled as they come, so that a command that follows its own one ends."""
-    ended = threading.Event()
 
     def cancel() -> None:
-        while not ended.wait(0.1):
-            for job in api.get("/v1/jobs", params={"status": "queued"}).json()["data"]:
-                api.post(f"/v1/jobs/{job['id']}/cancel")
+        for job in api.get("/v1/jobs", params={"status": "queued"}).json()["data"]:
+            api.post(f"/v1/jobs/{job['id']}/cancel")
 
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    try:
+    with meanwhile(cancel, every_s=0.1):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("name", each_nth(NEEDS_NO_GPU, 4))

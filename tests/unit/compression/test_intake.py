@@ -458,7 +458,7 @@ def test_a_file_of_which_a_bit_has_flipped_is_refused_whichever_entry_it_is_in(f
         entries = [entry for entry in archive.infolist() if entry.compress_size]
     assert any(re.search(r"data/0$|weight", entry.filename) for entry in entries)
     for entry in entries:
-        with pytest.raises(UnsupportedModel, match=f"(?s){re.escape(repr(entry.filename))} has changed|damaged"):
+        with pytest.raises(UnsupportedModel, match=f"{re.escape(repr(entry.filename))} has changed"):
             refuse_damaged(upload(_with_a_flipped_bit(content, entry)).path)
 
 
