@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.campaign import counted
-from tests.support.processes import Processes
+from tests.support.processes import Processes, meanwhile
 from tests.support.stack import new_stack
 
 MIB = 1 << 20
@@ -35,15 +34,12 @@ def test_large_uploads_grow_the_api_by_less_than_64_mib(
     try:
         stack.upload_model(b"".join([bytes(MIB)] * 64), "warm.bin")  # first requests load code
         memory = stack.api.psutil.memory_info
-        before, peak, done = memory().rss, 0, threading.Event()
+        before, peak = memory().rss, 0
 
         def watch() -> None:
             nonlocal peak
-            while not done.wait(0.02):
-                peak = max(peak, memory().rss)
+            peak = max(peak, memory().rss)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
         digest = hashlib.sha256()
 
         def body() -> Iterator[bytes]:
@@ -56,9 +52,8 @@ def test_large_uploads_grow_the_api_by_less_than_64_mib(
                 yield b"\r\n--b--\r\n"
 
         content_type = "multipart/form-data; boundary=b" if form == "multipart" else "application/octet-stream"
-        answer = stack.http.post("/v1/models", content=body(), headers={"Content-Type": content_type}, timeout=600)
-        done.set()
-        watcher.join()
+        with meanwhile(watch, every_s=0.02):
+            answer = stack.http.post("/v1/models", content=body(), headers={"Content-Type": content_type}, timeout=600)
         assert answer.status_code == 201, answer.text
         assert answer.json()["size_bytes"] == count * MIB
         assert answer.json()["sha256"] == digest.hexdigest()
