@@ -275,8 +275,9 @@ def together(work: Any, rank: str, what: str, *arguments: str) -> Any:
     """Ranks that meet over and over; in the third round one of them does something else."""
     import torch
 
-    work.observer.log(f"rank {work.ranks.rank} of {work.ranks.count}")
     for number in range(1000 if what == "cancel" else 5):
+        if number == 1:  # once all have started, however long that took
+            work.observer.log(f"rank {work.ranks.rank} of {work.ranks.count}")
         if number == 2 and work.ranks.rank == int(rank) and what in BEHAVIOURS:
             BEHAVIOURS[what](work, *arguments)
         total = torch.ones(3) * (work.ranks.rank + 1)
