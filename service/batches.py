@@ -15,6 +15,9 @@ MOST = 32
 KEPT, KEPT_S = 128, 1.0
 """So many answers are given again while the database is as it was, and for so long: some change as time goes by."""
 LANES_AT_ONCE = 8
+GATHER_S = 0.001
+"""How long a batch that follows another waits for more. Without it, a busy loop fills it with the one or two requests
+that came while the last one ran, and gives a batch to each of them."""
 
 Asked = TypeVar("Asked", bound=Hashable)
 Answer = TypeVar("Answer")
@@ -86,6 +89,7 @@ class Batches(Generic[Asked, Answer]):
     ) -> Mapping[Asked, Answer]:
         if before is not None and not before.done():
             await asyncio.wait([before])
+            await asyncio.sleep(GATHER_S)
         if asked is lane.open:
             lane.open = None
         kept = self._unchanged()

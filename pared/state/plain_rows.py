@@ -6,8 +6,7 @@ database does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,29 +42,12 @@ class PlainQuery:
                 return session.execute(self._query, values).all()
 
     def _rows(self, given: Sequence[Any] | Mapping[str, Any]) -> Sequence[Sequence[Any]]:
-        connection = self._sessions.engine.raw_connection()
-        try:
-            with self._without_transaction(connection.dbapi_connection):
-                cursor = connection.cursor()
-                cursor.execute(self._sql, given)
-                rows: Sequence[Sequence[Any]] = cursor.fetchall()
-                cursor.close()
-        except BaseException:
-            with suppress(self._dialect.loaded_dbapi.Error):
-                connection.invalidate()
-            raise
-        connection.close()
-        return rows
-
-    @contextmanager
-    def _without_transaction(self, connection: Any) -> Iterator[None]:
-        """As sessions read; SQLite's driver begins none by itself."""
-        if self._dialect.name == "sqlite":
-            yield
-        else:
-            self._dialect.set_isolation_level(connection, "AUTOCOMMIT")
-            yield
-            self._dialect.reset_isolation_level(connection)
+        with self._sessions.reading_connections.one() as connection:
+            cursor = connection.cursor()
+            cursor.execute(self._sql, given)
+            rows: Sequence[Sequence[Any]] = cursor.fetchall()
+            cursor.close()
+            return rows
 
 
 class PlainQueryByKeys:

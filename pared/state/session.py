@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from pared.errors import ParedError, Unavailable
 from pared.state.data_folder import close_to_others
+from pared.state.reading_connections import ReadingConnections
 from pared.state.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Sessions(sessionmaker[Session]):
         reading = engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
         super().__init__(reading, expire_on_commit=False)
         self.engine = engine
+        self.reading_connections = ReadingConnections(engine)
+        """Of those who give the driver SQL themselves."""
         # The same pool; the option tells `_begin_sqlite` to take the write lock at once, for a
         # transaction that starts by reading cannot wait for it later.
         self._writing = engine.execution_options(pared_writes=True)
