@@ -18,10 +18,10 @@ from tests.integration.service.conftest import Api, serving
 from tests.support.campaign import counted
 from tests.threats.test_requests import made_by
 
-# Where a request that its schema allows may be refused all the same: a rule between fields, an upload without a byte,
-# metadata in base64; and what tus answers to another version.
+# Where a request that its schema allows may be refused all the same: a rule between fields, an upload without a byte or
+# of more than this server takes, metadata in base64; and what tus answers to another version.
 SAYS_NO = {
-    "positive_data_acceptance": ["2xx", "304", "401", "403", "404", "405", "409", "422", "429"],
+    "positive_data_acceptance": ["2xx", "304", "401", "403", "404", "405", "409", "413", "422", "429"],
     "negative_data_rejection": [
         "400",
         "401",
