@@ -35,6 +35,7 @@ from service.job_answers import JobAnswer, JobAnswers, JobsPage
 from service.metrics import Metrics
 from service.origins import from_this_machine
 from service.public_addresses import Resolver
+from service.turns_of_the_loop import OncePerTurn
 from service.verified_objects import VerifiedObjects
 from service.webhook_sender import WebhookSender
 
@@ -92,6 +93,7 @@ def build_parts(settings: Settings) -> Parts:
     pieces = PartialUploads(sessions, store, settings)
     answers = JobAnswers(sessions)
     version = DataVersion(sessions.engine)
+    version_now = OncePerTurn(version.read)
     return Parts(
         settings,
         sessions,
@@ -106,9 +108,9 @@ def build_parts(settings: Settings) -> Parts:
         Resolver(allow_private=settings.allow_private_webhooks, most=32),
         metrics,
         version,
-        Batches(Callers(sessions).read, version=version.read),
-        Batches(answers.read, version=version.read, keep=lambda job: len(job.content) <= KEPT_BYTES),
-        Batches(answers.pages, version=version.read, keep=lambda page: len(page) <= KEPT_BYTES),
+        Batches(Callers(sessions).read, version=version_now),
+        Batches(answers.read, version=version_now, keep=lambda job: len(job.content) <= KEPT_BYTES),
+        Batches(answers.pages, version=version_now, keep=lambda page: len(page) <= KEPT_BYTES),
         Batches(
             partial(submit_all, sessions, settings=settings, room=MuchRoom()),
             lane_of=lambda submission: submission.owner,

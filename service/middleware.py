@@ -84,7 +84,8 @@ class RequestMiddleware:
                 await answer(Request(scope), error)(scope, receive, send_with_id)
             finally:
                 self.metrics.count_request(scope, status, time.perf_counter() - started_at)
-                _describe(span, scope, status, request_id)
+                if span is not NO_SPAN:
+                    _describe(span, scope, status, request_id)
                 log.info(
                     "request",
                     method=scope["method"],

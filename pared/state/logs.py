@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from datetime import UTC, datetime
+from functools import lru_cache
 
 import structlog
+from pydantic_core import PydanticSerializationError, to_json
+from structlog.typing import EventDict
 
 
 def configure_logging(level: str = "info") -> None:
@@ -23,9 +29,9 @@ def configure_logging(level: str = "info") -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_time,
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            _as_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: _Output(),
@@ -33,7 +39,28 @@ def configure_logging(level: str = "info") -> None:
     )
 
 
-class _Output(structlog.PrintLogger):
+def _add_time(_: object, __: str, event: EventDict) -> EventDict:
+    """ISO 8601 in UTC, to the microsecond."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    event["timestamp"] = f"{_second(seconds)}.{microseconds:06d}Z"
+    return event
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _as_json(_: object, __: str, event: EventDict) -> str:
+    """ASCII alone, so that nothing in a line steers the terminal that shows it."""
+    with suppress(PydanticSerializationError):  # such as half a surrogate
+        line = to_json(event, fallback=repr, inf_nan_mode="constants")
+        if line.isascii():
+            return line.decode()
+    return json.dumps(event, default=repr, separators=(",", ":"))
+
+
+class _Output(structlog.WriteLogger):
     """Standard output. Where it takes nothing, as a file on a full disk, the line is lost and not what is logged of."""
 
     def msg(self, message: str) -> None:

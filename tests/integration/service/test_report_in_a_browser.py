@@ -48,6 +48,6 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_it(api: Api, tmp_path: Pat
     assert pdf.startswith(b"%PDF"), printed.stderr
     assert re.search(rb"/MediaBox \[0 0 59[456]\S* 84[12]\S*\]", pdf)  # A4
 
-    asked = [json.loads(line)["path"] for line in capfd.readouterr().out.splitlines() if '"event": "request"' in line]
+    asked = [json.loads(line)["path"] for line in capfd.readouterr().out.splitlines() if '"event":"request"' in line]
     assert asked
     assert set(asked) == {job["links"]["report"]}
