@@ -41,7 +41,8 @@ class ReadingConnections:
     def _open(self) -> Any:
         connection = self._engine.raw_connection()
         if self._engine.dialect.name != "sqlite":  # whose driver begins none by itself
-            self._engine.dialect.set_isolation_level(connection.dbapi_connection, "AUTOCOMMIT")
+            driven: Any = connection.dbapi_connection
+            self._engine.dialect.set_isolation_level(driven, "AUTOCOMMIT")
         return connection
 
     def _close(self, _: Engine) -> None:

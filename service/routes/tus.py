@@ -66,9 +66,7 @@ def _check_version(request: Request) -> None:
 
 router = APIRouter(tags=["uploads in pieces"], route_class=_TusRoute)
 
-Offset = Annotated[
-    int | None, Header(alias="Upload-Offset", ge=0, le=2**53, description="Where the bytes of this request begin.")
-]
+_OFFSET = Header(ge=0, le=2**53, description="Where the bytes of this request begin.")
 _CHECKED = "`Upload-Checksum: sha256 …` (or `sha1`, in base64) has the piece checked: 460 where it is another."
 
 
@@ -157,7 +155,7 @@ def look_at_upload(response: Response, parts: PartsOf, owner: Owner, upload_id: 
     responses=answers(204, None, 400, 404, 409, 412, 413, 415, 460, 507),
 )
 async def send_bytes(
-    request: Request, parts: PartsOf, owner: Owner, upload_id: str, upload_offset: Offset = None
+    request: Request, parts: PartsOf, owner: Owner, upload_id: str, upload_offset: Annotated[int, _OFFSET]
 ) -> Response:
     """Write the bytes behind those that are there."""
     check_id(upload_id, "upl")
@@ -165,8 +163,6 @@ async def send_bytes(
         raise UnsupportedMediaType("Send the bytes with `Content-Type: application/offset+octet-stream`.")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ValidationError("Send the bytes as they are, without a Content-Encoding.")
-    if upload_offset is None:
-        raise ValidationError("Say where the bytes begin.", errors=[_at("Upload-Offset", "is required")])
     checksum = _checksum(request.headers.get("upload-checksum"))
     receiver = await run_in_threadpool(parts.partial.receive, owner, upload_id, upload_offset, checksum)
     broken: list[Exception] = []
@@ -205,11 +201,13 @@ def delete_upload(parts: PartsOf, owner: Owner, upload_id: str) -> None:
 
 @router.post("/v1/uploads/{upload_id}", include_in_schema=False)
 async def by_another_method(
-    request: Request, parts: PartsOf, owner: Owner, upload_id: str, upload_offset: Offset = None
+    request: Request, parts: PartsOf, owner: Owner, upload_id: str, upload_offset: Annotated[int | None, _OFFSET] = None
 ) -> Response:
     """For clients that cannot send PATCH or DELETE: tus has them name it in `X-HTTP-Method-Override`."""
     method = request.headers.get("x-http-method-override", "").upper()
     if method == "PATCH":
+        if upload_offset is None:
+            raise ValidationError("Say where the bytes begin.", errors=[_at("Upload-Offset", "is required")])
         return await send_bytes(request, parts, owner, upload_id, upload_offset)
     if method == "DELETE":
         await run_in_threadpool(delete_upload, parts, owner, upload_id)

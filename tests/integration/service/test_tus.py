@@ -135,7 +135,9 @@ def test_a_piece_is_only_taken_where_the_upload_is(api: Api):
         assert send(api, address, wrong, b"x").status_code == 409
     assert send(api, address, 10, FILE[10:] + b"x").status_code == 413
     assert send(api, address, 10, b"x", content_type="text/plain").status_code == 415
-    assert api.patch(address, content=b"x", headers=PIECE).status_code == 422
+    by_post = PIECE | {"X-HTTP-Method-Override": "PATCH"}
+    for nowhere in (api.patch(address, content=b"x", headers=PIECE), api.post(address, content=b"x", headers=by_post)):
+        assert (nowhere.status_code, nowhere.json()["errors"][0]["pointer"]) == (422, "/header/upload-offset")
     assert offset(api, address) == 10
     assert_is_the_file(api, send(api, address, 10, FILE[10:]))
 
@@ -171,6 +173,18 @@ def test_deleted_uploads_are_gone_and_what_they_became_stays(api: Api):
         assert api.head(address, headers=TUS).status_code == 404
         assert send(api, address, 0, b"x").status_code == 404
     assert api.get(f"/v1/models/{row['id']}").status_code == 200
+
+
+def test_the_description_says_which_headers_must_be_there(api: Api):
+    operations = api.get("/openapi.json").json()["paths"]
+    required = {
+        (method, parameter["name"].lower())
+        for path in ("/v1/uploads", "/v1/uploads/{upload_id}")
+        for method, operation in operations[path].items()
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "header" and parameter.get("required")
+    }
+    assert required == {("post", "upload-length"), ("post", "upload-metadata"), ("patch", "upload-offset")}
 
 
 def test_other_methods_may_be_named_in_a_header(api: Api):
