@@ -62,12 +62,13 @@ def with_code_that_holds(before: LoadedModel, after: LoadedModel, example: Examp
         return after
     formal = old._c._get_method("forward" if before.given is None else OWN_FORWARD).schema.arguments[1:]
     takes_tensors = all(isinstance(one.type, torch._C.TensorType) and not one.has_default_value() for one in formal)
-    if takes_tensors and not other_methods(before):
+    others = [name for name in other_methods(before) if _uses_the_module(old, name)]
+    if takes_tensors and not others:
         return after
     # Copies, for torch no longer inlines all calls of what has run.
     files = [reloaded(each) if before.given is None else before.given.taken_from(each) for each in (old, new)]
     keys = {storage_key(tensor) for name, tensor in tensors_of(files[0]).items() if name in removed}
-    methods = [name for name in other_methods(before) if _reads(files[0], _graph(files[0], name), keys)]
+    methods = [name for name in others if _reads(files[0], _graph(files[0], name), keys)]
     called = before.given or Arguments(tuple(TensorSpec(shape=list(each.shape)) for each in example), {})
     broken = {name: why for name in methods if (why := _breaks(files, name, called, example, removed)) is not None}
     after = _without_methods(after, broken)
@@ -85,6 +86,11 @@ def _told(loaded: LoadedModel, notes: list[str]) -> LoadedModel:
 
 def _graph(module: torch.jit.ScriptModule, method: str) -> Any:
     return inlined(module._c._get_method(method).graph.copy())
+
+
+def _uses_the_module(module: torch.jit.ScriptModule, method: str) -> bool:
+    """Whether a method looks at anything of its module; `__len__` of a `Sequential` gives a number."""
+    return bool(next(module._c._get_method(method).graph.inputs()).uses())
 
 
 def _reads(module: torch.jit.ScriptModule, block: Any, keys: set[Any]) -> list[str]:
