@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Collection
@@ -10,6 +11,7 @@ from collections.abc import Collection
 import pytest
 
 from service.batches import KEPT, MOST, Batches
+from service.turns_of_the_loop import OncePerTurn
 
 
 class Doing:
@@ -147,5 +149,39 @@ def test_few_answers_are_kept_and_none_that_is_too_large():
         await asyncio.gather(*(batches.get(each) for each in range(2 * KEPT)))
         assert len(batches._kept) == KEPT
         assert 5 not in batches._kept
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_follows_another_gathers_what_comes_soon_after(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("service.batches.GATHER_S", 0.5)
+
+    async def run() -> None:
+        doing = Doing()
+        doing.go_on.release(2)
+        batches = Batches(doing)
+        first = ask(batches, "a")
+        await begun(doing, 1)
+        second = ask(batches, "b")
+        await first[0]
+        second += ask(batches, "c")  # the first batch has ended, and the second has not begun
+        assert await asyncio.gather(*second) == [2, 2]
+        assert doing.batches == [["a"], ["b", "c"]]
+
+    asyncio.run(run())
+
+
+def test_what_is_found_once_in_a_turn_of_the_loop_is_found_again_in_the_next():
+    async def run() -> None:
+        found = itertools.count()
+        now = OncePerTurn(lambda: next(found))
+        assert [now(), now()] == [0, 0]
+        later: list[int] = []
+        asyncio.get_running_loop().call_soon(lambda: later.append(now()))  # what a turn begins with comes behind
+        await asyncio.sleep(0)
+        assert [*later, now(), now()] == [1, 1, 1]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert now() == 2
 
     asyncio.run(run())

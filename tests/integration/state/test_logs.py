@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import structlog
@@ -35,6 +36,36 @@ for least in {LEVELS}:
     assert [(line["event"], line["level"]) for line in lines] == [
         (least, level) for least in LEVELS for level in LEVELS[LEVELS.index(least) :]
     ]
+
+
+def test_a_line_is_json_in_ascii_whatever_is_logged():
+    code = (
+        "import pathlib, structlog; from pared.state.logs import configure_logging; configure_logging();"
+        "structlog.get_logger().info('said', plain='a', control='\\x1b[31m\\x9b', turned='\\u202e', half='\\ud800',"
+        "no=float('nan'), path=pathlib.Path('/x'), raw=b'\\xff', error=ValueError('v'), many=(1, {2}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.isascii()
+    assert b"\x1b" not in done.stdout
+    line = json.loads(done.stdout)
+    assert (line["control"], line["turned"], line["half"]) == ("\x1b[31m\x9b", "\u202e", "\ud800")
+    assert str(line["no"]) == "nan"
+    assert (line["raw"], line["error"], line["many"]) == ("b'\\xff'", "ValueError('v')", [1, "{2}"])
+    at = datetime.fromisoformat(line["timestamp"])
+    assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    "value", ["pathlib.Path('/x')", "{1}", "b'x'", "decimal.Decimal(1)", "10**30", "{1: 2}", "uuid.UUID(int=0)"]
+)
+def test_a_value_is_logged_in_one_way_whatever_stands_beside_it(value: str):
+    code = (
+        "import decimal, pathlib, structlog, uuid; from pared.state.logs import configure_logging; configure_logging();"
+        f"[structlog.get_logger().info('said', value={value}, beside=beside) for beside in ('a', 'é', '\\ud800')]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    alone, *others = [json.loads(line)["value"] for line in done.stdout.splitlines()]
+    assert others == [alone, alone]
 
 
 def test_a_line_that_finds_no_room_is_lost_and_not_what_is_logged_of():

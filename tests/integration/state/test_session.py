@@ -214,6 +214,26 @@ def test_plain_rows_come_over_another_connection_where_one_has_died(sessions):
     assert other != pid
 
 
+def test_connections_that_read_are_as_many_as_are_used_at_once_and_go_with_the_engine(sessions):
+    kept, pool = sessions.reading_connections, sessions.engine.pool
+    plain = PlainQuery(sessions, select(literal("a").label("a")), [])
+    for _ in range(3):
+        assert [tuple(row) for row in plain.read()] == [("a",)]
+    assert pool.checkedout() == 1
+    with kept.one() as one, kept.one() as other:
+        assert one is not other
+        assert plain.read()
+    assert pool.checkedout() == 3
+    with pytest.raises(RuntimeError), kept.one() as one:
+        raise RuntimeError  # whatever state it is in
+    assert not one.is_valid
+    assert pool.checkedout() == 2
+    free = list(kept._free)
+    sessions.engine.dispose()
+    assert [each.is_valid for each in free] == [False, False]
+    assert plain.read(), "an engine that was disposed of opens others"
+
+
 def test_a_plain_query_that_is_wrong_says_so_as_a_session_does(sessions):
     with pytest.raises(DBAPIError):
         PlainQuery(sessions, select(literal_column("nothing.at_all")), []).read()
