@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from pared.errors import PreconditionFailed, RangeNotSatisfiable
@@ -55,7 +57,19 @@ def file_response(request: Request, parts: Parts, row: Artifact, *, may_be_elsew
     if part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{row.size_bytes}"
     body: Iterator[bytes] = iter(()) if request.method == "HEAD" else parts.store.read(row.object_key, start, end)
-    return StreamingResponse(body, 206 if part else 200, headers, media_type=row.media_type)
+    return StreamingResponse(_read_ahead(body), 206 if part else 200, headers, media_type=row.media_type)
+
+
+async def _read_ahead(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, of which the next is read while one is sent."""
+
+    async def read() -> bytes | None:
+        return await run_in_threadpool(next, chunks, None)
+
+    coming = asyncio.create_task(read())
+    while (chunk := await coming) is not None:
+        coming = asyncio.create_task(read())
+        yield chunk
 
 
 def attachment(name: str) -> str:

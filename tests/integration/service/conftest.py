@@ -21,6 +21,7 @@ from service.server import Server, config_for
 from tests.support.migrated import make_tables
 from tests.support.processes import WITHOUT_TLS, wait_for
 from tests.support.servers import free_port
+from tests.support.smallest_report import smallest_report
 
 
 class Api(httpx.Client):
@@ -70,7 +71,8 @@ class Api(httpx.Client):
                         size_bytes=stored.size_bytes,
                     )
                 )
-            assert lifecycle.succeed(session, job_id, fence, report or {"verdict": "smaller"})
+            report = report or smallest_report("smaller").model_dump(mode="json")
+            assert lifecycle.succeed(session, job_id, fence, report)
 
     def fail(self, job_id: str) -> None:
         fence = self.claim(job_id)
