@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,7 +182,7 @@ class Changes:
 
     async def follow(
         self, job_id: str, last_seq: int, *, until: Callable[[], bool] = lambda: False
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """A job's event stream after this number, as it comes, until the job has ended. Raises as `watching`.
 
         Args:

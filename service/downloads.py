@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
 from fastapi import Request, Response
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
 
 from pared.errors import PreconditionFailed, RangeNotSatisfiable
 from pared.state.tables import Artifact
@@ -17,6 +13,7 @@ from service.byte_ranges import requested_range
 from service.dependencies import Parts
 from service.etags import client_has, requires_other
 from service.problems import problem
+from service.streams import Stream, read_ahead
 
 
 def file_response(request: Request, parts: Parts, row: Artifact, *, may_be_elsewhere: bool = False) -> Response:
@@ -56,20 +53,11 @@ def file_response(request: Request, parts: Parts, row: Artifact, *, may_be_elsew
     headers["Content-Length"] = str(end - start)
     if part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{row.size_bytes}"
-    body: Iterator[bytes] = iter(()) if request.method == "HEAD" else parts.store.read(row.object_key, start, end)
-    return StreamingResponse(_read_ahead(body), 206 if part else 200, headers, media_type=row.media_type)
-
-
-async def _read_ahead(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """The chunks, of which the next is read while one is sent."""
-
-    async def read() -> bytes | None:
-        return await run_in_threadpool(next, chunks, None)
-
-    coming = asyncio.create_task(read())
-    while (chunk := await coming) is not None:
-        coming = asyncio.create_task(read())
-        yield chunk
+    status = 206 if part else 200
+    if request.method == "HEAD":
+        return Response(None, status, headers, media_type=row.media_type)
+    pieces = read_ahead(parts.store.read(row.object_key, start, end))
+    return Stream(pieces, status, headers, media_type=row.media_type)
 
 
 def attachment(name: str) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -77,7 +77,7 @@ class BucketStore(ObjectStore):
         with _answering(), suppress(FileNotFoundError):
             obstore.head(self._bucket, ".ready")
 
-    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes, None, None]:
         about = self._head(key)
         stop = about["size"] if end is None else min(end, about["size"])
 

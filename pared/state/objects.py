@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +124,7 @@ class ObjectStore(ABC):
         """Raise Unavailable where the machine that has the objects does not answer."""
 
     @abstractmethod
-    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes, None, None]:
         """The bytes from `start` up to, not including, `end`. Raises CorruptObject when the object is gone."""
 
     @abstractmethod
@@ -208,7 +208,7 @@ class DirectoryStore(ObjectStore):
     def check(self) -> None:
         """No other machine is asked."""
 
-    def read(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes, None, None]:
         with self._open(key) as fd:
             size = os.fstat(fd).st_size
             stop = size if end is None else min(end, size)

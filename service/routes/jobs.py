@@ -33,6 +33,7 @@ from service.long_polling import cut_off, requested_wait_s, wait_headers, wait_u
 from service.openapi import JOB, SPEC_BODY, SUCCEEDED, UNCHANGED, answers, page
 from service.pagination import After, Limit
 from service.schemas import JobView, Page
+from service.streams import Stream
 from service.submissions import submit_job
 
 router = APIRouter(tags=["jobs"], route_class=CheckedRoute)
@@ -195,4 +196,4 @@ async def job_events(
     last_seq = last_event_id if last_event_id is not None else last_event_id_query or 0
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     stream = parts.changes.follow(job.id, last_seq, until=lambda: cut_off(request))
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    return Stream(stream, media_type="text/event-stream", headers=headers)

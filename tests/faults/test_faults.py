@@ -36,7 +36,7 @@ def stack(request: pytest.FixtureRequest, processes: Processes, scratch: Path) -
     """A stack of the test's own, without a worker, for the test kills what it likes."""
     servers: Servers | None = request.getfixturevalue("servers") if request.param == "servers" else None
     # Short, but a commit may wait for seconds while another test writes gigabytes.
-    settings = {"lease_s": "8", "heartbeat_s": "0.5", "max_waiting_jobs": "0"}
+    settings = {"lease_s": "8", "heartbeat_s": "0.5", "max_waiting_jobs": "0", "max_requests_per_s": "0"}
     started = new_stack(scratch / "faults", processes, servers, workers=0, **settings)
     yield started
     started.stop()

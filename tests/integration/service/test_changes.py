@@ -159,3 +159,15 @@ def test_a_poller_that_loses_the_database_goes_on_when_it_is_back(api: Api, monk
             assert failed.wait(30)
         api.finish(job["id"])
         assert ids_until_the_end(stream)[-1] == 4
+
+
+def test_a_stream_whose_client_leaves_while_it_is_sent_to_gives_its_place_up(api: Api):
+    job = api.submit()
+    with api.parts.sessions.begin() as session:
+        add_events(session, job["id"], [("log", {"text": "x" * 100_000})] * 200)  # more than a socket takes
+    before = api.parts.changes.open_streams
+    with following(api, job) as connection:
+        connection.recv(1)
+        wait_for(lambda: api.parts.changes.open_streams == before + 1, "it is open")
+        time.sleep(0.5)  # until it waits for the client to read
+    wait_for(lambda: api.parts.changes.open_streams == before, "it is closed", 30)

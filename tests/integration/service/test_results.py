@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from pared.state.events import add_events
 from pared.state.tables import Artifact
 from tests.integration.service.conftest import Api
 from tests.support.campaign import counted
+from tests.support.processes import wait_for
 
 REPORTS = Path(__file__).parents[2] / "support/reports"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -43,6 +45,23 @@ def test_a_download_is_whole_and_says_its_digest(api: Api, job: dict):
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "3000000")
     empty = api.get(f"{job['links']['artifacts']}/empty.txt")
     assert (empty.status_code, empty.content) == (200, b"")
+
+
+def test_a_client_that_leaves_in_the_middle_leaves_no_file_open(api: Api):
+    job = api.submit()
+    api.finish(job["id"], {"large.bin": bytes(64 << 20)})
+    with api.stream("GET", f"{job['links']['artifacts']}/large.bin") as answer:
+        next(answer.iter_raw(1))
+    folder = str(api.parts.settings.data_dir)
+
+    def open_files() -> list[str]:
+        names = []
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                names.append(os.readlink(f"/proc/self/fd/{number}"))
+        return [name for name in names if name.startswith(folder) and job["id"] in name]
+
+    wait_for(lambda: not open_files(), "the file is closed")
 
 
 @pytest.mark.parametrize(
