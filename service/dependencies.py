@@ -167,10 +167,11 @@ async def caller_of(request: Request) -> Caller:
 
 
 def _key_in(request: Request) -> str | None:
-    scheme, bearer = get_authorization_scheme_param(request.headers.get("authorization"))
+    headers = request.headers
+    scheme, bearer = get_authorization_scheme_param(headers.get("authorization"))
     if bearer and scheme.lower() == "bearer":
         return bearer
-    return request.headers.get("x-api-key") or request.cookies.get(KEY_COOKIE)
+    return headers.get("x-api-key") or (request.cookies.get(KEY_COOKIE) if "cookie" in headers else None)
 
 
 # `CheckedRoute`, and `service.app` for pages, have `caller_of` asked before each route's own dependencies.

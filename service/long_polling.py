@@ -17,6 +17,7 @@ from service.changes import LOOK_S
 from service.dependencies import Parts, known_caller
 
 MAX_WAIT_S = 60.0
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 
 View = TypeVar("View")
 
@@ -76,7 +77,8 @@ def cut_off(request: Request) -> bool:
 
 def requested_wait_s(request: Request, *, otherwise_s: float = 0.0) -> float:
     """Seconds of `Prefer: wait=…`, at most a minute; without it, those that the route itself waits."""
-    match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", request.headers.get("prefer", ""), re.IGNORECASE)
+    preferred = request.headers.get("prefer")
+    match = _WAIT.search(preferred) if preferred else None
     return min(float(match.group(1)), MAX_WAIT_S) if match else otherwise_s
 
 
