@@ -53,6 +53,11 @@ def json_page(
     return Response(page_of(fetch, after, limit, contents), media_type="application/json")
 
 
+def first_rows(limit: int) -> int:
+    """How many rows `page_of` wants at first."""
+    return min(limit + 1, ROWS_AT_ONCE)
+
+
 def page_of(
     fetch: Callable[[str | None, int], Sequence[Row]],
     after: str | None,

@@ -7,6 +7,7 @@ database does.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -25,29 +26,48 @@ class PlainQuery:
             sessions: of the database that is asked.
             names: of the `bindparam`s in the query, each of which gets one value at each call.
         """
-        self._sessions, self._query = sessions, query
-        self._dialect = sessions.engine.dialect
-        state = query.compile(dialect=self._dialect).construct_expanded_state(dict.fromkeys(names))
+        self.sessions, self._query = sessions, query
+        state = query.compile(dialect=sessions.engine.dialect).construct_expanded_state(dict.fromkeys(names))
         self._sql, self._order = state.statement, state.positiontup
         self._constants = {name: value for name, value in state.parameters.items() if name not in names}
 
     def read(self, **values: Any) -> Sequence[Sequence[Any]]:
         """The rows that there are. Raises as a session does."""
-        given = self._constants | values
-        try:
-            return self._rows([given[name] for name in self._order] if self._order is not None else given)
-        except self._dialect.loaded_dbapi.Error:
-            # A session tries another connection where this one has died, and has names for what else is wrong.
-            with self._sessions() as session:
-                return session.execute(self._query, values).all()
+        return read_each([(self, values)])[0]
 
-    def _rows(self, given: Sequence[Any] | Mapping[str, Any]) -> Sequence[Sequence[Any]]:
-        with self._sessions.reading_connections.one() as connection:
-            cursor = connection.cursor()
-            cursor.execute(self._sql, given)
-            rows: Sequence[Sequence[Any]] = cursor.fetchall()
-            cursor.close()
-            return rows
+    def asked_with(self, values: dict[str, Any]) -> tuple[str, Sequence[Any] | Mapping[str, Any]]:
+        """What the driver is given."""
+        given = self._constants | values
+        return self._sql, [given[name] for name in self._order] if self._order is not None else given
+
+    def by_a_session(self, values: dict[str, Any]) -> Sequence[Sequence[Any]]:
+        """The rows, as a session reads them."""
+        with self.sessions() as session:
+            return session.execute(self._query, values).all()
+
+
+def read_each(asked: Sequence[tuple[PlainQuery, dict[str, Any]]]) -> list[Sequence[Sequence[Any]]]:
+    """The rows of some queries of one database, each with its values, in their order. Raises as a session does.
+
+    PostgreSQL is sent all of them before the first answer is waited for.
+    """
+    sessions = asked[0][0].sessions
+    try:
+        with sessions.reading_connections.one() as connection:
+            driven = connection.dbapi_connection
+            together = len(asked) > 1 and sessions.engine.dialect.name == "postgresql"
+            with driven.pipeline() if together else nullcontext():
+                cursors = []
+                for query, values in asked:
+                    cursors.append(driven.cursor())
+                    cursors[-1].execute(*query.asked_with(values))
+            found = [cursor.fetchall() for cursor in cursors]
+            for cursor in cursors:
+                cursor.close()
+            return found
+    except sessions.engine.dialect.loaded_dbapi.Error:
+        # A session tries another connection where this one has died, and has names for what else is wrong.
+        return [query.by_a_session(values) for query, values in asked]
 
 
 class PlainQueryByKeys:

@@ -11,7 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic_core
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
@@ -27,6 +27,8 @@ from pared.state.settings import Settings
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 CACHE_KIB = 256
@@ -253,8 +255,8 @@ def _migrations_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def batches(keys: Iterable[str]) -> Iterator[list[str]]:
-    """The keys in lists that a query may name at once."""
+def batches(keys: Iterable[T], most: int = KEYS_AT_ONCE) -> Iterator[list[T]]:
+    """The keys in lists that a query may name at once, or in others of at most so many."""
     left = iter(keys)
-    while some := list(islice(left, KEYS_AT_ONCE)):
+    while some := list(islice(left, most)):
         yield some

@@ -18,7 +18,7 @@ from pared.errors import Unavailable
 from pared.state.data_version import DataVersion
 from pared.state.objects import open_store
 from pared.state.owners import create_owner
-from pared.state.plain_rows import PlainQuery, PlainQueryByKeys
+from pared.state.plain_rows import PlainQuery, PlainQueryByKeys, read_each
 from pared.state.queue import enqueue, make_app, messages_waiting
 from pared.state.session import alembic_config, database_problem, make_engine, make_sessions, migrate, to_json
 from pared.state.settings import Settings
@@ -200,16 +200,22 @@ def test_plain_rows_are_those_of_a_session(sessions):
         session.execute(delete(Owner).where(Owner.id == ids[2]))
         session.rollback()
     assert len(by_keys.read(ids)) == 3
+    for _ in range(8):
+        together = [(some, {"after": after, "most": 2}) for after in ("own_", max(ids), "own_")]
+        assert [len(rows) for rows in read_each(together)] == [2, 0, 2]
 
 
 @pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
-def test_plain_rows_come_over_another_connection_where_one_has_died(sessions):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_plain_rows_come_over_another_connection_where_one_has_died(sessions, at_once: int):
     plain = PlainQuery(sessions, select(func.pg_backend_pid(), literal("a").label("a")), [])
     ((pid, _),) = plain.read()
     killer = make_engine(sessions.engine.url.render_as_string(hide_password=False))
     with killer.connect() as connection:
         assert connection.scalar(text("select pg_terminate_backend(:pid, 10000)"), {"pid": pid})
     killer.dispose()
+    for ((other, _),) in read_each([(plain, {})] * at_once):
+        assert other != pid
     ((other, _),) = plain.read()
     assert other != pid
 
@@ -237,6 +243,8 @@ def test_connections_that_read_are_as_many_as_are_used_at_once_and_go_with_the_e
 def test_a_plain_query_that_is_wrong_says_so_as_a_session_does(sessions):
     with pytest.raises(DBAPIError):
         PlainQuery(sessions, select(literal_column("nothing.at_all")), []).read()
+    with pytest.raises(DBAPIError):
+        read_each([(PlainQuery(sessions, select(literal_column(each)), []), {}) for each in ("1", "nothing.at_all")])
 
 
 def test_the_data_version_is_another_after_each_change_by_whomever(sessions):
