@@ -25,10 +25,10 @@ Answer = TypeVar("Answer")
 
 @dataclass
 class _Lane(Generic[Asked, Answer]):
-    last: asyncio.Task[Mapping[Asked, Answer]] | None = None
+    last: asyncio.Task[None] | None = None
     """The newest batch."""
-    open: dict[Asked, None] | None = None
-    """What is asked of it, in the order in which it came, until it begins."""
+    open: dict[Asked, list[asyncio.Future[Answer | None]]] | None = None
+    """Who waits for what of it, in the order in which it was asked for, until it begins."""
 
 
 class Batches(Generic[Asked, Answer]):
@@ -75,30 +75,43 @@ class Batches(Generic[Asked, Answer]):
                 await asyncio.wait([under_way.last])
             return known
         lane = self._lanes.setdefault(name, _Lane())
-        batch = lane.last
-        if batch is None or lane.open is None or len(lane.open) == MOST:
+        if lane.last is None or lane.open is None or len(lane.open) == MOST:
             lane.open = {}
-            batch = lane.last = asyncio.create_task(self._do_after(batch, lane, lane.open))
-            batch.add_done_callback(lambda task: self._end(name, task))
-        lane.open[asked] = None
-        # A client who leaves takes nobody else's answer along.
-        return (await asyncio.shield(batch)).get(asked)
+            lane.last = asyncio.create_task(self._do_after(lane.last, lane, lane.open))
+            lane.last.add_done_callback(lambda task: self._end(name, task))
+        # Of its own: a client who leaves takes nobody else's answer along.
+        answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        lane.open.setdefault(asked, []).append(answer)
+        return await answer
 
     async def _do_after(
-        self, before: asyncio.Task[Mapping[Asked, Answer]] | None, lane: _Lane[Asked, Answer], asked: dict[Asked, None]
-    ) -> Mapping[Asked, Answer]:
+        self,
+        before: asyncio.Task[None] | None,
+        lane: _Lane[Asked, Answer],
+        waiting: dict[Asked, list[asyncio.Future[Answer | None]]],
+    ) -> None:
         if before is not None and not before.done():
             await asyncio.wait([before])
             await asyncio.sleep(GATHER_S)
-        if asked is lane.open:
+        if waiting is lane.open:
             lane.open = None
-        kept = self._unchanged()
-        answers = await asyncio.get_running_loop().run_in_executor(self._threads, self._do, asked.keys())
+        kept, failure = self._unchanged(), None
+        answers: Mapping[Asked, Answer] = {}
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(self._threads, self._do, waiting.keys())
+        except Exception as error:  # noqa: BLE001 - it is theirs who asked
+            failure = error
+        for asked, future in ((asked, future) for asked, futures in waiting.items() for future in futures):
+            if future.done():  # its client has left
+                continue
+            if failure is None:
+                future.set_result(answers.get(asked))
+            else:
+                future.set_exception(failure)
         if kept is self._unchanged():
             kept.update(
                 islice(((key, answer) for key, answer in answers.items() if self._keep(answer)), KEPT - len(kept))
             )
-        return answers
 
     def _unchanged(self) -> dict[Asked, Answer]:
         """What was answered since the version is what it is now: the same dictionary as long as it is that one."""
@@ -107,6 +120,6 @@ class Batches(Generic[Asked, Answer]):
             self._kept, self._kept_of, self._kept_until = {}, version, now + KEPT_S
         return self._kept
 
-    def _end(self, name: Hashable, task: asyncio.Task[Mapping[Asked, Answer]]) -> None:
+    def _end(self, name: Hashable, task: asyncio.Task[None]) -> None:
         if self._lanes[name].last is task:
             del self._lanes[name]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import BindParameter, and_, bindparam, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -39,6 +38,7 @@ LOOK_S = 2.0
 KEPT_EVENTS = 256
 """The newest events of a job that its streams find here; who is further behind reads the database."""
 _EVENTS_AT_ONCE = 2000
+_READERS = 2
 _IDS: BindParameter[Collection[str]] = bindparam("ids", expanding=True)
 _NEWEST = select(func.max(JobEvent.seq)).where(JobEvent.job_id == Job.id).scalar_subquery()
 _JOBS = select(Job.id, Job.status, Job.updated_at, _NEWEST).where(Job.id.in_(_IDS))
@@ -122,6 +122,8 @@ class Changes:
         self._task: asyncio.Task[None] | None = None
         # A thread of its own: those that requests use may all be busy.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="changes")
+        # Few: where hundreds of streams are opened at once, forty threads that read would leave the event loop no time.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="streams")
 
     def start(self) -> None:
         """Begin to poll, whenever something is watched. Call it in the event loop."""
@@ -132,7 +134,8 @@ class Changes:
         if self._task:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._thread.shutdown(wait=False)
+        for threads in (self._thread, self._readers):
+            threads.shutdown(wait=False)
 
     @property
     def open_streams(self) -> int:
@@ -235,7 +238,9 @@ class Changes:
         """Some events after this number, and whether they are the last. Waits for a database that does not answer."""
         while True:
             try:
-                return await run_in_threadpool(self._in_database, job_id, last_seq)
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._readers, self._in_database, job_id, last_seq
+                )
             except (SQLAlchemyError, Unavailable):  # the answer has begun: a client would see it break off
                 log.warning("changes_not_read", exc_info=True)
             if until():

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
 
@@ -167,17 +167,18 @@ def begin(
     return _begin(_tracer, name, {"traceparent": traceparent}, attributes, kind, at)
 
 
-@contextmanager
-def serving(method: str, headers: Mapping[str, str]) -> Iterator[Span]:
+def serving(method: str, headers: Mapping[str, str]) -> AbstractContextManager[Span]:
     """The span of a request, in the trace that its client names, or else in a new one.
 
     Within the block, `note_job` and `traceparent` are about it.
     """
-    if _tracer is None:
-        yield NO_SPAN
-        return
+    return nullcontext(NO_SPAN) if _tracer is None else _serving(_tracer, method, headers)
+
+
+@contextmanager
+def _serving(tracer: Tracer, method: str, headers: Mapping[str, str]) -> Iterator[Span]:
     carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
-    span = _begin(_tracer, method, carrier, {"http.request.method": method}, "SERVER", None)
+    span = _begin(tracer, method, carrier, {"http.request.method": method}, "SERVER", None)
     token = _request.set(span)
     try:
         yield span
