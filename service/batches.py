@@ -15,7 +15,7 @@ MOST = 32
 KEPT, KEPT_S = 128, 1.0
 """So many answers are given again while the database is as it was, and for so long: some change as time goes by."""
 LANES_AT_ONCE = 8
-GATHER_S = 0.001
+GATHER_S = 0.0005
 """How long a batch that follows another waits for more. Without it, a busy loop fills it with the one or two requests
 that came while the last one ran, and gives a batch to each of them."""
 
