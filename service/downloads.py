@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import base64
+import threading
+from collections.abc import Generator
 from urllib.parse import quote
 
 from fastapi import Request, Response
 
 from pared.errors import PreconditionFailed, RangeNotSatisfiable
+from pared.state.objects import READ_BYTES, ObjectStore
 from pared.state.tables import Artifact
 from service.byte_ranges import requested_range
 from service.dependencies import Parts
 from service.etags import client_has, requires_other
 from service.problems import problem
 from service.streams import Stream, read_ahead
+
+LARGE_BYTES, LARGE_AT_ONCE = 8 << 20, 4
+"""A download in pieces of this size takes three quarters of the time of one in `READ_BYTES`. A client that is slow
+holds up to three: the one that was read ahead, the one that is sent, and what of it is yet to be sent."""
+_LARGE = threading.BoundedSemaphore(LARGE_AT_ONCE)
 
 
 def file_response(request: Request, parts: Parts, row: Artifact, *, may_be_elsewhere: bool = False) -> Response:
@@ -56,8 +64,18 @@ def file_response(request: Request, parts: Parts, row: Artifact, *, may_be_elsew
     status = 206 if part else 200
     if request.method == "HEAD":
         return Response(None, status, headers, media_type=row.media_type)
-    pieces = read_ahead(parts.store.read(row.object_key, start, end))
+    pieces = read_ahead(pieces_of(parts.store, row.object_key, start, end))
     return Stream(pieces, status, headers, media_type=row.media_type)
+
+
+def pieces_of(store: ObjectStore, key: str, start: int, end: int) -> Generator[bytes, None, None]:
+    """These bytes of an object, in large pieces as long as few objects are read so at once."""
+    large = _LARGE.acquire(blocking=False)
+    try:
+        yield from store.read(key, start, end, LARGE_BYTES if large else READ_BYTES)
+    finally:
+        if large:
+            _LARGE.release()
 
 
 def attachment(name: str) -> str:

@@ -23,14 +23,14 @@ from obstore.exceptions import BaseError, PreconditionError
 from obstore.store import S3Store
 
 from pared.errors import CorruptObject, Unavailable
-from pared.state.objects import MISSING, ObjectStore, Stored, check_key, content_key
+from pared.state.objects import MISSING, READ_BYTES, ObjectStore, Stored, check_key, content_key
 from pared.state.places import Bucket
 
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
 """An upload holds so many parts in memory."""
 PIECE_BYTES = 4 << 20
-"""A download asks for so many bytes at a time, and holds two such pieces: its client may be slow as it likes."""
+"""A download asks for so many bytes at a time, and holds three such pieces: its client may be slow as it likes."""
 MARK_S = 120.0
 """A mark this old is of a process that died: its own delete would have been over long before."""
 URL_S = 300
@@ -77,7 +77,10 @@ class BucketStore(ObjectStore):
         with _answering(), suppress(FileNotFoundError):
             obstore.head(self._bucket, ".ready")
 
-    def read(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes, None, None]:
+    def read(
+        self, key: str, start: int = 0, end: int | None = None, piece_bytes: int = READ_BYTES
+    ) -> Generator[bytes, None, None]:
+        # In pieces of its own size: each is a request to another machine.
         about = self._head(key)
         stop = about["size"] if end is None else min(end, about["size"])
 

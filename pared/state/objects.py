@@ -25,8 +25,7 @@ from pared.state.settings import Settings
 
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 2 << 20
-"""Of an object at a time: a download of half of that at a time took twice the processor time. Each client that is slow
-holds so many twice, as read and as its connection has yet to send them."""
+"""Of an object at a time: a download of half of that at a time took twice the processor time."""
 WRITE_BACK_BYTES = 8 << 20
 """After so many bytes of an object the kernel is told to put them on disk, while more of it comes."""
 # No segment starts with a dot, so neither `..` nor the store's own folder can be named.
@@ -124,8 +123,14 @@ class ObjectStore(ABC):
         """Raise Unavailable where the machine that has the objects does not answer."""
 
     @abstractmethod
-    def read(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes, None, None]:
-        """The bytes from `start` up to, not including, `end`. Raises CorruptObject when the object is gone."""
+    def read(
+        self, key: str, start: int = 0, end: int | None = None, piece_bytes: int = READ_BYTES
+    ) -> Generator[bytes, None, None]:
+        """The bytes from `start` up to, not including, `end`. Raises CorruptObject when the object is gone.
+
+        Args:
+            piece_bytes: read at a time where that is the reader's to choose.
+        """
 
     @abstractmethod
     def size(self, key: str) -> int:
@@ -208,11 +213,13 @@ class DirectoryStore(ObjectStore):
     def check(self) -> None:
         """No other machine is asked."""
 
-    def read(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes, None, None]:
+    def read(
+        self, key: str, start: int = 0, end: int | None = None, piece_bytes: int = READ_BYTES
+    ) -> Generator[bytes, None, None]:
         with self._open(key) as fd:
             size = os.fstat(fd).st_size
             stop = size if end is None else min(end, size)
-            while start < stop and (chunk := os.pread(fd, min(READ_BYTES, stop - start), start)):
+            while start < stop and (chunk := os.pread(fd, min(piece_bytes, stop - start), start)):
                 yield chunk
                 start += len(chunk)
 

@@ -14,7 +14,9 @@ import pytest
 
 import pared
 from pared.state.events import add_events
+from pared.state.objects import READ_BYTES
 from pared.state.tables import Artifact
+from service.downloads import LARGE_AT_ONCE, LARGE_BYTES, pieces_of
 from tests.integration.service.conftest import Api
 from tests.support.campaign import counted
 from tests.support.processes import wait_for
@@ -62,6 +64,15 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_file_open(api: Api):
         return [name for name in names if name.startswith(folder) and job["id"] in name]
 
     wait_for(lambda: not open_files(), "the file is closed")
+
+
+def test_few_downloads_at_once_hold_large_pieces(api: Api):
+    key = api.parts.store.put([bytes(LARGE_BYTES + 1)]).key
+    begun = [pieces_of(api.parts.store, key, 1, LARGE_BYTES + 1) for _ in range(LARGE_AT_ONCE + 1)]
+    assert [len(next(each)) for each in begun] == [*[LARGE_BYTES] * LARGE_AT_ONCE, READ_BYTES]
+    begun[0].close()
+    assert len(next(pieces_of(api.parts.store, key, 0, LARGE_BYTES))) == LARGE_BYTES
+    assert 1 + sum(map(len, begun[-1])) + READ_BYTES == LARGE_BYTES + 1
 
 
 @pytest.mark.parametrize(
