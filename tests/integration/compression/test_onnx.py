@@ -16,6 +16,7 @@ from pared.compression import prune
 from pared.compression.coupling.verify import flat_tensors
 from pared.compression.export.onnx import operators_read_once
 from pared.compression.loading import inspect_model, load_model
+from pared.compression.loading.onnx.reading import read_onnx
 from pared.compression.work import ModelFile
 from pared.errors import UnsupportedModel
 from tests.support.files import onnx as files
@@ -416,6 +417,13 @@ def test_two_models_in_one_zip_are_refused(tmp_path):
     path = tmp_path / "model.zip"
     path.write_bytes(buffer.getvalue())
     assert "holds 2 ONNX models" in refusal(path)
+
+
+def test_what_begins_as_a_zip_and_is_none_is_refused_by_who_reads_it(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"PK\x03\x04" + files.like_sklearn().SerializeToString())
+    with pytest.raises(UnsupportedModel, match="This zip is damaged"):
+        read_onnx(path)
 
 
 def test_a_file_that_answers_otherwise_than_onnxruntime_is_refused(tmp_path, monkeypatch):

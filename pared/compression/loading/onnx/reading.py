@@ -98,21 +98,25 @@ def _contents(path: Path, *, with_data: bool) -> tuple[bytes, dict[str, bytes]]:
         is_zip = file.read(4) == b"PK\x03\x04"
     if not is_zip:
         return path.read_bytes(), {}
-    with zipfile.ZipFile(path) as archive:
-        names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-        models = [name for name in names if name.endswith(".onnx")]
-        if len(models) != 1:
-            raise UnsupportedModel(f"This zip holds {len(models)} ONNX models. Upload a zip of one, with its data.")
-        folder = posixpath.dirname(models[0])
-        try:
-            beside = {
-                posixpath.relpath(name, folder or "."): archive.read(name)
-                for name in names
-                if with_data and name not in models and not posixpath.relpath(name, folder or ".").startswith("..")
-            }
-            return archive.read(models[0]), beside
-        except BROKEN_MEMBER as error:
-            raise UnsupportedModel(f"This zip is damaged: {first_line(error)}. Make it anew.") from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _of_archive(archive, with_data=with_data)
+    except BROKEN_MEMBER as error:
+        raise UnsupportedModel(f"This zip is damaged: {first_line(error)}. Make it anew.") from error
+
+
+def _of_archive(archive: zipfile.ZipFile, *, with_data: bool) -> tuple[bytes, dict[str, bytes]]:
+    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    models = [name for name in names if name.endswith(".onnx")]
+    if len(models) != 1:
+        raise UnsupportedModel(f"This zip holds {len(models)} ONNX models. Upload a zip of one, with its data.")
+    folder = posixpath.dirname(models[0])
+    beside = {
+        posixpath.relpath(name, folder or "."): archive.read(name)
+        for name in names
+        if with_data and name not in models and not posixpath.relpath(name, folder or ".").startswith("..")
+    }
+    return archive.read(models[0]), beside
 
 
 def _opset(model: Any) -> int:
