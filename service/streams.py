@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
@@ -33,14 +34,20 @@ class Stream(StreamingResponse):
 
 async def read_ahead(pieces: Generator[bytes, None, None]) -> AsyncGenerator[bytes]:
     """The pieces that a thread reads, of which the next is read while one is sent."""
+    in_use = threading.Lock()  # a read that was canceled goes on in its thread, and until then nobody may close
 
-    async def read() -> bytes | None:
-        return await run_in_threadpool(next, pieces, None)
+    def read() -> bytes | None:
+        with in_use:
+            return next(pieces, None)
 
-    coming = asyncio.create_task(read())
+    def close() -> None:
+        with in_use:
+            pieces.close()
+
+    coming = asyncio.create_task(run_in_threadpool(read))
     try:
         while (piece := await coming) is not None:
-            coming = asyncio.create_task(read())
+            coming = asyncio.create_task(run_in_threadpool(read))
             yield piece
     finally:
-        coming.add_done_callback(lambda _: pieces.close())  # not while a thread reads
+        asyncio.get_running_loop().run_in_executor(None, close)
